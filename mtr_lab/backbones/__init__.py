@@ -1,0 +1,37 @@
+"""Vision Mamba families, one file each, registered with timm under the names below."""
+
+from typing import Any
+
+from timm.models import model_entrypoint
+
+from mtr_lab.backbones import videomamba, vim
+from mtr_lab.backbones.bimamba import Block, Step
+from mtr_lab.backbones.token_state import Evidence, TokenState
+from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.errors import unknown
+
+MODELS = tuple(name.split(".")[0] for family in (vim, videomamba) for name in family.default_cfgs)
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Create a model by its registered name.
+
+    Args:
+        name: one of ``MODELS``.
+        pretrained: load the published weights (``vim_nano``: the bundled ones).
+        kwargs: ``checkpoint`` (a local file, or ``hf://OWNER/REPOSITORY/FILE``) and ``revision`` of the weights;
+            geometry with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
+            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``.
+
+    Returns:
+        The model in training mode; images (B, channels, H, W) to logits (B, num_classes).
+
+    Raises:
+        UserError: an unknown name or argument; weights that cannot be had, read, or do not fit.
+    """
+    if name not in MODELS:
+        raise unknown("backbone", name, MODELS)
+    return model_entrypoint(name)(pretrained=pretrained, **kwargs)
+
+
+__all__ = ["MODELS", "Block", "Evidence", "Step", "TokenState", "VisionMamba", "create_model"]

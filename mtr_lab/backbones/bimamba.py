@@ -1,0 +1,177 @@
+"""The bidirectional Mamba block the families share: norm, mixer, reduction step.
+
+Parameter names are the upstream ones (Vim's ``bimamba_type="v2"``, VideoMamba's ``bimamba=True``), so that the
+authors' checkpoints load strictly.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mtr_lab import ops
+from mtr_lab.backbones.token_state import Evidence, TokenState
+
+
+class Step(Protocol):
+    """A reduction step attached to a block: reads the block's state and evidence, returns a shorter state."""
+
+    remove: int
+    """How many tokens to remove from each image; the step rests at 0."""
+    needs: tuple[str, ...]
+    """The evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
+
+    def __call__(self, state: TokenState, evidence: Evidence) -> TokenState: ...
+
+
+class BiMamba(nn.Module):
+    """Mamba mixer with a forward and a backward scan over one input projection.
+
+    Args:
+        d_model: width C of the token stream.
+        d_state: N, states a channel.
+        halve: divide the sum of the two directions by two, as Vim does (VideoMamba does not).
+        d_conv: width of the causal convolution.
+        expand: d_inner = expand · d_model.
+
+    Source: Zhu et al., "Vision Mamba", arXiv 2401.09417, algorithm 1.
+    """
+
+    reverse = (False, True)
+
+    def __init__(self, d_model: int, d_state: int, *, halve: bool, d_conv: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = math.ceil(d_model / 16)
+        self.halve = halve
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        for suffix in ("", "_b"):
+            conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
+            self.add_module(f"dt_proj{suffix}", _timescale_projection(self.dt_rank, self.d_inner))
+        states = torch.arange(1, d_state + 1, dtype=torch.float32).expand(self.d_inner, d_state)
+        self.A_log = nn.Parameter(states.log())
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.A_b_log = nn.Parameter(states.log())
+        self.D_b = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(
+        self, hidden: Tensor, *, gap: Tensor | None = None, needs: Sequence[str] = ()
+    ) -> tuple[Tensor, Evidence]:
+        """Mix the tokens: (B, L, C) -> (B, L, C), and the evidence asked for.
+
+        Args:
+            hidden: normalised tokens, (B, L, C).
+            gap: (B, L), how many tokens are missing before each one; see ``mtr_lab.ops.selective_scan``.
+            needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
+        """
+        batch, length, _ = hidden.shape
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        conv_weight = self._both("conv1d", "weight").squeeze(2)
+        u = ops.causal_conv1d(x, conv_weight, self._both("conv1d", "bias"), reverse=self.reverse)  # (G, B, L, E)
+
+        projected = torch.bmm(u.flatten(1, 2), self._both("x_proj", "weight").transpose(1, 2))
+        low_rank, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = torch.bmm(low_rank, self._both("dt_proj", "weight").transpose(1, 2))
+        b, c = (t.view(2, batch, length, self.d_state) for t in (b, c))
+
+        stats = tuple(name for name in needs if name in ops.STATS)
+        y, sums = ops.selective_scan(
+            u,
+            delta.view_as(u),
+            -torch.exp(torch.stack([self.A_log, self.A_b_log]).float()),
+            b,
+            c,
+            torch.stack([self.D, self.D_b]),
+            z=z,
+            delta_bias=self._both("dt_proj", "bias"),
+            reverse=self.reverse,
+            gap=gap,
+            stats=stats,
+        )
+        evidence = Evidence(
+            sums.detach().transpose(0, 1),
+            stats,
+            self.d_inner,
+            b.transpose(0, 1) if "b" in needs else None,
+            c.transpose(0, 1) if "c" in needs else None,
+        )
+        return self.out_proj(y * 0.5 if self.halve else y), evidence
+
+    def _both(self, module: str, parameter: str) -> Tensor:
+        """A parameter of the forward and of the backward direction, stacked: (G, *)."""
+        modules = (getattr(self, module), getattr(self, f"{module}_b"))
+        return torch.stack([getattr(m, parameter) for m in modules])
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of the sum of the hidden and the residual stream."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L, C) twice -> (normed, residual), as ``mtr_lab.ops.rms_norm_add``."""
+        return ops.rms_norm_add(hidden, residual, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """Add, normalise, mix, and reduce where a step is attached.
+
+    ``step`` is set and removed by ``mtr_lab.reduction``; ``align`` makes the scan decay its state over removed
+    tokens.
+    """
+
+    def __init__(self, mixer: BiMamba, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = RMSNorm(mixer.d_model)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.step: Step | None = None
+        self.align = False
+
+    def forward(self, state: TokenState) -> TokenState:
+        normed, residual = self.norm(self.drop_path(state.hidden), state.residual)
+        gap = F.pad(state.index.diff(dim=1) - 1, (1, 0)) if self.align else None
+        step = self.step if self.step is not None and self.step.remove > 0 else None
+        hidden, evidence = self.mixer(normed, gap=gap, needs=step.needs if step else ())
+        state = replace(state, hidden=hidden, residual=residual)
+        return step(state, evidence) if step else state
+
+
+def _timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
+    """Low rank -> Δ before softplus; the bias starts where softplus gives Δ log-uniform in [0.001, 0.1]."""
+    projection = nn.Linear(dt_rank, d_inner)
+    nn.init.uniform_(projection.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+    delta = torch.exp(torch.empty(d_inner).uniform_(math.log(0.001), math.log(0.1))).clamp(min=1e-4)
+    with torch.no_grad():
+        projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
+    return projection
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """The authors' decay rule: 0 for the first block, then linearly from 0 to just under ``rate``."""
+    return [rate * max(block - 1, 0) / max(depth - 1, 1) for block in range(depth)]
+
+
+def initialise(model: nn.Module, depth: int) -> None:
+    """The authors' initialisation of what is not a Mamba parameter; output projections shrink with depth."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("out_proj.weight"):
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+            with torch.no_grad():
+                parameter.div_(math.sqrt(depth))
+        elif name in ("pos_embed", "cls_token", "head.weight"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name == "head.bias":
+            nn.init.zeros_(parameter)

@@ -1,0 +1,67 @@
+"""What flows from block to block, and what a block shows about its tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """The token sequence between two blocks. B images, L tokens, C channels, S special tokens, L0 tokens at the input.
+
+    Every image of a batch holds the same number of tokens, so all shapes are static.
+    """
+
+    hidden: Tensor
+    """(B, L, C), the output of the last block (of the embedding, before the first)."""
+    residual: Tensor | None
+    """(B, L, C) in float32, the stream ``hidden`` is still to be added to; ``None`` before the first block."""
+    index: Tensor
+    """(B, L) int64, the original position of each token."""
+    size: Tensor
+    """(B, L) float32, how many original tokens each token stands for."""
+    special: Tensor
+    """(B, S) int64, where the protected tokens (class token, registers) are now, image by image."""
+    source: Tensor | None = None
+    """(B, L0) int64 if traced: the token each original token has become part of, -1 if it was dropped."""
+
+    @classmethod
+    def start(cls, tokens: Tensor, special: list[int], *, traced: bool = False) -> "TokenState":
+        """The state before the first block: ``tokens`` (B, L, C), protected tokens at the positions ``special``."""
+        batch, length = tokens.shape[:2]
+        index = torch.arange(length, device=tokens.device).expand(batch, length)
+        size = torch.ones(1, 1, device=tokens.device).expand(batch, length)
+        positions = torch.tensor(special, dtype=torch.int64, device=tokens.device).expand(batch, len(special))
+        return cls(tokens, None, index, size, positions, index if traced else None)
+
+    @property
+    def stream(self) -> Tensor:
+        """(B, L, C) in float32: the residual stream after the last block, which the next norm sees."""
+        return self.hidden.float() if self.residual is None else self.hidden + self.residual
+
+    def special_tokens(self) -> Tensor:
+        """The protected tokens of ``stream``, gathered at their exact positions: (B, S, C)."""
+        rows = self.special[..., None].expand(-1, -1, self.hidden.shape[-1])
+        if self.residual is None:
+            return self.hidden.gather(1, rows)
+        return self.hidden.gather(1, rows) + self.residual.gather(1, rows)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a mixer shows about its tokens at no extra pass, for each scan direction.
+
+    ``sums`` is (B, G, L, K), the per-token sums of ``mtr_lab.ops.STATS`` named by ``names``, each at the token's own
+    position. ``b`` and ``c`` are the input and output projections (B, G, L, N), ``None`` unless asked for.
+    """
+
+    sums: Tensor
+    names: tuple[str, ...]
+    channels: int
+    b: Tensor | None = None
+    c: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One sum over the channels, (B, G, L) float32."""
+        return self.sums[..., self.names.index(name)]

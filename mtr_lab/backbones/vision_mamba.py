@@ -1,0 +1,107 @@
+"""The image classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
+
+from typing import Any, cast
+
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
+from mtr_lab.backbones.patch_embed import PatchEmbed, resize_positions
+from mtr_lab.backbones.token_state import TokenState
+
+
+class VisionMamba(nn.Module):
+    """Vision Mamba classifier. A family says where the class token stands and whether the directions are halved.
+
+    Args:
+        img_size: pixels of a side, or (height, width).
+        patch_size, stride: of the patch convolution; a stride below the patch size gives overlapping patches.
+        depth: number of blocks.
+        embed_dim: width C.
+        d_state: N, states a channel.
+        channels: of the input image.
+        num_classes: 0 for no head.
+        drop_path_rate: stochastic depth of the last block while training.
+    """
+
+    halve: bool
+    """Whether a block divides the sum of its two directions by two."""
+    pretrained_cfg: dict[str, Any]
+    """timm's data configuration of the weights, ``input_size`` and ``label_names`` included."""
+    weights: dict[str, Any]
+    """Where the parameters come from: ``source``, ``revision`` and ``sha256``."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int = 16,
+        depth: int = 24,
+        embed_dim: int = 192,
+        d_state: int = 16,
+        channels: int = 3,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.embed_dim = embed_dim
+        self.patch_embed = PatchEmbed(to_2tuple(img_size), patch_size, stride, channels, embed_dim)
+        patches = self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
+        self.layers = nn.ModuleList(
+            Block(BiMamba(embed_dim, d_state, halve=self.halve), rate)
+            for rate in drop_path_rates(drop_path_rate, depth)
+        )
+        self.norm_f = RMSNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        initialise(self, depth)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(self.layers))
+
+    def class_position(self, patches: int) -> int:
+        """Where the class token stands in the unreduced sequence of an image with that many patches."""
+        raise NotImplementedError
+
+    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
+        """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid."""
+        patches, grid = self.patch_embed(images)
+        place = self.class_position(patches.shape[1])
+        positions: Tensor = self.pos_embed
+        if grid != self.patch_embed.grid_size:
+            trained = self.patch_embed.grid_size
+            positions = resize_positions(positions, self.class_position(trained[0] * trained[1]), trained, place, grid)
+        class_token = self.cls_token.expand(len(images), -1, -1)
+        tokens = torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + positions
+        return TokenState.start(tokens, [place], traced=traced)
+
+    def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:
+        """All blocks: (B, channels, H, W) -> the state after the last one, before the final norm."""
+        state = self.embed(images, traced=traced)
+        for block in self.blocks:
+            state = block(state)
+        return state
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The normalised class token, (B, C)."""
+        tokens = self.forward_state(images).special_tokens()
+        normed, _ = self.norm_f(tokens)
+        return normed[:, 0].to(self.norm_f.weight.dtype)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C) -> logits (B, num_classes)."""
+        return features if pre_logits else self.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters the authors exempt from weight decay, besides biases and norms."""
+        states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b"))}
+        return {"pos_embed", "cls_token", *states}

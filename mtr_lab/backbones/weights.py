@@ -1,0 +1,211 @@
+"""Build a registered model and load its weights: from the hub, from a file, or from the package."""
+
+import argparse
+import hashlib
+import inspect
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo
+from timm.models import resolve_pretrained_cfg
+from torch import Tensor
+
+from mtr_lab.backbones.patch_embed import resize_positions
+from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.errors import UserError, unknown
+
+Model = TypeVar("Model", bound=VisionMamba)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's parameters come from; ``revision`` is the commit a hub revision resolved to."""
+
+    source: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@cache
+def imagenet_label_names() -> tuple[str, ...]:
+    """The 1000 WordNet ids of ImageNet-1k in index order."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def build(
+    family: type[Model], name: str, pretrained: bool, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> Model:
+    """Construct ``family`` and load weights if asked; the entry point behind every registered name.
+
+    The model carries ``pretrained_cfg`` (timm's data configuration, input size and class names included) and
+    ``weights`` (a dict of ``Weights``). On the meta device it is an outline: no weights are loaded.
+
+    Args:
+        pretrained: load the weights the registry names for this model.
+        defaults: the variant's geometry.
+        kwargs: the caller's geometry, with the upstream constructors' names; besides, ``checkpoint`` (a local file or
+            ``hf://OWNER/REPOSITORY/FILE``, used instead of the registry's weights), ``revision`` (branch, tag or
+            commit on the hub), and what timm's factory passes.
+
+    Raises:
+        UserError: an unknown argument; weights that cannot be had, cannot be read, or do not fit.
+    """
+    kwargs = dict(kwargs)
+    checkpoint, revision = kwargs.pop("checkpoint", None), kwargs.pop("revision", "main")
+    cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    kwargs.pop("cache_dir", None)
+    geometry = list(inspect.signature(family.__init__).parameters)[1:]
+    for key in kwargs:
+        if key not in geometry:
+            raise unknown(f"argument of {name}", key, geometry)
+
+    model = family(**{**defaults, **kwargs})
+    model.weights = asdict(Weights("random"))
+    rows, columns = model.patch_embed.grid_size
+    patch, stride = model.patch_embed.patch_size, model.patch_embed.stride
+    model.pretrained_cfg = {
+        **cfg.to_dict(),
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "input_size": (
+            model.patch_embed.proj.in_channels,
+            (rows - 1) * stride + patch,
+            (columns - 1) * stride + patch,
+        ),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "label_names": cfg.label_names if cfg.label_names and len(cfg.label_names) == model.num_classes else None,
+    }
+    if checkpoint is not None:
+        named = _label_names(str(checkpoint))
+        if named or model.num_classes != len(imagenet_label_names()):
+            model.pretrained_cfg["label_names"] = named  # somebody's own classes
+    elif pretrained:
+        checkpoint = f"hf://{cfg.hf_hub_id}/{cfg.hf_hub_filename}" if cfg.hf_hub_id else _asset(cfg.file)
+    if checkpoint is not None and not model.cls_token.is_meta:
+        load_weights(model, checkpoint, revision)
+    return model
+
+
+def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "main") -> None:
+    """Load a checkpoint strictly, interpolating its position embeddings if the model's grid is another.
+
+    Reads safetensors, or a PyTorch file without executing anything in it.
+
+    Raises:
+        UserError: the file is absent or corrupt, or its parameters do not fit (they are listed).
+    """
+    path, commit = _fetch(str(checkpoint), revision)
+    state = _read(path)
+    pos_embed = state.get("pos_embed")
+    if pos_embed is not None and pos_embed.shape[1] != model.pos_embed.shape[1]:
+        state["pos_embed"] = _refit(pos_embed, model, path)
+    _check(state, model, path)
+    model.load_state_dict(state, strict=True)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = str(checkpoint) if str(checkpoint).startswith("hf://") else path.name
+    model.weights = asdict(Weights(source, commit, digest))
+
+
+def _asset(name: str | None) -> str:
+    return str(resources.files("mtr_lab") / "assets" / str(name))
+
+
+def _fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
+    """The local file behind a path or an ``hf://`` address, and the hub commit it was resolved to."""
+    if not checkpoint.startswith("hf://"):
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise UserError(f"checkpoint {checkpoint} does not exist: give a local file or hf://OWNER/REPOSITORY/FILE.")
+        return path, None
+    owner, repository, file = [*checkpoint.removeprefix("hf://").split("/", 2), "", "", ""][:3]
+    if not file:
+        raise UserError(f"checkpoint {checkpoint!r} is not of the form hf://OWNER/REPOSITORY/FILE.")
+    try:
+        path = Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"cannot download {file} from {owner}/{repository} (revision {revision}) on the Hugging Face Hub: "
+            f"{str(error).splitlines()[0]}\nWithout a network, download that file elsewhere and pass its path: "
+            "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
+        ) from error
+    parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
+    return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _label_names(checkpoint: str) -> tuple[str, ...] | None:
+    """The class names that a local safetensors file carries in its metadata ``label_names``."""
+    if checkpoint.startswith("hf://") or not checkpoint.endswith(".safetensors"):
+        return None
+    path, _ = _fetch(checkpoint, "")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = (file.metadata() or {}).get("label_names")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read checkpoint {path}: {error}") from error
+    return tuple(json.loads(names)) if names else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"checkpoint {path} holds no state dict: expected parameter names and tensors.")
+    return content
+
+
+def _refit(pos_embed: Tensor, model: VisionMamba, path: Path) -> Tensor:
+    """Position embeddings of a square training grid, interpolated to the model's grid."""
+    patches = pos_embed.shape[1] - 1
+    side = round(patches**0.5)
+    if side * side != patches:
+        raise UserError(f"checkpoint {path}: pos_embed has {patches} patches, not a square grid to interpolate from.")
+    rows, columns = model.patch_embed.grid_size
+    return resize_positions(
+        pos_embed.float(),
+        model.class_position(patches),
+        (side, side),
+        model.class_position(rows * columns),
+        (rows, columns),
+    )
+
+
+def _check(state: Mapping[str, Tensor], model: VisionMamba, path: Path) -> None:
+    """Raise a ``UserError`` that lists every parameter that does not fit."""
+    expected = model.state_dict()
+    wrong = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in expected.items() if k in state}
+    wrong = {k: shapes for k, shapes in wrong.items() if shapes[0] != shapes[1]}
+    head = wrong.get("head.weight")
+    if head is not None and head[0][1:] == head[1][1:]:
+        raise UserError(
+            f"checkpoint {path} has {head[0][0]} classes, the model {head[1][0]}: "
+            f"create the model with num_classes={head[0][0]} (backbone.num_classes={head[0][0]})."
+        )
+    problems = [
+        *(f"missing {key}" for key in expected.keys() - state.keys()),
+        *(f"unexpected {key}" for key in state.keys() - expected.keys()),
+        *(f"{key} has shape {found}, expected {wanted}" for key, (found, wanted) in wrong.items()),
+    ]
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}:\n  {shown}{more}")

@@ -1,0 +1,114 @@
+"""Images in class folders: where they are, and how they are read."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import is_image_file
+
+from mtr_lab.errors import UserError
+
+_LAYOUT = (
+    "Expected DIR/val/<class>/<image> (with DIR/train/<class>/<image> beside it for training) or, to evaluate only, "
+    "DIR/<class>/<image>; dataset=imagenette_sample is bundled and needs nothing."
+)
+
+
+def find_root(name: str, root: str | None) -> Path:
+    """The directory that ``dataset.root`` means; ``pkg://package/path`` is a directory inside an installed package.
+
+    Raises:
+        UserError: no root is given, or there is no such directory.
+    """
+    if not root:
+        raise UserError(
+            f"dataset {name!r} needs a directory of images: set dataset.root=DIR (for ImageNet-1k the environment "
+            f"variable IMAGENET_DIR does as well). {_LAYOUT} ImageNet-1k can also be read with "
+            "dataset.source=hfds/ILSVRC/imagenet-1k dataset.classes=imagenet-1k dataset.test_split=validation."
+        )
+    if root.startswith("pkg://"):
+        package, _, path = root.removeprefix("pkg://").partition("/")
+        return Path(str(resources.files(package).joinpath(path)))
+    directory = Path(root).expanduser().absolute()
+    if not directory.is_dir():
+        raise UserError(f"dataset.root: {directory} is not a directory. {_LAYOUT}")
+    return directory
+
+
+def evaluation_directory(root: Path, split: str) -> Path:
+    """``root/split`` if it holds class folders, else ``root`` if that does.
+
+    Raises:
+        UserError: ``root`` holds splits, but not this one.
+    """
+    if _holds_class_folders(root / split):
+        return root / split
+    splits = sorted(entry.name for entry in root.iterdir() if _holds_class_folders(entry))
+    if splits:
+        raise UserError(
+            f"dataset.test_split={split}: {root} has no class folders in {split!r}, but in {', '.join(splits)}. "
+            f"Set dataset.test_split to the one to evaluate. {_LAYOUT}"
+        )
+    return root
+
+
+def training_directory(root: Path, split: str) -> Path:
+    """``root/split``, which has to hold class folders.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not _holds_class_folders(root / split):
+        raise UserError(
+            f"training needs class folders in {root / split}: there are none. Set dataset.root to a directory that "
+            "holds DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to its name for train."
+        )
+    return root / split
+
+
+def _holds_class_folders(directory: Path) -> bool:
+    """Whether it looks like a split: directories in it and no image, as a class folder would have."""
+    if not directory.is_dir():
+        return False
+    entries = list(directory.iterdir())
+    return any(entry.is_dir() for entry in entries) and not any(is_image_file(entry.name) for entry in entries)
+
+
+class FolderSource:
+    """The encoded images of ``directory/<class>/…``; labels are the classes' places in sorted order.
+
+    An empty class folder is a class all the same: a split may lack images of one.
+
+    Raises:
+        UserError: no class folders, or no images in any.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            folder = ImageFolder(str(directory), allow_empty=True)
+        except FileNotFoundError as error:
+            raise UserError(f"dataset.root: no class folders in {directory}. {_LAYOUT}") from error
+        if not folder.samples:
+            raise UserError(f"dataset.root: no images in the class folders of {directory}. {_LAYOUT}")
+        self.location = str(directory)
+        self.classes: Sequence[str] | None = folder.classes
+        self.ids = [Path(path).relative_to(directory).as_posix() for path, _ in folder.samples]
+        self.num_images: int | None = len(self.ids)
+        self._directory = directory
+        self._labels = folder.targets
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id(self, index: int) -> str:
+        """The path below the directory, with forward slashes on every system."""
+        return self.ids[index]
+
+    def holdout_key(self, index: int) -> str:
+        """What decides whether an image is held out: its id."""
+        return self.ids[index]
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The file's bytes and the label."""
+        return (self._directory / self.ids[index]).read_bytes(), self._labels[index]

@@ -1,0 +1,174 @@
+"""From a source's images to batches: decoding, hashing, preprocessing, and what happens to images that fail."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from mtr_lab.data.timm_sources import StreamSource
+from mtr_lab.errors import UserError
+
+
+class ImageSource(Protocol):
+    """Images that can be read in any order."""
+
+    location: str
+    classes: Sequence[str] | None
+    num_images: int | None
+
+    def __len__(self) -> int: ...
+    def id(self, index: int) -> str: ...
+    def holdout_key(self, index: int) -> str: ...
+    def read(self, index: int) -> tuple[bytes | Image.Image, int]: ...
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be decoded, where the user allowed it."""
+
+    id: str
+
+
+# A UserError is an entry and not raised: a DataLoader worker would bury its message in a traceback.
+Entry: TypeAlias = dict[str, Any] | Skipped | UserError
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to every image of a dataset: preprocessing, label mapping, the rule for failures.
+
+    Attributes:
+        transform: decoded RGB image -> (3, H, W) float tensor.
+        label_map: model output of each label; ``None``: labels are outputs.
+        num_classes: how many outputs there are; ``None``: not known.
+        on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    label_map: Sequence[int] | None
+    num_classes: int | None
+    on_error: str
+
+    def entry(self, id: str, image: Image.Image, hash: str, label: int) -> Entry:
+        """One entry of a batch."""
+        known = len(self.label_map) if self.label_map is not None else self.num_classes
+        if known is not None and not 0 <= label < known:
+            return UserError(
+                f"label {label} of image {id} is outside the {known} classes: choose a split with labels, or weights "
+                "trained on these classes."
+            )
+        output = self.label_map[label] if self.label_map is not None else label
+        return {"image": self.transform(image), "label": output, "id": id, "hash": hash}
+
+    def failure(self, id: str, location: str, reason: str) -> Entry:
+        """The entry for an image of ``location`` (a directory, the name of a source) that cannot be decoded."""
+        if self.on_error == "skip":
+            return Skipped(id)
+        return UserError(
+            f"cannot decode image {id} of {location}: {reason}. Replace it, or leave out and list all such images with "
+            "dataset.on_error=skip."
+        )
+
+
+class Images(Dataset[Entry]):
+    """Images read in any order; entries are dictionaries of ``image`` (3, H, W), ``label``, ``id`` and ``hash``.
+
+    ``hash`` is the blake2b-128 hex digest of the encoded file, or of the decoded pixels where the source only gives
+    those. An image that cannot be decoded is an entry of its own: ``Skipped`` or a ``UserError``.
+    """
+
+    def __init__(self, source: ImageSource, prepare: Preparation) -> None:
+        self.source = source
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Entry:
+        try:
+            content, label = self.source.read(index)
+            image, hash = decode(content)
+        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+            # Pillow names the memory address of the buffer, which helps nobody.
+            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+            return self.prepare.failure(self.source.id(index), self.source.location, reason)
+        return self.prepare.entry(self.source.id(index), image, hash, label)
+
+
+class ImageStream(IterableDataset[Entry]):
+    """Images in the order of a stream; entries as in :class:`Images`, ``id`` the running index."""
+
+    def __init__(self, source: StreamSource, prepare: Preparation, complete: bool) -> None:
+        """``complete``: one pass has to yield every image of the source, by one worker at most."""
+        self.source = source
+        self.prepare = prepare
+        self.complete = complete
+
+    def __iter__(self) -> Iterator[Entry]:
+        worker = get_worker_info()
+        prefix = f"{worker.id}/" if worker is not None and worker.num_workers > 1 else ""
+        index = -1
+        try:
+            for index, (content, label) in enumerate(self.source):
+                image, hash = decode(content)
+                yield self.prepare.entry(f"{prefix}{index}", image, hash, label)
+        except OSError as error:
+            # The reader's generator is dead after it raised, so the rest of the stream is out of reach.
+            yield UserError(f"{self.source.location} broke off at image {prefix}{index + 1}: {error}.")
+            return
+        missing = (self.source.num_images or 0) - (index + 1)
+        if self.complete:
+            # timm's WebDataset reader leaves out what it cannot decode and only logs it.
+            for number in range(1, missing + 1):
+                which = f"(unknown, {number} of {missing})"
+                yield self.prepare.failure(which, self.source.location, "its reader left it out")
+
+
+def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
+    """The image in RGB, and the blake2b-128 hex digest of the encoded bytes, or of the pixels if there are none."""
+    if isinstance(content, bytes):
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
+    rgb = content.convert("RGB")
+    return rgb, hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Entries -> one batch; ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
+
+    A batch is {"image": (B, 3, H, W) float32, "label": (B,) int64, "id": B str, "hash": B str, "skipped": ids of the
+    images left out}; B is smaller than the batch size by the number of those.
+    """
+
+    input_size: tuple[int, int, int]
+
+    def __call__(self, entries: Sequence[Entry]) -> dict[str, Any] | UserError:
+        for entry in entries:
+            if isinstance(entry, UserError):
+                return entry
+        decoded = [entry for entry in entries if isinstance(entry, dict)]
+        images = [entry["image"] for entry in decoded]
+        return {
+            "image": torch.stack(images) if images else torch.empty(0, *self.input_size),
+            "label": torch.tensor([entry["label"] for entry in decoded], dtype=torch.int64),
+            "id": [entry["id"] for entry in decoded],
+            "hash": [entry["hash"] for entry in decoded],
+            "skipped": [entry.id for entry in entries if isinstance(entry, Skipped)],
+        }
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader that raises, in the process that iterates it, the UserError a worker met."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch

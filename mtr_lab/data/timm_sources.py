@@ -1,0 +1,95 @@
+"""Datasets that timm opens: Hugging Face datasets, WebDataset, TensorFlow datasets, torchvision's own."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import IterableDataset
+
+from mtr_lab.errors import UserError, unknown
+
+TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
+
+
+def open_timm(
+    source: str, root: str | None, split: str, *, training: bool, batch_size: int, seed: int
+) -> "IndexedSource | StreamSource":
+    """What ``timm.data.create_dataset`` makes of ``source``, e.g. ``hfds/ILSVRC/imagenet-1k`` or ``wds/imagenet``.
+
+    Raises:
+        UserError: the prefix is unknown, a package is missing, or the dataset cannot be opened.
+    """
+    prefix, separator, _ = source.partition("/")
+    if not separator or prefix not in TIMM_PREFIXES:
+        raise unknown("dataset.source", source, ["imagefolder", *(f"{known}/NAME" for known in TIMM_PREFIXES)])
+    try:
+        dataset = create_dataset(source, root=root, split=split, is_training=training, batch_size=batch_size, seed=seed)
+    except (ImportError, AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"cannot open dataset.source={source} (dataset.root={root}, split {split!r}): {str(error).rstrip('.')}. "
+            "hfds/ and hfids/ need the package datasets, wds/ webdataset and tfds/ tensorflow-datasets; splits are "
+            "named by dataset.train_split and dataset.test_split."
+        ) from error
+    kind = StreamSource if isinstance(dataset, IterableDataset) else IndexedSource
+    return kind(source, dataset)
+
+
+class IndexedSource:
+    """A map-style dataset of timm's factory: the encoded bytes if its reader gives them, else the decoded image."""
+
+    def __init__(self, location: str, dataset: Any) -> None:
+        self.location = location
+        self._dataset = dataset
+        # timm's own __getitem__ replaces an image it cannot decode by its neighbour; its reader does not.
+        self._reader = getattr(dataset, "reader", None)
+        self.classes = _class_names(dataset)
+        self.num_images: int | None = len(dataset)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def id(self, index: int) -> str:
+        """The file name if the reader knows it, else the running index."""
+        return str(self._reader.filename(index) or index) if self._reader is not None else str(index)
+
+    def holdout_key(self, index: int) -> str:
+        """What decides whether an image is held out: the index, as file names may cost reading every image."""
+        return str(index)
+
+    def read(self, index: int) -> tuple[bytes | Image.Image, int]:
+        """The encoded bytes, or the decoded image, and the label."""
+        if self._reader is None:
+            return self._dataset[index]
+        file, label = self._reader[index]
+        with file:
+            return file.read(), label
+
+
+class StreamSource:
+    """An iterable dataset of timm's factory: decoded images in the stream's order."""
+
+    def __init__(self, location: str, dataset: Any) -> None:
+        self.location = location
+        self._dataset = dataset
+        self.classes = _class_names(dataset)
+        self.num_images: int | None = len(dataset) or None
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        # Shuffling streams draw a new order for each epoch, and only know of it if told.
+        self._dataset.set_epoch(self._epoch)
+        self._epoch += 1
+        return iter(self._dataset)
+
+    def split_over(self, num_workers: int) -> None:
+        """Tell the reader how many processes will share the stream."""
+        self._dataset.set_loader_cfg(num_workers=num_workers)
+
+
+def _class_names(dataset: Any) -> Sequence[str] | None:
+    """Names in label order, from timm's reader or torchvision's dataset; WordNet ids before English names."""
+    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if class_to_idx:
+        return [name for name, _ in sorted(class_to_idx.items(), key=lambda item: item[1])]
+    return getattr(dataset, "wnids", None) or getattr(dataset, "classes", None)

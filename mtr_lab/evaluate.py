@@ -1,0 +1,135 @@
+"""Evaluate a backbone unreduced and reduced: accuracy, FLOPs, speed; one result in the run folder."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+
+from mtr_lab import ops
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.compose import check_device, make_datamodule, make_loggers, make_model, make_outline, make_trainer
+from mtr_lab.data import ImageDataModule
+from mtr_lab.measure.flops import LITERATURE, model_flops
+from mtr_lab.measure.speed import Speed, measure_speed
+from mtr_lab.reduction import Reduction
+from mtr_lab.report.environment import environment
+from mtr_lab.report.loggers import log_result
+from mtr_lab.report.predictions import save_predictions, score_point
+from mtr_lab.report.result import Result, write_result
+from mtr_lab.report.table import result_table
+from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+
+
+def evaluate(config: DictConfig) -> Result:
+    """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
+
+    Everything the user can have got wrong is found on an outline of the model, before weights are loaded.
+
+    Returns:
+        The result, as in the file ``result.json`` of the run folder.
+
+    Raises:
+        UserError: anything in the configuration that cannot be carried out.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    ops.set_backend(config.ops.backend)
+    check_device(config.trainer)
+    outline = make_outline(config.backbone)
+    points = operating_points(outline, config.mtr)
+    datamodule = make_datamodule(
+        config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
+    )
+    loggers = make_loggers(config.logger)
+    trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    model = make_model(config.backbone).eval()
+    task = ClassifierEvaluation(model, Reduction(model, policy_settings(config.mtr)), points)
+    trainer.test(task, datamodule=datamodule, verbose=False)
+    predictions = task.predictions()
+    speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
+
+    result: Result = {
+        "schema": 1,
+        "task": config.task.name,
+        "backbone": config.backbone.name,
+        "dataset": datamodule.name,
+        "weights": model.weights,
+        "config": OmegaConf.to_container(config, resolve=True),  # type: ignore[typeddict-item]
+        "environment": environment(),
+        "points": [
+            {
+                **describe(model, point),  # type: ignore[typeddict-item]
+                "skipped": task.skipped,
+                **score_point(predictions, i),
+                **describe_speed(speeds.get(point.name)),
+            }
+            for i, point in enumerate(points)
+        ],
+    }
+    files = [write_result(result, folder), save_predictions(predictions, folder)]
+    Console().print(result_table(result))
+    for file in files:
+        print(f"wrote {file}")
+    log_result(result, files, loggers)
+    return result
+
+
+def operating_points(model: VisionMamba, settings: DictConfig) -> list[OperatingPoint]:
+    """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives)."""
+    reduction = Reduction(model, policy_settings(settings))
+    ratio = settings.ratio
+    asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
+    asked = [value for value in dict.fromkeys(asked) if value != 0]
+    return [
+        OperatingPoint("none", 0.0, reduction.solve(0.0)),
+        *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
+    ]
+
+
+def policy_settings(settings: DictConfig) -> dict[str, Any]:
+    """The ``mtr`` group without the ratios: what ``Reduction`` takes."""
+    return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
+
+
+def describe(model: VisionMamba, point: OperatingPoint) -> dict[str, Any]:
+    """What is known of a point before a single image has been seen."""
+    schedule = point.schedule
+    return {
+        "policy": point.policy,
+        "ratio": point.ratio,
+        "reduction": schedule.reduction,
+        "flops_literature": model_flops(model, schedule.tokens, LITERATURE),
+        "flops_true": schedule.flops + schedule.flops_reduction,
+        "flops_reduction": schedule.flops_reduction,
+        "tokens": list(schedule.tokens),
+    }
+
+
+def time_points(
+    task: ClassifierEvaluation, datamodule: ImageDataModule, trainer: lightning.Trainer, settings: DictConfig
+) -> dict[str, Speed]:
+    """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    images = next(batch["image"] for batch in datamodule.test_dataloader() if len(batch["image"]))
+    images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
+    images = precision.convert_input(images.to(device))
+    task.to(device)
+    with precision.forward_context():
+        return measure_speed(
+            {point.name: partial(task.forward_at, point) for point in task.points},
+            images,
+            resident={point.name: task.model.parameters() for point in task.points},
+            max_seconds=settings.seconds,
+        )
+
+
+def describe_speed(speed: Speed | None) -> dict[str, Any]:
+    """The measured part of a point; nothing if no timing was asked for."""
+    if speed is None:
+        return {}
+    return {"img_per_s": speed.img_per_s, "latency_ms": speed.latency_ms, "peak_mib": speed.peak_mib}

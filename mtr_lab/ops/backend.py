@@ -1,0 +1,100 @@
+"""The one place that decides which implementation of an operation runs.
+
+Every operation keeps its implementations in a table keyed by backend name. The choice is made once per call, from the
+device and dtype of the data, and passed to the registered operator as a plain string, so that a traced or compiled
+graph records which one it used.
+
+==========  =====================================================================================
+reference   plain PyTorch: any device, any floating dtype, what the others are tested against
+cpu         numba, float32 on the CPU
+mamba_ssm   the authors' CUDA kernels, when ``pip install mtr_lab[cuda]`` has been done
+==========  =====================================================================================
+
+A backend chooses the forward pass. The backward pass always recomputes the forward with the differentiable
+implementation for that device (``mamba_ssm`` where it is installed, else ``reference``), so gradients never depend
+on a kernel that has none.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+
+from mtr_lab.errors import UserError, unknown
+
+BACKENDS = ("auto", "reference", "cpu", "mamba_ssm")
+
+_selected = "auto"
+# Looked up once: the search of the import path is slow beside an operation, and cannot be traced.
+_installed = {package: importlib.util.find_spec(package) is not None for package in ("mamba_ssm", "causal_conv1d")}
+
+
+def set_backend(name: str) -> None:
+    """Select the implementation of all operations: one of ``BACKENDS``; ``auto`` picks the fastest that fits.
+
+    Raises:
+        UserError: the name is unknown, or the package it needs is not installed.
+    """
+    global _selected
+    if name not in BACKENDS:
+        raise unknown("ops.backend", name, BACKENDS)
+    if name == "mamba_ssm" and not _installed["mamba_ssm"]:
+        raise UserError(
+            "ops.backend=mamba_ssm needs the packages mamba-ssm and causal-conv1d, which are not installed: "
+            "pip install 'mtr_lab[cuda]' (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
+        )
+    _selected = name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Select an implementation inside a ``with`` block."""
+    previous = _selected
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def selected_backend() -> str:
+    """The backend selected at present, ``auto`` unless changed."""
+    return _selected
+
+
+def pick(data: torch.Tensor, *, package: str, gap: bool = False) -> str:
+    """Name the implementation for ``data``.
+
+    Args:
+        data: the operation's main input; its device and dtype decide.
+        package: the CUDA package the ``mamba_ssm`` implementation of this operation comes from.
+        gap: whether the state has to decay over removed tokens, which the CUDA kernels cannot do.
+
+    Raises:
+        UserError: a backend was selected explicitly and cannot run this input.
+    """
+    on_cpu = data.device.type == "cpu" and data.dtype == torch.float32
+    on_cuda = data.device.type == "cuda" and data.dtype != torch.float64 and _installed[package] and not gap
+    if _selected == "auto":
+        return "cpu" if on_cpu else "mamba_ssm" if on_cuda else "reference"
+    if _selected == "cpu" and not on_cpu:
+        raise UserError(
+            f"ops.backend=cpu runs float32 on the CPU, got {data.dtype} on {data.device}: use auto or reference."
+        )
+    if _selected == "mamba_ssm" and not on_cuda:
+        if gap:
+            raise UserError("ops.backend=mamba_ssm cannot decay the state over removed tokens: use auto or reference.")
+        if data.device.type != "cuda" or data.dtype == torch.float64:
+            raise UserError(
+                f"ops.backend=mamba_ssm runs fp32, fp16 or bf16 on a CUDA device, got {data.dtype} on {data.device}: "
+                "use auto or reference."
+            )
+        return "reference"  # causal-conv1d alone is missing: mamba-ssm works without it
+    return _selected
+
+
+def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) -> str:
+    """Name the implementation the backward pass recomputes with."""
+    fits = data.device.type == "cuda" and data.dtype != torch.float64 and not gap
+    return "mamba_ssm" if fits and _selected != "reference" and _installed[package] else "reference"

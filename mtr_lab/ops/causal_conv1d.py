@@ -1,0 +1,99 @@
+"""Depthwise causal convolution followed by SiLU, all directions of a block at once."""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mtr_lab.ops import backend, cpu
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[bool] = (False,)) -> Tensor:
+    """``silu(conv(x))`` for each direction; output t sees tokens t-W+1 … t in the direction's reading order.
+
+    Args:
+        x: (B, L, E), shared by the directions.
+        weight: (G, E, W), in the upstream orientation: tap W-1 multiplies the current token.
+        bias: (G, E).
+        reverse: for each of the G directions, whether it reads from the last token to the first.
+
+    Returns:
+        (G, B, L, E) in the dtype of ``x``.
+
+    Raises:
+        UserError: a selected backend that cannot run these inputs.
+    """
+    return _conv(x, weight, bias, list(reverse), backend.pick(x, package="causal_conv1d"))
+
+
+def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """Sum of W shifted products, plain and differentiable; no transpose of the channels-last input."""
+    length, width = x.shape[1], weight.shape[-1]
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    outputs = []
+    for g, backward in enumerate(reverse):
+        padded = F.pad(x, (0, 0, 0, width - 1) if backward else (0, 0, width - 1, 0))
+        taps = weight[g].flip(-1) if backward else weight[g]  # (E, W), in token order
+        y = bias[g] + sum(padded[:, k : k + length] * taps[:, k] for k in range(width))
+        outputs.append(F.silu(y))
+    return torch.stack(outputs)
+
+
+def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """The authors' CUDA kernel, one launch a direction, on channels-first copies."""
+    from causal_conv1d import causal_conv1d_fn
+
+    outputs = []
+    for g, backward in enumerate(reverse):
+        y = causal_conv1d_fn(
+            (x.flip(1) if backward else x).transpose(1, 2).contiguous(),
+            weight[g].to(x.dtype),
+            bias[g].to(x.dtype),
+            activation="silu",
+        ).transpose(1, 2)
+        outputs.append(y.flip(1) if backward else y)
+    return torch.stack(outputs)
+
+
+IMPLEMENTATIONS = {
+    "reference": causal_conv1d_reference,
+    "cpu": cpu.causal_conv1d,
+    "mamba_ssm": causal_conv1d_cuda,
+}
+
+
+@torch.library.custom_op("mtr_lab::causal_conv1d", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], implementation: str) -> Tensor:
+    return IMPLEMENTATIONS[implementation](x, weight, bias, reverse)
+
+
+@_conv.register_fake
+def _(x, weight, bias, reverse, implementation):  # type: ignore[no-untyped-def]
+    return x.new_empty(weight.shape[0], *x.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.reverse, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+    inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+    name = backend.pick_differentiable(inputs[0], package="causal_conv1d")
+    with torch.enable_grad():
+        y = IMPLEMENTATIONS[name](*inputs, ctx.reverse)
+    return *torch.autograd.grad(y, inputs, grad), None, None
+
+
+_conv.register_autograd(_backward, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.mtr_lab.causal_conv1d)
+def causal_conv1d_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """2 a multiply-accumulate: W taps for every token, channel and direction."""
+    directions, _, width = weight_shape
+    batch, length, channels = x_shape
+    return 2 * directions * batch * length * channels * width

@@ -1,0 +1,21 @@
+"""Token reduction: score, group, match, plan, apply; and how much to remove where."""
+
+from mtr_lab.reduction.patch import Reduction, patch, trace, unpatch
+from mtr_lab.reduction.plan import Plan, apply
+from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
+from mtr_lab.reduction.schedule import Schedule, make_schedule
+
+__all__ = [
+    "Plan",
+    "Policy",
+    "Reduction",
+    "Schedule",
+    "apply",
+    "make_policy",
+    "make_schedule",
+    "patch",
+    "policy_config",
+    "policy_names",
+    "trace",
+    "unpatch",
+]

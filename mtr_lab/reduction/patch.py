@@ -1,0 +1,126 @@
+"""Attach a policy to a model, and take it off again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtr_lab.backbones import Evidence, TokenState, VisionMamba
+from mtr_lab.errors import UserError
+from mtr_lab.reduction.plan import apply
+from mtr_lab.reduction.policy import Policy, make_policy, policy_config
+from mtr_lab.reduction.schedule import Schedule, make_schedule
+
+
+class ReductionStep(nn.Module):
+    """What ``patch`` attaches to a block: a policy and how many tokens to remove."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.remove = 0
+        self.needs = policy.needs
+
+    def forward(self, state: TokenState, evidence: Evidence) -> TokenState:
+        return apply(self.policy(state, evidence, self.remove), state)
+
+
+class Reduction:
+    """A patched model's handle: solves schedules for it and switches between them.
+
+    ``policy`` is the policy, ``config`` its configuration, ``schedule`` the schedule in force.
+    """
+
+    def __init__(self, model: VisionMamba, config: dict[str, Any], img_size: tuple[int, int] | None = None) -> None:
+        self.config = config
+        self.policy = make_policy(config)
+        self._model = model
+        self._img_size = img_size
+        unpatch(model)
+        self._steps = [ReductionStep(self.policy) for _ in model.blocks]
+        for block, step in zip(model.blocks, self._steps, strict=True):
+            block.step = step
+        self.schedule = self.solve(0.0)
+
+    def solve(self, ratio: float | None) -> Schedule:
+        """The schedule that removes this share of the FLOPs, or the configured counts for ``None``."""
+        where = {key: self.config[key] for key in ("first_block", "interval")}
+        counts = "constant" if ratio == 0 else self.config["schedule"]
+        return make_schedule(self._model, self.policy, ratio=ratio, schedule=counts, img_size=self._img_size, **where)
+
+    def use(self, schedule: Schedule) -> None:
+        """Put a schedule in force; the model's next forward pass follows it."""
+        for step, remove in zip(self._steps, schedule.remove, strict=True):
+            step.remove = remove
+        self.schedule = schedule
+
+
+def patch(
+    model: nn.Module,
+    policy: str = "mtr",
+    *,
+    ratio: float | None = None,
+    schedule: Sequence[int] | None = None,
+    img_size: tuple[int, int] | None = None,
+    **parts: Any,
+) -> Reduction:
+    """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
+
+    Each block gets a ``step`` that removes tokens after its mixer; parameters and state dict are untouched, and
+    ``unpatch`` restores the model bit for bit. A model that is already patched is patched anew.
+
+    Args:
+        model: a Vision Mamba model of this library.
+        policy: the name of a policy, a file in conf/reduction.
+        ratio: share of the unreduced model's FLOPs to remove, the reduction's own cost charged.
+        schedule: instead of ``ratio``, how many tokens to remove after each block.
+        img_size: (height, width) of the images the ratio is meant for, the model's own size by default.
+        parts: changes to the policy's configuration, e.g. ``target_fraction=0.3``.
+
+    Returns:
+        The handle, whose ``schedule`` says what is removed where and what it saves.
+
+    Raises:
+        UserError: an unknown policy or part, a ratio out of reach (states the maximum), a model of another library.
+    """
+    if not isinstance(model, VisionMamba):
+        raise UserError(f"patch expects a model made by mtr_lab.create_model, got {type(model).__name__}.")
+    config = policy_config(policy, **parts)
+    if schedule is not None:
+        config["schedule"] = list(schedule)
+    elif ratio is None:
+        raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
+    reduction = Reduction(model, config, img_size)
+    try:
+        reduction.use(reduction.solve(ratio))
+    except UserError:
+        unpatch(model)
+        raise
+    return reduction
+
+
+def unpatch(model: VisionMamba) -> None:
+    """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
+    for block in model.blocks:
+        del block.step  # a module: assigning None would leave its name behind
+        block.step = None
+
+
+def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
+    """Run the blocks and record the state after each: where every token is and which original tokens it holds.
+
+    Args:
+        images: (B, channels, H, W).
+
+    Returns:
+        One state a block; ``source[b, i]`` is the token that original token i of image b has become part of, -1 if it
+        was dropped.
+    """
+    states: list[TokenState] = []
+    hooks = [block.register_forward_hook(lambda *call: states.append(call[2])) for block in model.blocks]
+    try:
+        model.forward_state(images, traced=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states

@@ -1,0 +1,141 @@
+"""Hand a finished result to Lightning loggers: curves for all of them, a table and an artifact for Weights & Biases."""
+
+import configparser
+import netrc
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from mtr_lab.report.predictions import point_name
+from mtr_lab.report.result import Point, Result
+
+_COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
+_CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
+_WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, under which netrc holds the key
+
+
+def log_result(result: Result, files: Sequence[str | Path], loggers: Logger | Iterable[Logger]) -> None:
+    """Log a result, the last thing its run logs, and close the loggers.
+
+    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, whose step is the asked share of FLOPs to
+    remove in whole percent (the achieved share where none was asked): a CSV file has one row a ratio, TensorBoard draws
+    accuracy against reduction. Step 0 of every policy is the unreduced model. Weights & Biases also gets a table of
+    the points, "mtr@0.4/top1" and so on in the run's summary, by which runs compare, and the files as an artifact.
+
+    Args:
+        result: the config in it is logged as hyperparameters.
+        files: ``result.json`` and whatever belongs with it.
+        loggers: one, several, or none.
+    """
+    task, backbone, dataset, config = result["task"], result["backbone"], result["dataset"], result["config"]
+    hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
+    for logger in [loggers] if isinstance(loggers, Logger) else loggers:
+        logger.log_hyperparams(hyperparameters)
+        for step, metrics in _curves(result["points"]):
+            logger.log_metrics(metrics, step)
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            _log_to_wandb(logger.experiment, result["points"], files)
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next run of a sweep would go on with this one
+
+
+def wandb_logger(project: str, save_dir: str, **options: Any) -> WandbLogger:
+    """A Weights & Biases logger that never asks for a login: without one, the run is kept in ``save_dir/wandb``.
+
+    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word.
+    """
+    mode = None if "WANDB_MODE" in os.environ else wandb_mode()
+    return WandbLogger(project=project, save_dir=save_dir, mode=mode, **options)
+
+
+def wandb_mode() -> Literal["online", "offline"]:
+    """Whether Weights & Biases can upload: ``WANDB_MODE`` or the mode in its settings if there is one, else the login.
+
+    A login is a key in the environment, in W&B's settings files or in netrc for its server.
+    """
+    settings = _wandb_settings()
+    mode = os.environ.get("WANDB_MODE") or settings.get("mode")
+    if mode:
+        return "online" if mode in ("online", "run", "shared") else "offline"
+    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url")
+    hosts = [urlsplit(server).netloc] if server else _WANDB_HOSTS
+    has_key = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    return "online" if has_key or settings.get("api_key") or _netrc_knows(hosts) else "offline"
+
+
+def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) by rising ratio."""
+    unreduced = [point for point in points if point["policy"] == "none"]
+    policies = list(dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")) or ["none"]
+    rows: dict[float, dict[str, float]] = {}
+    for policy in policies:
+        for point in unreduced + [point for point in points if point["policy"] == policy]:
+            share = point["reduction"] if point["ratio"] is None else point["ratio"]
+            numbers = {key: value for key, value in _flat(point).items() if key in _CURVES and value is not None}
+            rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
+    return [(round(100 * share), rows[share]) for share in sorted(rows)]
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    """One value a key: an interval becomes _lo and _hi, tokens the first and the last count, skipped files a count."""
+    flat: dict[str, Any] = {}
+    value: Any
+    for key, value in point.items():
+        if key.endswith("_ci"):
+            name = key.removesuffix("_ci")
+            flat[f"{name}_lo"], flat[f"{name}_hi"] = value
+        elif key == "latency_ms":
+            flat |= {f"latency_{percentile}": time for percentile, time in value.items()}
+        elif key == "tokens":
+            flat |= {"tokens_first": value[0], "tokens_last": value[-1]} if value else {}
+        elif key == "skipped":
+            flat["skipped"] = len(value)
+        else:
+            flat[key] = value
+    return flat
+
+
+def _log_to_wandb(run: Any, points: list[Point], files: Sequence[str | Path]) -> None:
+    import wandb
+
+    flat = [_flat(point) for point in points]
+    columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
+    run.log({"points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat])})
+    run.summary.update(
+        {
+            f"{point_name(row['policy'], row['ratio'])}/{key}": row[key]
+            for row in flat
+            for key in _CURVES
+            if row.get(key) is not None
+        }
+    )
+    artifact = wandb.Artifact(f"result-{run.id}", type="result")
+    for file in files:
+        artifact.add_file(str(file))
+    run.log_artifact(artifact)
+
+
+def _wandb_settings() -> dict[str, str]:
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read([folder / "settings", Path("wandb") / "settings"], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    return dict(parser["default"]) if parser.has_section("default") else {}
+
+
+def _netrc_knows(hosts: Iterable[str]) -> bool:
+    candidates = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    try:
+        file = next(path for path in (Path(name).expanduser() for name in candidates) if path.is_file())
+        known = netrc.netrc(file)
+    except (StopIteration, netrc.NetrcParseError, OSError):
+        return False
+    return any(host in known.hosts for host in hosts)

@@ -1,0 +1,138 @@
+"""A result as one table for a terminal, 80 columns or wider."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mtr_lab.report.result import Interval, Number, Point, Result
+
+_NAMED_FILES = 3  # of the skipped ones, in the caption
+_ABSENT = "–"
+
+
+class _Column(NamedTuple):
+    """Two lines of heading, the point's key without which the column is left out, and two lines of cell."""
+
+    heading: tuple[str, str]
+    key: str
+    cell: Callable[[Point], tuple[str, str]]
+
+
+def result_table(result: Result) -> Table:
+    """Lay out the points of a result, one a row; the second line of a cell qualifies the first.
+
+    Accuracies, agreement and FLOPs removed are in percent, with the interval of level 0.95 below. Metrics that no point
+    has (those of other tasks, timing that was not asked for) get no column.
+    """
+    points = result["points"]
+    table = Table(
+        title=escape(f"{result['backbone']} · {result['task']} · {result['dataset']}"),
+        caption=escape(_caption(points)),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        header_style="",
+    )
+    columns = [column for column in _COLUMNS if any(column.key in point for point in points)]
+    for column in columns:
+        is_name = column.key == "policy"  # the one column that may be long, and the one that folds for it
+        heading = _two_lines(column.heading, "bold")
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    for point in points:
+        table.add_row(*(_two_lines(column.cell(point)) for column in columns))
+    return table
+
+
+def _two_lines(lines: tuple[str, str], style: str = "") -> Text:
+    first, second = lines
+    return Text.assemble((first, style), ("\n" + second, "dim") if second else "")
+
+
+def _caption(points: list[Point]) -> str:
+    counts = {point["images"] for point in points}
+    images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
+    lines = [
+        f"{images} images; 95 % intervals; KL in nats; p50, p95: latency of one image in ms",
+        "cut: share of true FLOPs removed; lit.: FLOPs as the literature counts them",
+    ]
+    skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
+    if skipped:
+        named = ", ".join(skipped[:_NAMED_FILES]) + (", …" if len(skipped) > _NAMED_FILES else "")
+        lines.append(f"skipped {len(skipped)} that could not be read: {named}")
+    return "\n".join(lines)
+
+
+def _figure(value: Number, scale: float = 1) -> str:
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return _ABSENT
+    value *= scale
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+
+
+def _percent(share: Number) -> str:
+    return _ABSENT if share is None else f"{100 * share:.1f}".replace("100.0", "100")
+
+
+def _nats(value: Number) -> str:
+    return _ABSENT if value is None else f"{value:.3f}" if value < 1 else f"{value:#.3g}"
+
+
+def _short_nats(value: Number) -> str:
+    return _nats(value).removeprefix("0")  # .140–.158 is no wider than an interval in percent
+
+
+def _interval(interval: Interval | None, written: Callable[[Number], str]) -> str:
+    """Nothing for the unreduced model's agreement with itself, which has no uncertainty."""
+    if not interval or interval[0] == interval[1]:
+        return ""
+    return "–".join(written(end) for end in interval)
+
+
+def _tokens(point: Point) -> tuple[str, str]:
+    tokens = point["tokens"] or [0]
+    return str(tokens[0]), f"→ {tokens[-1]}" if tokens[-1] != tokens[0] else ""
+
+
+def _latency(point: Point) -> tuple[str, str]:
+    latency = point.get("latency_ms")
+    return (_figure(latency["p50"]), _figure(latency["p95"])) if latency else (_ABSENT, "")
+
+
+def _share(key: Literal["top5", "miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
+    return lambda point: (_percent(point.get(key)), "")
+
+
+_COLUMNS = (
+    _Column(("policy", ""), "policy", lambda point: (point["policy"], "")),
+    _Column(("cut %", "asked"), "reduction", lambda point: (_percent(point["reduction"]), _percent(point["ratio"]))),
+    _Column(
+        ("GFLOPs", "lit."),
+        "flops_true",
+        lambda point: (_figure(point["flops_true"], 1e-9), _figure(point["flops_literature"], 1e-9)),
+    ),
+    _Column(("tokens", ""), "tokens", _tokens),
+    _Column(
+        ("top-1", "%"), "top1", lambda point: (_percent(point.get("top1")), _interval(point.get("top1_ci"), _percent))
+    ),
+    _Column(("top-5", "%"), "top5", _share("top5")),
+    _Column(("mIoU", "%"), "miou", _share("miou")),
+    _Column(("AP", "%"), "map", _share("map")),
+    _Column(("AP50", "%"), "ap50", _share("ap50")),
+    _Column(
+        ("agree", "%"),
+        "agreement",
+        lambda point: (_percent(point.get("agreement")), _interval(point.get("agreement_ci"), _percent)),
+    ),
+    _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _interval(point.get("kl_ci"), _short_nats))),
+    _Column(("img/s", ""), "img_per_s", lambda point: (_figure(point.get("img_per_s")), "")),
+    _Column(("p50", "p95"), "latency_ms", _latency),
+    _Column(("MiB", ""), "peak_mib", lambda point: (_figure(point.get("peak_mib")), "")),
+)

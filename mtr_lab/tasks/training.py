@@ -1,0 +1,77 @@
+"""Training a classifier."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.data import Mixup
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from mtr_lab.backbones import VisionMamba
+
+
+class ClassifierTraining(LightningModule):
+    """AdamW with linear warm-up and cosine decay, mixup and cutmix, label smoothing.
+
+    Args:
+        model: the classifier to train.
+        lr: peak learning rate.
+        weight_decay: of weight matrices; biases, norms, embeddings, A and D are exempt.
+        warmup_epochs: length of the linear warm-up.
+        label_smoothing: share of the target spread over all classes.
+        mixup, cutmix: α of the Beta distributions, 0 to leave one out; every batch is mixed by one of the two.
+    """
+
+    def __init__(
+        self,
+        model: VisionMamba,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        label_smoothing: float,
+        mixup: float,
+        cutmix: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
+        self.label_smoothing = label_smoothing
+        self.mixup = (
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=model.num_classes)
+            if mixup or cutmix
+            else None
+        )
+        self.val_top1 = MulticlassAccuracy(model.num_classes, average="micro")
+
+    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor:
+        images, labels = batch["image"], batch["label"]
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)  # labels become soft, smoothing included
+            loss = F.cross_entropy(self.model(images), labels)
+        else:
+            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
+        logits = self.model(batch["image"])
+        self.val_top1(logits, batch["label"])
+        loss = F.cross_entropy(logits, batch["label"])
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(logits))
+        self.log("val_top1", self.val_top1, on_epoch=True, prog_bar=True, batch_size=len(logits))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = param_groups_weight_decay(self.model, self.weight_decay, tuple(self.model.no_weight_decay()))
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = min(self.warmup_epochs * steps // max(self.trainer.max_epochs or 1, 1), steps - 1)
+        cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
+        schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=max(warmup, 1)), cosine], [warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,92 @@
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "expected"),
+    [
+        # Newcombe, Statistics in Medicine 17, 1998, table I, method 3
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (8, 10, (0.4902, 0.9433)),
+        (1, 1, (0.2065, 1.0)),
+    ],
+)
+def test_wilson_matches_published_values(successes: int, total: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(successes, total) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("total", [1, 7, 50_000])
+def test_wilson_reaches_the_ends_exactly(total: int) -> None:
+    assert wilson_interval(0, total)[0] == 0.0
+    assert wilson_interval(total, total)[1] == 1.0
+    assert wilson_interval(0, total)[1] == pytest.approx(1 - wilson_interval(total, total)[0])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_wilson_ends_are_where_the_score_test_turns(level: float) -> None:
+    """The defining property: at both ends, |p̂ − p| is z standard errors under p."""
+    z = {0.5: 0.674490, 0.9: 1.644854, 0.99: 2.575829}[level]
+    for end in wilson_interval(30, 41, level):
+        assert abs(30 / 41 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 41), rel=1e-5)
+
+
+@pytest.mark.parametrize(("successes", "total"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes: int, total: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} of {total}"):
+        wilson_interval(successes, total)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+def test_levels_are_fractions(level: float) -> None:
+    with pytest.raises(ValueError, match="level"):
+        wilson_interval(1, 2, level)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval(np.arange(3.0), level=level)
+
+
+def test_bootstrap_matches_every_resample_of_a_tiny_sample() -> None:
+    values = np.array([0.0, 1.0, 5.0, 2.0, 11.0])
+    every = np.stack(np.meshgrid(*[values] * 5)).reshape(5, -1).mean(axis=0)  # all 5⁵ equally likely resamples
+    expected = np.quantile(every, [0.05, 0.95])
+    assert bootstrap_interval(values, resamples=200_000, level=0.9) == pytest.approx(expected, abs=0.05)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_of_many_values() -> None:
+    values = np.random.default_rng(3).exponential(size=20_011)
+    half = 1.959964 * values.std() / math.sqrt(len(values))
+    expected = (values.mean() - half, values.mean() + half)
+    assert bootstrap_interval(values, resamples=4_000) == pytest.approx(expected, abs=0.06 * half)
+
+
+def test_bootstrap_follows_the_seed() -> None:
+    values = np.random.default_rng(0).normal(size=101)
+    assert bootstrap_interval(values) == bootstrap_interval(values.copy())
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values)
+
+
+@pytest.mark.parametrize("values", [[0.3], [0.1] * 7, [0.0] * 1000])
+def test_bootstrap_of_equal_values_is_that_value(values: list[float]) -> None:
+    assert bootstrap_interval(np.array(values)) == (values[0], values[0])
+
+
+def test_bootstrap_memory_does_not_grow_with_the_resamples() -> None:
+    values = np.random.default_rng(0).normal(size=50_000)
+    tracemalloc.start()
+    bootstrap_interval(values, resamples=400)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 2**20  # all indices at once would be 76 MiB, the values 153
+
+
+@pytest.mark.parametrize("values", [np.zeros(0), np.zeros((3, 2))])
+def test_bootstrap_refuses_what_has_no_mean_over_images(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"expected \(n,\) values"):
+        bootstrap_interval(values)

@@ -1,0 +1,97 @@
+"""Which implementation runs, and what happens where none can."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mtr_lab import ops
+from mtr_lab.errors import UserError
+from mtr_lab.ops import backend
+
+
+def conv(x):
+    channels = x.shape[-1]
+    return ops.causal_conv1d(x, torch.ones(1, channels, 4).to(x), torch.zeros(1, channels).to(x))
+
+
+def scan(x):
+    channels = x.shape[-1]
+    state = torch.ones(1, *x.shape[:2], 2).to(x)
+    return ops.selective_scan(x[None], x[None], -torch.ones(1, channels, 2).to(x), state, state, x.new_ones(1, channels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [
+        (torch.float32, "cpu", "cpu"),
+        (torch.float64, "cpu", "reference"),
+        (torch.bfloat16, "cpu", "reference"),
+        (torch.float32, "meta", "reference"),
+    ],
+)
+def test_auto(dtype, device, expected):
+    assert backend.pick(torch.empty(0, dtype=dtype, device=device), package="mamba_ssm") == expected
+
+
+@pytest.mark.parametrize("operation", [conv, scan])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_cpu_runs_float32_only(operation, dtype):
+    with ops.use_backend("cpu"), pytest.raises(UserError, match=rf"float32.*got {dtype} on cpu.*reference"):
+        operation(torch.ones(1, 3, 2, dtype=dtype))
+
+
+def test_unknown_backend_names_the_nearest():
+    with pytest.raises(UserError, match=r"'mamba-ssm'.*'mamba_ssm'.*reference"):
+        ops.set_backend("mamba-ssm")
+
+
+def test_missing_kernels_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(backend._installed, "mamba_ssm", False)
+    with pytest.raises(UserError, match="pip install"):
+        ops.set_backend("mamba_ssm")
+
+
+@pytest.mark.parametrize("operation", [conv, scan])
+def test_cuda_kernels_refuse_the_cpu(monkeypatch, operation):
+    monkeypatch.setitem(backend._installed, "mamba_ssm", True)
+    with ops.use_backend("mamba_ssm"), pytest.raises(UserError, match="got torch.float32 on cpu"):
+        operation(torch.ones(1, 3, 2))
+
+
+def test_use_backend_restores_the_previous_one_after_an_error():
+    before = ops.selected_backend()
+    with ops.use_backend("reference"):
+        with pytest.raises(UserError), ops.use_backend("no such backend"):
+            pass
+        assert ops.selected_backend() == "reference"
+        with pytest.raises(ZeroDivisionError), ops.use_backend("cpu"):
+            1 / 0
+        assert ops.selected_backend() == "reference"
+    assert ops.selected_backend() == before
+
+
+def test_forked_data_loading_workers_live_beside_the_kernels():
+    with ops.use_backend("cpu"):
+        expected = conv(torch.ones(4, 3, 2))
+        loader = DataLoader(torch.ones(4, 3, 2), batch_size=2, num_workers=1, multiprocessing_context="fork")
+        assert torch.equal(torch.cat([conv(batch) for batch in loader], dim=1), expected)
+
+
+def test_import_compiles_nothing_and_needs_no_place_for_a_cache():
+    script = """
+import torch
+from mtr_lab import ops
+from mtr_lab.ops import cpu
+assert not cpu._scan.signatures and not cpu._conv.signatures
+ops.set_backend("cpu")
+y = ops.causal_conv1d(torch.ones(1, 2, 1), torch.ones(1, 1, 4), torch.zeros(1, 1))
+torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(torch.tensor([1.0, 2.0])))
+"""
+    # The only place allowed is the one a variable names, and it names none.
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "_UserProvidedCacheLocator"
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)

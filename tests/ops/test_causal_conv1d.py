@@ -1,0 +1,133 @@
+"""The convolution of every implementation against a float64 loop in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtr_lab import ops
+
+IMPLEMENTATIONS = [
+    pytest.param("reference", torch.float64, 1e-12, id="reference-float64"),
+    pytest.param("reference", torch.float32, 2e-6, id="reference-float32"),
+    pytest.param("cpu", torch.float32, 2e-6, id="cpu-float32"),
+    pytest.param("mamba_ssm", torch.float32, 1e-4, id="mamba_ssm-float32", marks=pytest.mark.gpu),
+]
+
+
+def random_inputs(batch, length, channels, width, directions, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(length + 1000 * channels)
+    shapes = (batch, length, channels), (directions, channels, width), (directions, channels)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def conv_loop(x, weight, bias, reverse):
+    """silu(bias + Σ_k weight[k] · the token W-1-k before), before meaning after for a backward direction."""
+    x, weight, bias = (t.double().cpu().numpy() for t in (x, weight, bias))
+    length, width = x.shape[1], weight.shape[-1]
+    total = np.zeros((len(reverse), *x.shape))
+    for g, backward in enumerate(reverse):
+        for t in range(length):
+            total[g, :, t] = bias[g]
+            for k in range(width):
+                source = t + (width - 1 - k) * (1 if backward else -1)
+                if 0 <= source < length:
+                    total[g, :, t] += weight[g, :, k] * x[:, source]
+    return total * np.exp(-np.logaddexp(0, -total))
+
+
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS)
+@settings(max_examples=20)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 300),
+    channels=st.integers(1, 140),
+    width=st.integers(2, 4),
+    reverse=st.sampled_from([(False,), (True,), (False, True), (True, False)]),
+)
+@example(batch=1, length=1, channels=1, width=4, reverse=(True,))
+@example(batch=2, length=3, channels=64, width=4, reverse=(False, True))
+def test_conv_equals_the_loop_over_taps(backend, dtype, tolerance, batch, length, channels, width, reverse):
+    inputs = random_inputs(batch, length, channels, width, len(reverse), dtype)
+    if backend == "mamba_ssm":
+        pytest.importorskip("causal_conv1d", reason="the authors' kernels are not installed")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        inputs = [t.cuda() for t in inputs]
+    with ops.use_backend(backend):
+        y = ops.causal_conv1d(*inputs, reverse=reverse)
+    assert y.dtype == dtype
+    magnitude = np.abs(conv_loop(*(t.abs() for t in inputs), reverse))
+    assert (np.abs(y.double().cpu().numpy() - conv_loop(*inputs, reverse)) <= tolerance * magnitude).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_half_of_a_chunked_tensor(backend):
+    x, weight, bias = random_inputs(2, 9, 70, 4, 2)
+    half = torch.cat([x, torch.zeros_like(x)], dim=-1).chunk(2, dim=-1)[0]
+    channels_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    with ops.use_backend(backend):
+        expected = ops.causal_conv1d(x, weight, bias, reverse=(False, True))
+        for view in (half, channels_first):
+            assert torch.equal(ops.causal_conv1d(view, weight, bias, reverse=(False, True)), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_extremes_and_nan(backend):
+    x = torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30, torch.nan])[None, :, None]
+    with ops.use_backend(backend):
+        y = ops.causal_conv1d(x, torch.tensor([[[0.0, 1.0]]]), torch.zeros(1, 1))[0, 0, :, 0]
+    torch.testing.assert_close(y, torch.tensor([0.0, 0.0, 0.0, 100.0, 1e30, torch.nan]), equal_nan=True)
+
+
+def test_an_image_does_not_depend_on_its_batch_mates():
+    x, weight, bias = random_inputs(5, 30, 130, 4, 2)
+    with ops.use_backend("cpu"):
+        y = ops.causal_conv1d(x, weight, bias, reverse=(False, True))
+        for b in range(5):
+            alone = ops.causal_conv1d(x[b : b + 1], weight, bias, reverse=(False, True))
+            assert torch.equal(alone[:, 0], y[:, b])
+
+
+def test_gradients():
+    inputs = [t.requires_grad_() for t in random_inputs(2, 5, 3, 4, 2, torch.float64)]
+    assert torch.autograd.gradcheck(lambda *args: ops.causal_conv1d(*args, reverse=(False, True)), inputs)
+
+
+def test_gradients_of_the_cpu_forward_equal_float64():
+    grads = {}
+    for dtype, backend in ((torch.float32, "cpu"), (torch.float64, "reference")):
+        inputs = [t.to(dtype).requires_grad_() for t in random_inputs(2, 9, 70, 4, 2)]
+        with ops.use_backend(backend):
+            y = ops.causal_conv1d(*inputs, reverse=(True, False))
+        grads[backend] = torch.autograd.grad(y.square().sum(), inputs)
+    for single, double in zip(grads["cpu"], grads["reference"], strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_registration(backend):
+    inputs = [t.requires_grad_() for t in random_inputs(2, 5, 3, 4, 2)]
+    torch.library.opcheck(torch.ops.mtr_lab.causal_conv1d.default, (*inputs, [False, True], backend))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_compiles_without_graph_break(backend):
+    x, weight, bias = random_inputs(2, 9, 70, 4, 1)
+
+    def doubled(x):
+        return 2 * ops.causal_conv1d(x, weight, bias, reverse=(True,))
+
+    with ops.use_backend(backend):
+        compiled = torch.compile(doubled, backend="eager", fullgraph=True)(x)
+        assert torch.equal(compiled, doubled(x))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_flops(backend):
+    x, weight, bias = random_inputs(3, 9, 7, 4, 2)
+    with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
+        ops.causal_conv1d(x, weight, bias, reverse=(False, True))
+    assert counter.get_total_flops() == 2 * (2 * 4) * (3 * 9 * 7)

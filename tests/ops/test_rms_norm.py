@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+
+from mtr_lab import ops
+
+
+def random_inputs(dtype, length=5, channels=33):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, length, channels, generator=generator).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    return hidden, 3 * torch.randn(2, length, channels, generator=generator).to(wide), torch.linspace(-1, 2, channels)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],
+)
+def test_adds_then_normalises(dtype, tolerance, first):
+    hidden, residual, weight = random_inputs(dtype)
+    normed, total = ops.rms_norm_add(hidden, None if first else residual, weight, eps=1e-3)
+
+    expected = hidden.double().numpy() + (0 if first else residual.double().numpy())
+    np.testing.assert_allclose(total.double().numpy(), expected, rtol=1e-6)
+    mean_square = (expected**2).mean(-1, keepdims=True)
+    expected = expected / np.sqrt(mean_square + 1e-3) * weight.double().numpy()
+    np.testing.assert_allclose(normed.double().numpy(), expected, rtol=tolerance, atol=tolerance)
+    assert normed.dtype == dtype
+    assert total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_residual_stream_keeps_what_half_precision_would_lose():
+    hidden = torch.full((1, 1, 4), 1.0, dtype=torch.bfloat16)
+    residual = torch.full((1, 1, 4), 1000.0)
+    _, total = ops.rms_norm_add(hidden, residual, torch.ones(4))
+    assert torch.equal(total, torch.full((1, 1, 4), 1001.0))
+
+
+def test_gradients():
+    hidden, residual, weight = random_inputs(torch.float64, length=2, channels=3)
+    inputs = [t.double().requires_grad_() for t in (hidden, residual, weight)]
+    assert torch.autograd.gradcheck(ops.rms_norm_add, inputs)

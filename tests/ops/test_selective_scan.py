@@ -1,0 +1,353 @@
+"""The scan of every implementation against a float64 loop over tokens in numpy."""
+
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtr_lab import ops
+from mtr_lab.errors import UserError
+
+IMPLEMENTATIONS = [
+    pytest.param("reference", torch.float64, 1e-8, id="reference-float64"),
+    pytest.param("reference", torch.float32, 2e-5, id="reference-float32"),
+    pytest.param("cpu", torch.float32, 2e-5, id="cpu-float32"),
+    pytest.param("mamba_ssm", torch.float32, 2e-3, id="mamba_ssm-float32", marks=pytest.mark.gpu),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """The sizes and options of one scan."""
+
+    length: int = 7
+    channels: int = 5
+    states: int = 3
+    reverse: tuple[bool, ...] = (False, True)
+    batch: int = 2
+    spread: float = 1.0  # scale of delta before softplus
+    gate: bool = True
+    bias: bool = True
+    gap: bool = False
+
+    def inputs(self, dtype=torch.float32, device="cpu"):
+        """Keyword arguments of ``selective_scan``, random but a function of the case alone."""
+        generator = torch.Generator().manual_seed(self.length + 1000 * self.channels + 100_000 * self.states)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        lead = (len(self.reverse), self.batch, self.length)
+        gap = torch.randint(0, 4, lead[1:], generator=generator).to(device)
+        return {
+            "u": normal(*lead, self.channels),
+            "delta": normal(*lead, self.channels) * self.spread,
+            "A": -torch.exp(normal(lead[0], self.channels, self.states)),
+            "B": normal(*lead, self.states),
+            "C": normal(*lead, self.states),
+            "D": normal(lead[0], self.channels),
+            "z": normal(*lead[1:], self.channels) if self.gate else None,
+            "delta_bias": normal(lead[0], self.channels) - 2 if self.bias else None,
+            "gap": gap if self.gap else None,
+            "reverse": self.reverse,
+        }
+
+
+cases = st.builds(
+    Case,
+    length=st.integers(1, 300),
+    channels=st.integers(1, 140),
+    states=st.integers(1, 64),
+    reverse=st.sampled_from([(False,), (True,), (False, True), (True, False)]),
+    batch=st.integers(1, 3),
+    spread=st.sampled_from([1.0, 5.0, 50.0]),
+    gate=st.booleans(),
+    bias=st.booleans(),
+    gap=st.booleans(),
+)
+
+
+def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, reverse):
+    """The recurrence token by token and direction by direction in float64; a gap is that many tokens of zero input.
+
+    Returns the gated sum (B, L, E), each direction's output (G, B, L, E) and Δ (G, B, L, E).
+    """
+    u, delta, A, B, C, D = (x.cpu().double().numpy() for x in (u, delta, A, B, C, D))
+    bias = np.zeros_like(D) if delta_bias is None else delta_bias.cpu().double().numpy()
+    gap = np.zeros(u.shape[1:3], int) if gap is None else gap.cpu().numpy()
+    delta = np.logaddexp(0, delta + bias[:, None, None])
+    y = np.zeros_like(u)
+    directions, batch, length, _ = u.shape
+    for g, b in itertools.product(range(directions), range(batch)):
+        idle = np.exp(np.logaddexp(0, bias[g])[:, None] * A[g])  # (E, N)
+        state = np.zeros_like(A[g])
+        for t in reversed(range(length)) if reverse[g] else range(length):
+            crossed = t + 1 if reverse[g] else t  # the gap lies in front of this token
+            for _ in range(gap[b, crossed] if crossed < length else 0):
+                state = idle * state
+            write = delta[g, b, t] * u[g, b, t]
+            state = np.exp(delta[g, b, t][:, None] * A[g]) * state + write[:, None] * B[g, b, t]
+            y[g, b, t] = state @ C[g, b, t] + D[g] * u[g, b, t]
+    total = y.sum(0)
+    if z is not None:
+        z = z.cpu().double().numpy()
+        total = total * z * np.exp(-np.logaddexp(0, -z))
+    return total, y, delta
+
+
+def magnitudes(inputs):
+    """The same recurrence without cancellation: what rounding errors are proportional to."""
+    positive = {k: inputs[k].abs() for k in ("u", "B", "C", "D")}
+    total, y, _ = scan_loop(**inputs | positive)
+    return np.abs(total), y
+
+
+def available(backend):
+    if backend == "mamba_ssm":
+        pytest.importorskip("mamba_ssm", reason="the authors' kernels are not installed")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        return "cuda"
+    return "cpu"
+
+
+def assert_close(actual, expected, magnitude, tolerance):
+    error = np.abs(actual.double().cpu().numpy() - expected)
+    assert (error <= tolerance * magnitude + 1e-30).all(), f"{(error / (magnitude + 1e-30)).max():.2e} > {tolerance}"
+
+
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS)
+@settings(max_examples=15)
+@given(case=cases)
+@example(case=Case(length=1, channels=1, states=1, reverse=(False,), batch=1))
+@example(case=Case(length=1, channels=65, states=64, gap=True))
+@example(case=Case(length=300, channels=63, states=1, spread=100.0, gap=True))
+@example(case=Case(length=40, channels=64, reverse=(True, False), gate=False, bias=False))
+def test_scan_equals_the_loop_over_tokens(backend, dtype, tolerance, case):
+    device = available(backend)
+    if backend == "mamba_ssm":
+        case = dataclasses.replace(case, gap=False)
+    inputs = case.inputs(dtype, device)
+    with ops.use_backend(backend):
+        y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
+
+    total, per_direction, delta = scan_loop(**inputs)
+    total_magnitude, magnitude = magnitudes(inputs)
+    write = (delta * inputs["u"].double().cpu().numpy()) ** 2
+    stats = np.stack([delta.sum(-1), write.sum(-1), np.maximum(per_direction, 0).sum(-1)], -1)
+    stats_magnitude = np.stack([delta.sum(-1), write.sum(-1), magnitude.sum(-1)], -1)
+    assert y.dtype == sums.dtype == dtype
+    assert_close(y, total, total_magnitude, tolerance)
+    assert_close(sums, stats, stats_magnitude, tolerance)
+
+
+@pytest.mark.parametrize("value", [-100.0, -50.0, 50.0, 100.0, 1e30])
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS[:3])
+def test_extreme_timescales_neither_overflow_nor_lose_the_input(backend, dtype, tolerance, value):
+    inputs = Case(length=5, channels=70, bias=False, gate=False).inputs(dtype)
+    inputs["delta"] = torch.full_like(inputs["delta"], value)
+    inputs["u"] = inputs["u"] / max(value, 1)
+    with ops.use_backend(backend):
+        y, sums = ops.selective_scan(**inputs, stats=("delta",))
+    total, _, delta = scan_loop(**inputs)
+    assert_close(y, total, magnitudes(inputs)[0], tolerance)
+    assert_close(sums[..., 0], delta.sum(-1), delta.sum(-1), tolerance)
+
+
+@pytest.mark.parametrize("value", [-1e30, -100.0, 100.0, 1e30])
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS[:3])
+def test_extreme_gates(backend, dtype, tolerance, value):
+    inputs = Case(length=3).inputs(dtype)
+    inputs["z"] = torch.full_like(inputs["z"], value)
+    with ops.use_backend(backend):
+        y, _ = ops.selective_scan(**inputs)
+        ungated, _ = ops.selective_scan(**inputs | {"z": None})
+    torch.testing.assert_close(y, ungated * max(value, 0.0), rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "B", "z"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_nan_shows_in_its_own_image_only(backend, name):
+    inputs = Case(gap=True).inputs()
+    inputs[name][..., 1, 3, :] = torch.nan  # token 3 of image 1
+    with ops.use_backend(backend):
+        y, _ = ops.selective_scan(**inputs)
+    assert y[1, 3].isnan().all()
+    assert y[0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@settings(max_examples=15)
+@given(case=cases)
+def test_gap_decays_as_zero_input_tokens_do(backend, case):
+    """Keep every token with probability one third of a sequence whose other tokens have u = delta = 0."""
+    inputs = dataclasses.replace(case, gap=False).inputs(torch.float64 if backend == "reference" else torch.float32)
+    survives = torch.rand(case.length, generator=torch.Generator().manual_seed(0)) < 1 / 3
+    survives[case.length // 2] = True
+    kept = survives.nonzero()[:, 0]
+    for name in ("u", "delta"):
+        inputs[name][:, :, ~survives] = 0
+
+    gap = torch.diff(kept, prepend=torch.tensor([-1])) - 1
+    short = {name: inputs[name][:, :, kept] for name in ("u", "delta", "B", "C")}
+    if case.gate:
+        short["z"] = inputs["z"][:, kept]
+    with ops.use_backend(backend):
+        full, full_sums = ops.selective_scan(**inputs, stats=("output",))
+        y, sums = ops.selective_scan(**inputs | short | {"gap": gap.expand(case.batch, -1)}, stats=("output",))
+    tolerance = 1e-9 if backend == "reference" else 3e-5
+    total, per_direction = magnitudes(inputs)
+    assert_close(y, full[:, kept].double().numpy(), total[:, kept], tolerance)
+    assert_close(sums[..., 0], full_sums[:, :, kept, 0].double().numpy(), per_direction[:, :, kept].sum(-1), tolerance)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_stats_come_in_the_order_asked(backend):
+    inputs = Case().inputs()
+    with ops.use_backend(backend):
+        y, every = ops.selective_scan(**inputs, stats=("delta", "write", "output"))
+        y_alone, two = ops.selective_scan(**inputs, stats=("output", "delta"))
+        _, none = ops.selective_scan(**inputs)
+    assert torch.equal(y, y_alone)
+    assert torch.equal(two, every[..., [2, 0]])
+    assert none.shape == (2, 2, 7, 0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "gap"])
+def test_any_strides(backend, name):
+    inputs = Case(length=9, channels=70, gap=True).inputs()
+    with ops.use_backend(backend):
+        expected, sums = ops.selective_scan(**inputs, stats=ops.STATS)
+        half = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=-1).chunk(2, dim=-1)[1]
+        transposed = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)
+        for view in (half, transposed):
+            assert not view.is_contiguous()
+            y, view_sums = ops.selective_scan(**inputs | {name: view}, stats=ops.STATS)
+            assert torch.equal(y, expected)
+            assert torch.equal(view_sums, sums)
+
+
+def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
+    inputs = Case(batch=5, length=50, channels=130, states=16, gap=True).inputs()
+    threads = torch.get_num_threads()
+    with ops.use_backend("cpu"):
+        y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
+        try:
+            torch.set_num_threads(1)
+            for b in range(5):
+                alone = {k: inputs[k][:, b : b + 1] for k in ("u", "delta", "B", "C")}
+                alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap")}
+                y_alone, sums_alone = ops.selective_scan(**inputs | alone, stats=ops.STATS)
+                assert torch.equal(y_alone[0], y[b])
+                assert torch.equal(sums_alone[:, 0], sums[:, b])
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_concurrent_callers_get_their_own_results():
+    inputs = [Case(length=length, channels=130).inputs() for length in (40, 50, 60, 70)]
+    with ops.use_backend("cpu"):
+        expected = [ops.selective_scan(**one)[0] for one in inputs]
+        equal = [False] * len(inputs)
+
+        def repeat(i):
+            equal[i] = all(torch.equal(ops.selective_scan(**inputs[i])[0], expected[i]) for _ in range(20))
+
+        threads = [threading.Thread(target=repeat, args=(i,)) for i in range(len(inputs))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(equal)
+
+
+@pytest.mark.parametrize("case", [Case(length=4, gap=True), Case(length=3, gate=False, bias=False, reverse=(True,))])
+def test_gradients(case):
+    inputs = case.inputs(torch.float64)
+    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and k != "gap"]
+
+    def scan(*tensors):
+        return ops.selective_scan(**inputs | dict(zip(names, tensors, strict=True)))[0]
+
+    assert torch.autograd.gradcheck(scan, [inputs[k].requires_grad_() for k in names])
+
+
+def test_gradients_of_the_cpu_forward_equal_float64():
+    grads = {}
+    for dtype in (torch.float32, torch.float64):
+        inputs = Case(channels=70, gap=True).inputs()
+        inputs = {k: v.to(dtype) if isinstance(v, torch.Tensor) and k != "gap" else v for k, v in inputs.items()}
+        leaves = [v.requires_grad_() for k, v in inputs.items() if isinstance(v, torch.Tensor) and k != "gap"]
+        with ops.use_backend("cpu" if dtype == torch.float32 else "reference"):
+            y, sums = ops.selective_scan(**inputs, stats=("delta",))
+        assert not sums.requires_grad
+        grads[dtype] = torch.autograd.grad(y.square().sum(), leaves)
+    for single, double in zip(grads[torch.float32], grads[torch.float64], strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4 * double.abs().max().item())
+
+
+def test_half_precision_input_keeps_a_wide_state():
+    inputs = Case(length=50, gap=True).inputs()
+    narrow = {k: inputs[k].bfloat16() for k in ("u", "delta", "B", "C", "z")}
+    y, sums = ops.selective_scan(**inputs | narrow, stats=ops.STATS)
+    expected, _, delta = scan_loop(**inputs | narrow)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, expected, magnitudes(inputs | narrow)[0], 2**-8)
+    assert sums.dtype == torch.float32
+    assert_close(sums[..., 0], delta.sum(-1), delta.sum(-1), 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=str
+)
+def test_modes_change_nothing(backend, mode):
+    inputs = Case(gap=True).inputs()
+    with ops.use_backend(backend):
+        expected = ops.selective_scan(**inputs, stats=ops.STATS)
+        with mode():
+            result = ops.selective_scan(**inputs, stats=ops.STATS)
+    assert torch.equal(result[0], expected[0])
+    assert torch.equal(result[1], expected[1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_compiles_without_graph_break(backend):
+    inputs = Case(gap=True).inputs()
+
+    def doubled(u):
+        y, sums = ops.selective_scan(**inputs | {"u": 2 * u}, stats=("write", "delta"))
+        return y + 1, sums
+
+    with ops.use_backend(backend):
+        expected = doubled(inputs["u"])
+        result = torch.compile(doubled, backend="eager", fullgraph=True)(inputs["u"])
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("with_stats", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_registration(backend, with_stats):
+    inputs = Case(length=3, gap=True).inputs()
+    tensors = [v.requires_grad_(k != "gap") for k, v in inputs.items() if k != "reverse"]
+    torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*tensors, [False, True], with_stats, backend))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_flops(backend):
+    inputs = Case(length=7, channels=5, states=3, batch=2).inputs()
+    with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
+        ops.selective_scan(**inputs, stats=ops.STATS)
+    assert counter.get_total_flops() == 2 * 2 * (9 * 7 * 5 * 3 + 2 * 7 * 5)
+
+
+def test_unknown_statistic_names_the_nearest():
+    with pytest.raises(UserError, match=r"'deltas'.*'delta'.*write"):
+        ops.selective_scan(**Case().inputs(), stats=("deltas",))

@@ -1,0 +1,140 @@
+import csv
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtr_lab.report.loggers import log_result, wandb_logger, wandb_mode
+from mtr_lab.report.result import Result, write_result
+
+WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC")
+
+
+@pytest.fixture
+def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without any trace of Weights & Biases."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in WANDB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(home)
+    return home
+
+
+def csv_rows(logger: CSVLogger) -> list[dict[str, str]]:
+    with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_a_row_a_ratio_that_starts_unreduced(result: Result, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    log_result(result, [], logger)
+    rows = csv_rows(logger)
+    assert [int(row["step"]) for row in rows] == [0, 20, 40]
+    assert [float(row["mtr/top1"]) for row in rows] == [0.805, 0.801, 0.789]
+    assert [float(row["mtr/kl"]) for row in rows] == [0.0, 0.0312, 0.149]
+    assert float(rows[2]["mtr/latency_p95"]) == 25.9
+    assert not [name for name in rows[0] if name.startswith("none/")]
+    assert "ratio" in (Path(logger.log_dir) / "hparams.yaml").read_text()
+
+
+def test_policies_share_rows_and_null_is_left_out(result: Result, tmp_path: Path) -> None:
+    result["points"].append({**result["points"][2], "policy": "hsa", "kl": None})
+    result["points"].append({**result["points"][2], "policy": "hsa", "ratio": None, "reduction": 0.31})
+    logger = CSVLogger(tmp_path)
+    log_result(result, [], logger)
+    rows = {int(row["step"]): row for row in csv_rows(logger)}
+    assert sorted(rows) == [0, 20, 31, 40]
+    assert rows[0]["hsa/top1"] == rows[0]["mtr/top1"] == "0.805"
+    assert rows[40]["hsa/kl"] == ""
+    assert rows[31]["mtr/top1"] == ""
+
+
+def test_an_unreduced_model_alone_is_logged_as_itself(result: Result, tmp_path: Path) -> None:
+    result["points"] = result["points"][:1]
+    logger = CSVLogger(tmp_path)
+    log_result(result, [], [logger])
+    assert csv_rows(logger)[0]["none/top1"] == "0.805"
+
+
+def test_tensorboard_draws_a_curve_over_the_reduction(result: Result, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    log_result(result, [], logger)
+    events = EventAccumulator(logger.log_dir).Reload().Scalars("mtr/agreement")
+    assert [event.step for event in events] == [0, 20, 40]
+    assert [event.value for event in events] == pytest.approx([1.0, 0.9, 0.9])
+
+
+def test_no_loggers_are_fine(result: Result) -> None:
+    log_result(result, [], [])
+
+
+def test_wandb_without_a_login_keeps_table_and_files_on_disk(
+    result: Result, tmp_path: Path, logged_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = wandb_logger("mtr_lab", str(tmp_path))
+    loggers: list[Logger] = [logger, CSVLogger(tmp_path)]
+    log_result(result, [write_result(result, tmp_path)], loggers)
+
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = run.glob("*.wandb")
+    stored = record.read_bytes()
+    for text in (b"mtr@0.4/top1", b"points.table.json", b"result.json"):
+        assert text in stored
+    summary = logger.experiment.summary
+    assert summary["mtr@0.4/top1"] == 0.789
+    assert summary["none@0/kl"] == 0.0
+    (table,) = run.glob("files/media/table/points*.table.json")
+    assert '"kl_hi"' in table.read_text()
+
+
+def test_wandb_runs_of_a_sweep_are_separate(result: Result, tmp_path: Path, logged_out: Path) -> None:
+    for job in ("0", "1"):
+        (tmp_path / job).mkdir()
+        log_result(result, [], WandbLogger(save_dir=str(tmp_path / job), mode="offline"))
+        assert len(list((tmp_path / job / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "files", "expected"),
+    [
+        ({}, {}, "offline"),
+        ({"WANDB_API_KEY": "k" * 40}, {}, "online"),
+        ({"WANDB_API_KEY": ""}, {}, "offline"),
+        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, {}, "offline"),
+        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "disabled"}, {}, "offline"),
+        ({"WANDB_MODE": "online"}, {}, "online"),
+        ({}, {".netrc": "machine api.wandb.ai login user password secret"}, "online"),
+        ({}, {".netrc": "machine github.com login user password secret"}, "offline"),
+        ({}, {".netrc": "not a netrc file"}, "offline"),
+        ({"WANDB_BASE_URL": "https://w.lab"}, {".netrc": "machine w.lab login user password secret"}, "online"),
+        ({"WANDB_BASE_URL": "https://w.lab"}, {".netrc": "machine api.wandb.ai login u password p"}, "offline"),
+        ({"NETRC": "other"}, {".netrc": "machine api.wandb.ai login u password p"}, "offline"),
+        ({}, {".config/wandb/settings": "[default]\napi_key = secret\n"}, "online"),
+        ({"WANDB_API_KEY": "k" * 40}, {"wandb/settings": "[default]\nmode = offline\n"}, "offline"),
+        ({"WANDB_CONFIG_DIR": "elsewhere"}, {"elsewhere/settings": "[default]\napi_key = secret\n"}, "online"),
+        ({}, {".config/wandb/settings": "broken"}, "offline"),
+    ],
+)
+def test_wandb_is_online_only_when_logged_in(
+    variables: dict[str, str], files: dict[str, str], expected: str, logged_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (logged_out / name).parent.mkdir(parents=True, exist_ok=True)
+        (logged_out / name).write_text(text)
+        (logged_out / name).chmod(0o600)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert wandb_mode() == expected
+
+
+def test_disabling_wandb_is_respected(
+    result: Result, tmp_path: Path, logged_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    log_result(result, [write_result(result, tmp_path)], wandb_logger("mtr_lab", str(tmp_path)))
+    assert not (tmp_path / "wandb").exists()

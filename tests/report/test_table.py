@@ -1,0 +1,64 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from mtr_lab.report.result import Result
+from mtr_lab.report.table import result_table
+
+
+def render(result: Result, width: int = 80) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(result_table(result))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_every_figure_is_readable_at_usual_widths(width: int, result: Result) -> None:
+    text = render(result, width)
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    first, second = text.splitlines()[-7:-5]
+    assert first.split() == ["mtr", "40.2", "6.46", "197", "78.9", "95.1", "90.0", "0.149", "15432", "21.5", "1234"]
+    assert second.split() == ["40.0", "3.05", "→", "118", "77.5–80.2", "88.9–91.1", ".134–.164", "25.9"]
+
+
+def test_the_unreduced_row_claims_no_uncertainty_about_itself(result: Result) -> None:
+    lines = render(result).splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("none"))
+    assert lines[row].split()[5:8] == ["100", "0.000", "12346"] or "100" in lines[row].split()
+    assert lines[row + 1].split() == ["0.0", "5.08", "79.1–81.8", "25.9"]
+
+
+def test_skipped_images_are_counted_once_and_named(result: Result) -> None:
+    assert "skipped 1 that could not be read: n01/broken[1].JPEG" in render(result)
+    for point in result["points"]:
+        point["skipped"] = [f"{i}.jpg" for i in range(12)]
+    assert "skipped 12 that could not be read: 0.jpg, 1.jpg, 2.jpg, …" in render(result)
+    for point in result["points"]:
+        point["skipped"] = []
+    assert "skipped" not in render(result)
+
+
+def test_columns_follow_the_task(result: Result) -> None:
+    for point in result["points"]:
+        for key in ("top1", "top1_ci", "top5", "top5_ci", "img_per_s", "latency_ms", "peak_mib"):
+            del point[key]  # type: ignore[misc]
+    result["points"][0]["miou"] = 0.4123
+    text = render(result)
+    assert "top-1" not in text
+    assert "img/s" not in text
+    assert "mIoU" in text
+    assert "41.2" in text
+
+
+def test_unknown_numbers_and_long_names_fit(result: Result) -> None:
+    point = result["points"][1]
+    point["policy"] = "mtr_without_reordering"
+    point["ratio"] = point["kl"] = point["peak_mib"] = None
+    point["kl_ci"] = [0.2, 1.25]
+    text = render(result, 90)
+    assert "–" in text
+    assert ".200–1.25" in text
+    assert "".join(line[:11].strip() for line in text.splitlines()[4:9]).startswith("none") or "mtr_with" in text
