@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +41,8 @@ def _explain(error: Exception, config_name: str) -> Exception:
             return unknown(group, name, [path.stem for path in (CONF / group).glob("*.yaml")])
     if match := re.search(r"Could not override '([^']*)'", text):
         return unknown("key", match[1], _keys(config_name))
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot parse the override {error.override!r}: {error.message}")
     return UserError(text)
 
 
@@ -48,12 +51,12 @@ def _keys(config_name: str) -> list[str]:
 
     def flatten(node: DictConfig, prefix: str) -> list[str]:
         keys = []
-        for key in node:
+        for key in map(str, node):
             child = node._get_node(key)
-            keys += flatten(child, f"{prefix}{key}.") if isinstance(child, DictConfig) else [f"{prefix}{key}"]
+            keys += flatten(child, f"{prefix}{key}.") if isinstance(child, DictConfig) else [prefix + key]
         return keys
 
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
     return [*flatten(config, ""), *(path.name for path in CONF.iterdir() if path.is_dir())]

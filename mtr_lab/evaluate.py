@@ -13,6 +13,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.compose import check_device, make_datamodule, make_loggers, make_model, make_outline, make_trainer
 from mtr_lab.data import ImageDataModule
+from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
 from mtr_lab.reduction import Reduction
@@ -38,6 +39,8 @@ def evaluate(config: DictConfig) -> Result:
     folder = Path(HydraConfig.get().runtime.output_dir)
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
+    if not isinstance(config.timing.batch_size, int) or config.timing.batch_size < 0:
+        raise UserError(f"timing.batch_size={config.timing.batch_size}: expected a number of images, 0 for no timing.")
     outline = make_outline(config.backbone)
     points = operating_points(outline, config.mtr)
     datamodule = make_datamodule(

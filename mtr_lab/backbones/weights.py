@@ -70,6 +70,9 @@ def build(
         if key not in geometry:
             raise unknown(f"argument of {name}", key, geometry)
 
+        if key not in ("img_size", "drop_path_rate") and (not isinstance(kwargs[key], int) or kwargs[key] < 1):
+            raise UserError(f"{key} of {name} must be a positive integer, got {kwargs[key]!r}.")
+
     model = family(**{**defaults, **kwargs})
     model.weights = asdict(Weights("random"))
     rows, columns = model.patch_embed.grid_size

@@ -82,10 +82,9 @@ class ImageDataModule(LightningDataModule):
             raise unknown("dataset.on_error", on_error, ["fail", "skip"])
         if not 0 <= holdout < 1:
             raise UserError(f"dataset.holdout={holdout}: expected a share of the training images, at least 0, below 1.")
-        if batch_size < 1 or num_workers < 0:
-            raise UserError(
-                f"dataset.batch_size={batch_size}, dataset.num_workers={num_workers}: expected at least 1 and 0."
-            )
+        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"dataset.{key}={value}: expected an integer of at least {least}.")
         self.name = name
         self._root = root
         self._source = source

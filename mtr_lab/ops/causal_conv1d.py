@@ -1,6 +1,6 @@
 """Depthwise causal convolution followed by SiLU, all directions of a block at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -58,7 +58,7 @@ def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequenc
     return torch.stack(outputs)
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "reference": causal_conv1d_reference,
     "cpu": cpu.causal_conv1d,
     "mamba_ssm": causal_conv1d_cuda,

@@ -24,7 +24,7 @@ BLOCK = 64
 
 # OpenMP copes with callers in several threads and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
 # It must not run in a process forked after its first use, which no data loading worker does.
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 # The last resort, workqueue, does not cope with several callers.
 _one_at_a_time = threading.Lock()
 
@@ -75,7 +75,8 @@ def _run(kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on as many threads as PyTorch uses."""
     with _one_at_a_time:
         before = numba.get_num_threads()
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(torch.get_num_threads(), most))
         try:
             kernel(*args)
         finally:
@@ -99,9 +100,9 @@ def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     return x.as_strided((extent,), (1,)).numpy(), x.stride()[:-1]
 
 
-def _jit(parallel: bool = False, **flags: set[str]) -> Callable[[Callable[..., Any]], Any]:
+def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     # nsz and contract allow max and fused multiply-add instructions; they leave infinities, NaN and order alone.
-    options = {"parallel": parallel, "error_model": "numpy", "fastmath": {"nsz", "contract"}} | flags
+    options = {"error_model": "numpy", "fastmath": {"nsz", "contract"}} | options
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
         try:
@@ -136,7 +137,7 @@ def _as_bits(typing_context, x):
 def _scaled_exp2(fraction, rounded):
     """2^(fraction + n) for ``rounded`` = ROUND + n: the polynomial with n added to the exponent bits."""
     p = f32(1) + fraction * (P0 + fraction * (P1 + fraction * (P2 + fraction * (P3 + fraction * P4))))
-    return _as_float(_as_bits(p) + (_as_bits(rounded) << numba.int32(23)))
+    return _as_float(_as_bits(p) + (_as_bits(rounded) << numba.int32(23)))  # type: ignore[call-arg]
 
 
 @_jit()

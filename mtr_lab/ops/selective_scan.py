@@ -4,7 +4,7 @@ Shapes: G directions, B images, L tokens, E = d_inner channels, N = d_state. Eve
 order; a direction that reads the sequence backwards is marked in ``reverse``, nothing is ever flipped by the caller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -172,7 +172,7 @@ def selective_scan_mamba_ssm(
     return total.to(u.dtype), scan_stats(step, step * u.float(), per_direction)
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": selective_scan_reference,
     "cpu": cpu.selective_scan,
     "mamba_ssm": selective_scan_mamba_ssm,
@@ -212,7 +212,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, gap = ctx.saved_tensors
     inputs = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
-    name = backend.pick_differentiable(inputs[0], package="mamba_ssm", gap=gap is not None)
+    name = backend.pick_differentiable(tensors[0], package="mamba_ssm", gap=gap is not None)
     with torch.enable_grad():
         y, _ = IMPLEMENTATIONS[name](*inputs, gap, ctx.reverse, False)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], grad_y))

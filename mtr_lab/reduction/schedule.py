@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
-from mtr_lab.measure.flops import TRUE, block_flops, model_flops, num_tokens
+from mtr_lab.measure.flops import model_flops, num_tokens
 from mtr_lab.reduction.policy import Policy
 
 
@@ -31,10 +31,10 @@ class Schedule:
 
 def reducing_blocks(depth: int, first_block: int, interval: int) -> range:
     """The blocks that reduce, from 0; never the last one, after which removing a token saves nothing."""
-    if interval < 1:
-        raise UserError(f"mtr.interval must be at least 1, got {interval}.")
-    if not 0 <= first_block < depth - 1:
-        raise UserError(f"mtr.first_block must be in [0, {depth - 2}] for {depth} blocks, got {first_block}.")
+    if not isinstance(interval, int) or interval < 1:
+        raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
+    if not isinstance(first_block, int) or not 0 <= first_block < depth - 1:
+        raise UserError(f"mtr.first_block must be in [0, {depth - 2}] for {depth} blocks, got {first_block!r}.")
     return range(first_block, depth - 1, interval)
 
 
@@ -52,7 +52,8 @@ def make_schedule(
 
     Args:
         ratio: share of the unreduced FLOPs to remove. Never less is removed than asked, and the overshoot is below
-            what one token costs at the last block that reduces. None if ``schedule`` gives the counts.
+            the cost of one token at the last block that reduces: with one token more kept there, it would not be
+            enough. None if ``schedule`` gives the counts.
         schedule: ``"constant"``, as equal a number of tokens as integers allow at each reducing block until only one
             ordinary token is left; or the number to remove after each block.
         first_block, interval: which blocks reduce, for a named schedule.
@@ -114,24 +115,23 @@ def _solve(
             f"{list(blocks)} reduce. Lower the ratio, or reduce earlier (mtr.first_block, mtr.interval)."
         )
 
-    # One token fewer at every block is not enough: give tokens back, the earliest (dearest) blocks first.
+    # One token fewer at every block is not enough: give tokens back, to the earliest (dearest) blocks first, as long
+    # as it is still not enough; then take the one token more that overshoots least.
     wanted = dict.fromkeys(blocks, constant - 1)
     for block in blocks:
-        trial = at({**wanted, block: wanted[block] + 1})
+        trial = at({**wanted, block: constant})
         if trial.reduction < ratio:
-            wanted[block] += 1
-    while True:
-        trials = {block: at({**wanted, block: wanted[block] + 1}) for block in blocks}
-        enough = [trial for trial in trials.values() if trial.reduction >= ratio]
-        if enough:
-            return min([*enough, reached], key=lambda trial: trial.reduction)
-        wanted[max(trials, key=lambda block: trials[block].reduction)] += 1
-
-
-def token_cost(model: VisionMamba, schedule: Schedule) -> int:
-    """True FLOPs that one token more, removed at the last block that reduces, would save: the solver's resolution."""
-    last = max(block for block, count in enumerate(schedule.remove) if count)
-    return sum(block_flops(block.mixer, 1, TRUE) for block in model.blocks[last + 1 :])
+            wanted[block] = constant
+    trials = [at({**wanted, block: wanted[block] + 1}) for block in blocks]
+    enough = [trial for trial in trials if trial.reduction >= ratio]
+    found = min([*enough, reached], key=lambda trial: trial.reduction)
+    while True:  # where tokens have run out, moving one between blocks is coarse: trim the last reduction instead
+        remove = list(found.remove)
+        remove[max(block for block, count in enumerate(remove) if count)] -= 1
+        trial = cost(remove)
+        if trial.reduction < ratio:
+            return found
+        found = trial
 
 
 def _check_counts(counts: list[int], depth: int, ordinary: int) -> None:

@@ -50,7 +50,7 @@ def wandb_logger(project: str, save_dir: str, **options: Any) -> WandbLogger:
 
     ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word.
     """
-    mode = None if "WANDB_MODE" in os.environ else wandb_mode()
+    mode = os.environ.get("WANDB_MODE") or wandb_mode()  # which knows two modes, W&B more
     return WandbLogger(project=project, save_dir=save_dir, mode=mode, **options)
 
 

@@ -66,10 +66,10 @@ class Result(TypedDict):
     task: str
     backbone: str
     dataset: str
-    weights: dict[str, Any]  # where the parameters come from: source, revision (resolved to a commit), sha256
     config: dict[str, Any]
     environment: Environment
     points: list[Point]
+    weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
 
 
 def write_result(result: Result, directory: str | Path) -> Path:

@@ -68,7 +68,8 @@ class ClassifierTraining(LightningModule):
         self.log("val_top1", self.val_top1, on_epoch=True, prog_bar=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = param_groups_weight_decay(self.model, self.weight_decay, tuple(self.model.no_weight_decay()))
+        exempt: Any = self.model.no_weight_decay()
+        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = min(self.warmup_epochs * steps // max(self.trainer.max_epochs or 1, 1), steps - 1)

@@ -67,7 +67,9 @@ def test_the_budget_ends_the_rounds_and_min_rounds_outlasts_it() -> None:
 
 def test_latency_is_of_one_image_without_gradients() -> None:
     seen: set[tuple[int, bool]] = set()
-    measure_speed({"a": lambda images: seen.add((len(images), torch.is_grad_enabled()))}, torch.zeros(5, 1), max_seconds=0)
+    measure_speed(
+        {"a": lambda images: seen.add((len(images), torch.is_grad_enabled()))}, torch.zeros(5, 1), max_seconds=0
+    )
     assert seen == {(5, False), (1, False)}
 
 

@@ -21,7 +21,9 @@ def conv(x):
 def scan(x):
     channels = x.shape[-1]
     state = torch.ones(1, *x.shape[:2], 2).to(x)
-    return ops.selective_scan(x[None], x[None], -torch.ones(1, channels, 2).to(x), state, state, x.new_ones(1, channels))
+    return ops.selective_scan(
+        x[None], x[None], -torch.ones(1, channels, 2).to(x), state, state, x.new_ones(1, channels)
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,13 @@ def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), replace_file(path) as stream:
-        stream.write(b"half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replace_file(path) as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,7 @@ def test_dense_and_untimed_points_are_results_too(result: Result, tmp_path: Path
             del point[key]  # type: ignore[misc]
         point["miou"] = 0.41
     result["points"][1]["ratio"] = None
+    del result["weights"]
     assert read_result(write_result(result, tmp_path)) == result
 
 
@@ -32,7 +33,7 @@ def test_numbers_of_libraries_become_plain_and_infinite_ones_null(result: Result
     result["points"][0]["kl_ci"] = (0.0, np.inf)  # type: ignore[typeddict-item]
     result["config"]["root"] = tmp_path
     read = read_result(write_result(result, tmp_path))
-    assert [read["points"][0][key] for key in ("top1", "tokens", "kl", "kl_ci")] == [0.5, [197, 83], None, [0.0, None]]  # type: ignore[literal-required]
+    assert [read["points"][0][key] for key in ("top1", "tokens", "kl", "kl_ci")] == [0.5, [197, 83], None, [0.0, None]]
     assert read["config"]["root"] == str(tmp_path)
 
 

@@ -1,0 +1,215 @@
+"""Creating models: names, geometry, weights from files, and what goes wrong."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import mtr_lab
+from mtr_lab import UserError, create_model
+from mtr_lab.backbones import MODELS
+
+TINY = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim": 24, "d_state": 4, "num_classes": 5}
+
+
+def tiny(name: str = "vim_ti", **changes):
+    torch.manual_seed(0)
+    return create_model(name, **{**TINY, **changes}).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("vim_ti", 7), ("vim_s", 26), ("vim_b", 98), ("videomamba_m", 74), ("vim_nano", 2)],
+)
+def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_registered_with_timm(name: str) -> None:
+    model = timm.create_model(name, **TINY)
+    assert type(model) is type(create_model(name, **TINY))
+
+
+def test_geometry_overrides_keep_the_upstream_names() -> None:
+    model = create_model(
+        "vim_ti", img_size=112, patch_size=16, stride=16, depth=7, embed_dim=96, d_state=16, num_classes=13
+    )
+    assert model(torch.zeros(1, 3, 112, 112)).shape == (1, 13)
+    assert model.pretrained_cfg["input_size"] == (3, 112, 112)
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (64, 32)])
+def test_any_size_that_fits_the_grid(name: str, size: tuple[int, int]) -> None:
+    model = tiny(name)
+    with torch.no_grad():
+        state = model.forward_state(torch.randn(1, 3, *size))
+    patches = size[0] // 8 * (size[1] // 8)
+    assert state.hidden.shape == (1, patches + 1, 24)
+    assert state.special.tolist() == [[patches // 2 if name == "vim_ti" else 0]]
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+def test_interpolated_positions_keep_a_linear_ramp(name: str) -> None:
+    """Enlarging a ramp along x gives a finer ramp along x; the class token's entry stays where the class token is."""
+    model = tiny(name, img_size=64)
+    place, new_place = model.class_position(64), model.class_position(16 * 8)
+    ramp = torch.arange(8.0).expand(8, 8).reshape(64, 1).expand(64, 24)
+    entry = torch.full((1, 24), 100.0)
+    model.pos_embed.data = torch.cat([ramp[:place], entry, ramp[place:]])[None]
+    model.cls_token.data.zero_()
+    torch.nn.init.zeros_(model.patch_embed.proj.weight)
+    torch.nn.init.zeros_(model.patch_embed.proj.bias)
+    with torch.no_grad():
+        hidden = model.embed(torch.zeros(1, 3, 128, 64)).hidden[0]
+    assert hidden[new_place].tolist() == [100.0] * 24
+    grid = torch.cat([hidden[:new_place], hidden[new_place + 1 :]])[:, 0].reshape(16, 8)
+    assert torch.allclose(grid, torch.arange(8.0).expand(16, 8), atol=0.05)
+
+
+def test_an_image_off_the_grid_is_refused_with_the_sizes_that_fit() -> None:
+    with pytest.raises(
+        UserError, match=re.escape("height 37 does not fit patches of 8 at stride 8: resize to 32 or 40")
+    ):
+        tiny()(torch.zeros(1, 3, 37, 32))
+
+
+@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
+def test_checkpoints_load_strictly_from_pytorch_files(tmp_path: Path, images: torch.Tensor, wrap: str | None) -> None:
+    model = tiny()
+    state = model.state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save({wrap: state, "args": argparse.Namespace(lr=1.0)} if wrap else state, path)
+    torch.manual_seed(7)
+    loaded = create_model("vim_ti", checkpoint=str(path), **TINY).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert loaded.weights["source"] == "weights.pth"
+    assert len(loaded.weights["sha256"]) == 64
+
+
+def test_safetensors_may_name_their_classes(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"label_names": json.dumps(names)})
+    loaded = create_model("vim_ti", checkpoint=tmp_path / "w.safetensors", **TINY)
+    assert list(loaded.pretrained_cfg["label_names"]) == names
+
+
+def test_positions_of_another_grid_are_interpolated_on_load(tmp_path: Path) -> None:
+    torch.save(tiny(img_size=64).state_dict(), tmp_path / "w.pth")
+    loaded = create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+    assert loaded.pos_embed.shape == (1, 17, 24)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"model": Payload()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="cannot read checkpoint"):
+        create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=f"cannot read checkpoint .*{file}"):
+        create_model("vim_ti", checkpoint=tmp_path / file, **TINY)
+
+
+def test_wrong_keys_and_shapes_are_listed(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    del state["norm_f.weight"]
+    state["layers.0.mixer.D"] = torch.zeros(3)
+    state["extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError) as error:
+        create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+    for line in ("missing norm_f.weight", "unexpected extra", "layers.0.mixer.D has shape (3,), expected (48,)"):
+        assert line in str(error.value)
+
+
+def test_another_number_of_classes_says_what_to_set(tmp_path: Path) -> None:
+    torch.save(tiny(num_classes=7).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="has 7 classes, the model 5: .*num_classes=7"):
+        create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+
+
+def test_an_absent_checkpoint_and_a_malformed_address_are_refused() -> None:
+    with pytest.raises(UserError, match=r"checkpoint nowhere\.pth does not exist"):
+        create_model("vim_ti", checkpoint="nowhere.pth", **TINY)
+    with pytest.raises(UserError, match="hf://OWNER/REPOSITORY/FILE"):
+        create_model("vim_ti", checkpoint="hf://owner/file", **TINY)
+
+
+def test_without_a_network_the_error_says_what_to_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*args, **kwargs):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", offline)
+    with pytest.raises(
+        UserError, match=r"vim_s_midclstok_80p5acc\.pth from hustvl/Vim-small-midclstok(.|\n)*checkpoint="
+    ):
+        create_model("vim_s", pretrained=True)
+
+
+def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--owner--name" / "snapshots" / commit / "w.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"model": tiny().state_dict()}, cached)
+    asked = {}
+
+    def download(repository: str, file: str, revision: str) -> str:
+        asked.update(repository=repository, file=file, revision=revision)
+        return str(cached)
+
+    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    model = create_model("vim_ti", checkpoint="hf://owner/name/w.pth", revision="v1.0", **TINY)
+    assert asked == {"repository": "owner/name", "file": "w.pth", "revision": "v1.0"}
+    assert model.weights["revision"] == commit
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown backbone 'vim_small'.*'vim_s'"):
+        create_model("vim_small")
+    with pytest.raises(UserError, match="unknown argument of vim_ti 'embed_dims'.*'embed_dim'"):
+        create_model("vim_ti", embed_dims=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_follow_float32(images: torch.Tensor, dtype: torch.dtype) -> None:
+    model = tiny()
+    with torch.no_grad():
+        expected = model(images)
+        found = model.to(dtype)(images.to(dtype))
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 5e-2
+    assert (found.float() - expected).norm() / expected.norm() < tolerance
+
+
+def test_gradients_reach_every_parameter(images: torch.Tensor) -> None:
+    model = tiny().train()
+    model(images).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_version_is_stated() -> None:
+    assert re.match(r"\d", mtr_lab.__version__)

@@ -1,0 +1,61 @@
+"""Parity with the authors' models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from mtr_lab import create_model, ops
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+GEOMETRY = ("img_size", "patch_size", "stride", "depth", "embed_dim", "d_state", "num_classes")
+
+
+def load(file: str) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+    with safe_open(GOLDEN / f"{file}.safetensors", framework="pt") as golden:
+        arguments = {key: json.loads(value) for key, value in golden.metadata().items() if key in GEOMETRY}
+        return arguments, {key: golden.get_tensor(key) for key in golden.keys()}  # noqa: SIM118
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("vim_ti", "vim_official"),
+        ("vim_ti", "vim_official_stride8"),
+        ("videomamba_ti", "videomamba_image_official"),
+    ],
+)
+def test_outputs_equal_the_authors(name: str, file: str, backend: str) -> None:
+    arguments, golden = load(file)
+    model = create_model(name, **arguments).eval()
+    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")}, strict=True)
+    outputs = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *call: outputs.append(call[2]))
+    with torch.no_grad(), ops.use_backend(backend):
+        features = model.forward_features(golden["input"])
+        logits = model.forward_head(features)
+
+    assert relative_error(logits, golden["logits"]) < 1e-5
+    assert relative_error(features, golden["features"]) < 1e-5
+    for i in (0, len(outputs) - 1):
+        assert relative_error(outputs[i].hidden, golden[f"hidden.{i}"]) < 1e-5
+        assert relative_error(outputs[i].residual, golden[f"residual.{i}"]) < 1e-5
+
+
+def test_directions_are_halved_in_vim_alone() -> None:
+    """Each golden file must tell the two families apart, or parity would prove nothing about them."""
+    arguments, golden = load("vim_official")
+    model = create_model("vim_ti", **arguments).eval()
+    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")})
+    for block in model.blocks:
+        block.mixer.halve = False
+    with torch.no_grad():
+        assert relative_error(model(golden["input"]), golden["logits"]) > 1e-2

@@ -1,0 +1,64 @@
+"""FLOPs against the literature's tables and against a counted forward pass."""
+
+import pytest
+import torch
+
+import mtr_lab
+from mtr_lab import create_model
+from mtr_lab.measure.flops import LITERATURE, TRUE, block_flops, counted_flops, model_flops, num_tokens
+
+
+def outline(name: str):
+    with torch.device("meta"):
+        return create_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "literature", "true"),
+    [
+        ("vim_ti", 1_449_113_088, 3_115_576_320),
+        ("vim_s", 5_076_888_576, 10_762_770_432),
+        ("vim_b", 18_868_426_752, 39_652_012_032),
+    ],
+)
+def test_published_figures_to_the_last_digit(name: str, literature: int, true: int) -> None:
+    model = outline(name)
+    assert model_flops(model, convention=LITERATURE) == literature
+    assert model_flops(model, convention=TRUE) == true
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "expected"),
+    [("vim_ti", 5, 1_250_923_008), ("vim_s", 5, 4_376_380_416), ("vim_s", 11, 3_535_770_624)],
+)
+def test_reduced_figures_of_rmeeto(name: str, removed: int, expected: int) -> None:
+    """Tokens leave before every even block from the second on."""
+    model = outline(name)
+    tokens = [197 - removed * (block // 2) for block in range(24)]
+    # The patch embedding is charged for the tokens that enter the first block.
+    assert model_flops(model, tokens, LITERATURE) == expected
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize(("ratio", "batch"), [(0.0, 1), (0.2, 2), (0.4, 3)])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_counted_equals_analytic(name: str, ratio: float, batch: int, backend: str) -> None:
+    model = create_model(name, img_size=(40, 48), patch_size=16, stride=8, depth=5, embed_dim=40, num_classes=7)
+    schedule = mtr_lab.patch(model, ratio=ratio).schedule
+    with mtr_lab.ops.use_backend(backend):
+        counted = counted_flops(model, torch.randn(batch, 3, 40, 48))
+    assert counted == (schedule.flops, schedule.flops_reduction)
+    assert schedule.flops == model_flops(model, schedule.tokens)
+    assert (schedule.flops_reduction > 0) == (ratio > 0)
+
+
+def test_tokens_of_another_size() -> None:
+    model = outline("vim_s")
+    assert num_tokens(model) == 197
+    assert num_tokens(model, (448, 224)) == 28 * 14 + 1
+    assert num_tokens(outline("vim_s_plus")) == 27 * 27 + 1
+
+
+def test_a_block_costs_in_proportion_to_its_tokens() -> None:
+    mixer = outline("vim_s").blocks[0].mixer
+    assert block_flops(mixer, 100) == 100 * block_flops(mixer, 1)
