@@ -40,7 +40,7 @@ def _explain(error: Exception, config_name: str) -> Exception:
         if (CONF / group).is_dir():
             return unknown(group, name, [path.stem for path in (CONF / group).glob("*.yaml")])
     if match := re.search(r"Could not override '([^']*)'", text):
-        return unknown("key", match[1], _keys(config_name))
+        return unknown("key", match[1], _keys(config_name), "The option --cfg job prints them all.")
     if isinstance(error, OverrideParseException):
         return UserError(f"cannot parse the override {error.override!r}: {error.message}")
     return UserError(text)

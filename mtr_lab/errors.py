@@ -12,9 +12,9 @@ class UserError(ValueError):
     """
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not one of ``known``: the nearest names first, then all of them."""
+def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None) -> UserError:
+    """The error for a name that is not one of ``known``: the nearest first, then all of them, or ``where`` they are."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}.{hint} Available: {', '.join(known)}.")
+    return UserError(f"unknown {kind} {name!r}.{hint} {where or 'Available: ' + ', '.join(known) + '.'}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,18 @@ from mtr_lab.report.environment import environment
 from mtr_lab.tasks.training import ClassifierTraining
 
 
+RANGES: dict[str, tuple[Any, float, float]] = {
+    "epochs": (int, 1, 1e6),
+    "lr": (int | float, 0, 10),
+    "weight_decay": (int | float, 0, 10),
+    "warmup_epochs": (int, 0, 1e6),
+    "label_smoothing": (int | float, 0, 1),
+    "mixup": (int | float, 0, 100),
+    "cutmix": (int | float, 0, 100),
+    "ema_decay": (int | float, 0, 1),
+}
+
+
 def train(config: DictConfig) -> Path:
     """Train what ``conf/train.yaml`` describes.
 
@@ -35,6 +48,11 @@ def train(config: DictConfig) -> Path:
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     settings = config.training
+    for key, (kind, least, most) in RANGES.items():
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+            article = "an integer" if kind is int else "a number"
+            raise UserError(f"training.{key}={value}: expected {article} from {least} to {most:g}.")
     if settings.resume is not None and not Path(settings.resume).is_file():
         raise UserError(f"training.resume={settings.resume} does not exist: expected the last.ckpt of an earlier run.")
     seed_everything(config.seed, workers=True, verbose=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from small_run import SMALL
 
 from mtr_lab.__main__ import main
 from mtr_lab.report.predictions import load_predictions

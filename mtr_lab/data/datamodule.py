@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Sampler, Subset
 
 from mtr_lab.data.classes import map_classes, name_classes
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_root, training_directory
@@ -132,8 +132,9 @@ class ImageDataModule(LightningDataModule):
         kept = self._training_indices(held_out=False)
         if len(kept) < self._batch_size:
             raise UserError(f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images.")
-        order = torch.Generator().manual_seed(self._seed)
-        return self._loader(Subset(dataset, kept), self._num_workers, shuffle=True, generator=order, **options)
+        options["generator"] = torch.Generator().manual_seed(self._seed)  # of the workers' seeds
+        sampler = EpochShuffle(len(kept), self._seed)
+        return self._loader(Subset(dataset, kept), self._num_workers, sampler=sampler, **options)
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """The held-out training images, preprocessed as for evaluation; no loader where nothing is held out."""
@@ -206,6 +207,26 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+
+class EpochShuffle(Sampler[int]):
+    """A random order that is a function of the seed and the epoch, so that a resumed run goes on in the same one.
+
+    Lightning calls ``set_epoch``.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length, self._seed, self._epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        return iter(torch.randperm(self._length, generator=generator).tolist())
 
 
 def _is_held_out(key: str, share: float) -> bool:

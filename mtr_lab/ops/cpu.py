@@ -1,7 +1,8 @@
 """The CPU implementations: float32, compiled by numba the first time they run and cached on disk.
 
 The innermost loop is always over neighbouring channels, without a sum across them and with polynomials instead of calls
-to a maths library, so that the compiler turns it into straight vector code; the state (N, BLOCK) stays in the L1 cache.
+to a maths library, so that the compiler turns it into straight vector code; the state (N, BLOCK) stays in the L1 cache,
+and the rows of the next tokens are fetched meanwhile, since they lie too far apart for the processor to foresee them.
 Each (image, channel block) belongs to one thread, which runs every direction: there are no races, and an image's result
 depends neither on its batch mates nor on the number of threads.
 
@@ -21,6 +22,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 BLOCK = 64
+CACHE_LINE = 16  # floats
+AHEAD = 4  # tokens between asking the memory for a row and using it
 
 # OpenMP copes with callers in several threads and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
 # It must not run in a process forked after its first use, which no data loading worker does.
@@ -53,7 +56,7 @@ def selective_scan(
         padded_gap[:, :length] = gap
     _run(
         _scan,
-        *(part for x in (u, delta, B, C, y[:0] if z is None else z) for part in _rows(x)),
+        *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias, padded_gap)),
         np.array(reverse),
         z is not None,
@@ -67,16 +70,20 @@ def selective_scan(
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
     """Arguments and result of ``causal_conv1d_reference``, for a float32 ``x`` on the CPU."""
     y = torch.empty(weight.shape[0], *x.shape)
-    _run(_conv, *_rows(x), _array(weight), _array(bias), np.array(reverse), y.numpy())
+    _run(_conv, *_rows(x[None]), _array(weight), _array(bias), np.array(reverse), y.numpy())
     return y
 
 
 def _run(kernel: Callable[..., None], *args: Any) -> None:
     """Call a kernel on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     with _one_at_a_time:
         before = numba.get_num_threads()
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        if torch.get_num_threads() != threads:
+            # The first use of numba's threads resets the count of the OpenMP runtime it shares with PyTorch.
+            torch.set_num_threads(threads)
+        numba.set_num_threads(min(threads, most))
         try:
             kernel(*args)
         finally:
@@ -131,6 +138,29 @@ def _as_float(typing_context, bits):
 @intrinsic
 def _as_bits(typing_context, x):
     return numba.int32(numba.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+@intrinsic
+def _prefetch(typing_context, x, index):
+    def generate(context, builder, signature, args):
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), signature)
+        builder.call(prefetch, [pointer, number(0), number(3), number(1)])  # read, into the L1 cache, data
+        return context.get_dummy_value()
+
+    return numba.none(x, index), generate
+
+
+@_jit()
+def _row(x, step, g, image, t, ahead, first, width):
+    """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token t + ahead are fetched."""
+    at = g * step[0] + image * step[1] + t * step[2] + first
+    for j in range(0, width, CACHE_LINE):
+        _prefetch(x, at + ahead * step[2] + j)
+    return x[at : at + width]
 
 
 @_jit()
@@ -207,16 +237,13 @@ def _scan(
                 for n in range(states):
                     exponent[n, j] = A[g, first + j, n] * LOG2E
 
+            ahead = -AHEAD if reverse[g] else AHEAD
             for step in range(length):
                 t = length - 1 - step if reverse[g] else step
-                at = g * u_step[0] + image * u_step[1] + t * u_step[2] + first
-                u_t = u[at : at + width]
-                at = g * delta_step[0] + image * delta_step[1] + t * delta_step[2] + first
-                delta_t = delta[at : at + width]
-                at = g * B_step[0] + image * B_step[1] + t * B_step[2]
-                B_t = B[at : at + states]
-                at = g * C_step[0] + image * C_step[1] + t * C_step[2]
-                C_t = C[at : at + states]
+                u_t = _row(u, u_step, g, image, t, ahead, first, width)
+                delta_t = _row(delta, delta_step, g, image, t, ahead, first, width)
+                B_t = _row(B, B_step, g, image, t, ahead, 0, states)
+                C_t = _row(C, C_step, g, image, t, ahead, 0, states)
                 y_t = y[image, t, first : first + width]
 
                 # Several short loops, since the compiler gives up on one over so many arrays.
@@ -235,8 +262,7 @@ def _scan(
                 for j in range(width):
                     y_t[j] = out[j] if g == 0 else y_t[j] + out[j]
                 if gated and g == directions - 1:
-                    at = image * z_step[0] + t * z_step[1] + first
-                    z_t = z[at : at + width]
+                    z_t = _row(z, z_step, 0, image, t, ahead, first, width)
                     for j in range(width):
                         y_t[j] *= _silu(z_t[j])
                 if sums.shape[0] > 0:
@@ -265,8 +291,7 @@ def _conv(x, x_step, weight, bias, reverse, y):
                     back = taps - 1 - k
                     source = t + back if reverse[g] else t - back
                     if 0 <= source < length:
-                        at = image * x_step[0] + source * x_step[1] + first
-                        x_s = x[at : at + width]
+                        x_s = _row(x, x_step, 0, image, source, AHEAD, first, width)
                         for j in range(width):
                             total[j] += tap[k, j] * x_s[j]
                 y_t = y[g, image, t, first : first + width]

@@ -185,8 +185,9 @@ def test_too_few_training_images_for_a_batch_or_a_holdout(folders: Folders, modu
 def test_training_order_is_shuffled_and_seeded(folders: Folders, module: Module) -> None:
     folders("train", a=22)
     root = str(folders("val", a=1))
-    first, again, other = (module(root=root, seed=seed).train_dataloader() for seed in (0, 0, 1))
-    orders = [ids(first), ids(again), ids(other), ids(first)]
+    first, again, other, later = (module(root=root, seed=seed).train_dataloader() for seed in (0, 0, 1, 0))
+    later.sampler.set_epoch(1)
+    orders = [ids(first), ids(again), ids(other), ids(later)]
     assert orders[0] == orders[1]
     assert len(set(map(tuple, orders))) == 3  # another seed and another epoch give another order
     assert all(len(order) == 20 for order in orders)  # full batches only

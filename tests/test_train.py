@@ -1,0 +1,135 @@
+"""``python -m mtr_lab.train`` on a few images: what it writes, that it can be resumed and repeated."""
+
+import hashlib
+import json
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mtr_lab
+from mtr_lab.__main__ import main as evaluate_main
+from mtr_lab.cli import run_program as run_hydra_program
+from mtr_lab.train import train
+
+SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
+SMALL = [
+    "dataset.batch_size=4",
+    "dataset.num_workers=0",
+    "backbone.depth=3",
+    "backbone.embed_dim=16",
+    "backbone.img_size=48",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "training.warmup_epochs=0",
+]
+
+
+def main() -> None:
+    run_hydra_program("train", train)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of six training and two evaluation images."""
+    root = tmp_path_factory.mktemp("images")
+    for wnid in sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())[:3]:
+        images = sorted((SAMPLE / wnid).iterdir())
+        for split, chosen in (("train", images[:6]), ("val", images[6:8])):
+            (root / split / wnid).mkdir(parents=True)
+            for image in chosen:
+                shutil.copy(image, root / split / wnid)
+    return root
+
+
+def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, tmp_path: Path) -> None:
+    run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2", "dataset.holdout=0.2")
+    assert run.code == 0, run.err
+    weights = run.folder / "model.safetensors"
+    record = json.loads((run.folder / "training.json").read_text())
+    assert record["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record["epochs"] == 2
+    assert {"train_loss", "val_loss", "val_top1"} <= record["final"].keys()
+    assert {value.dtype for value in load_file(weights).values()} == {torch.float16}
+    assert (run.folder / "metrics.csv").read_text().count("\n") > 1
+
+    kept = shutil.copy(weights, tmp_path / "kept.safetensors")
+    evaluation = run_program(
+        evaluate_main,
+        *[override for override in SMALL if not override.startswith("training")],
+        f"backbone.checkpoint={kept}",
+        "backbone.num_classes=3",
+        "dataset=imagefolder",
+        f"dataset.root={root}",
+        "mtr.ratio=0",
+        "timing.batch_size=0",
+    )
+    assert evaluation.code == 0, evaluation.err
+    (point,) = json.loads((evaluation.folder / "result.json").read_text())["points"]
+    assert point["images"] == 6
+
+
+def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
+    digests = []
+    for seed in (1, 1, 2):
+        run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=1", f"seed={seed}")
+        digests.append(json.loads((run.folder / "training.json").read_text())["sha256"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_run_is_resumed_where_it_stopped(run_program, root: Path, tmp_path: Path) -> None:
+    """Two epochs at once, and one epoch, an interruption, and the second: the same steps at the same learning rates."""
+    plain = "{scale: [1, 1], ratio: [1, 1], hflip: 0, color_jitter: 0}"  # augmentation is not part of the state
+    options = [
+        *SMALL,
+        f"dataset.root={root}",
+        f"dataset.train_transform={plain}",
+        "training.mixup=0",
+        "training.cutmix=0",
+    ]
+    straight = run_program(main, *options, "training.epochs=2")
+    assert straight.code == 0, straight.err
+    expected = load_file(straight.folder / "model.safetensors")
+
+    interrupted = run_program(main, *options, "training.epochs=2", "+trainer.max_steps=4")
+    assert interrupted.code == 0, interrupted.err
+    last = shutil.copy(interrupted.folder / "last.ckpt", tmp_path / "last.ckpt")
+    resumed = run_program(main, *options, "training.epochs=2", f"training.resume={last}")
+    assert resumed.code == 0, resumed.err
+    record = json.loads((resumed.folder / "training.json").read_text())
+    assert (record["epochs"], record["steps"]) == (2, 8)
+    found = load_file(resumed.folder / "model.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3)
+    stopped = load_file(interrupted.folder / "model.safetensors")
+    assert any(not torch.equal(value, stopped[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], r"imagefolder.*dataset\.root"),
+        (["dataset.root=/nowhere"], "/nowhere"),
+        (["training.resume=nowhere.ckpt"], r"training\.resume=nowhere\.ckpt does not exist"),
+        (["training.epochs=0"], r"training\.epochs"),
+        (["training.lr=fast"], r"training\.lr"),
+        (["training.ema_decay=1.5"], r"training\.ema_decay"),
+        (["training.epoch=3"], "unknown key 'training.epoch'.*'training.epochs'"),
+    ],
+)
+def test_mistakes_are_found_before_training(run_program, overrides: list[str], expected: str) -> None:
+    run = run_program(main, *SMALL, *overrides)
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    assert re.search(expected, run.err, re.DOTALL), run.err
+
+
+def test_the_bundled_model_is_what_its_record_says() -> None:
+    model = mtr_lab.create_model("vim_nano", pretrained=True)
+    record = json.loads((Path(__file__).parent.parent / "experiments" / "vim_nano" / "training.json").read_text())
+    assert model.weights["sha256"] == record["sha256"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == record["parameters"]
