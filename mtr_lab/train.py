@@ -21,7 +21,6 @@ from mtr_lab.errors import UserError
 from mtr_lab.report.environment import environment
 from mtr_lab.tasks.training import ClassifierTraining
 
-
 RANGES: dict[str, tuple[Any, float, float]] = {
     "epochs": (int, 1, 1e6),
     "lr": (int | float, 0, 10),

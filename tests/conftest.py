@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import mtr_lab  # noqa: F401, first of all tests, as it decides how OpenMP threads wait
+
+
 @pytest.fixture
 def run_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable:
     """Call a program with overrides: ``run_program(main, "mtr.ratio=0.3")`` -> exit code, stdout, stderr, folder."""

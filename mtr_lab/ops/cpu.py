@@ -159,7 +159,7 @@ def _row(x, step, g, image, t, ahead, first, width):
     """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token t + ahead are fetched."""
     at = g * step[0] + image * step[1] + t * step[2] + first
     for j in range(0, width, CACHE_LINE):
-        _prefetch(x, at + ahead * step[2] + j)
+        _prefetch(x, at + ahead * step[2] + j)  # type: ignore[call-arg]
     return x[at : at + width]
 
 

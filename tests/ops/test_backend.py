@@ -83,17 +83,19 @@ def test_forked_data_loading_workers_live_beside_the_kernels():
         assert torch.equal(torch.cat([conv(batch) for batch in loader], dim=1), expected)
 
 
-def test_import_compiles_nothing_and_needs_no_place_for_a_cache():
+def test_import_compiles_nothing_and_first_use_needs_no_cache_and_leaves_the_threads_alone():
     script = """
 import torch
 from mtr_lab import ops
 from mtr_lab.ops import cpu
 assert not cpu._scan.signatures and not cpu._conv.signatures
+torch.set_num_threads(1)
 ops.set_backend("cpu")
 y = ops.causal_conv1d(torch.ones(1, 2, 1), torch.ones(1, 1, 4), torch.zeros(1, 1))
 torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(torch.tensor([1.0, 2.0])))
+assert torch.get_num_threads() == 1
 """
-    # The only place allowed is the one a variable names, and it names none.
+    # The only place for a cache allowed is the one a variable names, and it names none.
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "_UserProvidedCacheLocator"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -1,5 +1,7 @@
 """The convolution of every implementation against a float64 loop in numpy."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 
+CUDA_KERNELS = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        importlib.util.find_spec("causal_conv1d") is None or not torch.cuda.is_available(),
+        reason="needs causal-conv1d and a CUDA device",
+    ),
+]
 IMPLEMENTATIONS = [
     pytest.param("reference", torch.float64, 1e-12, id="reference-float64"),
     pytest.param("reference", torch.float32, 2e-6, id="reference-float32"),
     pytest.param("cpu", torch.float32, 2e-6, id="cpu-float32"),
-    pytest.param("mamba_ssm", torch.float32, 1e-4, id="mamba_ssm-float32", marks=pytest.mark.gpu),
+    pytest.param("mamba_ssm", torch.float32, 1e-4, id="mamba_ssm-float32", marks=CUDA_KERNELS),
 ]
 
 
@@ -52,9 +61,6 @@ def conv_loop(x, weight, bias, reverse):
 def test_conv_equals_the_loop_over_taps(backend, dtype, tolerance, batch, length, channels, width, reverse):
     inputs = random_inputs(batch, length, channels, width, len(reverse), dtype)
     if backend == "mamba_ssm":
-        pytest.importorskip("causal_conv1d", reason="the authors' kernels are not installed")
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
         inputs = [t.cuda() for t in inputs]
     with ops.use_backend(backend):
         y = ops.causal_conv1d(*inputs, reverse=reverse)

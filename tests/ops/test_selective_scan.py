@@ -1,6 +1,7 @@
 """The scan of every implementation against a float64 loop over tokens in numpy."""
 
 import dataclasses
+import importlib.util
 import itertools
 import threading
 
@@ -14,11 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 
+CUDA_KERNELS = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        importlib.util.find_spec("mamba_ssm") is None or not torch.cuda.is_available(),
+        reason="needs mamba-ssm and a CUDA device",
+    ),
+]
 IMPLEMENTATIONS = [
     pytest.param("reference", torch.float64, 1e-8, id="reference-float64"),
     pytest.param("reference", torch.float32, 2e-5, id="reference-float32"),
     pytest.param("cpu", torch.float32, 2e-5, id="cpu-float32"),
-    pytest.param("mamba_ssm", torch.float32, 2e-3, id="mamba_ssm-float32", marks=pytest.mark.gpu),
+    pytest.param("mamba_ssm", torch.float32, 2e-3, id="mamba_ssm-float32", marks=CUDA_KERNELS),
 ]
 
 
@@ -108,15 +116,6 @@ def magnitudes(inputs):
     return np.abs(total), y
 
 
-def available(backend):
-    if backend == "mamba_ssm":
-        pytest.importorskip("mamba_ssm", reason="the authors' kernels are not installed")
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
-        return "cuda"
-    return "cpu"
-
-
 def assert_close(actual, expected, magnitude, tolerance):
     error = np.abs(actual.double().cpu().numpy() - expected)
     assert (error <= tolerance * magnitude + 1e-30).all(), f"{(error / (magnitude + 1e-30)).max():.2e} > {tolerance}"
@@ -130,10 +129,10 @@ def assert_close(actual, expected, magnitude, tolerance):
 @example(case=Case(length=300, channels=63, states=1, spread=100.0, gap=True))
 @example(case=Case(length=40, channels=64, reverse=(True, False), gate=False, bias=False))
 def test_scan_equals_the_loop_over_tokens(backend, dtype, tolerance, case):
-    device = available(backend)
     if backend == "mamba_ssm":
-        case = dataclasses.replace(case, gap=False)
-    inputs = case.inputs(dtype, device)
+        inputs = dataclasses.replace(case, gap=False).inputs(dtype, "cuda")
+    else:
+        inputs = case.inputs(dtype)
     with ops.use_backend(backend):
         y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
 
