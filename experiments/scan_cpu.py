@@ -86,8 +86,9 @@ def main():
     ratios = {name: round(medians["selective_scan_ref"] / ms, 2) for name, ms in medians.items()}
     for name in contenders:
         print(f"{name:20}{medians[name]:10.2f} ms{ratios[name]:8.1f} x")
+    machine = environment()
     result = {
-        "environment": {**environment(), "numba": numba.__version__},
+        "environment": {k: machine[k] for k in ("cpu", "threads", "python", "torch")} | {"numba": numba.__version__},
         "shapes": SHAPES,
         "rounds": ROUNDS,
         "median_ms": medians,

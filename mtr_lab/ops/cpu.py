@@ -47,11 +47,11 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     images, length, channels = u.shape[1:]
-    y = torch.empty(images, length, channels)
+    y = u.new_empty(images, length, channels)
     blocks = -(-channels // BLOCK)
-    sums = torch.empty(blocks if with_stats else 0, *u.shape[:3], 3)
+    sums = u.new_empty(blocks if with_stats else 0, *u.shape[:3], 3)
     # A backward scan arriving at the last token reads the column behind it, where there is no gap.
-    padded_gap = torch.zeros(images, length + 1)
+    padded_gap = u.new_zeros(images, length + 1)
     if gap is not None:
         padded_gap[:, :length] = gap
     _run(
@@ -69,7 +69,7 @@ def selective_scan(
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
     """Arguments and result of ``causal_conv1d_reference``, for a float32 ``x`` on the CPU."""
-    y = torch.empty(weight.shape[0], *x.shape)
+    y = x.new_empty(weight.shape[0], *x.shape)
     _run(_conv, *_rows(x[None]), _array(weight), _array(bias), np.array(reverse), y.numpy())
     return y
 
@@ -100,7 +100,7 @@ def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     One kernel then serves contiguous tensors and halves of a chunked one alike, without a copy, and still knows that
     neighbouring channels are neighbours in memory.
     """
-    x = x.detach().float()
+    x = x.float()
     if x.stride(-1) != 1:
         x = x.contiguous()
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0

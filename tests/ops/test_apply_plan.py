@@ -35,7 +35,8 @@ def tokens(batch, length, channels, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-9)],
+    # Half precision rounds once, at the end.
+    [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1.01 * 2**-8), (torch.float16, 1.01 * 2**-11)],
 )
 @settings(max_examples=50)
 @given(data=st.data(), length=st.integers(1, 60), channels=st.integers(1, 9), batch=st.integers(1, 3))
@@ -46,7 +47,7 @@ def test_equals_the_loop_over_tokens(dtype, tolerance, data, length, channels, b
     out = ops.apply_plan(x, *plan)
     assert out.dtype == dtype
     scale = apply_loop(x.abs(), *plan)
-    assert (np.abs(out.double().numpy() - apply_loop(x, *plan)) <= tolerance * scale).all()
+    assert (np.abs(out.double().numpy() - apply_loop(x, *plan)) <= tolerance * scale + tolerance * 1e-4).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -58,12 +59,6 @@ def test_survivors_alone_are_copied_bit_for_bit(dtype, length, removed, seed):
     x = tokens(2, length, 7, dtype)
     out = ops.apply_plan(x, dest, torch.ones_like(weight), keep)
     assert torch.equal(out, x.gather(1, keep[..., None].expand(-1, -1, 7)))
-
-
-def test_half_precision_is_accumulated_wide():
-    x = torch.tensor([256.0] + [1.0] * 64).bfloat16()[None, :, None]  # 256 + 1 is 256 in bfloat16
-    out = ops.apply_plan(x, torch.zeros(1, 65, dtype=torch.int64), torch.ones(1, 65), torch.tensor([[0]]))
-    assert out.item() == 320
 
 
 def test_a_dropped_token_leaves_no_trace():

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
+import numba
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend
+from mtr_lab.ops import backend, cpu
 
 
 def conv(x):
@@ -74,6 +75,32 @@ def test_use_backend_restores_the_previous_one_after_an_error():
             raise ZeroDivisionError
         assert ops.selected_backend() == "reference"
     assert ops.selected_backend() == before
+
+
+@pytest.mark.parametrize("operation", [conv, scan])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_default_dtype_changes_nothing(operation, backend):
+    x = torch.ones(1, 3, 2)
+    with ops.use_backend(backend):
+        expected = operation(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            torch.testing.assert_close(operation(x), expected, rtol=0, atol=0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_kernels_use_as_many_threads_as_pytorch(monkeypatch):
+    threads, counts = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with monkeypatch.context() as patch, ops.use_backend("cpu"):
+                patch.setattr(cpu, "_conv", lambda *args: counts.append(numba.get_num_threads()))
+                conv(torch.ones(1, 3, 2))
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [1, min(2, numba.config.NUMBA_NUM_THREADS)]
 
 
 def test_forked_data_loading_workers_live_beside_the_kernels():
