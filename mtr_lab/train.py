@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -70,11 +71,11 @@ def train(config: DictConfig) -> Path:
         config.trainer,
         max_epochs=settings.epochs,
         logger=make_loggers(config.logger),
-        callbacks=[
-            EMAWeightAveraging(decay=settings.ema_decay),
-            ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False),
-        ],
+        callbacks=[ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)],
     )
+    average = get_ema_multi_avg_fn(settings.ema_decay)
+    # Left to itself, the average would stay on the CPU, where the model is when it is set up.
+    trainer.callbacks.insert(0, WeightAveraging(device=trainer.strategy.root_device, multi_avg_fn=average))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume, weights_only=False)
 
     weights = folder / "model.safetensors"

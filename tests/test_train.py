@@ -83,11 +83,13 @@ def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
 
 def test_a_run_is_resumed_where_it_stopped(run_program, root: Path, tmp_path: Path) -> None:
     """Two epochs at once, and one epoch, an interruption, and the second: the same steps at the same learning rates."""
-    plain = "{scale: [1, 1], ratio: [1, 1], hflip: 0, color_jitter: 0}"  # augmentation is not part of the state
-    options = [
+    options = [  # without augmentation, whose random numbers are not part of the state
         *SMALL,
         f"dataset.root={root}",
-        f"dataset.train_transform={plain}",
+        "dataset.train_transform.scale=[1,1]",
+        "+dataset.train_transform.ratio=[1,1]",
+        "dataset.train_transform.hflip=0",
+        "dataset.train_transform.color_jitter=0",
         "training.mixup=0",
         "training.cutmix=0",
     ]

@@ -128,8 +128,8 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """Add, normalise, mix, and reduce where a step is attached.
 
-    ``step`` is set and removed by ``mtr_lab.reduction``; ``align`` makes the scan decay its state over removed
-    tokens.
+    ``step`` is set and removed by ``mtr_lab.reduction``; ``align`` makes the scan decay its state over the
+    places of tokens that are gone.
     """
 
     def __init__(self, mixer: BiMamba, drop_path: float = 0.0) -> None:

@@ -32,7 +32,9 @@ class TokenState:
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
         size = torch.ones(1, 1, device=tokens.device).expand(batch, length)
-        positions = torch.tensor(special, dtype=torch.int64, device=tokens.device).expand(batch, len(special))
+        # Filled on the device: a copy from the host would keep the forward pass out of a CUDA graph.
+        places = [torch.full((batch, 1), place, device=tokens.device) for place in special]
+        positions = torch.cat(places or [index[:, :0]], dim=1)
         return cls(tokens, None, index, size, positions, index if traced else None)
 
     @property
@@ -61,6 +63,13 @@ class Evidence:
     channels: int
     b: Tensor | None = None
     c: Tensor | None = None
+
+    def projection(self, name: str) -> Tensor:
+        """``b`` or ``c``, (B, G, L, N)."""
+        projection = {"b": self.b, "c": self.c}[name]
+        if projection is None:
+            raise KeyError(f"the projection {name!r} was not asked for")
+        return projection
 
     def __getitem__(self, name: str) -> Tensor:
         """One sum over the channels, (B, G, L) float32."""

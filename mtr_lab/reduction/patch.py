@@ -40,11 +40,12 @@ class Reduction:
         self._steps = [ReductionStep(self.policy) for _ in model.blocks]
         for block, step in zip(model.blocks, self._steps, strict=True):
             block.step = step
+            block.align = self.policy.align
         self.schedule = self.solve(0.0)
 
     def solve(self, ratio: float | None) -> Schedule:
         """The schedule that removes this share of the FLOPs, or the configured counts for ``None``."""
-        where = {key: self.config[key] for key in ("first_block", "interval")}
+        where = {key: self.config[key] for key in ("first_block", "interval", "layers")}
         counts = "constant" if ratio == 0 else self.config["schedule"]
         return make_schedule(self._model, self.policy, ratio=ratio, schedule=counts, img_size=self._img_size, **where)
 
@@ -102,6 +103,7 @@ def patch(
 def unpatch(model: VisionMamba) -> None:
     """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
     for block in model.blocks:
+        block.align = False
         del block.step  # a module: assigning None would leave its name behind
         block.step = None
 

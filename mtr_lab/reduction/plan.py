@@ -18,6 +18,8 @@ class Plan(NamedTuple):
     """(B, L) float32, the share of each token in the token it becomes part of."""
     keep: Tensor
     """(B, M) int64, the survivors in output order: the input position of each."""
+    residual: "Plan | None" = None
+    """What happens to the residual stream, if that is something else; the survivors are the same."""
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
@@ -49,7 +51,8 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
 
 def apply(plan: Plan, state: TokenState) -> TokenState:
     """Carry out a plan on both streams and on all that is known of the tokens."""
-    dest, weight, keep = plan
+    dest, weight, keep, _ = plan
+    other = plan.residual or plan
     alive = dest.clamp(min=0)
     size = torch.zeros_like(keep, dtype=state.size.dtype)
     source = state.source
@@ -57,7 +60,7 @@ def apply(plan: Plan, state: TokenState) -> TokenState:
         source = torch.where(source < 0, -1, dest.gather(1, source.clamp(min=0)))
     return TokenState(
         hidden=ops.apply_plan(state.hidden, dest, weight, keep),
-        residual=None if state.residual is None else ops.apply_plan(state.residual, dest, weight, keep),
+        residual=None if state.residual is None else ops.apply_plan(state.residual, other.dest, other.weight, keep),
         index=state.index.gather(1, keep),
         size=size.scatter_add_(1, alive, state.size.masked_fill(dest < 0, 0)),
         special=dest.gather(1, state.special),

@@ -1,24 +1,46 @@
 """A reduction policy: which tokens go, and what becomes of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.reduction.parts import FEATURES, GROUPINGS, MATCHINGS, MERGES, ORDERS, SCORES, num_targets
+from mtr_lab.reduction.group import GROUPINGS, ascending, ordinary_tokens
+from mtr_lab.reduction.match import FEATURES, MATCHINGS
+from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.plan import Plan, make_plan
+from mtr_lab.reduction.score import SCORES, Score
+
+MERGES = ("mean", "size", "fuse", "prune")
+DIRECTIONS = {"both": slice(None), "forward": slice(0, 1), "backward": slice(1, 2)}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Score → group → match → plan, each step a named part; see ``mtr_lab.reduction.parts``.
+    """Score → group → match → plan, each step a named part. The defaults of a policy are its file in conf/reduction.
 
-    The defaults of a policy are its file in conf/reduction.
+    Args:
+        policy: its name.
+        score: importance, a name of ``score.SCORES``; a minus in front negates it.
+        directions: whose evidence counts, ``both`` scan directions, ``forward`` or ``backward``.
+        grouping: a name of ``group.GROUPINGS``.
+        target_fraction: share of the tokens that are not sources which are targets (``asymmetric``).
+        matching: a name of ``match.MATCHINGS``.
+        features: what is compared, a name of ``match.FEATURES``.
+        merge: ``mean`` of the tokens that become one; the mean weighted by ``size``, how many tokens each stands for;
+            ``fuse`` all removed tokens into one, weighted by exp(score); or ``prune`` them.
+        prune_first: share of the removed tokens that is pruned by score before any grouping (PuMer).
+        prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
+            merged in the residual stream alone (UTR).
+        order: of the survivors, a name of ``order.ORDERS``.
+        align: decay the scan's state over pruned tokens from the next block on (HSA).
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -26,52 +48,128 @@ class Policy:
 
     policy: str
     score: str
+    directions: str
     grouping: str
     target_fraction: float
     matching: str
     features: str
     merge: str
+    prune_first: float
+    prune_share: float
     order: str
+    align: bool
 
     def __post_init__(self) -> None:
-        tables: dict[str, Mapping[str, Any]] = {
-            "score": SCORES,
+        tables: dict[str, Any] = {
+            "directions": DIRECTIONS,
             "grouping": GROUPINGS,
             "matching": MATCHINGS,
             "features": FEATURES,
             "merge": MERGES,
             "order": ORDERS,
         }
+        if str(self.score).removeprefix("-") not in SCORES:
+            raise unknown("mtr.score", str(self.score), SCORES)
         for part, table in tables.items():
             if getattr(self, part) not in table:
                 raise unknown(f"mtr.{part}", str(getattr(self, part)), table)
-        if not isinstance(self.target_fraction, int | float) or not 0 < self.target_fraction <= 1:
-            raise UserError(f"mtr.target_fraction must be in (0, 1], got {self.target_fraction!r}.")
+        for share in ("target_fraction", "prune_first", "prune_share"):
+            value = getattr(self, share)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
+        if self.merge == "fuse" and self.grouping != "asymmetric":
+            raise UserError("mtr.merge=fuse fuses the least important tokens: it needs mtr.grouping=asymmetric.")
+
+    @property
+    def scoring(self) -> Score:
+        """The score's function and what it reads."""
+        return SCORES[self.score.removeprefix("-")]
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The evidence the score reads."""
-        return SCORES[self.score][1]
+        """The evidence to collect."""
+        return self.scoring.needs
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
         """Decide what becomes of each token; ``remove`` of them do not survive."""
         length, special = state.index.shape[1], state.special.shape[1]
-        if not 0 < remove < length - special:
+        first, sources, targets = self._sizes(length, special, remove)
+        if not 0 < remove < length - special or sources < remove - first or targets < 1:
             raise UserError(
-                f"cannot remove {remove} of {length} tokens, {special} of them protected: "
-                f"at most {length - special - 1} can go, so that one is left to merge into."
+                f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them protected: "
+                f"at most {self.capacity(length, special)} can go."
             )
-        score = SCORES[self.score][0](state, evidence)
-        source, target = GROUPINGS[self.grouping](score, state.special, remove, self.target_fraction)
-        into = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
-        return make_plan(source, into, ORDERS[self.order](state, score), MERGES[self.merge](state))
+        importance = self.importance(state, evidence)
+        pool = ordinary_tokens(state.special, length)
+        ranked = ascending(pool, importance)
+        pruned, pool = ranked[:, :first], ranked[:, first:].sort(dim=1).values
+
+        if self.merge == "fuse":
+            source, target = ranked[:, first:remove], ranked[:, remove : remove + 1]
+            into = target.expand(-1, remove - first)
+        else:
+            source, target = GROUPINGS[self.grouping].split(pool, importance, remove - first, self.target_fraction)
+            if self._matches(length, special, remove):
+                into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
+                if source.shape[1] > remove - first:
+                    chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
+                    source, into = source.gather(1, chosen), into.gather(1, chosen)
+            if self.merge == "prune":
+                into = torch.full_like(source, -1)
+
+        source, into = torch.cat([pruned, source], dim=1), torch.cat([torch.full_like(pruned, -1), into], dim=1)
+        key = ORDERS[self.order](state, importance, target, source)
+        plan = make_plan(source, into, key, self._mass(state, importance))
+        dropped = round(self.prune_share * (remove - first))
+        if dropped == 0:
+            return plan
+        into = into.clone()
+        into[:, first : first + dropped] = -1
+        return make_plan(source, into, key, self._mass(state, importance))._replace(residual=plan)
+
+    def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
+        """The score of each token, (B, L) float32; higher is more important."""
+        chosen = DIRECTIONS[self.directions]
+        projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
+        score = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
+        return -score if self.score.startswith("-") else score
+
+    def _mass(self, state: TokenState, importance: Tensor) -> Tensor:
+        if self.merge == "fuse":
+            return importance.exp()
+        return state.size if self.merge == "size" else torch.ones_like(state.size)
+
+    def _sizes(self, length: int, special: int, remove: int) -> tuple[int, int, int]:
+        """How many tokens are pruned first, and how many candidate sources and targets there are after that."""
+        first = round(self.prune_first * remove)
+        pool = length - special - first
+        return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
+
+    def _matches(self, length: int, special: int, remove: int) -> bool:
+        """Whether tokens have to be compared: to find where one goes, or which of the candidates go."""
+        first, sources, _ = self._sizes(length, special, remove)
+        return remove > first and self.merge != "fuse" and (self.merge != "prune" or sources > remove - first)
+
+    def capacity(self, length: int, special: int) -> int:
+        """How many of ``length`` tokens, ``special`` of them protected, one step can remove at most."""
+        return _capacity(self, length, special)
 
     def flops(self, length: int, special: int, remove: int, channels: int) -> int:
-        """True FLOPs of one reduction step on one image: the similarities, and merging two streams."""
+        """True FLOPs of one reduction step on one image: the similarities, and applying the plan to two streams."""
         if remove == 0:
             return 0
-        targets = num_targets(length, special, remove, self.target_fraction)
-        return 2 * remove * targets * channels + 2 * 2 * remove * channels
+        _, sources, targets = self._sizes(length, special, remove)
+        similarities = 2 * sources * targets * channels if self._matches(length, special, remove) else 0
+        return similarities + 2 * 2 * remove * channels
+
+
+@cache
+def _capacity(policy: Policy, length: int, special: int) -> int:
+    for remove in range(length - special - 1, 0, -1):
+        first, sources, targets = policy._sizes(length, special, remove)
+        if sources >= remove - first and targets >= 1:
+            return remove
+    return 0
 
 
 @cache
@@ -88,11 +186,20 @@ def policy_config(name: str, **changes: Any) -> dict[str, Any]:
     """
     if name not in policy_names():
         raise unknown("policy", name, policy_names())
-    config: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(CONF / "reduction" / f"{name}.yaml")))  # type: ignore[arg-type]
+    config = _read(name)
     for key in changes:
         if key not in config:
             raise unknown(f"argument of policy {name}", key, config)
     return {**config, **changes}
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A file of conf/reduction on top of those its defaults list names."""
+    own: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(CONF / "reduction" / f"{name}.yaml")))  # type: ignore[arg-type]
+    config: dict[str, Any] = {}
+    for base in own.pop("defaults", ["_self_"]):
+        config |= own if base == "_self_" else _read(base)
+    return config
 
 
 def make_policy(config: Mapping[str, Any]) -> Policy:

@@ -1,12 +1,22 @@
 """How many tokens to remove at which block, so that a given share of the FLOPs goes."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import model_flops, num_tokens
 from mtr_lab.reduction.policy import Policy
+
+
+LAYERS = ("all", "lower", "upper")
+SHAPES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda i, n: 1.0,
+    "linear": lambda i, n: (n - i) / n,
+    "front": lambda i, n: 0.5**i,
+}
+"""How the counts of n reductions relate, by the reduction's number i: equal, falling linearly, halving each time."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,19 @@ class Schedule:
         return 1 - (self.flops + self.flops_reduction) / self.flops_unreduced
 
 
-def reducing_blocks(depth: int, first_block: int, interval: int) -> range:
-    """The blocks that reduce, from 0; never the last one, after which removing a token saves nothing."""
+def reducing_blocks(depth: int, first_block: int, interval: int, layers: str = "all") -> range:
+    """The blocks that reduce, from 0; never the last one, after which removing a token saves nothing.
+
+    ``layers`` narrows them to the ``lower`` or the ``upper`` half of the model, as Famba-V does.
+    """
+    if layers not in LAYERS:
+        raise unknown("mtr.layers", str(layers), LAYERS)
     if not isinstance(interval, int) or interval < 1:
         raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
-    if not isinstance(first_block, int) or not 0 <= first_block < depth - 1:
-        raise UserError(f"mtr.first_block must be in [0, {depth - 2}] for {depth} blocks, got {first_block!r}.")
-    return range(first_block, depth - 1, interval)
+    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
+    if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
+        raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
+    return range(max(first_block, start), stop, interval)
 
 
 def make_schedule(
@@ -46,6 +62,7 @@ def make_schedule(
     schedule: str | Sequence[int] = "constant",
     first_block: int = 1,
     interval: int = 2,
+    layers: str = "all",
     img_size: tuple[int, int] | None = None,
 ) -> Schedule:
     """Token counts for a FLOPs reduction, or the cost of given counts.
@@ -54,9 +71,9 @@ def make_schedule(
         ratio: share of the unreduced FLOPs to remove. Never less is removed than asked, and the overshoot is below
             the cost of one token at the last block that reduces: with one token more kept there, it would not be
             enough. None if ``schedule`` gives the counts.
-        schedule: ``"constant"``, as equal a number of tokens as integers allow at each reducing block until only one
-            ordinary token is left; or the number to remove after each block.
-        first_block, interval: which blocks reduce, for a named schedule.
+        schedule: a name of ``SHAPES``, how the numbers removed at the reducing blocks relate as far as integers allow
+            it, until nothing more can go; or the number to remove after each block.
+        first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
 
     Raises:
@@ -76,55 +93,56 @@ def make_schedule(
     if not isinstance(schedule, str):
         if ratio is not None:
             raise UserError("mtr.schedule gives the counts itself: set mtr.ratio=null, or use mtr.schedule=constant.")
-        _check_counts(list(schedule), depth, length - special)
+        _check_counts(list(schedule), length, depth, policy, special)
         return cost(list(schedule))
-    if schedule != "constant":
-        raise UserError(f"mtr.schedule must be 'constant' or a list of {depth} counts, got {schedule!r}.")
+    if schedule not in SHAPES:
+        raise UserError(f"mtr.schedule must be one of {', '.join(SHAPES)} or a list of {depth} counts, got {schedule!r}.")
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if ratio == 0:
         return cost([0] * depth)
-    blocks = reducing_blocks(depth, first_block, interval)
-    return _solve(ratio, blocks, depth, length - special - 1, cost)
+    blocks = reducing_blocks(depth, first_block, interval, layers)
+    shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
+
+    def at(wanted: Mapping[int, int]) -> Schedule:
+        """As many of the wanted tokens as can go, block by block."""
+        remove = [0] * depth
+        for block in blocks:
+            remove[block] = min(wanted[block], policy.capacity(length - sum(remove), special))
+        return cost(remove)
+
+    return _solve(ratio, shape, length, at, cost)
 
 
 def _solve(
-    ratio: float, blocks: range, depth: int, available: int, cost: Callable[[Sequence[int]], Schedule]
+    ratio: float,
+    shape: Mapping[int, float],
+    length: int,
+    at: Callable[[Mapping[int, int]], Schedule],
+    cost: Callable[[Sequence[int]], Schedule],
 ) -> Schedule:
-    def counts(wanted: dict[int, int]) -> list[int]:
-        """As many of the wanted tokens as there are, block by block."""
-        remove, left = [0] * depth, available
-        for block in blocks:
-            remove[block] = min(wanted[block], left)
-            left -= remove[block]
-        return remove
-
-    def at(wanted: dict[int, int]) -> Schedule:
-        return cost(counts(wanted))
-
-    reached, constant, best = None, 0, 0.0
-    for constant in range(1, available + 1):
-        trial = at(dict.fromkeys(blocks, constant))
-        best = max(best, trial.reduction)
-        if trial.reduction >= ratio:
-            reached = trial
+    """Scale the shape up to the first step that is enough, then take back what is too much, token by token."""
+    wanted = dict.fromkeys(shape, 0)
+    best = 0.0
+    for scale in range(1, length):
+        enough = {block: math.ceil(scale * part) for block, part in shape.items()}
+        reached = at(enough)
+        best = max(best, reached.reduction)
+        if reached.reduction >= ratio:
             break
-    if reached is None:
+        wanted = enough
+    else:
         raise UserError(
             f"mtr.ratio={ratio} is out of reach: at most {best:.4f} of the FLOPs can be removed when the blocks "
-            f"{list(blocks)} reduce. Lower the ratio, or reduce earlier (mtr.first_block, mtr.interval)."
+            f"{list(shape)} reduce. Lower the ratio, or reduce earlier (mtr.first_block, mtr.interval)."
         )
-
-    # One token fewer at every block is not enough: give tokens back, to the earliest (dearest) blocks first, as long
-    # as it is still not enough; then take the one token more that overshoots least.
-    wanted = dict.fromkeys(blocks, constant - 1)
-    for block in blocks:
-        trial = at({**wanted, block: constant})
-        if trial.reduction < ratio:
-            wanted[block] = constant
-    trials = [at({**wanted, block: wanted[block] + 1}) for block in blocks]
-    enough = [trial for trial in trials if trial.reduction >= ratio]
-    found = min([*enough, reached], key=lambda trial: trial.reduction)
+    # One step less is not enough: add tokens again, at the earliest (dearest) blocks first, as long as it still is not;
+    # then take the one token more that overshoots least.
+    for block in shape:
+        if at({**wanted, block: enough[block]}).reduction < ratio:
+            wanted[block] = enough[block]
+    trials = [at({**wanted, block: wanted[block] + 1}) for block in shape]
+    found = min([t for t in trials if t.reduction >= ratio] or [reached], key=lambda trial: trial.reduction)
     while True:  # where tokens have run out, moving one between blocks is coarse: trim the last reduction instead
         remove = list(found.remove)
         remove[max(block for block, count in enumerate(remove) if count)] -= 1
@@ -134,8 +152,13 @@ def _solve(
         found = trial
 
 
-def _check_counts(counts: list[int], depth: int, ordinary: int) -> None:
+def _check_counts(counts: list[int], length: int, depth: int, policy: Policy, special: int) -> None:
     if len(counts) != depth or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise UserError(f"mtr.schedule must hold {depth} counts ≥ 0, one a block, got {counts}.")
-    if sum(counts) >= ordinary:
-        raise UserError(f"mtr.schedule removes {sum(counts)} of {ordinary} tokens: at most {ordinary - 1} can go.")
+    for block, count in enumerate(counts):
+        if count > policy.capacity(length, special):
+            raise UserError(
+                f"mtr.schedule removes {count} tokens after block {block}: of the {length} there, {policy.policy} can "
+                f"remove at most {policy.capacity(length, special)}."
+            )
+        length -= count

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_mtr import mtr as slow_mtr
+from slow_policies import mtr as slow_mtr
 
 from mtr_lab import UserError
 from mtr_lab.backbones import Evidence, TokenState
@@ -162,7 +162,7 @@ def test_similarity_compares_the_configured_features(features: str) -> None:
 @pytest.mark.parametrize("remove", [0, -1, 7, 8])
 def test_removing_more_than_there_is(remove: int) -> None:
     hidden = torch.randn(1, 8, 3)
-    with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them protected: at most 6"):
+    with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them protected: at most 6 can go"):
         policy()(state(hidden, hidden, [[0]]), evidence(torch.rand(1, 8)), remove)
 
 
@@ -171,8 +171,8 @@ def test_removing_more_than_there_is(remove: int) -> None:
     [
         ("score", "delat", "unknown mtr.score 'delat'.*'delta'"),
         ("merge", "sum", "unknown mtr.merge 'sum'"),
-        ("target_fraction", 0, r"target_fraction must be in \(0, 1\], got 0"),
-        ("target_fraction", 1.5, r"target_fraction must be in \(0, 1\], got 1.5"),
+        ("target_fraction", -0.1, r"target_fraction must be in \[0, 1\], got -0.1"),
+        ("target_fraction", 1.5, r"target_fraction must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_unknown_parts_and_values(part: str, value: object, message: str) -> None:

@@ -1,0 +1,82 @@
+"""Importance of each token, higher is more important: state and evidence -> (B, L) float32.
+
+B images, L tokens, G scan directions. Evidence is read at each token's own position and summed over the directions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtr_lab.backbones import Evidence, TokenState
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and what it reads: evidence by name, and whether it compares tokens with the class token."""
+
+    function: Callable[[TokenState, Evidence], Tensor]
+    needs: tuple[str, ...] = ()
+    class_token: bool = False
+
+
+def delta(state: TokenState, evidence: Evidence) -> Tensor:
+    """MTR: the mean over channels of the timescale Δ (arXiv 2507.14042)."""
+    return evidence["delta"].sum(1) / evidence.channels
+
+
+def write(state: TokenState, evidence: Evidence) -> Tensor:
+    """How much a token writes into the state: the Frobenius norm of (Δ⊙u) Bᵀ, which is ‖Δ⊙u‖·‖B‖."""
+    return (evidence["write"].sqrt() * evidence.projection("b").norm(dim=-1)).sum(1)
+
+
+def output(state: TokenState, evidence: Evidence) -> Tensor:
+    """HSA: the mean over channels of max(0, y), y the output of the scan before the gate (arXiv 2409.18962)."""
+    return evidence["output"].sum(1) / evidence.channels
+
+
+def hidden(state: TokenState, evidence: Evidence) -> Tensor:
+    """UTR: the sum over channels of max(0, y), y the output of the block (arXiv 2410.14725)."""
+    return state.hidden.float().clamp(min=0).sum(-1)
+
+
+def b(state: TokenState, evidence: Evidence) -> Tensor:
+    """The mean over states of the input projection B, an ablation of MTR's."""
+    return evidence.projection("b").mean(-1).sum(1)
+
+
+def c(state: TokenState, evidence: Evidence) -> Tensor:
+    """The mean over states of the output projection C, an ablation of MTR's."""
+    return evidence.projection("c").mean(-1).sum(1)
+
+
+def class_token(state: TokenState, evidence: Evidence) -> Tensor:
+    """Cosine similarity of the residual stream to the first class token: EViT's attention, which Mamba has not."""
+    anchor = state.special_tokens()[:, :1].float()
+    return F.cosine_similarity(state.stream.float(), anchor, dim=-1)
+
+
+def norm(state: TokenState, evidence: Evidence) -> Tensor:
+    """The length of the residual stream after the block."""
+    return state.stream.float().norm(dim=-1)
+
+
+def random(state: TokenState, evidence: Evidence) -> Tensor:
+    """A fixed random number for each original position: the same for an image whatever its batch and the machine."""
+    return torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()
+
+
+SCORES = {
+    "delta": Score(delta, ("delta",)),
+    "write": Score(write, ("write", "b")),
+    "output": Score(output, ("output",)),
+    "hidden": Score(hidden),
+    "b": Score(b, ("b",)),
+    "c": Score(c, ("c",)),
+    "class_token": Score(class_token, class_token=True),
+    "norm": Score(norm),
+    "random": Score(random),
+}
+"""A name with a minus in front, ``-delta``, is the negated score."""

@@ -1,0 +1,198 @@
+"""Every policy: against a loop over tokens, its invariants, and the authors' own R-MeeTo."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from slow_policies import policy as slow_policy
+
+import mtr_lab
+from mtr_lab import UserError, ops
+from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
+from mtr_lab.reduction.score import SCORES
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
+BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
+RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write"}
+PRUNING = {"hsa", "random", "pumer"}
+
+
+def random_state(batch: int, length: int, channels: int, special: int, *, sized: bool = True) -> TokenState:
+    hidden, residual = torch.randn(2, batch, length, channels).unbind()
+    index = torch.stack([torch.randperm(2 * length)[:length].sort().values for _ in range(batch)])
+    places = torch.stack([torch.randperm(length)[:special] for _ in range(batch)]).view(batch, special)
+    size = torch.randint(1, 4, (batch, length)).float() if sized else torch.ones(batch, length)
+    return TokenState(hidden, residual, index, size, places)
+
+
+def random_evidence(batch: int, length: int) -> Evidence:
+    sums = torch.rand(batch, 2, length, len(ops.STATS))
+    return Evidence(sums, ops.STATS, 4, torch.randn(batch, 2, length, 3), torch.randn(batch, 2, length, 3))
+
+
+def pick(state: TokenState, rows: torch.Tensor) -> TokenState:
+    return TokenState(state.hidden[rows], state.residual[rows], state.index[rows], state.size[rows], state.special[rows])
+
+
+def pick_evidence(evidence: Evidence, rows: torch.Tensor) -> Evidence:
+    return Evidence(evidence.sums[rows], evidence.names, evidence.channels, evidence.b[rows], evidence.c[rows])
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(name=st.sampled_from(BASELINES), data=st.data())
+def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(4, 20), label="tokens")
+    special = data.draw(st.integers(1, 2), label="protected")
+    policy = make_policy(policy_config(name))
+    remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    state, evidence = random_state(2, length, 6, special), random_evidence(2, length)
+    after = apply(policy(state, evidence, remove), state)
+    score = policy.importance(state, evidence)
+    features = state.hidden if policy.features == "hidden" else state.stream
+    for b in range(2):
+        survivors, hidden, residual = slow_policy(
+            name, score[b].tolist(), features[b].tolist(), state.size[b].tolist(), state.special[b].tolist(), remove
+        )
+        assert after.index[b].tolist() == state.index[b][survivors].tolist()
+        for stream, parts, found in ((state.hidden, hidden, after.hidden), (state.residual, residual, after.residual)):
+            expected = torch.stack([sum(w * stream[b, i] for i, w in part.items()) for part in parts])
+            torch.testing.assert_close(found[b], expected)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(name=st.sampled_from(policy_names()), data=st.data())
+def test_invariants(name: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(4, 40), label="tokens")
+    policy = make_policy(policy_config(name))
+    remove = data.draw(st.integers(1, policy.capacity(length, 1)), label="removed")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    state, evidence = random_state(4, length, 5, 1, sized=False), random_evidence(4, length)
+    after = apply(policy(state, evidence, remove), state)
+
+    assert after.hidden.shape == (4, length - remove, 5)
+    assert torch.equal(after.index.gather(1, after.special), state.index.gather(1, state.special))
+    if name in RESTORED:
+        assert bool((after.index.diff(dim=1) > 0).all())
+    if name not in PRUNING:
+        assert after.size.sum(1).tolist() == [length] * 4
+    if policy.merge == "size" and name not in PRUNING:
+        torch.testing.assert_close((after.residual * after.size[..., None]).sum(1), state.residual.sum(1))
+
+    order = torch.randperm(4)
+    shuffled = apply(policy(pick(state, order), pick_evidence(evidence, order), remove), pick(state, order))
+    assert torch.equal(shuffled.hidden, after.hidden[order])
+    alone = apply(policy(pick(state, order[:1]), pick_evidence(evidence, order[:1]), remove), pick(state, order[:1]))
+    torch.testing.assert_close(alone.hidden, after.hidden[order[:1]])
+    assert torch.equal(alone.index, after.index[order[:1]])
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_runs_in_a_model(name: str) -> None:
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_ti", img_size=48, patch_size=8, stride=8, depth=6, embed_dim=32, num_classes=5)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        mtr_lab.patch(model, name, ratio=0)
+        assert torch.equal(model(images), expected)
+        schedule = mtr_lab.patch(model, name, ratio=0.15).schedule
+        assert schedule.reduction >= 0.15
+        reduced = model(images)
+        assert reduced.isfinite().all()
+        assert not torch.allclose(reduced, expected)
+        mtr_lab.unpatch(model)
+        assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("removed", [3, 6])
+def test_rmeeto_reproduces_its_authors_code(removed: int) -> None:
+    with safe_open(GOLDEN, framework="pt") as file:
+        arguments = {key: json.loads(value) for key, value in file.metadata().items()}
+        golden = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    geometry = ("img_size", "patch_size", "stride", "depth", "embed_dim", "num_classes")
+    model = mtr_lab.create_model("vim_ti", **{key: arguments[key] for key in geometry}).eval()
+    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")})
+
+    schedule = [removed if block in (1, 3, 5, 7) else 0 for block in range(10)]
+    reduction = mtr_lab.patch(model, "rmeeto", schedule=schedule, order="index_class_approximate")
+    assert list(reduction.schedule.tokens) == golden[f"rmeeto.r{removed}.tokens"].tolist()
+    with torch.no_grad():
+        logits = model(golden["input"])
+        states = mtr_lab.trace(model, golden["input"])
+    expected = golden[f"rmeeto.r{removed}.logits"]
+    assert (logits - expected).norm() / expected.norm() < 1e-5
+    positions = golden[f"rmeeto.r{removed}.class_position"].tolist()
+    for block, state in enumerate(states[:-1]):
+        assert state.special.flatten().tolist() == [positions[block + 1]] * 3
+
+
+@torch.no_grad()
+def test_aligned_states_decay_over_the_gaps() -> None:
+    """After pruning, the next block's scan runs as over the full sequence with nothing at the places of the pruned."""
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
+    seen = []
+    images = torch.randn(2, 3, 32, 32)
+    mtr_lab.patch(model.eval(), "hsa", schedule=[5, 0, 0])
+    mixer = model.blocks[1].mixer
+    mixer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["gap"]), with_kwargs=True)
+    index = mtr_lab.trace(model, images)[0].index
+    (gap,) = seen
+    assert gap.shape == (2, 12)
+    assert torch.equal(gap.cumsum(1) + torch.arange(12), index - index[:, :1])
+    assert gap.sum() > 0
+    mtr_lab.patch(model, "random", schedule=[5, 0, 0])
+    model(images)
+    assert seen[-1] is None
+
+
+def test_scores_are_what_they_say() -> None:
+    torch.manual_seed(0)
+    state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
+    delta, written, output = (evidence[name] for name in ("delta", "write", "output"))
+    expected = {
+        "delta": (delta[:, 0] + delta[:, 1]) / 4,
+        "write": sum(written[:, g].sqrt() * evidence.b[:, g].norm(dim=-1) for g in (0, 1)),
+        "output": (output[:, 0] + output[:, 1]) / 4,
+        "hidden": state.hidden.clamp(min=0).sum(-1),
+        "b": (evidence.b[:, 0] + evidence.b[:, 1]).mean(-1),
+        "c": (evidence.c[:, 0] + evidence.c[:, 1]).mean(-1),
+        "norm": (state.hidden + state.residual).norm(dim=-1),
+    }
+    for name, value in expected.items():
+        policy = make_policy(policy_config("mtr", score=name))
+        torch.testing.assert_close(policy.importance(state, evidence), value)
+        negated = make_policy(policy_config("mtr", score=f"-{name}"))
+        torch.testing.assert_close(negated.importance(state, evidence), -value)
+    similarity = make_policy(policy_config("mtr", score="class_token")).importance(state, evidence)
+    assert torch.allclose(similarity.gather(1, state.special), torch.ones(2, 1))
+    assert set(SCORES) == {*expected, "class_token", "random"}
+
+
+@pytest.mark.parametrize(("directions", "which"), [("forward", 0), ("backward", 1)])
+def test_one_direction_alone(directions: str, which: int) -> None:
+    state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
+    for score, name in (("delta", "delta"), ("output", "output")):
+        found = make_policy(policy_config("mtr", score=score, directions=directions)).importance(state, evidence)
+        torch.testing.assert_close(found, evidence[name][:, which] / 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"directions": "up"}, "unknown mtr.directions 'up'"),
+        ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
+        ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
+        ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
+        ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .* needs mtr.grouping=asymmetric"),
+    ],
+)
+def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_policy(policy_config("mtr", **changes))
