@@ -4,26 +4,35 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 
+OPEN = ("dataset", "trainer", "logger")
+"""Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
+
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
 
+    started = False
+
     def guarded(config: DictConfig) -> None:
+        nonlocal started
+        started = True
         try:
+            _check_keys(config, hydra.compose(config_name))
             task(config)
-        except (UserError, OmegaConfBaseException) as error:
+        except (UserError, OmegaConfBaseException, MisconfigurationException) as error:
             _exit(error)
 
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own affair with new versions of PyTorch
@@ -32,6 +41,10 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_explain(error, config_name))
+    except OSError as error:
+        if started:
+            raise
+        _exit(UserError(f"cannot write the run folder: {error}. Set hydra.run.dir to another."))
 
 
 def _explain(error: Exception, config_name: str) -> Exception:
@@ -48,20 +61,33 @@ def _explain(error: Exception, config_name: str) -> Exception:
     return UserError(text)
 
 
+def _check_keys(config: DictConfig, default: DictConfig) -> None:
+    """Refuse keys that were added to what a program reads, or taken from it."""
+    keys, known = _flatten(config, whole=OPEN), _flatten(default, whole=OPEN)
+    for key in keys:
+        if key not in known:
+            raise unknown("key", key, known, "The option --cfg job prints them all.")
+    for key in known:
+        if key not in keys:
+            raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
+
+
+def _flatten(node: DictConfig, prefix: str = "", whole: Sequence[str] = ()) -> list[str]:
+    """All keys below a node, dotted, but for those below the groups ``whole``."""
+    keys = []
+    for key in map(str, node):
+        child = node._get_node(key)
+        inner = isinstance(child, DictConfig) and not child._is_none() and key not in whole
+        keys += _flatten(child, f"{prefix}{key}.", whole) if inner else [prefix + key]  # type: ignore[arg-type]
+    return keys
+
+
 def _keys(config_name: str) -> list[str]:
     """All keys of a program's default configuration, dotted, and its groups."""
-
-    def flatten(node: DictConfig, prefix: str) -> list[str]:
-        keys = []
-        for key in map(str, node):
-            child = node._get_node(key)
-            keys += flatten(child, f"{prefix}{key}.") if isinstance(child, DictConfig) else [prefix + key]
-        return keys
-
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
-    return [*flatten(config, ""), *(path.name for path in CONF.iterdir() if path.is_dir())]
+    return [*_flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir())]
 
 
 def _exit(error: Exception) -> NoReturn:

@@ -1,6 +1,7 @@
 """From a composed configuration to a model, data and a Lightning trainer."""
 
 import logging
+import math
 from typing import Any
 
 import lightning
@@ -8,17 +9,43 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
 from mtr_lab.data import ImageDataModule
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, check_number
+
+NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "backbone.num_classes": (int, 1, math.inf),
+    "timing.batch_size": (int, 0, math.inf),  # 0: no timing
+    "timing.seconds": (float, 0, math.inf),
+    "training.epochs": (int, 1, math.inf),
+    "training.lr": (float, 0, 10),
+    "training.weight_decay": (float, 0, 10),
+    "training.warmup_epochs": (int, 0, math.inf),
+    "training.label_smoothing": (float, 0, 1),
+    "training.mixup": (float, 0, 100),
+    "training.cutmix": (float, 0, 100),
+    "training.ema_decay": (float, 0, 1),
+}
+"""What the numbers of the programs' own groups have to be; the other groups' are checked by whoever receives them."""
+OPTIONAL = ("backbone.num_classes",)
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raise a ``UserError`` for a number of ``NUMBERS`` that is not as it has to be."""
+    missing = object()
+    for key, (kind, least, most) in NUMBERS.items():
+        value = OmegaConf.select(config, key, default=missing)
+        if value is not missing and not (value is None and key in OPTIONAL):
+            check_number(key, value, kind, least, most)
 
 
 def make_model(config: DictConfig, **changes: Any) -> VisionMamba:
     """The model of the ``backbone`` group; keys that are null keep the model's own values."""
-    settings: dict[Any, Any] = {**config, **changes}
+    settings: dict[Any, Any] = {**OmegaConf.to_container(config, resolve=True), **changes}  # type: ignore[dict-item]
     arguments = {key: value for key, value in settings.items() if key != "name" and value is not None}
     return create_model(settings["name"], **arguments)
 
@@ -38,11 +65,21 @@ def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
     """The trainer of the ``trainer`` group.
 
     Raises:
-        UserError: the device asked for is absent, or Lightning refuses the configuration.
+        UserError: the device asked for is absent, Lightning refuses the configuration, or it asks for more than one
+            process.
     """
     check_device(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisement of devices and products
-    return _instantiate("trainer", config, **arguments)
+    trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
+    if trainer.world_size != 1:
+        raise UserError(
+            f"trainer.devices={config.devices} starts {trainer.world_size} processes: evaluation and training run in "
+            "one. Set trainer.devices=1, and start several runs to use several devices."
+        )
+    for limit in ("limit_train_batches", "limit_test_batches"):
+        if getattr(trainer, limit) == 0:
+            raise UserError(f"trainer.{limit}=0 leaves nothing to do: give a number of batches, or a share above 0.")
+    return trainer
 
 
 def make_loggers(config: DictConfig) -> list[Logger]:

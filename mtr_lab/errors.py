@@ -1,6 +1,7 @@
-"""The one exception type for mistakes a user can fix, and the "did you mean" helper its messages share."""
+"""The one exception type for mistakes a user can fix, and the two checks whose messages are shared."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -12,9 +13,18 @@ class UserError(ValueError):
     """
 
 
-def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None) -> UserError:
+def unknown(kind: str, name: object, known: Iterable[str], where: str | None = None) -> UserError:
     """The error for a name that is not one of ``known``: the nearest first, then all of them, or ``where`` they are."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}.{hint} {where or 'Available: ' + ', '.join(known) + '.'}")
+    return UserError(f"unknown {kind} {str(name)!r}.{hint} {where or 'Available: ' + ', '.join(known) + '.'}")
+
+
+def check_number(name: str, value: object, kind: type[int] | type[float], least: float, most: float = math.inf) -> None:
+    """Raise a ``UserError`` unless ``value`` is an integer (or a number, for ``float``) from ``least`` to ``most``."""
+    fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if not fits or not least <= value < math.inf or value > most:  # type: ignore[operator]
+        article = "an integer" if kind is int else "a number"
+        limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise UserError(f"{name}={value}: expected {article} {limits}.")

@@ -21,17 +21,19 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True)
 class Grouping:
-    """A grouping and its sizes: ``split(pool, score, remove, target_fraction)`` and ``sizes(pool, remove, …)``.
+    """A grouping and its sizes: ``split(tokens, remove, target_fraction)`` and ``sizes(P, remove, target_fraction)``.
 
-    ``pool`` is (B, P), the ordinary tokens still there, in sequence order; ``sizes`` takes P and returns (A, T).
+    ``tokens`` is (B, P), the ordinary tokens still there: from the least to the most important where the grouping is
+    ``ranked``, else in sequence order. ``sizes`` returns (A, T).
     """
 
-    split: Callable[[Tensor, Tensor, int, float], Groups]
+    split: Callable[[Tensor, int, float], Groups]
     sizes: Callable[[int, int, float], tuple[int, int]]
+    ranked: bool
 
 
 def ascending(pool: Tensor, score: Tensor) -> Tensor:
-    """The pool from the least to the most important token; of equals, the earlier first."""
+    """Positions (B, P) from the least to the most important token by score (B, L); of equals, the earlier first."""
     return pool.gather(1, score.gather(1, pool).argsort(dim=1, stable=True))
 
 
@@ -39,9 +41,8 @@ def _asymmetric_sizes(pool: int, remove: int, target_fraction: float) -> tuple[i
     return remove, max(1, round(target_fraction * (pool - remove)))
 
 
-def _asymmetric(pool: Tensor, score: Tensor, remove: int, target_fraction: float) -> Groups:
-    sources, targets = _asymmetric_sizes(pool.shape[1], remove, target_fraction)
-    ranked = ascending(pool, score)
+def _asymmetric(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
+    sources, targets = _asymmetric_sizes(ranked.shape[1], remove, target_fraction)
     return Groups(ranked[:, :sources], ranked[:, sources : sources + targets])
 
 
@@ -49,23 +50,22 @@ def _half_sizes(pool: int, remove: int, target_fraction: float) -> tuple[int, in
     return pool // 2, pool - pool // 2
 
 
-def _halves(pool: Tensor, score: Tensor, remove: int, target_fraction: float) -> Groups:
-    ranked = ascending(pool, score)
-    return Groups(ranked[:, : pool.shape[1] // 2], ranked[:, pool.shape[1] // 2 :])
+def _halves(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
+    return Groups(ranked[:, : ranked.shape[1] // 2], ranked[:, ranked.shape[1] // 2 :])
 
 
 def _alternate_sizes(pool: int, remove: int, target_fraction: float) -> tuple[int, int]:
     return pool - pool // 2, pool // 2
 
 
-def _alternate(pool: Tensor, score: Tensor, remove: int, target_fraction: float) -> Groups:
+def _alternate(pool: Tensor, remove: int, target_fraction: float) -> Groups:
     return Groups(pool[:, ::2], pool[:, 1::2])
 
 
 GROUPINGS = {
-    "asymmetric": Grouping(_asymmetric, _asymmetric_sizes),
-    "halves": Grouping(_halves, _half_sizes),
-    "alternate": Grouping(_alternate, _alternate_sizes),
+    "asymmetric": Grouping(_asymmetric, _asymmetric_sizes, ranked=True),
+    "halves": Grouping(_halves, _half_sizes, ranked=True),
+    "alternate": Grouping(_alternate, _alternate_sizes, ranked=False),
 }
 """``asymmetric``: the r least important are sources, the next least important targets (MTR). ``halves``: the lower and
 the upper half by importance (UTR). ``alternate``: every other token, by position (ToMe)."""

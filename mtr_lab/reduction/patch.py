@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
@@ -50,19 +51,25 @@ class Reduction:
         return make_schedule(self._model, self.policy, ratio=ratio, schedule=counts, img_size=self._img_size, **where)
 
     def use(self, schedule: Schedule) -> None:
-        """Put a schedule in force; the model's next forward pass follows it."""
+        """Put a schedule in force; the model's next forward pass follows it.
+
+        Raises:
+            UserError: the model has been unpatched, or patched anew, since.
+        """
+        if any(block.step is not step for block, step in zip(self._model.blocks, self._steps, strict=True)):
+            raise UserError("this reduction is no longer in force: the model was unpatched or patched anew.")
         for step, remove in zip(self._steps, schedule.remove, strict=True):
             step.remove = remove
         self.schedule = schedule
 
 
 def patch(
-    model: nn.Module,
+    model: VisionMamba,
     policy: str = "mtr",
     *,
     ratio: float | None = None,
     schedule: Sequence[int] | None = None,
-    img_size: tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     **parts: Any,
 ) -> Reduction:
     """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
@@ -75,7 +82,7 @@ def patch(
         policy: the name of a policy, a file in conf/reduction.
         ratio: share of the unreduced model's FLOPs to remove, the reduction's own cost charged.
         schedule: instead of ``ratio``, how many tokens to remove after each block.
-        img_size: (height, width) of the images the ratio is meant for, the model's own size by default.
+        img_size: side or (height, width) of the images the ratio is meant for, the model's own size by default.
         parts: changes to the policy's configuration, e.g. ``target_fraction=0.3``.
 
     Returns:
@@ -84,14 +91,13 @@ def patch(
     Raises:
         UserError: an unknown policy or part, a ratio out of reach (states the maximum), a model of another library.
     """
-    if not isinstance(model, VisionMamba):
-        raise UserError(f"patch expects a model made by mtr_lab.create_model, got {type(model).__name__}.")
+    _check(model, "patch")
     config = policy_config(policy, **parts)
     if schedule is not None:
-        config["schedule"] = list(schedule)
+        config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(model, config, img_size)
+    reduction = Reduction(model, config, None if img_size is None else to_2tuple(img_size))
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:
@@ -102,6 +108,7 @@ def patch(
 
 def unpatch(model: VisionMamba) -> None:
     """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
+    _check(model, "unpatch")
     for block in model.blocks:
         block.align = False
         del block.step  # a module: assigning None would leave its name behind
@@ -118,6 +125,7 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
         One state a block; ``source[b, i]`` is the token that original token i of image b has become part of, -1 if it
         was dropped.
     """
+    _check(model, "trace")
     states: list[TokenState] = []
     hooks = [block.register_forward_hook(lambda *call: states.append(call[2])) for block in model.blocks]
     try:
@@ -126,3 +134,8 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
         for hook in hooks:
             hook.remove()
     return states
+
+
+def _check(model: nn.Module, function: str) -> None:
+    if not isinstance(model, VisionMamba):
+        raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {type(model).__name__}.")

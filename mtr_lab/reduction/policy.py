@@ -100,15 +100,19 @@ class Policy:
                 f"at most {self.capacity(length, special)} can go."
             )
         importance = self.importance(state, evidence)
-        pool = ordinary_tokens(state.special, length)
-        ranked = ascending(pool, importance)
-        pruned, pool = ranked[:, :first], ranked[:, first:].sort(dim=1).values
+        tokens = ordinary_tokens(state.special, length)
+        grouping = GROUPINGS[self.grouping]
+        if grouping.ranked or first:
+            tokens = ascending(tokens, importance)
+        pruned, tokens = tokens[:, :first], tokens[:, first:]
+        if first and not grouping.ranked:
+            tokens = tokens.sort(dim=1).values
 
         if self.merge == "fuse":
-            source, target = ranked[:, first:remove], ranked[:, remove : remove + 1]
+            source, target = tokens[:, : remove - first], tokens[:, remove - first : remove - first + 1]
             into = target.expand(-1, remove - first)
         else:
-            source, target = GROUPINGS[self.grouping].split(pool, importance, remove - first, self.target_fraction)
+            source, target = grouping.split(tokens, remove - first, self.target_fraction)
             if self._matches(length, special, remove):
                 into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
                 if source.shape[1] > remove - first:
@@ -132,7 +136,7 @@ class Policy:
         chosen = DIRECTIONS[self.directions]
         projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
         score = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
-        return -score if self.score.startswith("-") else score
+        return torch.nan_to_num(-score if self.score.startswith("-") else score)
 
     def _mass(self, state: TokenState, importance: Tensor) -> Tensor:
         if self.merge == "fuse":

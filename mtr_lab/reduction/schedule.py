@@ -90,13 +90,16 @@ def make_schedule(
         unreduced = model_flops(model, [length] * depth)
         return Schedule(tuple(remove), tuple(tokens), model_flops(model, tokens), own, unreduced)
 
-    if not isinstance(schedule, str):
+    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError("mtr.schedule gives the counts itself: set mtr.ratio=null, or use mtr.schedule=constant.")
-        _check_counts(list(schedule), length, depth, policy, special)
-        return cost(list(schedule))
-    if schedule not in SHAPES:
-        raise UserError(f"mtr.schedule must be one of {', '.join(SHAPES)} or a list of {depth} counts, got {schedule!r}.")
+        counts: list[int] = list(schedule)
+        _check_counts(counts, length, depth, policy, special)
+        return cost(counts)
+    if not isinstance(schedule, str) or schedule not in SHAPES:
+        raise UserError(
+            f"mtr.schedule must be one of {', '.join(SHAPES)} or a list of {depth} counts, got {schedule!r}."
+        )
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if ratio == 0:
@@ -132,8 +135,9 @@ def _solve(
             break
         wanted = enough
     else:
+        most = math.floor(best * 1e4) / 1e4
         raise UserError(
-            f"mtr.ratio={ratio} is out of reach: at most {best:.4f} of the FLOPs can be removed when the blocks "
+            f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
             f"{list(shape)} reduce. Lower the ratio, or reduce earlier (mtr.first_block, mtr.interval)."
         )
     # One step less is not enough: add tokens again, at the earliest (dearest) blocks first, as long as it still is not;

@@ -63,6 +63,11 @@ def norm(state: TokenState, evidence: Evidence) -> Tensor:
     return state.stream.float().norm(dim=-1)
 
 
+def none(state: TokenState, evidence: Evidence) -> Tensor:
+    """No importance, for policies that compare tokens only."""
+    return torch.zeros_like(state.size)
+
+
 def random(state: TokenState, evidence: Evidence) -> Tensor:
     """A fixed random number for each original position: the same for an image whatever its batch and the machine."""
     return torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()
@@ -78,5 +83,6 @@ SCORES = {
     "class_token": Score(class_token, class_token=True),
     "norm": Score(norm),
     "random": Score(random),
+    "none": Score(none),
 }
 """A name with a minus in front, ``-delta``, is the negated score."""

@@ -17,10 +17,15 @@ def random_plan(seed, batch, length, kept, drop=0.3):
         dest[b] = np.where(rng.random(length) < drop, -1, rng.integers(kept, size=length))
         dest[b, keep[b]] = np.arange(kept)
     weight = torch.from_numpy(rng.uniform(0.1, 1, (batch, length)))
-    return torch.from_numpy(dest), weight, torch.from_numpy(keep)
+    return torch.from_numpy(dest), weight, torch.from_numpy(keep), others(torch.from_numpy(keep), length)
 
 
-def apply_loop(x, dest, weight, keep):
+def others(keep, length):
+    gone = [[i for i in range(length) if i not in row] for row in keep.tolist()]
+    return torch.tensor(gone, dtype=torch.int64).view(len(keep), -1)
+
+
+def apply_loop(x, dest, weight, keep, gone):
     x, dest, weight = x.double().numpy(), dest.numpy(), weight.double().numpy()
     out = np.zeros((x.shape[0], keep.shape[1], x.shape[2]))
     for b, i in np.ndindex(dest.shape):
@@ -55,25 +60,25 @@ def test_equals_the_loop_over_tokens(dtype, tolerance, data, length, channels, b
 @given(length=st.integers(1, 60), removed=st.integers(0, 59), seed=st.integers(0, 2**32))
 @example(length=5, removed=0, seed=0)
 def test_survivors_alone_are_copied_bit_for_bit(dtype, length, removed, seed):
-    dest, weight, keep = random_plan(seed, 2, length, max(length - removed, 1), drop=1)
+    dest, weight, keep, gone = random_plan(seed, 2, length, max(length - removed, 1), drop=1)
     x = tokens(2, length, 7, dtype)
-    out = ops.apply_plan(x, dest, torch.ones_like(weight), keep)
+    out = ops.apply_plan(x, dest, torch.ones_like(weight), keep, gone)
     assert torch.equal(out, x.gather(1, keep[..., None].expand(-1, -1, 7)))
 
 
 def test_a_dropped_token_leaves_no_trace():
     dest, weight, keep = torch.tensor([[0, -1, 1]]), torch.ones(1, 3), torch.tensor([[0, 2]])
     x = torch.tensor([1.0, torch.nan, 2.0])[None, :, None].requires_grad_()
-    out = ops.apply_plan(x, dest, weight, keep)
+    out = ops.apply_plan(x, dest, weight, keep, torch.tensor([[1]]))
     assert out.flatten().tolist() == [1, 2]
     out.sum().backward()
     assert x.grad.flatten().tolist() == [1, 0, 1]
 
 
 def test_gradients():
-    dest, weight, keep = random_plan(0, 2, 9, 5)
+    plan = random_plan(0, 2, 9, 5)
     x = tokens(2, 9, 3, torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: ops.apply_plan(x, dest, weight, keep), x)
+    assert torch.autograd.gradcheck(lambda x: ops.apply_plan(x, *plan), x)
 
 
 def test_registration():

@@ -36,7 +36,9 @@ def random_evidence(batch: int, length: int) -> Evidence:
 
 
 def pick(state: TokenState, rows: torch.Tensor) -> TokenState:
-    return TokenState(state.hidden[rows], state.residual[rows], state.index[rows], state.size[rows], state.special[rows])
+    return TokenState(
+        state.hidden[rows], state.residual[rows], state.index[rows], state.size[rows], state.special[rows]
+    )
 
 
 def pick_evidence(evidence: Evidence, rows: torch.Tensor) -> Evidence:
@@ -172,7 +174,7 @@ def test_scores_are_what_they_say() -> None:
         torch.testing.assert_close(negated.importance(state, evidence), -value)
     similarity = make_policy(policy_config("mtr", score="class_token")).importance(state, evidence)
     assert torch.allclose(similarity.gather(1, state.special), torch.ones(2, 1))
-    assert set(SCORES) == {*expected, "class_token", "random"}
+    assert set(SCORES) == {*expected, "class_token", "random", "none"}
 
 
 @pytest.mark.parametrize(("directions", "which"), [("forward", 0), ("backward", 1)])
