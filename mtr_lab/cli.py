@@ -23,7 +23,6 @@ OPEN = ("dataset", "trainer", "logger")
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
-
     started = False
 
     def guarded(config: DictConfig) -> None:
@@ -41,10 +40,11 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_explain(error, config_name))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if started:
             raise
-        _exit(UserError(f"cannot write the run folder: {error}. Set hydra.run.dir to another."))
+        where = "cannot write the run folder (hydra.run.dir): " if isinstance(error, OSError) else ""
+        _exit(UserError(f"{where}{error}"))
 
 
 def _explain(error: Exception, config_name: str) -> Exception:

@@ -88,6 +88,9 @@ def make_loggers(config: DictConfig) -> list[Logger]:
 
 
 def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
+    for key in arguments:
+        if key in config:
+            raise UserError(f"{name}.{key} cannot be set: the program sets it itself.")
     try:
         return instantiate(config, **arguments)
     except InstantiationException as error:  # Hydra wraps whatever the constructor raises

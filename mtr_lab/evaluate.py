@@ -11,7 +11,15 @@ from rich.console import Console
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.compose import check_device, make_datamodule, make_loggers, make_model, make_outline, make_trainer
+from mtr_lab.compose import (
+    check_device,
+    check_numbers,
+    make_datamodule,
+    make_loggers,
+    make_model,
+    make_outline,
+    make_trainer,
+)
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
@@ -39,8 +47,7 @@ def evaluate(config: DictConfig) -> Result:
     folder = Path(HydraConfig.get().runtime.output_dir)
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    if not isinstance(config.timing.batch_size, int) or config.timing.batch_size < 0:
-        raise UserError(f"timing.batch_size={config.timing.batch_size}: expected a number of images, 0 for no timing.")
+    check_numbers(config)
     outline = make_outline(config.backbone)
     points = operating_points(outline, config.mtr)
     datamodule = make_datamodule(
@@ -83,10 +90,17 @@ def evaluate(config: DictConfig) -> Result:
 
 
 def operating_points(model: VisionMamba, settings: DictConfig) -> list[OperatingPoint]:
-    """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives)."""
+    """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
+
+    Raises:
+        UserError: the policy or its schedule cannot be had.
+    """
     reduction = Reduction(model, policy_settings(settings))
     ratio = settings.ratio
     asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
+    for value in asked:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), or a list of them, got {value!r}.")
     asked = [value for value in dict.fromkeys(asked) if value != 0]
     return [
         OperatingPoint("none", 0.0, reduction.solve(0.0)),

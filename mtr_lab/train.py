@@ -4,34 +4,31 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.cli import run_program
-from mtr_lab.compose import check_device, make_datamodule, make_loggers, make_model, make_outline, make_trainer
+from mtr_lab.compose import (
+    check_device,
+    check_numbers,
+    make_datamodule,
+    make_loggers,
+    make_model,
+    make_outline,
+    make_trainer,
+)
 from mtr_lab.errors import UserError
+from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 from mtr_lab.tasks.training import ClassifierTraining
-
-RANGES: dict[str, tuple[Any, float, float]] = {
-    "epochs": (int, 1, 1e6),
-    "lr": (int | float, 0, 10),
-    "weight_decay": (int | float, 0, 10),
-    "warmup_epochs": (int, 0, 1e6),
-    "label_smoothing": (int | float, 0, 1),
-    "mixup": (int | float, 0, 100),
-    "cutmix": (int | float, 0, 100),
-    "ema_decay": (int | float, 0, 1),
-}
 
 
 def train(config: DictConfig) -> Path:
@@ -47,16 +44,15 @@ def train(config: DictConfig) -> Path:
     folder = Path(HydraConfig.get().runtime.output_dir)
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
+    check_numbers(config)
     settings = config.training
-    for key, (kind, least, most) in RANGES.items():
-        value = settings[key]
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
-            article = "an integer" if kind is int else "a number"
-            raise UserError(f"training.{key}={value}: expected {article} from {least} to {most:g}.")
-    if settings.resume is not None and not Path(settings.resume).is_file():
-        raise UserError(f"training.resume={settings.resume} does not exist: expected the last.ckpt of an earlier run.")
     seed_everything(config.seed, workers=True, verbose=False)
     datamodule = make_datamodule(config.dataset, make_outline(config.backbone), seed=config.seed)
+    if (settings.mixup or settings.cutmix) and config.dataset.batch_size % 2:
+        raise UserError(
+            f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
+            "Choose an even number, or training.mixup=0 training.cutmix=0."
+        )
     model = make_model(config.backbone, num_classes=datamodule.num_classes)
     module = ClassifierTraining(
         model,
@@ -67,6 +63,8 @@ def train(config: DictConfig) -> Path:
         mixup=settings.mixup,
         cutmix=settings.cutmix,
     )
+    if settings.resume is not None:
+        check_resume(str(settings.resume), module)
     trainer = make_trainer(
         config.trainer,
         max_epochs=settings.epochs,
@@ -76,7 +74,7 @@ def train(config: DictConfig) -> Path:
     average = get_ema_multi_avg_fn(settings.ema_decay)
     # Left to itself, the average would stay on the CPU, where the model is when it is set up.
     trainer.callbacks.insert(0, WeightAveraging(device=trainer.strategy.root_device, multi_avg_fn=average))  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume, weights_only=False)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume), weights_only=False)
 
     weights = folder / "model.safetensors"
     save_weights(model, weights, datamodule.class_names)
@@ -87,17 +85,42 @@ def train(config: DictConfig) -> Path:
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "final": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "skipped": sorted(module.skipped),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    with replace_file(folder / "training.json") as stream:
+        stream.write(f"{json.dumps(record, indent=1)}\n".encode())
     print(f"wrote {weights} and training.json beside it")
     return folder
 
 
+def check_resume(checkpoint: str, module: ClassifierTraining) -> None:
+    """Raise a ``UserError`` unless the file is the checkpoint of a run of the same model."""
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
+    try:  # a pickle of anything: any exception may come out of it
+        found = {key: value.shape for key, value in torch.load(path, "cpu", weights_only=False)["state_dict"].items()}
+    except Exception as error:
+        raise UserError(f"training.resume={path} is not the last.ckpt of an earlier run: {error!r}.") from error
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    if found != expected:
+        differ = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        raise UserError(
+            f"training.resume={path} is of another model: {len(differ)} parameters differ, {differ[0]} for one. "
+            "Give the backbone the geometry, and the dataset the classes, of that run."
+        )
+
+
 def save_weights(model: VisionMamba, path: Path, label_names: Sequence[str] | None) -> None:
-    """Store a model's parameters in half precision, with the names of its classes."""
+    """Store a model's parameters in half precision, with the names of its classes and its patch grid if not square."""
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
-    save_file(state, path, metadata={"label_names": json.dumps(label_names)} if label_names else None)
+    metadata = {"label_names": json.dumps(label_names)} if label_names else {}
+    rows, columns = model.patch_embed.grid_size
+    if rows != columns:  # what a reader assumes; and the order of two entries would change the file's hash
+        metadata["grid_size"] = json.dumps([rows, columns])
+    with replace_file(path) as stream:
+        stream.write(save(state, metadata or None))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_run import SMALL
 
+from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
@@ -52,16 +53,24 @@ def test_timing_is_reported_for_every_point(run_program) -> None:
         assert point["peak_mib"] > 0
 
 
-def test_imagenet_models_are_scored_on_imagenette_by_class_name(run_program) -> None:
-    run = run_program(
-        main, *SMALL, "backbone=vim_ti", "backbone.img_size=64", "dataset=imagenette_sample", "mtr.ratio=0"
-    )
+def image_folder(root: Path, wnids: list[str], images: int) -> Path:
+    """Class folders with a few of the bundled images each."""
+    for wnid in wnids:
+        (root / wnid).mkdir(parents=True)
+        for image in sorted((SAMPLE / wnid).iterdir())[:images]:
+            shutil.copy(image, root / wnid)
+    return root
+
+
+def test_imagenet_models_are_scored_by_class_name(run_program, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", ["n01440764", "n03888257"], 4)
+    data = ("dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0")
+    run = run_program(main, *SMALL, "backbone=vim_ti", "backbone.img_size=64", *data, "mtr.ratio=0")
     assert run.code == 0, run.err
-    result = read_result(run.folder)
-    assert result["dataset"] == "imagenette_sample"
-    labels = load_predictions(run.folder).labels
-    assert set(labels.tolist()) == {0}  # the first batches are tench, index 0 of 1000
-    assert load_predictions(run.folder).log_probs.shape[-1] == 1000
+    assert read_result(run.folder)["dataset"] == "imagefolder"
+    predictions = load_predictions(run.folder)
+    assert predictions.labels.tolist() == [0] * 4 + [701] * 4  # tench and parachute among the 1000
+    assert predictions.log_probs.shape[-1] == 1000
 
 
 def test_explicit_counts_instead_of_a_ratio(run_program) -> None:
@@ -73,11 +82,7 @@ def test_explicit_counts_instead_of_a_ratio(run_program) -> None:
 
 
 def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> None:
-    root = tmp_path / "images"
-    for wnid in sorted(p.name for p in SAMPLE.iterdir() if p.is_dir()):
-        (root / wnid).mkdir(parents=True)
-        for image in sorted((SAMPLE / wnid).iterdir())[:2]:
-            shutil.copy(image, root / wnid)
+    root = image_folder(tmp_path / "images", sorted(p.name for p in SAMPLE.iterdir() if p.is_dir()), 2)
     broken = sorted(root.rglob("*.JPEG"))[1]
     broken.write_bytes(broken.read_bytes()[:200])
     data = ("dataset=imagefolder", f"dataset.root={root}", "trainer.limit_test_batches=1.0", "dataset.num_workers=0")
@@ -104,29 +109,50 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'", "'mtr.ratio'"]),
         (["backbon=vim_s"], ["unknown key 'backbon'", "'backbone'"]),
         (["mtr.score=dleta"], ["unknown mtr.score 'dleta'", "'delta'"]),
-        (["mtr.ratio=1.2"], ["mtr.ratio", "1.2", "[0, 1)"]),
-        (["mtr.ratio=-0.1"], ["mtr.ratio", "-0.1"]),
-        (["mtr.ratio=many"], ["mtr.ratio", "'many'"]),
+        (["mtr.ratio=1.2"], ["mtr.ratio must be a share", "[0, 1)", "got 1.2"]),
+        (["mtr.ratio=-0.1"], ["mtr.ratio must be a share", "got -0.1"]),
+        (["mtr.ratio=many"], ["mtr.ratio must be a share", "got 'many'"]),
+        (["mtr.ratio=false"], ["mtr.ratio must be a share", "got False"]),
         (["mtr.ratio=0.97"], ["out of reach", "at most 0."]),
-        (["mtr.ratio="], ["mtr.ratio"]),
-        (["mtr.ratio=[0.2"], ["mtr.ratio"]),
-        (["mtr.schedule=[0,3,0]"], ["mtr.ratio=null"]),
-        (["mtr.interval=two"], ["mtr.interval", "two"]),
+        (["mtr.ratio="], ["mtr.ratio must be a share", "got ''"]),
+        (["mtr.ratio=[0.2"], ["cannot parse the override 'mtr.ratio=[0.2'"]),
+        (["+mtr.unknown=1"], ["unknown key 'mtr.unknown'"]),
+        (["+foo=1"], ["unknown key 'foo'"]),
+        (["~mtr.score"], ["the key mtr.score is missing"]),
+        (["experiment=vim_nan"], ["unknown experiment 'vim_nan'", "'vim_nano'"]),
+        (["dataset=null"], ["Config group override must be a string"]),
+        (["mtr.schedule=[0,3,0]"], ["set mtr.ratio=null"]),
+        (["mtr.interval=two"], ["mtr.interval must be", "'two'"]),
         (["dataset=imagefolder", "dataset.root=/nowhere"], ["/nowhere", "<class>", "dataset=imagenette_sample"]),
         (["backbone=vim_s"], ["imagenet", "dataset.root", "dataset=imagenette_sample"]),
         (["dataset.on_error=ignore"], ["unknown dataset.on_error 'ignore'"]),
-        (["dataset.batch_size=0"], ["dataset.batch_size=0"]),
-        (["dataset.batch_size=many"], ["dataset.batch_size", "many"]),
+        (["dataset.on_error=null"], ["unknown dataset.on_error 'None'"]),
+        (["dataset.batch_size=0"], ["dataset.batch_size=0: expected an integer of at least 1"]),
+        (["dataset.batch_size=many"], ["dataset.batch_size=many: expected an integer"]),
+        (["dataset.holdout=abc"], ["dataset.holdout=abc: expected a number from 0 to 0.99"]),
+        (["dataset.root=5", "dataset=imagefolder"], ["5 is not a directory"]),
+        (["dataset.train_transform=3"], ["dataset.train_transform=3: expected a mapping"]),
+        (["+dataset.num_classes=10"], ["dataset.num_classes cannot be set"]),
         (["ops.backend=cuda"], ["unknown ops.backend 'cuda'", "mamba_ssm"]),
         (["backbone.checkpoint=nowhere.pth"], ["nowhere.pth does not exist"]),
-        (["backbone.embed_dim=0"], ["embed_dim"]),
-        (["backbone.img_size=115"], ["115", "112 or 120"]),
-        (["backbone.num_classes=7"], ["7", "10"]),
-        (["trainer.accelerator=abacus"], ["trainer", "abacus"]),
-        (["trainer.devices=0"], ["trainer", "0"]),
-        (["trainer.precision=3"], ["trainer", "3"]),
-        (["dataset.root=${nothing}"], ["nothing"]),
-        (["timing.batch_size=-1"], ["timing.batch_size", "-1"]),
+        (["backbone.checkpoint=hf://a..b/--c/f"], ["cannot download f from a..b/--c"]),
+        (["backbone.name=null"], ["unknown backbone 'None'"]),
+        (["backbone.embed_dim=0"], ["embed_dim of vim_nano=0: expected an integer of at least 1"]),
+        (["backbone.img_size=115"], ["image height 115 does not fit", "112 or 120"]),
+        (["backbone.img_size=big"], ["img_size of vim_nano=big: expected an integer"]),
+        (["backbone.num_classes=7"], ["the dataset has 10 classes", "the model 7 outputs"]),
+        (["backbone.num_classes=0"], ["backbone.num_classes=0: expected an integer of at least 1"]),
+        (["trainer.accelerator=abacus"], ["trainer: You selected an invalid accelerator name", "abacus"]),
+        (["trainer.devices=0"], ["trainer: ", "devices=0"]),
+        (["trainer.accelerator=cpu", "trainer.devices=2"], ["trainer.devices=2 starts 2 processes"]),
+        (["trainer.precision=3"], ["trainer: Precision 3 is invalid"]),
+        (["trainer.limit_test_batches=0"], ["trainer.limit_test_batches=0 leaves nothing to do"]),
+        (["trainer.limit_test_batches=0.0001"], ["limit_test_batches=0.008"]),
+        (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
+        (["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer of at least 0"]),
+        (["timing.seconds=many"], ["timing.seconds=many: expected a number"]),
+        (["seed=-1"], ["seed=-1: expected an integer from 0"]),
+        (["hydra.run.dir=/dev/null/x"], ["cannot write the run folder", "/dev/null/x"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
@@ -156,6 +182,16 @@ def test_mistakes_are_found_before_weights_are_loaded(run_program, monkeypatch: 
     for mistake in ("mtr.ratio=0.97", "mtr.score=nothing"):
         assert run_program(main, *small, mistake).code == 2
     assert run_program(main, *small, "dataset=imagefolder", "dataset.root=/nowhere").code == 2
+
+
+def test_outputs_that_are_not_numbers_are_no_predictions(run_program, tmp_path: Path) -> None:
+    model = create_model("vim_nano", depth=6, embed_dim=16)
+    torch.nn.init.constant_(model.head.weight, torch.inf)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    run = run_program(main, *SMALL, f"backbone.checkpoint={tmp_path / 'w.pth'}", "mtr.ratio=0")
+    assert run.code == 2
+    assert "outputs at none@0 are infinite or not a number for 8 of 8 images" in run.err
+    assert not (run.folder / "result.json").exists()
 
 
 def test_csv_and_tensorboard_and_offline_wandb(run_program, monkeypatch: pytest.MonkeyPatch) -> None:

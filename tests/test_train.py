@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.cli import run_program as run_hydra_program
+from mtr_lab.tasks.training import ClassifierTraining
 from mtr_lab.train import train
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -81,8 +82,10 @@ def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_run_is_resumed_where_it_stopped(run_program, root: Path, tmp_path: Path) -> None:
-    """Two epochs at once, and one epoch, an interruption, and the second: the same steps at the same learning rates."""
+def test_a_run_is_resumed_where_it_stopped(
+    run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs at once, and one epoch, an interruption, and the second, end in the same weights, bit for bit."""
     options = [  # without augmentation, whose random numbers are not part of the state
         *SMALL,
         f"dataset.root={root}",
@@ -92,42 +95,87 @@ def test_a_run_is_resumed_where_it_stopped(run_program, root: Path, tmp_path: Pa
         "dataset.train_transform.color_jitter=0",
         "training.mixup=0",
         "training.cutmix=0",
+        "training.ema_decay=0",  # the weights themselves, not an average that has hardly moved
+        "training.epochs=2",
     ]
-    straight = run_program(main, *options, "training.epochs=2")
+    straight = run_program(main, *options)
     assert straight.code == 0, straight.err
     expected = load_file(straight.folder / "model.safetensors")
 
-    interrupted = run_program(main, *options, "training.epochs=2", "+trainer.max_steps=4")
-    assert interrupted.code == 0, interrupted.err
-    last = shutil.copy(interrupted.folder / "last.ckpt", tmp_path / "last.ckpt")
-    resumed = run_program(main, *options, "training.epochs=2", f"training.resume={last}")
+    def stop(module: ClassifierTraining) -> None:
+        if module.current_epoch == 1:
+            raise ConnectionError("interrupted")
+
+    shutil.rmtree(straight.folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassifierTraining, "on_train_epoch_start", stop)
+        with pytest.raises(ConnectionError):
+            run_program(main, *options)
+    assert not (straight.folder / "model.safetensors").exists()
+    last = shutil.copy(straight.folder / "last.ckpt", tmp_path / "last.ckpt")
+    resumed = run_program(main, *options, f"training.resume={last}")
     assert resumed.code == 0, resumed.err
     record = json.loads((resumed.folder / "training.json").read_text())
     assert (record["epochs"], record["steps"]) == (2, 8)
     found = load_file(resumed.folder / "model.safetensors")
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3)
-    stopped = load_file(interrupted.folder / "model.safetensors")
-    assert any(not torch.equal(value, stopped[name]) for name, value in expected.items())
+        assert torch.equal(found[name], value), name
+    halfway = torch.load(last, weights_only=False)["state_dict"]
+    assert not torch.equal(halfway["model.head.weight"].half(), expected["head.weight"])
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(run_program, root: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(root, tmp_path / "images"))
+    broken = [sorted((damaged / "train").rglob("*.JPEG"))[i] for i in (0, 7)]
+    for file in broken:
+        file.write_bytes(b"damaged")
+    options = [*SMALL, f"dataset.root={damaged}", "dataset.batch_size=6", "training.epochs=2"]
+    assert run_program(main, *options).code == 2
+    run = run_program(main, *options, "dataset.on_error=skip")
+    assert run.code == 0, run.err
+    record = json.loads((run.folder / "training.json").read_text())
+    assert record["skipped"] == [f"{file.parent.name}/{file.name}" for file in broken]
+    assert record["steps"] == 6
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], r"imagefolder.*dataset\.root"),
+        (["dataset.root=null"], r"imagefolder.*dataset\.root"),
         (["dataset.root=/nowhere"], "/nowhere"),
         (["training.resume=nowhere.ckpt"], r"training\.resume=nowhere\.ckpt does not exist"),
-        (["training.epochs=0"], r"training\.epochs"),
-        (["training.lr=fast"], r"training\.lr"),
-        (["training.ema_decay=1.5"], r"training\.ema_decay"),
+        (["training.epochs=0"], r"training\.epochs=0: expected an integer of at least 1"),
+        (["training.lr=fast"], r"training\.lr=fast: expected a number from 0 to 10"),
+        (["training.ema_decay=1.5"], r"training\.ema_decay=1\.5: expected a number from 0 to 1"),
+        (["training.resume=JUNK"], r"training\.resume=.*junk\.ckpt is not the last\.ckpt of an earlier run"),
+        (["+trainer.max_epochs=3"], r"trainer\.max_epochs cannot be set"),
+        (["+training.x=1"], r"unknown key 'training\.x'"),
+        (["experiment=vim_nan"], "unknown experiment 'vim_nan'.*'vim_nano'"),
+        (["dataset.batch_size=5"], r"dataset\.batch_size=5: mixup and cutmix mix the images of a batch in pairs"),
+        (["backbone.drop_path_rate=2"], r"drop_path_rate of vim_nano=2: expected a number from 0 to 0\.99"),
+        (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes"),
+        (["trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 leaves nothing to do"),
         (["training.epoch=3"], "unknown key 'training.epoch'.*'training.epochs'"),
     ],
 )
-def test_mistakes_are_found_before_training(run_program, overrides: list[str], expected: str) -> None:
-    run = run_program(main, *SMALL, *overrides)
+def test_mistakes_are_found_before_training(
+    run_program, root: Path, tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    junk = tmp_path / "junk.ckpt"
+    junk.write_bytes(b"junk")
+    overrides = [override.replace("JUNK", str(junk)) for override in overrides]
+    run = run_program(main, *SMALL, f"dataset.root={root}", *overrides)
     assert run.code == 2, run.err
     assert "Traceback" not in run.err
     assert re.search(expected, run.err, re.DOTALL), run.err
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, tmp_path: Path) -> None:
+    options = [*SMALL, f"dataset.root={root}", "training.epochs=1"]
+    last = shutil.copy(run_program(main, *options).folder / "last.ckpt", tmp_path / "last.ckpt")
+    run = run_program(main, *options, f"training.resume={last}", "backbone.depth=4")
+    assert run.code == 2
+    assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
 
 
 def test_the_bundled_model_is_what_its_record_says() -> None:

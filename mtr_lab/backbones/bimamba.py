@@ -64,13 +64,14 @@ class BiMamba(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(
-        self, hidden: Tensor, *, gap: Tensor | None = None, needs: Sequence[str] = ()
+        self, hidden: Tensor, *, gap: Tensor | None = None, stretch: Tensor | None = None, needs: Sequence[str] = ()
     ) -> tuple[Tensor, Evidence]:
         """Mix the tokens: (B, L, C) -> (B, L, C), and the evidence asked for.
 
         Args:
             hidden: normalised tokens, (B, L, C).
             gap: (B, L), how many tokens are missing before each one; see ``mtr_lab.ops.selective_scan``.
+            stretch: (B, L), what Δ of each token is multiplied by.
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
         batch, length, _ = hidden.shape
@@ -95,6 +96,7 @@ class BiMamba(nn.Module):
             delta_bias=self._both("dt_proj", "bias"),
             reverse=self.reverse,
             gap=gap,
+            stretch=stretch,
             stats=stats,
         )
         evidence = Evidence(
@@ -129,7 +131,7 @@ class Block(nn.Module):
     """Add, normalise, mix, and reduce where a step is attached.
 
     ``step`` is set and removed by ``mtr_lab.reduction``; ``align`` makes the scan decay its state over the
-    places of tokens that are gone.
+    places of tokens that are gone, ``stretch`` multiplies Δ of a token by its size to that power.
     """
 
     def __init__(self, mixer: BiMamba, drop_path: float = 0.0) -> None:
@@ -139,12 +141,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.step: Step | None = None
         self.align = False
+        self.stretch = 0.0
 
     def forward(self, state: TokenState) -> TokenState:
         normed, residual = self.norm(self.drop_path(state.hidden), state.residual)
         gap = F.pad(state.index.diff(dim=1) - 1, (1, 0)) if self.align else None
         step = self.step if self.step is not None and self.step.remove > 0 else None
-        hidden, evidence = self.mixer(normed, gap=gap, needs=step.needs if step else ())
+        stretch = state.size**self.stretch if self.stretch else None
+        hidden, evidence = self.mixer(normed, gap=gap, stretch=stretch, needs=step.needs if step else ())
         state = replace(state, hidden=hidden, residual=residual)
         return step(state, evidence) if step else state
 

@@ -1,7 +1,7 @@
 """Images to patch tokens, and position embeddings for any grid."""
 
 import torch
-from timm.layers import resample_abs_pos_embed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
@@ -53,5 +53,7 @@ def resize_positions(
     """
     class_entry = embedding[:, class_position : class_position + 1]
     patches = torch.cat([embedding[:, :class_position], embedding[:, class_position + 1 :]], dim=1)
-    patches = resample_abs_pos_embed(patches, list(new), list(old), num_prefix_tokens=0)
+    image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, old rows, old columns)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    patches = image.flatten(2).transpose(1, 2).to(embedding.dtype)
     return torch.cat([patches[:, :new_class_position], class_entry, patches[:, new_class_position:]], dim=1)

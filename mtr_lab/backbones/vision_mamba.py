@@ -1,9 +1,10 @@
 """The image classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from timm.layers import to_2tuple
+from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 
 from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
@@ -22,7 +23,7 @@ class VisionMamba(nn.Module):
         d_state: N, states a channel.
         channels: of the input image.
         num_classes: 0 for no head.
-        drop_path_rate: stochastic depth of the last block while training.
+        drop_path_rate: stochastic depth of the last block while training; earlier blocks have less.
     """
 
     halve: bool
@@ -55,6 +56,7 @@ class VisionMamba(nn.Module):
             Block(BiMamba(embed_dim, d_state, halve=self.halve), rate)
             for rate in drop_path_rates(drop_path_rate, depth)
         )
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
         self.norm_f = RMSNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         initialise(self, depth)
@@ -85,7 +87,7 @@ class VisionMamba(nn.Module):
         state = self.embed(images, traced=traced)
         for block in self.blocks:
             state = block(state)
-        return state
+        return replace(state, hidden=self.drop_path(state.hidden))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The normalised class token, (B, C)."""

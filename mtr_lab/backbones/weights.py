@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import inspect
 import json
-import pickle
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mtr_lab.backbones.patch_embed import resize_positions
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, check_number, unknown
 
 Model = TypeVar("Model", bound=VisionMamba)
 
@@ -69,9 +69,9 @@ def build(
     for key in kwargs:
         if key not in geometry:
             raise unknown(f"argument of {name}", key, geometry)
-
-        if key not in ("img_size", "drop_path_rate") and (not isinstance(kwargs[key], int) or kwargs[key] < 1):
-            raise UserError(f"{key} of {name} must be a positive integer, got {kwargs[key]!r}.")
+        _check_argument(f"{key} of {name}", key, kwargs[key])
+    if not isinstance(pretrained, bool):
+        raise UserError(f"pretrained of {name}={pretrained}: expected true or false.")
 
     model = family(**{**defaults, **kwargs})
     model.weights = asdict(Weights("random"))
@@ -91,7 +91,8 @@ def build(
         "label_names": cfg.label_names if cfg.label_names and len(cfg.label_names) == model.num_classes else None,
     }
     if checkpoint is not None:
-        named = _label_names(str(checkpoint))
+        local = not str(checkpoint).startswith("hf://")
+        named = _metadata(_fetch(str(checkpoint), "")[0], "label_names", str) if local else None
         if named or model.num_classes != len(imagenet_label_names()):
             model.pretrained_cfg["label_names"] = named  # somebody's own classes
     elif pretrained:
@@ -99,6 +100,17 @@ def build(
     if checkpoint is not None and not model.cls_token.is_meta:
         load_weights(model, checkpoint, revision)
     return model
+
+
+def _check_argument(label: str, key: str, value: Any) -> None:
+    """Raise a ``UserError`` unless the value is one that ``VisionMamba`` takes for ``key``."""
+    if key == "drop_path_rate":
+        check_number(label, value, float, 0, 0.99)
+    elif key == "img_size" and isinstance(value, list | tuple) and len(value) == 2:
+        for pixels in value:
+            check_number(label, pixels, int, 1)
+    else:
+        check_number(label, value, int, 0 if key == "num_classes" else 1)
 
 
 def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "main") -> None:
@@ -112,7 +124,7 @@ def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "ma
     path, commit = _fetch(str(checkpoint), revision)
     state = _read(path)
     pos_embed = state.get("pos_embed")
-    if pos_embed is not None and pos_embed.shape[1] != model.pos_embed.shape[1]:
+    if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit: _check says so
         state["pos_embed"] = _refit(pos_embed, model, path)
     _check(state, model, path)
     model.load_state_dict(state, strict=True)
@@ -136,28 +148,34 @@ def _fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
     if not file:
         raise UserError(f"checkpoint {checkpoint!r} is not of the form hf://OWNER/REPOSITORY/FILE.")
     try:
-        path = Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        path = Path(hf_hub_download(f"{owner}/{repository}", file, revision=str(revision)))
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
         raise UserError(
             f"cannot download {file} from {owner}/{repository} (revision {revision}) on the Hugging Face Hub: "
-            f"{str(error).splitlines()[0]}\nWithout a network, download that file elsewhere and pass its path: "
+            f"{_reason(error)}\nWithout a network, download that file elsewhere and pass its path: "
             "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
         ) from error
     parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
     return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
-def _label_names(checkpoint: str) -> tuple[str, ...] | None:
-    """The class names that a local safetensors file carries in its metadata ``label_names``."""
-    if checkpoint.startswith("hf://") or not checkpoint.endswith(".safetensors"):
+def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
+    """The JSON list of strings or integers that a safetensors file carries in its metadata under ``key``."""
+    if path.suffix != ".safetensors":
         return None
-    path, _ = _fetch(checkpoint, "")
     try:
         with safe_open(path, framework="pt") as file:
-            names = (file.metadata() or {}).get("label_names")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read checkpoint {path}: {error}") from error
-    return tuple(json.loads(names)) if names else None
+            values = json.loads((file.metadata() or {}).get(key, "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"cannot read checkpoint {path} and its metadata {key}: {_reason(error)}") from error
+    if values is not None and not (isinstance(values, list) and all(isinstance(value, kind) for value in values)):
+        raise UserError(f"checkpoint {path}: its metadata {key} is no JSON list of {kind.__name__}.")
+    return None if values is None else tuple(values)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -166,8 +184,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
+        raise UserError(f"cannot read checkpoint {path}: {_reason(error)}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -177,19 +195,21 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _refit(pos_embed: Tensor, model: VisionMamba, path: Path) -> Tensor:
-    """Position embeddings of a square training grid, interpolated to the model's grid."""
-    patches = pos_embed.shape[1] - 1
-    side = round(patches**0.5)
-    if side * side != patches:
-        raise UserError(f"checkpoint {path}: pos_embed has {patches} patches, not a square grid to interpolate from.")
-    rows, columns = model.patch_embed.grid_size
-    return resize_positions(
-        pos_embed.float(),
-        model.class_position(patches),
-        (side, side),
-        model.class_position(rows * columns),
-        (rows, columns),
-    )
+    """Position embeddings on the model's grid, interpolated from that of the checkpoint if it is another.
+
+    A checkpoint that does not state its grid is taken to be of a square one where that is possible, for almost all are.
+    """
+    patches, grid = pos_embed.shape[1] - 1, model.patch_embed.grid_size
+    side = math.isqrt(patches)
+    stated = _metadata(path, "grid_size", int)
+    old = stated or ((side, side) if side * side == patches else grid)
+    if len(old) != 2 or old[0] * old[1] != patches:
+        shape = f"not the {old[0]} x {old[1]} of the model" if not stated else f"not the {stated} its metadata states"
+        raise UserError(f"checkpoint {path}: pos_embed has {patches} patches, {shape}, and no square grid either.")
+    if old == grid:
+        return pos_embed
+    places = model.class_position(patches), model.class_position(grid[0] * grid[1])
+    return resize_positions(pos_embed.float(), places[0], (old[0], old[1]), places[1], grid)
 
 
 def _check(state: Mapping[str, Tensor], model: VisionMamba, path: Path) -> None:

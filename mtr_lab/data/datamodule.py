@@ -18,7 +18,7 @@ from mtr_lab.data.classes import map_classes, name_classes
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_root, training_directory
 from mtr_lab.data.images import Collate, ImageLoader, Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.timm_sources import StreamSource, open_timm
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, check_number, unknown
 
 
 class ImageDataModule(LightningDataModule):
@@ -80,17 +80,17 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if on_error not in ("fail", "skip"):
             raise unknown("dataset.on_error", on_error, ["fail", "skip"])
-        if not 0 <= holdout < 1:
-            raise UserError(f"dataset.holdout={holdout}: expected a share of the training images, at least 0, below 1.")
-        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"dataset.{key}={value}: expected an integer of at least {least}.")
-        self.name = name
-        self._root = root
-        self._source = source
+        check_number("dataset.holdout", holdout, float, 0, 0.99)
+        check_number("dataset.batch_size", batch_size, int, 1)
+        check_number("dataset.num_workers", num_workers, int, 0)
+        if not isinstance(classes, str | Sequence | None):
+            raise UserError(f"dataset.classes={classes}: expected a list of names, or imagenet-1k.")
+        self.name = str(name)
+        self._root = None if root is None else str(root)  # a directory may be called 5, which YAML takes for a number
+        self._source = str(source)
         self._classes = classes
-        self._train_split = train_split
-        self._test_split = test_split
+        self._train_split = str(train_split)
+        self._test_split = str(test_split)
         self._holdout = holdout
         self._batch_size = batch_size
         self._num_workers = min(num_workers, os.cpu_count() or 1)
@@ -99,9 +99,9 @@ class ImageDataModule(LightningDataModule):
 
         self._collate = Collate(tuple(data_config["input_size"]))
         self._eval_transform = create_transform(**data_config, is_training=False)
-        self._train_transform = _training_transform(data_config, train_transform or {})
+        self._train_transform = _training_transform(data_config, {} if train_transform is None else train_transform)
 
-        self._test_source = self._open(test_split, training=False)
+        self._test_source = self._open(self._test_split, training=False)
         if holdout and isinstance(self._test_source, StreamSource):
             raise UserError(
                 f"dataset.holdout={holdout}: nothing can be held out of the stream {source}, as its order changes. "
@@ -237,6 +237,8 @@ def _is_held_out(key: str, share: float) -> bool:
 
 def _training_transform(data_config: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     known = inspect.signature(create_transform).parameters
+    if not isinstance(options, Mapping):
+        raise UserError(f"dataset.train_transform={options}: expected a mapping of {', '.join(known)}.")
     for option in options:
         if option not in known:
             raise unknown("dataset.train_transform option", option, known)

@@ -42,6 +42,7 @@ def selective_scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
     gap: Tensor | None,
+    stretch: Tensor | None,
     reverse: Sequence[bool],
     with_stats: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,7 @@ def selective_scan(
         _scan,
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias, padded_gap)),
+        _array(torch.ones(images, length) if stretch is None else stretch),
         np.array(reverse),
         z is not None,
         y.numpy(),
@@ -214,7 +216,7 @@ def _token_stats(delta, write, y, out):
 
 @_jit(parallel=True)
 def _scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, gap, reverse, gated, y, sums
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, gap, stretch, reverse, gated, y, sums
 ):  # fmt: skip
     directions, channels, states = A.shape
     images, length, _ = y.shape
@@ -248,7 +250,7 @@ def _scan(
 
                 # Several short loops, since the compiler gives up on one over so many arrays.
                 for j in range(width):
-                    dt[j] = _softplus(delta_t[j] + shift[j])
+                    dt[j] = _softplus(delta_t[j] + shift[j]) * stretch[image, t]
                 crossed = gap[image, t + reverse[g]]
                 for j in range(width):
                     decay[j] = dt[j] + crossed * idle[j]

@@ -30,6 +30,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     reverse: Sequence[bool] = (False,),
     gap: Tensor | None = None,
+    stretch: Tensor | None = None,
     stats: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     r"""Run the selective state-space recurrence and say cheaply what it did with each token.
@@ -52,6 +53,8 @@ def selective_scan(
         gap: (B, L), how many tokens were removed between each token and the one before it. The state decays over a
             gap of g as over g tokens with zero input, ``exp(g softplus(delta_bias) A)``, in whichever direction it
             is crossed. ``None`` for no gaps. Not differentiable.
+        stretch: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
+            lets the past fade, for longer. ``None`` for 1. Not differentiable.
         stats: which per-token sums over the channels to emit, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
             Σ (Δ u)², ``output`` is Σ max(0, y) before the gate.
 
@@ -71,7 +74,7 @@ def selective_scan(
         if name not in STATS:
             raise unknown("scan statistic", name, STATS)
     name = backend.pick(u, package="mamba_ssm", gap=gap is not None)
-    y, sums = _scan(u, delta, A, B, C, D, z, delta_bias, gap, list(reverse), bool(stats), name)
+    y, sums = _scan(u, delta, A, B, C, D, z, delta_bias, gap, stretch, list(reverse), bool(stats), name)
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
 
 
@@ -85,6 +88,7 @@ def selective_scan_reference(
     z: Tensor | None,
     delta_bias: Tensor | None,
     gap: Tensor | None,
+    stretch: Tensor | None,
     reverse: Sequence[bool],
     with_stats: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -94,6 +98,8 @@ def selective_scan_reference(
     u, delta, A, B, C, D = (t.to(dtype) for t in (u, delta, A, B, C, D))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     delta = F.softplus(delta + bias[:, None, None, :])
+    if stretch is not None:
+        delta = delta * stretch[..., None]
     write = delta * u
 
     def in_reading_order(x: Tensor) -> Tensor:  # (G, B, L, *) with the backward directions flipped along L
@@ -137,6 +143,7 @@ def selective_scan_mamba_ssm(
     z: Tensor | None,
     delta_bias: Tensor | None,
     gap: Tensor | None,
+    stretch: Tensor | None,
     reverse: Sequence[bool],
     with_stats: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -146,6 +153,10 @@ def selective_scan_mamba_ssm(
     def channels_first(x: Tensor, flip: bool) -> Tensor:  # (B, L, *) -> (B, *, L)
         return (x.flip(1) if flip else x).transpose(1, 2).contiguous()
 
+    if stretch is not None:
+        if delta_bias is not None:
+            delta = delta.float() + delta_bias.float()[:, None, None, :]
+        delta, delta_bias = F.softplus(delta.float()) * stretch[..., None], None
     ys = []
     for g, flip in enumerate(reverse):
         y = selective_scan_fn(
@@ -158,7 +169,7 @@ def selective_scan_mamba_ssm(
             # The statistics are of the ungated output, which the fused gate would hide.
             z=None if z is None or with_stats else channels_first(z.to(u.dtype), flip),
             delta_bias=None if delta_bias is None else delta_bias[g].float(),
-            delta_softplus=True,
+            delta_softplus=stretch is None,
         ).transpose(1, 2)
         ys.append(y.flip(1) if flip else y)
     if not with_stats:
@@ -168,7 +179,7 @@ def selective_scan_mamba_ssm(
     if z is not None:
         total = total * F.silu(z.float())
     step = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None, None, :]
-    step = F.softplus(step)
+    step = F.softplus(step) if stretch is None else step
     return total.to(u.dtype), scan_stats(step, step * u.float(), per_direction)
 
 
@@ -190,15 +201,16 @@ def _scan(
     z: Optional[Tensor],
     delta_bias: Optional[Tensor],
     gap: Optional[Tensor],
+    stretch: Optional[Tensor],
     reverse: Sequence[bool],
     with_stats: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    return IMPLEMENTATIONS[implementation](u, delta, A, B, C, D, z, delta_bias, gap, reverse, with_stats)
+    return IMPLEMENTATIONS[implementation](u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse, with_stats)
 
 
 @_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, gap, reverse, with_stats, implementation):  # type: ignore[no-untyped-def]
+def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse, with_stats, implementation):  # type: ignore[no-untyped-def]
     sums_dtype = torch.promote_types(u.dtype, torch.float32)
     return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(STATS) * with_stats, dtype=sums_dtype)
 
@@ -210,13 +222,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, gap = ctx.saved_tensors
+    *tensors, gap, stretch = ctx.saved_tensors
     inputs = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     name = backend.pick_differentiable(tensors[0], package="mamba_ssm", gap=gap is not None)
     with torch.enable_grad():
-        y, _ = IMPLEMENTATIONS[name](*inputs, gap, ctx.reverse, False)
+        y, _ = IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], grad_y))
-    return *(None if t is None else next(grads) for t in inputs), None, None, None, None
+    return *(None if t is None else next(grads) for t in inputs), None, None, None, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup)

@@ -41,7 +41,7 @@ class Reduction:
         self._steps = [ReductionStep(self.policy) for _ in model.blocks]
         for block, step in zip(model.blocks, self._steps, strict=True):
             block.step = step
-            block.align = self.policy.align
+            block.align, block.stretch = self.policy.align, self.policy.stretch
         self.schedule = self.solve(0.0)
 
     def solve(self, ratio: float | None) -> Schedule:
@@ -110,7 +110,7 @@ def unpatch(model: VisionMamba) -> None:
     """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
     _check(model, "unpatch")
     for block in model.blocks:
-        block.align = False
+        block.align, block.stretch = False, 0.0
         del block.step  # a module: assigning None would leave its name behind
         block.step = None
 

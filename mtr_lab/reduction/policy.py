@@ -41,6 +41,8 @@ class Policy:
             merged in the residual stream alone (UTR).
         order: of the survivors, a name of ``order.ORDERS``.
         align: decay the scan's state over pruned tokens from the next block on (HSA).
+        stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
+            stands for several then writes, and lets the past fade, for longer.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -58,6 +60,7 @@ class Policy:
     prune_share: float
     order: str
     align: bool
+    stretch: float
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -73,7 +76,7 @@ class Policy:
         for part, table in tables.items():
             if getattr(self, part) not in table:
                 raise unknown(f"mtr.{part}", str(getattr(self, part)), table)
-        for share in ("target_fraction", "prune_first", "prune_share"):
+        for share in ("target_fraction", "prune_first", "prune_share", "stretch"):
             value = getattr(self, share)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")

@@ -9,7 +9,6 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import model_flops, num_tokens
 from mtr_lab.reduction.policy import Policy
 
-
 LAYERS = ("all", "lower", "upper")
 SHAPES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, n: 1.0,

@@ -49,6 +49,7 @@ class ClassifierEvaluation(LightningModule):
         self._hashes: list[str] = []
         self._labels: list[Tensor] = []
         self._log_probs: list[Tensor] = []
+        self._top5: list[np.ndarray] = []
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
@@ -63,22 +64,31 @@ class ClassifierEvaluation(LightningModule):
         self._hashes += batch["hash"]
         self._labels.append(batch["label"].cpu())
         logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points])
-        self._log_probs.append(logits.float().log_softmax(-1).cpu())  # (p, B, K)
+        log_probs = logits.float().log_softmax(-1).cpu()  # (p, B, K)
+        self._log_probs.append(log_probs)
+        self._top5.append(top_classes(log_probs.numpy()))
 
     def predictions(self) -> Predictions:
         """What the model predicted for every image that could be read, at every point.
 
         Raises:
-            UserError: no image could be read.
+            UserError: no image could be read, or the model's outputs are not numbers.
         """
         if not self._ids:
             raise UserError("not one image could be read: there is nothing to report.")
         log_probs = torch.cat(self._log_probs, dim=1).numpy()
+        for point, rows in zip(self.points, log_probs, strict=True):
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                raise UserError(
+                    f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
+                    f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
+                )
         return Predictions(
             ids=np.array(self._ids),
             hashes=np.array(self._hashes),
             labels=torch.cat(self._labels).numpy(),
             points=np.array([point.name for point in self.points]),
-            top5=top_classes(log_probs),
+            top5=np.concatenate(self._top5, axis=1),
             log_probs=log_probs,
         )

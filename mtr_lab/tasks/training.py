@@ -26,6 +26,8 @@ class ClassifierTraining(LightningModule):
         warmup_epochs: length of the linear warm-up.
         label_smoothing: share of the target spread over all classes.
         mixup, cutmix: α of the Beta distributions, 0 to leave one out; every batch is mixed by one of the two.
+
+    ``skipped`` holds the names of the images that could not be read.
     """
 
     def __init__(
@@ -48,10 +50,16 @@ class ClassifierTraining(LightningModule):
             if mixup or cutmix
             else None
         )
+        self.skipped: set[str] = set()
         self.val_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
-    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
+        self.skipped.update(batch["skipped"])
         images, labels = batch["image"], batch["label"]
+        if self.mixup is not None and len(images) % 2:  # an image was skipped; mixing takes pairs
+            images, labels = images[:-1], labels[:-1]
+        if not len(images):
+            return None
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)  # labels become soft, smoothing included
             loss = F.cross_entropy(self.model(images), labels)
@@ -61,6 +69,9 @@ class ClassifierTraining(LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
+        self.skipped.update(batch["skipped"])
+        if not batch["id"]:
+            return
         logits = self.model(batch["image"])
         self.val_top1(logits, batch["label"])
         loss = F.cross_entropy(logits, batch["label"])

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 
 import mtr_lab
 from mtr_lab import UserError, create_model
@@ -114,6 +115,70 @@ def test_positions_of_another_grid_are_interpolated_on_load(tmp_path: Path) -> N
     assert loaded.pos_embed.shape == (1, 17, 24)
 
 
+@pytest.mark.parametrize("stated", [False, True])
+def test_positions_of_a_grid_with_as_many_patches_are_interpolated(tmp_path: Path, stated: bool) -> None:
+    """64 patches are a square of 8 x 8 unless the file states that they are 4 x 16."""
+    square, wide = tiny(img_size=64), tiny(img_size=(32, 128))
+    state = {**wide.state_dict(), "pos_embed": square.pos_embed.data}
+    save_file(state, tmp_path / "w.safetensors", metadata={"grid_size": "[4, 16]"} if stated else None)
+    arguments = {**TINY, "checkpoint": tmp_path / "w.safetensors"}
+    loaded = create_model("vim_ti", **{**arguments, "img_size": (32, 128)})
+    assert torch.equal(loaded.pos_embed, square.pos_embed) == stated
+    back = create_model("vim_ti", **{**arguments, "img_size": 64})
+    assert torch.equal(back.pos_embed, square.pos_embed) == (not stated)
+
+
+def test_positions_that_fit_no_grid_are_refused(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    for shape, message in (((1, 8, 24), "7 patches"), ((1, 1, 24), "pos_embed has shape"), ((17,), "pos_embed has")):
+        torch.save({**state, "pos_embed": torch.zeros(shape)}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=message):
+            create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "vim_s", "vim_s_plus", "videomamba_s"])
+def test_preprocessing_is_the_authors(name: str) -> None:
+    with torch.device("meta"):
+        config = resolve_model_data_config(create_model(name))
+    assert config["input_size"] == (3, 224, 224)
+    assert config["interpolation"] == "bicubic"
+    assert config["crop_pct"] == 0.875
+    assert config["mean"] == (0.485, 0.456, 0.406)
+    assert config["std"] == (0.229, 0.224, 0.225)
+
+
+def test_without_classes_the_model_gives_features(images: torch.Tensor) -> None:
+    assert tiny(num_classes=0)(images).shape == (2, 24)
+
+
+def test_stochastic_depth_reaches_the_last_output(images: torch.Tensor) -> None:
+    """Its rate grows from 0 to the one asked for, which is that of the last block's output; none in evaluation."""
+    model = tiny(depth=3, drop_path_rate=0.5)
+    rates = [getattr(module.drop_path, "drop_prob", 0.0) for module in (*model.blocks, model)]
+    assert rates == [0, 0, 0.25, 0.5]
+    with torch.no_grad():
+        assert torch.equal(model(images), tiny(depth=3)(images))
+        model.train()
+        dropped = torch.stack([model.forward_state(images).hidden.abs().sum((1, 2)) == 0 for _ in range(20)])
+    assert 5 < dropped.sum() < 35
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"stride": True}, "stride of vim_ti=True: expected an integer of at least 1"),
+        ({"drop_path_rate": 2}, "drop_path_rate of vim_ti=2: expected a number from 0 to 0.99"),
+        ({"img_size": "big"}, "img_size of vim_ti=big: expected an integer"),
+        ({"img_size": (32, 0)}, "img_size of vim_ti=0: expected an integer of at least 1"),
+        ({"num_classes": -1}, "num_classes of vim_ti=-1: expected an integer of at least 0"),
+        ({"pretrained": "maybe"}, "pretrained of vim_ti=maybe: expected true or false"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(argument: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        create_model("vim_ti", **argument)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self):
@@ -126,9 +191,17 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
 def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
-    (tmp_path / file).write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=f"cannot read checkpoint .*{file}"):
-        create_model("vim_ti", checkpoint=tmp_path / file, **TINY)
+    for content in (b"", b"not a checkpoint", b"\x80\x02}q\x01.junk", b"\x80\x02h\x05."):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(UserError, match=f"cannot read checkpoint .*{file}.*: ."):
+            create_model("vim_ti", checkpoint=tmp_path / file, **TINY)
+
+
+@pytest.mark.parametrize("names", ["{not json", '"abcde"', "[1, 2, 3, 4, 5]"])
+def test_class_names_that_are_no_list_of_names_are_refused(tmp_path: Path, names: str) -> None:
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"label_names": names})
+    with pytest.raises(UserError, match="metadata label_names"):
+        create_model("vim_ti", checkpoint=tmp_path / "w.safetensors", **TINY)
 
 
 def test_wrong_keys_and_shapes_are_listed(tmp_path: Path) -> None:
@@ -189,6 +262,8 @@ def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypa
 def test_unknown_names_come_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown backbone 'vim_small'.*'vim_s'"):
         create_model("vim_small")
+    with pytest.raises(UserError, match="unknown backbone 'None'"):
+        create_model(None)
     with pytest.raises(UserError, match="unknown argument of vim_ti 'embed_dims'.*'embed_dim'"):
         create_model("vim_ti", embed_dims=3)
 

@@ -43,6 +43,7 @@ class Case:
     gate: bool = True
     bias: bool = True
     gap: bool = False
+    stretch: bool = False
 
     def inputs(self, dtype=torch.float32, device="cpu"):
         """Keyword arguments of ``selective_scan``, random but a function of the case alone."""
@@ -53,6 +54,7 @@ class Case:
 
         lead = (len(self.reverse), self.batch, self.length)
         gap = torch.randint(0, 4, lead[1:], generator=generator).to(device)
+        stretch = (1 + 2 * torch.rand(lead[1:], generator=generator)).to(device, dtype)
         return {
             "u": normal(*lead, self.channels),
             "delta": normal(*lead, self.channels) * self.spread,
@@ -63,6 +65,7 @@ class Case:
             "z": normal(*lead[1:], self.channels) if self.gate else None,
             "delta_bias": normal(lead[0], self.channels) - 2 if self.bias else None,
             "gap": gap if self.gap else None,
+            "stretch": stretch if self.stretch else None,
             "reverse": self.reverse,
         }
 
@@ -78,10 +81,11 @@ cases = st.builds(
     gate=st.booleans(),
     bias=st.booleans(),
     gap=st.booleans(),
+    stretch=st.booleans(),
 )
 
 
-def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, reverse):
+def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse):
     """The recurrence token by token and direction by direction in float64; a gap is that many tokens of zero input.
 
     Returns the gated sum (B, L, E), each direction's output (G, B, L, E) and Δ (G, B, L, E).
@@ -90,6 +94,8 @@ def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, reverse):
     bias = np.zeros_like(D) if delta_bias is None else delta_bias.cpu().double().numpy()
     gap = np.zeros(u.shape[1:3], int) if gap is None else gap.cpu().numpy()
     delta = np.logaddexp(0, delta + bias[:, None, None])
+    if stretch is not None:
+        delta = delta * stretch.cpu().double().numpy()[..., None]
     y = np.zeros_like(u)
     directions, batch, length, _ = u.shape
     for g, b in itertools.product(range(directions), range(batch)):
@@ -186,7 +192,9 @@ def test_a_nan_shows_in_its_own_image_only(backend, name):
 @given(case=cases)
 def test_gap_decays_as_zero_input_tokens_do(backend, case):
     """Keep every token with probability one third of a sequence whose other tokens have u = delta = 0."""
-    inputs = dataclasses.replace(case, gap=False).inputs(torch.float64 if backend == "reference" else torch.float32)
+    inputs = dataclasses.replace(case, gap=False, stretch=False).inputs(
+        torch.float64 if backend == "reference" else torch.float32
+    )
     survives = torch.rand(case.length, generator=torch.Generator().manual_seed(0)) < 1 / 3
     survives[case.length // 2] = True
     kept = survives.nonzero()[:, 0]
@@ -218,9 +226,9 @@ def test_stats_come_in_the_order_asked(backend):
     assert none.shape == (2, 2, 7, 0)
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "gap"])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "gap", "stretch"])
 def test_cpu_takes_any_strides(name):
-    inputs = Case(length=9, channels=70, gap=True).inputs()
+    inputs = Case(length=9, channels=70, gap=True, stretch=True).inputs()
     with ops.use_backend("cpu"):
         expected, sums = ops.selective_scan(**inputs, stats=ops.STATS)
         half = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=-1).chunk(2, dim=-1)[1]
@@ -233,7 +241,7 @@ def test_cpu_takes_any_strides(name):
 
 
 def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
-    inputs = Case(batch=5, length=50, channels=130, states=16, gap=True).inputs()
+    inputs = Case(batch=5, length=50, channels=130, states=16, gap=True, stretch=True).inputs()
     threads = torch.get_num_threads()
     with ops.use_backend("cpu"):
         y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
@@ -241,7 +249,7 @@ def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
             torch.set_num_threads(1)
             for b in range(5):
                 alone = {k: inputs[k][:, b : b + 1] for k in ("u", "delta", "B", "C")}
-                alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap")}
+                alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap", "stretch")}
                 y_alone, sums_alone = ops.selective_scan(**inputs | alone, stats=ops.STATS)
                 assert torch.equal(y_alone[0], y[b])
                 assert torch.equal(sums_alone[:, 0], sums[:, b])
@@ -266,10 +274,12 @@ def test_concurrent_callers_get_their_own_results():
     assert all(equal)
 
 
-@pytest.mark.parametrize("case", [Case(length=4, gap=True), Case(length=3, gate=False, bias=False, reverse=(True,))])
+@pytest.mark.parametrize(
+    "case", [Case(length=4, gap=True, stretch=True), Case(length=3, gate=False, bias=False, reverse=(True,))]
+)
 def test_gradients(case):
     inputs = case.inputs(torch.float64)
-    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and k != "gap"]
+    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and k not in ("gap", "stretch")]
 
     def scan(*tensors):
         return ops.selective_scan(**inputs | dict(zip(names, tensors, strict=True)))[0]
@@ -281,8 +291,13 @@ def test_gradients_of_the_cpu_forward_equal_float64():
     grads = {}
     for dtype in (torch.float32, torch.float64):
         inputs = Case(channels=70, gap=True).inputs()
-        inputs = {k: v.to(dtype) if isinstance(v, torch.Tensor) and k != "gap" else v for k, v in inputs.items()}
-        leaves = [v.requires_grad_() for k, v in inputs.items() if isinstance(v, torch.Tensor) and k != "gap"]
+        inputs = {
+            k: v.to(dtype) if isinstance(v, torch.Tensor) and k not in ("gap", "stretch") else v
+            for k, v in inputs.items()
+        }
+        leaves = [
+            v.requires_grad_() for k, v in inputs.items() if isinstance(v, torch.Tensor) and k not in ("gap", "stretch")
+        ]
         with ops.use_backend("cpu" if dtype == torch.float32 else "reference"):
             y, sums = ops.selective_scan(**inputs, stats=("delta",))
         assert not sums.requires_grad
@@ -304,7 +319,9 @@ def test_half_precision_input_keeps_a_wide_state():
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize(
-    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=str
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
 )
 def test_modes_change_nothing(backend, mode):
     inputs = Case(gap=True).inputs()
@@ -333,8 +350,10 @@ def test_compiles_without_graph_break(backend):
 @pytest.mark.parametrize("with_stats", [False, True])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_registration(backend, with_stats):
-    inputs = Case(length=3, gap=True).inputs()
-    tensors = [v.requires_grad_(k != "gap") for k, v in inputs.items() if k != "reverse"]
+    inputs = Case(length=3, gap=True, stretch=True).inputs()
+    tensors = [
+        v if k in ("gap", "stretch") or v is None else v.requires_grad_() for k, v in inputs.items() if k != "reverse"
+    ]
     torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*tensors, [False, True], with_stats, backend))
 
 

@@ -198,3 +198,22 @@ def test_one_direction_alone(directions: str, which: int) -> None:
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_policy(policy_config("mtr", **changes))
+
+
+@torch.no_grad()
+def test_stretched_tokens_take_longer_steps() -> None:
+    """After merging, Δ of the next block is multiplied by the square root of what each token stands for."""
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
+    seen = []
+    model.eval().blocks[1].mixer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["stretch"]), with_kwargs=True
+    )
+    images = torch.randn(2, 3, 32, 32)
+    mtr_lab.patch(model, "write", schedule=[5, 0, 0])
+    size = mtr_lab.trace(model, images)[0].size
+    torch.testing.assert_close(seen[-1], size.sqrt())
+    assert size.max() > 1
+    mtr_lab.patch(model, "mtr", schedule=[5, 0, 0])
+    model(images)
+    assert seen[-1] is None
