@@ -7,7 +7,7 @@ graph records which one it used.
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype, what the others are tested against
 cpu         numba, float32 on the CPU
-mamba_ssm   the authors' CUDA kernels, when ``pip install mtr_lab[cuda]`` has been done
+mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed
 ==========  =====================================================================================
 
 A backend chooses the forward pass. The backward pass always recomputes the forward with the differentiable
@@ -42,7 +42,7 @@ def set_backend(name: str) -> None:
     if name == "mamba_ssm" and not _installed["mamba_ssm"]:
         raise UserError(
             "ops.backend=mamba_ssm needs the packages mamba-ssm and causal-conv1d, which are not installed: "
-            "pip install 'mtr_lab[cuda]' (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
+            "install the extra `cuda` (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
         )
     _selected = name
 

@@ -106,7 +106,7 @@ def _latency(point: Point) -> tuple[str, str]:
     return (_figure(latency["p50"]), _figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
-def _share(key: Literal["top5", "miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
+def _share(key: Literal["miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
     return lambda point: (_percent(point.get(key)), "")
 
 
@@ -122,7 +122,9 @@ _COLUMNS = (
     _Column(
         ("top-1", "%"), "top1", lambda point: (_percent(point.get("top1")), _interval(point.get("top1_ci"), _percent))
     ),
-    _Column(("top-5", "%"), "top5", _share("top5")),
+    _Column(
+        ("top-5", "%"), "top5", lambda point: (_percent(point.get("top5")), _interval(point.get("top5_ci"), _percent))
+    ),
     _Column(("mIoU", "%"), "miou", _share("miou")),
     _Column(("AP", "%"), "map", _share("map")),
     _Column(("AP50", "%"), "ap50", _share("ap50")),
@@ -132,7 +134,10 @@ _COLUMNS = (
         lambda point: (_percent(point.get("agreement")), _interval(point.get("agreement_ci"), _percent)),
     ),
     _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _interval(point.get("kl_ci"), _short_nats))),
-    _Column(("img/s", ""), "img_per_s", lambda point: (_figure(point.get("img_per_s")), "")),
+    _Column(
+        ("img/s", "MiB"),
+        "img_per_s",
+        lambda point: (_figure(point.get("img_per_s")), _figure(point.get("peak_mib")) if "peak_mib" in point else ""),
+    ),
     _Column(("p50", "p95"), "latency_ms", _latency),
-    _Column(("MiB", ""), "peak_mib", lambda point: (_figure(point.get("peak_mib")), "")),
 )

@@ -54,7 +54,7 @@ def test_unknown_backend_names_the_nearest():
 
 def test_missing_kernels_say_what_to_install(monkeypatch):
     monkeypatch.setitem(backend._installed, "mamba_ssm", False)
-    with pytest.raises(UserError, match="pip install"):
+    with pytest.raises(UserError, match="install the extra `cuda`"):
         ops.set_backend("mamba_ssm")
 
 

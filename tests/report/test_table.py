@@ -27,14 +27,14 @@ def test_every_figure_is_readable_at_usual_widths(width: int, result: Result) ->
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     first, second = row(text, "mtr", 1)
-    assert first == ["mtr", "40.2", "6.46", "197", "78.9", "95.1", "90.0", "0.149", "15432", "21.5", "1234"]
-    assert second == ["40.0", "3.05", "→", "118", "77.5–80.2", "88.9–91.1", ".134–.164", "25.9"]
+    assert first == ["mtr", "40.2", "6.46", "197", "78.9", "95.1", "90.0", "0.149", "15432", "21.5"]
+    assert second == ["40.0", "3.05", "→", "118", "77.5–80.2", "94.3–95.8", "88.9–91.1", ".134–.164", "1234", "25.9"]
 
 
 def test_the_unreduced_row_claims_no_uncertainty_about_itself(result: Result) -> None:
     first, second = row(render(result), "none")
-    assert first == ["none", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5", "1234"]
-    assert second == ["0.0", "5.08", "79.1–81.8", "25.9"]
+    assert first == ["none", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5"]
+    assert second == ["0.0", "5.08", "79.1–81.8", "94.3–95.8", "1234", "25.9"]
 
 
 def test_skipped_images_are_counted_once_and_named(result: Result) -> None:
@@ -65,9 +65,9 @@ def test_unknown_numbers_and_long_names_fit(result: Result) -> None:
     point["ratio"] = point["kl"] = point["peak_mib"] = None
     point["kl_ci"] = [0.2, 1.25]
     first, second = row(render(result, 100), "mtr_without_reordering")
-    assert first == ["mtr_without_reordering", "20.2", "8.61", "197", "80.1", "95.1", "90.0", "–", "13717", "21.5", "–"]
+    assert first == ["mtr_without_reordering", "20.2", "8.61", "197", "80.1", "95.1", "90.0", "–", "13717", "21.5"]
     assert second[0] == "–"
-    assert second[-2] == ".200–1.25"
+    assert second[-3:] == [".200–1.25", "–", "25.9"]
     folded = render(result, 80).splitlines()
     assert max(map(len, folded)) <= 80
     assert [line[:6].strip() for line in folded].count("mtr_wi") == 1
