@@ -44,7 +44,9 @@ def evaluate(config: DictConfig) -> Result:
     Raises:
         UserError: anything in the configuration that cannot be carried out.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, chosen = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices["reduction"]
+    if config.mtr.policy != chosen:
+        raise UserError(f"mtr.policy={config.mtr.policy} only names the result: choose with reduction=, now {chosen}.")
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     check_numbers(config)

@@ -108,6 +108,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["dataset=imagnet"], ["unknown dataset 'imagnet'", "'imagenet'"]),
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'", "'mtr.ratio'"]),
         (["backbon=vim_s"], ["unknown key 'backbon'", "'backbone'"]),
+        (["mtr.policy=hsa"], ["mtr.policy=hsa only names the result: choose with reduction=, now mtr"]),
         (["mtr.score=dleta"], ["unknown mtr.score 'dleta'", "'delta'"]),
         (["mtr.ratio=1.2"], ["mtr.ratio must be a share", "[0, 1)", "got 1.2"]),
         (["mtr.ratio=-0.1"], ["mtr.ratio must be a share", "got -0.1"]),

@@ -39,8 +39,9 @@ class TokenState:
 
     @property
     def stream(self) -> Tensor:
-        """(B, L, C) in float32: the residual stream after the last block, which the next norm sees."""
-        return self.hidden.float() if self.residual is None else self.hidden + self.residual
+        """(B, L, C) in float32 (or float64): the residual stream after the last block, which the next norm sees."""
+        wide = self.hidden.to(torch.promote_types(self.hidden.dtype, torch.float32))
+        return wide if self.residual is None else wide + self.residual
 
     def special_tokens(self) -> Tensor:
         """The protected tokens of ``stream``, gathered at their exact positions: (B, S, C)."""
