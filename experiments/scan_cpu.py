@@ -88,7 +88,8 @@ def main():
         print(f"{name:20}{medians[name]:10.2f} ms{ratios[name]:8.1f} x")
     machine = environment()
     result = {
-        "environment": {k: machine[k] for k in ("cpu", "threads", "python", "torch")} | {"numba": numba.__version__},
+        "environment": {k: machine[k] for k in ("cpu", "threads", "python", "torch", "commit")}
+        | {"numba": numba.__version__},
         "shapes": SHAPES,
         "rounds": ROUNDS,
         "median_ms": medians,
