@@ -34,6 +34,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns)."""
+        if images.ndim != 4:
+            raise UserError(f"expected images (B, channels, H, W), got shape {tuple(images.shape)}.")
         grid = self.grid(*images.shape[-2:])
         return self.proj(images).flatten(2).transpose(1, 2), grid
 

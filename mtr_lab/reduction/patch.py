@@ -50,6 +50,10 @@ class Reduction:
         counts = "constant" if ratio == 0 else self.config["schedule"]
         return make_schedule(self._model, self.policy, ratio=ratio, schedule=counts, img_size=self._img_size, **where)
 
+    def __repr__(self) -> str:
+        removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
+        return f"Reduction({self.policy.policy!r}, {removed}, tokens {list(self.schedule.tokens)})"
+
     def use(self, schedule: Schedule) -> None:
         """Put a schedule in force; the model's next forward pass follows it.
 

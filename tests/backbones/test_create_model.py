@@ -81,6 +81,11 @@ def test_interpolated_positions_keep_a_linear_ramp(name: str) -> None:
     assert torch.allclose(grid, torch.arange(8.0).expand(16, 8), atol=0.05)
 
 
+def test_a_missing_batch_dimension_is_named() -> None:
+    with pytest.raises(UserError, match=r"expected images \(B, channels, H, W\), got shape \(3, 32, 32\)"):
+        tiny()(torch.zeros(3, 32, 32))
+
+
 def test_an_image_off_the_grid_is_refused_with_the_sizes_that_fit() -> None:
     with pytest.raises(
         UserError, match=re.escape("height 37 does not fit patches of 8 at stride 8: resize to 32 or 40")
