@@ -7,7 +7,7 @@ authors' checkpoints load strictly.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ class BiMamba(nn.Module):
         self.A_b_log = nn.Parameter(states.log())
         self.D_b = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self._laid_out: tuple[Any, ops.Layout] | None = None
 
     def forward(
         self, hidden: Tensor, *, gap: Tensor | None = None, stretch: Tensor | None = None, needs: Sequence[str] = ()
@@ -74,8 +75,41 @@ class BiMamba(nn.Module):
             stretch: (B, L), what Δ of each token is multiplied by.
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
-        batch, length, _ = hidden.shape
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        xz = self.in_proj(hidden)
+        stats = tuple(name for name in needs if name in ops.STATS)
+        run = self._fused if ops.fuses(xz) else self._composed
+        y, sums, b, c = run(xz, gap, stretch, stats)
+        evidence = Evidence(
+            sums.detach().transpose(0, 1),
+            stats,
+            self.d_inner,
+            b.transpose(0, 1) if "b" in needs else None,
+            c.transpose(0, 1) if "c" in needs else None,
+        )
+        return self.out_proj(y), evidence
+
+    def _fused(
+        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, L, 2E) -> what the output projection takes, the statistics, B and C; for inference."""
+        return ops.mamba_inner(
+            xz,
+            self._layout(xz.dtype),
+            rank=self.dt_rank,
+            states=self.d_state,
+            reverse=self.reverse,
+            gap=gap,
+            stretch=stretch,
+            stats=stats,
+            scale=0.5 if self.halve else 1.0,
+        )
+
+    def _composed(
+        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same from single, differentiable operations."""
+        batch, length, _ = xz.shape
+        x, z = xz.chunk(2, dim=-1)
         conv_weight = self._both("conv1d", "weight").squeeze(2)
         u = ops.causal_conv1d(x, conv_weight, self._both("conv1d", "bias"), reverse=self.reverse)  # (G, B, L, E)
 
@@ -84,11 +118,10 @@ class BiMamba(nn.Module):
         delta = torch.bmm(low_rank, self._both("dt_proj", "weight").transpose(1, 2))
         b, c = (t.view(2, batch, length, self.d_state) for t in (b, c))
 
-        stats = tuple(name for name in needs if name in ops.STATS)
         y, sums = ops.selective_scan(
             u,
             delta.view_as(u),
-            -torch.exp(torch.stack([self.A_log, self.A_b_log]).float()),
+            self._a(),
             b,
             c,
             torch.stack([self.D, self.D_b]),
@@ -99,14 +132,33 @@ class BiMamba(nn.Module):
             stretch=stretch,
             stats=stats,
         )
-        evidence = Evidence(
-            sums.detach().transpose(0, 1),
-            stats,
-            self.d_inner,
-            b.transpose(0, 1) if "b" in needs else None,
-            c.transpose(0, 1) if "c" in needs else None,
+        return y * 0.5 if self.halve else y, sums, b, c
+
+    def _layout(self, dtype: torch.dtype) -> ops.Layout:
+        """The parameters in the kernels' layout: copied when one of them has changed, not at every call."""
+        parameters = [p for name, p in self.named_parameters() if not name.startswith(("in_proj", "out_proj"))]
+        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+            return self._lay_out(dtype)
+        key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
+        if self._laid_out is None or self._laid_out[0] != key:
+            self._laid_out = key, self._lay_out(dtype)
+        return self._laid_out[1]
+
+    def _lay_out(self, dtype: torch.dtype) -> ops.Layout:
+        return ops.lay_out(
+            self._both("conv1d", "weight").squeeze(2),
+            self._both("conv1d", "bias"),
+            self._both("x_proj", "weight"),
+            self._both("dt_proj", "weight"),
+            self._both("dt_proj", "bias"),
+            self._a(),
+            torch.stack([self.D, self.D_b]),
+            dtype,
         )
-        return self.out_proj(y * 0.5 if self.halve else y), evidence
+
+    def _a(self) -> Tensor:
+        """The state matrix of both directions, (G, E, N) float32, negative."""
+        return -torch.exp(torch.stack([self.A_log, self.A_b_log]).float())
 
     def _both(self, module: str, parameter: str) -> Tensor:
         """A parameter of the forward and of the backward direction, stacked: (G, *)."""
@@ -122,9 +174,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, L, C) twice -> (normed, residual), as ``mtr_lab.ops.rms_norm_add``."""
-        return ops.rms_norm_add(hidden, residual, self.weight, self.eps)
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.rms_norm_add``."""
+        return ops.rms_norm_add(hidden, residual, self.weight, self.eps, plan=plan)
 
 
 class Block(nn.Module):
@@ -144,12 +198,12 @@ class Block(nn.Module):
         self.stretch = 0.0
 
     def forward(self, state: TokenState) -> TokenState:
-        normed, residual = self.norm(self.drop_path(state.hidden), state.residual)
+        normed, residual = self.norm(self.drop_path(state.hidden), state.residual, state.plan)
         gap = F.pad(state.index.diff(dim=1) - 1, (1, 0)) if self.align else None
         step = self.step if self.step is not None and self.step.remove > 0 else None
         stretch = state.size**self.stretch if self.stretch else None
         hidden, evidence = self.mixer(normed, gap=gap, stretch=stretch, needs=step.needs if step else ())
-        state = replace(state, hidden=hidden, residual=residual)
+        state = replace(state, hidden=hidden, residual=residual, plan=None)
         return step(state, evidence) if step else state
 
 

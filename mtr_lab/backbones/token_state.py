@@ -1,16 +1,20 @@
 """What flows from block to block, and what a block shows about its tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mtr_lab import ops
 
 
 @dataclass(frozen=True)
 class TokenState:
     """The token sequence between two blocks. B images, L tokens, C channels, S special tokens, L0 tokens at the input.
 
-    Every image of a batch holds the same number of tokens, so all shapes are static.
+    Every image of a batch holds the same number of tokens, so all shapes are static. A reduction is decided after a
+    block, and carried out on the two streams by the next norm on its way: until then ``plan`` holds it and the
+    streams are as long as before. ``settled`` carries it out at once.
     """
 
     hidden: Tensor
@@ -25,6 +29,8 @@ class TokenState:
     """(B, S) int64, where the protected tokens (class token, registers) are now, image by image."""
     source: Tensor | None = None
     """(B, L0) int64 if traced: the token each original token has become part of, -1 if it was dropped."""
+    plan: ops.Plan | None = None
+    """A reduction that is still to be carried out on ``hidden`` and ``residual``; all else is as it will be then."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: list[int], *, traced: bool = False) -> "TokenState":
@@ -36,6 +42,13 @@ class TokenState:
         places = [torch.full((batch, 1), place, device=tokens.device) for place in special]
         positions = torch.cat(places or [index[:, :0]], dim=1)
         return cls(tokens, None, index, size, positions, index if traced else None)
+
+    def settled(self) -> "TokenState":
+        """The same with nothing left to be carried out."""
+        if self.plan is None:
+            return self
+        hidden, residual = ops.reduce_streams(self.plan, self.hidden, self.residual)
+        return replace(self, hidden=hidden, residual=residual, plan=None)
 
     @property
     def stream(self) -> Tensor:

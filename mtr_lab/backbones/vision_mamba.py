@@ -87,6 +87,7 @@ class VisionMamba(nn.Module):
         state = self.embed(images, traced=traced)
         for block in self.blocks:
             state = block(state)
+        state = state.settled()
         return replace(state, hidden=self.drop_path(state.hidden))
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -7,27 +7,32 @@ graph records which one it used.
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype, what the others are tested against
 cpu         numba, float32 on the CPU
+triton      GPUs, kernels compiled on first use, no compiler to install
 mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed
 ==========  =====================================================================================
 
-A backend chooses the forward pass. The backward pass always recomputes the forward with the differentiable
-implementation for that device (``mamba_ssm`` where it is installed, else ``reference``), so gradients never depend
-on a kernel that has none.
+A backend chooses the forward pass. The backward pass recomputes the forward with the implementation for that device
+that has gradients (``triton``, or ``mamba_ssm`` if it was selected, on a GPU; else ``reference``), so gradients never
+depend on a kernel that has none.
 """
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import torch
 
 from mtr_lab.errors import UserError, unknown
 
-BACKENDS = ("auto", "reference", "cpu", "mamba_ssm")
+BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
 
 _selected = "auto"
 # Looked up once: the search of the import path is slow beside an operation, and cannot be traced.
-_installed = {package: importlib.util.find_spec(package) is not None for package in ("mamba_ssm", "causal_conv1d")}
+_installed = {
+    package: importlib.util.find_spec(package) is not None for package in ("triton", "mamba_ssm", "causal_conv1d")
+}
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: its kernels then run on the CPU
 
 
 def set_backend(name: str) -> None:
@@ -44,6 +49,8 @@ def set_backend(name: str) -> None:
             "ops.backend=mamba_ssm needs the packages mamba-ssm and causal-conv1d, which are not installed: "
             "install the extra `cuda` (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
         )
+    if name == "triton" and not _installed["triton"]:
+        raise UserError("ops.backend=triton needs the package triton, which PyTorch brings along on Linux: use auto.")
     _selected = name
 
 
@@ -63,17 +70,27 @@ def selected_backend() -> str:
     return _selected
 
 
-def pick(data: torch.Tensor, *, package: str, gap: bool = False) -> str:
+def pick(data: torch.Tensor, *, package: str | None = None, gap: bool = False) -> str:
     """Name the implementation for ``data``.
 
     Args:
         data: the operation's main input; its device and dtype decide.
-        package: the CUDA package the ``mamba_ssm`` implementation of this operation comes from.
+        package: the CUDA package the ``mamba_ssm`` implementation of this operation comes from; ``None`` for an
+            operation that has but a ``reference`` and a ``triton`` implementation.
         gap: whether the state has to decay over removed tokens, which the CUDA kernels cannot do.
 
     Raises:
         UserError: a backend was selected explicitly and cannot run this input.
     """
+    if _runs_triton(data):
+        return "triton"
+    if _selected == "triton":
+        raise UserError(
+            f"ops.backend=triton runs fp32, fp16 or bf16 on a GPU, got {data.dtype} on {data.device}: "
+            "use auto or reference."
+        )
+    if package is None:
+        return "reference"
     on_cpu = data.device.type == "cpu" and data.dtype == torch.float32
     on_cuda = data.device.type == "cuda" and data.dtype != torch.float64 and _installed[package] and not gap
     if _selected == "auto":
@@ -95,6 +112,17 @@ def pick(data: torch.Tensor, *, package: str, gap: bool = False) -> str:
 
 
 def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) -> str:
-    """Name the implementation the backward pass recomputes with."""
+    """Name the implementation the backward pass runs or recomputes with."""
+    if _runs_triton(data):
+        return "triton"
     fits = data.device.type == "cuda" and data.dtype != torch.float64 and not gap
     return "mamba_ssm" if fits and _selected != "reference" and _installed[package] else "reference"
+
+
+def _runs_triton(data: torch.Tensor) -> bool:
+    """Whether Triton's kernels are selected, explicitly or as what ``auto`` prefers, and fit the data."""
+    if data.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not _installed["triton"]:
+        return False
+    if _selected == "triton":
+        return data.device.type == "cuda" or (_interpreted and data.device.type == "cpu")
+    return _selected == "auto" and data.device.type == "cuda"

@@ -58,9 +58,17 @@ def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequenc
     return torch.stack(outputs)
 
 
+def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """One kernel for all directions."""
+    from mtr_lab.ops.gpu import conv
+
+    return conv.causal_conv1d(x, weight, bias, reverse)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "reference": causal_conv1d_reference,
     "cpu": cpu.causal_conv1d,
+    "triton": causal_conv1d_triton,
     "mamba_ssm": causal_conv1d_cuda,
 }
 
@@ -81,8 +89,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+    name = backend.pick_differentiable(ctx.saved_tensors[0], package="causal_conv1d")
+    if name == "triton":
+        from mtr_lab.ops.gpu import conv
+
+        return *conv.causal_conv1d_backward(*ctx.saved_tensors, ctx.reverse, grad), None, None
     inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-    name = backend.pick_differentiable(inputs[0], package="causal_conv1d")
     with torch.enable_grad():
         y = IMPLEMENTATIONS[name](*inputs, ctx.reverse)
     return *torch.autograd.grad(y, inputs, grad), None, None

@@ -183,9 +183,17 @@ def selective_scan_mamba_ssm(
     return total.to(u.dtype), scan_stats(step, step * u.float(), per_direction)
 
 
+def selective_scan_triton(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Kernels in ``mtr_lab.ops.gpu``, on channels-last data as it is."""
+    from mtr_lab.ops.gpu import scan
+
+    return scan.selective_scan(*inputs)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": selective_scan_reference,
     "cpu": cpu.selective_scan,
+    "triton": selective_scan_triton,
     "mamba_ssm": selective_scan_mamba_ssm,
 }
 
@@ -225,6 +233,10 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, gap, stretch = ctx.saved_tensors
     inputs = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     name = backend.pick_differentiable(tensors[0], package="mamba_ssm", gap=gap is not None)
+    if name == "triton":
+        from mtr_lab.ops.gpu import scan_backward
+
+        return *scan_backward.selective_scan_backward(*tensors, gap, stretch, ctx.reverse, grad_y), *(None,) * 5
     with torch.enable_grad():
         y, _ = IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], grad_y))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.errors import UserError
-from mtr_lab.reduction.plan import apply
+from mtr_lab.reduction.plan import carry
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.schedule import Schedule, make_schedule
 
@@ -23,7 +23,7 @@ class ReductionStep(nn.Module):
         self.needs = policy.needs
 
     def forward(self, state: TokenState, evidence: Evidence) -> TokenState:
-        return apply(self.policy(state, evidence, self.remove), state)
+        return carry(self.policy(state, evidence, self.remove), state)
 
 
 class Reduction:
@@ -131,7 +131,7 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
     """
     _check(model, "trace")
     states: list[TokenState] = []
-    hooks = [block.register_forward_hook(lambda *call: states.append(call[2])) for block in model.blocks]
+    hooks = [block.register_forward_hook(lambda *call: states.append(call[2].settled())) for block in model.blocks]
     try:
         model.forward_state(images, traced=True)
     finally:

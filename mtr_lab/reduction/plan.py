@@ -1,27 +1,13 @@
 """A reduction plan: where every token of a batch goes. A policy decides one, ``apply`` carries it out."""
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import TokenState
-
-
-class Plan(NamedTuple):
-    """B images, L tokens in, M survivors out."""
-
-    dest: Tensor
-    """(B, L) int64, the output position each token goes to, -1 if it is dropped."""
-    weight: Tensor
-    """(B, L) float32, the share of each token in the token it becomes part of."""
-    keep: Tensor
-    """(B, M) int64, the survivors in output order: the input position of each."""
-    gone: Tensor
-    """(B, L - M) int64, the input positions of all others."""
-    residual: "Plan | None" = None
-    """What happens to the residual stream, if that is something else; the survivors are the same."""
+from mtr_lab.ops import Plan
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
@@ -47,22 +33,15 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
     return Plan(dest, mass / total.gather(1, alive), keep, source)
 
 
-def apply(plan: Plan, state: TokenState) -> TokenState:
-    """Carry out a plan on both streams and on all that is known of the tokens."""
-    dest, weight, keep, gone, _ = plan
-    other = plan.residual or plan
-    alive = dest.clamp(min=0)
-    size = torch.zeros_like(keep, dtype=state.size.dtype)
+def carry(plan: Plan, state: TokenState) -> TokenState:
+    """What is known of the tokens after a plan; the two streams follow when they are next read."""
+    index, size, special = ops.carry_plan(plan, state.index, state.size, state.special)
     source = state.source
     if source is not None:
-        source = torch.where(source < 0, -1, dest.gather(1, source.clamp(min=0)))
-    return TokenState(
-        hidden=ops.apply_plan(state.hidden, dest, weight, keep, gone),
-        residual=None
-        if state.residual is None
-        else ops.apply_plan(state.residual, other.dest, other.weight, keep, gone),
-        index=state.index.gather(1, keep),
-        size=size.scatter_add_(1, alive, state.size.masked_fill(dest < 0, 0)),
-        special=dest.gather(1, state.special),
-        source=source,
-    )
+        source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
+    return replace(state, index=index, size=size, special=special, source=source, plan=plan)
+
+
+def apply(plan: Plan, state: TokenState) -> TokenState:
+    """Carry out a plan on both streams and on all that is known of the tokens."""
+    return carry(plan, state).settled()

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from mtr_lab import ops
 from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
@@ -103,6 +104,12 @@ class Policy:
                 f"at most {self.capacity(length, special)} can go."
             )
         importance = self.importance(state, evidence)
+        if self._is_asymmetric and ops.decides(importance, remove):
+            merges = self.merge != "prune"
+            hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
+            residual = state.residual if merges and self.features in ("stream", "residual") else None
+            weights = state.size if self.merge == "size" else None
+            return ops.asymmetric_plan(importance, state.special, weights, hidden, residual, remove, targets)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]
         if grouping.ranked or first:
@@ -133,6 +140,15 @@ class Policy:
         into = into.clone()
         into[:, first : first + dropped] = -1
         return make_plan(source, into, key, self._mass(state, importance))._replace(residual=plan)
+
+    @property
+    def _is_asymmetric(self) -> bool:
+        """Whether the policy is of the form ``ops.asymmetric_plan`` decides. It never leaves the original order."""
+        return (
+            (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
+            and self.merge in ("mean", "size", "prune")
+            and self.prune_first == self.prune_share == 0
+        )
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
         """The score of each token, (B, L) float32; higher is more important."""

@@ -1,0 +1,1 @@
+"""Triton kernels for GPUs. Nothing here is imported before a GPU's data arrives: Triton comes with PyTorch on Linux."""

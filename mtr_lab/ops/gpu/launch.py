@@ -1,0 +1,57 @@
+"""What the kernels share: how a configuration is chosen, and what layouts they accept."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
+    """Time the configurations once for each key and dtype, and keep the choice on disk beside the compiled kernels.
+
+    Triton's interpreter, which cannot time, takes the first.
+    """
+    return triton.autotune(configs[:1] if INTERPRETED else configs, key=key, cache_results=True)
+
+
+def aligned_rows(b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The two (G, B, L, N) tensors as they are if one set of strides describes both, else copies for which it does."""
+    if b.stride() == c.stride() and b.stride(3) == 1 and b.dtype == c.dtype:
+        return b, c
+    return b.float().contiguous(), c.float().contiguous()
+
+
+def rows(x: Tensor) -> Tensor:
+    """(B, L, E) as it is if its rows are evenly spaced and contiguous each, else a contiguous copy."""
+    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+
+
+def reverse_mask(reverse: Any) -> int:
+    """Bit g is set if direction g reads from the last token to the first."""
+    return sum(1 << g for g, back in enumerate(reverse) if back)
+
+
+def fill(device: torch.device) -> int:
+    """How many one-warp programs it takes to keep a device busy: eight a multiprocessor, two a scheduler."""
+    return 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How ``product`` multiplies data of this dtype."""
+    if dtype == torch.float32:
+        return "ieee"
+    # The interpreter would multiply the bit patterns of bfloat16 as integers.
+    return "widened" if INTERPRETED and dtype == torch.bfloat16 else "native"
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b, accumulated in float32."""
+    if PRECISION == "native":
+        return tl.dot(a, b, total)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")

@@ -1,0 +1,116 @@
+"""Whole models on the kernels: inference, reduced and unreduced, against the reference in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import mtr_lab
+from mtr_lab import ops
+from mtr_lab.measure.flops import counted_flops, model_flops
+
+GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 3, "embed_dim": 20, "d_state": 5, "num_classes": 3}
+
+
+def model(name="vim_ti"):
+    torch.manual_seed(0)
+    made = mtr_lab.create_model(name, **GEOMETRY).eval()
+    for parameter in made.parameters():  # biases and skips too
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return made
+
+
+def relative(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_unreduced(name, dtype):
+    made, images = model(name), torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        expected = copy.deepcopy(made).double()(images.double())
+        made, images = made.to(dtype), images.to(dtype)
+        with ops.use_backend("reference"):
+            of_the_reference = relative(made(images), expected)
+        with ops.use_backend("triton"):
+            assert relative(made(images), expected) < 1.5 * of_the_reference + 1e-6
+
+
+@pytest.mark.parametrize("policy", ["mtr", "write", "random", "hsa", "utr", "rmeeto", "tome", "evit"])
+def test_reduced(policy):
+    made, images = model(), torch.randn(2, 3, 24, 24)
+    mtr_lab.patch(made, policy, schedule=[3, 0, 2])
+    with torch.no_grad():
+        expected = copy.deepcopy(made).double()(images.double())
+        with ops.use_backend("triton"):
+            assert relative(made(images), expected) < 1e-5
+            states = mtr_lab.trace(made, images)
+    assert [state.hidden.shape[1] for state in states] == [7, 7, 5]
+    assert all(state.plan is None for state in states)
+
+
+def test_a_changed_parameter_is_laid_out_again():
+    made, images = model(), torch.randn(1, 3, 24, 24)
+    with torch.no_grad(), ops.use_backend("triton"):
+        before = made(images)
+        for name in ("conv1d_b.bias", "x_proj.weight", "A_log"):
+            made.get_parameter(f"layers.1.mixer.{name}").mul_(1.1)
+            after = made(images)
+            assert not torch.equal(after, before), name
+            before = after
+        made.load_state_dict(model().state_dict())
+        assert not torch.equal(made(images), before)
+        assert made.half()(images.half()).dtype == torch.float16
+
+
+def test_state_dict_and_copies_know_nothing_of_the_layout():
+    made, names = model(), set(model().state_dict())
+    with torch.no_grad(), ops.use_backend("triton"):
+        found = made(torch.ones(1, 3, 24, 24))
+        assert set(made.state_dict()) == names
+        assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), found)
+
+
+def test_training_gradients():
+    made, images = model(), torch.randn(2, 3, 24, 24)
+    exact = copy.deepcopy(made).double()
+    exact(images.double()).square().sum().backward()
+    with ops.use_backend("triton"):
+        made(images).square().sum().backward()
+    for (name, found), expected in zip(made.named_parameters(), exact.parameters(), strict=True):
+        assert relative(found.grad, expected.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize("policy", [None, "write", "utr"])
+def test_flops_are_those_of_the_composed_model(policy):
+    made, images = model(), torch.randn(1, 3, 24, 24)
+    if policy:
+        mtr_lab.patch(made, policy, schedule=[3, 2, 0])
+    expected = counted_flops(made, images)
+    with ops.use_backend("triton"):
+        assert counted_flops(made, images) == expected
+        if not policy:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                made(images)
+            assert counter.get_total_flops() == model_flops(made)
+
+
+@pytest.mark.parametrize("policy", [None, "write"])
+def test_compiles_without_graph_break(policy):
+    made, images = model(), torch.randn(1, 3, 24, 24)
+    if policy:
+        mtr_lab.patch(made, policy, schedule=[3, 2, 0])
+    with torch.no_grad(), ops.use_backend("triton"):
+        compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), made(images))
+
+
+def test_registration():
+    layout = model().blocks[0].mixer._lay_out(torch.float32)
+    for with_sums, with_output in ((False, False), (True, False), (True, True), (False, True)):
+        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, with_sums, with_output, 0.5)
+        torch.library.opcheck(
+            torch.ops.mtr_lab.mamba_inner.default, arguments, test_utils=("test_schema", "test_faketensor")
+        )

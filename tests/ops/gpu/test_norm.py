@@ -1,0 +1,76 @@
+"""Addition and normalisation, with and without a plan to carry out, against the reference."""
+
+import pytest
+import torch
+
+from mtr_lab import ops
+from mtr_lab.reduction.plan import make_plan
+
+
+def plans(batch, length, removed, shared_residual=True):
+    """A random plan: some sources merged, several into one, some dropped."""
+    generator = torch.Generator().manual_seed(length)
+    order = torch.rand(batch, length, generator=generator).argsort(1)
+    source, target = order[:, :removed], order[:, removed : removed + 3]
+    into = target.gather(1, torch.randint(0, 3, (batch, removed), generator=generator))
+    into[:, ::4] = -1
+    key = torch.arange(length).double().expand(batch, -1)
+    mass = torch.rand(batch, length, generator=generator) + 0.5
+    plan = make_plan(source, into, key, mass)
+    if shared_residual:
+        return plan
+    return make_plan(source, torch.full_like(into, -1), key, mass)._replace(residual=plan)
+
+
+def both(run):
+    with torch.no_grad():
+        with ops.use_backend("reference"):
+            expected = run()
+        with ops.use_backend("triton"):
+            return run(), expected
+
+
+@pytest.mark.parametrize("channels", [1, 24, 192, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("first", [True, False])
+def test_add_and_normalise(channels, dtype, first):
+    hidden, weight = torch.randn(2, 3, channels).to(dtype), torch.rand(channels)
+    residual = None if first else torch.randn(2, 3, channels)
+    (normed, total), (expected, expected_total) = both(lambda: ops.rms_norm_add(hidden, residual, weight))
+    assert normed.dtype == dtype
+    assert torch.equal(total, expected_total)
+    torch.testing.assert_close(normed, expected)
+
+
+@pytest.mark.parametrize("shared_residual", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_plan_is_carried_out_on_the_way(shared_residual, first):
+    hidden, weight = torch.randn(2, 20, 24), torch.rand(24)
+    residual = None if first else torch.randn(2, 20, 24)
+    plan = plans(2, 20, 9, shared_residual)
+    (normed, total), expected = both(lambda: ops.rms_norm_add(hidden, residual, weight, plan=plan))
+    assert normed.shape == (2, 11, 24)
+    torch.testing.assert_close((normed, total), expected)
+
+
+def test_apply_plan():
+    x, plan = torch.randn(3, 20, 40).half(), plans(3, 20, 9)
+    found, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_is_known_of_the_tokens():
+    plan = plans(3, 20, 9)
+    index = torch.arange(20).mul(3).expand(3, -1)
+    size = torch.randint(1, 5, (3, 20)).float()
+    special = plan.keep[:, 2:4]
+    found, expected = both(lambda: ops.carry_plan(plan, index, size, special))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gradients_go_through_the_reference():
+    hidden = torch.randn(1, 5, 8, requires_grad=True)
+    with ops.use_backend("triton"):
+        normed, _ = ops.rms_norm_add(hidden, None, torch.ones(8))
+    normed.square().sum().backward()
+    assert hidden.grad.isfinite().all()

@@ -1,0 +1,77 @@
+"""The decision in one kernel against the policy composed of its parts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtr_lab import ops
+from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.ops.gpu import plan as kernels
+from mtr_lab.reduction.policy import make_policy, policy_config
+
+
+def state(batch, length, special, channels=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.rand(batch, 2 * length, generator=generator).argsort(1)[:, :length].sort(1).values
+    places = torch.rand(batch, length, generator=generator).argsort(1)[:, :special]
+    streams = (torch.randn(batch, length, channels, generator=generator) for _ in range(2))
+    size = torch.randint(1, 5, (batch, length), generator=generator).float()
+    score = torch.rand(batch, 2, length, 1, generator=generator)
+    return TokenState(*streams, index, size, places), Evidence(score, ("delta",), 1)
+
+
+def decide(policy, before, evidence, remove):
+    with ops.use_backend("triton"):
+        assert ops.decides(before.size, remove)
+        found = policy(before, evidence, remove)
+    with ops.use_backend("reference"):
+        expected = policy(before, evidence, remove)
+    for name in ("dest", "keep", "gone"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.weight, expected.weight)
+
+
+@settings(max_examples=15)
+@given(length=st.integers(4, 90), special=st.integers(0, 3), share=st.floats(0, 1), seed=st.integers(0, 99))
+@pytest.mark.parametrize("merge", ["mean", "size", "prune"])
+def test_equals_the_policy(merge, length, special, share, seed):
+    policy = make_policy(policy_config("mtr", merge=merge))
+    capacity = policy.capacity(length, special)
+    if capacity:
+        decide(policy, *state(2, length, min(special, length - 2), seed=seed), max(1, round(share * capacity)))
+
+
+@pytest.mark.parametrize("features", ["stream", "hidden", "residual"])
+def test_what_is_compared(features):
+    decide(make_policy(policy_config("mtr", features=features)), *state(2, 40, 1, channels=70), 9)
+
+
+def test_equal_scores_go_in_their_order():
+    before, evidence = state(2, 30, 1)
+    evidence.sums.copy_(evidence.sums.mul(3).round())
+    decide(make_policy(policy_config("mtr")), before, evidence, 8)
+
+
+def test_long_sequences_and_many_tokens_are_left_to_the_parts():
+    with ops.use_backend("triton"):
+        assert not ops.decides(torch.empty(1, kernels.MAX_LENGTH + 1), 4)
+        assert not ops.decides(torch.empty(1, 300), kernels.MAX_REMOVED + 1)
+    assert not ops.decides(torch.empty(1, 30), 4)  # on the CPU
+
+
+@pytest.mark.parametrize("changes", [{"order": "importance"}, {"merge": "fuse"}, {"prune_first": 0.5}])
+def test_other_policies_are_composed(changes):
+    policy = make_policy(policy_config("mtr", **changes))
+    before, evidence = state(1, 20, 1)
+    with ops.use_backend("triton"):
+        found = policy(before, evidence, 4)
+    expected = policy(before, evidence, 4)
+    assert torch.equal(found.dest, expected.dest)
+
+
+def test_registration():
+    before, _ = state(2, 20, 1)
+    arguments = (before.size, before.special, None, before.hidden, before.residual, 4, 7)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.mtr_lab.asymmetric_plan.default, arguments, test_utils=checks)
