@@ -1,5 +1,6 @@
 """Run the programs in this process, as the command line does."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-import mtr_lab  # noqa: F401, first of all tests, as it decides how OpenMP threads wait
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mtr_lab does, which comes too late after torch
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, by torchvision among others
 
 
 @pytest.fixture
