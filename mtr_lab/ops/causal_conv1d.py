@@ -93,7 +93,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
     if name == "triton":
         from mtr_lab.ops.gpu import conv
 
-        return *conv.causal_conv1d_backward(*ctx.saved_tensors, ctx.reverse, grad), None, None
+        return *conv.causal_conv1d_backward(*(*ctx.saved_tensors, ctx.reverse, grad)), None, None
     inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
         y = IMPLEMENTATIONS[name](*inputs, ctx.reverse)

@@ -236,7 +236,7 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     if name == "triton":
         from mtr_lab.ops.gpu import scan_backward
 
-        return *scan_backward.selective_scan_backward(*tensors, gap, stretch, ctx.reverse, grad_y), *(None,) * 5
+        return *scan_backward.selective_scan_backward(*(*ctx.saved_tensors, ctx.reverse, grad_y)), *(None,) * 5
     with torch.enable_grad():
         y, _ = IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], grad_y))

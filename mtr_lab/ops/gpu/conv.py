@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.launch import reverse_mask
+
 CHANNELS = 64
 VARYING = ["length", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16
 
@@ -33,7 +35,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[boo
     y = x.new_empty(directions, images, length, channels)
     tokens = 16
     _forward[triton.cdiv(channels, CHANNELS), triton.cdiv(length, tokens), images](
-        x, weight, bias, y, *x.stride()[:2], length, channels, _mask(reverse),
+        x, weight, bias, y, *x.stride()[:2], length, channels, reverse_mask(reverse),
         G=directions, W=width, T=tokens, E=CHANNELS, num_warps=4,
     )  # fmt: skip
     return y
@@ -54,7 +56,7 @@ def causal_conv1d_backward(
     images, length, channels = x.shape
     directions, _, width = weight.shape
     w, b = weight.contiguous(), bias.contiguous()
-    mask = _mask(reverse)
+    mask = reverse_mask(reverse)
     # Before SiLU; the gradient of x needs it for tokens of other programs and all directions.
     dp = torch.empty_like(grad)
     tokens = 32
@@ -75,10 +77,6 @@ def causal_conv1d_backward(
 
 def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _mask(reverse: Sequence[bool]) -> int:
-    return sum(backward << g for g, backward in enumerate(reverse))
 
 
 @triton.jit

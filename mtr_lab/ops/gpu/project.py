@@ -75,7 +75,6 @@ def _project(x, conv_weight, conv_bias, low_rank, input_output, timescale, times
         ins_outs = product(active, weight, ins_outs, PRECISION)
     tl.store(bc + (at + row)[:, None] * N2 + n[None, :], ins_outs, inside[:, None])
     rank = ranks.to(u.dtype.element_ty)
-    stretch_t = tl.load(stretch + first + row, inside, 0) if STRETCH else 1.0
     taken = tl.zeros((T,), tl.float32)
     written = tl.zeros((T,), tl.float32)
     for e0 in range(0, channels, EK):
@@ -86,7 +85,7 @@ def _project(x, conv_weight, conv_bias, low_rank, input_output, timescale, times
         bias = tl.zeros((T, EK), tl.float32) + tl.load(timescale_bias + ge, there, 0)[None, :]
         dt = softplus(product(rank, weight, bias, PRECISION))
         if STRETCH:
-            dt *= stretch_t[:, None]
+            dt *= tl.load(stretch + first + row, inside, 0)[:, None]
         both = inside[:, None] & there[None, :]
         tl.store(delta + row[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
         if SUMS:

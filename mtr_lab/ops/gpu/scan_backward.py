@@ -21,6 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.launch import reverse_mask
+from mtr_lab.ops.gpu.scan import softplus
+
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
 REGISTERS = 168  # a thread: the most that lets 12 warps share a Hopper multiprocessor; the compiler alone takes 230
 VARYING = ["length", "chunk", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16
@@ -82,7 +85,7 @@ def selective_scan_backward(
         "length": length,
         "channels": channels,
         "chunk": chunk,
-        "reverse": sum(backward << g for g, backward in enumerate(reverse)),
+        "reverse": reverse_mask(reverse),
     }
     options = {"N": states, "PADDED": padded, "BLOCK": block, "num_warps": 1, "maxnreg": REGISTERS}
     _chunk_starts[grid](
@@ -106,14 +109,6 @@ def selective_scan_backward(
 
 
 @triton.jit
-def _softplus(x):
-    # Kahan's log(1 + z): exact to rounding however small z is.
-    z = tl.exp(-tl.abs(x))
-    w = 1 + z
-    return tl.maximum(x, 0) + tl.where(w == 1, z, tl.log(w) * (z / tl.where(w == 1, 1, w - 1)))
-
-
-@triton.jit
 def _program(length, channels, reverse, BLOCK: tl.constexpr):
     """This program's direction, image, channels and number, and the direction's first token and step to the next.
 
@@ -133,13 +128,13 @@ def _weights(a, bias, g, e, n, channels, N: tl.constexpr):
     bias_e = tl.zeros(e.shape, tl.float32)
     if bias is not None:
         bias_e = tl.load(bias + at, e < channels, 0).to(tl.float32)
-    return a2 * 1.4426950408889634, bias_e, _softplus(bias_e)
+    return a2 * 1.4426950408889634, bias_e, softplus(bias_e)
 
 
 @triton.jit
 def _timescale(x, idle, gap, stretch, t, step, length):
     """Δ, the stretch and the gap of token t, and how long the state decays before it."""
-    dt = _softplus(x)
+    dt = softplus(x)
     stretch_t = 1.0
     if stretch is not None:
         stretch_t = tl.load(stretch + t).to(tl.float32)
