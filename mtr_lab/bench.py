@@ -26,6 +26,7 @@ from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes, model_exponentials
 from mtr_lab.measure.speed import WARM_UP_CALLS, call_ms, rounds
+from mtr_lab.ops.backend import pick
 from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.bench_table import bench_table
@@ -82,7 +83,7 @@ class Case:
         if schedule is None:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(image)
-            cost = {"tokens": None, "reduction": 0.0, "flops": counter.get_total_flops(), "exponentials": 0}
+            cost = {"tokens": None, "reduction": 0.0, "flops": counter.get_total_flops(), "exponentials": None}
             moved = None
         else:
             assert isinstance(model, VisionMamba)
@@ -110,7 +111,7 @@ class Variant:
     def prepare(self, images: Tensor) -> None:
         """Build the model, warm it up, and measure its memory, that of its CUDA graph included."""
         case = self.case
-        with images.device:
+        with torch.inference_mode(False), images.device:  # parameters as everybody has them
             model = case.model()[0].to(DTYPES[case.dtype])
         call: Callable[[Tensor], Tensor] = torch.compile(model) if case.backend == TIMM[True] else model
         competitor = case.backend in TIMM.values()
@@ -295,8 +296,7 @@ def usable_backends(
         usable.append(name)
         with ops.use_backend(name):
             for dtype in dtypes:
-                token = torch.zeros(1, 1, 1, device=device, dtype=dtype)
-                ops.causal_conv1d(token, token, token[0])
+                pick(torch.empty(0, device=device, dtype=dtype), package="mamba_ssm")
     if not usable:
         raise UserError("no backend of bench.backend can be used:\n" + "\n".join(notes))
     return usable, notes

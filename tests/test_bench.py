@@ -98,6 +98,7 @@ def test_what_runs_is_what_the_row_says(run_program, monkeypatch: pytest.MonkeyP
         key = (ops.selected_backend(), tuple(images.shape), images.dtype, state.hidden.shape[1])
         seen.setdefault(key, set()).add(tuple(images.flatten()[:3].tolist()))
         assert not torch.is_grad_enabled()
+        assert not self.head.weight.is_inference()
         return self.head(state.hidden[:, 0])
 
     monkeypatch.setattr("mtr_lab.backbones.vision_mamba.VisionMamba.forward", forward)

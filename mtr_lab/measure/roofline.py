@@ -84,10 +84,12 @@ def model_exponentials(model: VisionMamba, tokens: Sequence[int]) -> int:
     return sum(len(m.reverse) * n * m.d_inner * m.d_state for m, n in zip(mixers, tokens, strict=True))
 
 
-def bounds_ms(peaks: Peaks, *, flops: float, bytes: float | None, exponentials: float) -> dict[str, float | None]:
+def bounds_ms(
+    peaks: Peaks, *, flops: float, bytes: float | None, exponentials: float | None
+) -> dict[str, float | None]:
     """How long the work takes at the least by each limit; ``None`` where the work or the limit is not known."""
     return {
         "matrix": 1000 * flops / peaks.flops,
         "memory": None if bytes is None else 1000 * bytes / peaks.bytes,
-        "exponential": None if peaks.exp is None else 1000 * exponentials / peaks.exp,
+        "exponential": None if peaks.exp is None or exponentials is None else 1000 * exponentials / peaks.exp,
     }

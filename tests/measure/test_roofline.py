@@ -41,8 +41,10 @@ def test_bounds_are_milliseconds_and_none_where_unknown() -> None:
     assert bounds_ms(peaks, flops=1e6, bytes=3e6, exponentials=1e6) == pytest.approx(
         {"matrix": 0.5, "memory": 3, "exponential": 2}
     )
-    unknown = bounds_ms(Peaks(2e9, 1e9, None), flops=1e6, bytes=None, exponentials=1e6)
-    assert unknown == {"matrix": pytest.approx(0.5), "memory": None, "exponential": None}
+    no_rate = bounds_ms(Peaks(2e9, 1e9, None), flops=1e6, bytes=3e6, exponentials=1e6)
+    assert no_rate == pytest.approx({"matrix": 0.5, "memory": 3, "exponential": None})
+    no_count = bounds_ms(peaks, flops=1e6, bytes=None, exponentials=None)
+    assert no_count == pytest.approx({"matrix": 0.5, "memory": None, "exponential": None})
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
