@@ -80,21 +80,21 @@ class Case:
             model, schedule = self.model()
             size: int = self.resolution or model.pretrained_cfg["input_size"][-1]  # type: ignore[index, assignment]
             image = torch.empty(1, 3, size, size)
-        if schedule is None:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(image)
-            cost = {"tokens": None, "reduction": 0.0, "flops": counter.get_total_flops(), "exponentials": None}
-            moved = None
-        else:
-            assert isinstance(model, VisionMamba)
+        cost: dict[str, Any]
+        if isinstance(model, VisionMamba) and schedule is not None:
             cost = {
                 "tokens": list(schedule.tokens),
                 "reduction": schedule.reduction,
                 "flops": schedule.flops + schedule.flops_reduction,
+                "bytes": model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype]),
                 "exponentials": self.batch * model_exponentials(model, schedule.tokens),
             }
-            moved = model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype])
-        return {**asdict(self), "resolution": size, **cost, "bytes": moved}
+        else:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model(image)
+            flops = counter.get_total_flops()
+            cost = {"tokens": None, "reduction": 0.0, "flops": flops, "bytes": None, "exponentials": None}
+        return {**asdict(self), "resolution": size, **cost}
 
 
 @dataclass

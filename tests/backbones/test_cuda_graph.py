@@ -123,7 +123,16 @@ def round_weights(model) -> None:
     model.bfloat16().float()
 
 
-@pytest.mark.parametrize("change", [change_in_place, load, assign, replace_head, round_weights])
+def free_and_allocate_again(model) -> None:
+    values = model.head.weight.detach() + 1
+    model.head.weight.data = torch.empty(0)
+    model.head.weight.data = values.clone()  # where the old ones were, if nobody holds them
+
+
+CHANGES = [change_in_place, load, assign, replace_head, round_weights, free_and_allocate_again]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_weights_are_seen_whatever_graph_comes_next(model, change: Callable) -> None:
     fast = Rehearsal(model)
     before = [fast(images(1)), fast(images(2))]
@@ -179,6 +188,23 @@ def test_weights_that_a_forward_pass_repacks_do_not_capture_for_ever(model) -> N
     for _ in range(3):
         fast(images(1))
     assert len(fast.captured) == 2
+
+
+def test_a_capture_that_repacks_weights_outdates_the_graphs_before_it(model) -> None:
+    """A kernel may lay weights out as suits the batch."""
+    count = 0
+
+    def repack(module, inputs) -> None:
+        nonlocal count
+        if count != len(inputs[0]):
+            count = len(inputs[0])
+            module.register_buffer("packed", module.head.weight.detach().clone(), persistent=False)
+
+    model.register_forward_pre_hook(repack)
+    fast = Rehearsal(model)
+    for batch in (1, 2, 1):
+        fast(images(batch))
+    assert len(fast.captured) == 3
 
 
 def test_the_least_recently_used_graph_goes_first(model) -> None:
