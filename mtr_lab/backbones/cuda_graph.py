@@ -7,7 +7,7 @@ Source: "CUDA graphs" in PyTorch's notes on CUDA semantics; warm-up as in ``torc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Recording:
     images: Tensor
     logits: Tensor
     stream: torch.cuda.Stream | None  # it was captured on; captures that share memory have to share it
+    held: object = None  # what else has to stay in memory for as long as the graph may read it
 
     def replay(self, images: Tensor) -> Tensor:
         """Logits of other images of the same shape, in a tensor of their own."""
@@ -79,6 +80,8 @@ class CompiledModel:
         static = torch.empty_like(images) if static is None else static
         static.copy_(images)
         recording = self.capture(static, next(iter(self._graphs.values()), None))
+        # A module may keep what it has made of its weights, in an attribute, until it is called with another dtype.
+        recording = replace(recording, held=[dict(vars(module)) for module in self.model.modules()])
         # The warm-up may have repacked the weights, in which case the older graphs read what is no longer used.
         self._held = [tensor.detach() for tensor in self._weights()]
         self._state = self._weights_state()

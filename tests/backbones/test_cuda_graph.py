@@ -1,6 +1,8 @@
 """What is captured anew and what is replayed; on a GPU, that a replay is the model bit for bit."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -205,6 +207,29 @@ def test_a_capture_that_repacks_weights_outdates_the_graphs_before_it(model) -> 
     for batch in (1, 2, 1):
         fast(images(batch))
     assert len(fast.captured) == 3
+
+
+class Layout:
+    """Weights in the order a kernel reads them, kept by a module in a plain attribute."""
+
+
+def test_what_a_module_made_of_its_weights_lives_as_long_as_the_graph_that_reads_it(model) -> None:
+    def lay_out(module, inputs) -> None:
+        if getattr(module, "dtype", None) != inputs[0].dtype:
+            module.dtype, module.layout = inputs[0].dtype, Layout()
+
+    model.head.register_forward_pre_hook(lay_out)
+    fast = Rehearsal(model)
+    fast(images())
+    layout = weakref.ref(model.head.layout)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.forward_head(torch.zeros(1, 16, dtype=torch.bfloat16))
+    assert model.head.layout is not layout()
+    assert layout() is not None
+    change_in_place(model)
+    fast(images())
+    gc.collect()
+    assert layout() is None
 
 
 def test_the_least_recently_used_graph_goes_first(model) -> None:
