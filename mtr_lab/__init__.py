@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 # long. Sleeping instead costs about 10 % on an idle machine. Has no effect if torch was imported before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from mtr_lab.backbones import create_model
+from mtr_lab.backbones import compile, create_model
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import patch, trace, unpatch
 
@@ -22,4 +22,4 @@ try:
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["UserError", "__version__", "create_model", "patch", "trace", "unpatch"]
+__all__ = ["UserError", "__version__", "compile", "create_model", "patch", "trace", "unpatch"]

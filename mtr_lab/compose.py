@@ -2,6 +2,7 @@
 
 import logging
 import math
+from copy import copy
 from typing import Any
 
 import lightning
@@ -9,7 +10,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
@@ -21,6 +22,7 @@ NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "backbone.num_classes": (int, 1, math.inf),
     "timing.batch_size": (int, 0, math.inf),  # 0: no timing
     "timing.seconds": (float, 0, math.inf),
+    "bench.seconds": (float, 0, math.inf),
     "training.epochs": (int, 1, math.inf),
     "training.lr": (float, 0, 10),
     "training.weight_decay": (float, 0, 10),
@@ -69,6 +71,9 @@ def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
             process.
     """
     check_device(config)
+    config = copy(config)
+    with open_dict(config):
+        config.pop("cuda_graph", None)  # the evaluation's own, no argument of Lightning's
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisement of devices and products
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1:
@@ -101,6 +106,12 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
 
 def check_device(config: DictConfig) -> None:
     """Raise a ``UserError`` if the ``trainer`` group asks for a device this machine does not have."""
+    graph = config.get("cuda_graph", False)
+    if not isinstance(graph, bool):
+        raise UserError(f"trainer.cuda_graph={graph}: expected true or false.")
+    if graph and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        present = "is present" if not torch.cuda.is_available() else "is to be used (trainer.accelerator=cpu)"
+        raise UserError(f"trainer.cuda_graph=true: no CUDA device {present}. Set trainer.cuda_graph=false.")
     wants_gpu = config.accelerator in ("gpu", "cuda")
     if wants_gpu and not torch.cuda.is_available():
         raise UserError(

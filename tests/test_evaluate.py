@@ -146,6 +146,8 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["trainer.accelerator=abacus"], ["trainer: You selected an invalid accelerator name", "abacus"]),
         (["trainer.devices=0"], ["trainer: ", "devices=0"]),
         (["trainer.accelerator=cpu", "trainer.devices=2"], ["trainer.devices=2 starts 2 processes"]),
+        (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),
+        (["trainer.cuda_graph=true", "trainer.accelerator=cpu"], ["trainer.cuda_graph=true: no CUDA device is"]),
         (["trainer.precision=3"], ["trainer: Precision 3 is invalid"]),
         (["trainer.limit_test_batches=0"], ["trainer.limit_test_batches=0 leaves nothing to do"]),
         (["trainer.limit_test_batches=0.0001"], ["limit_test_batches=0.008"]),
@@ -172,6 +174,47 @@ def test_an_absent_device_is_refused(run_program) -> None:
     assert run.code == 2
     assert "no CUDA device is present" in run.err
     assert "trainer.accelerator=cpu" in run.err
+
+
+def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
+    run_program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = set()
+
+    def compiled(model, max_graphs):
+        def call(images):
+            keys.add((images.shape, tuple(block.step.remove for block in model.blocks)))
+            assert len(keys) <= max_graphs
+            return model(images)
+
+        return call
+
+    monkeypatch.setattr("mtr_lab.tasks.evaluation.compile", compiled)
+    monkeypatch.setattr("mtr_lab.evaluate.check_device", lambda trainer: None)
+    monkeypatch.setattr("mtr_lab.compose.check_device", lambda trainer: None)
+    overrides = ["dataset.batch_size=300", "trainer.limit_test_batches=1.0", "mtr.ratio=[0.2,0.3]"]
+    timing = ["timing.batch_size=3", "timing.seconds=0"]
+    run = run_program(main, *SMALL, *overrides, *timing, "trainer.cuda_graph=true")
+    assert run.code == 0, run.err
+    assert len(keys) == 4 * 3  # batches of 300, 200, 3 and 1
+    for point in read_result(run.folder)["points"]:
+        assert point["img_per_s"] > 0
+        assert "peak_mib" not in point
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_cuda_graph_changes_speed_alone(run_program, precision: str) -> None:
+    timing = ["timing.batch_size=3", "timing.seconds=0.1"]
+    folders = []
+    for graph in ("false", "true"):
+        run = run_program(main, *SMALL, *timing, f"trainer.cuda_graph={graph}", f"trainer.precision={precision}")
+        assert run.code == 0, run.err
+        folders.append(run.folder.rename(run.folder.with_name(graph)))
+    eager, graph = (load_predictions(folder).log_probs for folder in folders)
+    assert np.allclose(eager, graph, atol=1e-4 if precision == "32-true" else 2e-2)
+    assert all("peak_mib" not in point for point in read_result(folders[1])["points"])
 
 
 def test_mistakes_are_found_before_weights_are_loaded(run_program, monkeypatch: pytest.MonkeyPatch) -> None:

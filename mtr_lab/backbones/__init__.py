@@ -6,6 +6,7 @@ from timm.models import model_entrypoint
 
 from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.bimamba import Block, Step
+from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.token_state import Evidence, TokenState
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import unknown
@@ -34,4 +35,4 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMa
     return model_entrypoint(name)(pretrained=pretrained, **kwargs)
 
 
-__all__ = ["MODELS", "Block", "Evidence", "Step", "TokenState", "VisionMamba", "create_model"]
+__all__ = ["MODELS", "Block", "Evidence", "Step", "TokenState", "VisionMamba", "compile", "create_model"]

@@ -1,9 +1,10 @@
 """Throughput, latency and peak memory of several variants of a model, timed in turn."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from mtr_lab.measure.memory import peak_memory_mib
 WARM_UP_CALLS = 2  # the first compiles and fills caches, the second shows the allocator its final sizes
 LATENCY_CALLS = 5  # of one image for each full batch: p95 needs more samples than the median of a batch
 MAX_ROUNDS = 50
+
+Variant = TypeVar("Variant")
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,11 @@ def measure_speed(
             name: peak_memory_mib(partial(run, batch), [batch, *(resident or {}).get(name, ())], batch.device)
             for name, run in variants.items()
         }
-        start = time.perf_counter()
-        for i in range(max(min_rounds, MAX_ROUNDS)):
-            if i >= min_rounds and time.perf_counter() - start > max_seconds:
-                break
-            first = i % len(names)
-            for name in names[first:] + names[:first]:
-                batch_seconds[name].append(_seconds(variants[name], batch))
-                image_seconds[name] += [_seconds(variants[name], image) for _ in range(LATENCY_CALLS)]
+        for order in rounds(names, min_rounds, max_seconds):
+            for name in order:
+                batch_seconds[name].append(_seconds(partial(variants[name], batch), batch.device))
+                one = partial(variants[name], image)
+                image_seconds[name] += [_seconds(one, batch.device) for _ in range(LATENCY_CALLS)]
     speeds = {}
     for name in names:
         p50, p95 = np.percentile(image_seconds[name], [50, 95]) * 1000
@@ -91,11 +91,43 @@ def measure_speed(
     return speeds
 
 
-def _seconds(run: Callable[[Tensor], object], images: Tensor) -> float:
-    _synchronize(images.device)
+def rounds(variants: Sequence[Variant], min_rounds: int, max_seconds: float) -> Iterator[list[Variant]]:
+    """The order of visits in each round, starting one further than in the round before.
+
+    At least ``min_rounds``; beyond, no round starts after ``max_seconds``, nor more than ``MAX_ROUNDS``.
+    """
     start = time.perf_counter()
-    result = run(images)
-    _synchronize(images.device)
+    for i in range(max(min_rounds, MAX_ROUNDS)):
+        if i >= min_rounds and time.perf_counter() - start > max_seconds:
+            break
+        first = i % len(variants)
+        yield [*variants[first:], *variants[:first]]
+
+
+def call_ms(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call in ms, with the device idle before: between two CUDA events, or by the wall clock on the CPU.
+
+    Events leave out the wait of the host for the device to finish, but contain every gap in which the device waits
+    for the host to launch the next kernel.
+    """
+    if device.type != "cuda":
+        return 1000 * _seconds(run, device)
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with torch.cuda.device(device):
+        _synchronize(device)
+        before.record()
+        result = run()
+        after.record()
+        after.synchronize()
+    del result
+    return before.elapsed_time(after)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    _synchronize(device)
     seconds = time.perf_counter() - start
     del result  # released off the clock
     return seconds

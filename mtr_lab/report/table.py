@@ -69,7 +69,7 @@ def _caption(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
-def _figure(value: Number, scale: float = 1) -> str:
+def figure(value: Number, scale: float = 1) -> str:
     """Three significant digits, without an exponent."""
     if value is None:
         return _ABSENT
@@ -77,7 +77,8 @@ def _figure(value: Number, scale: float = 1) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
-def _percent(share: Number) -> str:
+def percent(share: Number) -> str:
+    """A fraction in percent, one decimal."""
     return _ABSENT if share is None else f"{100 * share:.1f}".replace("100.0", "100")
 
 
@@ -103,27 +104,27 @@ def _tokens(point: Point) -> tuple[str, str]:
 
 def _latency(point: Point) -> tuple[str, str]:
     latency = point.get("latency_ms")
-    return (_figure(latency["p50"]), _figure(latency["p95"])) if latency else (_ABSENT, "")
+    return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
 def _share(key: Literal["miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
-    return lambda point: (_percent(point.get(key)), "")
+    return lambda point: (percent(point.get(key)), "")
 
 
 _COLUMNS = (
     _Column(("policy", ""), "policy", lambda point: (point["policy"], "")),
-    _Column(("cut %", "asked"), "reduction", lambda point: (_percent(point["reduction"]), _percent(point["ratio"]))),
+    _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
     _Column(
         ("GFLOPs", "lit."),
         "flops_true",
-        lambda point: (_figure(point["flops_true"], 1e-9), _figure(point["flops_literature"], 1e-9)),
+        lambda point: (figure(point["flops_true"], 1e-9), figure(point["flops_literature"], 1e-9)),
     ),
     _Column(("tokens", ""), "tokens", _tokens),
     _Column(
-        ("top-1", "%"), "top1", lambda point: (_percent(point.get("top1")), _interval(point.get("top1_ci"), _percent))
+        ("top-1", "%"), "top1", lambda point: (percent(point.get("top1")), _interval(point.get("top1_ci"), percent))
     ),
     _Column(
-        ("top-5", "%"), "top5", lambda point: (_percent(point.get("top5")), _interval(point.get("top5_ci"), _percent))
+        ("top-5", "%"), "top5", lambda point: (percent(point.get("top5")), _interval(point.get("top5_ci"), percent))
     ),
     _Column(("mIoU", "%"), "miou", _share("miou")),
     _Column(("AP", "%"), "map", _share("map")),
@@ -131,13 +132,13 @@ _COLUMNS = (
     _Column(
         ("agree", "%"),
         "agreement",
-        lambda point: (_percent(point.get("agreement")), _interval(point.get("agreement_ci"), _percent)),
+        lambda point: (percent(point.get("agreement")), _interval(point.get("agreement_ci"), percent)),
     ),
     _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _interval(point.get("kl_ci"), _short_nats))),
     _Column(
         ("img/s", "MiB"),
         "img_per_s",
-        lambda point: (_figure(point.get("img_per_s")), _figure(point.get("peak_mib")) if "peak_mib" in point else ""),
+        lambda point: (figure(point.get("img_per_s")), figure(point.get("peak_mib")) if "peak_mib" in point else ""),
     ),
     _Column(("p50", "p95"), "latency_ms", _latency),
 )

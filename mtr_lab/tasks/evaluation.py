@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import VisionMamba, compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.report.predictions import Predictions, point_name, top_classes
@@ -35,15 +35,24 @@ class ClassifierEvaluation(LightningModule):
         model: the classifier, patched by ``reduction``.
         reduction: switches between the schedules.
         points: the operating points, the unreduced model first.
+        cuda_graph: run the model as ``mtr_lab.compile`` does.
 
     After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
     """
 
-    def __init__(self, model: VisionMamba, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
+    def __init__(
+        self,
+        model: VisionMamba,
+        reduction: Reduction,
+        points: Sequence[OperatingPoint],
+        cuda_graph: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.reduction = reduction
         self.points = points
+        # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
+        self._classify = compile(model, max_graphs=4 * len(points)) if cuda_graph else model.__call__
         self.skipped: list[str] = []
         self._ids: list[str] = []
         self._hashes: list[str] = []
@@ -54,7 +63,7 @@ class ClassifierEvaluation(LightningModule):
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
         self.reduction.use(point.schedule)
-        return self.model(images)
+        return self._classify(images)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped += batch["skipped"]

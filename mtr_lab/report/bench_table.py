@@ -1,0 +1,85 @@
+"""What ``bench`` measured as one table for a terminal, 80 columns or wider."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mtr_lab.report.table import figure, percent
+
+_HEADINGS = (
+    ("backbone", "backend"),
+    ("batch", "pixels"),
+    ("dtype", "graph"),
+    ("policy", "ratio %"),
+    ("ms", "quartiles"),
+    ("img/s", "MiB"),
+    ("speedup", "overh. %"),
+    ("of bound", "limit"),
+)
+
+
+def bench_table(result: Mapping[str, Any]) -> Table:
+    """Lay out the rows of a bench.json, two lines each; errors and notes stand below."""
+    machine = result["environment"]
+    table = Table(
+        title=escape(f"{', '.join(machine['gpus']) or machine['cpu'] or 'CPU'} · torch {machine['torch']}"),
+        caption=escape("\n".join(_remarks(result))),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        header_style="",
+    )
+    for i, (first, second) in enumerate(_HEADINGS):
+        left = i == 0
+        heading = f"[bold]{first}[/]\n[dim]{second}[/]"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in result["rows"]:
+        cells = _cells(row)
+        table.add_row(*(f"{escape(first)}\n[dim]{escape(second)}[/]" for first, second in cells))
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    bound = {name: ms for name, ms in row["bound_ms"].items() if ms is not None}
+    limit = max(bound, key=lambda name: bound[name])
+    axes = [
+        (row["backbone"], row["backend"]),
+        (str(row["batch"]), f"{row['resolution']}²"),
+        (row["dtype"], "graph" if row["cuda_graph"] else ""),
+        (row["policy"], percent(row["ratio"])),
+    ]
+    if row["error"] is not None:
+        return [*axes, ("failed", ""), ("", ""), ("", ""), ("", "")]
+    low, high = row["ms_quartiles"]
+    return [
+        *axes,
+        (figure(row["ms"]), f"{figure(low)}–{figure(high)}"),
+        (figure(row["img_per_s"]), figure(row["peak_mib"])),
+        (figure(row["speedup"]), percent(row["overhead"])),
+        (f"{percent(row['roofline'])} %", limit),
+    ]
+
+
+def _remarks(result: Mapping[str, Any]) -> list[str]:
+    peaks = [
+        f"{dtype}: {figure(peak['flops'], 1e-12)} TFLOP/s, {figure(peak['bytes'], 1e-9)} GB/s"
+        for dtype, peak in result["peaks"].items()
+    ]
+    failures = [
+        f"{row['backbone']} {row['policy']}@{row['ratio']} {row['backend']}: {row['error']}"
+        for row in result["rows"]
+        if row["error"] is not None
+    ]
+    return [
+        "overh.: share of the time beyond the unreduced time scaled by the tokens",
+        "of bound: the least time by the strictest limit of the device, over the time",
+        f"the device at best, {'; '.join(peaks)}",
+        *failures,
+        *result["notes"],
+    ]
