@@ -1,9 +1,9 @@
-# make run: install and evaluate the bundled model.  make test: install the test extra and run the checks.
+# make run: install and evaluate the bundled model.  make test: install the test extra and run them.  make docs: the manual in build/docs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean
+.PHONY: run test check docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m mtr_lab
@@ -17,6 +17,9 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mtr_lab needs Python 3.11 or newer: make PYTHON=python3.x')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +28,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 clean:

@@ -1,0 +1,75 @@
+"""Make the pages that are written elsewhere: the start page from the README, configuration and policies from conf/."""
+
+import re
+from pathlib import Path
+
+import mkdocs_gen_files
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.bench"}
+
+
+def start() -> str:
+    """The README; what it names in the repository stays a name, since these pages hold no such files."""
+    return (ROOT / "README.md").read_text()
+
+
+def configuration() -> str:
+    """Every configuration file as it is, comments included, one heading a group and a file."""
+    conf = ROOT / "conf"
+    parts = [
+        "# Configuration",
+        "Three programs share one tree of settings. Every value can be overridden on the command line "
+        "(`key=value`), every group chosen (`group=name`), and `-m` with several values makes a sweep. "
+        "`--cfg job` prints what a command line amounts to.",
+    ]
+    for name, program in PROGRAMS.items():
+        parts += [f"## python -m {program}", fence(conf / f"{name}.yaml")]
+    for group in sorted(path for path in conf.iterdir() if path.is_dir()):
+        files = sorted(group.rglob("*.yaml"))
+        parts.append(f"## {group.name}")
+        parts.append("One of: " + ", ".join(f"`{name_of(file, group)}`" for file in files) + ".")
+        parts += [f"### {group.name}={name_of(file, group)}\n\n{fence(file)}" for file in files]
+    return "\n\n".join(parts)
+
+
+def policies() -> str:
+    """A table of the policies' parts: what each file of conf/reduction adds to those it builds on."""
+    folder = ROOT / "conf" / "reduction"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    resolved = {name: read(folder, name) for name in names}
+    parts = [key for key in resolved["mtr"] if any(config.get(key) != resolved["mtr"][key] for config in resolved.values())]
+    rows = ["| policy | " + " | ".join(parts[1:]) + " |", "|---" * len(parts) + "|"]
+    for name, config in resolved.items():
+        own = [config[key] if config[key] == resolved["mtr"][key] else f"**{config[key]}**" for key in parts[1:]]
+        rows.append(f"| `{name}` | " + " | ".join(map(str, own)) + " |")
+    sources = "\n\n".join(f"**`{name}`**: {head(folder / f'{name}.yaml')}" for name in names)
+    return f"{(Path(__file__).parent / 'policies.md').read_text()}\n\n{sources}\n\n" + "\n".join(rows) + "\n"
+
+
+def read(folder: Path, name: str) -> dict[str, object]:
+    own = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    config: dict[str, object] = {}
+    for base in own.pop("defaults", ["_self_"]):
+        config |= own if base == "_self_" else read(folder, base)
+    return config
+
+
+def head(file: Path) -> str:
+    """The comment a file begins with."""
+    lines = [line[1:].strip() for line in file.read_text().splitlines() if re.match(r"# (?!@package)", line)]
+    return " ".join(lines)
+
+
+def name_of(file: Path, group: Path) -> str:
+    return file.relative_to(group).with_suffix("").as_posix()
+
+
+def fence(file: Path) -> str:
+    return f"```yaml\n{file.read_text().rstrip()}\n```"
+
+
+for page, text in {"index.md": start(), "configuration.md": configuration(), "policies.md": policies()}.items():
+    with mkdocs_gen_files.open(page, "w") as out:
+        out.write(text)
