@@ -237,7 +237,6 @@ def test_an_absent_device_is_refused(run_program) -> None:
 @pytest.mark.parametrize("preset", [path.stem for path in (CONF / "bench").glob("*.yaml")])
 def test_presets_name_what_exists(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with everything installed, every case of a preset can be carried out."""
-    monkeypatch.setattr(ops, "BACKENDS", (*ops.BACKENDS, "triton"))
     monkeypatch.setattr(program, "usable_backends", lambda names, dtypes, device: (names, []))
     cases, _ = read_cases(settings(f"bench={preset}"), torch.device("cuda"))
     assert len(cases) == len(set(cases)) > 1

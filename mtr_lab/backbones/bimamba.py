@@ -136,7 +136,10 @@ class BiMamba(nn.Module):
 
     def _layout(self, dtype: torch.dtype) -> ops.Layout:
         """The parameters in the kernels' layout: copied when one of them has changed, not at every call."""
-        parameters = [p for name, p in self.named_parameters() if not name.startswith(("in_proj", "out_proj"))]
+        # Not named_parameters(), which would take longer than what it saves.
+        parameters = [self.A_log, self.A_b_log, self.D, self.D_b]
+        for name in ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b"):
+            parameters += [p for p in getattr(self, name)._parameters.values() if p is not None]
         if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return self._lay_out(dtype)
         key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))

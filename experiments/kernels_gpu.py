@@ -1,0 +1,159 @@
+"""The Triton kernels of one Vision Mamba block: parity with float64, and times beside what the hardware bounds.
+
+    python experiments/kernels_gpu.py OUT.json
+
+Needs a GPU. The bounds are counted from what each kernel has to move and compute, over rates measured in the same run.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from triton.testing import do_bench
+
+from mtr_lab import ops
+from mtr_lab.measure.roofline import Peaks, measure_peaks
+from mtr_lab.ops.gpu import norm, plan, project, scan, scan_backward
+from mtr_lab.ops.selective_scan import selective_scan_reference
+from mtr_lab.report.atomic import replace_file
+from mtr_lab.report.environment import environment
+
+SHAPES = {  # images, tokens, d_inner, dt rank
+    "vim_ti, batch 256": (256, 197, 384, 12),
+    "vim_s, batch 256": (256, 197, 768, 24),
+    "vim_b, batch 256": (256, 197, 1536, 48),
+    "vim_s, batch 1": (1, 197, 768, 24),
+    "vim_s, 1024², batch 8": (8, 4097, 768, 24),
+}
+STATES = 16
+DTYPE = torch.float16
+DEVICE = torch.device("cuda")
+REMOVED = 12  # tokens, about what one of twelve reductions removes at 40 %
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def parity() -> list[dict[str, Any]]:
+    """Relative L2 errors of the scan and its gradients, and of the statistics, against the reference in float64."""
+    rows = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for images, length, channels, states in ((2, 197, 200, 16), (1, 1031, 64, 5)):
+            data = [
+                normal(2, images, length, channels, dtype=dtype),
+                normal(2, images, length, channels, dtype=dtype),
+                -torch.exp(normal(2, channels, states)),
+                normal(2, images, length, states, dtype=dtype),
+                normal(2, images, length, states, dtype=dtype),
+                normal(2, channels),
+                normal(images, length, channels, dtype=dtype),
+                normal(2, channels) - 2,
+            ]
+            gap = torch.randint(0, 3, (images, length), device=DEVICE)
+            stretch = 1 + torch.rand(images, length, device=DEVICE)
+            grad = normal(images, length, channels, dtype=dtype)
+            y, sums = scan.selective_scan(*data, gap, stretch, (False, True), True)
+            grads = scan_backward.selective_scan_backward(*data, gap, stretch, (False, True), grad)
+            exact = [t.double().requires_grad_() for t in data]
+            y64, sums64 = selective_scan_reference(*exact, gap, stretch.double(), (False, True), True)
+            grads64 = torch.autograd.grad(y64, exact, grad.double())
+            pairs = [(y, y64), (sums, sums64), *zip(grads, grads64, strict=True)]
+            names = ("y", "sums", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias")
+            errors = {
+                name: float((a.double() - b).norm() / b.norm()) for name, (a, b) in zip(names, pairs, strict=True)
+            }
+            rows.append({"dtype": str(dtype), "length": length, "states": states, **errors})
+            print(rows[-1])
+    return rows
+
+
+def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[dict[str, Any]]:
+    """Times of every kernel of one block, two directions, in milliseconds, with the largest of their bounds."""
+    images, length, inner, rank = shape
+    tokens, width, both = images * length, inner // 2, (False, True)
+    in_proj, weight = normal(2 * inner, width, dtype=DTYPE), normal(width)
+    x, z = normal(images, length, 2 * inner, dtype=DTYPE).chunk(2, dim=-1)
+    layout = ops.lay_out(
+        normal(2, inner, 4),
+        normal(2, inner),
+        normal(2, rank + 2 * STATES, inner) * inner**-0.5,
+        normal(2, inner, rank) * rank**-0.5,
+        normal(2, inner) - 4,
+        -torch.arange(1.0, STATES + 1, device=DEVICE).expand(2, inner, STATES),
+        normal(2, inner),
+        DTYPE,
+    )
+    constants = layout.d, z, layout.timescale_bias, None, None
+    u, delta, bc, _ = project.project(x, layout, None, both, False)
+    b, c = bc.chunk(2, dim=-1)
+    hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
+    score, size = torch.rand(images, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
+    special = torch.full((images, 1), length // 2, device=DEVICE)
+    targets = (length - 1 - REMOVED) // 2
+
+    row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
+    element = tokens * inner
+    off = {"softplus": False, "sums": False, "output": False}
+    # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
+    kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
+        "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
+        "project": (lambda: project.project(x, layout, None, both, False), 5 * row, 256 * element, 4 * element),
+        "project, statistics": (
+            lambda: project.project(x, layout, None, both, True), 5 * row, 256 * element, 4 * element
+        ),
+        "scan": (
+            lambda: scan.scan(u, delta, layout.a, b, c, *constants, both, **off), 6 * row, 0, 2 * element * STATES
+        ),
+        "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 6), 3 * row, 0, 0),
+    }  # fmt: skip
+    if length <= plan.MAX_LENGTH:
+        decide = partial(plan.asymmetric_plan, score, special, size, hidden, residual, REMOVED, targets)
+        dest, share, keep, gone = decide()
+        pieces = dest, share, keep, gone, dest, share
+        kernels |= {
+            "plan": (decide, 6 * images * (REMOVED + targets) * width, 0, 0),
+            "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
+        }
+        A = layout.a.transpose(1, 2).contiguous()
+        backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z)
+        kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)
+
+    rows = []
+    for kernel, (run, moved, flops, exps) in kernels.items():
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        first = time.perf_counter() - start
+        bound = 1e3 * max(moved / peaks.bytes, flops / peaks.flops, exps / peaks.exp if peaks.exp else 0)
+        ms = float(do_bench(run, warmup=25, rep=100, return_mode="median"))
+        rows.append({"shape": name, "kernel": kernel, "ms": ms, "bound_ms": bound, "first_call_s": first})
+        print(f"{name:24} {kernel:22} {ms:8.3f} ms, bound {bound:7.3f} ({bound / ms:4.0%}), first call {first:6.2f} s")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
+    torch.manual_seed(0)
+    peaks = measure_peaks(DEVICE, DTYPE)
+    result = {
+        "schema": 1,
+        "environment": {**environment(), "triton": triton.__version__},
+        "parity": parity(),
+        "kernels": [row for name, shape in SHAPES.items() for row in timings(name, shape, peaks)],
+    }
+    with replace_file(out) as file:
+        file.write(json.dumps(result, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
