@@ -24,13 +24,16 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.reduction import Reduction
+from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import save_predictions, score_point
 from mtr_lab.report.result import Result, write_result
 from mtr_lab.report.table import result_table
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+
+PROBE_IMAGES = 128
+"""How many training images ``mtr.schedule=auto`` measures on."""
 
 
 def evaluate(config: DictConfig) -> Result:
@@ -51,16 +54,26 @@ def evaluate(config: DictConfig) -> Result:
     check_device(config.trainer)
     check_numbers(config)
     outline = make_outline(config.backbone)
-    points = operating_points(outline, config.mtr)
+    settings = policy_settings(config.mtr)
+    automatic = settings["schedule"] == AUTO
+    outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
+    points = operating_points(Reduction(outline, outlined), config.mtr)
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
+    probes = datamodule.probe_images(PROBE_IMAGES) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_model(config.backbone).eval()
-    task = ClassifierEvaluation(model, Reduction(model, policy_settings(config.mtr)), points)
+    if probes is not None:
+        model.to(trainer.strategy.root_device)
+        probes = probes.to(trainer.strategy.root_device)
+    reduction = Reduction(model, settings, images=probes)
+    if probes is not None:
+        points = operating_points(reduction, config.mtr)
+    task = ClassifierEvaluation(model, reduction, points)
     trainer.test(task, datamodule=datamodule, verbose=False)
     predictions = task.predictions()
     speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
@@ -91,13 +104,12 @@ def evaluate(config: DictConfig) -> Result:
     return result
 
 
-def operating_points(model: VisionMamba, settings: DictConfig) -> list[OperatingPoint]:
+def operating_points(reduction: Reduction, settings: DictConfig) -> list[OperatingPoint]:
     """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
 
     Raises:
-        UserError: the policy or its schedule cannot be had.
+        UserError: the schedule cannot be had.
     """
-    reduction = Reduction(model, policy_settings(settings))
     ratio = settings.ratio
     asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
     for value in asked:
