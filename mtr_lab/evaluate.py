@@ -8,6 +8,7 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -39,7 +40,8 @@ PROBE_IMAGES = 128
 def evaluate(config: DictConfig) -> Result:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
-    Everything the user can have got wrong is found on an outline of the model, before weights are loaded.
+    Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
+    ``mtr.schedule=auto`` are measured after that, on training images.
 
     Returns:
         The result, as in the file ``result.json`` of the run folder.
@@ -61,7 +63,7 @@ def evaluate(config: DictConfig) -> Result:
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
-    probes = datamodule.probe_images(PROBE_IMAGES) if automatic else None
+    probes = probe_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
@@ -120,6 +122,17 @@ def operating_points(reduction: Reduction, settings: DictConfig) -> list[Operati
         OperatingPoint("none", 0.0, reduction.solve(0.0)),
         *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
     ]
+
+
+def probe_images(datamodule: ImageDataModule) -> Tensor:
+    """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
+    try:
+        return datamodule.probe_images(PROBE_IMAGES)
+    except UserError as error:
+        raise UserError(
+            f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "
+            "Or give the counts themselves: mtr.ratio=null mtr.schedule=[…]."
+        ) from error
 
 
 def policy_settings(settings: DictConfig) -> dict[str, Any]:

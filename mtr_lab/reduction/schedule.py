@@ -106,6 +106,8 @@ def make_schedule(
         counts: list[int] = list(schedule)
         _check_counts(counts, length, depth, policy, special)
         return cost(counts)
+    if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if schedule == AUTO:
         raise UserError(
             "mtr.schedule=auto measures on images what removing tokens does to the output, and was given none: pass "
@@ -115,8 +117,6 @@ def make_schedule(
         raise UserError(
             f"mtr.schedule must be one of {', '.join([*SHAPES, AUTO])} or a list of {depth} counts, got {schedule!r}."
         )
-    if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if ratio == 0:
         return cost([0] * depth)
     if isinstance(schedule, Mapping):
