@@ -15,8 +15,9 @@ from slow_policies import policy as slow_policy
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.backbones.vim import Vim
 from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
-from mtr_lab.reduction.score import SCORES
+from mtr_lab.reduction.score import SCORES, Score
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
@@ -275,6 +276,42 @@ def test_one_direction_alone(directions: str, which: int) -> None:
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_policy(policy_config("mtr", **changes))
+
+
+class WithoutClassToken(Vim):
+    """A stand-in for a family without a class token."""
+
+    def embed(self, images: torch.Tensor, *, traced: bool = False) -> TokenState:
+        return TokenState.start(self.patch_embed(images)[0], [], traced=traced)
+
+
+SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
+
+
+@pytest.mark.parametrize("name", policy_names())
+@torch.no_grad()
+def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) -> None:
+    model = WithoutClassToken(**SMALL).eval()
+    if name in ("evit", "pumer"):
+        with pytest.raises(
+            UserError, match="mtr.score=class_token .* WithoutClassToken has none: choose another score"
+        ):
+            mtr_lab.patch(model, name, ratio=0.1)
+        assert all(block.step is None for block in model.blocks)
+    else:
+        mtr_lab.patch(model, name, schedule=[3, 3, 0, 0])
+        assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 30, 16)
+
+
+def test_directions_and_evidence_a_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Vim(**SMALL)
+    for block in model.blocks:
+        block.mixer.reverse = (False,)
+    with pytest.raises(UserError, match="mtr.directions=backward: Vim scans in 1 direction only"):
+        mtr_lab.patch(model, "mtr", ratio=0.1, directions="backward")
+    monkeypatch.setitem(SCORES, "surprise", Score(SCORES["norm"].function, needs=("entropy",)))
+    with pytest.raises(UserError, match="unknown evidence that mtr.score=-surprise reads 'entropy'.*b, c, delta"):
+        make_policy(policy_config("mtr", score="-surprise"))
 
 
 @torch.no_grad()
