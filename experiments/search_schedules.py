@@ -4,7 +4,7 @@ DIR holds Imagenette. Each policy gets the same budget at each ratio: the schedu
 one (``auto``, on training images). They are ranked by KL to the unreduced model on the 94 training images the bundled
 model was not trained on: all of them on centre crops, then the best ``FINALISTS`` on four crops and flips. The least KL
 wins, and only the winner sees the validation images. OUT/POLICY receives ``search.json`` and ``predictions.npz``; where
-they are there already, they are kept. When all policies have theirs, OUT/schedules.json compares them in pairs.
+they are there already, they are kept. OUT/schedules.json compares all that are there in pairs.
 """
 
 import itertools
@@ -59,9 +59,10 @@ def main(root: str, out: Path, policies: list[str]) -> None:
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
             found = json.loads((folder / "search.json").read_text())["ratios"]
-            save_predictions(validate(model, policy, found, data), folder)
-    if all((out / policy / "predictions.npz").exists() for policy in POLICIES):
-        write_comparison(out)
+            others = sorted(out.glob("*/predictions.npz"))
+            unreduced = load_predictions(others[0]).log_probs[:1] if others else None
+            save_predictions(validate(model, policy, found, data, unreduced), folder)
+    write_comparison(out)
 
 
 def four_views(images: Tensor) -> list[Tensor]:
@@ -109,10 +110,12 @@ def search(model: VisionMamba, policy: str, probes: Tensor, views: list[Tensor])
     return found
 
 
-def validate(model: VisionMamba, policy: str, found: list[dict[str, Any]], data: ImageDataModule) -> Predictions:
-    """The unreduced model and the winners on the validation images."""
+def validate(
+    model: VisionMamba, policy: str, found: list[dict[str, Any]], data: ImageDataModule, unreduced: np.ndarray | None
+) -> Predictions:
+    """The unreduced model and the winners on the validation images; ``unreduced`` (1, n, K) if it is known already."""
     reduction = Reduction(model, policy_config(policy, schedule=found[0]["remove"]))
-    schedules = [reduction.solve(0.0)]
+    schedules = [reduction.solve(0.0)] if unreduced is None else []
     for entry in found:
         reduction.config["schedule"] = entry["remove"]
         schedules.append(reduction.solve(None))
@@ -120,6 +123,8 @@ def validate(model: VisionMamba, policy: str, found: list[dict[str, Any]], data:
     values = np.concatenate(
         [np.stack([log_probs(model, reduction, s, batch["image"]) for s in schedules]) for batch in batches], axis=1
     )
+    if unreduced is not None:
+        values = np.concatenate([unreduced, values])
     return Predictions(
         ids=np.array([id for batch in batches for id in batch["id"]]),
         hashes=np.array([hash for batch in batches for hash in batch["hash"]]),
@@ -139,8 +144,9 @@ def log_probs(model: VisionMamba, reduction: Reduction, schedule: Schedule, imag
 
 def write_comparison(out: Path) -> None:
     """OUT/schedules.json, and its table in Markdown."""
-    records = {policy: json.loads((out / policy / "search.json").read_text()) for policy in POLICIES}
-    runs = {policy: load_predictions(out / policy) for policy in POLICIES}
+    found = [policy for policy in POLICIES if (out / policy / "predictions.npz").exists()]
+    records = {policy: json.loads((out / policy / "search.json").read_text()) for policy in found}
+    runs = {policy: load_predictions(out / policy) for policy in found}
     points = []
     for policy, record in records.items():
         for i, entry in enumerate(record["ratios"], start=1):
