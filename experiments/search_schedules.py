@@ -5,6 +5,10 @@ one (``auto``, on training images). They are ranked by KL to the unreduced model
 model was not trained on: all of them on centre crops, then the best ``FINALISTS`` on four crops and flips. The least KL
 wins, and only the winner sees the validation images. OUT/POLICY receives ``search.json`` and ``predictions.npz``; where
 they are there already, they are kept. OUT/schedules.json compares all that are there in pairs.
+
+What the schedule alone gains for ``write`` is compared in pairs too, if OUT/common holds its run with the schedule of
+compare_policies.py: ``python -m mtr_lab reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
+dataset.batch_size=100 timing.batch_size=0 hydra.run.dir=OUT/common``.
 """
 
 import itertools
@@ -59,7 +63,7 @@ def main(root: str, out: Path, policies: list[str]) -> None:
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
             found = json.loads((folder / "search.json").read_text())["ratios"]
-            others = sorted(out.glob("*/predictions.npz"))
+            others = [path for path in sorted(out.glob("*/predictions.npz")) if path.parent.name in POLICIES]
             unreduced = load_predictions(others[0]).log_probs[:1] if others else None
             save_predictions(validate(model, policy, found, data, unreduced), folder)
     write_comparison(out)
@@ -153,6 +157,8 @@ def write_comparison(out: Path) -> None:
             point = {"policy": policy, **entry, **score_point(runs[policy], i)}
             if policy != "write":
                 point["difference_to_write"] = compare(runs["write"], i, runs[policy], i)
+            elif (out / "common").exists():
+                point["difference_to_common_schedule"] = compare(load_predictions(out / "common"), i, runs[policy], i)
             points.append(point)
     points.sort(key=lambda point: (point["ratio"], point["kl"]))
     commits = sorted({record["environment"]["commit"] for record in records.values()})
