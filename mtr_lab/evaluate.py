@@ -70,12 +70,9 @@ def evaluate(config: DictConfig) -> Result:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_model(config.backbone).eval()
     if probes is not None:
-        model.to(trainer.strategy.root_device)
-        probes = probes.to(trainer.strategy.root_device)
-    reduction = Reduction(model, settings, images=probes)
-    if probes is not None:
-        points = operating_points(reduction, config.mtr)
-    task = ClassifierEvaluation(model, reduction, points)
+        device = trainer.strategy.root_device
+        points = operating_points(Reduction(model.to(device), settings, images=probes.to(device)), config.mtr)
+    task = ClassifierEvaluation(model, Reduction(model, settings), points)
     trainer.test(task, datamodule=datamodule, verbose=False)
     predictions = task.predictions()
     speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}

@@ -120,6 +120,7 @@ def make_schedule(
     if ratio == 0:
         return cost([0] * depth)
     if isinstance(schedule, Mapping):
+        _check_weights(schedule, depth)
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
         blocks = reducing_blocks(depth, first_block, interval, layers)
@@ -169,6 +170,14 @@ def _solve(
         if trial.reduction < ratio:
             return found
         found = trial
+
+
+def _check_weights(weights: Mapping[int, float], depth: int) -> None:
+    numbers = all(isinstance(number, int | float) for pair in weights.items() for number in pair)
+    if not weights or not numbers or not all(b in range(depth - 1) and 0 < w < math.inf for b, w in weights.items()):
+        raise UserError(
+            f"mtr.schedule must give a weight above 0 for each block that reduces, of 0 to {depth - 2}, got {weights}."
+        )
 
 
 def _check_counts(counts: list[int], length: int, depth: int, policy: Policy, special: int) -> None:

@@ -32,7 +32,8 @@ class GreedySearch:
 
     Each choice is measured on top of all before it. A price rises as more tokens are gone, nearly always; so a block
     that was dearer when last measured than the best price now is not measured again (lazy greedy; Minoux 1978).
-    The same images give the same schedules, and a larger ratio goes on where a smaller one stopped.
+    The same images give the same schedules. A larger ratio goes on where a smaller one stopped, for which the states of
+    the images before every block are kept.
 
     Args:
         model: patched, each block with its step.
@@ -43,7 +44,7 @@ class GreedySearch:
     def __init__(
         self, model: VisionMamba, steps: Sequence[Step], policy: Policy, blocks: Iterable[int], images: Tensor
     ) -> None:
-        self._model, self._steps, self._policy, self._images = model, steps, policy, images
+        self._model, self._steps, self._policy = model, steps, policy
         self._size = (images.shape[-2], images.shape[-1])
         self._prices = dict.fromkeys(blocks, 0.0)
         nothing = self._cost([0] * len(steps))
