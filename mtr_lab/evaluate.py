@@ -8,6 +8,7 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -24,7 +25,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.reduction import Reduction
+from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import save_predictions, score_point
@@ -32,11 +33,15 @@ from mtr_lab.report.result import Result, write_result
 from mtr_lab.report.table import result_table
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 
+PROBE_IMAGES = 128
+"""How many training images ``mtr.schedule=auto`` measures on."""
+
 
 def evaluate(config: DictConfig) -> Result:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
-    Everything the user can have got wrong is found on an outline of the model, before weights are loaded.
+    Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
+    ``mtr.schedule=auto`` are measured after that, on training images.
 
     Returns:
         The result, as in the file ``result.json`` of the run folder.
@@ -51,17 +56,23 @@ def evaluate(config: DictConfig) -> Result:
     check_device(config.trainer)
     check_numbers(config)
     outline = make_outline(config.backbone)
-    points = operating_points(outline, config.mtr)
+    settings = policy_settings(config.mtr)
+    automatic = settings["schedule"] == AUTO
+    outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
+    points = operating_points(Reduction(outline, outlined), config.mtr)
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
+    probes = probe_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_model(config.backbone).eval()
-    reduction = Reduction(model, policy_settings(config.mtr))
-    task = ClassifierEvaluation(model, reduction, points, cuda_graph=config.trainer.cuda_graph)
+    if probes is not None:
+        device = trainer.strategy.root_device
+        points = operating_points(Reduction(model.to(device), settings, images=probes.to(device)), config.mtr)
+    task = ClassifierEvaluation(model, Reduction(model, settings), points, cuda_graph=config.trainer.cuda_graph)
     trainer.test(task, datamodule=datamodule, verbose=False)
     predictions = task.predictions()
     speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
@@ -92,13 +103,12 @@ def evaluate(config: DictConfig) -> Result:
     return result
 
 
-def operating_points(model: VisionMamba, settings: DictConfig) -> list[OperatingPoint]:
+def operating_points(reduction: Reduction, settings: DictConfig) -> list[OperatingPoint]:
     """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
 
     Raises:
-        UserError: the policy or its schedule cannot be had.
+        UserError: the schedule cannot be had.
     """
-    reduction = Reduction(model, policy_settings(settings))
     ratio = settings.ratio
     asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
     for value in asked:
@@ -109,6 +119,17 @@ def operating_points(model: VisionMamba, settings: DictConfig) -> list[Operating
         OperatingPoint("none", 0.0, reduction.solve(0.0)),
         *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
     ]
+
+
+def probe_images(datamodule: ImageDataModule) -> Tensor:
+    """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
+    try:
+        return datamodule.probe_images(PROBE_IMAGES)
+    except UserError as error:
+        raise UserError(
+            f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "
+            "Or give the counts themselves: mtr.ratio=null mtr.schedule=[…]."
+        ) from error
 
 
 def policy_settings(settings: DictConfig) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """``python -m mtr_lab``: what it writes, and what it says when something is wrong."""
 
+import itertools
 import json
 import shutil
 from importlib import resources
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,10 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
+from mtr_lab.compose import make_outline
+from mtr_lab.configuration import CONF
+from mtr_lab.evaluate import operating_points, policy_settings
+from mtr_lab.reduction import Reduction
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
 
@@ -81,6 +87,48 @@ def test_explicit_counts_instead_of_a_ratio(run_program) -> None:
     assert point["tokens"] == [197, 187, 167, 167, 167, 167]
 
 
+def test_a_measured_schedule_depends_on_the_training_images_alone(run_program, tmp_path: Path) -> None:
+    wnids = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())
+    image_folder(tmp_path / "images" / "train", wnids, 2)
+    tokens = []
+    for count in (1, 3):
+        shutil.rmtree(tmp_path / "images" / "val", ignore_errors=True)
+        root = image_folder(tmp_path / "images" / "val", wnids, count).parent
+        data = ("dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0")
+        run = run_program(main, *SMALL, *data, "mtr.schedule=auto", "mtr.ratio=[0.1,0.3]")
+        assert run.code == 0, run.err
+        _, *reduced = read_result(run.folder)["points"]
+        assert [point["ratio"] for point in reduced] == [0.1, 0.3]
+        assert all(0 <= point["reduction"] - point["ratio"] < 0.01 for point in reduced)
+        tokens.append([point["tokens"] for point in reduced])
+    assert tokens[0] == tokens[1]
+    assert tokens[0][0] != tokens[0][1]
+
+
+def presets() -> list[str]:
+    return [path.stem for path in (CONF / "experiment").glob("*.yaml") if "sweeper" in path.read_text()]
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        swept = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True).hydra.sweeper.params
+        jobs = [
+            [f"{key}={value}" for key, value in zip(swept, values, strict=True)]
+            for values in itertools.product(*(values.split(",") for values in swept.values()))
+        ]
+        assert len(jobs) > 1
+        seen = []
+        for job in jobs:
+            config = hydra.compose("config", [f"experiment={preset}", *job])
+            assert config.dataset.name == ("imagenet" if preset.startswith("paper") else "imagenette")
+            reduction = Reduction(make_outline(config.backbone), policy_settings(config.mtr))
+            points = operating_points(reduction, config.mtr)
+            assert [point.ratio for point in points] == [0, *config.mtr.ratio]
+            seen.append((config.backbone, config.mtr))
+        assert all(one != other for one, other in itertools.combinations(seen, 2))
+
+
 def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", sorted(p.name for p in SAMPLE.iterdir() if p.is_dir()), 2)
     broken = sorted(root.rglob("*.JPEG"))[1]
@@ -123,6 +171,10 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["experiment=vim_nan"], ["unknown experiment 'vim_nan'", "'vim_nano'"]),
         (["dataset=null"], ["Config group override must be a string"]),
         (["mtr.schedule=[0,3,0]"], ["set mtr.ratio=null"]),
+        (["mtr.schedule=atuo"], ["mtr.schedule must be one of constant", "auto", "got 'atuo'"]),
+        (["mtr.schedule=auto"], ["mtr.schedule=auto measures on training images", "dataset.root", "DIR/train/<class>"]),
+        (["mtr.schedule=auto", "mtr.ratio=0.97"], ["out of reach", "at most 0."]),
+        (["mtr.schedule=auto", "mtr.ratio=null"], ["mtr.ratio must be a share"]),
         (["mtr.interval=two"], ["mtr.interval must be", "'two'"]),
         (["dataset=imagefolder", "dataset.root=/nowhere"], ["/nowhere", "<class>", "dataset=imagenette_sample"]),
         (["backbone=vim_s"], ["imagenet", "dataset.root", "dataset=imagenette_sample"]),

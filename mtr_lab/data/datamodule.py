@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -154,6 +155,36 @@ class ImageDataModule(LightningDataModule):
         num_workers = min(self._num_workers, 1)
         self._test_source.split_over(num_workers)
         return self._loader(dataset, num_workers)
+
+    def probe_images(self, count: int) -> Tensor:
+        """Training images, spread evenly over the split (a stream's first), preprocessed as for evaluation.
+
+        For what is chosen on images and must not be chosen on those it is evaluated on.
+
+        Returns:
+            (count, 3, H, W) or, where there are fewer or some cannot be decoded, less.
+
+        Raises:
+            UserError: there are no training images, or they are the evaluation images.
+        """
+        if self._train_split == self._test_split:
+            raise UserError(
+                f"dataset.train_split and dataset.test_split are both {self._test_split}: what is chosen on training "
+                "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
+            )
+        dataset: Dataset[Any] = self._dataset(
+            self._train_source, self._eval_transform, self._train_labels, training=True
+        )
+        if isinstance(dataset, Images):
+            spread = range(min(count, len(dataset)))
+            dataset = Subset(dataset, [i * len(dataset) // len(spread) for i in spread])
+        if isinstance(self._train_source, StreamSource):
+            self._train_source.split_over(0)
+        loader = self._loader(dataset, num_workers=0)
+        images = [image for batch in islice(loader, -(-count // self._batch_size)) for image in batch["image"]]
+        if not images:
+            raise UserError(f"not one of {count} training images of {self.name} could be read.")
+        return torch.stack(images[:count])
 
     def _open(self, split: str, training: bool) -> ImageSource | StreamSource:
         if self._source != "imagefolder":

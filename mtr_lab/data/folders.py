@@ -61,8 +61,8 @@ def training_directory(root: Path, split: str) -> Path:
     """
     if not _holds_class_folders(root / split):
         raise UserError(
-            f"training needs class folders in {root / split}: there are none. Set dataset.root to a directory that "
-            "holds DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to its name for train."
+            f"training images are needed, and {root / split} holds no class folders. Set dataset.root to a directory "
+            "with DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to its name for train."
         )
     return root / split
 

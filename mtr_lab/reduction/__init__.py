@@ -3,9 +3,10 @@
 from mtr_lab.reduction.patch import Reduction, patch, trace, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
-from mtr_lab.reduction.schedule import Schedule, make_schedule
+from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
 
 __all__ = [
+    "AUTO",
     "Plan",
     "Policy",
     "Reduction",

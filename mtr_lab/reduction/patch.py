@@ -1,6 +1,7 @@
 """Attach a policy to a model, and take it off again."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from timm.layers import to_2tuple
@@ -10,7 +11,8 @@ from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.plan import carry
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
-from mtr_lab.reduction.schedule import Schedule, make_schedule
+from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule, reducing_blocks
+from mtr_lab.reduction.sensitivity import GreedySearch
 
 
 class ReductionStep(nn.Module):
@@ -29,14 +31,24 @@ class ReductionStep(nn.Module):
 class Reduction:
     """A patched model's handle: solves schedules for it and switches between them.
 
-    ``policy`` is the policy, ``config`` its configuration, ``schedule`` the schedule in force.
+    ``policy`` is the policy, ``config`` its configuration, ``schedule`` the schedule in force. ``images`` (B, channels,
+    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``.
     """
 
-    def __init__(self, model: VisionMamba, config: dict[str, Any], img_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: VisionMamba,
+        config: dict[str, Any],
+        img_size: tuple[int, int] | None = None,
+        images: Tensor | None = None,
+    ) -> None:
         self.config = config
         self.policy = make_policy(config)
+        self.policy.check(model)
         self._model = model
-        self._img_size = img_size
+        self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
+        self._images = images
+        self._search: GreedySearch | None = None
         unpatch(model)
         self._steps = [ReductionStep(self.policy) for _ in model.blocks]
         for block, step in zip(model.blocks, self._steps, strict=True):
@@ -45,10 +57,33 @@ class Reduction:
         self.schedule = self.solve(0.0)
 
     def solve(self, ratio: float | None) -> Schedule:
-        """The schedule that removes this share of the FLOPs, or the configured counts for ``None``."""
-        where = {key: self.config[key] for key in ("first_block", "interval", "layers")}
-        counts = "constant" if ratio == 0 else self.config["schedule"]
-        return make_schedule(self._model, self.policy, ratio=ratio, schedule=counts, img_size=self._img_size, **where)
+        """The schedule that removes this share of the FLOPs, or the configured counts for ``None``.
+
+        Raises:
+            UserError: as ``make_schedule``, which refuses ``auto`` where there are no images.
+        """
+        counts, layers = self.config["schedule"], self.config["layers"]
+        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, img_size=self._img_size, layers=layers)
+        if counts == AUTO and ratio and self._images is not None:
+            solve(first_block=0, interval=1)  # finds a ratio out of reach before anything is measured
+            return solve(schedule=self._measured(ratio, self._images))
+        where = {key: self.config[key] for key in ("first_block", "interval")}
+        return solve(schedule="constant" if ratio == 0 else counts, **where)
+
+    def _measured(self, ratio: float, images: Tensor) -> dict[int, float]:
+        """How the numbers removed at the blocks relate in the schedule found by measuring."""
+        self._check_in_force()
+        training = self._model.training
+        self._model.eval()
+        try:
+            if self._search is None:
+                blocks = reducing_blocks(len(self._steps), first_block=0, interval=1, layers=self.config["layers"])
+                self._search = GreedySearch(self._model, self._steps, self.policy, blocks, images)
+            found = self._search.reach(ratio)
+        finally:
+            self._model.train(training)
+            self.use(self.schedule)
+        return {block: count for block, count in enumerate(found.remove) if count}
 
     def __repr__(self) -> str:
         removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
@@ -60,11 +95,14 @@ class Reduction:
         Raises:
             UserError: the model has been unpatched, or patched anew, since.
         """
-        if any(block.step is not step for block, step in zip(self._model.blocks, self._steps, strict=True)):
-            raise UserError("this reduction is no longer in force: the model was unpatched or patched anew.")
+        self._check_in_force()
         for step, remove in zip(self._steps, schedule.remove, strict=True):
             step.remove = remove
         self.schedule = schedule
+
+    def _check_in_force(self) -> None:
+        if any(block.step is not step for block, step in zip(self._model.blocks, self._steps, strict=True)):
+            raise UserError("this reduction is no longer in force: the model was unpatched or patched anew.")
 
 
 def patch(
@@ -72,8 +110,9 @@ def patch(
     policy: str = "mtr",
     *,
     ratio: float | None = None,
-    schedule: Sequence[int] | None = None,
+    schedule: str | Sequence[int] | None = None,
     img_size: int | tuple[int, int] | None = None,
+    images: Tensor | None = None,
     **parts: Any,
 ) -> Reduction:
     """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
@@ -85,8 +124,11 @@ def patch(
         model: a Vision Mamba model of this library.
         policy: the name of a policy, a file in conf/reduction.
         ratio: share of the unreduced model's FLOPs to remove, the reduction's own cost charged.
-        schedule: instead of ``ratio``, how many tokens to remove after each block.
+        schedule: with a ratio, how the numbers removed at the blocks relate (``constant``, ``linear``, ``front``; or
+            ``auto``, measured on ``images``); instead of a ratio, how many tokens to remove after each block.
         img_size: side or (height, width) of the images the ratio is meant for, the model's own size by default.
+        images: for ``schedule="auto"``, about a hundred unlabelled images (B, channels, H, W) as the model takes them,
+            on its device; their size is then ``img_size``. Do not evaluate on the same ones.
         parts: changes to the policy's configuration, e.g. ``target_fraction=0.3``.
 
     Returns:
@@ -101,7 +143,7 @@ def patch(
         config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(model, config, None if img_size is None else to_2tuple(img_size))
+    reduction = Reduction(model, config, None if img_size is None else to_2tuple(img_size), images)
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.group import GROUPINGS, ascending, ordinary_tokens
@@ -19,6 +19,7 @@ from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
 
+EVIDENCE = (*ops.STATS, "b", "c")
 MERGES = ("mean", "size", "fuse", "prune")
 DIRECTIONS = {"both": slice(None), "forward": slice(0, 1), "backward": slice(1, 2)}
 
@@ -74,6 +75,9 @@ class Policy:
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
+        for name in self.needs:
+            if name not in EVIDENCE:
+                raise unknown(f"evidence that mtr.score={self.score} reads", name, EVIDENCE)
         for part, table in tables.items():
             if getattr(self, part) not in table:
                 raise unknown(f"mtr.{part}", str(getattr(self, part)), table)
@@ -93,6 +97,20 @@ class Policy:
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
+
+    def check(self, model: VisionMamba) -> None:
+        """Raise a ``UserError`` if the model lacks what the policy reads."""
+        directions = model.blocks[0].mixer.reverse
+        if not directions[DIRECTIONS[self.directions]]:
+            raise UserError(
+                f"mtr.directions={self.directions}: {type(model).__name__} scans in {len(directions)} direction only. "
+                "Set mtr.directions=both, which takes what there is."
+            )
+        if self.scoring.class_token and not _special_tokens(model):
+            raise UserError(
+                f"mtr.score={self.score} compares tokens with the class token, and {type(model).__name__} has none: "
+                "choose another score, or a policy that does not need it (reduction=mtr, write, rmeeto, utr, hsa, …)."
+            )
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
         """Decide what becomes of each token; ``remove`` of them do not survive."""
@@ -184,6 +202,14 @@ class Policy:
         _, sources, targets = self._sizes(length, special, remove)
         similarities = 2 * sources * targets * channels if self._matches(length, special, remove) else 0
         return similarities + 2 * 2 * remove * channels
+
+
+def _special_tokens(model: VisionMamba) -> int:
+    """How many tokens of an image are special, as the model itself says when it embeds one."""
+    patches = model.patch_embed
+    height, width = ((side - 1) * patches.stride + patches.patch_size for side in patches.grid_size)
+    blank = patches.proj.weight.new_zeros(1, patches.proj.in_channels, height, width)
+    return model.embed(blank).special.shape[1]
 
 
 @cache

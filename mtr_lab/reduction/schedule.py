@@ -1,7 +1,7 @@
 """How many tokens to remove at which block, so that a given share of the FLOPs goes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtr_lab.backbones import VisionMamba
@@ -9,6 +9,8 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import model_flops, num_tokens
 from mtr_lab.reduction.policy import Policy
 
+AUTO = "auto"
+"""The schedule that ``Reduction.solve`` measures; see ``sensitivity.GreedySearch``."""
 LAYERS = ("all", "lower", "upper")
 SHAPES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, n: 1.0,
@@ -53,12 +55,20 @@ def reducing_blocks(depth: int, first_block: int, interval: int, layers: str = "
     return range(max(first_block, start), stop, interval)
 
 
+def possible_counts(policy: Policy, wanted: Iterable[int], length: int, special: int) -> list[int]:
+    """As many of the tokens wanted after each block as can go, of ``length`` with ``special`` of them protected."""
+    counts: list[int] = []
+    for count in wanted:
+        counts.append(min(count, policy.capacity(length - sum(counts), special)))
+    return counts
+
+
 def make_schedule(
     model: VisionMamba,
     policy: Policy,
     *,
     ratio: float | None = None,
-    schedule: str | Sequence[int] = "constant",
+    schedule: str | Sequence[int] | Mapping[int, float] = "constant",
     first_block: int = 1,
     interval: int = 2,
     layers: str = "all",
@@ -71,7 +81,8 @@ def make_schedule(
             the cost of one token at the last block that reduces: with one token more kept there, it would not be
             enough. None if ``schedule`` gives the counts.
         schedule: a name of ``SHAPES``, how the numbers removed at the reducing blocks relate as far as integers allow
-            it, until nothing more can go; or the number to remove after each block.
+            it, until nothing more can go; the same as a weight > 0 for each block that reduces; or the number to remove
+            after each block.
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
 
@@ -95,23 +106,29 @@ def make_schedule(
         counts: list[int] = list(schedule)
         _check_counts(counts, length, depth, policy, special)
         return cost(counts)
-    if not isinstance(schedule, str) or schedule not in SHAPES:
-        raise UserError(
-            f"mtr.schedule must be one of {', '.join(SHAPES)} or a list of {depth} counts, got {schedule!r}."
-        )
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
+    if schedule == AUTO:
+        raise UserError(
+            "mtr.schedule=auto measures on images what removing tokens does to the output, and was given none: pass "
+            "about a hundred, unlabelled, preprocessed and not those to evaluate on, as patch(…, images=images)."
+        )
+    if not isinstance(schedule, Mapping) and schedule not in SHAPES:
+        raise UserError(
+            f"mtr.schedule must be one of {', '.join([*SHAPES, AUTO])} or a list of {depth} counts, got {schedule!r}."
+        )
     if ratio == 0:
         return cost([0] * depth)
-    blocks = reducing_blocks(depth, first_block, interval, layers)
-    shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
+    if isinstance(schedule, Mapping):
+        _check_weights(schedule, depth)
+        shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
+    else:
+        blocks = reducing_blocks(depth, first_block, interval, layers)
+        shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
 
     def at(wanted: Mapping[int, int]) -> Schedule:
         """As many of the wanted tokens as can go, block by block."""
-        remove = [0] * depth
-        for block in blocks:
-            remove[block] = min(wanted[block], policy.capacity(length - sum(remove), special))
-        return cost(remove)
+        return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], length, special))
 
     return _solve(ratio, shape, length, at, cost)
 
@@ -153,6 +170,14 @@ def _solve(
         if trial.reduction < ratio:
             return found
         found = trial
+
+
+def _check_weights(weights: Mapping[int, float], depth: int) -> None:
+    numbers = all(isinstance(number, int | float) for pair in weights.items() for number in pair)
+    if not weights or not numbers or not all(b in range(depth - 1) and 0 < w < math.inf for b, w in weights.items()):
+        raise UserError(
+            f"mtr.schedule must give a weight above 0 for each block that reduces, of 0 to {depth - 2}, got {weights}."
+        )
 
 
 def _check_counts(counts: list[int], length: int, depth: int, policy: Policy, special: int) -> None:

@@ -201,3 +201,31 @@ def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> 
         for one, other in zip(runs[0], run, strict=True):
             assert one["id"] == other["id"]
             assert torch.equal(one["image"], other["image"])
+
+
+def test_probe_images_are_spread_over_the_training_split_and_preprocessed_as_for_evaluation(
+    folders: Folders, module: Module
+) -> None:
+    root = folders("train", a=6, b=6)
+    folders("val", a=1, b=1)
+    options: dict[str, Any] = {"root": str(root), "train_transform": {"re_prob": 1.0}}
+    evaluated = module(root=str(root / "train")).test_dataloader()
+    pixels = torch.cat([batch["image"] for batch in evaluated])
+    assert torch.equal(module(**options).probe_images(5), pixels[[0, 2, 4, 7, 9]])
+    assert torch.equal(module(**options, batch_size=1).probe_images(5), pixels[[0, 2, 4, 7, 9]])
+    assert torch.equal(module(**options).probe_images(50), pixels)
+
+
+def test_probe_images_that_cannot_be_had(folders: Folders, module: Module) -> None:
+    root = folders("val", a=2)
+    with pytest.raises(UserError, match=rf"{root / 'train'} holds no class folders"):
+        module(root=str(root)).probe_images(2)
+    with pytest.raises(UserError, match=r"train_split and dataset\.test_split are both val"):
+        module(root=str(root), train_split="val").probe_images(2)
+    folders("train", a=2)
+    for image in (root / "train" / "a").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot decode image a/0.jpg"):
+        module(root=str(root)).probe_images(2)
+    with pytest.raises(UserError, match="not one of 2 training images"):
+        module(root=str(root), on_error="skip").probe_images(2)

@@ -1,6 +1,7 @@
 """Every policy: against a loop over tokens, its invariants, and the authors' own R-MeeTo."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,18 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from slow_policies import mtr as slow_mtr
 from slow_policies import policy as slow_policy
 
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.backbones.vim import Vim
 from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
-from mtr_lab.reduction.score import SCORES
+from mtr_lab.reduction.score import SCORES, Score
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
 RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write"}
-PRUNING = {"hsa", "random", "pumer"}
+PRUNING = {"hsa", "random", "pumer", "utr"}
 
 
 def random_state(batch: int, length: int, channels: int, special: int, *, sized: bool = True) -> TokenState:
@@ -67,31 +70,106 @@ def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
             torch.testing.assert_close(found[b], expected)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
-@given(name=st.sampled_from(policy_names()), data=st.data())
-def test_invariants(name: str, data: st.DataObject) -> None:
-    length = data.draw(st.integers(4, 40), label="tokens")
-    policy = make_policy(policy_config(name))
-    remove = data.draw(st.integers(1, policy.capacity(length, 1)), label="removed")
+@settings(deadline=None, max_examples=20, derandomize=True)
+@given(data=st.data())
+def test_write_equals_a_loop_over_tokens(data: st.DataObject) -> None:
+    """The score, token by token, and then MTR's step."""
+    length = data.draw(st.integers(4, 20), label="tokens")
+    remove = data.draw(st.integers(1, length - 2), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
-    state, evidence = random_state(4, length, 5, 1, sized=False), random_evidence(4, length)
+    state, evidence = random_state(2, length, 6, 1), random_evidence(2, length)
+    after = apply(make_policy(policy_config("write"))(state, evidence, remove), state)
+    for b in range(2):
+        score = [
+            sum(
+                math.sqrt(evidence["write"][b, g, i]) * math.hypot(*evidence.b[b, g, i].tolist())
+                for g in range(evidence.sums.shape[1])
+            )
+            for i in range(length)
+        ]
+        hidden, residual, survivors, _ = slow_mtr(
+            score,
+            state.stream[b].tolist(),
+            state.hidden[b].tolist(),
+            state.residual[b].tolist(),
+            state.special[b].tolist(),
+            remove,
+            0.5,
+        )
+        assert after.index[b].tolist() == state.index[b][survivors].tolist()
+        torch.testing.assert_close(after.hidden[b], torch.tensor(hidden))
+        torch.testing.assert_close(after.residual[b], torch.tensor(residual))
+
+
+@pytest.mark.parametrize("name", policy_names())
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(data=st.data())
+def test_invariants(name: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(5, 40), label="tokens")
+    special = data.draw(st.integers(1, 2), label="protected")
+    channels = data.draw(st.integers(1, 7), label="channels")
+    policy = make_policy(policy_config(name))
+    remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    state, evidence = random_state(4, length, channels, special), random_evidence(4, length)
     after = apply(policy(state, evidence, remove), state)
 
-    assert after.hidden.shape == (4, length - remove, 5)
+    assert after.hidden.shape == after.residual.shape == (4, length - remove, channels)
     assert torch.equal(after.index.gather(1, after.special), state.index.gather(1, state.special))
+    rows = state.special[..., None].expand(-1, -1, channels)
+    assert torch.equal(after.special_tokens(), state.hidden.gather(1, rows) + state.residual.gather(1, rows))
     if name in RESTORED:
         assert bool((after.index.diff(dim=1) > 0).all())
     if name not in PRUNING:
-        assert after.size.sum(1).tolist() == [length] * 4
+        assert after.size.sum(1).tolist() == state.size.sum(1).tolist()
     if policy.merge == "size" and name not in PRUNING:
-        torch.testing.assert_close((after.residual * after.size[..., None]).sum(1), state.residual.sum(1))
+        for stream in ("hidden", "residual"):
+            total = (getattr(after, stream) * after.size[..., None]).sum(1)
+            torch.testing.assert_close(total, (getattr(state, stream) * state.size[..., None]).sum(1))
 
     order = torch.randperm(4)
     shuffled = apply(policy(pick(state, order), pick_evidence(evidence, order), remove), pick(state, order))
     assert torch.equal(shuffled.hidden, after.hidden[order])
+    assert torch.equal(shuffled.residual, after.residual[order])
+    assert torch.equal(shuffled.index, after.index[order])
     alone = apply(policy(pick(state, order[:1]), pick_evidence(evidence, order[:1]), remove), pick(state, order[:1]))
-    torch.testing.assert_close(alone.hidden, after.hidden[order[:1]])
     assert torch.equal(alone.index, after.index[order[:1]])
+    torch.testing.assert_close(alone.hidden, after.hidden[order[:1]])
+    torch.testing.assert_close(alone.residual, after.residual[order[:1]])
+
+
+@pytest.mark.parametrize("name", policy_names())
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(data=st.data())
+@torch.no_grad()
+def test_invariants_through_a_whole_model(name: str, data: st.DataObject) -> None:
+    """Several reductions in a row, on images that are not square, of either family."""
+    family = data.draw(st.sampled_from(["vim_ti", "videomamba_ti"]), label="family")
+    depth = data.draw(st.integers(3, 5), label="blocks")
+    size = data.draw(st.tuples(st.integers(3, 6), st.integers(3, 6)), label="patches")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    geometry = {"patch_size": 4, "stride": 4, "embed_dim": 16, "num_classes": 3}
+    model = mtr_lab.create_model(family, img_size=(4 * size[0], 4 * size[1]), depth=depth, **geometry).eval()
+    images = torch.randn(3, 3, 4 * size[0], 4 * size[1])
+    policy = make_policy(policy_config(name))
+    length, counts = size[0] * size[1] + 1, []
+    for block in range(depth):
+        left = length - sum(counts)
+        counts.append(data.draw(st.integers(0, min(5, policy.capacity(left, 1))), label=f"removed at {block}"))
+
+    unreduced = mtr_lab.trace(model, images)
+    schedule = mtr_lab.patch(model, name, schedule=counts).schedule
+    states = mtr_lab.trace(model, images)
+    assert [state.hidden.shape[1] for state in states] == [length - sum(counts[: i + 1]) for i in range(depth)]
+    assert [length, *(state.hidden.shape[1] for state in states[:-1])] == list(schedule.tokens)
+    for block, state in enumerate(states):
+        assert state.index.gather(1, state.special).tolist() == [[model.class_position(length - 1)]] * 3
+        if name in RESTORED:
+            assert bool((state.index.diff(dim=1) > 0).all())
+        if name not in PRUNING:
+            assert state.size.sum(1).tolist() == [length] * 3
+        if not any(counts[: block + 1]):
+            assert torch.equal(state.stream, unreduced[block].stream)
 
 
 @pytest.mark.parametrize("name", policy_names())
@@ -198,6 +276,42 @@ def test_one_direction_alone(directions: str, which: int) -> None:
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_policy(policy_config("mtr", **changes))
+
+
+class WithoutClassToken(Vim):
+    """A stand-in for a family without a class token."""
+
+    def embed(self, images: torch.Tensor, *, traced: bool = False) -> TokenState:
+        return TokenState.start(self.patch_embed(images)[0], [], traced=traced)
+
+
+SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
+
+
+@pytest.mark.parametrize("name", policy_names())
+@torch.no_grad()
+def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) -> None:
+    model = WithoutClassToken(**SMALL).eval()
+    if name in ("evit", "pumer"):
+        with pytest.raises(
+            UserError, match="mtr.score=class_token .* WithoutClassToken has none: choose another score"
+        ):
+            mtr_lab.patch(model, name, ratio=0.1)
+        assert all(block.step is None for block in model.blocks)
+    else:
+        mtr_lab.patch(model, name, schedule=[3, 3, 0, 0])
+        assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 30, 16)
+
+
+def test_directions_and_evidence_a_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Vim(**SMALL)
+    for block in model.blocks:
+        block.mixer.reverse = (False,)
+    with pytest.raises(UserError, match="mtr.directions=backward: Vim scans in 1 direction only"):
+        mtr_lab.patch(model, "mtr", ratio=0.1, directions="backward")
+    monkeypatch.setitem(SCORES, "surprise", Score(SCORES["norm"].function, needs=("entropy",)))
+    with pytest.raises(UserError, match="unknown evidence that mtr.score=-surprise reads 'entropy'.*b, c, delta"):
+        make_policy(policy_config("mtr", score="-surprise"))
 
 
 @torch.no_grad()

@@ -68,6 +68,13 @@ def test_the_same_number_at_each_reduction_up_to_rounding() -> None:
     assert max(counts) - min(counts) <= 2
 
 
+def test_numbers_in_proportion_to_weights() -> None:
+    counts = make_schedule(outline("vim_s"), MTR, ratio=0.3, schedule={8: 0.5, 2: 2, 5: 1}).remove
+    assert [block for block, count in enumerate(counts) if count] == [2, 5, 8]
+    assert counts[2] == pytest.approx(2 * counts[5], abs=3)
+    assert counts[5] == pytest.approx(2 * counts[8], abs=3)
+
+
 def test_by_default_every_second_block_from_the_second_on() -> None:
     schedule = make_schedule(outline("vim_s"), MTR, ratio=0.3)
     assert [block for block, count in enumerate(schedule.remove) if count] == list(range(1, 23, 2))
@@ -114,6 +121,10 @@ def test_a_ratio_that_is_no_share_is_refused(ratio: object) -> None:
         ({"schedule": [-1] * 24}, "counts ≥ 0"),
         ({"schedule": [9] * 24}, "removes 9 tokens after block 21: of the 8 there, mtr can remove at most 6"),
         ({"ratio": 0.3, "schedule": "cosntant"}, "must be one of constant, .* or a list of 24 counts, got 'cosntant'"),
+        ({"ratio": 0.3, "schedule": {}}, "a weight above 0 for each block that reduces, of 0 to 22, got {}"),
+        ({"ratio": 0.3, "schedule": {23: 1}}, "a weight above 0 for each block"),
+        ({"ratio": 0.3, "schedule": {1: 0.0}}, "a weight above 0 for each block"),
+        ({"ratio": 0.3, "schedule": {1: "a"}}, "a weight above 0 for each block"),
         ({"ratio": 0.3, "interval": 0}, "mtr.interval must be at least 1"),
         ({"ratio": 0.3, "first_block": 23}, r"mtr.first_block must be in \[0, 22\] for 24 blocks, got 23"),
     ],

@@ -1,0 +1,110 @@
+"""``schedule=auto``: remove tokens where a few unlabelled images show that it moves the model's output least."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtr_lab.backbones import Step, TokenState, VisionMamba
+from mtr_lab.measure.flops import num_tokens
+from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.schedule import Schedule, make_schedule, possible_counts
+
+STRIDE = 0.05
+"""The share of the FLOPs that one choice saves."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A schedule, how far it moves the output (KL to the unreduced output, nats an image), and at what price."""
+
+    schedule: Schedule
+    kl: float
+    price: float
+    """Nats for each share of the FLOPs by which it is cheaper than the schedule before it."""
+
+
+class GreedySearch:
+    """Grows a schedule choice by choice: more tokens at the one block where this costs the fewest nats a FLOP saved.
+
+    Each choice is measured on top of all before it. A price rises as more tokens are gone, nearly always; so a block
+    that was dearer when last measured than the best price now is not measured again (lazy greedy; Minoux 1978).
+    The same images give the same schedules. A larger ratio goes on where a smaller one stopped, for which the states of
+    the images before every block are kept.
+
+    Args:
+        model: patched, each block with its step.
+        blocks: those that may reduce.
+        images: (B, channels, H, W), unlabelled, preprocessed and on the model's device.
+    """
+
+    def __init__(
+        self, model: VisionMamba, steps: Sequence[Step], policy: Policy, blocks: Iterable[int], images: Tensor
+    ) -> None:
+        self._model, self._steps, self._policy = model, steps, policy
+        self._size = (images.shape[-2], images.shape[-1])
+        self._prices = dict.fromkeys(blocks, 0.0)
+        nothing = self._cost([0] * len(steps))
+        self._path = [Choice(nothing, 0.0, 0.0)]
+        with torch.no_grad():
+            self._states = self._run(0, model.embed(images), nothing)
+            self._unreduced = self._log_probs(self._states[-1])
+
+    @torch.no_grad()
+    def reach(self, ratio: float) -> Schedule:
+        """The first schedule that saves this share of the FLOPs, the last one there is if none does."""
+        while self._path[-1].schedule.reduction < ratio and (choice := self._choose()):
+            self._path.append(choice)
+        reached = [choice.schedule for choice in self._path if choice.schedule.reduction >= ratio]
+        return reached[0] if reached else self._path[-1].schedule
+
+    def _choose(self) -> Choice | None:
+        """The cheapest next choice, ``None`` if nothing more can go."""
+        current, best = self._path[-1], None
+        for block in sorted(self._prices, key=lambda block: self._prices[block]):
+            if best is not None and best.price <= self._prices[block]:
+                break
+            more = self._more_at(block, current.schedule)
+            saved = more.reduction - current.schedule.reduction
+            if saved <= 0:
+                del self._prices[block]
+                continue
+            states = self._run(block, self._states[block], more)
+            reduced = self._log_probs(states[-1])
+            kl = F.kl_div(reduced, self._unreduced, reduction="batchmean", log_target=True).item()
+            self._prices[block] = (kl - current.kl) / saved
+            if best is None or self._prices[block] < best.price:
+                best = Choice(more, kl, self._prices[block])
+                continued = [*self._states[:block], *states]
+        if best is not None:
+            self._states = continued
+        return best
+
+    def _more_at(self, block: int, current: Schedule) -> Schedule:
+        """So many tokens more at this block that a stride is saved, or all that can go there."""
+
+        def with_more(extra: int) -> Schedule:
+            return self._cost([count + extra * (i == block) for i, count in enumerate(current.remove)])
+
+        target = current.reduction + STRIDE
+        return with_more(bisect_left(range(current.tokens[block]), target, key=lambda n: with_more(n).reduction))
+
+    def _cost(self, counts: Sequence[int]) -> Schedule:
+        possible = possible_counts(self._policy, counts, num_tokens(self._model, self._size), 1)
+        return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size)
+
+    def _run(self, first: int, state: TokenState, schedule: Schedule) -> list[TokenState]:
+        """The blocks from ``first`` on: the states before each of them and after the last."""
+        states = [state]
+        for block, step, remove in list(zip(self._model.blocks, self._steps, schedule.remove, strict=True))[first:]:
+            step.remove = remove
+            states.append(block(states[-1]))
+        return states
+
+    def _log_probs(self, state: TokenState) -> Tensor:
+        """(B, K) in float64 from the state after the last block."""
+        features, _ = self._model.norm_f(state.special_tokens())
+        return self._model.forward_head(features[:, 0]).double().log_softmax(-1)

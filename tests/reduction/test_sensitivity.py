@@ -1,0 +1,114 @@
+"""``schedule=auto``: what it finds, that it repeats itself, and that it leaves the model as it was."""
+
+import pytest
+import torch
+
+import mtr_lab
+from mtr_lab import UserError
+from mtr_lab.reduction import policy_names
+from mtr_lab.reduction.sensitivity import STRIDE
+
+DEPTH = 6
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    geometry = {"img_size": 24, "patch_size": 4, "stride": 4, "embed_dim": 16, "num_classes": 5}
+    return mtr_lab.create_model("vim_ti", depth=DEPTH, **geometry).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+def silence(model, *blocks: int) -> None:
+    """Make blocks add nothing to the stream: what goes into them no longer matters."""
+    for block in blocks:
+        torch.nn.init.zeros_(model.blocks[block].mixer.out_proj.weight)
+
+
+def test_tokens_go_where_they_no_longer_matter(model, images) -> None:
+    """Nothing is read from the tokens after block 2: removing them there, and only there, costs nothing."""
+    silence(model, 3, 4, 5)
+    with torch.no_grad():
+        expected = model(images)
+    schedule = mtr_lab.patch(model, "mtr", ratio=0.25, schedule="auto", images=images).schedule
+    assert schedule.remove[:2] == (0, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected)
+    constant = mtr_lab.patch(model, "mtr", ratio=0.25).schedule
+    assert sum(constant.remove[:2]) > 0
+    with torch.no_grad():
+        assert not torch.allclose(model(images), expected)
+
+
+@pytest.mark.parametrize("name", ["mtr", "random", "hsa"])
+@torch.no_grad()
+def test_the_first_choice_is_the_cheapest_of_all_blocks(name: str, model, images) -> None:
+    """Against whole forward passes, with at each block as many tokens as it takes to save a stride."""
+    reference = model(images).double().log_softmax(-1)
+    prices = {}
+    for block in range(DEPTH - 1):
+        for count in range(1, 36):
+            counts = [count * (i == block) for i in range(DEPTH)]
+            try:
+                reduction = mtr_lab.patch(model, name, schedule=counts).schedule.reduction
+            except UserError:
+                break
+            if reduction >= STRIDE:
+                reduced = model(images).double().log_softmax(-1)
+                prices[block] = (reference.exp() * (reference - reduced)).sum(-1).mean().item() / reduction
+                break
+    found = mtr_lab.patch(model, name, ratio=STRIDE / 2, schedule="auto", images=images).schedule.remove
+    assert [block for block, count in enumerate(found) if count] == [min(prices, key=prices.get)]
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_the_ratio_is_met_to_a_token_whatever_the_policy(name: str, model, images) -> None:
+    schedule = mtr_lab.patch(model, name, ratio=0.2, schedule="auto", images=images).schedule
+    assert schedule.reduction >= 0.2
+    fewer = list(schedule.remove)
+    fewer[max(block for block, count in enumerate(fewer) if count)] -= 1
+    assert mtr_lab.patch(model, name, schedule=fewer).schedule.reduction < 0.2
+    if name == "famba":  # mtr.layers=lower
+        assert sum(schedule.remove[DEPTH // 2 :]) == 0
+
+
+def test_the_same_images_give_the_same_schedule_whatever_was_asked_before(model, images) -> None:
+    alone = mtr_lab.patch(model, "write", ratio=0.4, schedule="auto", images=images).schedule
+    reduction = mtr_lab.patch(model, "write", ratio=0.1, schedule="auto", images=images)
+    assert [reduction.solve(0.2), reduction.solve(0.4)][1] == alone
+    assert reduction.solve(0.1) == reduction.schedule
+
+
+@torch.no_grad()
+def test_measuring_leaves_the_model_as_it_was(model, images) -> None:
+    reduction = mtr_lab.patch(model.train(), "write", ratio=0.1, schedule="auto", images=images)
+    before = model(images)
+    reduction.solve(0.4)
+    assert model.training
+    assert torch.equal(model(images), before)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_images_of_another_size_set_the_size(model) -> None:
+    schedule = mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=torch.randn(2, 3, 32, 16)).schedule
+    assert schedule.tokens[0] == 8 * 4 + 1
+
+
+def test_what_is_missing_is_said(model, images, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"mtr.schedule=auto measures on images.*patch\(…, images=images\)"):
+        mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto")
+    with pytest.raises(UserError, match="must be a share of the FLOPs"):
+        mtr_lab.patch(model, "mtr", schedule="auto", images=images)
+    with pytest.raises(UserError, match=r"images \(B, channels, H, W\), got shape \(3, 24, 24\)"):
+        mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images[0])
+    stale = mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images)
+    mtr_lab.unpatch(model)
+    with pytest.raises(UserError, match="no longer in force"):
+        stale.solve(0.4)
+    monkeypatch.setattr(model, "embed", None)  # nothing is measured for a ratio that cannot be had
+    with pytest.raises(UserError, match="out of reach"):
+        mtr_lab.patch(model, "mtr", ratio=0.97, schedule="auto", images=images)
