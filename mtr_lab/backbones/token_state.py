@@ -53,15 +53,17 @@ class TokenState:
     @property
     def stream(self) -> Tensor:
         """(B, L, C) in float32 (or float64): the residual stream after the last block, which the next norm sees."""
-        wide = self.hidden.to(torch.promote_types(self.hidden.dtype, torch.float32))
-        return wide if self.residual is None else wide + self.residual
+        state = self.settled()
+        wide = state.hidden.to(torch.promote_types(state.hidden.dtype, torch.float32))
+        return wide if state.residual is None else wide + state.residual
 
     def special_tokens(self) -> Tensor:
         """The protected tokens of ``stream``, gathered at their exact positions: (B, S, C)."""
-        rows = self.special[..., None].expand(-1, -1, self.hidden.shape[-1])
-        if self.residual is None:
-            return self.hidden.gather(1, rows)
-        return self.hidden.gather(1, rows) + self.residual.gather(1, rows)
+        state = self.settled()
+        rows = state.special[..., None].expand(-1, -1, state.hidden.shape[-1])
+        if state.residual is None:
+            return state.hidden.gather(1, rows)
+        return state.hidden.gather(1, rows) + state.residual.gather(1, rows)
 
 
 @dataclass(frozen=True)

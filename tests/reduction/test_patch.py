@@ -46,7 +46,7 @@ def test_unpatch_restores_the_model_bit_for_bit(model, images) -> None:
 def test_blocks_see_the_scheduled_token_counts(model, images) -> None:
     seen = []
     for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].hidden.shape[1]))
+        block.mixer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     schedule = mtr_lab.patch(model, ratio=0.3).schedule
     model(images)
     assert tuple(seen) == schedule.tokens
