@@ -11,8 +11,12 @@ PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.ben
 
 
 def start() -> str:
-    """The README; what it names in the repository stays a name, since these pages hold no such files."""
-    return (ROOT / "README.md").read_text()
+    """The README and its pictures."""
+    text = (ROOT / "README.md").read_text()
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        with mkdocs_gen_files.open(picture, "wb") as out:
+            out.write((ROOT / picture).read_bytes())
+    return text
 
 
 def configuration() -> str:
