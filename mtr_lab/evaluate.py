@@ -1,6 +1,7 @@
 """Evaluate a backbone unreduced and reduced: accuracy, FLOPs, speed; one result in the run folder."""
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -24,6 +26,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
+from mtr_lab.pictures import Observation, observe, save_depth
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.loggers import log_result
@@ -52,6 +55,7 @@ def evaluate(config: DictConfig) -> Result:
     check_numbers(config)
     outline = make_outline(config.backbone)
     points = operating_points(outline, config.mtr)
+    pictured = strongest(points) if config.pictures else None
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
@@ -84,6 +88,9 @@ def evaluate(config: DictConfig) -> Result:
         ],
     }
     files = [write_result(result, folder), save_predictions(predictions, folder)]
+    if pictured:
+        task.reduction.use(pictured.schedule)
+        draw_images(task, datamodule, trainer, config.pictures, folder / "pictures")
     Console().print(result_table(result))
     for file in files:
         print(f"wrote {file}")
@@ -145,6 +152,39 @@ def time_points(
             resident={point.name: task.model.parameters() for point in task.points},
             max_seconds=settings.seconds,
         )
+
+
+def strongest(points: list[OperatingPoint]) -> OperatingPoint:
+    """The point that removes most.
+
+    Raises:
+        UserError: none removes anything.
+    """
+    point = max(points, key=lambda point: point.schedule.reduction)
+    if not any(point.schedule.remove):
+        raise UserError("there is nothing to draw where no token is removed: give an mtr.ratio above 0.")
+    return point
+
+
+def draw_images(
+    task: ClassifierEvaluation, datamodule: ImageDataModule, trainer: lightning.Trainer, count: int, folder: Path
+) -> None:
+    """Pictures of what the reduction in force does to the first ``count`` images, numbered in their order."""
+    batches = datamodule.test_dataloader()
+    images = (each for batch in batches for each in zip(batch["id"], batch["image"], strict=True))
+    for i, (id, image) in enumerate(islice(images, count)):
+        (observation,) = observe_images(trainer, task.model, task.reduction, image[None])
+        save_depth(observation, None, folder / f"{i:03}_{Path(id).stem}")
+
+
+def observe_images(
+    trainer: lightning.Trainer, model: VisionMamba, reduction: Reduction, images: Tensor
+) -> list[Observation]:
+    """``observe`` in the trainer's precision and on its device."""
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    precision.convert_module(model.to(device))
+    with precision.forward_context():
+        return observe(model, reduction, precision.convert_input(images.to(device)))
 
 
 def describe_speed(speed: Speed | None) -> dict[str, Any]:
