@@ -1,4 +1,4 @@
-# make run: install and evaluate the bundled model.  make test: install the test extra and run the checks.
+# make run: install and evaluate the bundled model.  make test: install the test extra, run the tests and notebooks.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ run: $(VENV)/installed
 	$(BIN)/python -m mtr_lab
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,7 +1,15 @@
 """Pictures of what a policy does to an image: surviving tokens, merge regions, scores."""
 
 from mtr_lab.pictures.observe import BlockView, Observation, observe
-from mtr_lab.pictures.sheets import check_blocks, depth_frames, depth_sheet, policy_strip, save_depth, save_picture
+from mtr_lab.pictures.sheets import (
+    check_blocks,
+    depth_frames,
+    depth_sheet,
+    policy_strip,
+    save_depth,
+    save_picture,
+    write_animation,
+)
 
 __all__ = [
     "BlockView",
@@ -13,4 +21,5 @@ __all__ = [
     "policy_strip",
     "save_depth",
     "save_picture",
+    "write_animation",
 ]

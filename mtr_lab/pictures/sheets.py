@@ -58,7 +58,7 @@ def depth_frames(observation: Observation) -> list[Image.Image]:
 
 
 def policy_strip(observations: Sequence[Observation]) -> Image.Image:
-    """The input, and what each of several policies has left of it behind the last block.
+    """The input, and what each of several policies has left of it after the last block.
 
     Args:
         observations: the same image under each of them.
@@ -70,17 +70,26 @@ def policy_strip(observations: Sequence[Observation]) -> Image.Image:
         last = each.blocks[-1]
         headings.append(_label(each.policy, f"{_percent(each)} of FLOPs removed\n{last.tokens} tokens left"))
         panels.append(token_panel(each.image, last, each.grid, _scale(each)))
-    return _page(f"{first.backbone}  ·  behind the last block", [headings, panels], _TOKENS)
+    return _page(f"{first.backbone}  ·  after the last block", [headings, panels], _TOKENS)
+
+
+def write_animation(observation: Observation, stream: BinaryIO) -> None:
+    """Write ``depth_frames`` as a GIF that goes round for ever and rests on the last frame."""
+    first, *others = [frame.quantize(256) for frame in depth_frames(observation)]
+    durations = [_FRAME_MS] * len(others) + [_LAST_FRAME_MS]
+    first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Path) -> list[Path]:
-    """Write ``depth_sheet`` to ``stem``.png and ``depth_frames`` to ``stem``.gif."""
+    """Write ``depth_sheet`` to ``stem``.png and ``write_animation`` to ``stem``.gif.
+
+    Raises:
+        UserError: there is no such block, or nothing can be written there.
+    """
     sheet = save_picture(depth_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
-    first, *others = [frame.quantize(256) for frame in depth_frames(observation)]
-    durations = [_FRAME_MS] * len(others) + [_LAST_FRAME_MS]
     with _replacing(animation) as stream:
-        first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+        write_animation(observation, stream)
     return [sheet, animation]
 
 
