@@ -47,7 +47,7 @@ def token_panel(image: np.ndarray, view: BlockView, grid: PatchGrid, scale: int)
     panel = np.where(dropped[..., None], 0.15 * grey + 0.85 * np.array(_MISSING), panel)
     border = outlines(tokens, merged)
     lines = panel[border]
-    dark = lines.mean(axis=-1, keepdims=True) < 170
+    dark = np.where(dropped[..., None], panel, flat)[border].mean(axis=-1, keepdims=True) < 170
     panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # to be seen on white, too
     return Image.fromarray(panel.round().astype(np.uint8))
 
