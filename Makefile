@@ -1,4 +1,5 @@
-# make run: install and evaluate the bundled model.  make test: install the test extra and run them.  make docs: the manual in build/docs.
+# make run: install and evaluate the bundled model.  make test: install the test extra, run the tests and notebooks.
+# make check: linters and types.  make docs: the manual, in build/docs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ run: $(VENV)/installed
 	$(BIN)/python -m mtr_lab
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -43,7 +43,9 @@ def policies() -> str:
     folder = ROOT / "conf" / "reduction"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     resolved = {name: read(folder, name) for name in names}
-    parts = [key for key in resolved["mtr"] if any(config.get(key) != resolved["mtr"][key] for config in resolved.values())]
+    parts = [
+        key for key in resolved["mtr"] if any(config.get(key) != resolved["mtr"][key] for config in resolved.values())
+    ]
     rows = ["| policy | " + " | ".join(parts[1:]) + " |", "|---" * len(parts) + "|"]
     for name, config in resolved.items():
         own = [config[key] if config[key] == resolved["mtr"][key] else f"**{config[key]}**" for key in parts[1:]]

@@ -1,10 +1,11 @@
 """Run a Hydra program: exit code 0 done, 2 the user's mistake (one clear message, no traceback), 1 anything else."""
 
+import contextlib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import hydra
@@ -19,6 +20,7 @@ from mtr_lab.errors import UserError, unknown
 
 OPEN = ("dataset", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
+_OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
 
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
@@ -28,11 +30,9 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     def guarded(config: DictConfig) -> None:
         nonlocal started
         started = True
-        try:
+        with user_mistakes():
             _check_keys(config, hydra.compose(config_name))
             task(config)
-        except (UserError, OmegaConfBaseException, MisconfigurationException) as error:
-            _exit(error)
 
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own affair with new versions of PyTorch
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed as a traceback
@@ -45,6 +45,41 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
             raise
         where = "cannot write the run folder (hydra.run.dir): " if isinstance(error, OSError) else ""
         _exit(UserError(f"{where}{error}"))
+
+
+@contextlib.contextmanager
+def user_mistakes() -> Iterator[None]:
+    """End the program with code 2 and one message at a mistake in what was asked for."""
+    try:
+        yield
+    except (UserError, OmegaConfBaseException, MisconfigurationException) as error:
+        _exit(error)
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """``conf/<config_name>.yaml`` with overrides, for programs that take other arguments too.
+
+    Raises:
+        UserError: the overrides do not fit; says what there is.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config, default = hydra.compose(config_name, list(overrides)), hydra.compose(config_name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(_explain(error, config_name))) from error
+    _check_keys(config, default)
+    return config
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's files and options, and its Hydra overrides (``key=value``, ``~key``), wherever they stand."""
+    files: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_override = _OVERRIDE.match(argument) and not os.path.exists(argument)
+        (overrides if is_override else files).append(argument)
+    return files, overrides
 
 
 def _explain(error: Exception, config_name: str) -> Exception:

@@ -23,6 +23,7 @@ NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "timing.batch_size": (int, 0, math.inf),  # 0: no timing
     "timing.seconds": (float, 0, math.inf),
     "bench.seconds": (float, 0, math.inf),
+    "pictures": (int, 0, math.inf),
     "training.epochs": (int, 1, math.inf),
     "training.lr": (float, 0, 10),
     "training.weight_decay": (float, 0, 10),

@@ -1,6 +1,7 @@
 """Evaluate a backbone unreduced and reduced: accuracy, FLOPs, speed; one result in the run folder."""
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
+from mtr_lab.pictures import Observation, observe, save_depth
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.loggers import log_result
@@ -60,6 +62,8 @@ def evaluate(config: DictConfig) -> Result:
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
     points = operating_points(Reduction(outline, outlined), config.mtr)
+    if config.pictures:
+        strongest(points)
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
@@ -96,6 +100,9 @@ def evaluate(config: DictConfig) -> Result:
         ],
     }
     files = [write_result(result, folder), save_predictions(predictions, folder)]
+    if config.pictures:
+        task.reduction.use(strongest(points).schedule)
+        draw_images(task, datamodule, trainer, config.pictures, folder / "pictures")
     Console().print(result_table(result))
     for file in files:
         print(f"wrote {file}")
@@ -167,6 +174,39 @@ def time_points(
             resident={point.name: task.model.parameters() for point in task.points},
             max_seconds=settings.seconds,
         )
+
+
+def strongest(points: list[OperatingPoint]) -> OperatingPoint:
+    """The point that removes most.
+
+    Raises:
+        UserError: none removes anything.
+    """
+    point = max(points, key=lambda point: point.schedule.reduction)
+    if not any(point.schedule.remove):
+        raise UserError("there is nothing to draw where no token is removed: give an mtr.ratio above 0.")
+    return point
+
+
+def draw_images(
+    task: ClassifierEvaluation, datamodule: ImageDataModule, trainer: lightning.Trainer, count: int, folder: Path
+) -> None:
+    """Pictures of what the reduction in force does to the first ``count`` images, numbered in their order."""
+    batches = datamodule.test_dataloader()
+    images = (each for batch in batches for each in zip(batch["id"], batch["image"], strict=True))
+    for i, (id, image) in enumerate(islice(images, count)):
+        (observation,) = observe_images(trainer, task.model, task.reduction, image[None])
+        save_depth(observation, None, folder / f"{i:03}_{Path(id).stem}")
+
+
+def observe_images(
+    trainer: lightning.Trainer, model: VisionMamba, reduction: Reduction, images: Tensor
+) -> list[Observation]:
+    """``observe`` in the trainer's precision and on its device."""
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    precision.convert_module(model.to(device))
+    with precision.forward_context():
+        return observe(model, reduction, precision.convert_input(images.to(device)))
 
 
 def describe_speed(speed: Speed | None, with_memory: bool) -> dict[str, Any]:

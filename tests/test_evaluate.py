@@ -59,6 +59,14 @@ def test_timing_is_reported_for_every_point(run_program) -> None:
         assert point["peak_mib"] > 0
 
 
+def test_pictures_of_the_first_images_at_the_highest_ratio(run_program) -> None:
+    run = run_program(main, *SMALL, "dataset.batch_size=2", "mtr.ratio=[0.3,0.1]", "pictures=3")
+    assert run.code == 0, run.err
+    names = [path.stem for path in sorted(SAMPLE.glob("n01440764/*"))[:3]]
+    expected = [f"{i:03}_{name}.{kind}" for i, name in enumerate(names) for kind in ("gif", "png")]
+    assert sorted(path.name for path in (run.folder / "pictures").iterdir()) == expected
+
+
 def image_folder(root: Path, wnids: list[str], images: int) -> Path:
     """Class folders with a few of the bundled images each."""
     for wnid in wnids:
@@ -205,6 +213,8 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["trainer.limit_test_batches=0.0001"], ["limit_test_batches=0.008"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
         (["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer of at least 0"]),
+        (["pictures=some"], ["pictures=some: expected an integer"]),
+        (["pictures=2", "mtr.ratio=0"], ["nothing to draw"]),
         (["timing.seconds=many"], ["timing.seconds=many: expected a number"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
         (["hydra.run.dir=/dev/null/x"], ["cannot write the run folder", "/dev/null/x"]),

@@ -1,6 +1,6 @@
 """Token reduction: score, group, match, plan, apply; and how much to remove where."""
 
-from mtr_lab.reduction.patch import Reduction, patch, trace, unpatch
+from mtr_lab.reduction.patch import Reduction, TracedBlock, patch, trace, trace_blocks, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
@@ -11,6 +11,7 @@ __all__ = [
     "Policy",
     "Reduction",
     "Schedule",
+    "TracedBlock",
     "apply",
     "make_policy",
     "make_schedule",
@@ -18,5 +19,6 @@ __all__ = [
     "policy_config",
     "policy_names",
     "trace",
+    "trace_blocks",
     "unpatch",
 ]

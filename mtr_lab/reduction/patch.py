@@ -1,6 +1,7 @@
 """Attach a policy to a model, and take it off again."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.errors import UserError
+from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.plan import carry
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule, reducing_blocks
@@ -161,6 +163,20 @@ def unpatch(model: VisionMamba) -> None:
         block.step = None
 
 
+@dataclass(frozen=True)
+class TracedBlock:
+    """What one block did to the tokens of B images."""
+
+    before: TokenState
+    """The tokens that enter it, L of them."""
+    after: TokenState
+    """The tokens that leave it. ``source[b, i]`` is the token that original token i of image b has become part of, -1
+    if it was dropped."""
+    score: Tensor | None
+    """(B, L) float32, the importance by which the policy chose among the tokens that enter. None where the block
+    removes nothing, and for policies that choose by similarity alone."""
+
+
 def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
     """Run the blocks and record the state after each: where every token is and which original tokens it holds.
 
@@ -171,15 +187,36 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
         One state a block; ``source[b, i]`` is the token that original token i of image b has become part of, -1 if it
         was dropped.
     """
-    _check(model, "trace")
-    states: list[TokenState] = []
-    hooks = [block.register_forward_hook(lambda *call: states.append(call[2].settled())) for block in model.blocks]
+    return [block.after for block in _trace(model, images, "trace")]
+
+
+def trace_blocks(model: VisionMamba, images: Tensor) -> list[TracedBlock]:
+    """As ``trace``, with the state before each block and the score that decided there."""
+    return _trace(model, images, "trace_blocks")
+
+
+def _trace(model: VisionMamba, images: Tensor, caller: str) -> list[TracedBlock]:
+    _check(model, caller)
+    blocks: list[TracedBlock] = []
+    scores: list[Tensor] = []  # of the block that is running, at most one
+
+    def record_score(step: ReductionStep, seen: tuple[TokenState, Evidence], _: TokenState) -> None:
+        if step.policy.prune_first or GROUPINGS[step.policy.grouping].ranked:
+            scores.append(step.policy.importance(*seen))  # a pure function: what the step itself has just computed
+
+    def record(_: nn.Module, seen: tuple[TokenState], after: TokenState) -> None:
+        score = scores.pop() if scores else None
+        blocks.append(TracedBlock(seen[0].settled(), after.settled(), score))
+
+    steps = [block.step for block in model.blocks if isinstance(block.step, ReductionStep)]
+    hooks = [step.register_forward_hook(record_score) for step in steps]
+    hooks += [block.register_forward_hook(record) for block in model.blocks]
     try:
         model.forward_state(images, traced=True)
     finally:
         for hook in hooks:
             hook.remove()
-    return states
+    return blocks
 
 
 def _check(model: nn.Module, function: str) -> None:

@@ -8,6 +8,7 @@ import torch
 
 import mtr_lab
 from mtr_lab import UserError
+from mtr_lab.reduction import Policy, trace_blocks
 
 TINY = {"img_size": 48, "patch_size": 8, "stride": 8, "depth": 6, "embed_dim": 32, "num_classes": 5}
 
@@ -84,6 +85,30 @@ def test_trace_says_which_patches_each_token_holds(model, images) -> None:
             # A token that survives holds itself: its original position leads back to it.
             assert state.source[b].gather(0, state.index[b]).tolist() == list(range(state.hidden.shape[1]))
             assert state.index[b].gather(0, state.special[b]).tolist() == [model.class_position(36)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", ["mtr", "write", "hsa", "utr", "pumer"])
+def test_traced_scores_are_those_the_policy_used(model, images, policy: str, monkeypatch) -> None:
+    """Of B images and the L tokens that enter each block that reduces; no score elsewhere."""
+    used, importance = [], Policy.importance
+    schedule = mtr_lab.patch(model, policy, ratio=0.3).schedule
+    with monkeypatch.context() as patched:
+        patched.setattr(Policy, "importance", lambda *args: used.append(importance(*args)) or used[-1])
+        model(images)
+    blocks = trace_blocks(model, images)
+    assert [block.score is not None for block in blocks] == [count > 0 for count in schedule.remove]
+    assert all(map(torch.equal, [block.score for block in blocks if block.score is not None], used))
+    for block, tokens in zip(blocks, schedule.tokens, strict=True):
+        assert block.before.hidden.shape[:2] == (3, tokens)
+    for block, state in zip(blocks, mtr_lab.trace(model, images), strict=True):
+        assert torch.equal(block.after.hidden, state.hidden)
+
+
+@torch.no_grad()
+def test_no_score_is_traced_where_similarity_alone_decides(model, images) -> None:
+    mtr_lab.patch(model, "rmeeto", ratio=0.3)
+    assert all(block.score is None for block in trace_blocks(model, images))
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""What a policy did to an image, block by block, on the grid of its patches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.pictures.regions import PatchGrid
+from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
+from mtr_lab.reduction.group import ordinary_tokens
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """One image after one block; maps are over its patches, (rows, columns)."""
+
+    tokens: int
+    """How many tokens are left, the class token included."""
+    source: np.ndarray
+    """int, the token each patch has become part of, ``DROPPED`` if none."""
+    removed: np.ndarray
+    """bool, where this block removed the token."""
+    score: np.ndarray | None
+    """float, the score by which this block chose, NaN where there was no token any more; None if it chose by none."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One image and what became of it under one policy."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, as the model sees it."""
+    grid: PatchGrid
+    backbone: str
+    policy: str
+    score: str
+    """The name of the score."""
+    reduction: float
+    """The share of the unreduced FLOPs that is gone."""
+    tokens: int
+    """How many there are before the first block."""
+    blocks: tuple[BlockView, ...]
+
+    @property
+    def reducing(self) -> list[int]:
+        """The blocks that remove tokens."""
+        counts = [self.tokens, *(view.tokens for view in self.blocks)]
+        return [block for block in range(len(self.blocks)) if counts[block + 1] < counts[block]]
+
+
+@torch.no_grad()
+def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Observation]:
+    """Run images through a patched model and record what the policy does to each.
+
+    Args:
+        model: patched by ``reduction``, whose schedule is in force.
+        images: (B, 3, H, W), normalised as the model's weights expect.
+
+    Returns:
+        One observation an image.
+
+    Raises:
+        UserError: the images do not fit the patch grid, or the reduction is not in force.
+    """
+    reduction.use(reduction.schedule)  # refuses where the model was unpatched or patched anew
+    embed = model.patch_embed
+    grid = PatchGrid(*embed.grid(*images.shape[-2:]), embed.patch_size, embed.stride)
+    blocks = trace_blocks(model, images)
+    start = blocks[0].before
+    # The original positions of the patches, in the order of the grid: all but the class token's.
+    patches = ordinary_tokens(start.special, start.index.shape[1])  # (B, rows · columns)
+    views = [_view(block, patches, grid) for block in blocks]
+    return [
+        Observation(
+            image=pixels,
+            grid=grid,
+            backbone=model.pretrained_cfg["architecture"],
+            policy=reduction.policy.policy,
+            score=reduction.policy.score,
+            reduction=reduction.schedule.reduction,
+            tokens=start.index.shape[1],
+            blocks=tuple(view[i] for view in views),
+        )
+        for i, pixels in enumerate(_pixels(model, images))
+    ]
+
+
+def _view(block: TracedBlock, patches: Tensor, grid: PatchGrid) -> list[BlockView]:
+    before, after, score = block.before, block.after, block.score
+    assert after.source is not None
+    everywhere = torch.zeros(after.source.shape, dtype=torch.float32, device=after.source.device)
+
+    def over_patches(values: Tensor) -> np.ndarray:
+        """(B, L0) at the original positions -> (B, rows, columns)."""
+        return values.gather(1, patches).unflatten(1, (grid.rows, grid.columns)).cpu().numpy()
+
+    source = over_patches(after.source)
+    removed = over_patches(everywhere.scatter(1, before.index, 1).scatter(1, after.index, 0)) > 0
+    scores = None if score is None else over_patches((everywhere + torch.nan).scatter(1, before.index, score))
+    return [
+        BlockView(after.index.shape[1], source[i], removed[i], None if scores is None else scores[i])
+        for i in range(len(source))
+    ]
+
+
+def _pixels(model: VisionMamba, images: Tensor) -> np.ndarray:
+    """Normalised images (B, 3, H, W) -> (B, H, W, 3) uint8."""
+    data_config = resolve_model_data_config(model)
+    mean, std = (images.new_tensor(data_config[key])[:, None, None] for key in ("mean", "std"))
+    return ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

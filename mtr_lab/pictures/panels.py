@@ -1,0 +1,104 @@
+"""The panels a picture is put together from: the image, its surviving tokens, their scores."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtr_lab.pictures.observe import BlockView
+from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, outlines, region_sizes
+
+INK, FAINT, PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
+_MISSING = (228, 228, 231)
+_MARK = (225, 29, 72)
+_VIRIDIS = np.array(
+    [(68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140), (40, 174, 128), (94, 201, 98),
+     (173, 220, 48), (253, 231, 37)]
+)  # fmt: skip
+"""Nine even steps of matplotlib's viridis."""
+_RANGE = (2, 98)  # percentiles of the scores that the colours span: a few large ones would make the rest one colour
+
+
+def font(pixels: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, the same on every machine; it knows little beyond ASCII."""
+    return ImageFont.load_default(pixels)
+
+
+def image_panel(image: np.ndarray, scale: int) -> Image.Image:
+    """The image, ``scale`` times as wide."""
+    return Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
+
+
+def token_panel(image: np.ndarray, view: BlockView, grid: PatchGrid, scale: int) -> Image.Image:
+    """The surviving tokens: single patches as they are, merged ones outlined in their mean colour, dropped ones pale.
+
+    Args:
+        image: (H, W, 3) uint8.
+        view: what is left of its patches.
+        grid: their geometry.
+        scale: by how much to enlarge.
+    """
+    tokens = grid.paint(view.source)
+    flat = mean_colours(image, tokens).repeat(scale, 0).repeat(scale, 1)
+    large = np.asarray(image_panel(image, scale)).astype(float)
+    tokens = grid.paint(view.source, scale)
+    merged = grid.paint(region_sizes(view.source) > 1, scale)
+    dropped = tokens == DROPPED
+    grey = large.mean(axis=-1, keepdims=True)
+    panel = np.where(merged[..., None], flat, large)
+    panel = np.where(dropped[..., None], 0.15 * grey + 0.85 * np.array(_MISSING), panel)
+    border = outlines(tokens, merged)
+    lines = panel[border]
+    dark = np.where(dropped[..., None], panel, flat)[border].mean(axis=-1, keepdims=True) < 170
+    panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # to be seen on white, too
+    return Image.fromarray(panel.round().astype(np.uint8))
+
+
+def score_panel(view: BlockView, grid: PatchGrid, scale: int) -> Image.Image:
+    """The scores of the tokens that entered the block, and their colour bar; grey where there was no token any more.
+
+    A cross marks the tokens that the block removed. Where it chose by no score, the panel says so.
+    """
+    if view.score is None:
+        reason = "chosen by\nsimilarity alone" if view.removed.any() else "this block\nremoves nothing"
+        return _message(reason, grid.paint(view.source, scale).shape)
+    low, high = np.nanpercentile(view.score, _RANGE)
+    colours = np.where(np.isnan(view.score)[..., None], _MISSING, viridis((view.score - low) / (high - low or 1)))
+    scores = Image.fromarray(grid.paint(colours, scale).round().astype(np.uint8))
+    draw = ImageDraw.Draw(scores)
+    arm = grid.stride * scale * 0.22
+    for row, column in np.argwhere(view.removed):
+        y, x = ((at * grid.stride + grid.patch_size / 2) * scale - 0.5 for at in (row, column))
+        for colour, width in ((PAPER, 4), (_MARK, 2)):
+            draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width)
+            draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width)
+    ends = f"> {high:.3g}", f"< {low:.3g}"  # the outermost scores lie beyond them
+    bar = _colour_bar(*ends, scores.height)
+    panel = Image.new("RGB", (scores.width + 8 + bar.width, scores.height), PAPER)
+    panel.paste(scores, (0, 0))
+    panel.paste(bar, (scores.width + 8, 0))
+    return panel
+
+
+def viridis(share: np.ndarray) -> np.ndarray:
+    """Shares from 0 to 1, any shape, to colours (*, 3) from 0 to 255; NaN is dark."""
+    places = np.linspace(0, 1, len(_VIRIDIS))
+    return np.stack([np.interp(np.nan_to_num(share), places, _VIRIDIS[:, c]) for c in range(3)], axis=-1)
+
+
+def _colour_bar(top: str, bottom: str, height: int) -> Image.Image:
+    """The colours of the scores from the highest to the lowest, their ends labelled."""
+    size, width = 15, 16
+    letters = max(round(font(size).getlength(text)) for text in (top, bottom))
+    bar = Image.new("RGB", (width + 8 + letters, height), PAPER)
+    shades = viridis(np.linspace(1, 0, height))[:, None].repeat(width, 1)
+    bar.paste(Image.fromarray(shades.round().astype(np.uint8)), (0, 0))
+    draw = ImageDraw.Draw(bar)
+    draw.text((width + 6, 0), top, fill=INK, font=font(size), anchor="la")
+    draw.text((width + 6, height), bottom, fill=INK, font=font(size), anchor="ld")
+    return bar
+
+
+def _message(text: str, shape: tuple[int, ...]) -> Image.Image:
+    panel = Image.new("RGB", (shape[1], shape[0]), _MISSING)
+    place = shape[1] / 2, shape[0] / 2
+    ImageDraw.Draw(panel).multiline_text(place, text, fill=FAINT, font=font(18), anchor="mm", align="center")
+    return panel

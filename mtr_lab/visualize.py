@@ -1,0 +1,133 @@
+"""``python -m mtr_lab.visualize``: pictures of the tokens that a policy keeps, merges and drops."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from mtr_lab import ops
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.cli import compose, split_overrides, user_mistakes
+from mtr_lab.compose import check_numbers, make_model, make_outline, make_trainer
+from mtr_lab.data.images import decode
+from mtr_lab.errors import UserError
+from mtr_lab.evaluate import observe_images, operating_points, policy_settings, strongest
+from mtr_lab.pictures import check_blocks, policy_strip, save_depth, save_picture
+from mtr_lab.reduction import AUTO, Reduction
+
+POLICIES = ("mtr", "write", "hsa", "random")
+SAMPLES = ("n02102040/n02102040_3141.JPEG", "n03028079/n03028079_14310.JPEG", "n03888257/n03888257_30680.JPEG")
+
+
+def main() -> None:
+    """Parse the command line: files and options, and Hydra overrides wherever they stand."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtr_lab.visualize",
+        usage="%(prog)s [IMAGE ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [KEY=VALUE ...]",
+        description="Draw which tokens a policy keeps, merges and drops, and the scores by which it chose: for each "
+        "image IMAGE_POLICY.png (chosen blocks), IMAGE_POLICY.gif (through the depth) and IMAGE_policies.png (several "
+        "policies at the same FLOPs).",
+        epilog="KEY=VALUE: any setting of python -m mtr_lab, e.g. backbone=vim_s reduction=hsa mtr.ratio=0.4; of "
+        "several ratios, the highest is drawn.",
+    )
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; by default bundled ones")
+    parser.add_argument(
+        "--blocks", nargs="+", type=int, metavar="N", help="counted from 0; by default four that reduce"
+    )
+    parser.add_argument(
+        "--policies", nargs="+", metavar="NAME", help=f"to compare; by default the chosen one and {', '.join(POLICIES)}"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
+    arguments, overrides = split_overrides(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    with user_mistakes():
+        for file in visualize(options.images, options.output, overrides, options.blocks, options.policies):
+            print(f"wrote {file}")
+
+
+def visualize(
+    images: Sequence[Path],
+    output: Path,
+    overrides: Sequence[str] = (),
+    blocks: Sequence[int] | None = None,
+    policies: Sequence[str] | None = None,
+) -> list[Path]:
+    """Draw images under the policy that ``conf/config.yaml`` with the overrides describes, and compare it with others.
+
+    Args:
+        images: files; none for a few of the bundled ones.
+        output: the folder to write to.
+        overrides: Hydra's.
+        blocks: whose tokens to draw, from 0; by default up to four of those that reduce.
+        policies: for the comparison, each with the same overrides; by default the chosen one and ``POLICIES``.
+
+    Returns:
+        The files written: for each image ``<image>_<policy>.png``, ``<image>_<policy>.gif``, ``<image>_policies.png``.
+
+    Raises:
+        UserError: the overrides describe nothing that can be drawn, or an image cannot be read.
+    """
+    config = compose("config", overrides)
+    check_numbers(config)
+    ops.set_backend(config.ops.backend)
+    trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    chosen = config.mtr.policy
+    compared = list(dict.fromkeys(policies or (chosen, *POLICIES)))
+    settings = {name: compose("config", [*overrides, f"reduction={name}"]).mtr for name in {chosen, *compared}}
+    for name, setting in settings.items():
+        if setting.policy != name:
+            raise UserError(f"mtr.policy={setting.policy} only names the result: choose with reduction= or --policies.")
+    outline = make_outline(config.backbone)
+    check_blocks(blocks or (), len(outline.blocks))
+    if config.mtr.schedule == AUTO:
+        raise UserError(
+            "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
+            "counts themselves: mtr.ratio=null mtr.schedule=[…]."
+        )
+    points = {}
+    for name, setting in settings.items():
+        points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
+    files = list(images) or _samples()
+    inputs = [_load(file, outline) for file in files]
+
+    model = make_model(config.backbone).eval()
+    seen = {}
+    for name, setting in settings.items():
+        reduction = Reduction(model, policy_settings(setting))
+        reduction.use(points[name].schedule)
+        seen[name] = [observe_images(trainer, model, reduction, image[None])[0] for image in inputs]
+    written = []
+    for i, stem in enumerate(_stems(files)):
+        written += save_depth(seen[chosen][i], blocks, output / f"{stem}_{chosen}")
+        strip = policy_strip([seen[name][i] for name in compared])
+        written.append(save_picture(strip, output / f"{stem}_policies.png"))
+    return written
+
+
+def _samples() -> list[Path]:
+    folder = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
+    return [folder / name for name in SAMPLES]
+
+
+def _load(file: Path, model: VisionMamba) -> Tensor:
+    """An image as the model's evaluation sees it, (3, H, W)."""
+    try:
+        image, _ = decode(file.read_bytes())
+    except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+        raise UserError(f"cannot read the image {file}: {error}") from error
+    transformed: Tensor = create_transform(**resolve_model_data_config(model), is_training=False)(image)
+    return transformed
+
+
+def _stems(files: Sequence[Path]) -> list[str]:
+    """What to call the pictures of each file: its name, numbered where two are called the same."""
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [f"{i:02}_{stem}" for i, stem in enumerate(stems)]
+
+
+if __name__ == "__main__":
+    main()
