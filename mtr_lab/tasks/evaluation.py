@@ -34,7 +34,7 @@ class ClassifierEvaluation(LightningModule):
     Args:
         model: the classifier, patched by ``reduction``.
         reduction: switches between the schedules.
-        points: the operating points, the unreduced model first.
+        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
 
     After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
     """
@@ -63,7 +63,8 @@ class ClassifierEvaluation(LightningModule):
         self._ids += batch["id"]
         self._hashes += batch["hash"]
         self._labels.append(batch["label"].cpu())
-        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points])
+        none = batch["image"].new_empty(0, len(batch["id"]), self.model.num_classes)
+        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points]) if self.points else none
         log_probs = logits.float().log_softmax(-1).cpu()  # (p, B, K)
         self._log_probs.append(log_probs)
         self._top5.append(top_classes(log_probs.numpy()))
