@@ -32,8 +32,10 @@ from mtr_lab.reduction import Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
+from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.report.predictions import Predictions, score_point
-from mtr_lab.report.result import Result, read_result
+from mtr_lab.report.result import FILE_NAME as RESULT
+from mtr_lab.report.result import Result, read_result, write_result
 from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
@@ -77,6 +79,12 @@ def evaluate(config: DictConfig) -> Evaluated:
         if finished is not None:
             print(f"{finished}: finished before; resume=false computes it again.")
             result = read_result(finished)
+            known = result["config"]["logger"]
+            new = [logger for name, logger in zip(config.logger, loggers, strict=True) if name not in known]
+            if new:  # it has not been given to these yet
+                log_result(result, [finished / RESULT, finished / PREDICTIONS], new, pictures=finished / "pictures")
+                result["config"]["logger"] = known | settings["logger"]
+                write_result(result, finished)
             Console().print(result_table(result))
             return Evaluated(result, False, objective_value(result, config.objective))
 
@@ -110,7 +118,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         Console().print(result_table(result))
         for file in files:
             print(f"wrote {file}")
-        log_result(result, files, loggers)
+        log_result(result, files, loggers, pictures=folder / "pictures")
     return Evaluated(result, True, objective_value(result, config.objective))
 
 

@@ -71,7 +71,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, passes: Counter[str]) -> None:
     files = {path: path.stat().st_mtime_ns for path in first.folder.glob("*/result.json")}
     assert len(files) == 2
 
-    again = sweep("reduction=mtr,random,hsa", "mtr.ratio=0.2", "logger=csv", "dataset.num_workers=1")
+    again = sweep("reduction=mtr,random,hsa", "mtr.ratio=0.2", "dataset.num_workers=1")
     assert again.code == 0, again.err
     assert "3 points: 1 computed, 2 finished before" in again.out
     assert {path: path.stat().st_mtime_ns for path in files} == files
@@ -80,6 +80,23 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, passes: Counter[str]) -> None:
 
     sweep("reduction=mtr,random", "mtr.ratio=0.2", "resume=false")
     assert passes == {"none@0": 2, "mtr@0.2": 4, "random@0.2": 4, "hsa@0.2": 2}
+
+
+def test_a_finished_point_is_handed_to_a_new_logger_once(sweep) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    assert "1 finished" in sweep("mtr.ratio=0.2", "logger=csv").out
+    (metrics,) = folder.glob("*/metrics.csv")
+    metrics.unlink()
+    assert "1 finished" in sweep("mtr.ratio=0.2", "logger=csv").out
+    assert not metrics.exists()
+
+
+def test_a_sweep_is_a_group_in_wandb(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    monkeypatch.setattr("mtr_lab.report.loggers.WandbLogger", lambda **options: groups.append(options["group"]))
+    monkeypatch.setattr("mtr_lab.evaluate.log_result", lambda *args, **options: None)
+    folder = sweep("logger=wandb", "mtr.ratio=0.2,0.3").folder
+    assert groups == [str(folder)] * 2
 
 
 def test_the_shared_unreduced_model_changes_no_digit(sweep, run_program) -> None:
