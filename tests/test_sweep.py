@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import hydra
 import numpy as np
 import pytest
-from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from small_run import SMALL
@@ -299,14 +298,13 @@ def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(sw
     folder = sweep("mtr.ratio=0.2").folder
     (shared,) = folder.glob("unreduced/*")
     (shared / "predictions.npz").unlink()
-    lock = FileLock(shared / ".lock", thread_local=False)
-    lock.acquire()
-    timer = threading.Timer(2, lock.release)
+    owner = hold(shared / ".lock")
+    timer = threading.Timer(5, owner.kill)
     timer.start()
     run = sweep("mtr.ratio=0.3")
     assert run.code == 0
     assert passes == {"none@0": 4, "mtr@0.2": 2, "mtr@0.3": 2}
-    assert not timer.is_alive()
+    assert owner.wait() == -signal.SIGKILL
     assert load_predictions(point(folder, "mtr.ratio=0.3")).points.tolist() == ["none@0", "mtr@0.3"]
 
 
