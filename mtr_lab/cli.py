@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,19 +23,25 @@ OPEN = ("dataset", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
 _OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
 
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+"""Hydra's plugins, and the extra each comes with."""
+
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
     started = False
 
-    def guarded(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        with user_mistakes():
+        # Here, as a sweep's points may run in other processes. Lightning's own affair with new versions of PyTorch:
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        with user_mistakes() if alone else contextlib.nullcontext():
             _check_keys(config, hydra.compose(config_name))
-            task(config)
+            return task(config)
 
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own affair with new versions of PyTorch
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed as a traceback
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
@@ -43,7 +50,11 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     except (OSError, ValueError) as error:
         if started:
             raise
-        where = "cannot write the run folder (hydra.run.dir): " if isinstance(error, OSError) else ""
+        where = (
+            "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
+            if isinstance(error, OSError)
+            else ""
+        )
         _exit(UserError(f"{where}{error}"))
 
 
@@ -52,7 +63,7 @@ def user_mistakes() -> Iterator[None]:
     """End the program with code 2 and one message at a mistake in what was asked for."""
     try:
         yield
-    except (UserError, OmegaConfBaseException, MisconfigurationException) as error:
+    except USERS_MISTAKES as error:
         _exit(error)
 
 
@@ -85,6 +96,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _explain(error: Exception, config_name: str) -> Exception:
     """Hydra's composition errors in terms of what may be chosen."""
     text = str(error)
+    if match := re.search(r"Could not find 'hydra/(launcher|sweeper)/([^']*)'", text):
+        group, name = match.groups()
+        if name in EXTRAS:
+            return UserError(f"hydra/{group}={name} needs an extra: pip install 'mtr-lab[{EXTRAS[name]}]'.")
+        own = [path.stem for path in (CONF / "hydra" / group).glob("*.yaml")]
+        return unknown(f"hydra/{group}", name, ["basic", *own, *EXTRAS])
     if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '(\w+)/([^']*)'", text)):
         group, name = match.groups()
         if (CONF / group).is_dir():

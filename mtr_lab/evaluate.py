@@ -1,12 +1,17 @@
 """Evaluate a backbone unreduced and reduced: accuracy, FLOPs, speed; one result in the run folder."""
 
+import importlib.util
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -23,33 +28,40 @@ from mtr_lab.compose import (
     make_trainer,
 )
 from mtr_lab.data import ImageDataModule
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
 from mtr_lab.pictures import Observation, observe, save_depth
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
+from mtr_lab.report.key import point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
-from mtr_lab.report.predictions import save_predictions, score_point
-from mtr_lab.report.result import Result, write_result
+from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
+from mtr_lab.report.predictions import Predictions, score_point
+from mtr_lab.report.result import FILE_NAME as RESULT
+from mtr_lab.report.result import Result, read_result, write_result
+from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
+from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 
+PICTURES = "pictures"
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
 
 
-def evaluate(config: DictConfig) -> Result:
+def evaluate(config: DictConfig) -> Evaluated:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
     Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
-    ``mtr.schedule=auto`` are measured after that, on training images.
+    ``mtr.schedule=auto`` are measured after that, on training images. What was finished before, by the same code on the
+    same weights and data, is not computed again.
 
     Returns:
-        The result, as in the file ``result.json`` of the run folder.
+        The result, as in the file ``result.json`` of the run folder, and whether it was computed now.
 
     Raises:
-        UserError: anything in the configuration that cannot be carried out.
+        UserError: anything in the configuration that cannot be carried out; another process uses the run folder.
     """
     folder, chosen = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices["reduction"]
     if config.mtr.policy != chosen:
@@ -64,6 +76,7 @@ def evaluate(config: DictConfig) -> Result:
     points = operating_points(Reduction(outline, outlined), config.mtr)
     if config.pictures:
         strongest(points)
+    check_objective(config, points)
     datamodule = make_datamodule(
         config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
     )
@@ -73,41 +86,141 @@ def evaluate(config: DictConfig) -> Result:
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_model(config.backbone).eval()
-    if probes is not None:
-        device = trainer.strategy.root_device
-        points = operating_points(Reduction(model.to(device), settings, images=probes.to(device)), config.mtr)
-    task = ClassifierEvaluation(model, Reduction(model, settings), points, cuda_graph=config.trainer.cuda_graph)
-    trainer.test(task, datamodule=datamodule, verbose=False)
-    predictions = task.predictions()
-    speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    identity = resolved, model.weights["sha256"], datamodule.identity()
+    key, sweep = point_key(*identity), sweep_folder()
+    with claim(folder, wait=config.objective is not None):
+        finished = find_finished(folder, key, sweep) if config.resume else None
+        if finished is not None:
+            result = show_finished(finished, config, loggers)
+            return Evaluated(result, False, objective_value(result, config.objective))
 
-    result: Result = {
-        "schema": 1,
-        "task": config.task.name,
-        "backbone": config.backbone.name,
-        "dataset": datamodule.name,
-        "weights": model.weights,
-        "config": OmegaConf.to_container(config, resolve=True),  # type: ignore[typeddict-item]
-        "environment": environment(),
-        "points": [
-            {
-                **describe(model, point),  # type: ignore[typeddict-item]
-                "skipped": task.skipped,
-                **score_point(predictions, i),
-                **describe_speed(speeds.get(point.name), with_memory=not config.trainer.cuda_graph),
-            }
-            for i, point in enumerate(points)
-        ],
-    }
-    files = [write_result(result, folder), save_predictions(predictions, folder)]
-    if config.pictures:
-        task.reduction.use(strongest(points).schedule)
-        draw_images(task, datamodule, trainer, config.pictures, folder / "pictures")
+        if probes is not None:
+            device = trainer.strategy.root_device
+            points = operating_points(Reduction(model.to(device), settings, images=probes.to(device)), config.mtr)
+        share = unreduced_key(*identity, machine=_machine(trainer))
+        make_task = partial(
+            ClassifierEvaluation, model, Reduction(model, settings), cuda_graph=config.trainer.cuda_graph
+        )
+        unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
+        found = predict(points, make_task, trainer, datamodule, unreduced)
+        task = make_task(points)
+        speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
+        result = {
+            "schema": 1,
+            "task": config.task.name,
+            "backbone": config.backbone.name,
+            "dataset": datamodule.name,
+            "weights": model.weights,
+            "key": key,
+            "unreduced": {"key": share, "reused": found.reused},
+            "config": resolved,
+            "environment": environment(),
+            "points": [
+                {
+                    **describe(model, point),  # type: ignore[typeddict-item]
+                    "skipped": found.skipped,
+                    **score_point(found.predictions, i),
+                    **describe_speed(speeds.get(point.name), with_memory=not config.trainer.cuda_graph),
+                }
+                for i, point in enumerate(points)
+            ],
+        }
+        files = write_point(result, found.predictions, folder)
+        if config.pictures:
+            task.reduction.use(strongest(points).schedule)
+            draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
+        Console().print(result_table(result))
+        for file in files:
+            print(f"wrote {file}")
+        log_result(result, files, loggers, pictures=folder / PICTURES)
+    return Evaluated(result, True, objective_value(result, config.objective))
+
+
+def show_finished(folder: Path, config: DictConfig, loggers: list[Logger]) -> Result:
+    """The result of a point that was finished before, printed, and handed to loggers that have not had it yet."""
+    print(f"{folder}: finished before; resume=false computes it again.")
+    result = read_result(folder)
+    known = result["config"]["logger"]
+    new = [logger for name, logger in zip(config.logger, loggers, strict=True) if name not in known]
+    if new:
+        log_result(result, [folder / RESULT, folder / PREDICTIONS], new, pictures=folder / PICTURES)
+        result["config"]["logger"] = known | OmegaConf.to_container(config.logger, resolve=True)
+        write_result(result, folder)
     Console().print(result_table(result))
-    for file in files:
-        print(f"wrote {file}")
-    log_result(result, files, loggers)
     return result
+
+
+class Found(NamedTuple):
+    """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
+
+    predictions: Predictions
+    skipped: list[str]
+    reused: bool
+
+
+def predict(
+    points: list[OperatingPoint],
+    make_task: Callable[[list[OperatingPoint]], ClassifierEvaluation],
+    trainer: lightning.Trainer,
+    datamodule: ImageDataModule,
+    unreduced: Unreduced | None,
+) -> Found:
+    """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
+
+    While another process computes it the reduced points are run; if that process fails, it is run here after all.
+    """
+
+    def run(points: list[OperatingPoint]) -> Found:
+        task = make_task(points)
+        trainer.test(task, datamodule=datamodule, verbose=False)
+        return Found(task.predictions(), task.skipped, False)
+
+    if unreduced is None:
+        return run(points)
+    if unreduced.load() is None:
+        with unreduced.claimed() as mine:
+            if mine and unreduced.load() is None:
+                found = run(points)
+                unreduced.save(found.predictions)
+                return found
+    reduced = run(points[1:])
+    with unreduced.lock:
+        stored = unreduced.load()
+        together = None if stored is None else joined(stored, reduced.predictions)
+        if together is not None:
+            return Found(together, reduced.skipped, True)
+        alone = run(points[:1]).predictions
+        unreduced.save(alone)
+    together = joined(alone, reduced.predictions)
+    if together is None:
+        raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
+    return Found(together, reduced.skipped, False)
+
+
+def check_objective(config: DictConfig, points: list[OperatingPoint]) -> None:
+    """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
+    metrics = ["top1", "top5", "agreement", "kl", *(["img_per_s", "peak_mib"] if config.timing.batch_size else [])]
+    if config.objective is not None and config.objective not in metrics:
+        raise unknown("objective", config.objective, metrics)
+    if config.objective is not None and len(points) == 1:
+        raise UserError(f"objective={config.objective} is that of the reduced model: give an mtr.ratio above 0.")
+
+
+def objective_value(result: Result, metric: str | None) -> float | None:
+    """The mean of a metric over the reduced points, if one is asked for."""
+    if metric is None:
+        return None
+    return fmean(point[metric] for point in result["points"] if point["policy"] != "none")  # type: ignore[literal-required]
+
+
+def _machine(trainer: lightning.Trainer) -> list[str]:
+    """What the last digit of a prediction depends on, besides the configuration and the code."""
+    here, device = environment(), trainer.strategy.root_device
+    if device.type == "cuda":
+        kernels = importlib.util.find_spec("mamba_ssm") is not None
+        return [torch.cuda.get_device_name(device), f"mamba_ssm {kernels}"]
+    return [device.type, str(here["cpu"]), f"{here['threads']} threads"]
 
 
 def operating_points(reduction: Reduction, settings: DictConfig) -> list[OperatingPoint]:

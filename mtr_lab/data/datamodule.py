@@ -118,6 +118,10 @@ class ImageDataModule(LightningDataModule):
         if num_classes is not None:
             self._test_labels = map_classes(self._test_classes, model_classes, num_classes)
 
+    def identity(self) -> str:
+        """A hash of the evaluation images that is cheap to have and changes when they do."""
+        return self._test_source.identity()
+
     def setup(self, stage: str) -> None:
         """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""
         if stage == "fit":

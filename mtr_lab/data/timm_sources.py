@@ -1,6 +1,8 @@
 """Datasets that timm opens: Hugging Face datasets, WebDataset, TensorFlow datasets, torchvision's own."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -32,15 +34,16 @@ def open_timm(
             "named by dataset.train_split and dataset.test_split."
         ) from error
     kind = StreamSource if isinstance(dataset, IterableDataset) else IndexedSource
-    return kind(source, dataset)
+    return kind(source, dataset, root, split)
 
 
 class IndexedSource:
     """A map-style dataset of timm's factory: the encoded bytes if its reader gives them, else the decoded image."""
 
-    def __init__(self, location: str, dataset: Any) -> None:
+    def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
         self._dataset = dataset
+        self._root, self._split = root, split
         # timm's own __getitem__ replaces an image it cannot decode by its neighbour; its reader does not.
         self._reader = getattr(dataset, "reader", None)
         self.classes = _class_names(dataset)
@@ -57,6 +60,10 @@ class IndexedSource:
         """What decides whether an image is held out: the index, as file names may cost reading every image."""
         return str(index)
 
+    def identity(self) -> str:
+        """A hash that changes with the data, see ``_identity``."""
+        return _identity(self.location, self._root, self._split, self._dataset)
+
     def read(self, index: int) -> tuple[bytes | Image.Image, int]:
         """The encoded bytes, or the decoded image, and the label."""
         if self._reader is None:
@@ -69,9 +76,10 @@ class IndexedSource:
 class StreamSource:
     """An iterable dataset of timm's factory: decoded images in the stream's order."""
 
-    def __init__(self, location: str, dataset: Any) -> None:
+    def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
         self._dataset = dataset
+        self._root, self._split = root, split
         self.classes = _class_names(dataset)
         self.num_images: int | None = len(dataset) or None
         self._epoch = 0
@@ -82,9 +90,28 @@ class StreamSource:
         self._epoch += 1
         return iter(self._dataset)
 
+    def identity(self) -> str:
+        """A hash that changes with the data, see ``_identity``."""
+        return _identity(self.location, self._root, self._split, self._dataset)
+
     def split_over(self, num_workers: int) -> None:
         """Tell the reader how many processes will share the stream."""
         self._dataset.set_loader_cfg(num_workers=num_workers)
+
+
+def _identity(source: str, root: str | None, split: str, dataset: Any) -> str:
+    """A hash of the source, the split, the number of images, and of what tells the data itself apart.
+
+    That is the fingerprint of a Hugging Face dataset, or path, size and time of change of the files below ``root``. A
+    stream from the network has neither: it is taken for unchanged.
+    """
+    inner = getattr(getattr(dataset, "reader", None), "dataset", None)
+    parts: list[Any] = [source, split, len(dataset), getattr(inner, "_fingerprint", None)]
+    if root is not None and parts[-1] is None:
+        directory = Path(root).expanduser()
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            parts.append((path.relative_to(directory).as_posix(), path.stat().st_size, path.stat().st_mtime_ns))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _class_names(dataset: Any) -> Sequence[str] | None:

@@ -14,22 +14,28 @@ from mtr_lab.report.predictions import point_name
 from mtr_lab.report.result import Point, Result
 
 _COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
+_ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
 _CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
+_GROUP_LENGTH = 128  # that W&B allows
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, under which netrc holds the key
 
 
-def log_result(result: Result, files: Sequence[str | Path], loggers: Logger | Iterable[Logger]) -> None:
+def log_result(
+    result: Result, files: Sequence[str | Path], loggers: Logger | Iterable[Logger], pictures: Path | None = None
+) -> None:
     """Log a result, the last thing its run logs, and close the loggers.
 
     Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, whose step is the asked share of FLOPs to
     remove in whole percent (the achieved share where none was asked): a CSV file has one row a ratio, TensorBoard draws
     accuracy against reduction. Step 0 of every policy is the unreduced model. Weights & Biases also gets a table of
-    the points, "mtr@0.4/top1" and so on in the run's summary, by which runs compare, and the files as an artifact.
+    the points, "mtr@0.4/top1" and so on in the run's summary, by which runs compare, the trade-off between accuracy and
+    FLOPs and the tokens entering each block as charts, pictures as media, and the files as an artifact.
 
     Args:
         result: the config in it is logged as hyperparameters.
         files: ``result.json`` and whatever belongs with it.
         loggers: one, several, or none.
+        pictures: folder of PNG files, see ``log_pictures``; there may be none.
     """
     task, backbone, dataset, config = result["task"], result["backbone"], result["dataset"], result["config"]
     hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
@@ -39,19 +45,23 @@ def log_result(result: Result, files: Sequence[str | Path], loggers: Logger | It
             logger.log_metrics(metrics, step)
         logger.save()
         if isinstance(logger, WandbLogger):
-            _log_to_wandb(logger.experiment, result["points"], files)
+            _log_to_wandb(logger.experiment, result, files)
+            if pictures is not None:
+                log_pictures(logger.experiment, pictures)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # or the next run of a sweep would go on with this one
 
 
-def wandb_logger(project: str, save_dir: str, **options: Any) -> WandbLogger:
+def wandb_logger(project: str, save_dir: str, group: str | None = None, **options: Any) -> WandbLogger:
     """A Weights & Biases logger that never asks for a login: without one, the run is kept in ``save_dir/wandb``.
 
-    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word.
+    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word. ``group``
+    is the sweep that the run is a point of.
     """
     mode = os.environ.get("WANDB_MODE") or wandb_mode()  # which knows two modes, W&B more
-    return WandbLogger(project=project, save_dir=save_dir, mode=mode, **options)
+    group = group and group[-_GROUP_LENGTH:]
+    return WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
 
 
 def wandb_mode() -> Literal["online", "offline"]:
@@ -71,15 +81,22 @@ def wandb_mode() -> Literal["online", "offline"]:
 
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
     """(step, metrics) by rising ratio."""
-    unreduced = [point for point in points if point["policy"] == "none"]
-    policies = list(dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")) or ["none"]
     rows: dict[float, dict[str, float]] = {}
-    for policy in policies:
-        for point in unreduced + [point for point in points if point["policy"] == policy]:
+    for policy, its_points in _by_policy(points):
+        for point in its_points:
             share = point["reduction"] if point["ratio"] is None else point["ratio"]
             numbers = {key: value for key, value in _flat(point).items() if key in _CURVES and value is not None}
             rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
     return [(round(100 * share), rows[share]) for share in sorted(rows)]
+
+
+def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
+    """Each policy's points, the unreduced model's in front; that alone if there is no policy."""
+    unreduced = [point for point in points if point["policy"] == "none"]
+    policies = list(dict.fromkeys(point["policy"] for point in points if point["policy"] != "none"))
+    if not policies:
+        return [("none", unreduced)]
+    return [(name, unreduced + [point for point in points if point["policy"] == name]) for name in policies]
 
 
 def _flat(point: Point) -> dict[str, Any]:
@@ -101,12 +118,52 @@ def _flat(point: Point) -> dict[str, Any]:
     return flat
 
 
-def _log_to_wandb(run: Any, points: list[Point], files: Sequence[str | Path]) -> None:
+def log_pictures(run: Any, folder: Path) -> list[str]:
+    """Log every PNG file in a folder to a W&B run, as "pictures/NAME"; say on the terminal which cannot be read.
+
+    Returns:
+        The names of the pictures logged; none if there is no such folder.
+    """
     import wandb
 
+    logged = []
+    for path in sorted(folder.glob("*.png")):
+        try:
+            picture = wandb.Image(str(path), caption=path.stem)
+        except OSError as error:
+            print(f"{path} is not logged, it cannot be read: {error}")
+            continue
+        run.log({f"pictures/{path.stem}": picture})
+        logged.append(path.stem)
+    return logged
+
+
+def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None:
+    import wandb
+
+    run.config.update({key: result[key] for key in ("weights", "key", "environment") if key in result})
+    points = result["points"]
     flat = [_flat(point) for point in points]
     columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
-    run.log({"points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat])})
+    tokens = [
+        [point_name(point["policy"], point["ratio"]), block, count]
+        for point in points
+        for block, count in enumerate(point["tokens"])
+    ]
+    table = wandb.Table(columns=["point", "block", "tokens"], data=tokens)
+    media = {
+        "points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat]),
+        "tokens": wandb.plot.line(table, "block", "tokens", stroke="point", title="Tokens entering each block"),
+    }
+    accuracy = next((name for name in _ACCURACIES if any(name in point for point in points)), None)
+    if accuracy is not None:
+        curve = [
+            [name, point["reduction"], point.get(accuracy)] for name, points in _by_policy(points) for point in points
+        ]
+        table = wandb.Table(columns=["policy", "reduction", accuracy], data=curve)
+        title = f"{accuracy} against the share of FLOPs removed"
+        media["trade_off"] = wandb.plot.line(table, "reduction", accuracy, stroke="policy", title=title)
+    run.log(media)
     run.summary.update(
         {
             f"{point_name(row['policy'], row['ratio'])}/{key}": row[key]

@@ -4,7 +4,7 @@ Two runs on the same images become comparable in pairs, and a sweep computes the
 """
 
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -37,6 +37,10 @@ class Predictions:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"expected {name} of shape {shape}, got {getattr(self, name).shape}")
+
+    def select(self, points: slice) -> "Predictions":
+        """Some of the points, for all images."""
+        return replace(self, points=self.points[points], top5=self.top5[points], log_probs=self.log_probs[points])
 
 
 class Score(TypedDict):

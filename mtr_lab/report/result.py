@@ -15,6 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict, Union
 from mtr_lab.errors import UserError
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import Environment
+from mtr_lab.report.key import Key
 
 FILE_NAME = "result.json"
 Number = float | None
@@ -59,6 +60,13 @@ class Point(TypedDict):
     peak_mib: NotRequired[Number]
 
 
+class Unreduced(TypedDict):
+    """Where the unreduced model's predictions come from."""
+
+    key: str
+    reused: bool  # computed by another point of the sweep, under the same key
+
+
 class Result(TypedDict):
     """One run of one task."""
 
@@ -70,6 +78,8 @@ class Result(TypedDict):
     environment: Environment
     points: list[Point]
     weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
+    key: NotRequired[Key]  # of the evaluation: with an equal one it need not be done again
+    unreduced: NotRequired[Unreduced]
 
 
 def write_result(result: Result, directory: str | Path) -> Path:
@@ -154,6 +164,6 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
         return next(filter(None, problems), None)
     plain = dict if typing.is_typeddict(kind) else origin or kind
     expected = (int, float) if plain is float else plain
-    if isinstance(value, expected) and not isinstance(value, bool):
+    if isinstance(value, expected) and isinstance(value, bool) == (plain is bool):
         return None
     return f"{where or 'it'} is {type(value).__name__}, not {plain.__name__}"

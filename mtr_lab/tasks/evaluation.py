@@ -34,7 +34,7 @@ class ClassifierEvaluation(LightningModule):
     Args:
         model: the classifier, patched by ``reduction``.
         reduction: switches between the schedules.
-        points: the operating points, the unreduced model first.
+        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
         cuda_graph: run the model as ``mtr_lab.compile`` does.
 
     After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
@@ -52,7 +52,7 @@ class ClassifierEvaluation(LightningModule):
         self.reduction = reduction
         self.points = points
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
-        self._classify = compile(model, max_graphs=4 * len(points)) if cuda_graph else model.__call__
+        self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
         self.skipped: list[str] = []
         self._ids: list[str] = []
         self._hashes: list[str] = []
@@ -72,7 +72,8 @@ class ClassifierEvaluation(LightningModule):
         self._ids += batch["id"]
         self._hashes += batch["hash"]
         self._labels.append(batch["label"].cpu())
-        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points])
+        none = batch["image"].new_empty(0, len(batch["id"]), self.model.num_classes)
+        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points]) if self.points else none
         log_probs = logits.float().log_softmax(-1).cpu()  # (p, B, K)
         self._log_probs.append(log_probs)
         self._top5.append(top_classes(log_probs.numpy()))

@@ -1,5 +1,7 @@
 """Layouts, class mapping, hold-out, order, and the messages for what is wrong with a configuration."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,14 @@ def test_probe_images_that_cannot_be_had(folders: Folders, module: Module) -> No
         module(root=str(root)).probe_images(2)
     with pytest.raises(UserError, match="not one of 2 training images"):
         module(root=str(root), on_error="skip").probe_images(2)
+
+
+def test_the_identity_is_of_the_images_wherever_they_lie(module: Module, folders: Folders, tmp_path: Path) -> None:
+    root = folders("val", a=2, b=1)
+    first = module(root=str(root)).identity()
+    copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps the times
+    assert module(root=str(copy)).identity() == first
+    os.utime(copy / "a" / "0.jpg", ns=(1, 1))
+    changed = module(root=str(copy)).identity()
+    (copy / "a" / "1.jpg").rename(copy / "b" / "1.jpg")
+    assert len({first, changed, module(root=str(copy)).identity()}) == 3

@@ -160,13 +160,26 @@ def test_webdataset_shard(module: Module, folders: Folders) -> None:
     )
     (batch,) = data.test_dataloader()
     assert batch["label"].tolist() == [0, 100, 200]
+    before = data.identity()
+    assert data.identity() == before
+    (root / "val-0.tar").write_bytes((root / "val-0.tar").read_bytes() + bytes(512))
+    assert data.identity() != before
 
 
-def test_hugging_face_dataset(module: Module, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_dataset(
+    module: Module, folders: Folders, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets = pytest.importorskip("datasets")
     root = folders("test", a=2, b=1)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     data = module(source=f"hfds/{root}", test_split="test", model_classes=["b", "a"], num_classes=2)
     (batch,) = data.test_dataloader()
     assert batch["label"].tolist() == [1, 1, 0]
     assert batch["hash"][0] == hashlib.blake2b((root / "test/a/0.jpg").read_bytes(), digest_size=16).hexdigest()
+
+    def identity() -> str:
+        return module(source=f"hfds/{root}", test_split="test", model_classes=["b", "a"], num_classes=2).identity()
+
+    assert identity() == data.identity()
+    (root / "test/a/0.jpg").write_bytes((root / "test/b/0.jpg").read_bytes())
+    assert identity() != data.identity()

@@ -1,11 +1,18 @@
 import csv
+import json
+import struct
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from omegaconf import OmegaConf
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
 
 from mtr_lab.configuration import CONF
 from mtr_lab.report.loggers import log_result, wandb_logger, wandb_mode
@@ -103,12 +110,112 @@ def test_wandb_without_a_login_keeps_table_and_files_on_disk(
     log_result(result, [write_result(result, tmp_path)], loggers)
 
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (record,) = run.glob("*.wandb")
-    stored = record.read_bytes()
+    stored = b"".join(record.SerializeToString() for record in wandb_records(tmp_path))
     for text in (b"mtr@0.4/top1", b"points.table.json", b"result.json"):
         assert text in stored
     (table,) = run.glob("files/media/table/points*.table.json")
     assert '"kl_hi"' in table.read_text()
+
+
+def wandb_records(folder: Path) -> list[Record]:
+    """Read what an offline run recorded: W&B's messages in LevelDB's log format (blocks of 32 KiB).
+
+    Each chunk has CRC (4 bytes), length (2) and type (1): 1 whole, 2 first, 3 middle, 4 last.
+    """
+    (file,) = folder.glob("**/offline-run-*/*.wandb")
+    for _ in range(600):  # W&B's own process writes the last records after the run has finished
+        content = file.read_bytes()
+        records = parse_records(content)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end")
+
+
+def parse_records(content: bytes) -> list[Record]:
+    assert content[:4] == b":W&B"
+    records, position, message = [], 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        if kind == 0:
+            break
+        if position + 7 + length > len(content):
+            break
+        message += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            records.append(Record.FromString(message))
+            message = b""
+    return records
+
+
+def named(items: Iterable[Any]) -> dict[str, Any]:
+    """W&B's key-value pairs, keys that are paths as nested dicts, the values parsed."""
+    found: dict[str, Any] = {}
+    for item in items:
+        *path, last = item.nested_key or [item.key]
+        node = found
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = json.loads(item.value_json)
+    return found
+
+
+def test_wandb_records_group_config_metrics_charts_pictures_and_files(
+    result: Result, tmp_path: Path, logged_out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 6), "red").save(pictures / "tench.png")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    logger = wandb_logger("lab", str(tmp_path), group="x" * 100 + "/sweeps/" + "y" * 100)
+    log_result(result, [write_result(result, tmp_path)], logger, pictures)
+    assert "broken.png is not logged" in capsys.readouterr().out
+
+    records = wandb_records(tmp_path)
+    kinds: dict[str, list[Any]] = {}
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        kinds.setdefault(kind, []).append(getattr(record, kind))
+    run = kinds["run"][0]
+    assert run.project == "lab"
+    assert run.run_group == ("x" * 100 + "/sweeps/" + "y" * 100)[-128:]
+    config: dict[str, Any] = {}
+    for update in [run.config, *kinds["config"]]:
+        config |= named(update.update)
+    assert config["backbone"] == "vim_s"
+    assert config["config"] == result["config"]
+    assert config["weights"] == result["weights"]
+    history = [named(row.item) for row in kinds["history"]]
+    assert [row["mtr/top1"] for row in history if "mtr/top1" in row] == [0.805, 0.801, 0.789]
+    summary = {}
+    for update in kinds["summary"]:
+        summary |= named(update.update)
+    assert summary["mtr@0.4/kl"] == 0.149
+
+    media = {key: value for row in history for key, value in row.items() if isinstance(value, dict)}
+    (run_folder,) = (tmp_path / "wandb").glob("offline-run-*")
+
+    def table(key: str) -> dict[str, Any]:
+        return json.loads((run_folder / "files" / media[key]["path"]).read_text())
+
+    assert table("tokens_table")["columns"] == ["point", "block", "tokens"]
+    blocks = [row[1:] for row in table("tokens_table")["data"] if row[0] == "mtr@0.4"]
+    assert blocks == list(map(list, enumerate(result["points"][2]["tokens"])))
+    assert table("trade_off_table")["data"] == [
+        ["mtr", point["reduction"], point["top1"]] for point in result["points"]
+    ]
+    charts = [named(update.update).get("_wandb", {}).get("visualize", {}) for update in kinds["config"]]
+    assert {name for chart in charts for name in chart} == {"tokens", "trade_off"}
+    assert Image.open(run_folder / "files" / media["pictures/tench"]["path"]).size == (8, 6)
+    assert "pictures/broken" not in media
+    (artifact,) = [artifact for artifact in kinds["artifact"] if artifact.type == "result"]
+    assert [entry.path for entry in artifact.manifest.contents] == ["result.json"]
 
 
 def test_wandb_runs_of_a_sweep_are_separate(result: Result, tmp_path: Path, logged_out: Path) -> None:

@@ -1,0 +1,88 @@
+"""A report on Weights & Biases: the trade-off of all policies, the table of points, and how to read them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_lab.errors import UserError
+from mtr_lab.report.loggers import wandb_mode
+from mtr_lab.report.predictions import point_name
+from mtr_lab.report.result import Number, Point, Result
+
+_ACCURACIES = ("top1", "miou", "map")
+
+
+def build(results: Sequence[Result], project: str, *, entity: str | None = None, title: str | None = None) -> str:
+    """Create a report in a W&B project: a table of the results, and charts of the runs that were logged there.
+
+    Args:
+        results: what the table shows; the charts show the project's runs, see ``log_result``.
+        project: where the runs were logged, and where the report goes.
+        entity: user or team, by default the one logged in.
+        title: by default the backbones and datasets.
+
+    Returns:
+        The report's address.
+
+    Raises:
+        UserError: no result, no login, ``wandb-workspaces`` is not installed, or the server refuses.
+    """
+    if not results:
+        raise UserError("no result to report: give a result.json, or a folder that holds some.")
+    try:
+        import wandb_workspaces.reports.v2 as wr
+    except ImportError as error:
+        raise UserError("a W&B report needs an extra: pip install 'mtr-lab[workspaces]'.") from error
+    if wandb_mode() != "online":
+        raise UserError("a W&B report is made on the server: log in (wandb login, or WANDB_API_KEY), not offline.")
+    report = wr.Report(project=project, entity=entity or "", title=title or _title(results), blocks=blocks(wr, results))
+    try:
+        report.save()
+    except Exception as error:  # of wandb, of its HTTP client, of GraphQL: none of which share a base
+        raise UserError(f"W&B did not take the report for project {project!r}: {error}") from error
+    return str(report.url)
+
+
+def blocks(wr: Any, results: Sequence[Result]) -> list[Any]:
+    """The blocks of the report, of the module ``wandb_workspaces.reports.v2``."""
+    points = [point for result in results for point in result["points"]]
+    accuracy = next((name for name in _ACCURACIES if any(name in point for point in points)), None)
+    policies = sorted({point["policy"] for point in points if point["policy"] != "none"})
+    metrics = [name for name in (accuracy, "agreement", "kl", "img_per_s") if any(name in point for point in points)]
+    panels = [
+        wr.LinePlot(
+            title=f"{metric} against the FLOPs removed, %",
+            x="trainer/global_step",  # the asked share in percent, see log_result
+            y=[f"{policy}/{metric}" for policy in policies],
+        )
+        for metric in metrics
+    ]
+    return [
+        wr.TableOfContents(),
+        wr.H1("Results"),
+        wr.MarkdownBlock(_table(results, accuracy)),
+        wr.H1("Trade-off"),
+        wr.PanelGrid(panels=panels),
+    ]
+
+
+def _title(results: Sequence[Result]) -> str:
+    return ", ".join(dict.fromkeys(f"{result['backbone']} on {result['dataset']}" for result in results))
+
+
+def _table(results: Sequence[Result], accuracy: str | None) -> str:
+    """Markdown; the unreduced model of several runs once."""
+    rows = dict.fromkeys(
+        f"| {result['backbone']} | {result['dataset']} | {_cells(point, accuracy)} |"
+        for result in results
+        for point in result["points"]
+    )
+    heading = f"| backbone | dataset | point | FLOPs removed | {accuracy or '–'} | agreement | KL, nats |"
+    return "\n".join([heading, "|---" * 7 + "|", *rows])
+
+
+def _cells(point: Point, accuracy: str | None) -> str:
+    values: dict[str, Any] = dict(point)
+    kl: Number = values.get("kl")
+    shares = [values.get("reduction"), values.get(accuracy or ""), values.get("agreement")]
+    cells = [point_name(point["policy"], point["ratio"]), *("–" if x is None else f"{100 * x:.1f} %" for x in shares)]
+    return " | ".join([*cells, "–" if kl is None else f"{kl:.3f}"])

@@ -1,0 +1,135 @@
+"""A sweep: points that fail do not stop the others, and at its end it says what became of each."""
+
+import json
+import shutil
+import sys
+import traceback
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from mtr_lab.errors import UserError
+from mtr_lab.report.atomic import replace_file
+from mtr_lab.report.result import Result
+from mtr_lab.report.store import Busy
+
+ERROR_FILE = "error.json"
+USERS_MISTAKES = (UserError, OmegaConfBaseException, MisconfigurationException)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the evaluation of a point returns."""
+
+    result: Result
+    computed: bool
+    """False if it was found finished."""
+    value: float | None
+    """The metric that a sweep's optimiser asked for."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one point; ``error`` where it failed, ``users`` if by the user's mistake."""
+
+    folder: str
+    status: Literal["computed", "finished", "busy", "failed"]
+    error: str = ""
+    users: bool = False
+
+
+class Points(Callback):
+    """Hydra's callback behind every sweep, whatever launches it.
+
+    Hydra makes one object a sweep, and launchers carry copies of it into the jobs' processes. Each job leaves its
+    outcome in a folder named after the sweep's identity; the process that started the sweep lists them at the end and
+    exits with code 0, or with 2 if points failed by nothing but the user's mistakes, or with 1.
+    """
+
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note what became of a point, and let the sweep go on."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        returned = job_return._return_value
+        outcome = Outcome(str(folder), "computed")
+        if job_return.status == JobStatus.FAILED:
+            busy, users = isinstance(returned, Busy), isinstance(returned, USERS_MISTAKES)
+            outcome = Outcome(str(folder), "busy" if busy else "failed", f"{returned}" or repr(returned), users)
+            print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
+            if not busy:
+                write_error(folder, returned, outcome)
+        elif isinstance(returned, Evaluated) and not returned.computed:
+            outcome = Outcome(str(folder), "finished")
+        if outcome.status in ("computed", "finished"):
+            (folder / ERROR_FILE).unlink(missing_ok=True)
+        with replace_file(self._outcomes(config) / f"{config.hydra.job.num}.json") as stream:
+            stream.write(json.dumps(asdict(outcome)).encode())
+        # What launchers carry back: a sweeper raises what failed, and an optimiser takes a number, or none.
+        job_return.status = JobStatus.COMPLETED
+        job_return.return_value = returned.value if isinstance(returned, Evaluated) else None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """List the outcomes.
+
+        Raises:
+            SystemExit: points failed.
+        """
+        files = sorted(self._outcomes(config).glob("*.json"), key=lambda path: int(path.stem))
+        outcomes = [Outcome(**json.loads(path.read_text())) for path in files]
+        shutil.rmtree(self._outcomes(config), ignore_errors=True)
+        print(summary(config.hydra.sweep.dir, outcomes))
+        failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+        if failed:
+            raise SystemExit(2 if all(outcome.users for outcome in failed) else 1)
+
+    def _outcomes(self, config: DictConfig) -> Path:
+        return Path(config.hydra.runtime.cwd, str(config.hydra.sweep.dir), f".sweep-{self.id}")
+
+
+def summary(sweep: str, outcomes: list[Outcome]) -> str:
+    """One line of counts, and one for every point that failed or was left to another process."""
+    words = {
+        "computed": "computed",
+        "finished": "finished before (resume=false computes them again)",
+        "busy": "being computed by another process",
+        "failed": "failed",
+    }
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in words}
+    parts = [f"{count} {words[status]}" for status, count in counts.items() if count]
+    lines = [f"sweep {sweep}: {len(outcomes)} points: {', '.join(parts) or 'none'}"]
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            first = outcome.error.splitlines()[0]
+            lines.append(f"  failed: {Path(outcome.folder).name}: {first}\n    {Path(outcome.folder) / ERROR_FILE}")
+    return "\n".join(lines)
+
+
+def write_error(folder: Path, error: BaseException, outcome: Outcome) -> None:
+    """Write ``error.json`` into the folder of a point that failed; the next run of the point replaces it."""
+    record = {
+        "error": outcome.error,
+        "type": type(error).__name__,
+        "users_mistake": outcome.users,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    with replace_file(folder / ERROR_FILE) as stream:
+        stream.write(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
+
+
+def sweep_folder() -> Path | None:
+    """The absolute folder of the sweep this process computes a point of, if it does."""
+    config = HydraConfig.get()
+    return Path(config.runtime.cwd, str(config.sweep.dir)) if config.mode == RunMode.MULTIRUN else None

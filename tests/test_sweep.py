@@ -1,0 +1,430 @@
+"""``python -m mtr_lab -m``: what a sweep computes, finds finished, shares, and says of points that fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from small_run import SMALL
+
+from mtr_lab.__main__ import main
+from mtr_lab.compose import make_outline
+from mtr_lab.configuration import CONF, point_folder
+from mtr_lab.evaluate import operating_points
+from mtr_lab.report import key as keys
+from mtr_lab.report.predictions import load_predictions
+from mtr_lab.report.result import read_result
+from mtr_lab.tasks.evaluation import ClassifierEvaluation
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def sweep(run_program, tmp_path: Path) -> Callable[..., SimpleNamespace]:
+    """Run the default program as a sweep in ``tmp_path / "sweep"``."""
+
+    def run(*overrides: str, small: list[str] = SMALL) -> SimpleNamespace:
+        run = run_program(main, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path / 'sweep'}", *small, *overrides)
+        run.folder = tmp_path / "sweep"
+        return run
+
+    return run
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the batches that are run, by the name of the point."""
+    counts: Counter[str] = Counter()
+    forward_at = ClassifierEvaluation.forward_at
+
+    def counted(self, point, images):
+        counts[point.name] += 1
+        return forward_at(self, point, images)
+
+    monkeypatch.setattr(ClassifierEvaluation, "forward_at", counted)
+    return counts
+
+
+def point(folder: Path, part: str) -> Path:
+    """The folder of the one point whose name contains ``part``."""
+    (found,) = [path for path in folder.iterdir() if part in path.name]
+    return found
+
+
+def test_a_sweep_goes_on_where_it_stopped(sweep, passes: Counter[str]) -> None:
+    first = sweep("reduction=mtr,random", "mtr.ratio=0.2")
+    assert first.code == 0, first.err
+    assert "2 points: 2 computed" in first.out
+    files = {path: path.stat().st_mtime_ns for path in first.folder.glob("*/result.json")}
+    assert len(files) == 2
+
+    again = sweep("reduction=mtr,random,hsa", "mtr.ratio=0.2", "dataset.num_workers=1")
+    assert again.code == 0, again.err
+    assert "3 points: 1 computed, 2 finished before" in again.out
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert passes == {"none@0": 2, "mtr@0.2": 2, "random@0.2": 2, "hsa@0.2": 2}
+    assert not [path for path in again.folder.iterdir() if path.name.startswith(".sweep")]
+
+    sweep("reduction=mtr,random", "mtr.ratio=0.2", "resume=false")
+    assert passes == {"none@0": 2, "mtr@0.2": 4, "random@0.2": 4, "hsa@0.2": 2}
+
+
+def test_a_finished_point_is_handed_to_a_new_logger_once(sweep) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    assert "1 finished" in sweep("mtr.ratio=0.2", "logger=csv").out
+    (metrics,) = folder.glob("*/metrics.csv")
+    metrics.unlink()
+    assert "1 finished" in sweep("mtr.ratio=0.2", "logger=csv").out
+    assert not metrics.exists()
+
+
+def test_a_sweep_is_a_group_in_wandb(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    monkeypatch.setattr("mtr_lab.report.loggers.WandbLogger", lambda **options: groups.append(options["group"]))
+    monkeypatch.setattr("mtr_lab.evaluate.log_result", lambda *args, **options: None)
+    folder = sweep("logger=wandb", "mtr.ratio=0.2,0.3").folder
+    assert groups == [str(folder)] * 2
+
+
+def test_the_shared_unreduced_model_changes_no_digit(sweep, run_program) -> None:
+    folder = sweep("reduction=mtr,hsa", "mtr.ratio=0.2").folder
+    results = {path.parent: read_result(path) for path in folder.glob("*/result.json")}
+    assert sorted(result["unreduced"]["reused"] for result in results.values()) == [False, True]
+    assert len({result["unreduced"]["key"] for result in results.values()}) == 1
+    alone = run_program(main, *SMALL, "reduction=hsa", "mtr.ratio=0.2").folder
+    shared, single = load_predictions(point(folder, "hsa")), load_predictions(alone)
+    assert shared.points.tolist() == single.points.tolist() == ["none@0", "hsa@0.2"]
+    assert np.array_equal(shared.log_probs, single.log_probs)
+    assert read_result(point(folder, "hsa"))["points"] == read_result(alone)["points"]
+
+
+@pytest.mark.parametrize(
+    ("change", "unreduced"),
+    [
+        (["mtr.interval=1"], 2),
+        (["timing.seconds=3"], 2),
+        (["seed=1"], 4),  # of random weights
+        (["dataset.batch_size=2"], 4),
+        (["ops.backend=reference"], 4),
+        (["backbone.d_state=8"], 4),
+        (["mtr.ratio=0"], 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_the_unreduced_model_is_run_anew_only_if_it_changes(
+    sweep, passes: Counter[str], change: list[str], unreduced: int
+) -> None:
+    sweep("mtr.ratio=0.2")
+    run = sweep("mtr.ratio=0.2", *change)
+    assert "1 computed" in run.out
+    assert passes["none@0"] == unreduced
+    assert load_predictions(max(run.folder.glob("*/result.json"), key=os.path.getmtime).parent).points[0] == "none@0"
+
+
+def test_other_images_other_code_or_other_settings_are_not_finished(
+    run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Path(str(CONF.parent / "mtr_lab" / "assets" / "imagenette_sample"))
+    root = tmp_path / "images"
+    for image in [next(folder.iterdir()) for folder in sorted(sample.iterdir()) if folder.is_dir()]:
+        (root / image.parent.name).mkdir(parents=True)
+        (root / image.parent.name / "a.JPEG").write_bytes(image.read_bytes())
+
+    def run(*overrides: str) -> str:
+        data = ("dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0")
+        done = run_program(main, *SMALL, *data, "mtr.ratio=0.2", *overrides)
+        assert done.code == 0, done.err
+        return done.out
+
+    assert "wrote" in run()
+    assert "finished before" in run()
+    assert "wrote" not in run()
+    image = next(root.rglob("*.JPEG"))
+    os.utime(image, ns=(1, 1))
+    assert "is of other data; computing it again" in run()
+    assert "is of other config; computing it again" in run("mtr.interval=1")
+    monkeypatch.setattr(keys, "code", lambda: "another commit")
+    out = run("mtr.interval=1")
+    assert "is of other code; computing it again" in out
+    assert "wrote" in out
+    moved = root.rename(tmp_path / "elsewhere")
+    root = moved
+    assert "finished before" in run("mtr.interval=1")
+
+
+def test_the_code_is_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(keys, "_PACKAGE", tmp_path)
+    found = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("c.txt", "")):
+        (tmp_path / name).write_text(text)
+        found.append(keys.code.__wrapped__())
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
+def test_points_that_fail_are_listed_and_the_others_computed(
+    sweep, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep("mtr.ratio=0.99,0.2")
+    assert run.code == 2
+    assert "2 points: 1 computed, 1 failed" in run.out
+    assert "mtr.ratio=0.99 is out of reach" in run.out
+    assert "Traceback" not in run.err
+    error = json.loads((point(run.folder, "0.99") / "error.json").read_text())
+    assert error["users_mistake"] is True
+    assert "out of reach" in error["error"]
+    assert not (point(run.folder, "mtr.ratio=0.2") / "error.json").exists()
+
+    def broken(*args):
+        raise ZeroDivisionError("by zero")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtr_lab.evaluate.write_point", broken)
+        run = sweep("mtr.ratio=0.2,0.3,0.99")
+    assert run.code == 1
+    assert "3 points: 1 finished before (resume=false computes them again), 2 failed" in run.out
+    record = json.loads((point(run.folder, "mtr.ratio=0.3") / "error.json").read_text())
+    assert record["type"] == "ZeroDivisionError"
+    assert "in broken" in record["traceback"]
+
+    run = sweep("mtr.ratio=0.3")
+    assert run.code == 0
+    assert not (point(run.folder, "mtr.ratio=0.3") / "error.json").exists()
+
+
+def damage_result(folder: Path) -> None:
+    (folder / "result.json").write_text((folder / "result.json").read_text()[:-200])
+
+
+def damage_predictions(folder: Path) -> None:
+    content = bytearray((folder / "predictions.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (folder / "predictions.npz").write_bytes(content)
+
+
+def swap_predictions(folder: Path) -> None:
+    (folder / "predictions.npz").write_bytes(next(folder.parent.glob("unreduced/*/predictions.npz")).read_bytes())
+
+
+@pytest.mark.parametrize("damage", [damage_result, damage_predictions, swap_predictions])
+def test_what_a_crash_left_is_not_trusted(sweep, damage: Callable[[Path], None]) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    (found,) = [path.parent for path in folder.glob("*/result.json")]
+    before = load_predictions(found)
+    damage(found)
+    run = sweep("mtr.ratio=0.2")
+    assert run.code == 0
+    assert "computing it again" in run.out
+    assert "1 computed" in run.out
+    assert np.array_equal(load_predictions(found).log_probs, before.log_probs)
+    assert "1 finished" in sweep("mtr.ratio=0.2").out
+
+
+def test_damaged_unreduced_predictions_are_computed_again(sweep, passes: Counter[str]) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    damage_predictions(next(folder.glob("unreduced/*")))
+    run = sweep("mtr.ratio=0.3")
+    assert "the unreduced model's predictions cannot be trusted" in run.out
+    assert run.code == 0
+    assert passes["none@0"] == 4
+    assert len(load_predictions(next(folder.glob("unreduced/*"))).points) == 1
+
+
+def test_a_crash_while_writing_leaves_no_result(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    with monkeypatch.context() as patch:
+        patch.setattr("mtr_lab.report.store.write_result", lambda *args: 1 / 0)
+        sweep("mtr.ratio=0.2", "resume=false")
+    assert not list(folder.glob("*/result.json"))
+    assert "1 computed" in sweep("mtr.ratio=0.2").out
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(300)
+"""
+
+
+def hold(lock: Path) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    return process
+
+
+def test_a_folder_in_use_is_left_alone_until_its_owner_dies(sweep, run_program) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    (found,) = [path.parent for path in folder.glob("*/result.json")]
+    (found / "result.json").unlink()
+    owner = hold(found / ".lock")
+    run = sweep("mtr.ratio=0.2")
+    assert run.code == 0
+    assert "1 points: 1 being computed by another process" in run.out
+    assert not (found / "result.json").exists()
+    assert not (found / "error.json").exists()
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert "1 computed" in sweep("mtr.ratio=0.2").out
+
+
+def test_a_single_run_does_not_write_where_another_does(run_program) -> None:
+    folder = run_program(main, *SMALL, "mtr.ratio=0.2").folder
+    owner = hold(folder / ".lock")
+    run = run_program(main, *SMALL, "mtr.ratio=0.3")
+    owner.kill()
+    owner.wait()
+    assert run.code == 2
+    assert "another process is computing this" in run.err
+    assert read_result(folder)["points"][1]["ratio"] == 0.2
+
+
+def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(sweep, passes: Counter[str]) -> None:
+    folder = sweep("mtr.ratio=0.2").folder
+    (shared,) = folder.glob("unreduced/*")
+    (shared / "predictions.npz").unlink()
+    owner = hold(shared / ".lock")
+    timer = threading.Timer(5, owner.kill)
+    timer.start()
+    run = sweep("mtr.ratio=0.3")
+    assert run.code == 0
+    assert passes == {"none@0": 4, "mtr@0.2": 2, "mtr@0.3": 2}
+    assert owner.wait() == -signal.SIGKILL
+    assert load_predictions(point(folder, "mtr.ratio=0.3")).points.tolist() == ["none@0", "mtr@0.3"]
+
+
+def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mtr_lab", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [*command, "mtr.ratio=0.1,0.2,0.3,0.4"], env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(output.count("result.json") for output in outputs) == 4  # each written once, by one of them
+    results = [read_result(path) for path in (tmp_path / "sweep").glob("*/result.json")]
+    assert sorted(result["points"][1]["ratio"] for result in results) == [0.1, 0.2, 0.3, 0.4]
+    assert [result["unreduced"]["reused"] for result in results].count(False) == 1
+    for path in (tmp_path / "sweep").glob("*/result.json"):
+        assert len(load_predictions(path.parent).points) == 2
+
+
+@pytest.mark.parametrize("launcher", ["processes", "submitit_local"])
+def test_launchers_that_use_other_processes(sweep, launcher: str) -> None:
+    pytest.importorskip({"processes": "joblib", "submitit_local": "submitit"}[launcher])
+    run = sweep(f"hydra/launcher={launcher}", "mtr.ratio=0.2,0.99")
+    assert run.code == 2
+    assert "2 points: 1 computed, 1 failed" in run.out
+    assert "out of reach" in run.out
+    assert "1 finished before" in sweep("mtr.ratio=0.2").out
+
+
+def test_ray(sweep) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    run = sweep("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "mtr.ratio=0.2,0.99")
+    assert run.code == 2
+    assert "2 points: 1 computed, 1 failed" in run.out
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="the Ray launcher is installed")
+def test_a_launcher_that_is_not_installed_names_its_extra(sweep) -> None:
+    run = sweep("hydra/launcher=ray", "mtr.ratio=0.2")
+    assert run.code == 2
+    assert "pip install 'mtr-lab[ray]'" in run.err
+
+
+def test_an_unknown_launcher(sweep) -> None:
+    run = sweep("hydra/launcher=proceses", "mtr.ratio=0.2")
+    assert run.code == 2
+    assert "unknown hydra/launcher 'proceses'. Did you mean 'processes'" in run.err
+
+
+def test_optuna_minimises_and_resumes(sweep) -> None:
+    pytest.importorskip("optuna")
+    search = ("experiment=schedule_search", "hydra.sweeper.n_trials=4", "mtr.target_fraction=0.5")
+    run = sweep(*search, "hydra.sweeper.params={mtr.interval:'choice(1,2)',mtr.first_block:'choice(1,9)'}")
+    values = {
+        (result["config"]["mtr"]["first_block"], result["config"]["mtr"]["interval"]): result["points"][1]["kl"]
+        for result in map(read_result, run.folder.glob("*/result.json"))
+    }
+    assert values
+    assert all(first == 1 for first, _ in values)  # block 9 of 6 fails, and is not the end
+    best = next(line for line in (run.folder / "optimization_results.yaml").read_text().splitlines() if "value" in line)
+    assert float(best.split()[1]) == min(values.values())
+    again = sweep(*search, "hydra.sweeper.params={mtr.interval:'choice(1,2)',mtr.first_block:'choice(1,9)'}")
+    assert "finished before" in again.out
+    assert "computed," not in again.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["objective=accuracy"], "unknown objective 'accuracy'"),
+        (["objective=img_per_s"], "unknown objective 'img_per_s'"),
+        (["objective=kl", "mtr.ratio=0"], "objective=kl is that of the reduced model"),
+    ],
+)
+def test_an_objective_the_result_will_not_have(run_program, overrides: list[str], expected: str) -> None:
+    run = run_program(main, *SMALL, *overrides)
+    assert run.code == 2
+    assert expected in run.err
+
+
+def test_a_sweep_folder_that_cannot_be_written(run_program) -> None:
+    run = run_program(main, *SMALL, "hydra.mode=MULTIRUN", "hydra.sweep.dir=/dev/null/x", "mtr.ratio=0.2,0.3")
+    assert run.code == 2
+    assert "hydra.sweep.dir" in run.err
+    assert "Traceback" not in run.err
+
+
+@pytest.mark.parametrize(("preset", "count"), [("paper_table1", 20), ("nano_policies", 10), ("policy_ablation", 18)])
+def test_presets_sweep_over_what_there_is(preset: str, count: int) -> None:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True)
+        params = [f"{name}={values}" for name, values in whole.hydra.sweeper.params.items()]
+        swept = OverridesParser.create().parse_overrides(params)
+        jobs = [[]]
+        for override in swept:
+            jobs = [
+                [*job, f"{override.key_or_group}={value}"] for job in jobs for value in override.sweep_string_iterator()
+            ]
+        assert len(jobs) == count
+        for job in jobs:
+            config = hydra.compose("config", [f"experiment={preset}", *job])
+            assert len(operating_points(make_outline(config.backbone), config.mtr)) == 1 + len(config.mtr.ratio)
+
+
+def test_slurm_composes() -> None:
+    pytest.importorskip("submitit")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = hydra.compose("config", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert launcher.gpus_per_node == 1
+
+
+def test_a_points_folder_is_a_name_of_its_own() -> None:
+    assert point_folder("mtr.ratio=0.2,reduction=mtr") == "mtr.ratio=0.2,reduction=mtr"
+    names = ["", "dataset.root=/a/b", "dataset.root=_a_b", "x" * 300, "x" * 301, "mtr.schedule=[1,2]", "a=ü b"]
+    folders = [point_folder(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert all("/" not in folder and 0 < len(folder.encode()) <= 255 for folder in folders)
