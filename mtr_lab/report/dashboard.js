@@ -194,16 +194,17 @@
 
   function load(parsed) {
     data = parsed;
-    points = data.points.map(({ run: r, point: i, runs }) => {
+    points = data.points.map(({ run: r, point: i, places: alike }) => {
       const run = data.runs[r];
       const point = run.result.points[i];
       const base = run.result.points.find((other) => other.policy === "none");
       return {
         ...point,
         id: `${run.name}#${i}`,
-        place: `${r}/${i}`,
         run,
-        runs: runs.map((index) => data.runs[index]),
+        places: alike,
+        runs: alike.map(([index]) => data.runs[index]),
+        result: point,
         task: run.result.task,
         backbone: run.result.backbone,
         dataset: run.result.dataset,
@@ -240,14 +241,15 @@
     });
   const byCost = (a, b) => (a.ratio ?? a.reduction ?? 0) - (b.ratio ?? b.reduction ?? 0);
 
-  /** What names a point among those shown: its policy, its variant, and whatever else is not the same for all. */
-  function label(point, among = visible) {
-    const parts = [point.unreduced ? "unreduced" : point.policy, point.variant];
-    for (const key of ["backbone", "dataset", "task", "hardware"]) {
-      if (among.some((other) => other[key] !== point[key])) parts.push(point[key]);
-    }
-    return parts.filter(Boolean).join(" · ");
+  /** What sets a point apart from others of its policy: its variant, and the settings that are not the same for all. */
+  function setting(point, among = visible) {
+    const varies = (key) => among.some((other) => other[key] !== point[key]);
+    const keys = ["backbone", varies("dataset") ? "dataset" : "task", "hardware"];
+    return [point.variant, ...keys.filter(varies).map((key) => point[key])].filter(Boolean).join(" · ");
   }
+
+  const label = (point, among = visible) =>
+    [point.unreduced ? "unreduced" : point.policy, setting(point, among)].filter(Boolean).join(" · ");
 
   function interval(point, metric, write = metric.write) {
     const ends = point[`${metric.key}_ci`];
@@ -364,7 +366,7 @@
           customdata: ordered.map((point) => point.id),
           text: ordered.map((point) => hover(point, axis, metric)),
           hovertemplate: "%{text}<extra></extra>",
-          name: plain(label(ordered[0])),
+          name: plain(label(ordered[0], drawn)),
           mode: ordered[0].unreduced ? "markers" : "lines+markers",
           line: { color: own, width: 1.6, dash },
           marker: {
@@ -428,6 +430,14 @@
     };
   }
 
+  /** The height of a picture with its legend below, px: Plotly takes the legend's from the chart's. */
+  function heightWithLegend(traces, width, chart) {
+    const names = traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
+    const widest = Math.max(0, ...names.map((name) => name.length)); // its columns are as wide as the widest name
+    const columns = Math.max(1, Math.floor((width - 130) / (7 * widest + 50)));
+    return chart + 22 * Math.ceil(names.length / columns);
+  }
+
   const metricNow = () => METRICS.find((metric) => metric.key === state.metric);
 
   function chartSpec(kind, colours, legend) {
@@ -480,8 +490,11 @@
         text: plain(ends),
       });
     }
-    const spec = layout("Block, counted from 0", "Tokens that enter it", colours, legend, { annotations });
+    const named = legend && traces.length <= 12; // beyond, the ratios at the ends of the lines have to do
+    for (const trace of traces) trace.showlegend = named;
+    const spec = layout("Block, counted from 0", "Tokens that enter it", colours, named, { annotations });
     spec.yaxis.rangemode = "tozero";
+    spec.xaxis.tickformat = "d";
     spec.xaxis.range = [0, Math.max(1, ...drawn.map((point) => point.tokens.length))];
     return { drawn, figure: { data: traces, layout: spec } };
   }
@@ -489,7 +502,7 @@
   /** Which line is which, for policies that have several. */
   function drawLegend() {
     const series = groupBy(
-      visible.filter((point) => !point.unreduced),
+      visible.filter((point) => !point.unreduced && point[state.metric] != null),
       (point) => point.series,
     );
     const ofPolicy = groupBy(
@@ -516,7 +529,7 @@
             {},
             svg("svg", { viewBox: "0 0 28 12", class: "dash", "aria-hidden": "true" }, line),
             swatch(point.policy, place > 0),
-            label(point),
+            label(point, [...series.values()].flat()),
           );
         }),
     );
@@ -538,7 +551,7 @@
         : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
     plot.hidden = !drawn.length;
     if (!drawn.length) return Plotly.purge(plot);
-    if (printing) Object.assign(spec, { width: 680, height: 420 });
+    if (printing) Object.assign(spec, { width: 680, height: heightWithLegend(traces, 680, 350) });
     else Object.assign(spec, { height: kind === "tokens" ? 300 : 400, width: undefined });
     Plotly.react(plot, traces, spec, { displayModeBar: false, responsive: true, doubleClick: "reset" });
     if (!plot.dataset.bound) {
@@ -638,13 +651,11 @@
       { type: "button", class: "opener", "data-point": point.id, onclick: () => showDetails(point.id) },
       swatch(point.policy),
       h("span", {}, point.unreduced ? "none" : point.policy),
-      point.variant ? h("small", {}, point.variant) : null,
+      setting(point) ? h("small", {}, setting(point)) : null,
     );
 
   function pointColumns() {
     const has = (key) => visible.some((point) => point[key] != null);
-    const varies = (key) => new Set(points.map((point) => point[key])).size > 1;
-    const plainText = (key, name) => ({ key, head: [name], text: true, value: (p) => p[key], cell: (p) => [p[key]] });
     const number = (key, head, write, second) => ({
       key,
       head,
@@ -656,12 +667,9 @@
         key: "policy",
         head: ["Policy"],
         text: true,
-        value: (p) => `${p.policy} ${p.variant}`,
+        value: (p) => `${p.policy} ${setting(p)}`,
         cell: (p) => [opener(p)],
       },
-      ...["backbone", "dataset", "task", "hardware"]
-        .filter(varies)
-        .map((key) => plainText(key, FACETS.find((f) => f.key === key).name)),
       number("reduction", ["FLOPs cut, %", "asked"], percent, (p) =>
         p.unreduced ? "" : p.ratio == null ? "counts" : percent(p.ratio),
       ),
@@ -695,12 +703,9 @@
         : []),
       ...(has("p50") ? [number("p50", ["ms, p50", "p95"], figure, (p) => shown(p.p95, figure))] : []),
       ...(has("peak_mib") ? [number("peak_mib", ["Peak MiB"], figure)] : []),
-      {
-        key: "images",
-        head: ["Images", ""],
-        value: (p) => p.images,
-        cell: (p) => lines(String(p.images), p.skipped.length ? `${p.skipped.length} skipped` : ""),
-      },
+      ...(new Set(points.map((p) => p.images)).size > 1 || points.some((p) => p.skipped.length)
+        ? [number("images", ["Images"], String, (p) => (p.skipped.length ? `${p.skipped.length} skipped` : ""))]
+        : []),
     ];
   }
 
@@ -713,14 +718,7 @@
 
   /** Differences to the chosen baseline, of the visible points that can be paired with it. */
   function differenceRows() {
-    const byPlace = new Map(
-      points.flatMap((point) =>
-        point.runs.map((run) => [
-          `${data.runs.indexOf(run)}/${run.result.points.indexOf(run.result.points.find((p) => p.policy === point.policy && p.ratio === point.ratio))}`,
-          point,
-        ]),
-      ),
-    );
+    const byPlace = new Map(points.flatMap((point) => point.places.map((place) => [place.join("/"), point])));
     const pairs = [];
     for (const found of data.differences) {
       const [first, second] = [byPlace.get(found.first.join("/")), byPlace.get(found.second.join("/"))];
@@ -788,18 +786,9 @@
         key: "policy",
         head: ["Policy"],
         text: true,
-        value: ({ point }) => `${point.policy} ${point.variant}`,
+        value: ({ point }) => `${point.policy} ${setting(point)}`,
         cell: ({ point }) => [opener(point)],
       },
-      ...["backbone", "dataset", "task", "hardware"]
-        .filter((key) => new Set(rows.map((row) => row.point[key])).size > 1)
-        .map((key) => ({
-          key,
-          head: [FACETS.find((facet) => facet.key === key).name],
-          text: true,
-          value: (row) => row.point[key],
-          cell: (row) => [row.point[key]],
-        })),
       {
         key: "ratio",
         head: ["Asked, %"],
@@ -930,7 +919,7 @@
   function flat(point) {
     const row = { run: point.run.name, runs: point.runs.length };
     for (const key of ["task", "backbone", "dataset", "hardware", "policy", "variant"]) row[key] = point[key];
-    for (const [key, value] of Object.entries(point.run.result.points[Number(point.place.split("/")[1])])) {
+    for (const [key, value] of Object.entries(point.result)) {
       if (key.endsWith("_ci")) [row[key.replace("_ci", "_lo")], row[key.replace("_ci", "_hi")]] = value;
       else if (key === "latency_ms") [row.latency_p50_ms, row.latency_p95_ms] = [value.p50, value.p95];
       else if (key === "tokens") row.tokens = value.join(" ");
@@ -1043,10 +1032,8 @@
     const {
       figure: { data: traces, layout: spec },
     } = chartSpec(kind, THEMES.light, true);
-    download(
-      `${kind}.png`,
-      await Plotly.toImage({ data: traces, layout: spec }, { format: "png", width: 900, height: 620, scale: 2 }),
-    );
+    const size = { width: 900, height: heightWithLegend(traces, 900, 540) };
+    download(`${kind}.png`, await Plotly.toImage({ data: traces, layout: spec }, { format: "png", scale: 2, ...size }));
   }
 
   function buildActions(id, rows, toCsv, toLatex) {
@@ -1301,16 +1288,19 @@
     drawLegend();
     const metric = metricNow();
     byId("tradeoff-caption").textContent =
-      "Bars: 95 % intervals (Wilson for shares, bootstrap over images for KL), where the result has them. Grey band: Pareto front of the points shown, " +
+      "Bars: 95 % intervals (Wilson for shares, bootstrap over images for KL), where the result has them. " +
+      "Grey band: Pareto front of the points shown, " +
       `one a ${metric.own ? "backbone" : "task and dataset"}, and for speed one a hardware. Dashed: unreduced. ${metric.better < 0 ? "Lower is better. " : ""}` +
-      "Speeds were measured run by run and have no interval: only those of one run were taken under the same conditions. Click a point for all about it.";
+      "Speeds were measured run by run and have no interval: only those of one run were taken under the same conditions. " +
+      "Click a point for all about it.";
     const sorted = [...visible].sort(
       (a, b) => byCost(a, b) || a.policy.localeCompare(b.policy) || a.variant.localeCompare(b.variant),
     );
     pointRows = table("points", pointColumns(), sorted);
     const repeated = visible.filter((point) => point.runs.length > 1).length;
     byId("points-caption").textContent =
-      "Small: the 95 % interval, or what the heading says in small. GFLOPs are true FLOPs of an image, two per multiply-accumulate, the reduction's own cost charged; the literature counts multiply-accumulates and one direction." +
+      "Small: the 95 % interval, or what the heading says in small. GFLOPs are true FLOPs of an image, two per " +
+      "multiply-accumulate, the reduction's own cost charged; the literature counts multiply-accumulates and one direction." +
       (repeated
         ? " An unreduced model that several runs found alike is one row, with the speed of the median run."
         : "");

@@ -259,7 +259,7 @@ def _setting(run: Run) -> tuple[str, ...]:
 
 
 def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """The points to show, as places in ``runs``; ``runs`` names all runs that found the same.
+    """The points to show, each as a run and a place in its result; ``places`` are all that are the same.
 
     A sweep evaluates the unreduced model in each run, with one outcome but for the speed: it is shown once, as the run
     with the median speed found it.
@@ -275,7 +275,7 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     for places in equal.values():
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
         r, i = by_speed[(len(places) - 1) // 2]
-        yield {"run": r, "point": i, "runs": [r for r, _ in places]}
+        yield {"run": r, "point": i, "places": places}
 
 
 def _variants(runs: Sequence[Run]) -> list[str]:

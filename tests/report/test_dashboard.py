@@ -113,7 +113,7 @@ def test_the_unreduced_model_of_a_sweep_is_one_point(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     points = Reader([tmp_path]).data()["points"]
     assert len(points) == 1 + 3 * 2
-    assert {"run": 1, "point": 0, "runs": [0, 1, 2]} in points  # which has the median speed
+    assert {"run": 1, "point": 0, "places": [(0, 0), (1, 0), (2, 0)]} in points  # run 1 has the median speed
     write_run(tmp_path / "other", "evit", images=100)
     assert len(Reader([tmp_path]).data()["points"]) == len(points) + 1 + 2  # another outcome is another point
 

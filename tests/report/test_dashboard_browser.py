@@ -207,6 +207,7 @@ def test_the_table_holds_the_numbers_and_sorts(page: Page, folder: Path) -> None
         assert values == sorted(values, reverse=direction == "descending")
     page.locator("#points thead th", has_text="Policy").get_by_role("button").click()
     policies = [row[0].strip() for row in cells(page, "points")]
+    assert set(policies) == {"none", "mtr", "random", "write"}
     assert policies == sorted(policies)
 
 
@@ -223,7 +224,7 @@ def test_differences_in_pairs_change_sign_with_the_baseline(page: Page) -> None:
     for baseline, other in (("mtr", "write"), ("write", "mtr")):
         label = page.locator("#baseline option", has_text=f"{baseline} · ").first.inner_text()
         page.locator("#baseline").select_option(label=label)
-        rows[other] = next(r for r in cells(page, "differences") if r[0].strip() == other and r[1] == "20.0")
+        rows[other] = next(r for r in cells(page, "differences") if r[0].strip().startswith(other) and r[1] == "20.0")
     headings = [text.split("\n")[0] for text in page.locator("#differences thead th").all_inner_texts()]
     kl = headings.index("Δ KL")
     lo, hi = found["kl"]["ci"]
@@ -287,7 +288,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     assert page.evaluate("() => document.activeElement.id") == "details-title"
     page.keyboard.press("Escape")
     assert not page.locator("#details").is_visible()
-    assert page.evaluate("() => document.activeElement.textContent") == "write"
+    assert page.evaluate("() => document.activeElement.textContent").startswith("write")
     heading = page.locator("#points thead th", has_text="KL").get_by_role("button")
     heading.focus()
     page.keyboard.press("Enter")
@@ -376,6 +377,23 @@ def test_in_print_the_charts_have_a_legend_and_fit_the_page(page: Page) -> None:
     shot(page, "print", full_page=True)
     if "MTR_LAB_SCREENSHOTS" in os.environ:
         page.pdf(path=Path(os.environ["MTR_LAB_SCREENSHOTS"]) / "print.pdf", format="A4")
+
+
+def test_many_schedules_can_be_printed(browser: Any, tmp_path: Path) -> None:
+    """Plotly takes a legend's height from the chart's, until nothing is left of it."""
+    for i in range(13):
+        tokens = [[197] * 8, [197 - i] * 8, [150 - i] * 8]
+        result = write_run(tmp_path / str(i), f"a policy of some considerable length {i}", images=20)
+        for point, counts in zip(result["points"], tokens, strict=True):
+            point["tokens"] = counts
+        (tmp_path / str(i) / "result.json").write_text(json.dumps(result))
+        (tmp_path / str(i) / "predictions.npz").unlink()
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        page.emulate_media(media="print")
+        page.locator("#cost .legend").wait_for()
+        for chart in ("cost", "speed", "tokens"):
+            assert page.locator(f"#{chart} .nsewdrag").bounding_box()["height"] > 150
 
 
 def test_names_from_files_stay_text(browser: Any, tmp_path: Path) -> None:
