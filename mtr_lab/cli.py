@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.sweep import USERS_MISTAKES
 
 OPEN = ("dataset", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""

@@ -32,13 +32,8 @@ def compare(
     Raises:
         UserError: the runs are on different images.
     """
-    if not np.array_equal(first.hashes, second.hashes):
-        common = len(np.intersect1d(first.hashes, second.hashes))
-        raise UserError(
-            f"these runs cannot be paired: {len(first.hashes)} and {len(second.hashes)} images, {common} of them in "
-            "common, or in another order. Evaluate both on the same dataset with the same settings."
-        )
-    metrics = [_per_image(first, i), _per_image(second, j)]
+    check_same_images(first.hashes, second.hashes)
+    metrics = [per_image(first, i), per_image(second, j)]
     differences: dict[str, Difference] = {}
     for name in metrics[0]:
         values = metrics[1][name] - metrics[0][name]
@@ -47,7 +42,18 @@ def compare(
     return differences
 
 
-def _per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
+def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these runs") -> None:
+    """Raise a ``UserError`` unless the hashes of two runs' images are equal, in the same order."""
+    if not np.array_equal(first, second):
+        common = len(np.intersect1d(first, second))
+        raise UserError(
+            f"{names} cannot be paired: {len(first)} and {len(second)} images, {common} of them in "
+            "common, or in another order. Evaluate both on the same dataset with the same settings."
+        )
+
+
+def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
+    """``top1`` and ``agreement`` (0 or 1) and ``kl`` (nats) of a point for each image, (n,)."""
     best = predictions.top5[point, :, 0]
     return {
         "top1": (best == predictions.labels).astype(float),

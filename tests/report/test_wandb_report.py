@@ -6,11 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.result import Result
+from mtr_lab.report.__main__ import main
+from mtr_lab.report.result import Result, write_result
 from mtr_lab.report.wandb_report import build
 
 pytest.importorskip("wandb_workspaces")
@@ -115,3 +117,16 @@ def test_no_package(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_result() -> None:
     with pytest.raises(UserError, match="no result to report"):
         build([], "lab")
+
+
+def test_the_command_line_names_the_project(result: Result, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_result(result, tmp_path / "run")
+    main([str(tmp_path), "wandb=team/lab"])
+    assert capsys.readouterr().out.startswith("made http")
+    (saved,) = [variables for query, variables in server.calls if "upsertView" in query]
+    assert (saved["entityName"], saved["projectName"]) == ("team", "lab")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main(["wandb=lab"])
+    assert "say which results" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""``python -m mtr_lab.report RESULTS… -o report.html``: an HTML dashboard of results; ``wandb=PROJECT``: one on W&B."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtr_lab.errors import UserError
+from mtr_lab.report import wandb_report
+from mtr_lab.report.dashboard import Reader, build
+from mtr_lab.report.dashboard_live import make_server
+
+WANDB = "wandb="
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write or serve a dashboard. Exit code 0 done, 2 a mistake in what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtr_lab.report", description="Results as one HTML file that needs no network."
+    )
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a report "
+        "there, of the runs that were logged to it",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file to write")
+    parser.add_argument("--live", action="store_true", help="serve the report on this machine and follow new results")
+    parser.add_argument("--port", type=int, default=8765, help="for --live; 0 takes a free one (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    projects = [given.removeprefix(WANDB) for given in options.results if given.startswith(WANDB)]
+    results = [Path(given) for given in options.results if not given.startswith(WANDB)]
+    if options.output is None and not options.live and not projects:
+        parser.error("say where to write the report (-o report.html), --live to serve it, or wandb=PROJECT")
+    if not results:
+        parser.error("say which results: result.json files, run folders, or folders of them")
+    try:
+        if options.output is not None:
+            _write(results, options.output)
+        for project in projects:
+            _send(results, project)
+        if options.live:
+            _serve(results, options.port)
+    except UserError as error:
+        print(f"mtr_lab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _write(results: Sequence[Path], output: Path) -> None:
+    try:
+        data = build(results, output)
+    except OSError as error:
+        raise UserError(f"cannot write the report {output}: {error.strerror}.") from error
+    for note in data["notes"]:
+        print(f"mtr_lab: {note}", file=sys.stderr)
+    print(f"wrote {output}: {len(data['runs'])} runs, {len(data['points'])} points")
+
+
+def _send(results: Sequence[Path], project: str) -> None:
+    data = Reader(results).data()
+    *entity, name = project.split("/")
+    address = wandb_report.build([run["result"] for run in data["runs"]], name, entity="/".join(entity) or None)
+    print(f"made {address}")
+
+
+def _serve(results: Sequence[Path], port: int) -> None:
+    with make_server(results, port) as server:
+        print(f"http://localhost:{server.server_port} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The dashboard's file: what is in it, what is left out and why."""
+
+import base64
+import hashlib
+import json
+import re
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dashboard_runs import data_block, write_run, write_sweep
+
+from mtr_lab import UserError
+from mtr_lab.report import dashboard
+from mtr_lab.report.__main__ import main
+from mtr_lab.report.comparison import compare
+from mtr_lab.report.dashboard import Reader, build, page, to_json
+from mtr_lab.report.dashboard_live import make_server
+from mtr_lab.report.dashboard_pairs import compare_all
+from mtr_lab.report.predictions import load_predictions
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def test_the_page_holds_the_results_word_for_word(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep")
+    build([tmp_path / "sweep"], tmp_path / "out" / "report.html")
+    data = data_block((tmp_path / "out" / "report.html").read_text())
+    assert [run["name"] for run in data["runs"]] == ["sweep/0", "sweep/1", "sweep/2"]
+    for i, run in enumerate(data["runs"]):
+        assert run["result"] == json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text())
+        assert run["paired"]
+    assert data["notes"] == []
+
+
+def test_files_folders_and_sweeps_are_found_once(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep")
+    write_run(tmp_path / "sweep" / "10", "evit")
+    (tmp_path / "sweep" / "2" / "result.json").rename(tmp_path / "sweep" / "2" / "kept.json")
+    paths = [tmp_path / "sweep" / "2" / "kept.json", tmp_path / "sweep" / "1", tmp_path / "sweep"]
+    names = [run["name"] for run in Reader(paths).data()["runs"]]
+    assert names == ["kept", "1", "sweep/0", "sweep/10"]
+
+
+def test_differences_are_those_of_compare(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path)
+    found = Reader([tmp_path]).data()["differences"]
+    assert len(found) == 3 * 2 + 3 * 2  # each reduced point to its run's unreduced one, each pair at two ratios
+    runs = [load_predictions(tmp_path / str(i)) for i in range(3)]
+    significant = set()
+    for difference in found:
+        (r, i), (s, j) = difference["first"], difference["second"]
+        assert results[r]["points"][i]["ratio"] in (0.0, results[s]["points"][j]["ratio"])
+        for metric, expected in compare(runs[r], i, runs[s], j).items():
+            assert difference[metric]["difference"] == pytest.approx(expected["difference"], abs=1e-12)
+            assert difference[metric]["ci"] == pytest.approx(expected["ci"], abs=1e-12)
+            assert difference[metric]["significant"] == expected["significant"]
+            significant.add(expected["significant"])
+    assert significant == {True, False}
+
+
+def test_equal_points_do_not_differ_wherever_they_stand() -> None:
+    rng = np.random.default_rng(0)
+    points = [{"top1": rng.random(101), "kl": rng.random(101)} for _ in range(9)]
+    points += [points[0]]
+    (found,) = compare_all(points, [(0, 9)], resamples=500)
+    assert found["kl"] == {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}
+    assert compare_all(points, []) == []
+
+
+def test_an_interval_that_ends_at_zero_contains_it() -> None:
+    """One image of 300 differs: more than 2.5 % of the resamples are without it, and their difference is exactly 0."""
+    first, second = np.ones(300), np.ones(300)
+    second[7] = 0
+    (found,) = compare_all([{"top1": first}, {"top1": second}], [(0, 1)])
+    assert found["top1"]["ci"][1] == 0.0
+    assert not found["top1"]["significant"]
+
+
+def test_runs_on_other_images_are_not_paired_and_a_note_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "mtr")
+    write_run(tmp_path / "b", "write", images=150, first_image=100)
+    data = Reader([tmp_path]).data()
+    (note,) = data["notes"]
+    assert re.search(r"/a and .*/b cannot be paired: 200 and 150 images, 100 of them in common", note)
+    assert all(difference["first"][0] == difference["second"][0] for difference in data["differences"])
+    write_run(tmp_path / "b", "write", dataset="imagenette")
+    assert Reader([tmp_path]).data()["notes"] == []  # nobody would pair these
+
+
+def test_predictions_that_do_not_fit_are_a_note(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "mtr")
+    write_run(tmp_path / "other", "mtr", ratios=(0.3,))
+    (tmp_path / "other" / "predictions.npz").replace(tmp_path / "a" / "predictions.npz")
+    write_run(tmp_path / "b", "write")
+    (tmp_path / "b" / "predictions.npz").write_bytes(b"not a zip")
+    data = Reader([tmp_path]).data()
+    assert [run["paired"] for run in data["runs"]] == [False, False, False]
+    assert data["differences"] == []
+    assert any("/a is not compared in pairs: its predictions are of none@0, mtr@0.3" in note for note in data["notes"])
+    assert any("/b is not compared in pairs" in note for note in data["notes"])
+
+
+def test_the_unreduced_model_of_a_sweep_is_one_point(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    points = Reader([tmp_path]).data()["points"]
+    assert len(points) == 1 + 3 * 2
+    assert {"run": 1, "point": 0, "places": [(0, 0), (1, 0), (2, 0)]} in points  # run 1 has the median speed
+    write_run(tmp_path / "other", "evit", images=100)
+    assert len(Reader([tmp_path]).data()["points"]) == len(points) + 1 + 2  # another outcome is another point
+
+
+def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "mtr")
+    write_run(tmp_path / "b", "mtr", mtr={"merge": "prune"}, ratios=(0.3,))
+    write_run(tmp_path / "c", "write")
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["mtr.merge=mean", "mtr.merge=prune", ""]
+    write_run(tmp_path / "b", "mtr")
+    name = tmp_path.name
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == [f"({name}/a)", f"({name}/b)", ""]
+
+
+def test_no_text_leaves_the_data_block(tmp_path: Path) -> None:
+    hostile = "</script><script>alert(1)</script><!--<script>{{script}}"
+    result = write_run(tmp_path / "run", "mtr", backbone=hostile, dataset="<b>&amp;\u2028")
+    html = page(Reader([tmp_path]).data())
+    assert html.count("<script>alert") == 0
+    assert len(re.findall(r"</script>", html)) == 3
+    assert data_block(html)["runs"][0]["result"]["backbone"] == result["backbone"]
+    assert data_block(html)["runs"][0]["result"]["dataset"] == result["dataset"]
+
+
+def test_only_its_own_scripts_may_run_and_nothing_may_be_loaded(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "mtr")
+    data = Reader([tmp_path]).data()
+    html = page(data)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none';")
+    assert "connect-src 'none'" in policy
+    assert "connect-src 'self'" in page(data, live=True)
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_numbers_that_are_not_finite_are_null() -> None:
+    assert to_json({"kl": float("nan"), "runs": [float("inf"), 1.5]}) == '{"kl": null, "runs": [null, 1.5]}'
+
+
+def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name)
+        (tmp_path / name / "pictures").mkdir()
+        (tmp_path / name / "pictures" / "tokens.png").write_bytes(PIXEL)
+    (tmp_path / "a" / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "pictures" / "large.gif").write_bytes(b"GIF89a" + bytes(2000))
+    monkeypatch.setattr(dashboard, "PICTURE_BYTES", 1000)
+    data = Reader([tmp_path]).data()
+    (picture,) = data["runs"][0]["pictures"]
+    assert picture["name"] == "tokens.png"
+    assert base64.b64decode(picture["uri"].removeprefix("data:image/png;base64,")) == PIXEL
+    assert ["large.gif is left out" in note for note in data["notes"]] == [True]
+    monkeypatch.setattr(dashboard, "REPORT_PICTURE_BYTES", len(picture["uri"]) + 10)
+    data = Reader([tmp_path]).data()
+    assert [len(run["pictures"]) for run in data["runs"]] == [1, 0]
+    assert any("b: 1 pictures are left out" in note for note in data["notes"])
+
+
+def test_a_file_that_is_no_result_is_a_note_in_a_folder_and_an_error_by_name(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", "mtr")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text("{")
+    data = Reader([tmp_path]).data()
+    assert len(data["runs"]) == 1
+    assert "bad/result.json is not a result" in data["notes"][0]
+    for path in (tmp_path / "bad", tmp_path / "bad" / "result.json"):
+        with pytest.raises(UserError, match="is not a result"):
+            Reader([path]).data()
+
+
+def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path / "sweep")
+    main([str(tmp_path / "sweep"), "-o", str(tmp_path / "report.html")])
+    assert "3 runs, 7 points" in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing", "-o", "r.html"], "mtr_lab: there is no missing. Give result.json files"),
+        (["empty", "-o", "r.html"], "mtr_lab: nothing to show. No result.json in empty."),
+        (["wrong.json", "-o", "r.html"], "mtr_lab: wrong.json is not a result"),
+        (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
+        (["run"], "say where to write the report (-o report.html), or --live"),
+        (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
+        ([], "the following arguments are required: RESULTS"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("wrong.json").write_text('{"schema": 1}')
+    write_run(tmp_path / "run", "mtr")
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_plotly_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "mtr")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(UserError, match=r"pip install 'mtr-lab\[report\]'"):
+        build([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    (tmp_path / "sweep").mkdir()
+    with make_server([tmp_path / "sweep"], 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def get(server: ThreadingHTTPServer, path: str, tag: str = "") -> tuple[int, str, str]:
+    """Status, ETag and content."""
+    request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}{path}", headers={"If-None-Match": tag})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.headers["ETag"], answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("ETag", ""), error.read().decode()
+
+
+def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    status, tag, content = get(server, "/data.json")
+    assert status == 200
+    assert json.loads(content)["runs"] == []
+    assert get(server, "/data.json", tag)[0] == 304
+    result = write_run(tmp_path / "sweep" / "0", "mtr")
+    status, newer, content = get(server, "/data.json", tag)
+    assert status == 200
+    assert newer != tag
+    assert json.loads(content)["runs"][0]["result"] == json.loads(json.dumps(result))
+    assert get(server, "/data.json", newer)[0] == 304
+    html = get(server, "/")[2]
+    assert 'data-live="true"' in html
+    assert data_block(html) == json.loads(content)
+    assert get(server, "/../../etc/passwd")[0] == 404
+    (tmp_path / "sweep").rename(tmp_path / "gone")
+    status, _, content = get(server, "/data.json", newer)
+    assert status == 503
+    assert "there is no" in content
+
+
+def test_it_serves_this_machine_only(server: ThreadingHTTPServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"

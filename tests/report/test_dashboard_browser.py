@@ -1,0 +1,456 @@
+"""The dashboard in a browser: what a reader sees and can do, without a network.
+
+``MTR_LAB_SCREENSHOTS=FOLDER`` keeps the screenshots.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_runs import ENVIRONMENT, write_run, write_sweep
+from test_dashboard import PIXEL
+
+from mtr_lab.report.dashboard import build
+from mtr_lab.report.dashboard_live import make_server
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Page = Any
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep, one run on other hardware, one of another task without timing or predictions; and its report."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    write_sweep(folder / "sweep")
+    (folder / "sweep" / "0" / "pictures").mkdir()
+    (folder / "sweep" / "0" / "pictures" / "tokens.png").write_bytes(PIXEL)
+    gpu = {**ENVIRONMENT, "gpus": ["A GPU"]}
+    write_run(folder / "sweep" / "gpu", "mtr", environment=gpu, backbone="vim_s", speed=5000)
+    dense = write_run(folder / "dense", "mtr", task="segmentation", dataset="ade20k")
+    kept = {"policy", "ratio", "reduction", "flops_literature", "flops_true", "flops_reduction", "tokens", "images"}
+    for i, point in enumerate(dense["points"]):
+        for key in point.keys() - kept - {"skipped"}:
+            del point[key]
+        point["miou"] = 0.4 - 0.02 * i
+    (folder / "dense" / "result.json").write_text(json.dumps(dense))
+    (folder / "dense" / "predictions.npz").unlink()
+    build([folder / "sweep", folder / "dense"], folder / "report.html")
+    return folder
+
+
+@pytest.fixture
+def page(browser: Any, folder: Path) -> Iterator[Page]:
+    yield from opened(browser, (folder / "report.html").as_uri())
+
+
+def opened(browser: Any, address: str, **options: Any) -> Iterator[Page]:
+    """A page; when the test is done with it, it must have had no errors and asked nobody else for anything."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options)
+    requests, errors = [], []
+    context.route("http*://**", lambda route: route.continue_() if route.request.url.startswith(own) else route.abort())
+    own = address if address.startswith("http") else "file:"
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto(address)
+    page.locator("#shown", has_text="shown").wait_for()
+    yield page
+    context.close()
+    assert errors == []
+    foreign = [url for url in requests if url != address and not url.startswith(("data:", "blob:"))]
+    assert [url for url in foreign if own == "file:" or url != f"{address}data.json"] == []
+
+
+def shot(page: Page, name: str, **options: Any) -> None:
+    if "MTR_LAB_SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["MTR_LAB_SCREENSHOTS"]) / f"{name}.png", **options)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    files = [folder / "dense", *(folder / "sweep" / name for name in ("0", "1", "2", "gpu"))]
+    return [json.loads((file / "result.json").read_text()) for file in files]
+
+
+def traces(page: Page, chart: str) -> list[dict[str, Any]]:
+    """What a chart shows, without the Pareto front."""
+    script = """id => document.querySelector(`#${id} .plot`).data.map(({name, x, y, customdata, error_y, line}) =>
+        ({name, x, y, customdata, shape: line && line.shape, hi: error_y && error_y.array}))"""
+    return page.evaluate(script, chart)
+
+
+def cells(page: Page, table: str) -> list[list[str]]:
+    """The visible text of a table's rows, a line break between a cell's two lines."""
+    script = (
+        "id => Array.from(document.getElementById(id).tBodies[0].rows, row => [...row.cells].map(c => c.innerText))"
+    )
+    return page.evaluate(script, table)
+
+
+def choose(page: Page, facet: str, value: str) -> None:
+    page.get_by_role("group", name=facet, exact=True).get_by_role("button", name=value, exact=True).click()
+
+
+def test_charts_show_the_numbers_of_the_files(page: Page, folder: Path) -> None:
+    drawn = {}
+    for trace in traces(page, "cost"):
+        if trace["customdata"]:
+            for values in zip(trace["customdata"], trace["x"], trace["y"], trace["hi"], strict=True):
+                drawn[values[0]] = values[1:]
+    expected = {}
+    for name, result in zip(("dense", "sweep/0", "sweep/1", "sweep/2", "sweep/gpu"), results(folder), strict=True):
+        for i, point in enumerate(result["points"]):
+            if "top1" in point and (i or name in ("sweep/1", "sweep/gpu")):  # of three equal ones that of median speed
+                high = 100 * (point["top1_ci"][1] - point["top1"])
+                expected[f"{name}#{i}"] = pytest.approx((point["flops_true"] / 1e9, 100 * point["top1"], high))
+    assert drawn == expected
+    assert "unreduced" in page.locator("#cost .plot").inner_text()
+    assert page.locator("#cost .xtitle").text_content() == "FLOPs an image, true, G"
+    assert page.locator("#speed .xtitle").text_content() == "Images per second, measured"
+    assert "3 of 13 points not drawn: no measured speed or no Top-1." in page.locator("#speed .missing").inner_text()
+    shot(page, "1280", full_page=True)
+
+
+def test_every_metric_and_cost_can_be_chosen(page: Page, folder: Path) -> None:
+    assert page.locator("#metrics label").all_inner_texts() == ["Top-1", "Top-5", "mIoU", "Agreement", "KL"]
+    page.get_by_role("radio", name="KL").check()
+    page.locator("#speed select").select_option(label="Latency of one image, median, ms")
+    assert page.locator("#cost .ytitle").text_content() == "KL to the unreduced model, nats an image"
+    (write,) = (trace for trace in traces(page, "speed") if trace["customdata"] and "write" in trace["name"])
+    points = results(folder)[2]["points"][1:]
+    assert write["x"] == [point["latency_ms"]["p50"] for point in points]
+    assert write["y"] == [point["kl"] for point in points]
+
+
+def test_the_pareto_front_is_a_step_line_through_the_best(page: Page, folder: Path) -> None:
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "classification")
+    page.get_by_role("radio", name="KL").check()
+    (front,) = (trace for trace in traces(page, "cost") if trace["name"] == "Pareto front")
+    points = [point for result in results(folder)[1:4] for point in result["points"]]
+    best = [p for p in points if not any(q["flops_true"] <= p["flops_true"] and q["kl"] < p["kl"] for q in points)]
+    expected = sorted({(point["flops_true"] / 1e9, point["kl"]) for point in best})
+    assert [front["x"], front["y"]] == [pytest.approx(values) for values in zip(*expected, strict=True)]
+    assert front["shape"] == "hv"
+    (front,) = (trace for trace in traces(page, "speed") if trace["name"] == "Pareto front")
+    assert front["shape"] == "vh"
+    assert front["y"] == sorted(front["y"])  # the faster, the further from the unreduced model
+
+
+def test_filters_by_each_facet(page: Page) -> None:
+    def shown() -> tuple[str, int]:
+        return page.locator("#shown").inner_text().split(" points")[0], len(cells(page, "points"))
+
+    assert shown() == ("13 of 13", 13)
+    for facet, value, left in (
+        ("Task", "segmentation", 3),
+        ("Backbone", "vim_s", 3),
+        ("Dataset", "ade20k", 3),
+        ("Hardware", "A GPU", 3),
+        ("Policy", "write", 2 + 3),  # and the unreduced models, as references
+        ("Asked ratio", "40.0 %", 5 + 3),
+    ):
+        choose(page, facet, value)
+        assert shown() == (f"{left} of 13", left)
+        page.get_by_role("button", name="Show all").click()
+    choose(page, "Policy", "write")
+    choose(page, "Policy", "random")
+    choose(page, "Asked ratio", "20.0 %")
+    names = [trace["name"] for trace in traces(page, "cost") if trace["customdata"]]
+    assert sum("write" in name for name in names) == sum("random" in name for name in names) == 1
+    assert not any("mtr" in name for name in names)
+    assert shown() == ("5 of 13", 5)
+    choose(page, "Task", "segmentation")  # in which neither policy is
+    assert [label.strip() for label in page.locator("#metrics label").all_inner_texts()] == ["mIoU"]
+
+
+def test_the_table_holds_the_numbers_and_sorts(page: Page, folder: Path) -> None:
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "classification")
+    points = [point for result in results(folder)[1:4] for point in result["points"]]
+    headings = [text.split("\n")[0] for text in page.locator("#points thead th").all_inner_texts()]
+    top1, kl = headings.index("Top-1, %"), headings.index("KL, nats")
+    seen = {(row[0].split("\n")[0].strip(), row[top1], row[kl].split("\n")[0]) for row in cells(page, "points")}
+    assert seen == {
+        (
+            point["policy"],
+            f"{100 * point['top1']:.1f}\n{100 * point['top1_ci'][0]:.1f} – {100 * point['top1_ci'][1]:.1f}",
+            f"{point['kl']:.3f}" if point["kl"] < 1 else f"{point['kl']:#.3g}",
+        )
+        for point in points
+    }
+    heading = page.locator("#points thead th", has_text="KL")
+    for direction in ("ascending", "descending"):
+        heading.get_by_role("button").click()
+        assert heading.get_attribute("aria-sort") == direction
+        values = [float(row[kl].split("\n")[0]) for row in cells(page, "points")]
+        assert values == sorted(values, reverse=direction == "descending")
+    page.locator("#points thead th", has_text="Policy").get_by_role("button").click()
+    policies = [row[0].strip() for row in cells(page, "points")]
+    assert set(policies) == {"none", "mtr", "random", "write"}
+    assert policies == sorted(policies)
+
+
+def test_differences_in_pairs_change_sign_with_the_baseline(page: Page) -> None:
+    data = page.evaluate("() => JSON.parse(document.getElementById('data').textContent)")
+    choose(page, "Backbone", "vim_nano")
+    policy = [run["result"]["config"]["mtr"]["policy"] for run in data["runs"]]
+    (found,) = (
+        pair
+        for pair in data["differences"]
+        if [policy[pair[end][0]] for end in ("first", "second")] == ["mtr", "write"] and pair["first"][1] == 1
+    )
+    rows = {}
+    for baseline, other in (("mtr", "write"), ("write", "mtr")):
+        label = page.locator("#baseline option", has_text=f"{baseline} · ").first.inner_text()
+        page.locator("#baseline").select_option(label=label)
+        rows[other] = next(r for r in cells(page, "differences") if r[0].strip().startswith(other) and r[1] == "20.0")
+    headings = [text.split("\n")[0] for text in page.locator("#differences thead th").all_inner_texts()]
+    kl = headings.index("Δ KL")
+    lo, hi = found["kl"]["ci"]
+    assert hi < 0, "write must be better than mtr for this test to show anything"
+    assert "−" + f"{-found['kl']['difference']:.3f}\n−{-lo:.3f} … −{-hi:.3f}" in rows["write"][kl]
+    assert "+" + f"{-found['kl']['difference']:.3f}\n+{-hi:.3f} … +{-lo:.3f}" in rows["mtr"][kl]
+    assert "▲" in rows["write"][kl]
+    assert "▼" in rows["mtr"][kl]
+    page.locator("#baseline").select_option(label="the unreduced model")
+    assert len(cells(page, "differences")) == 6
+    caption = page.locator("#differences-caption").inner_text()
+    assert "paired bootstrap over images (10,000 resamples)" in caption
+    choose(page, "Backbone", "vim_s")
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "segmentation")
+    assert not page.locator("#differences").is_visible()
+    assert "Nothing to compare" in page.locator("#differences-caption").inner_text()
+
+
+def test_a_click_on_a_point_shows_all_about_it(page: Page, folder: Path) -> None:
+    choose(page, "Policy", "mtr")
+    choose(page, "Asked ratio", "40.0 %")
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "classification")
+    at = """() => { const plot = document.querySelector("#cost .plot");
+        const [x, y] = plot.data.find(t => t.customdata?.[0] === "sweep/0#2") && ["x", "y"].map(axis =>
+            plot._fullLayout[`${axis}axis`].d2p(plot.data.find(t => t.customdata?.[0] === "sweep/0#2")[axis][0]));
+        const box = plot.querySelector(".nsewdrag").getBoundingClientRect(); return [box.x + x, box.y + y]; }"""
+    x, y = page.evaluate(at)
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    details = page.locator("#details")
+    details.wait_for(state="visible")
+    text = details.inner_text()
+    point = results(folder)[1]["points"][2]
+    assert "mtr at 40.0 %" in text
+    assert "sweep/0" in text
+    assert f"{100 * point['top1']:.1f} %" in text
+    assert ", ".join(map(str, point["tokens"])) in text
+    assert "0123456789abcdef" in text
+    assert "A CPU" in text
+    size = "() => document.querySelector('#details img').naturalWidth"
+    assert page.evaluate(size) == 1
+    search = page.get_by_label("Search the configuration")
+    search.fill("merge")
+    assert details.locator("section", has=search).locator("tr").all_inner_texts() == ["mtr.merge\tmean"]
+    search.fill("nothing has this name")
+    assert "No setting matches" in details.inner_text()
+    shot(page, "1280-details")
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.get_by_role("button", name="write", exact=True).first.focus()
+    page.keyboard.press("Space")
+    assert page.locator("#shown").inner_text().startswith("5 of 13")
+    assert page.evaluate("() => document.activeElement.dataset.chip") == "policy=write"
+    opener = page.locator("#points .opener", has_text="write").first
+    opener.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.id") == "details-title"
+    page.keyboard.press("Escape")
+    assert not page.locator("#details").is_visible()
+    assert page.evaluate("() => document.activeElement.textContent").startswith("write")
+    heading = page.locator("#points thead th", has_text="KL").get_by_role("button")
+    heading.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # the heading was drawn anew, and still has the focus
+    assert page.locator("#points thead th", has_text="KL").get_attribute("aria-sort") == "descending"
+
+
+def downloaded(page: Page, button: Any) -> bytes:
+    with page.expect_download() as download:
+        button.click()
+    return Path(download.value.path()).read_bytes()
+
+
+def test_csv_has_the_visible_points_unrounded(page: Page, folder: Path) -> None:
+    choose(page, "Policy", "write")
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "classification")
+    content = downloaded(page, page.locator("#points-actions").get_by_role("button", name="CSV")).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    assert [row["policy"] for row in rows] == ["none", "write", "write"]
+    for row, point in zip(rows, results(folder)[2]["points"], strict=True):
+        for key in ("ratio", "reduction", "flops_true", "top1", "agreement", "kl", "img_per_s", "peak_mib"):
+            assert float(row[key]) == point[key]
+        assert [float(row["kl_lo"]), float(row["kl_hi"])] == point["kl_ci"]
+        assert float(row["latency_p95_ms"]) == point["latency_ms"]["p95"]
+        assert row["tokens"] == " ".join(map(str, point["tokens"]))
+    differences = downloaded(page, page.locator("#differences-actions").get_by_role("button", name="CSV")).decode()
+    first = next(csv.DictReader(io.StringIO(differences)))
+    assert first["baseline"] in ("mtr", "random")
+    assert first["kl_significant"] in ("true", "false")
+
+
+def test_latex_and_png(page: Page, folder: Path) -> None:
+    choose(page, "Backbone", "vim_nano")
+    choose(page, "Task", "classification")
+    latex = downloaded(page, page.locator("#points-actions").get_by_role("button", name="LaTeX")).decode()
+    lines = latex.splitlines()
+    assert lines[1].startswith(r"\begin{tabular}{lrrr")
+    assert lines[-1] == r"\end{tabular}"
+    assert len([line for line in lines if line.endswith(r"\\")]) == 1 + 7
+    point = results(folder)[2]["points"][2]
+    (row,) = (line for line in lines if line.startswith("write & 40.2"))
+    low, high = (100 * end for end in point["top1_ci"])
+    assert f"{100 * point['top1']:.1f} ({low:.1f} -- {high:.1f})" in row
+    differences = downloaded(page, page.locator("#differences-actions").get_by_role("button", name="LaTeX")).decode()
+    assert r"$\Delta$ KL (nats)" in differences
+    assert "$-$" in differences
+    for chart in ("cost", "speed", "tokens"):
+        picture = downloaded(page, page.locator(f"#{chart}").get_by_role("button"))
+        assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(picture[16:20], "big") == 1800
+        if "MTR_LAB_SCREENSHOTS" in os.environ:
+            (Path(os.environ["MTR_LAB_SCREENSHOTS"]) / f"export-{chart}.png").write_bytes(picture)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_does_not_scroll_sideways(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    chart = "([w, id]) => document.querySelector(`#${id} .main-svg`)?.getBoundingClientRect().right <= w"
+    for name in ("cost", "speed", "tokens"):
+        page.wait_for_function(chart, arg=[width, name])
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    shot(page, f"{width}-narrowed", full_page=True)
+    page.locator("#points .opener").nth(3).click()
+    box = page.locator("#details").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    shot(page, f"{width}-panel")
+
+
+def test_in_print_the_charts_have_a_legend_and_fit_the_page(page: Page) -> None:
+    assert page.locator("#cost .legend").count() == 0
+    page.set_viewport_size({"width": 688, "height": 1000})  # A4 less its margins
+    page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_selector("#cost .legend")
+    for hidden in ("#filters", "#points-actions", "#baseline-line", "#metrics"):
+        assert not page.locator(hidden).is_visible()
+    for chart in ("cost", "speed", "tokens"):
+        box = page.locator(f"#{chart} .main-svg").first.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 688
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 688
+    background = "() => document.querySelector('#cost .plot')._fullLayout.paper_bgcolor"
+    assert page.evaluate(background) == "#ffffff"
+    shot(page, "print", full_page=True)
+    if "MTR_LAB_SCREENSHOTS" in os.environ:
+        page.pdf(path=Path(os.environ["MTR_LAB_SCREENSHOTS"]) / "print.pdf", format="A4")
+
+
+def test_many_schedules_can_be_printed(browser: Any, tmp_path: Path) -> None:
+    """Plotly takes a legend's height from the chart's, until nothing is left of it."""
+    for i in range(13):
+        tokens = [[197] * 8, [197 - i] * 8, [150 - i] * 8]
+        result = write_run(tmp_path / str(i), f"a policy of some considerable length {i}", images=20)
+        for point, counts in zip(result["points"], tokens, strict=True):
+            point["tokens"] = counts
+        (tmp_path / str(i) / "result.json").write_text(json.dumps(result))
+        (tmp_path / str(i) / "predictions.npz").unlink()
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        page.emulate_media(media="print")
+        page.locator("#cost .legend").wait_for()
+        for chart in ("cost", "speed", "tokens"):
+            assert page.locator(f"#{chart} .nsewdrag").bounding_box()["height"] > 150
+
+
+def test_names_from_files_stay_text(browser: Any, tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+    link = '<a href="https://example.com">click</a>'
+    fields = {"dataset": hostile, "backbone": link, "environment": {**ENVIRONMENT, "cpu": hostile}}
+    for name, merge in (("a", hostile), ("b", "=1+1")):
+        write_run(tmp_path / name, link, mtr={"merge": merge, hostile: hostile}, **fields)
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        assert page.locator("#summary").inner_text().count(hostile) == 2
+        assert page.locator("img, body a").count() == 0
+        assert page.locator("script").count() == 3
+        content = downloaded(page, page.locator("#points-actions").get_by_role("button", name="CSV")).decode()
+        rows = list(csv.DictReader(io.StringIO(content)))
+        assert {row["policy"] for row in rows} == {"none", link}
+        assert {row["dataset"] for row in rows} == {hostile}
+        page.locator("#points .opener").nth(1).click()
+        assert hostile in page.locator("#details").inner_text()
+        assert page.locator("img, body a").count() == 0
+
+
+def test_a_result_with_next_to_nothing_is_shown(browser: Any, tmp_path: Path) -> None:
+    result = write_run(tmp_path, "mtr", ratios=(0.3,))
+    for point in result["points"]:
+        for key in [key for key in point if key not in ("policy", "ratio", "reduction", "images")]:
+            point[key] = {"tokens": [], "skipped": []}.get(key) if key[:5] not in ("top1", "top1_") else point[key]
+        for key in [key for key, value in point.items() if value is None and key not in _REQUIRED]:
+            del point[key]
+    result["points"][1] |= {"ratio": None, "kl": None, "kl_ci": [None, None]}
+    del result["weights"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "predictions.npz").unlink()
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        assert "2 of 2 points not drawn" in page.locator("#speed .missing").inner_text()
+        assert "counts given" in page.locator("#facets").inner_text()
+        page.locator("#points .opener").nth(1).click()
+        assert "not measured" in page.locator("#details").inner_text()
+
+
+_REQUIRED = ("flops_literature", "flops_true", "flops_reduction")
+
+
+def test_live_points_appear_without_a_reload(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "sweep" / "0", "mtr")
+    with make_server([tmp_path / "sweep"], 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for page in opened(browser, f"http://127.0.0.1:{server.server_port}/"):
+            page.evaluate("() => { window.notReloaded = true; }")
+            choose(page, "Asked ratio", "40.0 %")
+            page.get_by_role("radio", name="KL").check()
+            page.locator("#live", has_text="Following, 1 runs so far").wait_for()
+            result = write_run(tmp_path / "sweep" / "1", "write", quality=2)
+            page.locator("#points .opener", has_text="write").wait_for()
+            assert page.evaluate("() => window.notReloaded")
+            assert page.locator("#shown").inner_text().startswith("3 of 5")  # the filter still holds
+            drawn = [trace for trace in traces(page, "cost") if trace["name"] == "write"]
+            assert [trace["y"] for trace in drawn] == [[result["points"][2]["kl"]]]
+        server.shutdown()
