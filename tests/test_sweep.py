@@ -16,13 +16,10 @@ import hydra
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from small_run import SMALL
 
 from mtr_lab.__main__ import main
-from mtr_lab.compose import make_outline
 from mtr_lab.configuration import CONF, point_folder
-from mtr_lab.evaluate import operating_points
 from mtr_lab.report import key as keys
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
@@ -393,24 +390,6 @@ def test_a_sweep_folder_that_cannot_be_written(run_program) -> None:
     assert run.code == 2
     assert "hydra.sweep.dir" in run.err
     assert "Traceback" not in run.err
-
-
-@pytest.mark.parametrize(("preset", "count"), [("paper_table1", 20), ("nano_policies", 10), ("policy_ablation", 18)])
-def test_presets_sweep_over_what_there_is(preset: str, count: int) -> None:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True)
-        params = [f"{name}={values}" for name, values in whole.hydra.sweeper.params.items()]
-        swept = OverridesParser.create().parse_overrides(params)
-        jobs = [[]]
-        for override in swept:
-            jobs = [
-                [*job, f"{override.key_or_group}={value}"] for job in jobs for value in override.sweep_string_iterator()
-            ]
-        assert len(jobs) == count
-        for job in jobs:
-            config = hydra.compose("config", [f"experiment={preset}", *job])
-            assert len(operating_points(make_outline(config.backbone), config.mtr)) == 1 + len(config.mtr.ratio)
 
 
 def test_slurm_composes() -> None:

@@ -202,7 +202,7 @@ def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFix
         (["empty", "-o", "r.html"], "mtr_lab: nothing to show. No result.json in empty."),
         (["wrong.json", "-o", "r.html"], "mtr_lab: wrong.json is not a result"),
         (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
-        (["run"], "say where to write the report (-o report.html), or --live"),
+        (["run"], "say where to write the report (-o report.html), --live"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
         ([], "the following arguments are required: RESULTS"),
     ],

@@ -119,7 +119,9 @@ def test_no_result() -> None:
         build([], "lab")
 
 
-def test_the_command_line_names_the_project(result: Result, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_the_project(
+    result: Result, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_result(result, tmp_path / "run")
     main([str(tmp_path), "wandb=team/lab"])
     assert capsys.readouterr().out.startswith("made http")
