@@ -11,12 +11,12 @@ PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.ben
 
 
 def start() -> str:
-    """The README and its pictures."""
+    """The README, its pictures, and its links to other pages."""
     text = (ROOT / "README.md").read_text()
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         with mkdocs_gen_files.open(picture, "wb") as out:
             out.write((ROOT / picture).read_bytes())
-    return text
+    return text.replace("](docs/pages/", "](")
 
 
 def configuration() -> str:
