@@ -108,6 +108,8 @@ class BiMamba(nn.Module):
         self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same from single, differentiable operations."""
+        if self._laid_out is not None and not torch.compiler.is_compiling():
+            self._laid_out = None  # a gradient may follow, and an optimiser that changes parameters unseen
         batch, length, _ = xz.shape
         x, z = xz.chunk(2, dim=-1)
         conv_weight = self._both("conv1d", "weight").squeeze(2)
@@ -134,13 +136,26 @@ class BiMamba(nn.Module):
         )
         return y * 0.5 if self.halve else y, sums, b, c
 
+    def train(self, mode: bool = True) -> "BiMamba":
+        """Between training and evaluation parameters change."""
+        self._laid_out = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_laid_out": None}
+
     def _layout(self, dtype: torch.dtype) -> ops.Layout:
-        """The parameters in the kernels' layout: copied when one of them has changed, not at every call."""
+        """The parameters in the kernels' layout: copied when one of them has changed, not at every call.
+
+        A change is seen by the tensors' versions, and expected after a pass with gradients (fused optimisers leave the
+        versions as they are) and after ``train`` or ``eval``. What writes to ``parameter.data`` has to call one of these.
+        """
         # Not named_parameters(), which would take longer than what it saves.
         parameters = [self.A_log, self.A_b_log, self.D, self.D_b]
         for name in ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b"):
             parameters += [p for p in getattr(self, name)._parameters.values() if p is not None]
-        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+        hidden = len(parameters) != 14  # a parametrisation has taken the place of some
+        if hidden or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return self._lay_out(dtype)
         key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
         if self._laid_out is None or self._laid_out[0] != key:

@@ -92,8 +92,11 @@ class VisionMamba(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The normalised class token, (B, C)."""
-        tokens = self.forward_state(images).special_tokens()
-        normed, _ = self.norm_f(tokens)
+        return self.class_features(self.forward_state(images))
+
+    def class_features(self, state: TokenState) -> Tensor:
+        """The state after the last block -> the normalised class token, (B, C)."""
+        normed, _ = self.norm_f(state.special_tokens())
         return normed[:, 0].to(self.norm_f.weight.dtype)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ graph records which one it used.
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype, what the others are tested against
 cpu         numba, float32 on the CPU
-triton      GPUs, kernels compiled on first use, no compiler to install
+triton      GPUs, kernels compiled on first use, no compiler to install; not yet run on one, so ``auto`` leaves it
 mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed
 ==========  =====================================================================================
 
@@ -32,11 +32,12 @@ _selected = "auto"
 _installed = {
     package: importlib.util.find_spec(package) is not None for package in ("triton", "mamba_ssm", "causal_conv1d")
 }
-_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: its kernels then run on the CPU
+# Triton's own switch: its kernels then run on the CPU.
+_interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
 
 
 def set_backend(name: str) -> None:
-    """Select the implementation of all operations: one of ``BACKENDS``; ``auto`` picks the fastest that fits.
+    """Select the implementation of all operations: one of ``BACKENDS``; ``auto`` picks the fastest known to fit.
 
     Raises:
         UserError: the name is unknown, or the package it needs is not installed.
@@ -120,9 +121,7 @@ def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) 
 
 
 def _runs_triton(data: torch.Tensor) -> bool:
-    """Whether Triton's kernels are selected, explicitly or as what ``auto`` prefers, and fit the data."""
-    if data.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not _installed["triton"]:
+    """Whether Triton's kernels are selected and fit the data."""
+    if _selected != "triton" or data.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    if _selected == "triton":
-        return data.device.type == "cuda" or (_interpreted and data.device.type == "cpu")
-    return _selected == "auto" and data.device.type == "cuda"
+    return data.device.type == "cuda" or (_interpreted and data.device.type == "cpu")

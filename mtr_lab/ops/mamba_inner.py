@@ -158,12 +158,12 @@ def _(  # type: ignore[no-untyped-def]
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner)
 def mamba_inner_flops(  # type: ignore[no-untyped-def]
-    xz_shape, conv_shape, *args, out_shape=None, **kwargs
-) -> int:
+    xz_shape, conv_shape, conv_bias, low_rank, input_output, timescale, timescale_bias, a, d, gap, stretch, reverse,
+    rank, states, *args, out_shape=None, **kwargs
+) -> int:  # fmt: skip
     """The convolution's, the scan's, and 2 a multiply-accumulate of the projections, padding left out."""
     directions, width, channels = conv_shape
     images, length, _ = xz_shape
-    rank, states = args[-5:-3]
     rows = directions * images * length
     return (
         causal_conv1d_flops((images, length, channels), (directions, channels, width))

@@ -21,7 +21,8 @@ class Plan(NamedTuple):
     gone: Tensor
     """(B, L - M) int64, the input positions of all others."""
     residual: "Plan | None" = None
-    """What happens to the residual stream, if that is something else; the survivors are the same."""
+    """What happens to the residual stream, if that is something else; the survivors are the same. What is known of the
+    tokens afterwards (their sizes, where each has gone) follows the block's output."""
 
 
 def apply_plan(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor) -> Tensor:
@@ -146,7 +147,8 @@ def asymmetric_plan(
 ) -> Plan:
     """Decide in one kernel what the parts of ``mtr_lab.reduction`` decide in many, where ``decides`` says it can.
 
-    The least important tokens merge into the most similar of the next least important; the order stays as it is.
+    The least important tokens merge into the most similar of the next least important; the order stays as it is. Only
+    for data ``decides`` is true of. A decision has no gradient.
 
     Args:
         score: (B, L) float32, finite, higher is more important; of equals the earlier goes first.
@@ -157,7 +159,8 @@ def asymmetric_plan(
         removed: how many tokens go.
         targets: how many may take them in.
     """
-    return Plan(*_asymmetric(score, special, size, hidden, residual, removed, targets))
+    hidden, residual = (None if t is None else t.detach() for t in (hidden, residual))
+    return Plan(*_asymmetric(score.detach(), special, size, hidden, residual, removed, targets))
 
 
 @torch.library.custom_op("mtr_lab::asymmetric_plan", mutates_args=())
@@ -179,7 +182,7 @@ def _asymmetric(
 def _(score, special, size, hidden, residual, removed, targets):  # type: ignore[no-untyped-def]
     images, length = score.shape
     kept, gone = (special.new_empty(images, n) for n in (length - removed, removed))
-    return special.new_empty(images, length), score.new_empty(score.shape), kept, gone
+    return special.new_empty(images, length), score.new_empty(score.shape, dtype=torch.float32), kept, gone
 
 
 @register_flop_formula(torch.ops.mtr_lab.asymmetric_plan)

@@ -173,7 +173,7 @@ class Policy:
         chosen = DIRECTIONS[self.directions]
         projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
         score = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
-        return torch.nan_to_num(-score if self.score.startswith("-") else score)
+        return torch.nan_to_num(-score if self.score.startswith("-") else score).float()
 
     def _mass(self, state: TokenState, importance: Tensor) -> Tensor:
         if self.merge == "fuse":

@@ -2,8 +2,9 @@
 
 A program owns one image, a block of channels and a chunk of tokens, and walks through the chunk once for each
 direction. Each thread holds one channel and all its states: the sum over states needs no exchange between threads and
-a row of channels-last data is one coalesced access. What bounds the kernel are the exponentials, one for each token,
-channel, state and direction, of which a multiprocessor computes 16 a clock; everything else is kept below that.
+a row of channels-last data is one coalesced access. What is to bound the kernel are the exponentials, one for each
+token, channel, state and direction, of which a multiprocessor computes 16 a clock; the instructions beside them take
+fewer issue slots.
 """
 
 from collections.abc import Sequence
@@ -246,6 +247,8 @@ def scan(
         softplus: whether ``delta`` still lacks bias and softplus; without, ``bias`` is read for gaps alone.
         sums, output: whether to emit Σ Δ and Σ (Δ u)², and Σ max(0, y).
         scale: the result is multiplied by it.
+
+    The directions' sum is kept in y, so that of two directions in half precision the first is rounded before the gate.
 
     Returns:
         y (B, L, E), and the sums (G, B, L, 3) in float32, where those not asked for are undefined; without any,

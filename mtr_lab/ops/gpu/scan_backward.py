@@ -66,7 +66,7 @@ def selective_scan_backward(
         z = z.contiguous()
 
     padded = triton.next_power_of_2(states)
-    block = min(32, STATES // padded)
+    block = max(1, min(32, STATES // padded))
     blocks = triton.cdiv(channels, block)
     chunk = math.isqrt(length) // 2 + 1
     chunks = triton.cdiv(length, chunk)
@@ -87,7 +87,9 @@ def selective_scan_backward(
         "chunk": chunk,
         "reverse": reverse_mask(reverse),
     }
-    options = {"N": states, "PADDED": padded, "BLOCK": block, "num_warps": 1, "maxnreg": REGISTERS}
+    options = {"N": states, "PADDED": padded, "BLOCK": block, "num_warps": 1}
+    if torch.version.hip is None:  # an option of NVIDIA's compiler
+        options["maxnreg"] = REGISTERS
     _chunk_starts[grid](
         u, delta, A, B, delta_bias, gap, stretch, starts, *B.stride()[:3], **shape, **options
     )  # fmt: skip
