@@ -108,7 +108,12 @@ def _explain(error: Exception, config_name: str) -> Exception:
         if (CONF / group).is_dir():
             return unknown(group, name, [path.stem for path in (CONF / group).glob("*.yaml")])
     if match := re.search(r"Could not override '([^']*)'", text):
-        return unknown("key", match[1], _keys(config_name), "The option --cfg job prints them all.")
+        return unknown(
+            "key",
+            match[1],
+            _keys(config_name),
+            "python -m mtr_lab --cfg job prints them all (so do .train and .bench).",
+        )
     if isinstance(error, OverrideParseException):
         return UserError(f"cannot parse the override {error.override!r}: {error.message}")
     return UserError(text)
@@ -119,7 +124,7 @@ def _check_keys(config: DictConfig, default: DictConfig) -> None:
     keys, known = _flatten(config, whole=OPEN), _flatten(default, whole=OPEN)
     for key in keys:
         if key not in known:
-            raise unknown("key", key, known, "The option --cfg job prints them all.")
+            raise unknown("key", key, known, "python -m mtr_lab --cfg job prints them all (so do .train and .bench).")
     for key in known:
         if key not in keys:
             raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")

@@ -1,7 +1,10 @@
 """Evaluate a backbone unreduced and reduced: accuracy, FLOPs, speed; one result in the run folder."""
 
+import contextlib
+import hashlib
 import importlib.util
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -87,18 +90,22 @@ def evaluate(config: DictConfig) -> Evaluated:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_model(config.backbone).eval()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    identity = resolved, model.weights["sha256"], datamodule.identity()
-    key, sweep = point_key(*identity), sweep_folder()
+    weights, data, machine = model.weights["sha256"], datamodule.identity(), _machine(trainer)
+    measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
+    key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
+    sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
     with claim(folder, wait=config.objective is not None):
         finished = find_finished(folder, key, sweep) if config.resume else None
         if finished is not None:
-            result = show_finished(finished, config, loggers)
+            print(f"{finished}: finished before; resume=false computes it again.")
+            with contextlib.nullcontext() if finished == folder else claim(finished, wait=True):
+                result = hand_over(finished, named)
             return Evaluated(result, False, objective_value(result, config.objective))
 
+        start_over(folder)
         if probes is not None:
-            device = trainer.strategy.root_device
-            points = operating_points(Reduction(model.to(device), settings, images=probes.to(device)), config.mtr)
-        share = unreduced_key(*identity, machine=_machine(trainer))
+            points = measured_points(model, settings, probes, trainer, config.mtr)
+        share = unreduced_key(resolved, weights, data, machine)
         make_task = partial(
             ClassifierEvaluation, model, Reduction(model, settings), cuda_graph=config.trainer.cuda_graph
         )
@@ -114,8 +121,9 @@ def evaluate(config: DictConfig) -> Evaluated:
             "weights": model.weights,
             "key": key,
             "unreduced": {"key": share, "reused": found.reused},
+            "logged": [],
             "config": resolved,
-            "environment": environment(),
+            "environment": {**environment(), "device": machine[0]},
             "points": [
                 {
                     **describe(model, point),  # type: ignore[typeddict-item]
@@ -126,29 +134,31 @@ def evaluate(config: DictConfig) -> Evaluated:
                 for i, point in enumerate(points)
             ],
         }
-        files = write_point(result, found.predictions, folder)
         if config.pictures:
             task.reduction.use(strongest(points).schedule)
             draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
-        Console().print(result_table(result))
-        for file in files:
+        for file in write_point(result, found.predictions, folder):
             print(f"wrote {file}")
-        log_result(result, files, loggers, pictures=folder / PICTURES)
+        hand_over(folder, named)
     return Evaluated(result, True, objective_value(result, config.objective))
 
 
-def show_finished(folder: Path, config: DictConfig, loggers: list[Logger]) -> Result:
-    """The result of a point that was finished before, printed, and handed to loggers that have not had it yet."""
-    print(f"{folder}: finished before; resume=false computes it again.")
+def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
+    """Print a finished point and hand it to the loggers that have not had it yet, taking note of each that has."""
     result = read_result(folder)
-    known = result["config"]["logger"]
-    new = [logger for name, logger in zip(config.logger, loggers, strict=True) if name not in known]
-    if new:
-        log_result(result, [folder / RESULT, folder / PREDICTIONS], new, pictures=folder / PICTURES)
-        result["config"]["logger"] = known | OmegaConf.to_container(config.logger, resolve=True)
-        write_result(result, folder)
     Console().print(result_table(result))
+    for name, logger in loggers.items():
+        if name not in result.get("logged", []):
+            log_result(result, [folder / RESULT, folder / PREDICTIONS], logger, pictures=folder / PICTURES)
+            result["logged"] = [*result.get("logged", []), name]
+            write_result(result, folder)
     return result
+
+
+def start_over(folder: Path) -> None:
+    """Remove what an earlier evaluation of other things has left in a run folder."""
+    (folder / RESULT).unlink(missing_ok=True)
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
 
 
 class Found(NamedTuple):
@@ -200,7 +210,8 @@ def predict(
 
 def check_objective(config: DictConfig, points: list[OperatingPoint]) -> None:
     """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
-    metrics = ["top1", "top5", "agreement", "kl", *(["img_per_s", "peak_mib"] if config.timing.batch_size else [])]
+    measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
+    metrics = ["top1", "top5", "agreement", "kl", *(measured if config.timing.batch_size else [])]
     if config.objective is not None and config.objective not in metrics:
         raise unknown("objective", config.objective, metrics)
     if config.objective is not None and len(points) == 1:
@@ -211,11 +222,14 @@ def objective_value(result: Result, metric: str | None) -> float | None:
     """The mean of a metric over the reduced points, if one is asked for."""
     if metric is None:
         return None
-    return fmean(point[metric] for point in result["points"] if point["policy"] != "none")  # type: ignore[literal-required]
+    values = [point[metric] for point in result["points"] if point["policy"] != "none"]  # type: ignore[literal-required]
+    if None in values:
+        raise UserError(f"objective={metric}: the result has no such figure, since no image could be read.")
+    return fmean(values)
 
 
 def _machine(trainer: lightning.Trainer) -> list[str]:
-    """What the last digit of a prediction depends on, besides the configuration and the code."""
+    """What a speed, and the last digit of a prediction, depend on besides configuration and code; the device first."""
     here, device = environment(), trainer.strategy.root_device
     if device.type == "cuda":
         kernels = importlib.util.find_spec("mamba_ssm") is not None
@@ -239,6 +253,16 @@ def operating_points(reduction: Reduction, settings: DictConfig) -> list[Operati
         OperatingPoint("none", 0.0, reduction.solve(0.0)),
         *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
     ]
+
+
+def measured_points(
+    model: VisionMamba, settings: dict[str, Any], images: Tensor, trainer: lightning.Trainer, mtr: DictConfig
+) -> list[OperatingPoint]:
+    """``operating_points`` of ``mtr.schedule=auto``, measured in the trainer's precision and on its device."""
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    precision.convert_module(model.to(device))
+    with precision.forward_context():
+        return operating_points(Reduction(model, settings, images=precision.convert_input(images.to(device))), mtr)
 
 
 def probe_images(datamodule: ImageDataModule) -> Tensor:

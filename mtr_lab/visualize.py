@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     arguments, overrides = split_overrides(sys.argv[1:])
     options = parser.parse_args(arguments)
+    swallowed = [name for name in options.policies or () if Path(name).is_file()]
+    if swallowed:
+        parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
     with user_mistakes():
         for file in visualize(options.images, options.output, overrides, options.blocks, options.policies):
             print(f"wrote {file}")

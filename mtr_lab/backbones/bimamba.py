@@ -148,7 +148,8 @@ class BiMamba(nn.Module):
         """The parameters in the kernels' layout: copied when one of them has changed, not at every call.
 
         A change is seen by the tensors' versions, and expected after a pass with gradients (fused optimisers leave the
-        versions as they are) and after ``train`` or ``eval``. What writes to ``parameter.data`` has to call one of these.
+        versions as they are) and after ``train`` or ``eval``. What writes to ``parameter.data`` has to call one of
+        these.
         """
         # Not named_parameters(), which would take longer than what it saves.
         parameters = [self.A_log, self.A_b_log, self.D, self.D_b]

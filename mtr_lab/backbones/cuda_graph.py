@@ -141,8 +141,8 @@ class CompiledModel:
 
     def _weights_state(self) -> list[tuple[int, int]]:
         """Address and version of every weight: the first tells a cast or a move (``_held`` keeps the old addresses
-        taken), the second a change in place. Tensors made in inference mode have no version. Then the mixers' own copies
-        of their weights (kept by the recordings), which they drop where a change is to be expected."""
+        taken), the second a change in place. Tensors made in inference mode have no version. Then the mixers' own
+        copies of their weights (kept by the recordings), which they drop where a change is to be expected."""
         copies = [(id(block.mixer._laid_out), 0) for block in self._blocks]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights()] + copies
 

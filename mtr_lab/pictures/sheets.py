@@ -15,7 +15,7 @@ from mtr_lab.report.atomic import replace_file
 _SIDE = 300  # an image is enlarged to at least so many pixels
 _GAP, _MARGIN = 16, 24
 _LARGE, _NORMAL, _SMALL = 24, 19, 16  # of letters, in pixels
-_TOKENS = "outlined, in one colour: patches merged into one token  ·  pale: dropped"
+_TOKENS = "outlined: patches merged into one token, which may have regions apart, of one colour  ·  pale: dropped"
 _SCORES = "cross: removed by this block  ·  grey: removed before"
 _FRAME_MS, _LAST_FRAME_MS = 700, 2500
 

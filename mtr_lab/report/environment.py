@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -24,6 +24,7 @@ class Environment(TypedDict):
     cpu: str | None
     threads: int  # that PyTorch computes with
     gpus: list[str]
+    device: NotRequired[str]  # that was used: cpu, or the GPU's name
     cuda: str | None
 
 

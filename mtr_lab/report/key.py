@@ -1,13 +1,12 @@
 """What makes two evaluations the same: the configuration that matters, the code, the weights, the data."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
-
-import torch
 
 NO_MATTER = (
     "resume",
@@ -20,7 +19,8 @@ NO_MATTER = (
     "trainer.enable_progress_bar",
 )
 """Settings that do not change what a result says."""
-_REDUCED_ONLY = ("mtr", "timing", "seed")
+_REDUCED_ONLY = ("mtr", "timing", "pictures", "seed")
+_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "numba", "triton", "mamba-ssm", "causal-conv1d")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -28,20 +28,28 @@ class Key(TypedDict):
     """Hashes (hex); results with equal keys are of the same evaluation."""
 
     config: str  # the resolved configuration but for NO_MATTER
-    code: str  # the package's own source files, and the version of PyTorch
+    code: str  # the package's own source files, and the versions of the packages that compute
     weights: str
     data: str
+    machine: str  # that speeds were measured on; empty without any
 
 
-def point_key(config: dict[str, Any], weights: str | None, data: str) -> Key:
+def point_key(config: dict[str, Any], weights: str | None, data: Sequence[str | None], machine: Sequence[str]) -> Key:
     """The key of an evaluation.
 
     Args:
         config: resolved, of plain dicts and lists.
         weights: SHA-256 of the file they came from; ``None``: random ones, which follow from the configuration.
-        data: the identity of the evaluation images.
+        data: the identity of the evaluation images, and of those a schedule was measured on.
+        machine: what speeds depend on besides; nothing where none are measured.
     """
-    return {"config": _hash(_without(config, NO_MATTER)), "code": code(), "weights": weights or "random", "data": data}
+    return {
+        "config": _hash(_without(config, NO_MATTER)),
+        "code": code(),
+        "weights": weights or "random",
+        "data": _hash(list(data)),
+        "machine": _hash(list(machine)) if machine else "",
+    }
 
 
 def unreduced_key(config: dict[str, Any], weights: str | None, data: str, machine: Sequence[str]) -> str:
@@ -56,9 +64,17 @@ def unreduced_key(config: dict[str, Any], weights: str | None, data: str, machin
 
 @cache
 def code() -> str:
-    """A hash of the package's Python files as they are on disk, committed or not, and of PyTorch's version."""
+    """A hash of the package's Python files as they are on disk, committed or not, and of the versions of others."""
     files = sorted(path for path in _PACKAGE.rglob("*.py"))
-    return _hash([torch.__version__, *((path.relative_to(_PACKAGE).as_posix(), path.read_text()) for path in files)])
+    versions = [_version(package) for package in _PACKAGES]
+    return _hash([versions, *((path.relative_to(_PACKAGE).as_posix(), path.read_text()) for path in files)])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _without(config: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:

@@ -40,17 +40,25 @@ def log_result(
     task, backbone, dataset, config = result["task"], result["backbone"], result["dataset"], result["config"]
     hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
     for logger in [loggers] if isinstance(loggers, Logger) else loggers:
-        logger.log_hyperparams(hyperparameters)
-        for step, metrics in _curves(result["points"]):
-            logger.log_metrics(metrics, step)
-        logger.save()
-        if isinstance(logger, WandbLogger):
-            _log_to_wandb(logger.experiment, result, files)
-            if pictures is not None:
-                log_pictures(logger.experiment, pictures)
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of a sweep would go on with this one
+        try:
+            logger.log_hyperparams(hyperparameters)
+            for step, metrics in _curves(result["points"]):
+                logger.log_metrics(metrics, step)
+            logger.save()
+            if isinstance(logger, WandbLogger):
+                _log_to_wandb(logger.experiment, result, files)
+                if pictures is not None:
+                    log_pictures(logger.experiment, pictures)
+        except BaseException:
+            _close(logger, failed=True)
+            raise
+        _close(logger, failed=False)
+
+
+def _close(logger: Logger, failed: bool) -> None:
+    logger.finalize("failed" if failed else "success")
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish(exit_code=int(failed))  # or the next run of a sweep would go on with this one
 
 
 def wandb_logger(project: str, save_dir: str, group: str | None = None, **options: Any) -> WandbLogger:

@@ -80,6 +80,7 @@ class Result(TypedDict):
     weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
     key: NotRequired[Key]  # of the evaluation: with an equal one it need not be done again
     unreduced: NotRequired[Unreduced]
+    logged: NotRequired[list[str]]  # the loggers that have been given it
 
 
 def write_result(result: Result, directory: str | Path) -> Path:

@@ -48,13 +48,14 @@ def find_finished(folder: Path, key: Key, sweep: Path | None = None) -> Path | N
 
     A result that is there but cannot be used is named, with the reason, on the terminal.
     """
-    if (folder / result_file.FILE_NAME).exists():
-        problem = _problem(folder, key)
-        if problem is None:
-            return folder
-        print(f"{folder}: {problem}; computing it again.")
+    problem = _problem(folder, key) if (folder / result_file.FILE_NAME).exists() else "nothing is there"
+    if problem is None:
+        return folder
     others = sorted(path.parent for path in sweep.glob(f"*/{result_file.FILE_NAME}")) if sweep else []
-    return next((other for other in others if other != folder and _problem(other, key) is None), None)
+    found = next((other for other in others if other != folder and _problem(other, key) is None), None)
+    if found is None and (folder / result_file.FILE_NAME).exists():
+        print(f"{folder}: {problem}; computing it again.")
+    return found
 
 
 def _problem(folder: Path, key: Key) -> str | None:

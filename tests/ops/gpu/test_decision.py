@@ -12,7 +12,7 @@ from mtr_lab.reduction.policy import make_policy, policy_config
 
 
 def state(batch, length, special, channels=12, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     index = torch.rand(batch, 2 * length, generator=generator).argsort(1)[:, :length].sort(1).values
     places = torch.rand(batch, length, generator=generator).argsort(1)[:, :special]
     streams = (torch.randn(batch, length, channels, generator=generator) for _ in range(2))
@@ -57,7 +57,7 @@ def test_long_sequences_and_many_tokens_are_left_to_the_parts():
     with ops.use_backend("triton"):
         assert not ops.decides(torch.empty(1, kernels.MAX_LENGTH + 1), 4)
         assert not ops.decides(torch.empty(1, 300), kernels.MAX_REMOVED + 1)
-    assert not ops.decides(torch.empty(1, 30), 4)  # on the CPU
+    assert not ops.decides(torch.empty(1, 30), 4)  # not selected
 
 
 @pytest.mark.parametrize("changes", [{"order": "importance"}, {"merge": "fuse"}, {"prune_first": 0.5}])
@@ -70,8 +70,9 @@ def test_other_policies_are_composed(changes):
     assert torch.equal(found.dest, expected.dest)
 
 
-def test_registration():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_registration(dtype):
     before, _ = state(2, 20, 1)
-    arguments = (before.size, before.special, None, before.hidden, before.residual, 4, 7)
+    arguments = (before.size.to(dtype), before.special, None, before.hidden.to(dtype), before.residual, 4, 7)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.mtr_lab.asymmetric_plan.default, arguments, test_utils=checks)

@@ -67,16 +67,49 @@ def test_a_changed_parameter_is_laid_out_again():
         assert made.half()(images.half()).dtype == torch.float16
 
 
+def test_changes_that_no_version_shows():
+    """Fused optimisers and what writes to ``parameter.data`` leave versions alone; a parametrisation hides them."""
+    made, images = model(), torch.randn(1, 3, 24, 24)
+
+    def outputs():
+        with torch.no_grad():
+            with ops.use_backend("triton"):
+                found = made(images)
+            with ops.use_backend("reference"):  # of a copy: the model itself is not to see another pass
+                return found, copy.deepcopy(made)(images)
+
+    outputs()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, fused=True)
+    with ops.use_backend("triton"):
+        made(images)  # the copies are made anew after a pass with gradients, not before
+        made(images).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(*outputs())
+    for parameter in made.parameters():
+        parameter.data *= 1.1
+    made.eval()
+    torch.testing.assert_close(*outputs())
+    torch.nn.utils.parametrize.register_parametrization(made.blocks[1].mixer.x_proj, "weight", torch.nn.Tanh())
+    outputs()
+    made.blocks[1].mixer.x_proj.parametrizations.weight.original.data *= 1.5
+    torch.testing.assert_close(*outputs())
+
+
 def test_state_dict_and_copies_know_nothing_of_the_layout():
     made, names = model(), set(model().state_dict())
     with torch.no_grad(), ops.use_backend("triton"):
         found = made(torch.ones(1, 3, 24, 24))
         assert set(made.state_dict()) == names
+        assert made.blocks[0].mixer._laid_out
+        assert copy.deepcopy(made).blocks[0].mixer._laid_out is None
         assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), found)
 
 
-def test_training_gradients():
+@pytest.mark.parametrize("policy", [None, "mtr", "write"])
+def test_training_gradients(policy):
     made, images = model(), torch.randn(2, 3, 24, 24)
+    if policy:
+        mtr_lab.patch(made, policy, schedule=[3, 2, 0])
     exact = copy.deepcopy(made).double()
     exact(images.double()).square().sum().backward()
     with ops.use_backend("triton"):

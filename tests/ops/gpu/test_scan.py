@@ -14,11 +14,11 @@ def relative(found, expected):
     return ((found.double() - expected).norm() / expected.norm()).item()
 
 
-def inputs(directions, batch, length, channels, states, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator(device).manual_seed(length)
+def inputs(directions, batch, length, channels, states, dtype=torch.float32):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(length)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=generator, device=device)
+        return torch.randn(*shape, generator=generator)
 
     data = {
         "u": normal(directions, batch, length, channels).to(dtype),
@@ -30,7 +30,7 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32, dev
         "D": normal(directions, channels),
         "z": normal(batch, length, 2 * channels).to(dtype)[..., channels:],
         "delta_bias": normal(directions, channels),
-        "gap": torch.randint(0, 4, (batch, length), generator=generator, device=device),
+        "gap": torch.randint(0, 4, (batch, length), generator=generator),
         "stretch": 1 + normal(batch, length).abs(),
     }
     data["gap"][:, 0] = 0
@@ -71,7 +71,7 @@ def test_half_precision_keeps_the_state_in_float32(dtype):
 def test_a_split_sequence_gives_the_same(length, without, monkeypatch):
     monkeypatch.setattr(scan, "MIN_CHUNK", 8)
     monkeypatch.setattr(scan, "fill", lambda device: 100)
-    assert 8 <= scan.chunk_length(length, 4, torch.device("cpu")) < length
+    assert 8 <= scan.chunk_length(length, 4, torch.get_default_device()) < length
     check(inputs(2, 2, length, 8, 4) | dict.fromkeys(without), (False, True), torch.float32)
 
 

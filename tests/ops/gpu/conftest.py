@@ -1,0 +1,15 @@
+"""The kernels run on a GPU where there is one, else under Triton's interpreter."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def _default_device() -> Iterator[None]:
+    """What a test makes, it makes where the kernels run."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
