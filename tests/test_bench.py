@@ -227,6 +227,13 @@ def test_a_mistake_gets_one_clear_message_and_code_2(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+def test_a_sweep_goes_on_after_a_mistake(run_program, tmp_path) -> None:
+    run = run_program(main, *SMALL, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path}", "bench.batch=0,1")
+    assert run.code == 2
+    assert "bench.batch" in run.out + run.err
+    assert len(list(tmp_path.glob("*/bench.json"))) == 1
+
+
 def test_an_absent_device_is_refused(run_program) -> None:
     for override in ("bench.device=cuda", "bench.cuda_graph=true"):
         run = run_program(main, *SMALL, override)

@@ -113,6 +113,45 @@ def test_a_measured_schedule_depends_on_the_training_images_alone(run_program, t
     assert tokens[0][0] != tokens[0][1]
 
 
+def test_other_training_images_are_another_measured_schedule(run_program, tmp_path: Path) -> None:
+    wnids = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())
+    root = image_folder(tmp_path / "images" / "val", wnids, 1).parent
+    image_folder(root / "train", wnids, 2)
+    again = (*SMALL, "dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0", "mtr.schedule=auto")
+    where = f"hydra.run.dir={tmp_path / 'run'}"
+    assert "finished before" not in run_program(main, *again, where, "mtr.ratio=0.2").out
+    assert "finished before" in run_program(main, *again, where, "mtr.ratio=0.2").out
+    next((root / "train" / wnids[0]).iterdir()).unlink()
+    assert "the result there is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
+
+
+def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = (*SMALL, "mtr.ratio=0.2", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}")
+    with monkeypatch.context() as broken:
+        broken.setattr("mtr_lab.evaluate.save_depth", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_program(main, *again, "pictures=1")
+        assert not (tmp_path / "run" / "result.json").exists()
+    with monkeypatch.context() as broken:
+        broken.setattr("mtr_lab.evaluate.log_result", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_program(main, *again, "pictures=1")
+    assert read_result(tmp_path / "run")["logged"] == []
+    finished = run_program(main, *again, "pictures=1")
+    assert "finished before" in finished.out
+    assert read_result(tmp_path / "run")["logged"] == ["csv"]
+    assert list((tmp_path / "run" / "pictures").iterdir())
+    assert run_program(main, *again).code == 0  # without pictures: those of the other evaluation go
+    assert not (tmp_path / "run" / "pictures").exists()
+
+
+def test_an_objective_that_a_graph_does_not_have(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtr_lab.evaluate.check_device", lambda config: None)
+    run = run_program(main, *SMALL, "timing.batch_size=1", "trainer.cuda_graph=true", "objective=peak_mib")
+    assert run.code == 2
+    assert "'peak_mib'" in run.err
+
+
 def presets() -> list[str]:
     """Those that name every job themselves."""
     texts = {path.stem: path.read_text() for path in (CONF / "experiment").glob("*.yaml")}

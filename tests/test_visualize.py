@@ -122,3 +122,10 @@ def test_help_names_what_is_compared_by_default(visualize) -> None:
     run = visualize("--help")
     assert run.code == 0
     assert ", ".join(POLICIES) in " ".join(run.out.split())
+
+
+def test_images_after_the_policies_are_not_taken_for_policies(visualize) -> None:
+    image = SAMPLE / SAMPLES[0]
+    run = visualize(*TINY, "--policies", "random", image)
+    assert run.code == 2
+    assert "give the images before --policies" in run.err

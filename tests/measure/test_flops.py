@@ -52,6 +52,12 @@ def test_counted_equals_analytic(name: str, ratio: float, batch: int, backend: s
     assert (schedule.flops_reduction > 0) == (ratio > 0)
 
 
+def test_a_reduction_after_the_last_block_is_counted() -> None:
+    model = create_model("vim_ti", img_size=24, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=4)
+    schedule = mtr_lab.patch(model, schedule=[3, 0, 2]).schedule
+    assert counted_flops(model, torch.randn(1, 3, 24, 24)) == (schedule.flops, schedule.flops_reduction)
+
+
 def test_tokens_of_another_size() -> None:
     model = outline("vim_s")
     assert num_tokens(model) == 197

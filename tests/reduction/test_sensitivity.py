@@ -44,6 +44,11 @@ def test_tokens_go_where_they_no_longer_matter(model, images) -> None:
         assert not torch.allclose(model(images), expected)
 
 
+def test_a_model_in_half_precision(model, images) -> None:
+    schedule = mtr_lab.patch(model.bfloat16(), ratio=0.2, schedule="auto", images=images.bfloat16()).schedule
+    assert 0.2 <= schedule.reduction < 0.25
+
+
 @pytest.mark.parametrize("name", ["mtr", "random", "hsa"])
 @torch.no_grad()
 def test_the_first_choice_is_the_cheapest_of_all_blocks(name: str, model, images) -> None:

@@ -264,3 +264,17 @@ def test_disabling_wandb_is_respected(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     log_result(result, [write_result(result, tmp_path)], wandb_logger("mtr_lab", str(tmp_path)))
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_run_that_cannot_be_logged_is_closed(
+    result: Result, logged_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process the next point of a sweep would go on with it."""
+    monkeypatch.setattr("mtr_lab.report.loggers._log_to_wandb", lambda *_: 1 / 0)
+    ids = []
+    for _ in range(2):
+        logger = wandb_logger("lab", str(tmp_path))
+        ids.append(logger.experiment.id)
+        with pytest.raises(ZeroDivisionError):
+            log_result(result, [], logger)
+    assert ids[0] != ids[1]
