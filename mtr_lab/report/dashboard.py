@@ -18,7 +18,7 @@ from mtr_lab.report import predictions
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.comparison import check_same_images
 from mtr_lab.report.dashboard_pairs import RESAMPLES, Sample, compare_all
-from mtr_lab.report.environment import Environment
+from mtr_lab.report.hardware import hardware
 from mtr_lab.report.predictions import load_predictions, point_name
 from mtr_lab.report.result import FILE_NAME, Point, Result, read_result
 
@@ -101,7 +101,7 @@ class Reader:
                 {
                     "name": run.name,
                     "variant": variant,
-                    "hardware": _hardware(run.result["environment"]),
+                    "hardware": hardware(run.result["environment"]),
                     "paired": run.sample is not None,
                     "result": run.result,
                     "pictures": embedded,
@@ -245,14 +245,6 @@ def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], lis
     return kept, notes
 
 
-def _hardware(environment: Environment) -> str:
-    gpus = environment["gpus"]
-    if gpus:
-        return ", ".join(f"{gpus.count(gpu)} × {gpu}" if gpus.count(gpu) > 1 else gpu for gpu in dict.fromkeys(gpus))
-    threads = environment["threads"]
-    return f"{environment['cpu'] or environment['platform']}, {threads} thread{'s' if threads != 1 else ''}"
-
-
 def _setting(run: Run) -> tuple[str, ...]:
     """What must be equal for two runs' points to be of one kind."""
     return run.result["task"], run.result["backbone"], run.result["dataset"]
@@ -270,7 +262,7 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             key: list[Any] = [r, i]
             if point["policy"] == "none":
                 content = {name: value for name, value in point.items() if name not in _SPEED}
-                key = [_setting(run), _hardware(run.result["environment"]), run.result.get("weights"), content]
+                key = [_setting(run), hardware(run.result["environment"]), run.result.get("weights"), content]
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
@@ -283,7 +275,7 @@ def _variants(runs: Sequence[Run]) -> list[str]:
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
-        groups[_setting(run), _hardware(run.result["environment"]), policies].append(r)
+        groups[_setting(run), hardware(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
     for members in groups.values():
         settings = {r: dict(_flatten(runs[r].result["config"])) for r in members}
