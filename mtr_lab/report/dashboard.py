@@ -19,6 +19,7 @@ from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.comparison import check_same_images
 from mtr_lab.report.dashboard_pairs import RESAMPLES, Sample, compare_all
 from mtr_lab.report.hardware import hardware
+from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
 from mtr_lab.report.result import FILE_NAME, Point, Result, read_result
 
@@ -31,7 +32,8 @@ REPORT_PICTURE_BYTES = 48 << 20
 
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
-_NOT_VARIANTS = ("mtr.ratio", "mtr.policy", "logger")  # settings that say nothing the point does not, or nothing of it
+_SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
+_NOT_VARIANTS = (*NO_MATTER, "mtr.ratio", "mtr.policy", "pictures")  # what the point says itself, or nothing of it
 _NAMED_SETTINGS = 4  # in the name of a variant
 
 
@@ -254,7 +256,7 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """The points to show, each as a run and a place in its result; ``places`` are all that are the same.
 
     A sweep evaluates the unreduced model in each run, with one outcome but for the speed: it is shown once, as the run
-    with the median speed found it.
+    with the median speed found it, of those that timed it with the same settings.
     """
     equal: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for r, run in enumerate(runs):
@@ -263,6 +265,9 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             if point["policy"] == "none":
                 content = {name: value for name, value in point.items() if name not in _SPEED}
                 key = [_setting(run), hardware(run.result["environment"]), run.result.get("weights"), content]
+                if any(name in point for name in _SPEED):
+                    settings = dict(_flatten(run.result["config"]))
+                    key.append([settings.get(name) for name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)

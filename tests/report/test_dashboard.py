@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mtr_lab.report.dashboard import Reader, build, page, to_json
 from mtr_lab.report.dashboard_live import make_server
 from mtr_lab.report.dashboard_pairs import compare_all
 from mtr_lab.report.predictions import load_predictions
+from mtr_lab.report.result import write_result
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -118,6 +120,33 @@ def test_the_unreduced_model_of_a_sweep_is_one_point(tmp_path: Path) -> None:
     assert len(Reader([tmp_path]).data()["points"]) == len(points) + 1 + 2  # another outcome is another point
 
 
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"timing": {"batch_size": 16}}, {"timing": {"batch_size": 1}}),
+        ({"trainer": {"cuda_graph": True}}, {"trainer": {"cuda_graph": False}}),
+        ({"trainer": {"precision": "bf16-mixed"}}, {"trainer": {}}),
+        ({"ops": {"backend": "triton"}}, {"ops": None}),
+    ],
+)
+def test_speeds_of_different_settings_are_different_points(
+    settings: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    def unreduced() -> list[list[tuple[int, int]]]:
+        points = Reader([tmp_path]).data()["points"]
+        return [point["places"] for point in points if point["point"] == 0]
+
+    results = [
+        write_run(tmp_path / str(i), "mtr", config=config) for i, config in enumerate([settings, settings, other])
+    ]
+    assert unreduced() == [[(0, 0), (1, 0)], [(2, 0)]]
+    for i, result in enumerate(results):
+        for name in ("img_per_s", "latency_ms", "peak_mib"):
+            del result["points"][0][name]
+        write_result(result, tmp_path / str(i))
+    assert unreduced() == [[(0, 0), (1, 0), (2, 0)]]  # nothing was timed
+
+
 def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "mtr")
     write_run(tmp_path / "b", "mtr", mtr={"merge": "prune"}, ratios=(0.3,))
@@ -126,6 +155,16 @@ def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "mtr")
     name = tmp_path.name
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == [f"({name}/a)", f"({name}/b)", ""]
+
+
+def test_settings_that_do_not_matter_are_no_variants(tmp_path: Path) -> None:
+    for i, name in enumerate(["a", "b"]):
+        matters_not = {"resume": bool(i), "objective": name, "logger": {"name": name}, "pictures": i}
+        trainer, dataset = {"enable_progress_bar": bool(i)}, {"root": name, "num_workers": i}
+        mtr = {"policy": "mtr", "ratio": [0.2 + i / 10]}
+        config = {**matters_not, "mtr": mtr, "trainer": trainer, "dataset": dataset, "seed": i}
+        write_run(tmp_path / name, "mtr", ratios=(0.2 + i / 10,), config=config)
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["seed=0", "seed=1"]
 
 
 def test_no_text_leaves_the_data_block(tmp_path: Path) -> None:
