@@ -137,15 +137,18 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         output: the HTML file; it appears complete or not at all.
 
     Raises:
-        UserError: what ``Reader.data`` refuses, nothing to show, or Plotly is not installed.
+        UserError: what ``Reader.data`` refuses, nothing to show, Plotly is not installed, or ``output`` not writable.
     """
     data = Reader(paths).data()
     if not data["runs"]:
         found = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
         raise UserError(f"nothing to show. {found}")
     html = page(data)
-    with replace_file(output) as stream:
-        stream.write(html.encode())
+    try:
+        with replace_file(output) as stream:
+            stream.write(html.encode())
+    except OSError as error:
+        raise UserError(f"cannot write the report {output}: {error.strerror}.") from error
     return data
 
 
@@ -208,17 +211,21 @@ def _read_run(file: Path, name: str) -> Run:
             notes.append(f"{name} is not compared in pairs: {error}")
     pictures = []
     for path in _pictures(file):
-        if path.stat().st_size > PICTURE_BYTES:
-            notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
-        else:
+        try:
+            if path.stat().st_size > PICTURE_BYTES:
+                notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
+                continue
             content = base64.b64encode(path.read_bytes()).decode()
-            pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
+        except OSError as error:
+            notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror}.")
+            continue
+        pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
     return Run(name, result, sample, pictures, notes)
 
 
 def _pictures(file: Path) -> list[Path]:
-    paths = (path for path in (file.parent / PICTURES).glob("*") if path.suffix in _PICTURE_TYPES)
-    return sorted(paths, key=_natural)
+    found = (file.parent / PICTURES).glob("*")
+    return sorted((path for path in found if path.suffix in _PICTURE_TYPES and path.is_file()), key=_natural)
 
 
 def _stamp(file: Path) -> list[tuple[str, int, int]]:

@@ -1,7 +1,9 @@
 """The dashboard's file: what is in it, what is left out and why."""
 
 import base64
+import errno
 import hashlib
+import http.client
 import json
 import re
 import sys
@@ -22,7 +24,7 @@ from mtr_lab.report import dashboard
 from mtr_lab.report.__main__ import main
 from mtr_lab.report.comparison import compare
 from mtr_lab.report.dashboard import Reader, build, page, to_json
-from mtr_lab.report.dashboard_live import make_server
+from mtr_lab.report.dashboard_live import _Source, make_server
 from mtr_lab.report.dashboard_pairs import compare_all
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import write_result
@@ -215,6 +217,33 @@ def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.
     assert any("b: 1 pictures are left out" in note for note in data["notes"])
 
 
+def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", "mtr")
+    (tmp_path / "run" / "pictures" / "folder.png").mkdir(parents=True)
+    (tmp_path / "run" / "pictures" / "tokens.png").write_bytes(PIXEL)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", refuse)
+        data = build([tmp_path / "run"], tmp_path / "report.html")
+    assert data["runs"][0]["pictures"] == []
+    assert data["notes"] == ["run: tokens.png is left out, it cannot be read: Input/output error."]
+    assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens.png"]
+
+
+def test_a_result_that_cannot_be_read_is_not_the_reports_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "mtr")
+
+    def refuse(file: Path, name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    monkeypatch.setattr(dashboard, "_read_run", refuse)
+    with pytest.raises(OSError, match="result.json"):
+        main([str(tmp_path), "-o", str(tmp_path / "report.html")])
+
+
 def test_a_file_that_is_no_result_is_a_note_in_a_folder_and_an_error_by_name(tmp_path: Path) -> None:
     write_run(tmp_path / "good", "mtr")
     (tmp_path / "bad").mkdir()
@@ -243,6 +272,10 @@ def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFix
         (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
         (["run"], "say where to write the report (-o report.html), --live"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
+        (["run", "wandb="], "wandb= names no project: say wandb=PROJECT or wandb=ENTITY/PROJECT"),
+        (["run", "wandb=team/"], "wandb=team/ names no project"),
+        (["run", "wandb=/lab"], "wandb=/lab names no project"),
+        (["run", "wandb=team/lab/runs", "-o", "r.html"], "wandb=team/lab/runs names no project"),
         ([], "the following arguments are required: RESULTS"),
     ],
 )
@@ -261,6 +294,7 @@ def test_a_mistake_is_one_message_and_code_2(
         main(arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+    assert not Path("r.html").exists()
 
 
 def test_without_plotly_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +324,16 @@ def get(server: ThreadingHTTPServer, path: str, tag: str = "") -> tuple[int, str
         return error.code, error.headers.get("ETag", ""), error.read().decode()
 
 
+def get_as(server: ThreadingHTTPServer, host: str) -> tuple[int, str]:
+    """Status and content of the data, asked for under the name of ``host``."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("GET", "/data.json", headers={"Host": host})
+    answer = connection.getresponse()
+    content = answer.read().decode()
+    connection.close()
+    return answer.status, content
+
+
 def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     status, tag, content = get(server, "/data.json")
     assert status == 200
@@ -306,9 +350,35 @@ def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path)
     assert data_block(html) == json.loads(content)
     assert get(server, "/../../etc/passwd")[0] == 404
     (tmp_path / "sweep").rename(tmp_path / "gone")
-    status, _, content = get(server, "/data.json", newer)
-    assert status == 503
+    status, tag, content = get(server, "/data.json", newer)
+    assert (status, tag) == (503, "")
     assert "there is no" in content
+
+
+def test_an_answer_is_of_one_time(tmp_path: Path) -> None:
+    """What one request was given stays as it is when another one finds newer results."""
+    source = _Source([tmp_path])
+    older = source.refresh()
+    assert source.refresh() is older
+    write_run(tmp_path / "0", "mtr")
+    newer = source.refresh()
+    for snapshot, runs in [(older, 0), (newer, 1)]:
+        assert len(snapshot.data["runs"]) == runs
+        assert json.loads(snapshot.json) == json.loads(to_json(snapshot.data))
+        assert snapshot.tag == f'"{hashlib.sha256(snapshot.json).hexdigest()}"'
+
+
+def test_only_this_machines_names_are_answered(server: ThreadingHTTPServer) -> None:
+    port = server.server_port
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert get_as(server, host)[0] == 200
+    for host in (
+        f"elsewhere.example:{port}",
+        f"localhost.elsewhere.example:{port}",
+        "localhost",
+        f"localhost:{port + 1}",
+    ):
+        assert get_as(server, host) == (403, f"open http://localhost:{port}")
 
 
 def test_it_serves_this_machine_only(server: ThreadingHTTPServer) -> None:
