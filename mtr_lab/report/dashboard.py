@@ -16,8 +16,7 @@ from typing import Any
 from mtr_lab.errors import UserError
 from mtr_lab.report import predictions
 from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.comparison import check_same_images
-from mtr_lab.report.dashboard_pairs import RESAMPLES, Sample, compare_all
+from mtr_lab.report.comparison import RESAMPLES, Sample, check_same_images, compare_all
 from mtr_lab.report.hardware import hardware
 from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
