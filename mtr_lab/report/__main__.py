@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("say where to write the report (-o report.html), --live to serve it, or wandb=PROJECT")
     if not results:
         parser.error("say which results: result.json files, run folders, or folders of them")
+    for project in projects:
+        if project.count("/") > 1 or not all(map(str.strip, project.split("/"))):
+            parser.error(f"{WANDB}{project} names no project: say {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
         if options.output is not None:
             _write(results, options.output)
@@ -48,10 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write(results: Sequence[Path], output: Path) -> None:
-    try:
-        data = build(results, output)
-    except OSError as error:
-        raise UserError(f"cannot write the report {output}: {error.strerror}.") from error
+    data = build(results, output)
     for note in data["notes"]:
         print(f"mtr_lab: {note}", file=sys.stderr)
     print(f"wrote {output}: {len(data['runs'])} runs, {len(data['points'])} points")

@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mtr_lab.report.hardware import hardware
 from mtr_lab.report.table import figure, percent
 
 _HEADINGS = (
@@ -25,7 +26,7 @@ def bench_table(result: Mapping[str, Any]) -> Table:
     """Lay out the rows of a bench.json, two lines each; errors and notes stand below."""
     machine = result["environment"]
     table = Table(
-        title=escape(f"{', '.join(machine['gpus']) or machine['cpu'] or 'CPU'} · torch {machine['torch']}"),
+        title=escape(f"{hardware(machine)} · torch {machine['torch']}"),
         caption=escape("\n".join(_remarks(result))),
         box=box.SIMPLE_HEAD,
         show_edge=False,

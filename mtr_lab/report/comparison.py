@@ -1,12 +1,16 @@
-"""The paired difference between two points, of one run or of two on the same images."""
+"""The paired differences between points, of one run or of several on the same images."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.measure.statistics import bootstrap_interval
 from mtr_lab.report.predictions import Predictions, kl_divergence
+
+RESAMPLES = 10_000
+_RESAMPLES_AT_ONCE = 64
 
 
 class Difference(TypedDict):
@@ -17,8 +21,22 @@ class Difference(TypedDict):
     significant: bool
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What pairing needs of a run: a small part of its predictions."""
+
+    hashes: np.ndarray  # (n,) str, of the images
+    points: list[str]  # see point_name
+    metrics: list[dict[str, np.ndarray]]  # of each point: its metrics, (n,) values an image
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> "Sample":
+        points = [str(point) for point in predictions.points]
+        return cls(predictions.hashes, points, [per_image(predictions, i) for i in range(len(points))])
+
+
 def compare(
-    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = 10_000, seed: int = 0
+    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
     """How point ``j`` of one run differs from point ``i`` of another, image by image.
 
@@ -33,13 +51,40 @@ def compare(
         UserError: the runs are on different images.
     """
     check_same_images(first.hashes, second.hashes)
-    metrics = [per_image(first, i), per_image(second, j)]
-    differences: dict[str, Difference] = {}
-    for name in metrics[0]:
-        values = metrics[1][name] - metrics[0][name]
-        lo, hi = bootstrap_interval(values, resamples, seed)
-        differences[name] = {"difference": float(values.mean()), "ci": [lo, hi], "significant": lo > 0 or hi < 0}
-    return differences
+    points = [per_image(first, i), per_image(second, j)]
+    return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0]
+
+
+def compare_all(
+    points: Sequence[dict[str, np.ndarray]],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Difference]]:
+    """What ``compare`` finds for every pair, from one drawing of images, which is what takes the time.
+
+    Args:
+        points: the same metrics of each point, (n,) values an image, all on the same images in the same order.
+        pairs: (first, second), places in ``points``.
+        resamples, seed: of the bootstrap over images (Efron 1979).
+
+    Returns:
+        for each pair and metric, second minus first with its paired percentile interval of level 0.95.
+    """
+    if not pairs:
+        return []
+    names = list(points[0])
+    values = np.stack([point[name] for point in points for name in names], axis=1)
+    # Sums, not means: those of hits and misses are exact, so that an end of an interval that is 0 is not 1e-17.
+    sums = _resampled_sums(values, resamples, seed).reshape(resamples, len(points), len(names))
+    return [
+        {
+            name: _difference(points[i][name], points[j][name], sums[:, j, k] - sums[:, i, k])
+            for k, name in enumerate(names)
+        }
+        for i, j in pairs
+    ]
 
 
 def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these runs") -> None:
@@ -60,3 +105,24 @@ def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
         "agreement": (best == predictions.top5[0, :, 0]).astype(float),
         "kl": kl_divergence(predictions.log_probs[0], predictions.log_probs[point]),
     }
+
+
+def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray) -> Difference:
+    if np.array_equal(first, second):  # else their sums would differ by rounding
+        return {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}
+    lo, hi = (float(end) / len(first) for end in np.quantile(resampled, [0.025, 0.975]))
+    return {"difference": float((second - first).mean()), "ci": [lo, hi], "significant": lo > 0 or hi < 0}
+
+
+def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, m) sums over n rows of (n, m) values drawn with replacement, the same rows for each column."""
+    n, m = values.shape
+    rng = np.random.default_rng(seed)
+    sums = np.empty((resamples, m))
+    counts = np.empty((_RESAMPLES_AT_ONCE, n))
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        chunk = sums[start : start + _RESAMPLES_AT_ONCE]
+        for row in counts[: len(chunk)]:
+            row[:] = np.bincount(rng.integers(n, size=n, dtype=np.int32), minlength=n)
+        np.matmul(counts[: len(chunk)], values, out=chunk)
+    return sums

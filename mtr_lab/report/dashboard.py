@@ -16,9 +16,9 @@ from typing import Any
 from mtr_lab.errors import UserError
 from mtr_lab.report import predictions
 from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.comparison import check_same_images
-from mtr_lab.report.dashboard_pairs import RESAMPLES, Sample, compare_all
-from mtr_lab.report.environment import Environment
+from mtr_lab.report.comparison import RESAMPLES, Sample, check_same_images, compare_all
+from mtr_lab.report.hardware import hardware
+from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
 from mtr_lab.report.result import FILE_NAME, Point, Result, read_result
 
@@ -31,7 +31,8 @@ REPORT_PICTURE_BYTES = 48 << 20
 
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
-_NOT_VARIANTS = ("mtr.ratio", "mtr.policy", "logger")  # settings that say nothing the point does not, or nothing of it
+_SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
+_NOT_VARIANTS = (*NO_MATTER, "mtr.ratio", "mtr.policy", "pictures")  # what the point says itself, or nothing of it
 _NAMED_SETTINGS = 4  # in the name of a variant
 
 
@@ -101,7 +102,7 @@ class Reader:
                 {
                     "name": run.name,
                     "variant": variant,
-                    "hardware": _hardware(run.result["environment"]),
+                    "hardware": hardware(run.result["environment"]),
                     "paired": run.sample is not None,
                     "result": run.result,
                     "pictures": embedded,
@@ -135,15 +136,18 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         output: the HTML file; it appears complete or not at all.
 
     Raises:
-        UserError: what ``Reader.data`` refuses, nothing to show, or Plotly is not installed.
+        UserError: what ``Reader.data`` refuses, nothing to show, Plotly is not installed, or ``output`` not writable.
     """
     data = Reader(paths).data()
     if not data["runs"]:
         found = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
         raise UserError(f"nothing to show. {found}")
     html = page(data)
-    with replace_file(output) as stream:
-        stream.write(html.encode())
+    try:
+        with replace_file(output) as stream:
+            stream.write(html.encode())
+    except OSError as error:
+        raise UserError(f"cannot write the report {output}: {error.strerror}.") from error
     return data
 
 
@@ -206,17 +210,21 @@ def _read_run(file: Path, name: str) -> Run:
             notes.append(f"{name} is not compared in pairs: {error}")
     pictures = []
     for path in _pictures(file):
-        if path.stat().st_size > PICTURE_BYTES:
-            notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
-        else:
+        try:
+            if path.stat().st_size > PICTURE_BYTES:
+                notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
+                continue
             content = base64.b64encode(path.read_bytes()).decode()
-            pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
+        except OSError as error:
+            notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror}.")
+            continue
+        pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
     return Run(name, result, sample, pictures, notes)
 
 
 def _pictures(file: Path) -> list[Path]:
-    paths = (path for path in (file.parent / PICTURES).glob("*") if path.suffix in _PICTURE_TYPES)
-    return sorted(paths, key=_natural)
+    found = (file.parent / PICTURES).glob("*")
+    return sorted((path for path in found if path.suffix in _PICTURE_TYPES and path.is_file()), key=_natural)
 
 
 def _stamp(file: Path) -> list[tuple[str, int, int]]:
@@ -245,14 +253,6 @@ def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], lis
     return kept, notes
 
 
-def _hardware(environment: Environment) -> str:
-    gpus = environment["gpus"]
-    if gpus:
-        return ", ".join(f"{gpus.count(gpu)} × {gpu}" if gpus.count(gpu) > 1 else gpu for gpu in dict.fromkeys(gpus))
-    threads = environment["threads"]
-    return f"{environment['cpu'] or environment['platform']}, {threads} thread{'s' if threads != 1 else ''}"
-
-
 def _setting(run: Run) -> tuple[str, ...]:
     """What must be equal for two runs' points to be of one kind."""
     return run.result["task"], run.result["backbone"], run.result["dataset"]
@@ -262,7 +262,7 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """The points to show, each as a run and a place in its result; ``places`` are all that are the same.
 
     A sweep evaluates the unreduced model in each run, with one outcome but for the speed: it is shown once, as the run
-    with the median speed found it.
+    with the median speed found it, of those that timed it with the same settings.
     """
     equal: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for r, run in enumerate(runs):
@@ -270,7 +270,10 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             key: list[Any] = [r, i]
             if point["policy"] == "none":
                 content = {name: value for name, value in point.items() if name not in _SPEED}
-                key = [_setting(run), _hardware(run.result["environment"]), run.result.get("weights"), content]
+                key = [_setting(run), hardware(run.result["environment"]), run.result.get("weights"), content]
+                if any(name in point for name in _SPEED):
+                    settings = dict(_flatten(run.result["config"]))
+                    key.append([settings.get(name) for name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
@@ -283,7 +286,7 @@ def _variants(runs: Sequence[Run]) -> list[str]:
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
-        groups[_setting(run), _hardware(run.result["environment"]), policies].append(r)
+        groups[_setting(run), hardware(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
     for members in groups.values():
         settings = {r: dict(_flatten(runs[r].result["config"])) for r in members}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mtr_lab import UserError
-from mtr_lab.report.comparison import compare
+from mtr_lab.measure.statistics import bootstrap_interval
+from mtr_lab.report.comparison import compare, per_image
 from mtr_lab.report.predictions import Predictions, top_classes
 
 
@@ -33,6 +34,15 @@ def test_differences_equal_a_brute_force_bootstrap() -> None:
     assert found["kl"]["difference"] == pytest.approx((kl_second - kl_first).mean(), abs=1e-5)
     assert found["kl"]["significant"]
     assert found["agreement"]["difference"] < 0
+
+
+@pytest.mark.parametrize("n", [1, 101, 200])
+def test_intervals_are_those_of_the_mean_difference(n: int) -> None:
+    first, second = run(3, n), run(4, n, noise=2.0)
+    metrics = [per_image(first, 1), per_image(second, 1)]
+    for name, found in compare(first, 1, second, 1, seed=5).items():
+        expected = bootstrap_interval(metrics[1][name] - metrics[0][name], seed=5)
+        assert found["ci"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_point_does_not_differ_from_itself() -> None:

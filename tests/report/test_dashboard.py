@@ -1,7 +1,9 @@
 """The dashboard's file: what is in it, what is left out and why."""
 
 import base64
+import errno
 import hashlib
+import http.client
 import json
 import re
 import sys
@@ -11,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +22,11 @@ from dashboard_runs import data_block, write_run, write_sweep
 from mtr_lab import UserError
 from mtr_lab.report import dashboard
 from mtr_lab.report.__main__ import main
-from mtr_lab.report.comparison import compare
+from mtr_lab.report.comparison import compare, compare_all
 from mtr_lab.report.dashboard import Reader, build, page, to_json
-from mtr_lab.report.dashboard_live import make_server
-from mtr_lab.report.dashboard_pairs import compare_all
+from mtr_lab.report.dashboard_live import _Source, make_server
 from mtr_lab.report.predictions import load_predictions
+from mtr_lab.report.result import write_result
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -118,6 +121,33 @@ def test_the_unreduced_model_of_a_sweep_is_one_point(tmp_path: Path) -> None:
     assert len(Reader([tmp_path]).data()["points"]) == len(points) + 1 + 2  # another outcome is another point
 
 
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"timing": {"batch_size": 16}}, {"timing": {"batch_size": 1}}),
+        ({"trainer": {"cuda_graph": True}}, {"trainer": {"cuda_graph": False}}),
+        ({"trainer": {"precision": "bf16-mixed"}}, {"trainer": {}}),
+        ({"ops": {"backend": "triton"}}, {"ops": None}),
+    ],
+)
+def test_speeds_of_different_settings_are_different_points(
+    settings: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    def unreduced() -> list[list[tuple[int, int]]]:
+        points = Reader([tmp_path]).data()["points"]
+        return [point["places"] for point in points if point["point"] == 0]
+
+    results = [
+        write_run(tmp_path / str(i), "mtr", config=config) for i, config in enumerate([settings, settings, other])
+    ]
+    assert unreduced() == [[(0, 0), (1, 0)], [(2, 0)]]
+    for i, result in enumerate(results):
+        for name in ("img_per_s", "latency_ms", "peak_mib"):
+            del result["points"][0][name]
+        write_result(result, tmp_path / str(i))
+    assert unreduced() == [[(0, 0), (1, 0), (2, 0)]]  # nothing was timed
+
+
 def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "mtr")
     write_run(tmp_path / "b", "mtr", mtr={"merge": "prune"}, ratios=(0.3,))
@@ -126,6 +156,16 @@ def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "mtr")
     name = tmp_path.name
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == [f"({name}/a)", f"({name}/b)", ""]
+
+
+def test_settings_that_do_not_matter_are_no_variants(tmp_path: Path) -> None:
+    for i, name in enumerate(["a", "b"]):
+        matters_not = {"resume": bool(i), "objective": name, "logger": {"name": name}, "pictures": i}
+        trainer, dataset = {"enable_progress_bar": bool(i)}, {"root": name, "num_workers": i}
+        mtr = {"policy": "mtr", "ratio": [0.2 + i / 10]}
+        config = {**matters_not, "mtr": mtr, "trainer": trainer, "dataset": dataset, "seed": i}
+        write_run(tmp_path / name, "mtr", ratios=(0.2 + i / 10,), config=config)
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["seed=0", "seed=1"]
 
 
 def test_no_text_leaves_the_data_block(tmp_path: Path) -> None:
@@ -176,6 +216,33 @@ def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.
     assert any("b: 1 pictures are left out" in note for note in data["notes"])
 
 
+def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", "mtr")
+    (tmp_path / "run" / "pictures" / "folder.png").mkdir(parents=True)
+    (tmp_path / "run" / "pictures" / "tokens.png").write_bytes(PIXEL)
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", refuse)
+        data = build([tmp_path / "run"], tmp_path / "report.html")
+    assert data["runs"][0]["pictures"] == []
+    assert data["notes"] == ["run: tokens.png is left out, it cannot be read: Input/output error."]
+    assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens.png"]
+
+
+def test_a_result_that_cannot_be_read_is_not_the_reports_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "mtr")
+
+    def refuse(file: Path, name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    monkeypatch.setattr(dashboard, "_read_run", refuse)
+    with pytest.raises(OSError, match="result.json"):
+        main([str(tmp_path), "-o", str(tmp_path / "report.html")])
+
+
 def test_a_file_that_is_no_result_is_a_note_in_a_folder_and_an_error_by_name(tmp_path: Path) -> None:
     write_run(tmp_path / "good", "mtr")
     (tmp_path / "bad").mkdir()
@@ -204,6 +271,10 @@ def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFix
         (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
         (["run"], "say where to write the report (-o report.html), --live"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
+        (["run", "wandb="], "wandb= names no project: say wandb=PROJECT or wandb=ENTITY/PROJECT"),
+        (["run", "wandb=team/"], "wandb=team/ names no project"),
+        (["run", "wandb=/lab"], "wandb=/lab names no project"),
+        (["run", "wandb=team/lab/runs", "-o", "r.html"], "wandb=team/lab/runs names no project"),
         ([], "the following arguments are required: RESULTS"),
     ],
 )
@@ -222,6 +293,7 @@ def test_a_mistake_is_one_message_and_code_2(
         main(arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+    assert not Path("r.html").exists()
 
 
 def test_without_plotly_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +323,16 @@ def get(server: ThreadingHTTPServer, path: str, tag: str = "") -> tuple[int, str
         return error.code, error.headers.get("ETag", ""), error.read().decode()
 
 
+def get_as(server: ThreadingHTTPServer, host: str) -> tuple[int, str]:
+    """Status and content of the data, asked for under the name of ``host``."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("GET", "/data.json", headers={"Host": host})
+    answer = connection.getresponse()
+    content = answer.read().decode()
+    connection.close()
+    return answer.status, content
+
+
 def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     status, tag, content = get(server, "/data.json")
     assert status == 200
@@ -267,9 +349,35 @@ def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path)
     assert data_block(html) == json.loads(content)
     assert get(server, "/../../etc/passwd")[0] == 404
     (tmp_path / "sweep").rename(tmp_path / "gone")
-    status, _, content = get(server, "/data.json", newer)
-    assert status == 503
+    status, tag, content = get(server, "/data.json", newer)
+    assert (status, tag) == (503, "")
     assert "there is no" in content
+
+
+def test_an_answer_is_of_one_time(tmp_path: Path) -> None:
+    """What one request was given stays as it is when another one finds newer results."""
+    source = _Source([tmp_path])
+    older = source.refresh()
+    assert source.refresh() is older
+    write_run(tmp_path / "0", "mtr")
+    newer = source.refresh()
+    for snapshot, runs in [(older, 0), (newer, 1)]:
+        assert len(snapshot.data["runs"]) == runs
+        assert json.loads(snapshot.json) == json.loads(to_json(snapshot.data))
+        assert snapshot.tag == f'"{hashlib.sha256(snapshot.json).hexdigest()}"'
+
+
+def test_only_this_machines_names_are_answered(server: ThreadingHTTPServer) -> None:
+    port = server.server_port
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert get_as(server, host)[0] == 200
+    for host in (
+        f"elsewhere.example:{port}",
+        f"localhost.elsewhere.example:{port}",
+        "localhost",
+        f"localhost:{port + 1}",
+    ):
+        assert get_as(server, host) == (403, f"open http://localhost:{port}")
 
 
 def test_it_serves_this_machine_only(server: ThreadingHTTPServer) -> None:
