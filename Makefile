@@ -19,7 +19,8 @@ check: $(VENV)/installed-test
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-docs
-	$(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	@echo build/docs/index.html
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mtr_lab needs Python 3.11 or newer: make PYTHON=python3.x')"

@@ -204,7 +204,7 @@ def bench(config: DictConfig) -> dict[str, Any]:
     result = {
         "schema": 1,
         "config": OmegaConf.to_container(config, resolve=True),
-        "environment": environment(),
+        "environment": {**environment(), "device": name_of(device)},
         "notes": notes,
         "peaks": {dtype: asdict(peak) for dtype, peak in peaks.items()},
         "rows": rows,
@@ -216,6 +216,11 @@ def bench(config: DictConfig) -> dict[str, Any]:
     if all(row["error"] for row in rows):
         raise RuntimeError("every combination failed, see above.")
     return result
+
+
+def name_of(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_device(name: str) -> torch.device:

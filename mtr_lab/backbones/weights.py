@@ -185,7 +185,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
-        raise UserError(f"cannot read checkpoint {path}: {_reason(error)}") from error
+        reason = _reason(error)
+        if "weights_only" in reason:  # PyTorch's text advises to execute whatever the file holds
+            reason = "it is neither a safetensors file nor a PyTorch checkpoint that holds nothing but tensors"
+        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -136,7 +136,9 @@ class ImageDataModule(LightningDataModule):
             return self._loader(dataset, self._num_workers, **options)
         kept = self._training_indices(held_out=False)
         if len(kept) < self._batch_size:
-            raise UserError(f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images.")
+            raise UserError(
+                f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images: lower it."
+            )
         options["generator"] = torch.Generator().manual_seed(self._seed)  # of the workers' seeds
         sampler = EpochShuffle(len(kept), self._seed)
         return self._loader(Subset(dataset, kept), self._num_workers, sampler=sampler, **options)
