@@ -28,7 +28,7 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         if (num_frames or 1) % kernel_size:
-            raise UserError(f"kernel_size={kernel_size} does not divide num_frames={num_frames} frames.")
+            raise UserError(f"kernel_size={kernel_size} does not divide num_frames={num_frames}: give a multiple.")
         self.img_size, self.patch_size, self.stride = img_size, patch_size, stride
         self.num_frames, self.frames = num_frames, (num_frames or 1) // kernel_size
         self.grid_size = self.grid(*img_size)
