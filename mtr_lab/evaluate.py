@@ -69,6 +69,11 @@ def evaluate(config: DictConfig) -> Evaluated:
     folder, chosen = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices["reduction"]
     if config.mtr.policy != chosen:
         raise UserError(f"mtr.policy={config.mtr.policy} only names the result: choose with reduction=, now {chosen}.")
+    if config.backbone.num_frames is not None:
+        raise UserError(
+            f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "
+            "with python -m mtr_lab.visualize CLIP."
+        )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     check_numbers(config)

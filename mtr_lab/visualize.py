@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
@@ -13,10 +14,11 @@ from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.cli import compose, split_overrides, user_mistakes
 from mtr_lab.compose import check_numbers, make_model, make_outline, make_trainer
+from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
 from mtr_lab.evaluate import observe_images, operating_points, policy_settings, strongest
-from mtr_lab.pictures import check_blocks, policy_strip, save_depth, save_picture
+from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
 from mtr_lab.reduction import AUTO, Reduction
 
 POLICIES = ("mtr", "write", "hsa", "random")
@@ -27,14 +29,18 @@ def main() -> None:
     """Parse the command line: files and options, and Hydra overrides wherever they stand."""
     parser = argparse.ArgumentParser(
         prog="python -m mtr_lab.visualize",
-        usage="%(prog)s [IMAGE ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [KEY=VALUE ...]",
+        usage="%(prog)s [IMAGE|CLIP ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [KEY=VALUE ...]",
         description="Draw which tokens a policy keeps, merges and drops, and the scores by which it chose: for each "
         "image IMAGE_POLICY.png (chosen blocks), IMAGE_POLICY.gif (through the depth) and IMAGE_policies.png (several "
-        "policies at the same FLOPs).",
+        "policies at the same FLOPs). A CLIP is an animated GIF or a folder of frames, for a model of videos "
+        "(backbone=videomamba_ti backbone.num_frames=8): CLIP_POLICY.png (frames and chosen blocks), CLIP_POLICY.gif "
+        "(through the frames, after the last of the blocks) and CLIP_policies.png.",
         epilog="KEY=VALUE: any setting of python -m mtr_lab, e.g. backbone=vim_s reduction=hsa mtr.ratio=0.4; of "
         "several ratios, the highest is drawn.",
     )
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; by default bundled ones")
+    parser.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE", help="image files, by default bundled ones; or clips"
+    )
     parser.add_argument(
         "--blocks", nargs="+", type=int, metavar="N", help="counted from 0; by default four that reduce"
     )
@@ -44,7 +50,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     arguments, overrides = split_overrides(sys.argv[1:])
     options = parser.parse_args(arguments)
-    swallowed = [name for name in options.policies or () if Path(name).is_file()]
+    swallowed = [name for name in options.policies or () if Path(name).exists()]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
     with user_mistakes():
@@ -62,7 +68,7 @@ def visualize(
     """Draw images under the policy that ``conf/config.yaml`` with the overrides describes, and compare it with others.
 
     Args:
-        images: files; none for a few of the bundled ones.
+        images: files; none for a few of the bundled ones. For a model of videos, animated images or folders of frames.
         output: the folder to write to.
         overrides: Hydra's.
         blocks: whose tokens to draw, from 0; by default up to four of those that reduce.
@@ -72,7 +78,8 @@ def visualize(
         The files written: for each image ``<image>_<policy>.png``, ``<image>_<policy>.gif``, ``<image>_policies.png``.
 
     Raises:
-        UserError: the overrides describe nothing that can be drawn, or an image cannot be read.
+        UserError: the overrides describe nothing that can be drawn, or an image cannot be read; a model of videos, and
+            no clip.
     """
     config = compose("config", overrides)
     check_numbers(config)
@@ -94,6 +101,12 @@ def visualize(
     points = {}
     for name, setting in settings.items():
         points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
+    video = outline.patch_embed.num_frames is not None
+    if video and not images:
+        raise UserError(
+            f"backbone.num_frames={outline.patch_embed.num_frames} takes videos, and none is bundled: give an animated "
+            "GIF or a folder of frames."
+        )
     files = list(images) or _samples()
     inputs = [_load(file, outline) for file in files]
 
@@ -105,9 +118,10 @@ def visualize(
         seen[name] = [observe_images(trainer, model, reduction, image[None])[0] for image in inputs]
     written = []
     for i, stem in enumerate(_stems(files)):
-        written += save_depth(seen[chosen][i], blocks, output / f"{stem}_{chosen}")
-        strip = policy_strip([seen[name][i] for name in compared])
-        written.append(save_picture(strip, output / f"{stem}_policies.png"))
+        save, compare = (save_clip, clip_policies) if video else (save_depth, policy_strip)
+        written += save(seen[chosen][i], blocks, output / f"{stem}_{chosen}")
+        comparison = compare([seen[name][i] for name in compared])
+        written.append(save_picture(comparison, output / f"{stem}_policies.png"))
     return written
 
 
@@ -117,18 +131,21 @@ def _samples() -> list[Path]:
 
 
 def _load(file: Path, model: VisionMamba) -> Tensor:
-    """An image as the model's evaluation sees it, (3, H, W)."""
+    """An image as the model's evaluation sees it, (3, H, W), or a video, (3, T, H, W)."""
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    if model.patch_embed.num_frames is not None:
+        return torch.stack([transform(frame) for frame in read_clip(file, model.patch_embed.num_frames)], dim=1)
     try:
         image, _ = decode(file.read_bytes())
     except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
         raise UserError(f"cannot read the image {file}: {error}") from error
-    transformed: Tensor = create_transform(**resolve_model_data_config(model), is_training=False)(image)
+    transformed: Tensor = transform(image)
     return transformed
 
 
 def _stems(files: Sequence[Path]) -> list[str]:
     """What to call the pictures of each file: its name, numbered where two are called the same."""
-    stems = [file.stem for file in files]
+    stems = [file.resolve().name if file.is_dir() else file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [f"{i:02}_{stem}" for i, stem in enumerate(stems)]
 
 

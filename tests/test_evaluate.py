@@ -243,6 +243,8 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["backbone.embed_dim=0"], ["embed_dim of vim_nano=0: expected an integer of at least 1"]),
         (["backbone.img_size=115"], ["image height 115 does not fit", "112 or 120"]),
         (["backbone.img_size=big"], ["img_size of vim_nano=big: expected an integer"]),
+        (["backbone.num_frames=8"], ["backbone.num_frames=8: evaluation takes images"]),
+        (["backbone=videomamba_ti", "backbone.num_frames=8"], ["evaluation takes images", "mtr_lab.visualize"]),
         (["backbone.num_classes=7"], ["the dataset has 10 classes", "the model 7 outputs"]),
         (["backbone.num_classes=0"], ["backbone.num_classes=0: expected an integer of at least 1"]),
         (["trainer.accelerator=abacus"], ["trainer: You selected an invalid accelerator name", "abacus"]),

@@ -118,6 +118,60 @@ def test_a_mistake_gets_one_clear_message_and_code_2(visualize, tmp_path: Path, 
     assert not (tmp_path / "pictures").exists()
 
 
+VIDEO = ["backbone=videomamba_ti", *TINY, "backbone.img_size=32", "backbone.num_frames=4"]
+
+
+def write_clip(path: Path, frames: int) -> None:
+    pages = [Image.new("RGB", (50, 40), (40 * i, 100, 200)) for i in range(frames)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=100)
+
+
+def test_videos_from_a_gif_and_from_a_folder(visualize, tmp_path: Path) -> None:
+    """Random weights: which tokens go means nothing here, but all of it is drawn."""
+    write_clip(tmp_path / "pan.gif", 6)
+    (tmp_path / "walk.v1").mkdir()
+    for i in range(4):
+        Image.new("RGB", (40, 60), (40 * i, 100, 200)).save(tmp_path / "walk.v1" / f"{i}.png")
+    run = visualize("pan.gif", "walk.v1", *VIDEO, "--policies", "mtr", "tome", "--blocks", "1", "3")
+    assert run.code == 0, run.err
+    folder = run.folder / "pictures"
+    expected = {f"{stem}_{what}" for stem in ("pan", "walk.v1") for what in ("mtr.png", "mtr.gif", "policies.png")}
+    assert {path.name for path in folder.iterdir()} == expected
+    with Image.open(folder / "pan_mtr.gif") as animation:
+        assert animation.n_frames == 4
+    for sheet in ("pan_mtr.png", "pan_policies.png"):  # four frames beside, the input and two rows below each other
+        width, height = picture_size(folder / sheet)
+        assert 4 * 160 < width < 6 * 160
+        assert 3 * 160 < height < 5 * 160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["backbone.num_frames=4 takes videos", "an animated GIF or a folder of frames"]),
+        (["short.gif"], ["short.gif has 3 of the 4 frames"]),
+        (["empty"], ["empty has 0 of the 4 frames"]),
+        (["nowhere.gif"], ["cannot read the video nowhere.gif", "No such file"]),
+        (["clip.mp4"], ["cannot read the video clip.mp4", "ffmpeg -i VIDEO"]),
+        (["short.gif", "backbone=vim_ti"], ["num_frames=4: Vim takes images alone"]),
+        (["short.gif", "backbone.pretrained=true"], ["no weights are registered for videomamba_ti with num_frames"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_about_a_video_gets_one_clear_message_and_code_2(
+    visualize, tmp_path: Path, arguments, expected
+) -> None:
+    write_clip(tmp_path / "short.gif", 3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom")
+    run = visualize(*VIDEO, "--policies", "mtr", "-o", "pictures", *arguments)
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    for text in expected:
+        assert text in run.err
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_help_names_what_is_compared_by_default(visualize) -> None:
     run = visualize("--help")
     assert run.code == 0

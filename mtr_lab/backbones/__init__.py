@@ -22,10 +22,12 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMa
         pretrained: load the published weights (``vim_nano``: the bundled ones).
         kwargs: ``checkpoint`` (a local file, or ``hf://OWNER/REPOSITORY/FILE``) and ``revision`` of the weights;
             geometry with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
-            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``.
+            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``; of VideoMamba for videos of T
+            frames ``num_frames`` (T) and ``kernel_size`` (frames of a patch).
 
     Returns:
-        The model in training mode; images (B, channels, H, W) to logits (B, num_classes).
+        The model in training mode; images (B, channels, H, W), or videos (B, channels, T, H, W) where there is a
+        ``num_frames``, to logits (B, num_classes).
 
     Raises:
         UserError: an unknown name or argument; weights that cannot be had, read, or do not fit.

@@ -1,4 +1,4 @@
-"""Images to patch tokens, and position embeddings for any grid."""
+"""Images and videos to patch tokens, and position embeddings for any grid."""
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,40 @@ from mtr_lab.errors import UserError
 class PatchEmbed(nn.Module):
     """Convolution that turns an image into a row-major sequence of patch tokens; patches may overlap.
 
+    A video becomes ``frames`` such sequences one after the other, each of ``kernel_size`` of its ``num_frames`` frames.
+
     Raises:
-        UserError: the image does not fit the patch grid.
+        UserError: the image or video does not fit the patch grid.
     """
 
-    def __init__(self, img_size: tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        stride: int,
+        in_chans: int,
+        embed_dim: int,
+        num_frames: int | None = None,
+        kernel_size: int = 1,
+    ) -> None:
         super().__init__()
-        self.patch_size, self.stride = patch_size, stride
+        if (num_frames or 1) % kernel_size:
+            raise UserError(f"kernel_size={kernel_size} does not divide num_frames={num_frames}: give a multiple.")
+        self.img_size, self.patch_size, self.stride = img_size, patch_size, stride
+        self.num_frames, self.frames = num_frames, (num_frames or 1) // kernel_size
         self.grid_size = self.grid(*img_size)
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+        self.proj: nn.Conv2d | nn.Conv3d
+        if num_frames is None:
+            self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+        else:
+            sizes, strides = (kernel_size, patch_size, patch_size), (kernel_size, stride, stride)
+            self.proj = nn.Conv3d(in_chans, embed_dim, sizes, strides)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one image (in_chans, H, W) or video (in_chans, T, H, W) of the model's own size."""
+        frames = () if self.num_frames is None else (self.num_frames,)
+        return (self.proj.in_channels, *frames, *self.img_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of ``height`` × ``width`` pixels."""
@@ -33,9 +58,20 @@ class PatchEmbed(nn.Module):
         return rows, columns
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns)."""
-        if images.ndim != 4:
-            raise UserError(f"expected images (B, channels, H, W), got shape {tuple(images.shape)}.")
+        """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns).
+
+        Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame, and (rows, columns).
+        """
+        if self.num_frames is None:
+            if images.ndim != 4:
+                raise UserError(f"expected images (B, channels, H, W), got shape {tuple(images.shape)}.")
+        elif images.ndim != 5:
+            raise UserError(f"expected videos (B, channels, T, H, W), got shape {tuple(images.shape)}.")
+        elif images.shape[2] != self.num_frames:
+            raise UserError(
+                f"expected videos of {self.num_frames} frames (B, channels, T, H, W), got shape {tuple(images.shape)}: "
+                f"create the model with num_frames={images.shape[2]}."
+            )
         grid = self.grid(*images.shape[-2:])
         return self.proj(images).flatten(2).transpose(1, 2), grid
 

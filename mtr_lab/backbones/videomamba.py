@@ -1,4 +1,7 @@
-"""VideoMamba for images: bidirectional Mamba blocks, class token first, the two directions summed but not halved.
+"""VideoMamba for images and videos: class token first, the two directions of a block summed but not halved.
+
+With ``num_frames`` a model takes videos: patches of one frame (or of ``kernel_size`` frames) each, ordered frame by
+frame, with a spatial and a temporal position embedding; the blocks are the same.
 
 Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understanding", arXiv 2403.06977; code and weights
 OpenGVLab/VideoMamba. State-dict names are the authors'.
@@ -15,6 +18,7 @@ from mtr_lab.backbones.weights import build, imagenet_label_names
 class VideoMamba(VisionMamba):
     __doc__ = VisionMamba.__doc__
     halve = False
+    video = True
 
     def class_position(self, patches: int) -> int:
         """The class token leads."""

@@ -1,4 +1,4 @@
-"""The image classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
+"""The classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -10,24 +10,35 @@ from torch import Tensor, nn
 from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
 from mtr_lab.backbones.patch_embed import PatchEmbed, resize_positions
 from mtr_lab.backbones.token_state import TokenState
+from mtr_lab.errors import UserError
 
 
 class VisionMamba(nn.Module):
     """Vision Mamba classifier. A family says where the class token stands and whether the directions are halved.
 
+    It takes images (B, channels, H, W), or with ``num_frames`` videos (B, channels, T, H, W) wherever images are named.
+
     Args:
         img_size: pixels of a side, or (height, width).
-        patch_size, stride: of the patch convolution; a stride below the patch size gives overlapping patches.
+        patch_size, stride: of the patch convolution; a stride below the patch size, which is the default, gives
+            overlapping patches.
         depth: number of blocks.
         embed_dim: width C.
         d_state: N, states a channel.
         channels: of the input image.
         num_classes: 0 for no head.
         drop_path_rate: stochastic depth of the last block while training; earlier blocks have less.
+        num_frames: T, the frames of a video; None for images.
+        kernel_size: how many frames a patch of a video spans; it divides T.
+
+    Raises:
+        UserError: the sizes do not fit each other; ``num_frames`` of a family for images alone.
     """
 
     halve: bool
     """Whether a block divides the sum of its two directions by two."""
+    video = False
+    """Whether there are models for videos in the family. The class token leads in them."""
     pretrained_cfg: dict[str, Any]
     """timm's data configuration of the weights, ``input_size`` and ``label_names`` included."""
     weights: dict[str, Any]
@@ -37,21 +48,32 @@ class VisionMamba(nn.Module):
         self,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
-        stride: int = 16,
+        stride: int | None = None,
         depth: int = 24,
         embed_dim: int = 192,
         d_state: int = 16,
         channels: int = 3,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
+        num_frames: int | None = None,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
+        if num_frames is not None and not self.video:
+            raise UserError(
+                f"num_frames={num_frames}: {type(self).__name__} takes images alone, VideoMamba videos too."
+            )
         self.num_classes = num_classes
         self.num_features = self.embed_dim = embed_dim
-        self.patch_embed = PatchEmbed(to_2tuple(img_size), patch_size, stride, channels, embed_dim)
+        self.patch_embed = PatchEmbed(
+            to_2tuple(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
+        )
         patches = self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
+        self.temporal_pos_embedding = (
+            None if num_frames is None else nn.Parameter(torch.zeros(1, self.patch_embed.frames, embed_dim))
+        )
         self.layers = nn.ModuleList(
             Block(BiMamba(embed_dim, d_state, halve=self.halve), rate)
             for rate in drop_path_rates(drop_path_rate, depth)
@@ -70,16 +92,25 @@ class VisionMamba(nn.Module):
         """Where the class token stands in the unreduced sequence of an image with that many patches."""
         raise NotImplementedError
 
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings (1, L, C) of all tokens of an image, or of a video's, on a grid of (rows, columns)."""
+        spatial: Tensor = self.pos_embed
+        trained = self.patch_embed.grid_size
+        if grid != trained:
+            old, new = (self.class_position(rows * columns) for rows, columns in (trained, grid))
+            spatial = resize_positions(spatial, old, trained, new, grid)
+        if self.temporal_pos_embedding is None:
+            return spatial
+        class_entry, patches = spatial[:, :1], spatial[:, 1:]
+        patches = self.temporal_pos_embedding[:, :, None] + patches[:, None]  # (1, frames, rows · columns, C)
+        return torch.cat([class_entry, patches.flatten(1, 2)], dim=1)
+
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid."""
         patches, grid = self.patch_embed(images)
         place = self.class_position(patches.shape[1])
-        positions: Tensor = self.pos_embed
-        if grid != self.patch_embed.grid_size:
-            trained = self.patch_embed.grid_size
-            positions = resize_positions(positions, self.class_position(trained[0] * trained[1]), trained, place, grid)
         class_token = self.cls_token.expand(len(images), -1, -1)
-        tokens = torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + positions
+        tokens = torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + self.positions(grid)
         return TokenState.start(tokens, [place], traced=traced)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:
@@ -110,4 +141,4 @@ class VisionMamba(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters the authors exempt from weight decay, besides biases and norms."""
         states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b"))}
-        return {"pos_embed", "cls_token", *states}
+        return {"pos_embed", "temporal_pos_embedding", "cls_token", *states}

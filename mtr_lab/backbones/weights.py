@@ -6,13 +6,14 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
@@ -75,17 +76,14 @@ def build(
 
     model = family(**{**defaults, **kwargs})
     model.weights = asdict(Weights("random"))
-    rows, columns = model.patch_embed.grid_size
-    patch, stride = model.patch_embed.patch_size, model.patch_embed.stride
+    video = model.patch_embed.num_frames is not None
+    if video:  # the registered weights and classes are those of the model for images
+        cfg = replace(cfg, hf_hub_id=None, hf_hub_filename=None, label_names=None)
     model.pretrained_cfg = {
         **cfg.to_dict(),
         "architecture": name,
         "num_classes": model.num_classes,
-        "input_size": (
-            model.patch_embed.proj.in_channels,
-            (rows - 1) * stride + patch,
-            (columns - 1) * stride + patch,
-        ),
+        "input_size": (model.patch_embed.proj.in_channels, *model.patch_embed.img_size),  # of a frame, in a video
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "label_names": cfg.label_names if cfg.label_names and len(cfg.label_names) == model.num_classes else None,
@@ -93,8 +91,13 @@ def build(
     if checkpoint is not None:
         local = not str(checkpoint).startswith("hf://")
         named = _metadata(_fetch(str(checkpoint), "")[0], "label_names", str) if local else None
-        if named or model.num_classes != len(imagenet_label_names()):
+        if named or video or model.num_classes != len(imagenet_label_names()):
             model.pretrained_cfg["label_names"] = named  # somebody's own classes
+    elif pretrained and video:
+        raise UserError(
+            f"no weights are registered for {name} with num_frames: pass a file's path (backbone.checkpoint=PATH, "
+            "create_model(..., checkpoint=PATH)), or take random ones (backbone.pretrained=false, pretrained=False)."
+        )
     elif pretrained:
         checkpoint = f"hf://{cfg.hf_hub_id}/{cfg.hf_hub_filename}" if cfg.hf_hub_id else _asset(cfg.file)
     if checkpoint is not None and not model.cls_token.is_meta:
@@ -104,6 +107,8 @@ def build(
 
 def _check_argument(label: str, key: str, value: Any) -> None:
     """Raise a ``UserError`` unless the value is one that ``VisionMamba`` takes for ``key``."""
+    if key in ("stride", "num_frames") and value is None:
+        return
     if key == "drop_path_rate":
         check_number(label, value, float, 0, 0.99)
     elif key == "img_size" and isinstance(value, list | tuple) and len(value) == 2:
@@ -114,7 +119,7 @@ def _check_argument(label: str, key: str, value: Any) -> None:
 
 
 def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "main") -> None:
-    """Load a checkpoint strictly, interpolating its position embeddings if the model's grid is another.
+    """Load a checkpoint strictly, interpolating its position embeddings if the model's grid or frames are others.
 
     Reads safetensors, or a PyTorch file without executing anything in it.
 
@@ -126,6 +131,10 @@ def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "ma
     pos_embed = state.get("pos_embed")
     if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit: _check says so
         state["pos_embed"] = _refit(pos_embed, model, path)
+    temporal = state.get("temporal_pos_embedding")
+    if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, model.patch_embed.frames):
+        resized = F.interpolate(temporal.float().transpose(1, 2), size=model.patch_embed.frames, mode="linear")
+        state["temporal_pos_embedding"] = resized.transpose(1, 2)
     _check(state, model, path)
     model.load_state_dict(state, strict=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

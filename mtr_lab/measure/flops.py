@@ -52,9 +52,9 @@ def model_flops(model: VisionMamba, tokens: Sequence[int] | None = None, convent
 
 
 def num_tokens(model: VisionMamba, img_size: tuple[int, int] | None = None) -> int:
-    """Tokens of one unreduced image, class token included; of the model's own size unless another is given."""
+    """Tokens of one unreduced image or video, class token included; of the model's own size unless another is given."""
     rows, columns = model.patch_embed.grid(*img_size) if img_size else model.patch_embed.grid_size
-    return rows * columns + 1
+    return model.patch_embed.frames * rows * columns + 1
 
 
 def counted_flops(model: VisionMamba, images: Tensor) -> tuple[int, int]:

@@ -1,13 +1,14 @@
-"""Pictures of what a policy does to an image: surviving tokens, merge regions, scores."""
+"""Pictures of what a policy does to an image or a video: surviving tokens, merge regions, scores."""
 
+from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
 from mtr_lab.pictures.observe import BlockView, Observation, observe
+from mtr_lab.pictures.page import save_picture
 from mtr_lab.pictures.sheets import (
     check_blocks,
     depth_frames,
     depth_sheet,
     policy_strip,
     save_depth,
-    save_picture,
     write_animation,
 )
 
@@ -15,10 +16,14 @@ __all__ = [
     "BlockView",
     "Observation",
     "check_blocks",
+    "clip_pages",
+    "clip_policies",
+    "clip_sheet",
     "depth_frames",
     "depth_sheet",
     "observe",
     "policy_strip",
+    "save_clip",
     "save_depth",
     "save_picture",
     "write_animation",

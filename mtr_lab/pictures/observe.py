@@ -15,7 +15,7 @@ from mtr_lab.reduction.group import ordinary_tokens
 
 @dataclass(frozen=True)
 class BlockView:
-    """One image after one block; maps are over its patches, (rows, columns)."""
+    """One image after one block; maps are over its patches, (rows, columns); a video's are (frames, rows, columns)."""
 
     tokens: int
     """How many tokens are left, the class token included."""
@@ -29,11 +29,12 @@ class BlockView:
 
 @dataclass(frozen=True)
 class Observation:
-    """One image and what became of it under one policy."""
+    """One image or video and what became of it under one policy."""
 
     image: np.ndarray
-    """(H, W, 3) uint8, as the model sees it."""
+    """(H, W, 3) uint8, as the model sees it; a video is (T, H, W, 3)."""
     grid: PatchGrid
+    """Of a frame, in a video."""
     backbone: str
     policy: str
     score: str
@@ -57,10 +58,10 @@ def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Ob
 
     Args:
         model: patched by ``reduction``, whose schedule is in force.
-        images: (B, 3, H, W), normalised as the model's weights expect.
+        images: (B, 3, H, W), or videos (B, 3, T, H, W), normalised as the model's weights expect.
 
     Returns:
-        One observation an image.
+        One observation an image or video.
 
     Raises:
         UserError: the images do not fit the patch grid, or the reduction is not in force.
@@ -71,8 +72,9 @@ def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Ob
     blocks = trace_blocks(model, images)
     start = blocks[0].before
     # The original positions of the patches, in the order of the grid: all but the class token's.
-    patches = ordinary_tokens(start.special, start.index.shape[1])  # (B, rows · columns)
-    views = [_view(block, patches, grid) for block in blocks]
+    patches = ordinary_tokens(start.special, start.index.shape[1])  # (B, frames · rows · columns)
+    frames = () if embed.num_frames is None else (embed.frames,)
+    views = [_view(block, patches, (*frames, grid.rows, grid.columns)) for block in blocks]
     return [
         Observation(
             image=pixels,
@@ -88,14 +90,14 @@ def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Ob
     ]
 
 
-def _view(block: TracedBlock, patches: Tensor, grid: PatchGrid) -> list[BlockView]:
+def _view(block: TracedBlock, patches: Tensor, shape: tuple[int, ...]) -> list[BlockView]:
     before, after, score = block.before, block.after, block.score
     assert after.source is not None
     everywhere = torch.zeros(after.source.shape, dtype=torch.float32, device=after.source.device)
 
     def over_patches(values: Tensor) -> np.ndarray:
-        """(B, L0) at the original positions -> (B, rows, columns)."""
-        return values.gather(1, patches).unflatten(1, (grid.rows, grid.columns)).cpu().numpy()
+        """(B, L0) at the original positions -> (B, *shape)."""
+        return values.gather(1, patches).unflatten(1, shape).cpu().numpy()
 
     source = over_patches(after.source)
     removed = over_patches(everywhere.scatter(1, before.index, 1).scatter(1, after.index, 0)) > 0
@@ -107,7 +109,7 @@ def _view(block: TracedBlock, patches: Tensor, grid: PatchGrid) -> list[BlockVie
 
 
 def _pixels(model: VisionMamba, images: Tensor) -> np.ndarray:
-    """Normalised images (B, 3, H, W) -> (B, H, W, 3) uint8."""
+    """Normalised images or videos (B, 3, *) -> (B, *, 3) uint8."""
     data_config = resolve_model_data_config(model)
-    mean, std = (images.new_tensor(data_config[key])[:, None, None] for key in ("mean", "std"))
-    return ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    mean, std = (images.new_tensor(data_config[key]) for key in ("mean", "std"))
+    return ((images.movedim(1, -1) * std + mean).clamp(0, 1) * 255).round().byte().cpu().numpy()

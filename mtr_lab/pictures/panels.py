@@ -36,11 +36,32 @@ def token_panel(image: np.ndarray, view: BlockView, grid: PatchGrid, scale: int)
         grid: their geometry.
         scale: by how much to enlarge.
     """
-    tokens = grid.paint(view.source)
-    flat = mean_colours(image, tokens).repeat(scale, 0).repeat(scale, 1)
+    (panel,) = _token_panels(image[None], view.source[None], grid, scale)
+    return panel
+
+
+def token_panels(frames: np.ndarray, view: BlockView, grid: PatchGrid, scale: int) -> list[Image.Image]:
+    """As ``token_panel`` for a video (T, H, W, 3), a panel each frame; a merged token has one colour in all of them."""
+    return _token_panels(frames, view.source, grid, scale)
+
+
+def _token_panels(frames: np.ndarray, source: np.ndarray, grid: PatchGrid, scale: int) -> list[Image.Image]:
+    """T frames, and the tokens (T / kernel_size, rows, columns) that their patches have become part of."""
+    span = len(frames) // len(source)  # frames of a patch
+    source, merged = (values.repeat(span, 0) for values in (source, region_sizes(source) > 1))
+    colours = mean_colours(frames, np.stack([grid.paint(each) for each in source]))
+    each_frame = zip(frames, source, merged, colours, strict=True)
+    return [_token_panel(*frame, grid, scale) for frame in each_frame]
+
+
+def _token_panel(
+    image: np.ndarray, source: np.ndarray, in_region: np.ndarray, colours: np.ndarray, grid: PatchGrid, scale: int
+) -> Image.Image:
+    """A frame (H, W, 3), over its patches the token of each and whether it is a merged one, and its region colours."""
+    flat = colours.repeat(scale, 0).repeat(scale, 1)
     large = np.asarray(image_panel(image, scale)).astype(float)
-    tokens = grid.paint(view.source, scale)
-    merged = grid.paint(region_sizes(view.source) > 1, scale)
+    tokens = grid.paint(source, scale)
+    merged = grid.paint(in_region, scale)
     dropped = tokens == DROPPED
     grey = large.mean(axis=-1, keepdims=True)
     panel = np.where(merged[..., None], flat, large)

@@ -36,7 +36,7 @@ class PatchGrid:
 
 
 def region_sizes(tokens: np.ndarray) -> np.ndarray:
-    """How many patches (pixels) share the token of each: (H, W) int, ``DROPPED`` where there is none -> (H, W).
+    """How many patches (pixels) share the token of each: (*) int, ``DROPPED`` where there is none -> (*).
 
     Dropped ones count 0.
     """
@@ -45,9 +45,9 @@ def region_sizes(tokens: np.ndarray) -> np.ndarray:
 
 
 def mean_colours(image: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The mean colour of each token's region at all its pixels: (H, W, 3) and (H, W) -> (H, W, 3) float.
+    """The mean colour of each token's region at all its pixels: (*, 3) and (*) -> (*, 3) float.
 
-    Dropped pixels keep their own colour.
+    A region of a video may span frames. Dropped pixels keep their own colour.
     """
     kept = tokens != DROPPED
     labels, count = tokens[kept], int(tokens.max()) + 1

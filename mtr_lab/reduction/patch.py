@@ -181,7 +181,7 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
     """Run the blocks and record the state after each: where every token is and which original tokens it holds.
 
     Args:
-        images: (B, channels, H, W).
+        images: (B, channels, H, W), or videos (B, channels, T, H, W) for a model of them.
 
     Returns:
         One state a block; ``source[b, i]`` is the token that original token i of image b has become part of, -1 if it

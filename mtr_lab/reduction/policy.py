@@ -206,9 +206,7 @@ class Policy:
 
 def _special_tokens(model: VisionMamba) -> int:
     """How many tokens of an image are special, as the model itself says when it embeds one."""
-    patches = model.patch_embed
-    height, width = ((side - 1) * patches.stride + patches.patch_size for side in patches.grid_size)
-    blank = patches.proj.weight.new_zeros(1, patches.proj.in_channels, height, width)
+    blank = model.cls_token.new_zeros(1, *model.patch_embed.input_shape)
     return model.embed(blank).special.shape[1]
 
 

@@ -14,8 +14,9 @@ GOLDEN_FILES = [
     ("vim_ti", "vim_official"),
     ("vim_ti", "vim_official_stride8"),
     ("videomamba_ti", "videomamba_image_official"),
+    ("videomamba_ti", "videomamba_video_official"),
 ]
-GEOMETRY = ("img_size", "patch_size", "stride", "depth", "embed_dim", "d_state", "num_classes")
+GEOMETRY = ("img_size", "patch_size", "stride", "depth", "embed_dim", "d_state", "num_classes", "num_frames")
 
 
 def load(file: str) -> tuple[dict[str, int], dict[str, torch.Tensor]]:

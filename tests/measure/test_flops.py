@@ -8,9 +8,9 @@ from mtr_lab import create_model
 from mtr_lab.measure.flops import LITERATURE, TRUE, block_flops, counted_flops, model_flops, num_tokens
 
 
-def outline(name: str):
+def outline(name: str, **geometry: int):
     with torch.device("meta"):
-        return create_model(name)
+        return create_model(name, **geometry)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,19 @@ def test_reduced_figures_of_rmeeto(name: str, removed: int, expected: int) -> No
     assert model_flops(model, tokens, LITERATURE) == expected
 
 
-@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [("vim_ti", {}), ("videomamba_ti", {}), ("videomamba_ti", {"num_frames": 6, "kernel_size": 2})],
+    ids=["vim", "videomamba", "video"],
+)
 @pytest.mark.parametrize(("ratio", "batch"), [(0.0, 1), (0.2, 2), (0.4, 3)])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_counted_equals_analytic(name: str, ratio: float, batch: int, backend: str) -> None:
-    model = create_model(name, img_size=(40, 48), patch_size=16, stride=8, depth=5, embed_dim=40, num_classes=7)
+def test_counted_equals_analytic(name: str, frames: dict, ratio: float, batch: int, backend: str) -> None:
+    geometry = {"img_size": (40, 48), "patch_size": 16, "stride": 8, "depth": 5, "embed_dim": 40, "num_classes": 7}
+    model = create_model(name, **geometry, **frames)
     schedule = mtr_lab.patch(model, ratio=ratio).schedule
     with mtr_lab.ops.use_backend(backend):
-        counted = counted_flops(model, torch.randn(batch, 3, 40, 48))
+        counted = counted_flops(model, torch.randn(batch, *model.patch_embed.input_shape))
     assert counted == (schedule.flops, schedule.flops_reduction)
     assert schedule.flops == model_flops(model, schedule.tokens)
     assert (schedule.flops_reduction > 0) == (ratio > 0)
@@ -63,6 +68,10 @@ def test_tokens_of_another_size() -> None:
     assert num_tokens(model) == 197
     assert num_tokens(model, (448, 224)) == 28 * 14 + 1
     assert num_tokens(outline("vim_s_plus")) == 27 * 27 + 1
+    video = outline("videomamba_s", num_frames=8)
+    assert num_tokens(video) == 8 * 14 * 14 + 1
+    assert num_tokens(video, (448, 224)) == 8 * 28 * 14 + 1
+    assert num_tokens(outline("videomamba_s", num_frames=8, kernel_size=2)) == 4 * 14 * 14 + 1
 
 
 def test_a_block_costs_in_proportion_to_its_tokens() -> None:

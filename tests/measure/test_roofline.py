@@ -32,6 +32,14 @@ def test_bytes_by_hand(model, dtype: torch.dtype, narrow: int, wide: int) -> Non
         assert model_bytes(model, (8, 12), [7, 4], batch, dtype) == weights * narrow + batch * image
 
 
+def test_a_video_is_read_frame_by_frame() -> None:
+    geometry = {"img_size": (8, 12), "patch_size": 4, "depth": 2, "embed_dim": 8, "d_state": 4, "num_classes": 5}
+    video = create_model("videomamba_ti", num_frames=6, kernel_size=2, **geometry)
+    weights = sum(p.numel() for p in video.parameters())
+    per_video = 3 * 6 * 8 * 12 + 5 + 2 * (19 + 10 + 1) * 8
+    assert model_bytes(video, (8, 12), [19, 10], 2, torch.float32) == 4 * (weights + 2 * per_video)
+
+
 def test_exponentials_by_hand(model) -> None:
     assert model_exponentials(model, [7, 4]) == 2 * (7 + 4) * 16 * 4
 

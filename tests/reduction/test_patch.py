@@ -11,17 +11,24 @@ from mtr_lab import UserError
 from mtr_lab.reduction import Policy, trace_blocks
 
 TINY = {"img_size": 48, "patch_size": 8, "stride": 8, "depth": 6, "embed_dim": 32, "num_classes": 5}
+MODELS = {
+    "vim": ("vim_ti", TINY),
+    "videomamba": ("videomamba_ti", TINY),
+    "video": ("videomamba_ti", {**TINY, "img_size": 24, "num_frames": 8, "kernel_size": 2}),
+}
+"""All with 36 patches; those of the video in four layers of 3 × 3."""
 
 
-@pytest.fixture(params=["vim_ti", "videomamba_ti"])
+@pytest.fixture(params=MODELS)
 def model(request):
     torch.manual_seed(0)
-    return mtr_lab.create_model(request.param, **TINY).eval()
+    name, geometry = MODELS[request.param]
+    return mtr_lab.create_model(name, **geometry).eval()
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+def images(model) -> torch.Tensor:
+    return torch.randn(3, *model.patch_embed.input_shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -112,10 +119,9 @@ def test_no_score_is_traced_where_similarity_alone_decides(model, images) -> Non
 
 
 @torch.no_grad()
-def test_the_class_token_is_found_image_by_image(images) -> None:
+@pytest.mark.parametrize("model", ["vim"], indirect=True)
+def test_the_class_token_is_found_image_by_image(model, images) -> None:
     """In the middle of Vim's sequence its position comes to differ between images; the logits must be its own."""
-    torch.manual_seed(0)
-    model = mtr_lab.create_model("vim_ti", **TINY).eval()
     mtr_lab.patch(model, ratio=0.4)
     state = mtr_lab.trace(model, images)[-1]
     assert len(set(state.special.flatten().tolist())) > 1
@@ -138,9 +144,8 @@ def test_patched_models_are_copied_with_their_patch(model, images) -> None:
         assert not torch.equal(clone(images), model(images))
 
 
-def test_torch_compile_sees_one_graph(images) -> None:
-    torch.manual_seed(0)
-    model = mtr_lab.create_model("vim_ti", **TINY).eval()
+@pytest.mark.parametrize("model", ["vim", "video"], indirect=True)
+def test_torch_compile_sees_one_graph(model, images) -> None:
     mtr_lab.patch(model, ratio=0.3)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -149,9 +154,9 @@ def test_torch_compile_sees_one_graph(images) -> None:
 
 def test_ratio_for_another_image_size(model) -> None:
     schedule = mtr_lab.patch(model, ratio=0.3, img_size=(96, 48)).schedule
-    assert schedule.tokens[0] == 12 * 6 + 1
+    assert schedule.tokens[0] == model.patch_embed.frames * 12 * 6 + 1
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, 96, 48)).shape == (1, 5)
+        assert model(torch.zeros(1, *model.patch_embed.input_shape[:-2], 96, 48)).shape == (1, 5)
 
 
 def test_a_refused_patch_leaves_the_model_alone(model, images) -> None:

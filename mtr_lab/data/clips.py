@@ -1,0 +1,56 @@
+"""Frames of a video, from an animated image or a folder of frames."""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import is_image_file
+
+from mtr_lab.errors import UserError
+
+
+def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
+    """So many frames in RGB, evenly spread: the middle ones of ``num_frames`` parts of equal length.
+
+    Args:
+        path: an animated image (GIF, WebP, PNG), or a folder whose images are the frames in the order of their names,
+            numbers in them by value (``2.png`` before ``10.png``).
+
+    Raises:
+        UserError: it cannot be read, or has fewer frames.
+    """
+    try:
+        if path.is_dir():
+            files = sorted((file for file in path.iterdir() if is_image_file(file.name)), key=_by_number)
+            return [_read(files[i]) for i in _spread(path, len(files), num_frames)]
+        with Image.open(path) as animation:
+            frames = []
+            for i in _spread(path, getattr(animation, "n_frames", 1), num_frames):
+                animation.seek(i)
+                frames.append(animation.convert("RGB"))
+            return frames
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+        raise UserError(
+            f"cannot read the video {path}: {error}. Expected an animated GIF or a folder of frames; "
+            "ffmpeg -i VIDEO FOLDER/%04d.png makes one."
+        ) from error
+
+
+def _read(file: Path) -> Image.Image:
+    with Image.open(file) as frame:
+        return frame.convert("RGB")
+
+
+def _spread(path: Path, available: int, num_frames: int) -> list[int]:
+    if available < num_frames:
+        raise UserError(
+            f"the video {path} has {available} of the {num_frames} frames that backbone.num_frames asks for: give a "
+            "longer animated GIF or folder of frames, or ask for fewer."
+        )
+    return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]
+
+
+def _by_number(file: Path) -> list[str | int]:
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", file.name))]

@@ -1,0 +1,88 @@
+"""Put panels and labels together to a page, and write pages to files."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageDraw
+
+from mtr_lab.errors import UserError
+from mtr_lab.pictures.panels import FAINT, INK, PAPER, font
+from mtr_lab.report.atomic import replace_file
+
+_GAP, _MARGIN = 16, 24
+_LARGE, _NORMAL, _SMALL = 24, 19, 16  # of letters, in pixels
+
+
+def label(title: str, text: str = "") -> Image.Image:
+    """A line in ink, and fainter, smaller ones below it."""
+    return _stacked([_lines(title, _NORMAL, INK), _lines(text, _SMALL, FAINT)], 0)
+
+
+def _lines(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    lines = text.split("\n") if text else []
+    width = max((round(font(size).getlength(line)) + 2 for line in lines), default=0)
+    picture = Image.new("RGB", (width, len(lines) * (size + 6)), PAPER)
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((0, i * (size + 6)), line, fill=colour, font=font(size))
+    return picture
+
+
+def _stacked(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures one below the other."""
+    whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height + gap for p in parts) - gap), PAPER)
+    y = 0
+    for part in parts:
+        whole.paste(part, (0, y))
+        y += part.height + gap
+    return whole
+
+
+def page(title: str, rows: Sequence[Sequence[Image.Image]], note: str) -> Image.Image:
+    """Rows of equally many panels, a title above them and a note below."""
+    widths = [max(panel.width for panel in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        line = Image.new("RGB", (sum(widths) + _GAP * (len(widths) - 1), max(panel.height for panel in row)), PAPER)
+        x = 0
+        for panel, width in zip(row, widths, strict=True):
+            line.paste(panel, (x, 0))
+            x += width + _GAP
+        lines.append(line)
+    body = _stacked([_lines(title, _LARGE, INK), *lines, _lines(note, _SMALL, FAINT)], _GAP)
+    sheet = Image.new("RGB", (body.width + 2 * _MARGIN, body.height + 2 * _MARGIN), PAPER)
+    sheet.paste(body, (_MARGIN, _MARGIN))
+    return sheet
+
+
+def write_gif(pages: Sequence[Image.Image], stream: BinaryIO, page_ms: int, last_page_ms: int) -> None:
+    """Write pages of one size as an animation that goes round for ever, each shown for so many milliseconds."""
+    first, *others = [each.quantize(256) for each in pages]
+    durations = [page_ms] * len(others) + [last_page_ms]
+    first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def save_picture(picture: Image.Image, file: Path) -> Path:
+    """Write a PNG file, and return its path.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    with replacing(file) as stream:
+        picture.save(stream, "PNG", optimize=True)
+    return file
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """A stream to write a whole file to, its folder made if need be.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        with replace_file(file) as stream:
+            yield stream
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error}") from error
