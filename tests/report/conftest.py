@@ -1,6 +1,10 @@
 import copy
+import threading
+from collections.abc import Iterator
 
 import pytest
+import wandb
+from wandb_server import WandbServer
 
 from mtr_lab.report.environment import environment
 from mtr_lab.report.result import Point, Result
@@ -46,3 +50,17 @@ RESULT: Result = {
 @pytest.fixture
 def result() -> Result:
     return copy.deepcopy(RESULT)
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A local W&B server that everything from here on is logged in to."""
+    wandb.teardown()  # or it goes by the environment that it has read before
+    with WandbServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        yield server
+        wandb.teardown()
+        server.shutdown()

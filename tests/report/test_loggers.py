@@ -1,6 +1,8 @@
 import csv
 import json
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb_server import WandbServer
 
 from mtr_lab.configuration import CONF
 from mtr_lab.report.loggers import log_result, wandb_logger, wandb_mode
@@ -216,6 +219,49 @@ def test_wandb_records_group_config_metrics_charts_pictures_and_files(
     assert "pictures/broken" not in media
     (artifact,) = [artifact for artifact in kinds["artifact"] if artifact.type == "result"]
     assert [entry.path for entry in artifact.manifest.contents] == ["result.json"]
+
+
+def assert_arrived(server: WandbServer, result: Result) -> None:
+    first, *_, last = server.asked("upsertBucket")
+    assert (first["project"], first["groupName"]) == ("lab", "sweeps/night")
+    config = {key: item["value"] for key, item in json.loads(last["config"]).items()}
+    assert config["backbone"] == "vim_s"
+    assert config["config"] == result["config"]
+    assert config["weights"] == result["weights"]
+    history = server.lines("wandb-history.jsonl")
+    assert [row["mtr/top1"] for row in history if "mtr/top1" in row] == [0.805, 0.801, 0.789]
+    assert server.lines("wandb-summary.json")[-1]["mtr@0.4/kl"] == 0.149
+    assert server.streamed[-1]["complete"]
+    assert server.streamed[-1]["exitcode"] == 0
+    assert [name for name in server.files if name.startswith("media/table/points")]
+    name = f"result-{first['name']}"
+    assert name in [artifact["artifactID"] for artifact in server.asked("commitArtifact")]
+    assert json.loads(server.files[f"{name}/result.json"]) == result
+    assert list(json.loads(server.files[f"{name}/wandb_manifest.json"])["contents"]) == ["result.json"]
+
+
+@pytest.mark.timeout(60)  # it tries again for hours
+def test_wandb_uploads_a_run_as_it_goes(
+    result: Result, tmp_path: Path, logged_out: Path, wandb_server: WandbServer
+) -> None:
+    log_result(result, [write_result(result, tmp_path)], wandb_logger("lab", str(tmp_path), group="sweeps/night"))
+    assert not list(tmp_path.glob("wandb/offline-run-*"))
+    assert_arrived(wandb_server, result)
+
+
+@pytest.mark.timeout(60)
+def test_wandb_sync_uploads_an_offline_run(
+    result: Result, tmp_path: Path, logged_out: Path, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as offline:
+        offline.setenv("WANDB_MODE", "offline")
+        log_result(result, [write_result(result, tmp_path)], wandb_logger("lab", str(tmp_path), group="sweeps/night"))
+    wandb_records(tmp_path)  # waits for the last one
+    assert not wandb_server.calls
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    sync = subprocess.run([sys.executable, "-m", "wandb", "sync", run], capture_output=True, text=True, timeout=50)
+    assert sync.returncode == 0, sync.stderr
+    assert_arrived(wandb_server, result)
 
 
 def test_wandb_runs_of_a_sweep_are_separate(result: Result, tmp_path: Path, logged_out: Path) -> None:
