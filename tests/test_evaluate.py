@@ -1,7 +1,6 @@
 """``python -m mtr_lab``: what it writes, and what it says when something is wrong."""
 
 import itertools
-import json
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -351,4 +350,4 @@ def test_csv_and_tensorboard_and_offline_wandb(run_program, monkeypatch: pytest.
         run = run_program(main, *SMALL, f"logger={logger}", "mtr.ratio=0")
         assert run.code == 0, run.err
         assert list(run.folder.rglob(files)), f"{logger} wrote nothing"
-    assert read_result(run.folder)["logged"] == ["csv", "tensorboard", "wandb"]  # the second and third of a finished run
+    assert read_result(run.folder)["logged"] == ["csv", "tensorboard", "wandb"]  # of a finished run, too
