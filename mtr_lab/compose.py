@@ -38,12 +38,14 @@ OPTIONAL = ("backbone.num_classes",)
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raise a ``UserError`` for a number of ``NUMBERS`` that is not as it has to be."""
+    """Raise a ``UserError`` for a number of ``NUMBERS``, or a switch, that is not as it has to be."""
     missing = object()
     for key, (kind, least, most) in NUMBERS.items():
         value = OmegaConf.select(config, key, default=missing)
         if value is not missing and not (value is None and key in OPTIONAL):
             check_number(key, value, kind, least, most)
+    if not isinstance(config.get("resume", True), bool):
+        raise UserError(f"resume={config.resume}: expected true or false.")
 
 
 def make_model(config: DictConfig, **changes: Any) -> VisionMamba:

@@ -260,6 +260,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["pictures=2", "mtr.ratio=0"], ["nothing to draw"]),
         (["timing.seconds=many"], ["timing.seconds=many: expected a number"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
+        (["resume=maybe"], ["resume=maybe: expected true or false"]),
         (["hydra.run.dir=/dev/null/x"], ["cannot write the run folder", "/dev/null/x"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
