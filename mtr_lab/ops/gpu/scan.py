@@ -90,7 +90,7 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
         us, dts, ys, zs, outs = (), (), (), (), ()
         for k in tl.static_range(U):  # all loads of U tokens are under way before the first is used
             t = end - 1 - i - k if BACK else start + i + k
-            there = inside & (i + k < end - start)
+            there = e < tl.where(i + k < end - start, channels, 0)
             us = us + (tl.load(u + t * channels + e, there, 0),)
             dts = dts + (tl.load(delta + t * channels + e, there, 0),)
             if not FIRST:
@@ -100,7 +100,8 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
         for k in tl.static_range(U):
             t = end - 1 - i - k if BACK else start + i + k
             # Beyond the end Δ is 0, which leaves the state as it is.
-            dt = _timescale(dts[k], inside & (i + k < end - start), bias_e, stretch, t, SOFTPLUS, STRETCH)
+            there = e < tl.where(i + k < end - start, channels, 0)
+            dt = _timescale(dts[k], there, bias_e, stretch, t, SOFTPLUS, STRETCH)
             u_t = us[k].to(tl.float32)
             row = tl.maximum(t, 0) if BACK else tl.minimum(t, length - 1)
             b_t = tl.load(b + row * step_t + n, n < N, 0).to(tl.float32)
@@ -124,7 +125,8 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
             outs = outs + (y_t,)
         for k in tl.static_range(U):
             t = end - 1 - i - k if BACK else start + i + k
-            tl.store(y + t * channels + e, outs[k].to(y.dtype.element_ty), inside & (i + k < end - start))
+            there = e < tl.where(i + k < end - start, channels, 0)
+            tl.store(y + t * channels + e, outs[k].to(y.dtype.element_ty), there)
 
 
 CONFIGS = [
