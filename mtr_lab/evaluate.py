@@ -42,13 +42,12 @@ from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.report.predictions import Predictions, score_point
 from mtr_lab.report.result import FILE_NAME as RESULT
-from mtr_lab.report.result import Result, read_result, write_result
+from mtr_lab.report.result import PICTURES, Result, read_result, write_result
 from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 
-PICTURES = "pictures"
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
 

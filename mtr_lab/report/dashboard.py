@@ -20,9 +20,8 @@ from mtr_lab.report.comparison import RESAMPLES, Sample, check_same_images, comp
 from mtr_lab.report.hardware import hardware
 from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
-from mtr_lab.report.result import FILE_NAME, Point, Result, read_result
+from mtr_lab.report.result import FILE_NAME, PICTURES, Point, Result, read_result
 
-PICTURES = "pictures"
 """Where a run folder keeps them, as PNG or GIF."""
 PICTURE_BYTES = 4 << 20
 """The largest picture that is embedded."""

@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from mtr_lab.report.predictions import point_name
-from mtr_lab.report.result import Point, Result
+from mtr_lab.report.result import ACCURACIES, Point, Result
 
 _COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
-_ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
 _CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
 _GROUP_LENGTH = 128  # that W&B allows
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, under which netrc holds the key
@@ -163,7 +162,7 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
         "points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat]),
         "tokens": wandb.plot.line(table, "block", "tokens", stroke="point", title="Tokens entering each block"),
     }
-    accuracy = next((name for name in _ACCURACIES if any(name in point for point in points)), None)
+    accuracy = next((name for name in ACCURACIES if any(name in point for point in points)), None)
     if accuracy is not None:
         curve = [
             [name, point["reduction"], point.get(accuracy)] for name, points in _by_policy(points) for point in points

@@ -18,6 +18,9 @@ from mtr_lab.report.environment import Environment
 from mtr_lab.report.key import Key
 
 FILE_NAME = "result.json"
+PICTURES = "pictures"  # the folder beside it
+ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
+"""The metric of each task by which points are first compared."""
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 

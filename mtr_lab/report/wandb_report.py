@@ -6,9 +6,7 @@ from typing import Any
 from mtr_lab.errors import UserError
 from mtr_lab.report.loggers import wandb_mode
 from mtr_lab.report.predictions import point_name
-from mtr_lab.report.result import Number, Point, Result
-
-_ACCURACIES = ("top1", "miou", "map")
+from mtr_lab.report.result import ACCURACIES, Number, Point, Result
 
 
 def build(results: Sequence[Result], project: str, *, entity: str | None = None, title: str | None = None) -> str:
@@ -45,7 +43,7 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
 def blocks(wr: Any, results: Sequence[Result]) -> list[Any]:
     """The blocks of the report, of the module ``wandb_workspaces.reports.v2``."""
     points = [point for result in results for point in result["points"]]
-    accuracy = next((name for name in _ACCURACIES if any(name in point for point in points)), None)
+    accuracy = next((name for name in ACCURACIES if any(name in point for point in points)), None)
     policies = sorted({point["policy"] for point in points if point["policy"] != "none"})
     metrics = [name for name in (accuracy, "agreement", "kl", "img_per_s") if any(name in point for point in points)]
     panels = [
