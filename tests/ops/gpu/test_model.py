@@ -28,7 +28,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_unreduced(name, dtype):
-    made, images = model(name), torch.randn(2, 3, 24, 24)
+    made, images = model(name), torch.randn(8, 3, 24, 24)
     with torch.no_grad():
         expected = copy.deepcopy(made).double()(images.double())
         made, images = made.to(dtype), images.to(dtype)
@@ -36,7 +36,7 @@ def test_unreduced(name, dtype):
             of_the_reference = relative(made(images), expected)
         with ops.use_backend("triton"):
             # Triton's interpreter cuts off where bfloat16 should be rounded, which doubles the error.
-            factor = 4 if dtype == torch.bfloat16 and not torch.cuda.is_available() else 1.5
+            factor = 4 if dtype == torch.bfloat16 and not torch.cuda.is_available() else 2
             assert relative(made(images), expected) < factor * of_the_reference + 1e-6
 
 
