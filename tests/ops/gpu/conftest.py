@@ -13,7 +13,7 @@ def _first_configuration() -> None:
     """As under the interpreter: timing all of them for every small shape would take minutes."""
     from mtr_lab.ops.gpu import project, scan
 
-    for kernel in (project._project, scan._scan):
+    for kernel in (project._convolve, project._timescales, scan._scan):
         kernel.configs = kernel.configs[:1]
 
 

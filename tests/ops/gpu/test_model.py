@@ -144,8 +144,8 @@ def test_compiles_without_graph_break(policy):
 
 def test_registration():
     layout = model().blocks[0].mixer._lay_out(torch.float32)
-    for with_sums, with_output in ((False, False), (True, False), (True, True), (False, True)):
-        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, with_sums, with_output, 0.5)
+    for wanted in ((False, False, False), (True, False, False), (False, True, True), (False, False, True)):
+        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, *wanted, 0.5)
         torch.library.opcheck(
             torch.ops.mtr_lab.mamba_inner.default, arguments, test_utils=("test_schema", "test_faketensor")
         )
