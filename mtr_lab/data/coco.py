@@ -38,7 +38,7 @@ class CocoSource:
             parsed = json.loads(content)
             images = sorted(parsed["images"], key=lambda image: image["id"])
             names = {each["id"]: str(each["name"]) for each in sorted(parsed["categories"], key=lambda each: each["id"])}
-            annotations = parsed["annotations"]
+            annotations = list(parsed["annotations"])
             self._files = [str(image["file_name"]) for image in images]
             places = {image["id"]: place for place, image in enumerate(images)}
         except ValueError as error:
@@ -56,15 +56,15 @@ class CocoSource:
         rows = defaultdict(list)
         outlines = defaultdict(list)
         for annotation in annotations:
-            image, name, box, ignore, outline = _parse(annotation, path)
+            image, category, box, ignore, outline = _parse(annotation, path)
             if image not in places:
                 raise UserError(f"{path}: annotation {annotation.get('id')} is of image {image}, which is not there.")
-            if name not in names:
-                raise unknown(f"category_id in {path}:", name, map(str, names))
-            if names[name] not in self.classes:
-                raise unknown(f"class in {path}:", names[name], self.classes)
+            if category not in names:
+                raise unknown(f"category_id in {path}:", category, map(str, names))
+            if names[category] not in self.classes:
+                raise unknown(f"class in {path}:", names[category], self.classes)
             if check_box(box, f"{path}, annotation {annotation.get('id')}"):
-                rows[places[image]].append((box, self.classes.index(names[name]), ignore))
+                rows[places[image]].append((box, self.classes.index(names[category]), ignore))
                 outlines[places[image]].append(outline)
             else:
                 self.degenerate += 1
@@ -92,13 +92,14 @@ class CocoSource:
         return self._objects[index]
 
 
-def _parse(annotation: Any, path: Path) -> tuple[Any, Any, list[float], bool, Any]:
+def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[float], bool, Any]:
     """Image, category, box as edges, whether to ignore it, and outline."""
     try:
+        image, category = annotation["image_id"], annotation["category_id"]
+        hash((image, category))  # a list is no id
         left, top, width, height = map(float, annotation["bbox"])
-        outline = annotation.get("segmentation") or None
-        ignore = bool(annotation.get("iscrowd", 0))
-        return annotation["image_id"], annotation["category_id"], [left, top, left + width, top + height], ignore, outline
+        ignore, outline = bool(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
+        return image, category, [left, top, left + width, top + height], ignore, outline
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot read the annotation {str(annotation)[:100]}: {error!r}. Expected image_id, category_id and "

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from faster_coco_eval.core import mask as coco_masks
@@ -275,23 +276,39 @@ class DetectionCollate:
         }
 
 
-def outline_masks(objects: Objects, height: int, width: int) -> Any:
+def outline_masks(objects: Objects, height: int, width: int) -> np.ndarray:
     """Masks (n, height, width) uint8 of an image's objects.
 
     Raises:
         UserError: an object has no outline, or one that is none.
     """
-    masks = torch.zeros(len(objects.boxes), height, width, dtype=torch.uint8).numpy()
+    masks = np.zeros((len(objects.boxes), height, width), np.uint8)
     for mask, outline in zip(masks, objects.outlines or (), strict=True):
         try:
-            runs = coco_masks.segmToRle(outline, height, width)
-            mask[:] = coco_masks.decode(runs)
-        except Exception as error:  # the library raises whatever it stumbles over
+            mask[:] = coco_masks.decode(_run_lengths(outline, height, width))
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise UserError(
                 f"an object's segmentation is no outline: {str(outline)[:80]}. Expected polygons [x, y, …] or "
                 "run lengths of the image's size."
             ) from error
     return masks
+
+
+def _run_lengths(outline: Any, height: int, width: int) -> Any:
+    """An outline as COCO writes it, in the library's form; what the library would not survive is refused here."""
+    if isinstance(outline, dict):
+        counts = outline["counts"]
+        if list(outline["size"]) != [height, width]:
+            raise ValueError("of another size")
+        if isinstance(counts, str):
+            return outline
+        if sum(counts) != height * width:
+            raise ValueError("not as many pixels as the image has")
+        return coco_masks.frPyObjects(outline, height, width)
+    polygons = [[float(value) for value in polygon] for polygon in outline]
+    if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
+        raise ValueError("not three points")
+    return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
 
 
 def _augmentation(canvas: Canvas, options: Mapping[str, Any]) -> Augmentation:

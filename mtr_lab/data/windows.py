@@ -70,7 +70,7 @@ class Canvas:
         kept = torch.nonzero((_area(inside) > 0) & (_area(inside) >= _VISIBLE * _area(moved)))[:, 0]
         if masks is not None:
             cut = F.crop(masks[kept], *place)
-            masks = F.pad(F.resize(cut, [rows, columns], F.InterpolationMode.NEAREST), missing)
+            masks = F.pad(F.resize(cut, [rows, columns], F.InterpolationMode.NEAREST_EXACT), missing)
         return Scene(F.pad(part, missing, fill=list(self.fill)), (rows, columns), inside[kept], masks, kept)
 
 
@@ -90,6 +90,8 @@ class Augmentation:
 
     def __call__(self, image: Tensor, boxes: Tensor, masks: Tensor | None) -> Scene:
         """The arguments and the result as those of :meth:`Canvas.whole`."""
+        low, high = map(math.log, self.scale)
+        scale = self.canvas.fitting(image) * math.exp(low + (high - low) * torch.rand(()).item())
         left, top, right, bottom = boxes.unbind(1)
         if _heads():
             image, masks = image.flip(-1), None if masks is None else masks.flip(-1)
@@ -101,8 +103,6 @@ class Augmentation:
             image, masks = image.transpose(-1, -2), None if masks is None else masks.transpose(-1, -2)
             left, top, right, bottom = top, left, bottom, right
         boxes = torch.stack([left, top, right, bottom], dim=1)
-        low, high = map(math.log, self.scale)
-        scale = self.canvas.fitting(image) * math.exp(low + (high - low) * torch.rand(()).item())
         sides = [min(side, round(have / scale)) for side, have in zip(image.shape[-2:], self.canvas.size, strict=True)]
         corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
         place = (corner[0], corner[1], sides[0], sides[1])

@@ -6,7 +6,8 @@ detection" (ViTDet), arXiv 2203.16527.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d
@@ -20,6 +21,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_imag
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
@@ -90,7 +92,7 @@ class DetectionHead(nn.Module):
         super().__init__()
         if len(anchors) != len(STRIDES):
             raise UserError(f"{len(anchors)} lists of anchors: give one for each of the strides {STRIDES}.")
-        self.channels, self.stride = channels, stride
+        self.channels, self.stride, self.num_classes, self.masks = channels, stride, num_classes, masks
         self.pyramid = SimpleFeaturePyramid(channels, stride, width)
         generator = AnchorGenerator(tuple(map(tuple, anchors)), (tuple(ratios),) * len(anchors))
         counts = set(generator.num_anchors_per_location())
@@ -169,6 +171,38 @@ class DetectionHead(nn.Module):
             regions = weight.new_zeros(PROPOSALS["testing"], levels["4"].shape[1], 7, 7)
             self.roi_heads.box_predictor(self.roi_heads.box_head(regions))
         return counter.get_total_flops()
+
+
+class Detector(nn.Module):
+    """A backbone and a detection head on its last map; their parameters are below ``backbone`` and ``head``."""
+
+    def __init__(self, backbone: VisionMamba, head: DetectionHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H/s, W/s), of all tokens, those the backbone has reduced restored."""
+        return last_map(self.backbone, images)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The losses by name, of a batch as ``DetectionDataModule`` has it for training."""
+        targets = [{**objects, "labels": objects["labels"] + 1} for objects in batch["objects"]]
+        return self.head(self.features(batch["image"]), batch["image"], batch["size"], targets)[1]
+
+    def detect(self, batch: Mapping[str, Any], features: Tensor) -> list[dict[str, Tensor]]:
+        """Of each image ``boxes`` (m, 4) in its own pixels, ``scores``, ``labels`` from 0, and perhaps ``masks``."""
+        found, _ = self.head(features, batch["image"], batch["size"])
+        places = zip(found, batch["size"], batch["original_size"], strict=True)
+        return [{**to_original(*each), "labels": each[0]["labels"] - 1} for each in places]
+
+
+def last_map(model: VisionMamba, images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, C, H/s, W/s)."""
+    state = model.forward_state(images)
+    normed, _ = model.norm_f(state.hidden, state.residual)
+    grid = model.patch_embed.grid(*images.shape[-2:])
+    place = model.class_position(grid[0] * grid[1])
+    return torch.cat([normed[:, :place], normed[:, place + 1 :]], 1).transpose(1, 2).unflatten(2, grid)
 
 
 def to_original(
