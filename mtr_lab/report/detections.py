@@ -7,6 +7,7 @@ import numpy as np
 
 from mtr_lab.report.average_precision import Matches, average_precision
 
+_OF_DETECTIONS = ("image", "label", "score", "box", "found")
 RESAMPLES = 500
 """Of the images, for an interval."""
 
@@ -39,9 +40,15 @@ class Detections:
         """The first of the points, for all images."""
         chosen = range(len(self.points))[points]
         rows = np.isin(self.point, chosen)
-        detections = {name: getattr(self, name)[rows] for name in ("image", "label", "score", "box", "found")}
+        detections = {name: getattr(self, name)[rows] for name in _OF_DETECTIONS}
         point = np.searchsorted(chosen, self.point[rows])
         return replace(self, points=self.points[points], figures=self.figures[points], point=point, **detections)
+
+    def followed_by(self, other: "Detections") -> "Detections":
+        """The points of both, which are of the same images."""
+        moved = replace(other, point=other.point + len(self.points))
+        names = ("points", "figures", "point", *_OF_DETECTIONS)
+        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(moved, name)]) for name in names})
 
     def matches(self, point: int) -> Matches:
         """What one point found."""

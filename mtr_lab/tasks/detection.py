@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_masks
 from lightning import LightningModule
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from mtr_lab.errors import UserError
@@ -17,6 +19,7 @@ from mtr_lab.report.average_precision import count_objects, match_images
 from mtr_lab.report.detections import Detections
 from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.training import adamw
 
 
 def mean_average_precision(masks: bool) -> MeanAveragePrecision:
@@ -69,6 +72,11 @@ class DetectionTraining(LightningModule):
         self.log_dict({f"val_{name}": value for name, value in figures.items()}, prog_bar=True)
         self.val_ap.reset()
 
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        exempt = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
+        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
+        return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
+
 
 class DetectionEvaluation(LightningModule):
     """Collects what is found in every image at every point.
@@ -93,10 +101,25 @@ class DetectionEvaluation(LightningModule):
         self._found: list[list[dict[str, Any]]] = [[] for _ in points]
         self._metrics = [mean_average_precision(detector.head.masks) for _ in points]
 
-    def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
-        """The map (B, C, H/s, W/s) that the head is given, at one point."""
+    def forward_at(self, point: OperatingPoint, images: Tensor) -> list[dict[str, Tensor]]:
+        """What is found at one point in images (B, 3, H, W) that fill the model's input."""
+        sizes = [tuple(images.shape[-2:])] * len(images)
+        return self.detect_at(point, {"image": images, "size": sizes, "original_size": sizes})
+
+    def detect_at(self, point: OperatingPoint, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """What is found at one point, see :meth:`Detector.detect`.
+
+        Raises:
+            UserError: the model's outputs are not numbers.
+        """
         self.reduction.use(point.schedule)
-        return self.model.features(images)
+        features = self.model.features(batch["image"])
+        if not features.isfinite().all():
+            raise UserError(
+                f"the model's outputs at {point.name} are infinite or not a number: use another precision "
+                "(trainer.precision=32-true), or other weights."
+            )
+        return self.model.detect(batch, features)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped += batch["skipped"]
@@ -107,13 +130,7 @@ class DetectionEvaluation(LightningModule):
         truths = [on_cpu(each) for each in batch["objects"]]
         self._truths += [_arrays(each) for each in truths]
         for point, collected, metric in zip(self.points, self._found, self._metrics, strict=True):
-            features = self.forward_at(point, batch["image"])
-            if not features.isfinite().all():
-                raise UserError(
-                    f"the model's outputs at {point.name} are infinite or not a number: use another precision "
-                    "(trainer.precision=32-true), or other weights."
-                )
-            found = [on_cpu(each) for each in self.model.detect(batch, features)]
+            found = [on_cpu(each) for each in self.detect_at(point, batch)]
             metric.update(found, truths)
             collected += [_arrays(each) for each in found]
 

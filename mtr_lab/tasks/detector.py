@@ -5,6 +5,7 @@ The parts of the two-stage detectors are torchvision's. Sources: Ren et al., "Fa
 detection" (ViTDet), arXiv 2203.16527.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, unknown
 
 STRIDES = (4, 8, 16, 32)
 PROPOSALS = {"training": 600, "testing": 300}
@@ -174,11 +175,26 @@ class DetectionHead(nn.Module):
 
 
 class Detector(nn.Module):
-    """A backbone and a detection head on its last map; their parameters are below ``backbone`` and ``head``."""
+    """A backbone and a detection head on its last map; their parameters are below ``backbone`` and ``head``.
 
-    def __init__(self, backbone: VisionMamba, head: DetectionHead) -> None:
+    Args:
+        backbone: loses its classification head.
+        num_classes: without the background.
+        settings: the rest of :class:`DetectionHead`'s.
+
+    Raises:
+        UserError: a setting the head does not know, or one that cannot be.
+    """
+
+    def __init__(self, backbone: VisionMamba, num_classes: int, **settings: Any) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        known = inspect.signature(DetectionHead).parameters
+        for name in settings:
+            if name not in known:
+                raise unknown("setting task.", name, list(known)[3:])
+        backbone.head, backbone.num_classes = nn.Identity(), 0
+        self.backbone = backbone
+        self.head = DetectionHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, **settings)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/s, W/s), of all tokens, those the backbone has reduced restored."""
@@ -197,12 +213,18 @@ class Detector(nn.Module):
 
 
 def last_map(model: VisionMamba, images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, C, H/s, W/s)."""
-    state = model.forward_state(images)
+    """The normalised tokens after the last block on the grid of the patches, (B, 3, H, W) -> (B, C, rows, columns).
+
+    Each patch has the value of the token it has become part of, 0 where that was dropped.
+    """
+    state = model.forward_state(images, traced=True)
     normed, _ = model.norm_f(state.hidden, state.residual)
     grid = model.patch_embed.grid(*images.shape[-2:])
     place = model.class_position(grid[0] * grid[1])
-    return torch.cat([normed[:, :place], normed[:, place + 1 :]], 1).transpose(1, 2).unflatten(2, grid)
+    assert state.source is not None
+    source = torch.cat([state.source[:, :place], state.source[:, place + 1 :]], dim=1)[..., None]
+    tokens = normed.gather(1, source.clamp(min=0).expand(-1, -1, normed.shape[-1])) * (source >= 0)
+    return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 def to_original(
