@@ -139,8 +139,10 @@ def evaluate(config: DictConfig) -> Evaluated:
         }
         if config.pictures:
             task.reduction.use(strongest(points).schedule)
-            draw = draw_detections if isinstance(task, DetectionEvaluation) else draw_images
-            draw(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            if isinstance(task, DetectionEvaluation):
+                draw_detections(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            else:
+                draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
         for file in write_point(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
@@ -327,7 +329,7 @@ def describe(model: VisionMamba | Detector, point: OperatingPoint) -> dict[str, 
 
 
 def time_points(
-    task: ClassifierEvaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
+    task: Evaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
 ) -> dict[str, Speed]:
     """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
     device, precision = trainer.strategy.root_device, trainer.precision_plugin

@@ -1,9 +1,10 @@
-"""``python -m mtr_lab.train``: train a classifier or a detector; the run folder receives its weights, log and recipe."""
+"""``python -m mtr_lab.train``: train a task's model; the run folder receives its weights, log and recipe."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +28,7 @@ from mtr_lab.compose import (
     make_trainer,
 )
 from mtr_lab.data import DetectionDataModule, ImageDataModule
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 from mtr_lab.tasks.detection import DetectionTraining
@@ -51,6 +52,8 @@ def train(config: DictConfig) -> Path:
     check_numbers(config)
     settings = config.training
     seed_everything(config.seed, workers=True, verbose=False)
+    if config.task.name not in MODULES:
+        raise unknown("task.name", config.task.name, MODULES)
     module, datamodule = MODULES[config.task.name](config)
     if settings.resume is not None:
         check_resume(str(settings.resume), module)
@@ -119,7 +122,7 @@ def detector(config: DictConfig) -> tuple[DetectionTraining, DetectionDataModule
     return module, datamodule
 
 
-MODULES = {"classification": classifier, "detection": detector}
+MODULES: dict[str, Callable[[DictConfig], tuple[Any, Any]]] = {"classification": classifier, "detection": detector}
 """What is trained, by task."""
 
 

@@ -37,7 +37,9 @@ class CocoSource:
         try:
             parsed = json.loads(content)
             images = sorted(parsed["images"], key=lambda image: image["id"])
-            names = {each["id"]: str(each["name"]) for each in sorted(parsed["categories"], key=lambda each: each["id"])}
+            names = {
+                each["id"]: str(each["name"]) for each in sorted(parsed["categories"], key=lambda each: each["id"])
+            }
             annotations = list(parsed["annotations"])
             self._files = [str(image["file_name"]) for image in images]
             places = {image["id"]: place for place, image in enumerate(images)}
@@ -102,6 +104,6 @@ def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[floa
         return image, category, [left, top, left + width, top + height], ignore, outline
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: cannot read the annotation {str(annotation)[:100]}: {error!r}. Expected image_id, category_id and "
-            "bbox, four numbers (left, top, width, height)."
+            f"{path}: cannot read the annotation {str(annotation)[:100]}: {error!r}. Expected image_id, category_id "
+            "and bbox, four numbers (left, top, width, height)."
         ) from error

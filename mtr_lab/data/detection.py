@@ -23,7 +23,7 @@ from mtr_lab.data.voc import VocSource
 from mtr_lab.data.windows import Augmentation, Canvas, Scene
 from mtr_lab.errors import UserError, check_number, unknown
 
-SOURCES = {"voc": VocSource, "coco": CocoSource}
+SOURCES: dict[str, type[VocSource] | type[CocoSource]] = {"voc": VocSource, "coco": CocoSource}
 
 
 class DetectionDataModule(LightningDataModule):
@@ -96,7 +96,7 @@ class DetectionDataModule(LightningDataModule):
         self._masks, self._holdout, self._on_error, self._seed = masks, holdout, on_error, seed
         self._batch_size, self._num_workers = batch_size, min(num_workers, os.cpu_count() or 1)
         self._mean, self._std = data_config["mean"], data_config["std"]
-        self._canvas = Canvas(tuple(data_config["input_size"][1:]), tuple(255 * value for value in self._mean))  # type: ignore[arg-type]
+        self._canvas = Canvas(tuple(data_config["input_size"][1:]), tuple(255 * value for value in self._mean))
         self._augmentation = _augmentation(self._canvas, train_transform)
         self._test_source = self._source(self._test_split)
         self.class_names: Sequence[str] = model_classes or self._test_source.classes

@@ -42,7 +42,7 @@ class ObjectSource(Protocol):
     """
 
     location: str
-    classes: Sequence[str]
+    classes: tuple[str, ...]
     degenerate: int
 
     def __len__(self) -> int: ...

@@ -93,7 +93,7 @@ def _read(path: Path) -> list[tuple[str, list[float], bool]]:
         raise UserError(f"cannot read the annotation {path}: {error.strerror}. {_LAYOUT}") from error
     except ElementTree.ParseError as error:
         raise UserError(f"the annotation {path} is not valid XML: {error}. Replace the file.") from error
-    objects = []
+    objects: list[tuple[str, list[float], bool]] = []
     for each in tree.iter("object"):
         try:
             name, box = each.findtext("name"), [float(each.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]

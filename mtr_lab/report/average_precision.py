@@ -1,7 +1,7 @@
 """COCO's average precision from matches that are kept image by image, so that images can be resampled.
 
-Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312. The figures that are reported are torchmetrics';
-tests hold these to them. Intervals and paired differences need the parts that go into them.
+Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312. The figures that are reported are
+torchmetrics'; tests hold these to them. Intervals and paired differences need the parts that go into them.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Matches:
     box: np.ndarray
     """(d, 4) float32, where it is: left, top, right, bottom."""
     found: np.ndarray
-    """(d, 10) int8 for the overlaps ``IOU``: 1 an object that no better detection has found, 0 none, -1 one to ignore."""
+    """(d, 10) int8 for the overlaps ``IOU``: 1 an object that no better detection has found, 0 none, -1 to ignore."""
     objects: np.ndarray
     """(n, K) int64, how many objects of a class are in an image, those to ignore left out."""
 
@@ -75,7 +75,9 @@ def match_images(detections: list[dict[str, Any]], truths: list[dict[str, Any]],
         num_classes: K.
     """
     nothing = np.zeros(0, np.int64)
-    parts = [(nothing, nothing, np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, len(IOU)), np.int8))]
+    parts = [
+        (nothing, nothing, np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, len(IOU)), np.int8))
+    ]
     for image, (detected, truth) in enumerate(zip(detections, truths, strict=True)):
         for label in np.unique(detected["labels"]):
             mine, theirs = np.flatnonzero(detected["labels"] == label), np.flatnonzero(truth["labels"] == label)
@@ -87,8 +89,8 @@ def match_images(detections: list[dict[str, Any]], truths: list[dict[str, Any]],
             order, found = match(scores, overlaps.reshape(len(mine), len(theirs)), ignore)
             boxes = detected["boxes"][mine][order]
             parts.append((np.full(len(order), image), np.full(len(order), label), scores[order], boxes, found))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Matches(*columns, count_objects(truths, num_classes))
+    image_, label_, score_, box_, found_ = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Matches(image_, label_, score_, box_, found_, count_objects(truths, num_classes))
 
 
 def count_objects(truths: list[dict[str, Any]], num_classes: int) -> np.ndarray:
@@ -108,7 +110,7 @@ def average_precision(matches: Matches, counts: np.ndarray | None = None) -> np.
     """
     counts = np.ones(len(matches.objects)) if counts is None else counts
     objects = counts @ matches.objects
-    each = [_class_precision(matches, label, counts, objects[label]) for label in np.flatnonzero(objects)]
+    each = [_class_precision(matches, int(label), counts, objects[label]) for label in np.flatnonzero(objects)]
     return np.mean(each, axis=0) if each else np.full(len(IOU), np.nan)
 
 

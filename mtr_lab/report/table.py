@@ -128,7 +128,9 @@ _COLUMNS = (
     ),
     _Column(("mIoU", "%"), "miou", _share("miou")),
     _Column(("AP", "%"), "map", lambda point: (percent(point.get("map")), _interval(point.get("map_ci"), percent))),
-    _Column(("AP50", "%"), "ap50", lambda point: (percent(point.get("ap50")), _interval(point.get("ap50_ci"), percent))),
+    _Column(
+        ("AP50", "%"), "ap50", lambda point: (percent(point.get("ap50")), _interval(point.get("ap50_ci"), percent))
+    ),
     _Column(
         ("agree", "%"),
         "agreement",

@@ -1,5 +1,6 @@
 """Detection: training a head with its backbone, and evaluating both at every operating point."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from mtr_lab.report.detections import Detections
 from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.training import adamw
+
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table at every evaluation
 
 
 def mean_average_precision(masks: bool) -> MeanAveragePrecision:
@@ -73,7 +76,7 @@ class DetectionTraining(LightningModule):
         self.val_ap.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        exempt = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
+        exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
         groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
 

@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN on the one map of a plain backbone.
 
-The parts of the two-stage detectors are torchvision's. Sources: Ren et al., "Faster R-CNN", arXiv 1506.01497; He et al.,
-"Mask R-CNN", arXiv 1703.06870; the pyramid: Li et al., "Exploring plain vision transformer backbones for object
+The parts of the two-stage detectors are torchvision's. Sources: Ren et al., "Faster R-CNN", arXiv 1506.01497; He et
+al., "Mask R-CNN", arXiv 1703.06870; the pyramid: Li et al., "Exploring plain vision transformer backbones for object
 detection" (ViTDet), arXiv 2203.16527.
 """
 
@@ -227,9 +227,7 @@ def last_map(model: VisionMamba, images: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
-def to_original(
-    detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]
-) -> dict[str, Tensor]:
+def to_original(detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
     """A detection in the pixels of the image as it was, masks as (m, height, width) bool.
 
     Args:

@@ -79,7 +79,8 @@ class ClassifierTraining(LightningModule):
         self.log("val_top1", self.val_top1, on_epoch=True, prog_bar=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = param_groups_weight_decay(self.model, self.weight_decay, list(self.model.no_weight_decay()))
+        exempt: Any = self.model.no_weight_decay()
+        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
 
 

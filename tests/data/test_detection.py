@@ -34,7 +34,9 @@ def write_image(path: Path, height: int = SIZE[0], width: int = SIZE[1]) -> None
 
 
 def voc_object(name: str, *edges: object, difficult: int = 0) -> str:
-    written = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+    written = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True)
+    )
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{written}</bndbox></object>"
 
 
@@ -77,7 +79,9 @@ def coco(tmp_path: Path) -> Write:
     return write
 
 
-def coco_object(image: object = 7, category: object = 90, bbox: object = (10, 20, 30, 15), **more: Any) -> dict[str, Any]:
+def coco_object(
+    image: object = 7, category: object = 90, bbox: object = (10, 20, 30, 15), **more: Any
+) -> dict[str, Any]:
     return {"id": 1, "image_id": image, "category_id": category, "bbox": bbox, **more}
 
 
@@ -96,7 +100,7 @@ def test_voc_objects_in_pixels_of_the_image(voc: Write) -> None:
     assert first["iscrowd"].tolist() == [False, True]
     assert without_objects["boxes"].shape == (0, 4)
     assert without_objects["labels"].dtype == torch.int64
-    assert (batch["image"][:, :, 38:] == pytest.approx(0, abs=0.01))  # beyond the image, the mean colour
+    assert batch["image"][:, :, 38:] == pytest.approx(0, abs=0.01)  # beyond the image, the mean colour
 
 
 def test_classes_in_the_order_given_and_those_of_the_model(voc: Write) -> None:
@@ -185,9 +189,9 @@ def test_held_out_images_are_not_trained_on_and_ignored_objects_neither(voc: Wri
     root = voc(**{f"image{i}": objects for i in range(12)})
     data = module(root, "voc", holdout=0.4, train_transform={"scale": [1, 1], "turns": False, "color_jitter": 0})
     data.setup("fit")
-    training = [batch for batch in data.train_dataloader()]
+    training = list(data.train_dataloader())
     trained = {id for batch in training for id in batch["id"]}
-    held_out = [batch for batch in data.val_dataloader()]  # type: ignore[union-attr]
+    held_out = list(data.val_dataloader())  # type: ignore[union-attr]
     assert trained
     assert not trained & {id for batch in held_out for id in batch["id"]}
     assert all(len(each["boxes"]) == 1 for batch in training for each in batch["objects"])
