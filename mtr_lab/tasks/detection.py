@@ -131,11 +131,11 @@ class DetectionEvaluation(LightningModule):
         if not batch["id"]:
             return
         truths = [on_cpu(each) for each in batch["objects"]]
-        self._truths += [_arrays(each) for each in truths]
+        self._truths += [as_arrays(each) for each in truths]
         for point, collected, metric in zip(self.points, self._found, self._metrics, strict=True):
             found = [on_cpu(each) for each in self.detect_at(point, batch)]
             metric.update(found, truths)
-            collected += [_arrays(each) for each in found]
+            collected += [as_arrays(each) for each in found]
 
     def predictions(self) -> Detections:
         """What was found in every image that could be read, at every point.
@@ -167,7 +167,7 @@ def on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in values.items()}
 
 
-def _arrays(objects: Mapping[str, Tensor]) -> dict[str, Any]:
+def as_arrays(objects: Mapping[str, Tensor]) -> dict[str, Any]:
     """A detection or the objects of an image as ``match_images`` takes them."""
     arrays: dict[str, Any] = {name: value.numpy() for name, value in objects.items() if name != "masks"}
     boxes = arrays["boxes"].astype(np.float64)
