@@ -20,6 +20,7 @@ from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.tasks.detector import Detector
 
+ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "backbone.num_classes": (int, 1, math.inf),
@@ -113,7 +114,7 @@ def detector_weights(config: DictConfig) -> Path | None:
         return Path(str(config.checkpoint)).expanduser()
     if not config.pretrained:
         return None
-    bundled = Path(str(resources.files("mtr_lab") / "assets" / f"{config.name}_bccd.safetensors"))
+    bundled = ASSETS / f"{config.name}_bccd.safetensors"
     if not bundled.is_file():
         raise UserError(
             f"no weights of a detector on {config.name} are bundled: give those of a run of python -m mtr_lab.train "
