@@ -131,7 +131,6 @@ def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, 
 
 def outlined(root: Path) -> Path:
     """Three images in COCO's layout, each with a triangle."""
-    annotations = []
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)
         for number in range(3):

@@ -1,4 +1,4 @@
-"""The two-stage detector: its pyramid, what it is given by a reduced backbone, that it learns and what precision it has."""
+"""The two-stage detector: its pyramid, what a reduced backbone gives it, that it learns, and its precision."""
 
 from collections.abc import Sequence
 from typing import Any
