@@ -1,6 +1,7 @@
 """Images with objects onto a canvas of fixed size: as a whole, or for training a random window of them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,13 @@ class Canvas:
         return min(have / want for have, want in zip(self.size, image.shape[-2:], strict=True))
 
     def window(
-        self, image: Tensor, boxes: Tensor, masks: Tensor | None, place: tuple[int, int, int, int], scale: float
+        self,
+        image: Tensor,
+        boxes: Tensor,
+        masks: Tensor | None,
+        place: tuple[int, int, int, int],
+        scale: float,
+        colours: Callable[[Tensor], Tensor] = lambda part: part,
     ) -> Scene:
         """A part of an image, scaled.
 
@@ -55,13 +62,14 @@ class Canvas:
             masks: (n, h, w) uint8.
             place: top, left, height and width of the part.
             scale: of its sides.
+            colours: what becomes of the part's, once it is scaled.
         """
         top, left, height, width = place
         rows, columns = (
             min(max(round(side * scale), 1), most) for side, most in zip((height, width), self.size, strict=True)
         )
         missing = [0, 0, self.size[1] - columns, self.size[0] - rows]  # left, top, right, bottom
-        part = F.resize(F.crop(image, *place), [rows, columns], antialias=True)
+        part = colours(F.resize(F.crop(image, *place), [rows, columns], antialias=True))
         corner = boxes.new_tensor([left, top, left, top])
         stretch = boxes.new_tensor([columns / width, rows / height, columns / width, rows / height])
         limit = boxes.new_tensor([columns, rows, columns, rows])
@@ -106,7 +114,7 @@ class Augmentation:
         sides = [min(side, round(have / scale)) for side, have in zip(image.shape[-2:], self.canvas.size, strict=True)]
         corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
         place = (corner[0], corner[1], sides[0], sides[1])
-        return self.canvas.window(self.colours(image), boxes, masks, place, scale)
+        return self.canvas.window(image, boxes, masks, place, scale, self.colours)
 
 
 def _heads() -> bool:
