@@ -1,5 +1,6 @@
 """From a composed configuration to a model, data and a Lightning trainer."""
 
+import inspect
 import logging
 import math
 from copy import copy
@@ -19,6 +20,7 @@ from mtr_lab.backbones import VisionMamba, create_model
 from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.tasks.detector import Detector
+from mtr_lab.tasks.segmenter import Segmenter
 
 ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
@@ -127,6 +129,17 @@ def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -
     """The detector that the ``task`` group describes; its head has random weights."""
     settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return Detector(backbone, num_classes, **{key: value for key, value in settings.items() if key != "name"})
+
+
+def make_segmenter(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Segmenter:
+    """The segmenter that the ``task`` group describes; its head has random weights."""
+    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    arguments = {key: value for key, value in settings.items() if key != "name"}
+    known = [*inspect.signature(Segmenter).parameters][2:]
+    for key in arguments:
+        if key not in known:
+            raise unknown("setting task.", key, known)
+    return Segmenter(backbone, num_classes, **arguments)
 
 
 def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:

@@ -25,14 +25,17 @@ from mtr_lab.compose import (
     make_loggers,
     make_model,
     make_outline,
+    make_segmenter,
     make_trainer,
 )
-from mtr_lab.data import DetectionDataModule, ImageDataModule
+from mtr_lab.data import DetectionDataModule, ImageDataModule, SegmentationDataModule
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 from mtr_lab.tasks.detection import DetectionTraining
 from mtr_lab.tasks.detector import Detector
+from mtr_lab.tasks.segmentation import SegmentationTraining
+from mtr_lab.tasks.segmenter import Segmenter
 from mtr_lab.tasks.training import ClassifierTraining
 
 
@@ -122,7 +125,27 @@ def detector(config: DictConfig) -> tuple[DetectionTraining, DetectionDataModule
     return module, datamodule
 
 
-MODULES: dict[str, Callable[[DictConfig], tuple[Any, Any]]] = {"classification": classifier, "detection": detector}
+def segmenter(config: DictConfig) -> tuple[SegmentationTraining, SegmentationDataModule]:
+    """A segmenter of the dataset's classes on a backbone with weights, and the images to train it on."""
+    settings = config.training
+    outline = make_outline(config.backbone)
+    datamodule = make_datamodule(config.dataset, outline, seed=config.seed)
+    make_segmenter(config.task, outline, datamodule.num_classes)
+    module = SegmentationTraining(
+        make_segmenter(config.task, make_model(config.backbone), datamodule.num_classes),
+        datamodule.class_pixels(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        warmup_epochs=settings.warmup_epochs,
+    )
+    return module, datamodule
+
+
+MODULES: dict[str, Callable[[DictConfig], tuple[Any, Any]]] = {
+    "classification": classifier,
+    "detection": detector,
+    "segmentation": segmenter,
+}
 """What is trained, by task."""
 
 
@@ -144,9 +167,9 @@ def check_resume(checkpoint: str, module: LightningModule) -> None:
         )
 
 
-def save_weights(model: VisionMamba | Detector, path: Path, label_names: Sequence[str] | None) -> None:
+def save_weights(model: VisionMamba | Detector | Segmenter, path: Path, label_names: Sequence[str] | None) -> None:
     """Store a model's parameters in half precision, with the names of its classes and its patch grid if not square."""
-    backbone = model.backbone if isinstance(model, Detector) else model
+    backbone = model if isinstance(model, VisionMamba) else model.backbone
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
     metadata = {"label_names": json.dumps(label_names)} if label_names else {}
     rows, columns = backbone.patch_embed.grid_size

@@ -3,5 +3,6 @@
 from mtr_lab.data.classes import imagenet_classes, map_classes
 from mtr_lab.data.datamodule import ImageDataModule
 from mtr_lab.data.detection import DetectionDataModule
+from mtr_lab.data.segmentation import SegmentationDataModule
 
-__all__ = ["DetectionDataModule", "ImageDataModule", "imagenet_classes", "map_classes"]
+__all__ = ["DetectionDataModule", "ImageDataModule", "SegmentationDataModule", "imagenet_classes", "map_classes"]
