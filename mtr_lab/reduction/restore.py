@@ -68,7 +68,8 @@ def follow(offset: Tensor | None, before: TokenState, after: TokenState) -> Tens
         (B, L0, C): added to the token that absorbed the position it gives what was at the position before. A dropped
         position keeps its last features.
     """
-    assert before.source is not None and after.source is not None
+    assert before.source is not None
+    assert after.source is not None
     value = _take(before.stream, before.source)
     if offset is not None:
         value = value + offset
