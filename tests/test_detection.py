@@ -183,6 +183,7 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
         (["+task.depth=3"], r"unknown setting task\. 'depth'"),
         (["task.name=detecting"], r"unknown task\.name 'detecting'. Did you mean 'detection'"),
         (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
+        (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
         (["objective=top1"], "unknown objective 'top1'.*ap50, map"),
         (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
         (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
