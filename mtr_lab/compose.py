@@ -134,7 +134,8 @@ def detector_weights(config: DictConfig) -> Path | None:
 def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Detector:
     """The detector that the ``task`` group describes; its head has random weights."""
     settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return Detector(backbone, num_classes, **{key: value for key, value in settings.items() if key != "name"})
+    head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
+    return Detector(backbone, num_classes, **head)
 
 
 def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
