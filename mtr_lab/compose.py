@@ -3,6 +3,8 @@
 import logging
 import math
 from copy import copy
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
-from mtr_lab.data import ImageDataModule
-from mtr_lab.errors import UserError, check_number
+from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
+from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.tasks.detector import Detector
 
+ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "backbone.num_classes": (int, 1, math.inf),
@@ -61,7 +65,80 @@ def make_outline(config: DictConfig) -> VisionMamba:
         return make_model(config)
 
 
-def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> ImageDataModule:
+def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
+    """The data of the ``dataset`` group for evaluating the task's model.
+
+    Args:
+        config: the whole configuration.
+        outline: of the backbone; that of a detector loses its classification head, as the detector's own does.
+
+    Raises:
+        UserError: the data, the head's settings or the classes cannot be had.
+    """
+    if config.task.name == "classification":
+        names = outline.pretrained_cfg["label_names"]
+        return make_datamodule(config.dataset, outline, model_classes=names, num_classes=outline.num_classes)
+    if config.task.name != "detection":
+        raise unknown("task.name", config.task.name, ["classification", "detection"])
+    if config.trainer.cuda_graph:
+        raise UserError("trainer.cuda_graph=true: a detector finds another number of boxes in each image. Set false.")
+    check_box_precision(config.trainer)
+    file = detector_weights(config.backbone)
+    names = None if file is None else checkpoint_label_names(file)
+    number = None if names is None else len(names)
+    datamodule = make_datamodule(
+        config.dataset, outline, model_classes=names, num_classes=number, masks=config.task.masks
+    )
+    with torch.device("meta"):
+        make_detector(config.task, outline, datamodule.num_classes)
+    return datamodule
+
+
+def check_box_precision(config: DictConfig) -> None:
+    """Raise a ``UserError`` if the ``trainer`` group would store boxes in 16 bits, which are whole pixels off."""
+    if str(config.precision) in ("16-true", "bf16-true"):
+        mixed = str(config.precision).replace("true", "mixed")
+        raise UserError(f"trainer.precision={config.precision}: boxes need 32 bits. Use trainer.precision={mixed}.")
+
+
+def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector:
+    """The model that the task evaluates, with its weights."""
+    if config.task.name == "classification":
+        return make_model(config.backbone).eval()
+    file = detector_weights(config.backbone)
+    detector = make_detector(config.task, make_model(config.backbone, pretrained=False, checkpoint=None), num_classes)
+    if file is not None:
+        load_weights(detector.backbone, file, whole=detector)
+    return detector.eval()
+
+
+def detector_weights(config: DictConfig) -> Path | None:
+    """The file of a detector's weights: ``backbone.checkpoint``, else the bundled one; ``None`` for random ones.
+
+    Raises:
+        UserError: there is none for this backbone.
+    """
+    if config.checkpoint is not None:
+        return Path(str(config.checkpoint)).expanduser()
+    if not config.pretrained:
+        return None
+    bundled = ASSETS / f"{config.name}_bccd.safetensors"
+    if not bundled.is_file():
+        raise UserError(
+            f"no weights of a detector on {config.name} are bundled: give those of a run of python -m mtr_lab.train "
+            "task=detection (backbone.checkpoint=RUN/model.safetensors), or backbone.pretrained=false for random ones."
+        )
+    return bundled
+
+
+def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Detector:
+    """The detector that the ``task`` group describes; its head has random weights."""
+    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
+    return Detector(backbone, num_classes, **head)
+
+
+def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
     """The data of the ``dataset`` group, preprocessed as the model's weights expect."""
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 

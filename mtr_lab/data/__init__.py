@@ -2,5 +2,6 @@
 
 from mtr_lab.data.classes import imagenet_classes, map_classes
 from mtr_lab.data.datamodule import ImageDataModule
+from mtr_lab.data.detection import DetectionDataModule
 
-__all__ = ["ImageDataModule", "imagenet_classes", "map_classes"]
+__all__ = ["DetectionDataModule", "ImageDataModule", "imagenet_classes", "map_classes"]

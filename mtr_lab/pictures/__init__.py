@@ -1,5 +1,6 @@
 """Pictures of what a policy does to an image or a video: surviving tokens, merge regions, scores."""
 
+from mtr_lab.pictures.boxes import detection_sheet
 from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
 from mtr_lab.pictures.observe import BlockView, Observation, observe
 from mtr_lab.pictures.page import save_picture
@@ -21,6 +22,7 @@ __all__ = [
     "clip_sheet",
     "depth_frames",
     "depth_sheet",
+    "detection_sheet",
     "observe",
     "policy_strip",
     "save_clip",

@@ -7,7 +7,8 @@ from typing import TypedDict
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.predictions import Predictions, kl_divergence
+from mtr_lab.report.detections import Detections, resampled_precision
+from mtr_lab.report.predictions import AnyPredictions, Predictions, kl_divergence
 
 RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 64
@@ -30,27 +31,36 @@ class Sample:
     metrics: list[dict[str, np.ndarray]]  # of each point: its metrics, (n,) values an image
 
     @classmethod
-    def of(cls, predictions: Predictions) -> "Sample":
+    def of(cls, predictions: AnyPredictions) -> "Sample":
+        """Raises a ``UserError`` for detections, whose precision is no mean over images."""
+        if isinstance(predictions, Detections):
+            raise UserError("average precision is no mean over images: mtr_lab.report.comparison.compare pairs them.")
         points = [str(point) for point in predictions.points]
         return cls(predictions.hashes, points, [per_image(predictions, i) for i in range(len(points))])
 
 
 def compare(
-    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
+    first: AnyPredictions, i: int, second: AnyPredictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
     """How point ``j`` of one run differs from point ``i`` of another, image by image.
 
     Args:
         first, second: runs over the same images in the same order; their points 0 are the unreduced model.
-        resamples, seed: of the bootstrap over images (Efron 1979).
+        resamples, seed: of the bootstrap over images (Efron 1979); detections are resampled ``RESAMPLES`` times of
+            :mod:`mtr_lab.report.detections`.
 
     Returns:
-        differences of ``top1`` and ``agreement`` (fractions) and of ``kl`` (nats an image).
+        differences of ``top1`` and ``agreement`` (fractions) and of ``kl`` (nats an image); between detections, of
+        ``map`` and ``ap50``.
 
     Raises:
-        UserError: the runs are on different images.
+        UserError: the runs are on different images, or of different tasks.
     """
     check_same_images(first.hashes, second.hashes)
+    if isinstance(first, Detections) and isinstance(second, Detections):
+        return _compare_detections(first, i, second, j, seed)
+    if isinstance(first, Detections) or isinstance(second, Detections):
+        raise UserError("these runs cannot be paired: one is of detection, the other is not.")
     points = [per_image(first, i), per_image(second, j)]
     return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0]
 
@@ -104,6 +114,18 @@ def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
         "top1": (best == predictions.labels).astype(float),
         "agreement": (best == predictions.top5[0, :, 0]).astype(float),
         "kl": kl_divergence(predictions.log_probs[0], predictions.log_probs[point]),
+    }
+
+
+def _compare_detections(first: Detections, i: int, second: Detections, j: int, seed: int) -> dict[str, Difference]:
+    """The images are drawn alike for both, so the resampled differences are paired."""
+    before, after = (resampled_precision(run.matches(k), seed=seed) for run, k in ((first, i), (second, j)))
+    lows, highs = np.nanquantile(after - before, [0.025, 0.975], axis=0)
+    differences = second.figures[j] - first.figures[i]
+    ends = zip(("map", "ap50"), differences.tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return {
+        name: {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}
+        for name, difference, lo, hi in ends
     }
 
 

@@ -41,6 +41,7 @@ class Point(TypedDict):
     flops_literature: Number
     flops_true: Number  # an image, the reduction's own cost contained
     flops_reduction: Number  # that cost alone
+    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
     tokens: list[int]  # entering each block
     images: int  # that the metrics are over
     skipped: list[str]  # files that could not be read
@@ -55,8 +56,10 @@ class Point(TypedDict):
     kl_ci: NotRequired[Interval]
 
     miou: NotRequired[Number]  # segmentation
-    map: NotRequired[Number]  # detection
+    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
+    map_ci: NotRequired[Interval]
     ap50: NotRequired[Number]
+    ap50_ci: NotRequired[Interval]
 
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]

@@ -107,7 +107,7 @@ def _latency(point: Point) -> tuple[str, str]:
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
-def _share(key: Literal["miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
+def _share(key: Literal["miou"]) -> Callable[[Point], tuple[str, str]]:
     return lambda point: (percent(point.get(key)), "")
 
 
@@ -127,8 +127,10 @@ _COLUMNS = (
         ("top-5", "%"), "top5", lambda point: (percent(point.get("top5")), _interval(point.get("top5_ci"), percent))
     ),
     _Column(("mIoU", "%"), "miou", _share("miou")),
-    _Column(("AP", "%"), "map", _share("map")),
-    _Column(("AP50", "%"), "ap50", _share("ap50")),
+    _Column(("AP", "%"), "map", lambda point: (percent(point.get("map")), _interval(point.get("map_ci"), percent))),
+    _Column(
+        ("AP50", "%"), "ap50", lambda point: (percent(point.get("ap50")), _interval(point.get("ap50_ci"), percent))
+    ),
     _Column(
         ("agree", "%"),
         "agreement",
