@@ -84,6 +84,7 @@ def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
         raise unknown("task.name", config.task.name, ["classification", "detection"])
     if config.trainer.cuda_graph:
         raise UserError("trainer.cuda_graph=true: a detector finds another number of boxes in each image. Set false.")
+    check_box_precision(config.trainer)
     file = detector_weights(config.backbone)
     names = None if file is None else checkpoint_label_names(file)
     number = None if names is None else len(names)
@@ -93,6 +94,13 @@ def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
     with torch.device("meta"):
         make_detector(config.task, outline, datamodule.num_classes)
     return datamodule
+
+
+def check_box_precision(config: DictConfig) -> None:
+    """Raise a ``UserError`` if the ``trainer`` group would store boxes in 16 bits, which are whole pixels off."""
+    if str(config.precision) in ("16-true", "bf16-true"):
+        mixed = str(config.precision).replace("true", "mixed")
+        raise UserError(f"trainer.precision={config.precision}: boxes need 32 bits. Use trainer.precision={mixed}.")
 
 
 def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector:
@@ -128,7 +136,8 @@ def detector_weights(config: DictConfig) -> Path | None:
 def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Detector:
     """The detector that the ``task`` group describes; its head has random weights."""
     settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return Detector(backbone, num_classes, **{key: value for key, value in settings.items() if key != "name"})
+    head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
+    return Detector(backbone, num_classes, **head)
 
 
 def make_segmenter(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Segmenter:

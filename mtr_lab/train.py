@@ -18,6 +18,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.cli import run_program
 from mtr_lab.compose import (
+    check_box_precision,
     check_device,
     check_numbers,
     make_datamodule,
@@ -113,6 +114,7 @@ def classifier(config: DictConfig) -> tuple[ClassifierTraining, ImageDataModule]
 def detector(config: DictConfig) -> tuple[DetectionTraining, DetectionDataModule]:
     """A detector of the dataset's classes on a backbone with weights, and the images to train it on."""
     settings = config.training
+    check_box_precision(config.trainer)
     outline = make_outline(config.backbone)
     datamodule = make_datamodule(config.dataset, outline, seed=config.seed, masks=config.task.masks)
     make_detector(config.task, outline, datamodule.num_classes)

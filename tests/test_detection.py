@@ -1,5 +1,6 @@
 """``python -m mtr_lab task=detection`` and its training, end to end on a few of the bundled images."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from mtr_lab.report.comparison import Sample, compare
 from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
+from mtr_lab.report.store import joined
 from mtr_lab.train import train
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "bccd_sample"))
@@ -95,6 +97,10 @@ def test_a_finished_run_is_not_computed_again_and_the_unreduced_model_once_a_swe
 def test_points_are_compared_in_pairs(run_program) -> None:
     predictions = load_predictions(run_program(evaluate_main, *EVALUATION).folder)
     assert isinstance(predictions, Detections)
+    first, second = predictions.select(slice(1)), predictions.select(slice(1, None))
+    for field in dataclasses.fields(Detections):  # one run's points after another's
+        together = joined(first, second)
+        assert np.array_equal(getattr(together, field.name), getattr(predictions, field.name)), field.name
     found = compare(predictions, 0, predictions, 1)
     difference = predictions.figures[1] - predictions.figures[0]
     assert [found["map"]["difference"], found["ap50"]["difference"]] == difference.tolist()
@@ -183,6 +189,7 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
         (["+task.depth=3"], r"unknown setting task\. 'depth'"),
         (["task.name=detecting"], r"unknown task\.name 'detecting'. Did you mean 'detection'"),
         (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
+        (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
         (["objective=top1"], "unknown objective 'top1'.*ap50, map"),
         (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
         (["backbone.img_size=[60,96]"], "does not fit patches of 8"),

@@ -24,6 +24,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.reduction import check_restoration
+from mtr_lab.tasks.features import FeatureMaps
 
 STRIDES = (4, 8, 16, 32)
 PROPOSALS = {"training": 600, "testing": 300}
@@ -180,25 +182,31 @@ class Detector(nn.Module):
     Args:
         backbone: loses its classification head.
         num_classes: without the background.
+        restoration: of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
         settings: the rest of :class:`DetectionHead`'s.
 
     Raises:
         UserError: a setting the head does not know, or one that cannot be.
     """
 
-    def __init__(self, backbone: VisionMamba, num_classes: int, **settings: Any) -> None:
+    def __init__(
+        self, backbone: VisionMamba, num_classes: int, *, restoration: str = "nearest", **settings: Any
+    ) -> None:
         super().__init__()
+        check_restoration(restoration)
         known = inspect.signature(DetectionHead).parameters
         for name in settings:
             if name not in known:
-                raise unknown("setting task.", name, list(known)[3:])
-        backbone.head, backbone.num_classes = nn.Identity(), 0
-        self.backbone = backbone
+                raise unknown("setting task.", name, ["restoration", *list(known)[3:]])
+        backbone.reset_classifier(0)
+        self.backbone, self.restoration = backbone, restoration
         self.head = DetectionHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, **settings)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H/s, W/s), of all tokens, those the backbone has reduced restored."""
-        return last_map(self.backbone, images)
+        """The tokens after the last block, restored and normalised: (B, 3, H, W) -> (B, C, H/s, W/s)."""
+        (last,) = FeatureMaps(self.backbone, levels=1, restoration=self.restoration)(images)
+        normed, _ = self.backbone.norm_f(last.flatten(2).transpose(1, 2))
+        return normed.transpose(1, 2).unflatten(2, last.shape[2:])
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses by name, of a batch as ``DetectionDataModule`` has it for training."""
@@ -210,21 +218,6 @@ class Detector(nn.Module):
         found, _ = self.head(features, batch["image"], batch["size"])
         places = zip(found, batch["size"], batch["original_size"], strict=True)
         return [{**to_original(*each), "labels": each[0]["labels"] - 1} for each in places]
-
-
-def last_map(model: VisionMamba, images: Tensor) -> Tensor:
-    """The normalised tokens after the last block on the grid of the patches, (B, 3, H, W) -> (B, C, rows, columns).
-
-    Each patch has the value of the token it has become part of, 0 where that was dropped.
-    """
-    state = model.forward_state(images, traced=True)
-    normed, _ = model.norm_f(state.hidden, state.residual)
-    grid = model.patch_embed.grid(*images.shape[-2:])
-    place = model.class_position(grid[0] * grid[1])
-    assert state.source is not None
-    source = torch.cat([state.source[:, :place], state.source[:, place + 1 :]], dim=1)[..., None]
-    tokens = normed.gather(1, source.clamp(min=0).expand(-1, -1, normed.shape[-1])) * (source >= 0)
-    return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 def to_original(detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:

@@ -10,8 +10,7 @@ from torch import Tensor
 import mtr_lab
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
-from mtr_lab.reduction import trace
-from mtr_lab.tasks.detector import STRIDES, DetectionHead, Detector, SimpleFeaturePyramid, last_map, to_original
+from mtr_lab.tasks.detector import STRIDES, DetectionHead, Detector, SimpleFeaturePyramid, to_original
 
 SMALL: dict[str, Any] = {"anchors": [[8], [16], [32], [48]], "ratios": [1.0], "width": 16, "hidden": 32}
 
@@ -44,28 +43,23 @@ def test_every_level_sees_what_is_in_its_place() -> None:
         assert not differs[differs.shape[0] // 2 :, differs.shape[1] // 2 :].any()
 
 
-@pytest.mark.parametrize("merge", ["mean", "prune"])
-def test_the_map_of_a_reduced_backbone_is_restored(merge: str) -> None:
+@pytest.mark.parametrize("restoration", ["nearest", "skip", "interpolate"])
+def test_the_head_is_given_the_restored_map(restoration: str) -> None:
     torch.manual_seed(0)
-    model = small_backbone(depth=4).eval()
+    backbone = small_backbone(depth=4)
+    detector = Detector(backbone, 2, **SMALL, restoration=restoration).eval()
     images = torch.randn(2, 3, 64, 96)
-    mtr_lab.patch(model, "mtr", ratio=0.3, merge=merge)
     with torch.no_grad():
-        restored = last_map(model, images)
-        state = model.forward_state(images)
-        normed, _ = model.norm_f(state.hidden, state.residual)
-    assert restored.shape == (2, 32, 8, 12)
-    source = trace(model, images)[-1].source
-    assert source is not None
-    patches = [position for position in range(97) if position != model.class_position(96)]
-    dropped = 0
-    for image in range(2):
-        for place, position in enumerate(patches):
-            token = int(source[image, position])
-            expected = normed[image, token] if token >= 0 else torch.zeros(32)
-            dropped += token < 0
-            assert torch.equal(restored[image, :, place // 12, place % 12], expected)
-    assert (dropped > 0) == (merge == "prune")
+        whole = detector.features(images)
+        normed, _ = backbone.norm_f(backbone.forward_state(images).stream)
+        mtr_lab.patch(backbone, "mtr", ratio=0.3)
+        restored = detector.features(images)
+    place = backbone.class_position(96)
+    patches = torch.cat([normed[:, :place], normed[:, place + 1 :]], dim=1)
+    assert torch.allclose(whole.flatten(2).transpose(1, 2), patches, atol=1e-6)
+    assert restored.shape == whole.shape == (2, 32, 8, 12)
+    distinct = restored.flatten(2)[0].unique(dim=1).shape[1]
+    assert distinct < 96 if restoration == "nearest" else distinct == 96  # merged patches share what they are given
 
 
 def squares(count: int, generator: torch.Generator) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -169,6 +163,7 @@ def test_flops_of_the_head_grow_with_the_image() -> None:
     [
         ({"anchors": [[8], [16], [32]]}, r"3 lists of anchors: give one for each of the strides \(4, 8, 16, 32\)"),
         ({"anchors": [[8], [16], [32], [48, 64]]}, "give every stride the same number of sizes"),
+        ({"restoration": "copy"}, "unknown restoration 'copy'"),
         ({"widht": 32}, r"unknown setting task\. 'widht'. Did you mean 'width'"),
     ],
 )
