@@ -143,7 +143,7 @@ def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -
 def make_segmenter(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Segmenter:
     """The segmenter that the ``task`` group describes; its head has random weights."""
     settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    arguments = {key: value for key, value in settings.items() if key != "name"}
+    arguments = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
     known = [*inspect.signature(Segmenter).parameters][2:]
     for key in arguments:
         if key not in known:

@@ -107,6 +107,7 @@ def classifier(config: DictConfig) -> tuple[ClassifierTraining, ImageDataModule]
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
+        cuda_graph=config.trainer.cuda_graph,
     )
     return module, datamodule
 
@@ -139,6 +140,7 @@ def segmenter(config: DictConfig) -> tuple[SegmentationTraining, SegmentationDat
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
+        cuda_graph=config.trainer.cuda_graph,
     )
     return module, datamodule
 

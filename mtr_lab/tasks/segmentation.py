@@ -1,6 +1,6 @@
 """Segmentation: training a head with its backbone, and evaluating both at every operating point."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from mtr_lab.data.label_maps import IGNORE
 from mtr_lab.report.segmentations import mean_iou
 from mtr_lab.tasks.segmenter import Segmenter
-from mtr_lab.tasks.training import adamw
+from mtr_lab.tasks.training import GraphedTraining, adamw
 
 
 class SegmentationTraining(LightningModule):
@@ -25,6 +25,7 @@ class SegmentationTraining(LightningModule):
         class_pixels: (K,) how many pixels of each class the training images have. A class weighs the square root of
             the median of those over its own.
         lr, weight_decay, warmup_epochs: as in :func:`adamw`.
+        cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
 
     ``skipped`` holds the names of the images that could not be read.
     """
@@ -32,10 +33,18 @@ class SegmentationTraining(LightningModule):
     class_weights: Tensor
 
     def __init__(
-        self, segmenter: Segmenter, class_pixels: Tensor, *, lr: float, weight_decay: float, warmup_epochs: int
+        self,
+        segmenter: Segmenter,
+        class_pixels: Tensor,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.model = segmenter
+        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
         self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
         self.skipped: set[str] = set()
         weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
@@ -47,7 +56,7 @@ class SegmentationTraining(LightningModule):
         self.skipped.update(batch["skipped"])
         if not batch["id"]:
             return None
-        logits = self.model(batch["image"])
+        logits = self._logits(batch["image"])
         entropy = F.cross_entropy(logits, batch["label"], self.class_weights, ignore_index=IGNORE)
         dice = self.dice(logits, batch["label"])
         shown = {"train_loss": entropy + dice, "train_entropy": entropy, "train_dice": dice}

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError, check_number
-from mtr_lab.tasks.restoration import check_restoration, feature_maps
+from mtr_lab.tasks.features import FeatureMaps
 
 STRIDES = (4, 8, 16, 32)
 
@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
         backbone: of at least four blocks; loses its classification head.
         num_classes: of the pixels.
         width: channels of the decoder.
-        restoration: how maps are made of reduced tokens, see :mod:`mtr_lab.tasks.restoration`.
+        restoration: how maps are made of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
 
     Raises:
         UserError: a setting that cannot be.
@@ -77,18 +77,15 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
         super().__init__()
-        check_restoration(restoration)
-        depth = len(backbone.blocks)
-        if depth < len(STRIDES):
-            raise UserError(f"backbone.depth={depth}: segmentation takes maps at {len(STRIDES)} depths.")
-        backbone.head, backbone.num_classes = nn.Identity(), 0
+        FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
+        backbone.reset_classifier(0)
+        backbone.norm_f.requires_grad_(False)  # the maps are those before it
         self.backbone, self.restoration = backbone, restoration
-        self.depths = [depth * (i + 1) // len(STRIDES) for i in range(len(STRIDES))]
         self.head = SegmentationHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, K, H, W)."""
-        maps = feature_maps(self.backbone, images, self.depths, self.restoration)
+        """Images (B, 3, H, W) to logits (B, K, H, W) in float32."""
+        maps = FeatureMaps(self.backbone, len(STRIDES), self.restoration)(images)
         return F.interpolate(self.head(maps).float(), images.shape[-2:], mode="bilinear")
 
     def segment(self, batch: Mapping[str, Any]) -> list[Tensor]:
