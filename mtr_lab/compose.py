@@ -1,12 +1,12 @@
 """From a composed configuration to a model, data and a Lightning trainer."""
 
-import inspect
 import logging
 import math
+from collections.abc import Callable
 from copy import copy
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -72,7 +72,7 @@ def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
 
     Args:
         config: the whole configuration.
-        outline: of the backbone; that of a detector loses its classification head, as the detector's own does.
+        outline: of the backbone; for a dense task it loses its classification head, as the model's own does.
 
     Raises:
         UserError: the data, the head's settings or the classes cannot be had.
@@ -80,19 +80,22 @@ def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
     if config.task.name == "classification":
         names = outline.pretrained_cfg["label_names"]
         return make_datamodule(config.dataset, outline, model_classes=names, num_classes=outline.num_classes)
-    if config.task.name != "detection":
-        raise unknown("task.name", config.task.name, ["classification", "detection"])
+    if config.task.name not in DENSE:
+        raise unknown("task.name", config.task.name, ["classification", *DENSE])
     if config.trainer.cuda_graph:
-        raise UserError("trainer.cuda_graph=true: a detector finds another number of boxes in each image. Set false.")
-    check_box_precision(config.trainer)
-    file = detector_weights(config.backbone)
+        raise UserError(
+            f"trainer.cuda_graph=true: {config.task.name} takes and finds other numbers in each image. Set false."
+        )
+    arguments = {}
+    if config.task.name == "detection":
+        check_box_precision(config.trainer)
+        arguments["masks"] = config.task.masks
+    file = dense_weights(config)
     names = None if file is None else checkpoint_label_names(file)
     number = None if names is None else len(names)
-    datamodule = make_datamodule(
-        config.dataset, outline, model_classes=names, num_classes=number, masks=config.task.masks
-    )
+    datamodule = make_datamodule(config.dataset, outline, model_classes=names, num_classes=number, **arguments)
     with torch.device("meta"):
-        make_detector(config.task, outline, datamodule.num_classes)
+        make_dense_model(config.task, outline, datamodule.num_classes)
     return datamodule
 
 
@@ -103,52 +106,53 @@ def check_box_precision(config: DictConfig) -> None:
         raise UserError(f"trainer.precision={config.precision}: boxes need 32 bits. Use trainer.precision={mixed}.")
 
 
-def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector:
+def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector | Segmenter:
     """The model that the task evaluates, with its weights."""
     if config.task.name == "classification":
         return make_model(config.backbone).eval()
-    file = detector_weights(config.backbone)
-    detector = make_detector(config.task, make_model(config.backbone, pretrained=False, checkpoint=None), num_classes)
+    file = dense_weights(config)
+    model = make_dense_model(config.task, make_model(config.backbone, pretrained=False, checkpoint=None), num_classes)
     if file is not None:
-        load_weights(detector.backbone, file, whole=detector)
-    return detector.eval()
+        load_weights(model.backbone, file, whole=model)
+    return model.eval()
 
 
-def detector_weights(config: DictConfig) -> Path | None:
-    """The file of a detector's weights: ``backbone.checkpoint``, else the bundled one; ``None`` for random ones.
+def dense_weights(config: DictConfig) -> Path | None:
+    """The file of a dense task's weights: ``backbone.checkpoint``, else the bundled one; ``None`` for random ones.
 
     Raises:
         UserError: there is none for this backbone.
     """
-    if config.checkpoint is not None:
-        return Path(str(config.checkpoint)).expanduser()
-    if not config.pretrained:
+    backbone, task = config.backbone, config.task.name
+    if backbone.checkpoint is not None:
+        return Path(str(backbone.checkpoint)).expanduser()
+    if not backbone.pretrained:
         return None
-    bundled = ASSETS / f"{config.name}_bccd.safetensors"
+    bundled = ASSETS / f"{backbone.name}_{DENSE[task].trained_on}.safetensors"
     if not bundled.is_file():
         raise UserError(
-            f"no weights of a detector on {config.name} are bundled: give those of a run of python -m mtr_lab.train "
-            "task=detection (backbone.checkpoint=RUN/model.safetensors), or backbone.pretrained=false for random ones."
+            f"no weights for {task} with {backbone.name} are bundled: give those of a run of python -m mtr_lab.train "
+            f"task={task} (backbone.checkpoint=RUN/model.safetensors), or backbone.pretrained=false for random ones."
         )
     return bundled
 
 
-def make_detector(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Detector:
-    """The detector that the ``task`` group describes; its head has random weights."""
+def make_dense_model(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Any:
+    """The detector or segmenter that the ``task`` group describes; its head has random weights."""
     settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
-    return Detector(backbone, num_classes, **head)
+    return DENSE[config.name].model(backbone, num_classes, **head)
 
 
-def make_segmenter(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Segmenter:
-    """The segmenter that the ``task`` group describes; its head has random weights."""
-    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    arguments = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
-    known = [*inspect.signature(Segmenter).parameters][2:]
-    for key in arguments:
-        if key not in known:
-            raise unknown("setting task.", key, known)
-    return Segmenter(backbone, num_classes, **arguments)
+class DenseTask(NamedTuple):
+    """A backbone with a head on its maps: the class of both, and what its bundled weights are trained on."""
+
+    model: Callable[..., Detector | Segmenter]
+    trained_on: str
+
+
+DENSE = {"detection": DenseTask(Detector, "bccd"), "segmentation": DenseTask(Segmenter, "camvid")}
+"""The tasks other than classification."""
 
 
 def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:

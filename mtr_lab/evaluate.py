@@ -33,7 +33,7 @@ from mtr_lab.compose import (
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.pictures import Observation, detection_sheet, observe, save_depth, save_picture
+from mtr_lab.pictures import Observation, detection_sheet, observe, save_depth, save_picture, segmentation_sheet
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.environment import environment
@@ -43,12 +43,15 @@ from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.report.predictions import AnyPredictions, score_point
 from mtr_lab.report.result import FILE_NAME as RESULT
 from mtr_lab.report.result import PICTURES, Result, read_result, write_result
+from mtr_lab.report.segmentations import Segmentations, score_segmentations
 from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.detection import DetectionEvaluation
 from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.segmentation import SegmentationEvaluation
+from mtr_lab.tasks.segmenter import Segmenter
 
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
@@ -141,6 +144,8 @@ def evaluate(config: DictConfig) -> Evaluated:
             task.reduction.use(strongest(points).schedule)
             if isinstance(task, DetectionEvaluation):
                 draw_detections(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            elif isinstance(task, SegmentationEvaluation):
+                draw_segmentations(task, datamodule, trainer, config.pictures, folder / PICTURES)
             else:
                 draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
         for file in write_point(result, found.predictions, folder):
@@ -149,20 +154,23 @@ def evaluate(config: DictConfig) -> Evaluated:
     return Evaluated(result, True, objective_value(result, config.objective))
 
 
-Evaluation: TypeAlias = ClassifierEvaluation | DetectionEvaluation
+Evaluation: TypeAlias = ClassifierEvaluation | DetectionEvaluation | SegmentationEvaluation
+Model: TypeAlias = VisionMamba | Detector | Segmenter
 
 
-def backbone_of(model: VisionMamba | Detector) -> VisionMamba:
+def backbone_of(model: Model) -> VisionMamba:
     """What a policy reduces of a task's model."""
-    return model.backbone if isinstance(model, Detector) else model
+    return model if isinstance(model, VisionMamba) else model.backbone
 
 
 def task_maker(
-    model: VisionMamba | Detector, reduction: Reduction, cuda_graph: bool
+    model: Model, reduction: Reduction, cuda_graph: bool
 ) -> Callable[[list[OperatingPoint]], Evaluation]:
     """What makes the Lightning module that evaluates a task's model at points."""
     if isinstance(model, Detector):
         return partial(DetectionEvaluation, model, reduction)
+    if isinstance(model, Segmenter):
+        return partial(SegmentationEvaluation, model, reduction)
     return partial(ClassifierEvaluation, model, reduction, cuda_graph=cuda_graph)
 
 
@@ -170,6 +178,8 @@ def score(predictions: AnyPredictions, point: int) -> Mapping[str, Any]:
     """The metrics of one point."""
     if isinstance(predictions, Detections):
         return score_detections(predictions, point)
+    if isinstance(predictions, Segmentations):
+        return score_segmentations(predictions, point)
     return score_point(predictions, point)
 
 
@@ -241,8 +251,9 @@ def predict(
 def check_objective(config: DictConfig, points: list[OperatingPoint]) -> None:
     """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
     measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
-    accuracies = ["map", "ap50"] if config.task.name == "detection" else ["top1", "top5", "agreement", "kl"]
-    metrics = [*accuracies, *(measured if config.timing.batch_size else [])]
+    accuracies = {"classification": ["top1", "top5", "agreement", "kl"], "detection": ["map", "ap50"]}
+    accuracies["segmentation"] = ["miou"]
+    metrics = [*accuracies[config.task.name], *(measured if config.timing.batch_size else [])]
     if config.objective is not None and config.objective not in metrics:
         raise unknown("objective", config.objective, metrics)
     if config.objective is not None and len(points) == 1:
@@ -312,10 +323,10 @@ def policy_settings(settings: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
 
 
-def describe(model: VisionMamba | Detector, point: OperatingPoint) -> dict[str, Any]:
+def describe(model: Model, point: OperatingPoint) -> dict[str, Any]:
     """What is known of a point before a single image has been seen."""
     schedule, backbone = point.schedule, backbone_of(model)
-    head = {"flops_head": model.head.flops(*backbone.patch_embed.img_size)} if isinstance(model, Detector) else {}
+    head = {} if isinstance(model, VisionMamba) else {"flops_head": model.head.flops(*backbone.patch_embed.img_size)}
     return {
         "policy": point.policy,
         "ratio": point.ratio,
@@ -387,6 +398,26 @@ def draw_detections(
             found[point.name] = (boxes, scores, labels.astype(int))
         (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
         sheet = detection_sheet(observation, found, datamodule.class_names)
+        save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
+
+
+def draw_segmentations(
+    task: SegmentationEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
+) -> None:
+    """Sheets of the classes in the first window of ``count`` images, unreduced and by the reduction in force."""
+    batches = datamodule.test_dataloader()
+    firsts = ((batch, [sum(map(len, batch["windows"][:i])) for i in range(len(batch["id"]))]) for batch in batches)
+    images = ((id, batch["image"][at]) for batch, starts in firsts for id, at in zip(batch["id"], starts, strict=True))
+    drawn = [task.points[0], strongest(list(task.points))]
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    for i, (id, image) in enumerate(islice(images, count)):
+        found = {}
+        for point in drawn:
+            with precision.forward_context(), torch.no_grad():
+                logits = task.forward_at(point, precision.convert_input(image[None].to(device)))
+            found[point.name] = logits[0].argmax(0).cpu().numpy()
+        (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
+        sheet = segmentation_sheet(observation, found, datamodule.class_names)
         save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
 
 

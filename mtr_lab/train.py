@@ -22,11 +22,10 @@ from mtr_lab.compose import (
     check_device,
     check_numbers,
     make_datamodule,
-    make_detector,
+    make_dense_model,
     make_loggers,
     make_model,
     make_outline,
-    make_segmenter,
     make_trainer,
 )
 from mtr_lab.data import DetectionDataModule, ImageDataModule, SegmentationDataModule
@@ -118,9 +117,9 @@ def detector(config: DictConfig) -> tuple[DetectionTraining, DetectionDataModule
     check_box_precision(config.trainer)
     outline = make_outline(config.backbone)
     datamodule = make_datamodule(config.dataset, outline, seed=config.seed, masks=config.task.masks)
-    make_detector(config.task, outline, datamodule.num_classes)
+    make_dense_model(config.task, outline, datamodule.num_classes)
     module = DetectionTraining(
-        make_detector(config.task, make_model(config.backbone), datamodule.num_classes),
+        make_dense_model(config.task, make_model(config.backbone), datamodule.num_classes),
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
@@ -133,9 +132,9 @@ def segmenter(config: DictConfig) -> tuple[SegmentationTraining, SegmentationDat
     settings = config.training
     outline = make_outline(config.backbone)
     datamodule = make_datamodule(config.dataset, outline, seed=config.seed)
-    make_segmenter(config.task, outline, datamodule.num_classes)
+    make_dense_model(config.task, outline, datamodule.num_classes)
     module = SegmentationTraining(
-        make_segmenter(config.task, make_model(config.backbone), datamodule.num_classes),
+        make_dense_model(config.task, make_model(config.backbone), datamodule.num_classes),
         datamodule.class_pixels(),
         lr=settings.lr,
         weight_decay=settings.weight_decay,

@@ -2,6 +2,7 @@
 
 from mtr_lab.pictures.boxes import detection_sheet
 from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
+from mtr_lab.pictures.labels import segmentation_sheet
 from mtr_lab.pictures.observe import BlockView, Observation, observe
 from mtr_lab.pictures.page import save_picture
 from mtr_lab.pictures.sheets import (
@@ -28,5 +29,6 @@ __all__ = [
     "save_clip",
     "save_depth",
     "save_picture",
+    "segmentation_sheet",
     "write_animation",
 ]

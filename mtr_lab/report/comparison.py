@@ -9,6 +9,7 @@ import numpy as np
 from mtr_lab.errors import UserError
 from mtr_lab.report.detections import Detections, resampled_precision
 from mtr_lab.report.predictions import AnyPredictions, Predictions, kl_divergence
+from mtr_lab.report.segmentations import Segmentations, interval, mean_iou, resampled_iou
 
 RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 64
@@ -32,9 +33,12 @@ class Sample:
 
     @classmethod
     def of(cls, predictions: AnyPredictions) -> "Sample":
-        """Raises a ``UserError`` for detections, whose precision is no mean over images."""
-        if isinstance(predictions, Detections):
-            raise UserError("average precision is no mean over images: mtr_lab.report.comparison.compare pairs them.")
+        """Raises a ``UserError`` for dense tasks, whose metrics are no means over images."""
+        if not isinstance(predictions, Predictions):
+            raise UserError(
+                "the metrics of detection and segmentation are no means over images: "
+                "mtr_lab.report.comparison.compare pairs them."
+            )
         points = [str(point) for point in predictions.points]
         return cls(predictions.hashes, points, [per_image(predictions, i) for i in range(len(points))])
 
@@ -46,12 +50,12 @@ def compare(
 
     Args:
         first, second: runs over the same images in the same order; their points 0 are the unreduced model.
-        resamples, seed: of the bootstrap over images (Efron 1979); detections are resampled ``RESAMPLES`` times of
-            :mod:`mtr_lab.report.detections`.
+        resamples, seed: of the bootstrap over images (Efron 1979); detections and segmentations are resampled
+            ``RESAMPLES`` times of their own modules.
 
     Returns:
         differences of ``top1`` and ``agreement`` (fractions) and of ``kl`` (nats an image); between detections, of
-        ``map`` and ``ap50``.
+        ``map`` and ``ap50``; between segmentations, of ``miou``.
 
     Raises:
         UserError: the runs are on different images, or of different tasks.
@@ -59,8 +63,10 @@ def compare(
     check_same_images(first.hashes, second.hashes)
     if isinstance(first, Detections) and isinstance(second, Detections):
         return _compare_detections(first, i, second, j, seed)
-    if isinstance(first, Detections) or isinstance(second, Detections):
-        raise UserError("these runs cannot be paired: one is of detection, the other is not.")
+    if isinstance(first, Segmentations) and isinstance(second, Segmentations):
+        return _compare_segmentations(first, i, second, j, seed)
+    if not isinstance(first, Predictions) or not isinstance(second, Predictions):
+        raise UserError("these runs cannot be paired: they are of different tasks.")
     points = [per_image(first, i), per_image(second, j)]
     return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0]
 
@@ -127,6 +133,16 @@ def _compare_detections(first: Detections, i: int, second: Detections, j: int, s
         name: {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}
         for name, difference, lo, hi in ends
     }
+
+
+def _compare_segmentations(
+    first: Segmentations, i: int, second: Segmentations, j: int, seed: int
+) -> dict[str, Difference]:
+    """The images are drawn alike for both, so the resampled differences are paired."""
+    before, after = first.confusion[i], second.confusion[j]
+    lo, hi = interval(resampled_iou(after, seed=seed) - resampled_iou(before, seed=seed))
+    difference = mean_iou(after.sum(0)) - mean_iou(before.sum(0))
+    return {"miou": {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}}
 
 
 def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray) -> Difference:

@@ -14,6 +14,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.detections import Detections
+from mtr_lab.report.segmentations import Segmentations
 
 FILE_NAME = "predictions.npz"
 TOP = 5
@@ -50,7 +51,7 @@ class Predictions:
         return replace(self, **joined)
 
 
-AnyPredictions: TypeAlias = Predictions | Detections
+AnyPredictions: TypeAlias = Predictions | Detections | Segmentations
 """What the file holds, by task."""
 
 
@@ -89,7 +90,8 @@ def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path
     arrays = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
     plain = {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
     with replace_file(path) as stream:
-        np.savez(stream, **plain)  # not compressed: log-probabilities hardly shrink
+        # Log-probabilities hardly shrink; confusion matrices are mostly zeros.
+        (np.savez_compressed if isinstance(predictions, Segmentations) else np.savez)(stream, **plain)
     return path
 
 
@@ -104,7 +106,8 @@ def load_predictions(path: str | Path) -> AnyPredictions:
         path = path / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            kind = Detections if "found" in arrays else Predictions
+            kinds = {"found": Detections, "confusion": Segmentations}
+            kind = next((kinds[name] for name in kinds if name in arrays), Predictions)
             return kind(**{field.name: arrays[field.name] for field in fields(kind)})
     except OSError as error:
         raise UserError(

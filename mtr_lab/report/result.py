@@ -55,7 +55,10 @@ class Point(TypedDict):
     kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
     kl_ci: NotRequired[Interval]
 
-    miou: NotRequired[Number]  # segmentation
+    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
+    miou_ci: NotRequired[Interval]
+    miou_difference: NotRequired[Number]  # to the unreduced model
+    miou_difference_ci: NotRequired[Interval]  # paired, image by image
     map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
     map_ci: NotRequired[Interval]
     ap50: NotRequired[Number]

@@ -1,5 +1,6 @@
 """``predictions.npz`` of a segmentation run: the confusion matrix of every image at every point."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -64,24 +65,34 @@ def mean_iou(confusion: np.ndarray) -> float:
 
     Classes that neither occur nor are found are left out; NaN if that leaves none.
     """
-    both = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    union = confusion.sum(-1) + confusion.sum(-2) - both
-    return float(np.nan) if not union.any() else float(np.mean(both[union > 0] / union[union > 0]))
+    return float(_mean_ratio(_overlaps(confusion)))
 
 
 def resampled_iou(confusion: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """``mean_iou`` of images (n, K, K) drawn with replacement, (resamples,); equal draws for equal n.
+    """``mean_iou`` of images (n, K, K) drawn with replacement, (resamples,); the same draws for the same n.
 
     Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
     """
     rng = np.random.default_rng(seed)
-    n, k = confusion.shape[:2]
-    rows = confusion.reshape(n, k * k).astype(np.float64)
+    n = len(confusion)
+    overlaps = _overlaps(confusion)
     draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples))
-    return np.array([mean_iou((counts @ rows).reshape(k, k)) for counts in draws])
+    return np.array([_mean_ratio(np.tensordot(counts, overlaps, 1)) for counts in draws])
 
 
 def interval(resampled: np.ndarray) -> list[float]:
-    """[lo, hi] of level 0.95; a resample without any class has no part in it."""
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return [float(low), float(high)]
+    """[lo, hi] of level 0.95; a draw of images without any class has no part in it."""
+    return [float(end) for end in np.nanquantile(resampled, [0.025, 0.975])]
+
+
+def _overlaps(confusion: np.ndarray) -> np.ndarray:
+    """Intersection and union in pixels of every class, (…, 2, K), of (…, K, K)."""
+    counts = confusion.astype(np.int64)
+    both = np.diagonal(counts, axis1=-2, axis2=-1)
+    return np.stack([both, counts.sum(-1) + counts.sum(-2) - both], axis=-2)
+
+
+def _mean_ratio(overlaps: np.ndarray) -> float:
+    both, union = overlaps
+    there = union > 0
+    return float(np.mean(both[there] / union[there])) if there.any() else math.nan

@@ -1,8 +1,9 @@
 """Segmentation: training a head with its backbone, and evaluating both at every operating point."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -12,8 +13,11 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from mtr_lab.data.label_maps import IGNORE
-from mtr_lab.report.segmentations import mean_iou
-from mtr_lab.tasks.segmenter import Segmenter
+from mtr_lab.errors import UserError
+from mtr_lab.reduction import Reduction
+from mtr_lab.report.segmentations import Segmentations, mean_iou
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.segmenter import Segmenter, classify_pixels
 from mtr_lab.tasks.training import GraphedTraining, adamw
 
 
@@ -67,7 +71,7 @@ class SegmentationTraining(LightningModule):
         self.skipped.update(batch["skipped"])
         if not batch["id"]:
             return
-        for found, labels in zip(self.model.segment(batch), batch["label"], strict=True):
+        for found, labels in zip(classify_pixels(self.model(batch["image"]), batch), batch["label"], strict=True):
             self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
 
     def on_validation_epoch_end(self) -> None:
@@ -78,6 +82,82 @@ class SegmentationTraining(LightningModule):
         exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
         groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
+
+
+class SegmentationEvaluation(LightningModule):
+    """Collects the confusion matrix of every image at every point.
+
+    Args:
+        segmenter: its backbone is patched by ``reduction``.
+        reduction: switches between the schedules.
+        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
+
+    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    """
+
+    def __init__(self, segmenter: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
+        super().__init__()
+        self.model = segmenter
+        self.reduction = reduction
+        self.points = points
+        self.skipped: list[str] = []
+        self._ids: list[str] = []
+        self._hashes: list[str] = []
+        self._labels: list[np.ndarray] = []
+        self._confusion: list[list[np.ndarray]] = [[] for _ in points]
+
+    def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) at one point of images (B, 3, H, W) that fill the model's input."""
+        self.reduction.use(point.schedule)
+        return self.model(images)
+
+    def segment_at(self, point: OperatingPoint, batch: Mapping[str, Any]) -> list[Tensor]:
+        """The classes found at one point, see :func:`classify_pixels`.
+
+        Raises:
+            UserError: the model's outputs are not numbers.
+        """
+        logits = self.forward_at(point, batch["image"])
+        if not logits.isfinite().all():
+            raise UserError(
+                f"the model's outputs at {point.name} are infinite or not a number: use another precision "
+                "(trainer.precision=32-true), or other weights."
+            )
+        return classify_pixels(logits, batch)
+
+    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
+        self.skipped += batch["skipped"]
+        self._ids += batch["id"]
+        self._hashes += batch["hash"]
+        if not batch["id"]:
+            return
+        classes = self.model.head.num_classes
+        self._labels += [label_counts(labels, classes) for labels in batch["label"]]
+        for point, collected in zip(self.points, self._confusion, strict=True):
+            found = zip(self.segment_at(point, batch), batch["label"], strict=True)
+            collected += [confusion_matrix(each, labels, classes).cpu().numpy().astype(np.int32) for each, labels in found]
+
+    def predictions(self) -> Segmentations:
+        """The confusion matrices of every image that could be read, at every point.
+
+        Raises:
+            UserError: no image could be read.
+        """
+        if not self._ids:
+            raise UserError("not one image could be read: there is nothing to report.")
+        shape = (len(self.points), len(self._ids), self.model.head.num_classes, self.model.head.num_classes)
+        return Segmentations(
+            ids=np.array(self._ids),
+            hashes=np.array(self._hashes),
+            labels=np.stack(self._labels),
+            points=np.array([point.name for point in self.points]),
+            confusion=np.array(self._confusion, np.int32).reshape(shape),
+        )
+
+
+def label_counts(labels: Tensor, num_classes: int) -> np.ndarray:
+    """How many pixels of each class a map (H, W) has, (K,) int64."""
+    return torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[:num_classes].cpu().numpy()
 
 
 def confusion_matrix(found: Tensor, labels: Tensor, num_classes: int) -> Tensor:

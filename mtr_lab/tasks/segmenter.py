@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.errors import UserError, check_number
+from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.tasks.features import FeatureMaps
 
 STRIDES = (4, 8, 16, 32)
@@ -75,8 +75,12 @@ class Segmenter(nn.Module):
         UserError: a setting that cannot be.
     """
 
-    def __init__(self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
+    def __init__(
+        self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest", **unknowns: Any
+    ) -> None:
         super().__init__()
+        for name in unknowns:
+            raise unknown("setting task.", name, ["width", "restoration"])
         FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
         backbone.reset_classifier(0)
         backbone.norm_f.requires_grad_(False)  # the maps are those before it
@@ -88,14 +92,21 @@ class Segmenter(nn.Module):
         maps = FeatureMaps(self.backbone, len(STRIDES), self.restoration)(images)
         return F.interpolate(self.head(maps).float(), images.shape[-2:], mode="bilinear")
 
-    def segment(self, batch: Mapping[str, Any]) -> list[Tensor]:
-        """The class of every pixel of every image of a batch, (height, width) int64 in the size of its labels."""
-        logits = self(batch["image"]).split([len(places) for places in batch["windows"]])
-        parts = zip(logits, batch["windows"], batch["size"], batch["label"], strict=True)
-        return [
-            F.interpolate(join_windows(each, places, size)[None], labels.shape[-2:], mode="bilinear")[0].argmax(0)
-            for each, places, size, labels in parts
-        ]
+
+
+def classify_pixels(logits: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
+    """The class of every pixel of every image, (height, width) int64 in the size of its labels.
+
+    Args:
+        logits: (N, K, H, W) of a batch's N windows.
+        batch: as ``SegmentationDataModule`` has it for evaluation.
+    """
+    parts = logits.split([len(places) for places in batch["windows"]])
+    images = zip(parts, batch["windows"], batch["size"], batch["label"], strict=True)
+    return [
+        F.interpolate(join_windows(each, places, size)[None], labels.shape[-2:], mode="bilinear")[0].argmax(0)
+        for each, places, size, labels in images
+    ]
 
 
 def join_windows(logits: Tensor, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
