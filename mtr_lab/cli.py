@@ -20,7 +20,7 @@ from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.sweep import USERS_MISTAKES
 
-OPEN = ("dataset", "trainer", "logger")
+OPEN = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
 _OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
 

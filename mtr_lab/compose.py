@@ -2,8 +2,11 @@
 
 import logging
 import math
+from collections.abc import Callable
 from copy import copy
-from typing import Any
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -14,9 +17,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
-from mtr_lab.data import ImageDataModule
-from mtr_lab.errors import UserError, check_number
+from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
+from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.tasks.detector import Detector
+from mtr_lab.tasks.segmenter import Segmenter
 
+ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "backbone.num_classes": (int, 1, math.inf),
@@ -61,7 +67,95 @@ def make_outline(config: DictConfig) -> VisionMamba:
         return make_model(config)
 
 
-def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> ImageDataModule:
+def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
+    """The data of the ``dataset`` group for evaluating the task's model.
+
+    Args:
+        config: the whole configuration.
+        outline: of the backbone; for a dense task it loses its classification head, as the model's own does.
+
+    Raises:
+        UserError: the data, the head's settings or the classes cannot be had.
+    """
+    if config.task.name == "classification":
+        names = outline.pretrained_cfg["label_names"]
+        return make_datamodule(config.dataset, outline, model_classes=names, num_classes=outline.num_classes)
+    if config.task.name not in DENSE:
+        raise unknown("task.name", config.task.name, ["classification", *DENSE])
+    if config.trainer.cuda_graph:
+        raise UserError(
+            f"trainer.cuda_graph=true: {config.task.name} takes and finds other numbers in each image. Set false."
+        )
+    arguments = {}
+    if config.task.name == "detection":
+        check_box_precision(config.trainer)
+        arguments["masks"] = config.task.masks
+    file = dense_weights(config)
+    names = None if file is None else checkpoint_label_names(file)
+    number = None if names is None else len(names)
+    datamodule = make_datamodule(config.dataset, outline, model_classes=names, num_classes=number, **arguments)
+    with torch.device("meta"):
+        make_dense_model(config.task, outline, datamodule.num_classes)
+    return datamodule
+
+
+def check_box_precision(config: DictConfig) -> None:
+    """Raise a ``UserError`` if the ``trainer`` group would store boxes in 16 bits, which are whole pixels off."""
+    if str(config.precision) in ("16-true", "bf16-true"):
+        mixed = str(config.precision).replace("true", "mixed")
+        raise UserError(f"trainer.precision={config.precision}: boxes need 32 bits. Use trainer.precision={mixed}.")
+
+
+def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector | Segmenter:
+    """The model that the task evaluates, with its weights."""
+    if config.task.name == "classification":
+        return make_model(config.backbone).eval()
+    file = dense_weights(config)
+    model = make_dense_model(config.task, make_model(config.backbone, pretrained=False, checkpoint=None), num_classes)
+    if file is not None:
+        load_weights(model.backbone, file, whole=model)
+    return model.eval()
+
+
+def dense_weights(config: DictConfig) -> Path | None:
+    """The file of a dense task's weights: ``backbone.checkpoint``, else the bundled one; ``None`` for random ones.
+
+    Raises:
+        UserError: there is none for this backbone.
+    """
+    backbone, task = config.backbone, config.task.name
+    if backbone.checkpoint is not None:
+        return Path(str(backbone.checkpoint)).expanduser()
+    if not backbone.pretrained:
+        return None
+    bundled = ASSETS / f"{backbone.name}_{DENSE[task].trained_on}.safetensors"
+    if not bundled.is_file():
+        raise UserError(
+            f"no weights for {task} with {backbone.name} are bundled: give those of a run of python -m mtr_lab.train "
+            f"task={task} (backbone.checkpoint=RUN/model.safetensors), or backbone.pretrained=false for random ones."
+        )
+    return bundled
+
+
+def make_dense_model(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Any:
+    """The detector or segmenter that the ``task`` group describes; its head has random weights."""
+    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
+    return DENSE[config.name].model(backbone, num_classes, **head)
+
+
+class DenseTask(NamedTuple):
+    """A backbone with a head on its maps: the class of both, and what its bundled weights are trained on."""
+
+    model: Callable[..., Detector | Segmenter]
+    trained_on: str
+
+
+DENSE = {"detection": DenseTask(Detector, "bccd"), "segmentation": DenseTask(Segmenter, "camvid")}
+"""The tasks other than classification."""
+
+
+def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
     """The data of the ``dataset`` group, preprocessed as the model's weights expect."""
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 

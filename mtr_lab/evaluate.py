@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import lightning
 import torch
@@ -24,29 +24,34 @@ from mtr_lab.backbones import VisionMamba
 from mtr_lab.compose import (
     check_device,
     check_numbers,
-    make_datamodule,
     make_loggers,
-    make_model,
     make_outline,
+    make_task_data,
+    make_task_model,
     make_trainer,
 )
-from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.pictures import Observation, observe, save_depth
+from mtr_lab.pictures import Observation, detection_sheet, observe, save_depth, save_picture, segmentation_sheet
 from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
-from mtr_lab.report.predictions import Predictions, score_point
+from mtr_lab.report.predictions import AnyPredictions, score_point
 from mtr_lab.report.result import FILE_NAME as RESULT
 from mtr_lab.report.result import PICTURES, Result, read_result, write_result
+from mtr_lab.report.segmentations import Segmentations, score_segmentations
 from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
+from mtr_lab.tasks.detection import DetectionEvaluation
+from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.segmentation import SegmentationEvaluation
+from mtr_lab.tasks.segmenter import Segmenter
 
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
@@ -77,6 +82,7 @@ def evaluate(config: DictConfig) -> Evaluated:
     check_device(config.trainer)
     check_numbers(config)
     outline = make_outline(config.backbone)
+    datamodule = make_task_data(config, outline)
     settings = policy_settings(config.mtr)
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
@@ -84,17 +90,15 @@ def evaluate(config: DictConfig) -> Evaluated:
     if config.pictures:
         strongest(points)
     check_objective(config, points)
-    datamodule = make_datamodule(
-        config.dataset, outline, model_classes=outline.pretrained_cfg["label_names"], num_classes=outline.num_classes
-    )
     probes = probe_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    model = make_model(config.backbone).eval()
+    model = make_task_model(config, datamodule.num_classes)
+    backbone = backbone_of(model)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    weights, data, machine = model.weights["sha256"], datamodule.identity(), _machine(trainer)
+    weights, data, machine = backbone.weights["sha256"], datamodule.identity(), _machine(trainer)
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
     key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
     sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
@@ -108,11 +112,9 @@ def evaluate(config: DictConfig) -> Evaluated:
 
         start_over(folder)
         if probes is not None:
-            points = measured_points(model, settings, probes, trainer, config.mtr)
+            points = measured_points(backbone, settings, probes, trainer, config.mtr)
         share = unreduced_key(resolved, weights, data, machine)
-        make_task = partial(
-            ClassifierEvaluation, model, Reduction(model, settings), cuda_graph=config.trainer.cuda_graph
-        )
+        make_task = task_maker(model, Reduction(backbone, settings), config.trainer.cuda_graph)
         unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
         found = predict(points, make_task, trainer, datamodule, unreduced)
         task = make_task(points)
@@ -122,7 +124,7 @@ def evaluate(config: DictConfig) -> Evaluated:
             "task": config.task.name,
             "backbone": config.backbone.name,
             "dataset": datamodule.name,
-            "weights": model.weights,
+            "weights": backbone.weights,
             "key": key,
             "unreduced": {"key": share, "reused": found.reused},
             "logged": [],
@@ -132,7 +134,7 @@ def evaluate(config: DictConfig) -> Evaluated:
                 {
                     **describe(model, point),  # type: ignore[typeddict-item]
                     "skipped": found.skipped,
-                    **score_point(found.predictions, i),
+                    **score(found.predictions, i),
                     **describe_speed(speeds.get(point.name), with_memory=not config.trainer.cuda_graph),
                 }
                 for i, point in enumerate(points)
@@ -140,11 +142,45 @@ def evaluate(config: DictConfig) -> Evaluated:
         }
         if config.pictures:
             task.reduction.use(strongest(points).schedule)
-            draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            if isinstance(task, DetectionEvaluation):
+                draw_detections(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            elif isinstance(task, SegmentationEvaluation):
+                draw_segmentations(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            else:
+                draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
         for file in write_point(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
     return Evaluated(result, True, objective_value(result, config.objective))
+
+
+Evaluation: TypeAlias = ClassifierEvaluation | DetectionEvaluation | SegmentationEvaluation
+Model: TypeAlias = VisionMamba | Detector | Segmenter
+
+
+def backbone_of(model: Model) -> VisionMamba:
+    """What a policy reduces of a task's model."""
+    return model if isinstance(model, VisionMamba) else model.backbone
+
+
+def task_maker(
+    model: Model, reduction: Reduction, cuda_graph: bool
+) -> Callable[[list[OperatingPoint]], Evaluation]:
+    """What makes the Lightning module that evaluates a task's model at points."""
+    if isinstance(model, Detector):
+        return partial(DetectionEvaluation, model, reduction)
+    if isinstance(model, Segmenter):
+        return partial(SegmentationEvaluation, model, reduction)
+    return partial(ClassifierEvaluation, model, reduction, cuda_graph=cuda_graph)
+
+
+def score(predictions: AnyPredictions, point: int) -> Mapping[str, Any]:
+    """The metrics of one point."""
+    if isinstance(predictions, Detections):
+        return score_detections(predictions, point)
+    if isinstance(predictions, Segmentations):
+        return score_segmentations(predictions, point)
+    return score_point(predictions, point)
 
 
 def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
@@ -168,16 +204,16 @@ def start_over(folder: Path) -> None:
 class Found(NamedTuple):
     """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
 
-    predictions: Predictions
+    predictions: AnyPredictions
     skipped: list[str]
     reused: bool
 
 
 def predict(
     points: list[OperatingPoint],
-    make_task: Callable[[list[OperatingPoint]], ClassifierEvaluation],
+    make_task: Callable[[list[OperatingPoint]], Evaluation],
     trainer: lightning.Trainer,
-    datamodule: ImageDataModule,
+    datamodule: Any,
     unreduced: Unreduced | None,
 ) -> Found:
     """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
@@ -215,7 +251,9 @@ def predict(
 def check_objective(config: DictConfig, points: list[OperatingPoint]) -> None:
     """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
     measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
-    metrics = ["top1", "top5", "agreement", "kl", *(measured if config.timing.batch_size else [])]
+    accuracies = {"classification": ["top1", "top5", "agreement", "kl"], "detection": ["map", "ap50"]}
+    accuracies["segmentation"] = ["miou"]
+    metrics = [*accuracies[config.task.name], *(measured if config.timing.batch_size else [])]
     if config.objective is not None and config.objective not in metrics:
         raise unknown("objective", config.objective, metrics)
     if config.objective is not None and len(points) == 1:
@@ -269,7 +307,7 @@ def measured_points(
         return operating_points(Reduction(model, settings, images=precision.convert_input(images.to(device))), mtr)
 
 
-def probe_images(datamodule: ImageDataModule) -> Tensor:
+def probe_images(datamodule: Any) -> Tensor:
     """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
     try:
         return datamodule.probe_images(PROBE_IMAGES)
@@ -285,22 +323,24 @@ def policy_settings(settings: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
 
 
-def describe(model: VisionMamba, point: OperatingPoint) -> dict[str, Any]:
+def describe(model: Model, point: OperatingPoint) -> dict[str, Any]:
     """What is known of a point before a single image has been seen."""
-    schedule = point.schedule
+    schedule, backbone = point.schedule, backbone_of(model)
+    head = {} if isinstance(model, VisionMamba) else {"flops_head": model.head.flops(*backbone.patch_embed.img_size)}
     return {
         "policy": point.policy,
         "ratio": point.ratio,
         "reduction": schedule.reduction,
-        "flops_literature": model_flops(model, schedule.tokens, LITERATURE),
+        "flops_literature": model_flops(backbone, schedule.tokens, LITERATURE),
         "flops_true": schedule.flops + schedule.flops_reduction,
         "flops_reduction": schedule.flops_reduction,
+        **head,
         "tokens": list(schedule.tokens),
     }
 
 
 def time_points(
-    task: ClassifierEvaluation, datamodule: ImageDataModule, trainer: lightning.Trainer, settings: DictConfig
+    task: Evaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
 ) -> dict[str, Speed]:
     """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
@@ -330,7 +370,7 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
 
 
 def draw_images(
-    task: ClassifierEvaluation, datamodule: ImageDataModule, trainer: lightning.Trainer, count: int, folder: Path
+    task: ClassifierEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
 ) -> None:
     """Pictures of what the reduction in force does to the first ``count`` images, numbered in their order."""
     batches = datamodule.test_dataloader()
@@ -338,6 +378,47 @@ def draw_images(
     for i, (id, image) in enumerate(islice(images, count)):
         (observation,) = observe_images(trainer, task.model, task.reduction, image[None])
         save_depth(observation, None, folder / f"{i:03}_{Path(id).stem}")
+
+
+def draw_detections(
+    task: DetectionEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
+) -> None:
+    """Sheets of what is found in the first ``count`` images, unreduced and by the reduction in force."""
+    batches = datamodule.test_dataloader()
+    images = (each for batch in batches for each in zip(batch["id"], batch["image"], batch["size"], strict=True))
+    drawn = [task.points[0], strongest(list(task.points))]
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    for i, (id, image, size) in enumerate(islice(images, count)):
+        batch = {"image": precision.convert_input(image[None].to(device)), "size": [size], "original_size": [size]}
+        found = {}
+        for point in drawn:
+            with precision.forward_context(), torch.no_grad():
+                (detection,) = task.detect_at(point, batch)
+            boxes, scores, labels = (detection[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
+            found[point.name] = (boxes, scores, labels.astype(int))
+        (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
+        sheet = detection_sheet(observation, found, datamodule.class_names)
+        save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
+
+
+def draw_segmentations(
+    task: SegmentationEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
+) -> None:
+    """Sheets of the classes in the first window of ``count`` images, unreduced and by the reduction in force."""
+    batches = datamodule.test_dataloader()
+    firsts = ((batch, [sum(map(len, batch["windows"][:i])) for i in range(len(batch["id"]))]) for batch in batches)
+    images = ((id, batch["image"][at]) for batch, starts in firsts for id, at in zip(batch["id"], starts, strict=True))
+    drawn = [task.points[0], strongest(list(task.points))]
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    for i, (id, image) in enumerate(islice(images, count)):
+        found = {}
+        for point in drawn:
+            with precision.forward_context(), torch.no_grad():
+                logits = task.forward_at(point, precision.convert_input(image[None].to(device)))
+            found[point.name] = logits[0].argmax(0).cpu().numpy()
+        (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
+        sheet = segmentation_sheet(observation, found, datamodule.class_names)
+        save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
 
 
 def observe_images(

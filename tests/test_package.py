@@ -29,6 +29,7 @@ def test_the_wheel_holds_what_the_default_run_needs(installed: Path) -> None:
     package = installed / "mtr_lab"
     assert (package / "conf" / "config.yaml").read_text() == (ROOT / "conf" / "config.yaml").read_text()
     assert len(list((package / "assets" / "imagenette_sample").rglob("*.JPEG"))) == 500
+    assert len(list((package / "assets" / "bccd_sample" / "JPEGImages").glob("*.jpg"))) == 20
     assert (package / "assets" / "vim_nano.safetensors").stat().st_size < 6 * 2**20
     assert (package / "py.typed").exists()
 

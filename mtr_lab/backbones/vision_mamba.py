@@ -41,6 +41,8 @@ class VisionMamba(nn.Module):
     """Whether there are models for videos in the family. The class token leads in them."""
     pretrained_cfg: dict[str, Any]
     """timm's data configuration of the weights, ``input_size`` and ``label_names`` included."""
+    num_classes: int
+    """Outputs of the head, 0 without one."""
     weights: dict[str, Any]
     """Where the parameters come from: ``source``, ``revision`` and ``sha256``."""
 
@@ -63,7 +65,6 @@ class VisionMamba(nn.Module):
             raise UserError(
                 f"num_frames={num_frames}: {type(self).__name__} takes images alone, VideoMamba videos too."
             )
-        self.num_classes = num_classes
         self.num_features = self.embed_dim = embed_dim
         self.patch_embed = PatchEmbed(
             to_2tuple(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
@@ -80,7 +81,7 @@ class VisionMamba(nn.Module):
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
         self.norm_f = RMSNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.reset_classifier(num_classes)
         initialise(self, depth)
 
     @property
@@ -129,6 +130,11 @@ class VisionMamba(nn.Module):
         """The state after the last block -> the normalised class token, (B, C)."""
         normed, _ = self.norm_f(state.special_tokens())
         return normed[:, 0].to(self.norm_f.weight.dtype)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new, untrained head; none for 0 classes."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C) -> logits (B, num_classes)."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from timm.models import resolve_pretrained_cfg
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtr_lab.backbones.patch_embed import resize_positions
 from mtr_lab.backbones.vision_mamba import VisionMamba
@@ -118,28 +118,41 @@ def _check_argument(label: str, key: str, value: Any) -> None:
         check_number(label, value, int, 0 if key == "num_classes" else 1)
 
 
-def load_weights(model: VisionMamba, checkpoint: str | Path, revision: str = "main") -> None:
+def load_weights(
+    model: VisionMamba, checkpoint: str | Path, revision: str = "main", whole: nn.Module | None = None
+) -> None:
     """Load a checkpoint strictly, interpolating its position embeddings if the model's grid or frames are others.
 
-    Reads safetensors, or a PyTorch file without executing anything in it.
+    Reads safetensors, or a PyTorch file without executing anything in it. If the checkpoint is of a task's model,
+    ``whole`` is that, and ``model`` its ``backbone``.
 
     Raises:
         UserError: the file is absent or corrupt, or its parameters do not fit (they are listed).
     """
     path, commit = _fetch(str(checkpoint), revision)
     state = _read(path)
-    pos_embed = state.get("pos_embed")
+    prefix = "" if whole is None else "backbone."
+    pos_embed = state.get(f"{prefix}pos_embed")
     if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit: _check says so
-        state["pos_embed"] = _refit(pos_embed, model, path)
+        state[f"{prefix}pos_embed"] = _refit(pos_embed, model, path)
     temporal = state.get("temporal_pos_embedding")
     if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, model.patch_embed.frames):
         resized = F.interpolate(temporal.float().transpose(1, 2), size=model.patch_embed.frames, mode="linear")
         state["temporal_pos_embedding"] = resized.transpose(1, 2)
-    _check(state, model, path)
-    model.load_state_dict(state, strict=True)
+    _check(state, whole or model, path)
+    (whole or model).load_state_dict(state, strict=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = str(checkpoint) if str(checkpoint).startswith("hf://") else path.name
     model.weights = asdict(Weights(source, commit, digest))
+
+
+def checkpoint_label_names(checkpoint: Path) -> tuple[str, ...] | None:
+    """The class names a local checkpoint carries, ``None`` if it does not.
+
+    Raises:
+        UserError: it is absent or cannot be read.
+    """
+    return _metadata(_fetch(str(checkpoint), "")[0], "label_names", str)
 
 
 def _asset(name: str | None) -> str:
@@ -224,7 +237,7 @@ def _refit(pos_embed: Tensor, model: VisionMamba, path: Path) -> Tensor:
     return resize_positions(pos_embed.float(), places[0], (old[0], old[1]), places[1], grid)
 
 
-def _check(state: Mapping[str, Tensor], model: VisionMamba, path: Path) -> None:
+def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     """Raise a ``UserError`` that lists every parameter that does not fit."""
     expected = model.state_dict()
     wrong = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in expected.items() if k in state}

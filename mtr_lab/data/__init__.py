@@ -2,5 +2,7 @@
 
 from mtr_lab.data.classes import imagenet_classes, map_classes
 from mtr_lab.data.datamodule import ImageDataModule
+from mtr_lab.data.detection import DetectionDataModule
+from mtr_lab.data.segmentation import SegmentationDataModule
 
-__all__ = ["ImageDataModule", "imagenet_classes", "map_classes"]
+__all__ = ["DetectionDataModule", "ImageDataModule", "SegmentationDataModule", "imagenet_classes", "map_classes"]

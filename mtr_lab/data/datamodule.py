@@ -221,7 +221,7 @@ class ImageDataModule(LightningDataModule):
     def _training_indices(self, held_out: bool) -> list[int]:
         source = self._train_source
         assert not isinstance(source, StreamSource)
-        return [i for i in range(len(source)) if _is_held_out(source.holdout_key(i), self._holdout) == held_out]
+        return [i for i in range(len(source)) if is_held_out(source.holdout_key(i), self._holdout) == held_out]
 
     def _dataset(
         self,
@@ -266,7 +266,7 @@ class EpochShuffle(Sampler[int]):
         return iter(torch.randperm(self._length, generator=generator).tolist())
 
 
-def _is_held_out(key: str, share: float) -> bool:
+def is_held_out(key: str, share: float) -> bool:
     """The same answer for the same key on every machine, in every order and however many images there are."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64

@@ -68,13 +68,8 @@ class Preparation:
         return {"image": self.transform(image), "label": output, "id": id, "hash": hash}
 
     def failure(self, id: str, location: str, reason: str) -> Entry:
-        """The entry for an image of ``location`` (a directory, the name of a source) that cannot be decoded."""
-        if self.on_error == "skip":
-            return Skipped(id)
-        return UserError(
-            f"cannot decode image {id} of {location}: {reason}. Replace it, or leave out and list all such images with "
-            "dataset.on_error=skip."
-        )
+        """As :func:`undecodable`."""
+        return undecodable(id, location, reason, self.on_error)
 
 
 class Images(Dataset[Entry]):
@@ -96,9 +91,7 @@ class Images(Dataset[Entry]):
             content, label = self.source.read(index)
             image, hash = decode(content)
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
-            # Pillow names the memory address of the buffer, which helps nobody.
-            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-            return self.prepare.failure(self.source.id(index), self.source.location, reason)
+            return self.prepare.failure(self.source.id(index), self.source.location, reason(error))
         return self.prepare.entry(self.source.id(index), image, hash, label)
 
 
@@ -129,6 +122,21 @@ class ImageStream(IterableDataset[Entry]):
             for number in range(1, missing + 1):
                 which = f"(unknown, {number} of {missing})"
                 yield self.prepare.failure(which, self.source.location, "its reader left it out")
+
+
+def undecodable(id: str, location: str, reason: str, on_error: str) -> Skipped | UserError:
+    """The entry for an image of ``location`` (a directory, the name of a source) that cannot be decoded."""
+    if on_error == "skip":
+        return Skipped(id)
+    return UserError(
+        f"cannot decode image {id} of {location}: {reason}. Replace it, or leave out and list all such images with "
+        "dataset.on_error=skip."
+    )
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be decoded; Pillow names the memory address of the buffer, which helps nobody."""
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:

@@ -1,6 +1,8 @@
 """Pictures of what a policy does to an image or a video: surviving tokens, merge regions, scores."""
 
+from mtr_lab.pictures.boxes import detection_sheet
 from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
+from mtr_lab.pictures.labels import segmentation_sheet
 from mtr_lab.pictures.observe import BlockView, Observation, observe
 from mtr_lab.pictures.page import save_picture
 from mtr_lab.pictures.sheets import (
@@ -21,10 +23,12 @@ __all__ = [
     "clip_sheet",
     "depth_frames",
     "depth_sheet",
+    "detection_sheet",
     "observe",
     "policy_strip",
     "save_clip",
     "save_depth",
     "save_picture",
+    "segmentation_sheet",
     "write_animation",
 ]

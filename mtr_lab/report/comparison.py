@@ -7,7 +7,9 @@ from typing import TypedDict
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.predictions import Predictions, kl_divergence
+from mtr_lab.report.detections import Detections, resampled_precision
+from mtr_lab.report.predictions import AnyPredictions, Predictions, kl_divergence
+from mtr_lab.report.segmentations import Segmentations, interval, mean_iou, resampled_iou
 
 RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 64
@@ -30,27 +32,41 @@ class Sample:
     metrics: list[dict[str, np.ndarray]]  # of each point: its metrics, (n,) values an image
 
     @classmethod
-    def of(cls, predictions: Predictions) -> "Sample":
+    def of(cls, predictions: AnyPredictions) -> "Sample":
+        """Raises a ``UserError`` for dense tasks, whose metrics are no means over images."""
+        if not isinstance(predictions, Predictions):
+            raise UserError(
+                "the metrics of detection and segmentation are no means over images: "
+                "mtr_lab.report.comparison.compare pairs them."
+            )
         points = [str(point) for point in predictions.points]
         return cls(predictions.hashes, points, [per_image(predictions, i) for i in range(len(points))])
 
 
 def compare(
-    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
+    first: AnyPredictions, i: int, second: AnyPredictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
     """How point ``j`` of one run differs from point ``i`` of another, image by image.
 
     Args:
         first, second: runs over the same images in the same order; their points 0 are the unreduced model.
-        resamples, seed: of the bootstrap over images (Efron 1979).
+        resamples, seed: of the bootstrap over images (Efron 1979); detections and segmentations are resampled
+            ``RESAMPLES`` times of their own modules.
 
     Returns:
-        differences of ``top1`` and ``agreement`` (fractions) and of ``kl`` (nats an image).
+        differences of ``top1`` and ``agreement`` (fractions) and of ``kl`` (nats an image); between detections, of
+        ``map`` and ``ap50``; between segmentations, of ``miou``.
 
     Raises:
-        UserError: the runs are on different images.
+        UserError: the runs are on different images, or of different tasks.
     """
     check_same_images(first.hashes, second.hashes)
+    if isinstance(first, Detections) and isinstance(second, Detections):
+        return _compare_detections(first, i, second, j, seed)
+    if isinstance(first, Segmentations) and isinstance(second, Segmentations):
+        return _compare_segmentations(first, i, second, j, seed)
+    if not isinstance(first, Predictions) or not isinstance(second, Predictions):
+        raise UserError("these runs cannot be paired: they are of different tasks.")
     points = [per_image(first, i), per_image(second, j)]
     return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0]
 
@@ -105,6 +121,28 @@ def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
         "agreement": (best == predictions.top5[0, :, 0]).astype(float),
         "kl": kl_divergence(predictions.log_probs[0], predictions.log_probs[point]),
     }
+
+
+def _compare_detections(first: Detections, i: int, second: Detections, j: int, seed: int) -> dict[str, Difference]:
+    """The images are drawn alike for both, so the resampled differences are paired."""
+    before, after = (resampled_precision(run.matches(k), seed=seed) for run, k in ((first, i), (second, j)))
+    lows, highs = np.nanquantile(after - before, [0.025, 0.975], axis=0)
+    differences = second.figures[j] - first.figures[i]
+    ends = zip(("map", "ap50"), differences.tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return {
+        name: {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}
+        for name, difference, lo, hi in ends
+    }
+
+
+def _compare_segmentations(
+    first: Segmentations, i: int, second: Segmentations, j: int, seed: int
+) -> dict[str, Difference]:
+    """The images are drawn alike for both, so the resampled differences are paired."""
+    before, after = first.confusion[i], second.confusion[j]
+    lo, hi = interval(resampled_iou(after, seed=seed) - resampled_iou(before, seed=seed))
+    difference = mean_iou(after.sum(0)) - mean_iou(before.sum(0))
+    return {"miou": {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}}
 
 
 def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray) -> Difference:

@@ -6,16 +6,19 @@ Two runs on the same images become comparable in pairs, and a sweep computes the
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
 from mtr_lab.report.atomic import replace_file
+from mtr_lab.report.detections import Detections
+from mtr_lab.report.segmentations import Segmentations
 
 FILE_NAME = "predictions.npz"
 TOP = 5
+_OF_POINTS = ("points", "top5", "log_probs")
 _IMAGES_AT_ONCE = 1024  # of K float64 log-probabilities, when divergences are computed
 
 
@@ -41,6 +44,15 @@ class Predictions:
     def select(self, points: slice) -> "Predictions":
         """Some of the points, for all images."""
         return replace(self, points=self.points[points], top5=self.top5[points], log_probs=self.log_probs[points])
+
+    def followed_by(self, other: "Predictions") -> "Predictions":
+        """The points of both, which are of the same images."""
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _OF_POINTS}
+        return replace(self, **joined)
+
+
+AnyPredictions: TypeAlias = Predictions | Detections | Segmentations
+"""What the file holds, by task."""
 
 
 class Score(TypedDict):
@@ -72,23 +84,18 @@ def top_classes(log_probs: np.ndarray) -> np.ndarray:
     return np.pad(ranked, padding, constant_values=-1)
 
 
-def save_predictions(predictions: Predictions, directory: str | Path) -> Path:
+def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path:
     """Write ``directory/predictions.npz``, complete or not at all, and return its path."""
     path = Path(directory) / FILE_NAME
+    arrays = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
+    plain = {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
     with replace_file(path) as stream:
-        np.savez(  # not compressed: log-probabilities hardly shrink
-            stream,
-            ids=predictions.ids.astype(np.str_),
-            hashes=predictions.hashes.astype(np.str_),
-            labels=predictions.labels.astype(np.int64),
-            points=predictions.points.astype(np.str_),
-            top5=predictions.top5.astype(np.int32),
-            log_probs=predictions.log_probs.astype(np.float32, copy=False),
-        )
+        # Log-probabilities hardly shrink; confusion matrices are mostly zeros.
+        (np.savez_compressed if isinstance(predictions, Segmentations) else np.savez)(stream, **plain)
     return path
 
 
-def load_predictions(path: str | Path) -> Predictions:
+def load_predictions(path: str | Path) -> AnyPredictions:
     """Read predictions from their file or from the folder that holds it; runs no pickled code.
 
     Raises:
@@ -99,7 +106,9 @@ def load_predictions(path: str | Path) -> Predictions:
         path = path / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Predictions(**{field.name: arrays[field.name] for field in fields(Predictions)})
+            kinds = {"found": Detections, "confusion": Segmentations}
+            kind = next((kinds[name] for name in kinds if name in arrays), Predictions)
+            return kind(**{field.name: arrays[field.name] for field in fields(kind)})
     except OSError as error:
         raise UserError(
             f"cannot read the predictions {path}: {error.strerror}. Give a {FILE_NAME} or its folder."

@@ -41,6 +41,7 @@ class Point(TypedDict):
     flops_literature: Number
     flops_true: Number  # an image, the reduction's own cost contained
     flops_reduction: Number  # that cost alone
+    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
     tokens: list[int]  # entering each block
     images: int  # that the metrics are over
     skipped: list[str]  # files that could not be read
@@ -54,9 +55,14 @@ class Point(TypedDict):
     kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
     kl_ci: NotRequired[Interval]
 
-    miou: NotRequired[Number]  # segmentation
-    map: NotRequired[Number]  # detection
+    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
+    miou_ci: NotRequired[Interval]
+    miou_difference: NotRequired[Number]  # to the unreduced model
+    miou_difference_ci: NotRequired[Interval]  # paired, image by image
+    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
+    map_ci: NotRequired[Interval]
     ap50: NotRequired[Number]
+    ap50_ci: NotRequired[Interval]
 
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]

@@ -14,7 +14,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.report import predictions as predictions_file
 from mtr_lab.report import result as result_file
 from mtr_lab.report.key import Key
-from mtr_lab.report.predictions import Predictions, load_predictions, point_name, save_predictions
+from mtr_lab.report.predictions import AnyPredictions, load_predictions, point_name, save_predictions
 from mtr_lab.report.result import Result, read_result, write_result
 
 LOCK_NAME = ".lock"
@@ -74,7 +74,7 @@ def _problem(folder: Path, key: Key) -> str | None:
     return None
 
 
-def write_point(result: Result, predictions: Predictions, folder: Path) -> list[Path]:
+def write_point(result: Result, predictions: AnyPredictions, folder: Path) -> list[Path]:
     """Write both files of a run; ``result.json`` comes last, so that where it is the run is complete."""
     (folder / result_file.FILE_NAME).unlink(missing_ok=True)
     predictions_path = save_predictions(predictions, folder)
@@ -105,7 +105,7 @@ class Unreduced:
         finally:
             self.lock.release()
 
-    def load(self) -> Predictions | None:
+    def load(self) -> AnyPredictions | None:
         """What is there, ``None`` if nothing is or it is damaged, which is said on the terminal."""
         if not (self.folder / predictions_file.FILE_NAME).exists():
             return None
@@ -115,24 +115,12 @@ class Unreduced:
             print(f"the unreduced model's predictions cannot be trusted ({error}); computing them again.")
             return None
 
-    def save(self, predictions: Predictions) -> None:
+    def save(self, predictions: AnyPredictions) -> None:
         """Store point 0."""
         save_predictions(predictions.select(slice(1)), self.folder)
 
 
-def joined(unreduced: Predictions, reduced: Predictions) -> Predictions | None:
+def joined(unreduced: AnyPredictions, reduced: AnyPredictions) -> AnyPredictions | None:
     """Both as one run, the unreduced model's point first; ``None`` if they are not of the same images in one order."""
-    if not (
-        np.array_equal(unreduced.ids, reduced.ids)
-        and np.array_equal(unreduced.hashes, reduced.hashes)
-        and np.array_equal(unreduced.labels, reduced.labels)
-    ):
-        return None
-    return Predictions(
-        ids=reduced.ids,
-        hashes=reduced.hashes,
-        labels=reduced.labels,
-        points=np.concatenate([unreduced.points, reduced.points]),
-        top5=np.concatenate([unreduced.top5, reduced.top5]),
-        log_probs=np.concatenate([unreduced.log_probs, reduced.log_probs]),
-    )
+    same = all(np.array_equal(getattr(unreduced, name), getattr(reduced, name)) for name in ("ids", "hashes", "labels"))
+    return unreduced.followed_by(reduced) if same else None  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """A result as one table for a terminal, 80 columns or wider."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.markup import escape
@@ -107,10 +107,6 @@ def _latency(point: Point) -> tuple[str, str]:
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
-def _share(key: Literal["miou", "map", "ap50"]) -> Callable[[Point], tuple[str, str]]:
-    return lambda point: (percent(point.get(key)), "")
-
-
 _COLUMNS = (
     _Column(("policy", ""), "policy", lambda point: (point["policy"], "")),
     _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
@@ -126,9 +122,18 @@ _COLUMNS = (
     _Column(
         ("top-5", "%"), "top5", lambda point: (percent(point.get("top5")), _interval(point.get("top5_ci"), percent))
     ),
-    _Column(("mIoU", "%"), "miou", _share("miou")),
-    _Column(("AP", "%"), "map", _share("map")),
-    _Column(("AP50", "%"), "ap50", _share("ap50")),
+    _Column(
+        ("mIoU", "%"), "miou", lambda point: (percent(point.get("miou")), _interval(point.get("miou_ci"), percent))
+    ),
+    _Column(
+        ("ΔmIoU", "%"),
+        "miou_difference",
+        lambda point: (percent(point.get("miou_difference")), _interval(point.get("miou_difference_ci"), percent)),
+    ),
+    _Column(("AP", "%"), "map", lambda point: (percent(point.get("map")), _interval(point.get("map_ci"), percent))),
+    _Column(
+        ("AP50", "%"), "ap50", lambda point: (percent(point.get("ap50")), _interval(point.get("ap50_ci"), percent))
+    ),
     _Column(
         ("agree", "%"),
         "agreement",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
@@ -37,7 +37,7 @@ class GraphedTraining:
             kind = images.device.type
             # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
             with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
-                self._replay = torch.cuda.make_graphed_callables(_Call(self._model), (torch.empty_like(images),))
+                self._replay = torch.cuda.make_graphed_callables(_Call(self._model), (torch.zeros_like(images),))
         return self._replay(images) if images.shape == self._shape else self._model(images)
 
 
@@ -120,9 +120,14 @@ class ClassifierTraining(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         exempt: Any = self.model.no_weight_decay()
         groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = min(self.warmup_epochs * steps // max(self.trainer.max_epochs or 1, 1), steps - 1)
-        cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
-        schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=max(warmup, 1)), cosine], [warmup])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
+
+
+def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epochs: int) -> OptimizerLRScheduler:
+    """AdamW on groups of parameters, its learning rate rising linearly to ``lr`` and falling by a cosine."""
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    steps = int(trainer.estimated_stepping_batches)
+    warmup = min(warmup_epochs * steps // max(trainer.max_epochs or 1, 1), steps - 1)
+    cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
+    schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=max(warmup, 1)), cosine], [warmup])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

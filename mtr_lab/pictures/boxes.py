@@ -1,0 +1,50 @@
+"""Pictures of detections: what is found at several operating points, and the tokens it is found with."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mtr_lab.pictures.observe import Observation
+from mtr_lab.pictures.page import label, page
+from mtr_lab.pictures.panels import token_panel
+from mtr_lab.pictures.sheets import TOKENS, percent, title
+
+LEAST_SCORE = 0.5
+"""Of the boxes that are drawn."""
+_COLOURS = ((225, 29, 72), (37, 99, 235), (22, 163, 74), (217, 119, 6), (124, 58, 237), (8, 145, 178))
+
+
+def box_panel(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """An image (H, W, 3) uint8 with boxes (m, 4), left, top, right, bottom in its pixels, a colour a class."""
+    panel = Image.fromarray(image)
+    draw = ImageDraw.Draw(panel)
+    for box, which in zip(boxes.tolist(), labels.tolist(), strict=True):
+        draw.rectangle(box, outline=_COLOURS[which % len(_COLOURS)], width=2)
+    return panel
+
+
+def detection_sheet(
+    observation: Observation,
+    found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    classes: Sequence[str],
+) -> Image.Image:
+    """The input, the boxes of each operating point, and the tokens left after the last block of the observed one.
+
+    Args:
+        observation: the image under the policy that is drawn.
+        found: by the point's name the boxes (m, 4) in pixels of the observed image, scores (m,) and labels (m,).
+        classes: their names.
+    """
+    headings, panels = [label("input")], [Image.fromarray(observation.image)]
+    for name, (boxes, scores, labels) in found.items():
+        shown = scores >= LEAST_SCORE
+        counts = np.bincount(labels[shown], minlength=len(classes))
+        counted = ", ".join(f"{count} {classes[which]}" for which, count in enumerate(counts) if count)
+        headings.append(label(name, counted or "nothing found"))
+        panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
+    last = observation.blocks[-1]
+    headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))
+    panels.append(token_panel(observation.image, last, observation.grid, 1))
+    note = f"boxes of a score of at least {LEAST_SCORE}  ·  {TOKENS}"
+    return page(title(observation), [headings, panels], note)

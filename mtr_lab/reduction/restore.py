@@ -1,0 +1,116 @@
+"""Put a reduced token sequence back on the grid of its image, for tasks that answer at every pixel."""
+
+import torch
+from torch import Tensor
+
+from mtr_lab.backbones import TokenState
+from mtr_lab.errors import unknown
+from mtr_lab.reduction.group import ordinary_tokens
+
+RESTORATIONS = ("nearest", "skip", "interpolate")
+"""``nearest``: a position takes the token that absorbed it, or where it was dropped the nearest survivor. ``skip``: its
+own last features, plus what the token that absorbed it has gained since (nothing, where it was dropped).
+``interpolate``: a position whose own token is gone takes the mean of the nearest survivors, weighted by 1/distance²."""
+_NEIGHBOURS = 4  # of an interpolated position
+
+
+def check_restoration(how: str) -> None:
+    """Raise a ``UserError`` unless it is one of ``RESTORATIONS``."""
+    if how not in RESTORATIONS:
+        raise unknown("restoration", how, RESTORATIONS)
+
+
+def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offset: Tensor | None = None) -> Tensor:
+    """The residual stream of a reduced sequence on the grid of patches; exact where nothing was reduced.
+
+    Args:
+        state: traced (``model.embed(images, traced=True)``), of images: M tokens, S of them special, which are no part
+            of the grid wherever they are now.
+        grid: (rows, columns) of patches; L0 = rows · columns + S.
+        how: one of ``RESTORATIONS``.
+        offset: (B, L0, C) for ``skip``, see ``follow``.
+
+    Returns:
+        (B, C, rows, columns), differentiable in the streams and the offset.
+
+    Raises:
+        UserError: an unknown restoration.
+        ValueError: the state is not traced, or there is no offset for ``skip``.
+    """
+    check_restoration(how)
+    if state.source is None or (how == "skip") != (offset is not None):
+        raise ValueError("expected a traced state, and an offset for the restoration 'skip' alone")
+    state = state.settled()
+    assert state.source is not None
+    patches = ordinary_tokens(state.index.gather(1, state.special), state.source.shape[1])  # original positions, (B, P)
+    if offset is not None:
+        everywhere = _take(state.stream, state.source) + offset
+        tokens = everywhere.gather(1, _rows(patches, everywhere))
+    elif how == "interpolate":
+        tokens = _interpolate(state, patches, grid)
+    else:
+        source = state.source.gather(1, patches)
+        if _may_drop(state, source):
+            _, neighbour = _neighbours(state, patches, grid, 1)
+            source = torch.where(source < 0, neighbour[..., 0], source)
+        tokens = state.stream.gather(1, _rows(source, state.stream))
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def follow(offset: Tensor | None, before: TokenState, after: TokenState) -> Tensor:
+    """How far each original position is from the token that stands for it, once a reduction has been carried out.
+
+    Args:
+        offset: (B, L0, C) before it; ``None`` before the first one, when every position is its own token.
+        before, after: the traced state on both sides of the reduction.
+
+    Returns:
+        (B, L0, C): added to the token that absorbed the position it gives what was at the position before. A dropped
+        position keeps its last features.
+    """
+    assert before.source is not None
+    assert after.source is not None
+    value = _take(before.stream, before.source)
+    if offset is not None:
+        value = value + offset
+    return value - _take(after.stream, after.source)
+
+
+def _may_drop(state: TokenState, source: Tensor) -> bool:
+    """Whether tokens may have been dropped: without a look at the data, which would wait for a GPU."""
+    return state.index.shape[1] < source.shape[1] + state.special.shape[1]
+
+
+def _take(stream: Tensor, source: Tensor) -> Tensor:
+    """Tokens (B, M, C) at every original position, zero where it was dropped: (B, L0, C)."""
+    return stream.gather(1, _rows(source.clamp(min=0), stream)).masked_fill((source < 0)[..., None], 0)
+
+
+def _rows(index: Tensor, like: Tensor) -> Tensor:
+    return index[..., None].expand(-1, -1, like.shape[-1])
+
+
+def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, P, C): survivors as they are, all other positions from the nearest survivors."""
+    count = min(_NEIGHBOURS, state.index.shape[1] - state.special.shape[1])
+    distance, neighbour = _neighbours(state, patches, grid, count)  # (B, P, count)
+    weight = distance.clamp(min=1e-6) ** -2
+    weight = torch.where(distance[..., :1] == 0, (distance == 0).to(weight.dtype), weight)
+    weight = weight / weight.sum(-1, keepdim=True)
+    tokens = torch.zeros((), device=weight.device)
+    for k in range(count):  # one at a time: all at once would be (B, P, count, C)
+        tokens = tokens + weight[..., k, None] * state.stream.gather(1, _rows(neighbour[..., k], state.stream))
+    return tokens
+
+
+def _neighbours(state: TokenState, patches: Tensor, grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+    """The nearest surviving tokens of each patch by the distance of their original places: distances and tokens."""
+    assert state.source is not None
+    number = torch.arange(patches.shape[1], device=patches.device).expand_as(patches)
+    place = torch.zeros_like(state.source).scatter(1, patches, number).gather(1, state.index)  # of each token, (B, M)
+    tokens = torch.stack([place // grid[1], place % grid[1]], dim=-1).float()
+    tokens = tokens.scatter(1, _rows(state.special, tokens), torch.inf)
+    everywhere = torch.stack([number // grid[1], number % grid[1]], dim=-1).float()
+    squared = (everywhere[:, :, None] - tokens[:, None]).square().sum(-1)  # (B, P, M)
+    nearest = squared.topk(count, dim=-1, largest=False)
+    return nearest.values.sqrt(), nearest.indices

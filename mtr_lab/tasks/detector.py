@@ -1,0 +1,235 @@
+"""Faster and Mask R-CNN on the one map of a plain backbone.
+
+The parts of the two-stage detectors are torchvision's. Sources: Ren et al., "Faster R-CNN", arXiv 1506.01497; He et
+al., "Mask R-CNN", arXiv 1703.06870; the pyramid: Li et al., "Exploring plain vision transformer backbones for object
+detection" (ViTDet), arXiv 2203.16527.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.errors import UserError, unknown
+from mtr_lab.reduction import check_restoration
+from mtr_lab.tasks.features import FeatureMaps
+
+STRIDES = (4, 8, 16, 32)
+PROPOSALS = {"training": 600, "testing": 300}
+"""How many regions of an image go to the second stage."""
+BOX_NMS, SCORE = 0.5, 0.01
+"""Of two detections of a class that overlap more only the better stays; none with a lower score is reported."""
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """ViTDet's pyramid: one map (B, C, H/s, W/s) to maps (B, width, H/4, W/4), … H/8, H/16, H/32, by stride.
+
+    Args:
+        channels: C.
+        stride: s, pixels between the map's cells: 4, 8, 16 or 32.
+        width: channels of the result.
+
+    Raises:
+        UserError: another stride.
+    """
+
+    def __init__(self, channels: int, stride: int, width: int) -> None:
+        super().__init__()
+        if stride not in STRIDES:
+            raise UserError(f"the patches are {stride} pixels apart: a feature pyramid takes {STRIDES}.")
+        self.levels = nn.ModuleDict()
+        for target in STRIDES:
+            layers: list[nn.Module] = []
+            inner = channels
+            for step in range(round(math.log2(max(stride / target, 1)))):
+                layers += [LayerNorm2d(inner), nn.GELU()] if step else []
+                layers.append(nn.ConvTranspose2d(inner, inner // 2, 2, 2))
+                inner //= 2
+            layers += [nn.MaxPool2d(2) for _ in range(round(math.log2(max(target / stride, 1))))]
+            layers += [nn.Conv2d(inner, width, 1, bias=False), LayerNorm2d(width)]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
+            self.levels[str(target)] = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {stride: level(features) for stride, level in self.levels.items()}
+
+
+class DetectionHead(nn.Module):
+    """The pyramid, the region proposals and the second stage: boxes and classes, with ``masks`` their outlines too.
+
+    Args:
+        channels, stride: of the map it is given.
+        num_classes: without the background, which is label 0 here.
+        anchors: for each stride of ``STRIDES`` the sides in pixels of the anchors there, each in ``ratios``.
+        ratios: height / width of the anchors.
+        masks: Mask R-CNN instead of Faster R-CNN.
+        width: channels of the pyramid.
+        hidden: width of the second stage's fully connected layer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        num_classes: int,
+        *,
+        anchors: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        masks: bool = False,
+        width: int = 256,
+        hidden: int = 1024,
+    ) -> None:
+        super().__init__()
+        if len(anchors) != len(STRIDES):
+            raise UserError(f"{len(anchors)} lists of anchors: give one for each of the strides {STRIDES}.")
+        self.channels, self.stride, self.num_classes, self.masks = channels, stride, num_classes, masks
+        self.pyramid = SimpleFeaturePyramid(channels, stride, width)
+        generator = AnchorGenerator(tuple(map(tuple, anchors)), (tuple(ratios),) * len(anchors))
+        counts = set(generator.num_anchors_per_location())
+        if len(counts) > 1:
+            raise UserError(f"anchors={anchors}: give every stride the same number of sizes.")
+        self.rpn = RegionProposalNetwork(
+            generator,
+            RPNHead(width, counts.pop()),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 1000, "testing": 500},
+            post_nms_top_n=PROPOSALS,
+            nms_thresh=0.7,
+        )
+        levels = list(self.pyramid.levels)
+        mask_parts = {}
+        if masks:
+            mask_parts = {
+                "mask_roi_pool": MultiScaleRoIAlign(levels, 14, 2),
+                "mask_head": MaskRCNNHeads(width, (width,) * 4, 1, LayerNorm2d),
+                "mask_predictor": MaskRCNNPredictor(width, width, num_classes + 1),
+            }
+        self.roi_heads = RoIHeads(
+            MultiScaleRoIAlign(levels, 7, 2),
+            FastRCNNConvFCHead((width, 7, 7), [width, width], [hidden], LayerNorm2d),
+            FastRCNNPredictor(hidden, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=256,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=SCORE,
+            nms_thresh=BOX_NMS,
+            detections_per_img=100,
+            **mask_parts,
+        )
+
+    def forward(
+        self,
+        features: Tensor,
+        images: Tensor,
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detections, and the losses while training.
+
+        Args:
+            features: (B, C, H/s, W/s).
+            images: (B, 3, H, W), whose shape alone counts.
+            sizes: (height, width) of each image within its (H, W), at the top left.
+            targets: while training, of each image ``boxes`` (n, 4), left, top, right, bottom in pixels, ``labels``
+                (n,) int64 from 1, and for masks ``masks`` (n, H, W) uint8.
+
+        Returns:
+            for each image ``boxes`` (m, 4), ``scores`` (m,), ``labels`` (m,), ``masks`` (m, 1, 28, 28) within the box
+            (nothing while training); the losses by name (nothing else).
+        """
+        pyramid = self.pyramid(features)
+        # Boxes in bfloat16 would be whole pixels off, so only what comes before is in the precision of the caller.
+        with torch.autocast(features.device.type, enabled=False):
+            pyramid = {stride: level.float() for stride, level in pyramid.items()}
+            proposals, first = self.rpn(ImageList(images, sizes), pyramid, targets)
+            detections, second = self.roi_heads(pyramid, proposals, sizes, targets)
+        return detections, {**first, **second}
+
+    def flops(self, height: int, width: int) -> int:
+        """True FLOPs on the map of one image of that size, with as many regions as there may be, without masks."""
+        counter = FlopCounterMode(display=False)
+        weight = next(self.parameters())
+        features = weight.new_zeros(1, self.channels, height // self.stride, width // self.stride)
+        with torch.no_grad(), counter:
+            levels = self.pyramid(features)
+            self.rpn.head(list(levels.values()))
+            regions = weight.new_zeros(PROPOSALS["testing"], levels["4"].shape[1], 7, 7)
+            self.roi_heads.box_predictor(self.roi_heads.box_head(regions))
+        return counter.get_total_flops()
+
+
+class Detector(nn.Module):
+    """A backbone and a detection head on its last map; their parameters are below ``backbone`` and ``head``.
+
+    Args:
+        backbone: loses its classification head.
+        num_classes: without the background.
+        restoration: of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
+        settings: the rest of :class:`DetectionHead`'s.
+
+    Raises:
+        UserError: a setting the head does not know, or one that cannot be.
+    """
+
+    def __init__(
+        self, backbone: VisionMamba, num_classes: int, *, restoration: str = "nearest", **settings: Any
+    ) -> None:
+        super().__init__()
+        check_restoration(restoration)
+        known = inspect.signature(DetectionHead).parameters
+        for name in settings:
+            if name not in known:
+                raise unknown("setting task.", name, ["restoration", *list(known)[3:]])
+        backbone.reset_classifier(0)
+        self.backbone, self.restoration = backbone, restoration
+        self.head = DetectionHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, **settings)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The tokens after the last block, restored and normalised: (B, 3, H, W) -> (B, C, H/s, W/s)."""
+        (last,) = FeatureMaps(self.backbone, levels=1, restoration=self.restoration)(images)
+        normed, _ = self.backbone.norm_f(last.flatten(2).transpose(1, 2))
+        return normed.transpose(1, 2).unflatten(2, last.shape[2:])
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The losses by name, of a batch as ``DetectionDataModule`` has it for training."""
+        targets = [{**objects, "labels": objects["labels"] + 1} for objects in batch["objects"]]
+        return self.head(self.features(batch["image"]), batch["image"], batch["size"], targets)[1]
+
+    def detect(self, batch: Mapping[str, Any], features: Tensor) -> list[dict[str, Tensor]]:
+        """Of each image ``boxes`` (m, 4) in its own pixels, ``scores``, ``labels`` from 0, and perhaps ``masks``."""
+        found, _ = self.head(features, batch["image"], batch["size"])
+        places = zip(found, batch["size"], batch["original_size"], strict=True)
+        return [{**to_original(*each), "labels": each[0]["labels"] - 1} for each in places]
+
+
+def to_original(detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
+    """A detection in the pixels of the image as it was, masks as (m, height, width) bool.
+
+    Args:
+        detection: as ``DetectionHead`` finds it.
+        size, original: (height, width) of the image as the model had it, and as it was.
+    """
+    vertical, horizontal = (was / now for was, now in zip(original, size, strict=True))
+    boxes = detection["boxes"] * detection["boxes"].new_tensor([horizontal, vertical, horizontal, vertical])
+    found = {**detection, "boxes": boxes}
+    if "masks" in detection:
+        found["masks"] = paste_masks_in_image(detection["masks"], boxes, original)[:, 0] > 0.5
+    return found

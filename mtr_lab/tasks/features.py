@@ -1,0 +1,62 @@
+"""A backbone as an extractor of feature maps: what its tokens hold at several depths, back on the grid of patches."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.errors import UserError
+from mtr_lab.reduction import check_restoration, follow, restore
+
+
+class FeatureMaps(nn.Module):
+    """The residual stream after several blocks, evenly spread over the depth, each position of the grid restored.
+
+        maps = FeatureMaps(mtr_lab.create_model("vim_s", pretrained=True))(images)
+
+    The backbone may be patched at any time, before or after; unpatched, the maps are the streams themselves.
+
+    Args:
+        backbone: any model of this library for images; its head and last norm are not used.
+        levels: how many maps.
+        restoration: one of ``mtr_lab.reduction.RESTORATIONS``.
+
+    Raises:
+        UserError: an unknown restoration, a model of videos, or one with fewer blocks than levels.
+    """
+
+    def __init__(self, backbone: VisionMamba, levels: int = 4, restoration: str = "nearest") -> None:
+        super().__init__()
+        check_restoration(restoration)
+        depth = len(backbone.blocks)
+        if backbone.patch_embed.num_frames is not None:
+            raise UserError("feature maps are of images: leave num_frames out (backbone.num_frames=null).")
+        if depth < levels:
+            raise UserError(f"a backbone of {depth} blocks has no {levels} depths: give it more (backbone.depth).")
+        self.backbone = backbone
+        self.restoration = restoration
+        self.depths = [(i + 1) * depth // levels - 1 for i in range(levels)]
+        """The blocks after which a map is taken, from 0."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of every map."""
+        return self.backbone.embed_dim
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps (B, C, rows, columns) in float32, from the first depth to the last.
+
+        Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
+        """
+        grid = self.backbone.patch_embed.grid(*images.shape[-2:])
+        state, offset, maps = self.backbone.embed(images, traced=True), None, []
+        for i, block in enumerate(self.backbone.blocks):
+            before, state = state, block(state)
+            if self.restoration == "skip" and (state.plan is not None or offset is None):
+                whole = replace(state, plan=None, source=before.source)
+                state = state.settled()
+                offset = follow(offset, whole, state)
+            if i in self.depths:
+                state = state.settled()
+                maps.append(restore(state, grid, self.restoration, offset))
+        return maps

@@ -1,0 +1,167 @@
+"""Segmentation: training a head with its backbone, and evaluating both at every operating point."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from segmentation_models_pytorch.losses import DiceLoss
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
+
+from mtr_lab.data.label_maps import IGNORE
+from mtr_lab.errors import UserError
+from mtr_lab.reduction import Reduction
+from mtr_lab.report.segmentations import Segmentations, mean_iou
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.segmenter import Segmenter, classify_pixels
+from mtr_lab.tasks.training import GraphedTraining, adamw
+
+
+class SegmentationTraining(LightningModule):
+    """Cross-entropy, rare classes weighing more, and the Dice loss of the classes in the batch.
+
+    Args:
+        segmenter: to train.
+        class_pixels: (K,) how many pixels of each class the training images have. A class weighs the square root of
+            the median of those over its own.
+        lr, weight_decay, warmup_epochs: as in :func:`adamw`.
+        cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
+
+    ``skipped`` holds the names of the images that could not be read.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        class_pixels: Tensor,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        cuda_graph: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = segmenter
+        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
+        self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
+        self.skipped: set[str] = set()
+        weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
+        self.register_buffer("class_weights", torch.where(class_pixels > 0, weights, 0.0))
+        self.dice = DiceLoss("multiclass", ignore_index=IGNORE)
+        self._confusion = torch.zeros(len(class_pixels), len(class_pixels), dtype=torch.int64)
+
+    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
+        self.skipped.update(batch["skipped"])
+        if not batch["id"]:
+            return None
+        logits = self._logits(batch["image"])
+        entropy = F.cross_entropy(logits, batch["label"], self.class_weights, ignore_index=IGNORE)
+        dice = self.dice(logits, batch["label"])
+        shown = {"train_loss": entropy + dice, "train_entropy": entropy, "train_dice": dice}
+        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(batch["id"]))
+        return entropy + dice
+
+    def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
+        self.skipped.update(batch["skipped"])
+        if not batch["id"]:
+            return
+        for found, labels in zip(classify_pixels(self.model(batch["image"]), batch), batch["label"], strict=True):
+            self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True)
+        self._confusion.zero_()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
+        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
+        return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
+
+
+class SegmentationEvaluation(LightningModule):
+    """Collects the confusion matrix of every image at every point.
+
+    Args:
+        segmenter: its backbone is patched by ``reduction``.
+        reduction: switches between the schedules.
+        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
+
+    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    """
+
+    def __init__(self, segmenter: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
+        super().__init__()
+        self.model = segmenter
+        self.reduction = reduction
+        self.points = points
+        self.skipped: list[str] = []
+        self._ids: list[str] = []
+        self._hashes: list[str] = []
+        self._labels: list[np.ndarray] = []
+        self._confusion: list[list[np.ndarray]] = [[] for _ in points]
+
+    def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) at one point of images (B, 3, H, W) that fill the model's input."""
+        self.reduction.use(point.schedule)
+        return self.model(images)
+
+    def segment_at(self, point: OperatingPoint, batch: Mapping[str, Any]) -> list[Tensor]:
+        """The classes found at one point, see :func:`classify_pixels`.
+
+        Raises:
+            UserError: the model's outputs are not numbers.
+        """
+        logits = self.forward_at(point, batch["image"])
+        if not logits.isfinite().all():
+            raise UserError(
+                f"the model's outputs at {point.name} are infinite or not a number: use another precision "
+                "(trainer.precision=32-true), or other weights."
+            )
+        return classify_pixels(logits, batch)
+
+    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
+        self.skipped += batch["skipped"]
+        self._ids += batch["id"]
+        self._hashes += batch["hash"]
+        if not batch["id"]:
+            return
+        classes = self.model.head.num_classes
+        self._labels += [label_counts(labels, classes) for labels in batch["label"]]
+        for point, collected in zip(self.points, self._confusion, strict=True):
+            found = zip(self.segment_at(point, batch), batch["label"], strict=True)
+            collected += [confusion_matrix(each, labels, classes).cpu().numpy().astype(np.int32) for each, labels in found]
+
+    def predictions(self) -> Segmentations:
+        """The confusion matrices of every image that could be read, at every point.
+
+        Raises:
+            UserError: no image could be read.
+        """
+        if not self._ids:
+            raise UserError("not one image could be read: there is nothing to report.")
+        shape = (len(self.points), len(self._ids), self.model.head.num_classes, self.model.head.num_classes)
+        return Segmentations(
+            ids=np.array(self._ids),
+            hashes=np.array(self._hashes),
+            labels=np.stack(self._labels),
+            points=np.array([point.name for point in self.points]),
+            confusion=np.array(self._confusion, np.int32).reshape(shape),
+        )
+
+
+def label_counts(labels: Tensor, num_classes: int) -> np.ndarray:
+    """How many pixels of each class a map (H, W) has, (K,) int64."""
+    return torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[:num_classes].cpu().numpy()
+
+
+def confusion_matrix(found: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Pixels by their class and by the class found, (K, K) int64, of two maps (H, W); those to ignore left out."""
+    counted = labels != IGNORE
+    pairs = labels[counted].long() * num_classes + found[counted]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)

@@ -1,0 +1,129 @@
+"""UPerNet on the maps of a plain backbone at four depths.
+
+The decoder is segmentation-models-pytorch's. Sources: Xiao et al., "Unified perceptual parsing for scene
+understanding" (UPerNet), arXiv 1807.10221; maps of a plain backbone at four depths, resampled to four strides: Bao et
+al., "BEiT", arXiv 2106.08254.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.tasks.features import FeatureMaps
+
+STRIDES = (4, 8, 16, 32)
+
+
+class SegmentationHead(nn.Module):
+    """Four maps (B, C, H/s, W/s), from shallow to deep, to logits (B, K, H/4, W/4).
+
+    Args:
+        channels: C.
+        stride: s, pixels between the maps' cells: 4, 8, 16 or 32.
+        num_classes: K.
+        width: channels of the decoder.
+
+    Raises:
+        UserError: another stride.
+    """
+
+    def __init__(self, channels: int, stride: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        if stride not in STRIDES:
+            raise UserError(f"the patches are {stride} pixels apart: a segmentation head takes {STRIDES}.")
+        check_number("task.width", width, int, 1)
+        self.channels, self.stride, self.num_classes = channels, stride, num_classes
+        self.resample = nn.ModuleList(_resampling(channels, stride, target) for target in STRIDES)
+        # It takes five maps and leaves out the two finest.
+        self.decoder = UPerNetDecoder([0, 0] + [channels] * len(STRIDES), len(STRIDES) + 1, width)
+        self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        levels = [resample(each) for resample, each in zip(self.resample, maps, strict=True)]
+        return self.classify(self.decoder([levels[0], levels[0], *levels]))
+
+    def flops(self, height: int, width: int) -> int:
+        """True FLOPs on the maps of one image of that size."""
+        weight = next(self.parameters())
+        maps = [weight.new_zeros(1, self.channels, height // self.stride, width // self.stride)] * len(STRIDES)
+        training = self.training
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.eval()(maps)
+        self.train(training)
+        return counter.get_total_flops()
+
+
+class Segmenter(nn.Module):
+    """A backbone and a segmentation head; their parameters are below ``backbone`` and ``head``.
+
+    Args:
+        backbone: of at least four blocks; loses its classification head.
+        num_classes: of the pixels.
+        width: channels of the decoder.
+        restoration: how maps are made of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+
+    def __init__(
+        self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest", **unknowns: Any
+    ) -> None:
+        super().__init__()
+        for name in unknowns:
+            raise unknown("setting task.", name, ["width", "restoration"])
+        FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
+        backbone.reset_classifier(0)
+        backbone.norm_f.requires_grad_(False)  # the maps are those before it
+        self.backbone, self.restoration = backbone, restoration
+        self.head = SegmentationHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, K, H, W) in float32."""
+        maps = FeatureMaps(self.backbone, len(STRIDES), self.restoration)(images)
+        return F.interpolate(self.head(maps).float(), images.shape[-2:], mode="bilinear")
+
+
+
+def classify_pixels(logits: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
+    """The class of every pixel of every image, (height, width) int64 in the size of its labels.
+
+    Args:
+        logits: (N, K, H, W) of a batch's N windows.
+        batch: as ``SegmentationDataModule`` has it for evaluation.
+    """
+    parts = logits.split([len(places) for places in batch["windows"]])
+    images = zip(parts, batch["windows"], batch["size"], batch["label"], strict=True)
+    return [
+        F.interpolate(join_windows(each, places, size)[None], labels.shape[-2:], mode="bilinear")[0].argmax(0)
+        for each, places, size, labels in images
+    ]
+
+
+def join_windows(logits: Tensor, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
+    """Windows (n, K, H, W) at ``places`` (top, left) to one map (K, height, width); where they overlap, the mean."""
+    height, width = logits.shape[-2:]
+    whole = [max(top for top, _ in places) + height, max(left for _, left in places) + width]
+    total, count = logits.new_zeros(logits.shape[1], *whole), logits.new_zeros(whole)
+    for window, (top, left) in zip(logits, places, strict=True):
+        total[:, top : top + height, left : left + width] += window
+        count[top : top + height, left : left + width] += 1
+    return (total / count)[:, : size[0], : size[1]]
+
+
+def _resampling(channels: int, stride: int, target: int) -> nn.Sequential:
+    """Twice as fine, or half as fine, as often as it takes."""
+    layers: list[nn.Module] = [nn.MaxPool2d(2) for _ in range(round(math.log2(max(target / stride, 1))))]
+    for step in range(round(math.log2(max(stride / target, 1)))):
+        layers += [LayerNorm2d(channels), nn.GELU()] if step else []
+        layers.append(nn.ConvTranspose2d(channels, channels, 2, 2))
+    return nn.Sequential(*layers)

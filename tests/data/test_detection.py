@@ -1,0 +1,333 @@
+"""Detection data: what VOC and COCO files become, and what is said of files that are wrong."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtr_lab.data import DetectionDataModule
+from mtr_lab.data.windows import Augmentation, Canvas
+from mtr_lab.errors import UserError
+
+Write = Callable[..., Path]
+SIZE = (60, 100)  # of the images: height, width
+
+
+def module(root: Path, source: str, **options: Any) -> DetectionDataModule:
+    """On a canvas of 48 x 64."""
+    config = {"input_size": (3, 48, 64), "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.5)}
+    augmentation = {"scale": [0.5, 2.0], "turns": True, "color_jitter": 0.2}
+    fixed: dict[str, Any] = {"name": "cells", "data_config": config, "batch_size": 2, "train_transform": augmentation}
+    return DetectionDataModule(root=str(root), source=source, **{**fixed, **options})
+
+
+def write_image(path: Path, height: int = SIZE[0], width: int = SIZE[1]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def voc_object(name: str, *edges: object, difficult: int = 0) -> str:
+    written = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True)
+    )
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{written}</bndbox></object>"
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Write:
+    """``voc(a=[objects], b=[…])``: images a, b … of both splits in VOC's layout."""
+
+    def write(**images: list[str]) -> Path:
+        root = tmp_path / "voc"
+        for folder in ("ImageSets/Main", "Annotations"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
+            (root / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(images))
+        for name, objects in images.items():
+            write_image(root / "JPEGImages" / f"{name}.jpg")
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Write:
+    """``coco(annotations, **changes)``: two images and two categories, whose ids are neither in order nor from 0."""
+
+    def write(annotations: list[Any], **changes: Any) -> Path:
+        root = tmp_path / "coco"
+        content = {
+            "images": [{"id": 7, "file_name": "x.jpg"}, {"id": 3, "file_name": "y.jpg"}],
+            "categories": [{"id": 90, "name": "dog"}, {"id": 18, "name": "cat"}],
+            "annotations": annotations,
+            **changes,
+        }
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / "annotations/instances_val.json").write_text(json.dumps(content))
+        for name in ("x.jpg", "y.jpg"):
+            write_image(root / "val" / name)
+        return root
+
+    return write
+
+
+def coco_object(
+    image: object = 7, category: object = 90, bbox: object = (10, 20, 30, 15), **more: Any
+) -> dict[str, Any]:
+    return {"id": 1, "image_id": image, "category_id": category, "bbox": bbox, **more}
+
+
+def test_voc_objects_in_pixels_of_the_image(voc: Write) -> None:
+    root = voc(a=[voc_object("wbc", 10, 20, 40, 35), voc_object("rbc", 0, 0, 5, 6, difficult=1)], b=[])
+    data = module(root, "voc")
+    assert data.class_names == ("rbc", "wbc")
+    (batch,) = data.test_dataloader()
+    assert batch["id"] == ["a", "b"]
+    assert batch["image"].shape == (2, 3, 48, 64)
+    assert batch["original_size"] == [SIZE, SIZE]
+    assert batch["size"] == [(38, 64)] * 2  # as large as the canvas allows
+    first, without_objects = batch["objects"]
+    assert first["boxes"].tolist() == [[10, 20, 40, 35], [0, 0, 5, 6]]
+    assert first["labels"].tolist() == [1, 0]
+    assert first["iscrowd"].tolist() == [False, True]
+    assert without_objects["boxes"].shape == (0, 4)
+    assert without_objects["labels"].dtype == torch.int64
+    assert batch["image"][:, :, 38:] == pytest.approx(0, abs=0.01)  # beyond the image, the mean colour
+
+
+def test_classes_in_the_order_given_and_those_of_the_model(voc: Write) -> None:
+    root = voc(a=[voc_object("wbc", 10, 20, 40, 35), voc_object("rbc", 0, 0, 5, 6)])
+    for options in ({"classes": ["wbc", "rbc"]}, {"model_classes": ["wbc", "rbc"], "num_classes": 2}):
+        (batch,) = module(root, "voc", **options).test_dataloader()
+        assert batch["objects"][0]["labels"].tolist() == [0, 1]
+
+
+def test_voc_may_lie_one_directory_deeper(voc: Write) -> None:
+    assert module(voc(a=[]).parent, "voc", classes=["rbc"]).num_images == 1
+
+
+def test_coco_objects_by_category_id(coco: Write) -> None:
+    crowd = coco_object(3, 18, (0, 0, 4, 4), iscrowd=1)
+    data = module(coco([coco_object(), crowd]), "coco")
+    assert data.class_names == ("cat", "dog")
+    (batch,) = data.test_dataloader()
+    assert batch["id"] == ["y.jpg", "x.jpg"]
+    y, x = batch["objects"]
+    assert (y["labels"].tolist(), y["iscrowd"].tolist()) == ([0], [True])
+    assert (x["labels"].tolist(), x["boxes"].tolist()) == ([1], [[10, 20, 40, 35]])
+
+
+def test_coco_outlines_become_masks(coco: Write) -> None:
+    square = [[10, 20, 40, 20, 40, 35, 10, 35]]
+    runs = {"size": list(SIZE), "counts": [0, 60, 60 * 99]}  # the first column
+    data = module(coco([coco_object(segmentation=square), coco_object(segmentation=runs)]), "coco", masks=True)
+    masks = next(iter(data.test_dataloader()))["objects"][1]["masks"].bool()
+    expected = torch.zeros(2, *SIZE, dtype=torch.bool)
+    expected[0, 20:35, 10:40] = True
+    expected[1, :, 0] = True
+    assert torch.equal(masks, expected)
+
+
+def test_boxes_without_area_are_left_out_and_counted(
+    voc: Write, coco: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (batch,) = module(voc(a=[voc_object("rbc", 5, 6, 5, 9), voc_object("rbc", 5, 6, 7, 9)]), "voc").test_dataloader()
+    assert len(batch["objects"][0]["boxes"]) == 1
+    assert "1 boxes without area are left out" in capsys.readouterr().out
+    (batch,) = module(coco([coco_object(bbox=[1, 2, 0, 5])]), "coco").test_dataloader()
+    assert [len(each["boxes"]) for each in batch["objects"]] == [0, 0]
+
+
+def test_boxes_end_at_the_edge_of_the_image(voc: Write) -> None:
+    (batch,) = module(voc(a=[voc_object("rbc", -3, 50, 20, 61)]), "voc").test_dataloader()
+    assert batch["objects"][0]["boxes"].tolist() == [[0, 50, 20, 60]]
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_boxes_and_masks_follow_the_augmented_image(turns: bool) -> None:
+    """An object that alone is white: wherever it comes to lie, box and mask are around what is white."""
+    torch.manual_seed(0)
+    image = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    image[:, 22:40, 30:64] = 255
+    boxes = torch.tensor([[30.0, 22, 64, 40]])
+    augment = Augmentation(Canvas((48, 64), (0, 0, 0)), (0.7, 1.5), turns, 0)
+    upright = 0
+    for _ in range(40):
+        scene = augment(image, boxes, (image[:1] > 0).byte())
+        white = scene.image[0] > 127
+        if not len(scene.boxes):
+            assert white.float().mean() < 0.1
+            continue
+        rows, columns = torch.where(white)
+        around = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert (scene.boxes[0] - around).abs().max() <= 1.01
+        assert (scene.masks[0].bool() ^ white).float().mean() < 0.02
+        assert scene.boxes[0, 3] <= scene.size[0]
+        left, top, right, bottom = scene.boxes[0].tolist()
+        upright += bottom - top > right - left
+    assert (upright > 5) == turns
+
+
+def test_objects_out_of_the_window_are_not_of_it() -> None:
+    image = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [30, 30, 50, 50], [0, 0, 38, 38]])
+    scene = Canvas((32, 32), (0, 0, 0)).window(image, boxes, None, (28, 28, 32, 32), 1.0)
+    assert scene.kept.tolist() == [1]
+    assert scene.boxes.tolist() == [[2, 2, 22, 22]]
+
+
+def test_held_out_images_are_not_trained_on_and_ignored_objects_neither(voc: Write) -> None:
+    objects = [voc_object("rbc", 10, 10, 60, 50), voc_object("rbc", 20, 10, 70, 50, difficult=1)]
+    root = voc(**{f"image{i}": objects for i in range(12)})
+    data = module(root, "voc", holdout=0.4, train_transform={"scale": [1, 1], "turns": False, "color_jitter": 0})
+    data.setup("fit")
+    training = list(data.train_dataloader())
+    trained = {id for batch in training for id in batch["id"]}
+    held_out = list(data.val_dataloader())  # type: ignore[union-attr]
+    assert trained
+    assert not trained & {id for batch in held_out for id in batch["id"]}
+    assert all(len(each["boxes"]) == 1 for batch in training for each in batch["objects"])
+    assert all(len(each["boxes"]) == 2 for batch in held_out for each in batch["objects"])
+
+
+def test_the_order_of_training_images_follows_from_the_seed(voc: Write) -> None:
+    root = voc(**{f"image{i}": [voc_object("rbc", 1, 1, 9, 9)] for i in range(8)})
+    orders = []
+    for seed in (0, 0, 1):
+        orders.append([batch["id"] for batch in module(root, "voc", seed=seed).train_dataloader()])
+    assert orders[0] == orders[1] != orders[2]
+
+
+def damaged_image(root: Path) -> None:
+    (root / "JPEGImages/b.jpg").write_bytes(b"")
+
+
+def missing_image(root: Path) -> None:
+    (root / "JPEGImages/b.jpg").unlink()
+
+
+@pytest.mark.parametrize("damage", [damaged_image, missing_image])
+def test_an_image_that_cannot_be_read_stops_or_is_named(voc: Write, damage: Callable[[Path], None]) -> None:
+    root = voc(a=[voc_object("rbc", 1, 1, 9, 9)], b=[])
+    damage(root)
+    with pytest.raises(UserError, match=r"cannot decode image b of .*val\.txt.*on_error=skip"):
+        list(module(root, "voc").test_dataloader())
+    (batch,) = module(root, "voc", on_error="skip").test_dataloader()
+    assert (batch["id"], batch["skipped"]) == (["a"], ["b"])
+    assert module(root, "voc").identity() != module(voc(a=[], b=[]), "voc", classes=["rbc"]).identity()
+
+
+def write_xml(root: Path, content: str) -> None:
+    (root / "Annotations/a.xml").write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("<annotation><object>", r"a\.xml is not valid XML"),
+        (voc_object("rbc", 1, 2, "wide", 4), r"object 0 has no box of the four numbers"),
+        ("<a><object><name>rbc</name></object></a>", r"object 0 has no box of the four numbers"),
+        (voc_object("", 1, 2, 3, 4), r"object 0 has no name"),
+        (voc_object("rbx", 1, 2, 3, 4), r"unknown class in .*a\.xml.*'rbx'. Did you mean 'rbc'"),
+        (voc_object("rbc", 9, 2, 3, 4), r"left 9, top 2, right 3, bottom 4 is none"),
+        (voc_object("rbc", "nan", 2, 3, 4), r"left nan.* is none"),
+    ],
+)
+def test_a_wrong_xml_file_is_named(voc: Write, content: str, expected: str) -> None:
+    root = voc(a=[])
+    write_xml(root, content)
+    with pytest.raises(UserError, match=expected):
+        module(root, "voc", classes=["rbc"])
+
+
+def test_missing_files_of_voc_are_named(voc: Write, tmp_path: Path) -> None:
+    root = voc(a=[])
+    (root / "Annotations/a.xml").unlink()
+    with pytest.raises(UserError, match=r"cannot read the annotation .*a\.xml"):
+        module(root, "voc")
+    with pytest.raises(UserError, match=r"test\.txt does not exist; the splits there: train, val"):
+        module(root, "voc", test_split="test")
+    (root / "ImageSets/Main/val.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"val\.txt names no image"):
+        module(root, "voc")
+    with pytest.raises(UserError, match=r"no directory in Pascal VOC's layout"):
+        module(tmp_path / "voc" / "JPEGImages", "voc")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (coco_object(category=5), r"unknown category_id in .*'5'. Available: 18, 90"),
+        (coco_object(image=8), r"annotation 1 is of image 8, which is not there"),
+        (coco_object(bbox=[1, 2, -3, 4]), r"annotation 1: the box left 1, top 2, right -2, bottom 6 is none"),
+        (coco_object(bbox=[1, 2, 3]), r"cannot read the annotation .*bbox, four numbers"),
+        (coco_object(bbox=["a", 2, 3, 4]), r"cannot read the annotation"),
+        ({"bbox": [1, 2, 3, 4]}, r"cannot read the annotation .*image_id"),
+        ("text", r"cannot read the annotation"),
+        (coco_object(image=[7]), r"cannot read the annotation|is of image"),
+    ],
+)
+def test_a_wrong_annotation_of_coco_is_named(coco: Write, annotation: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        module(coco([annotation]), "coco")
+
+
+def test_wrong_files_of_coco_are_named(coco: Write) -> None:
+    root = coco([])
+    file = root / "annotations/instances_val.json"
+    for content, expected in (
+        ("{", "not valid JSON"),
+        ("[]", "are not COCO's"),
+        ('{"images": [{}], "categories": [], "annotations": []}', "are not COCO's"),
+        ('{"images": [], "categories": [], "annotations": []}', "name no image"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=rf"instances_val\.json.*{expected}"):
+            module(root, "coco")
+    file.unlink()
+    with pytest.raises(UserError, match=r"cannot read the annotations .*instances_val\.json"):
+        module(root, "coco")
+    with pytest.raises(UserError, match="unknown class in .*'dog'"):
+        module(coco([coco_object()]), "coco", classes=["cat"])
+
+
+@pytest.mark.parametrize("segmentation", [None, [[1, 2]], "junk", {"size": [3, 3], "counts": [0, 9]}, [["a", "b"]]])
+def test_an_outline_that_is_none_is_named(coco: Write, segmentation: Any) -> None:
+    data = module(coco([coco_object(segmentation=segmentation)]), "coco", masks=True)
+    with pytest.raises(UserError, match=r"image x\.jpg of .*segmentation is no outline"):
+        list(data.test_dataloader())
+
+
+def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
+    with pytest.raises(UserError, match=re.escape("a box lies beyond its 100 x 60 pixels")):
+        list(module(coco([coco_object(bbox=[200, 5, 10, 10])]), "coco").test_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"source": "yolo"}, r"unknown dataset\.source 'yolo'"),
+        ({"on_error": "ignore"}, r"unknown dataset\.on_error"),
+        ({"masks": True}, r"dataset\.source=voc has boxes alone"),
+        ({"holdout": 1.5}, r"dataset\.holdout=1\.5"),
+        ({"batch_size": 0}, r"dataset\.batch_size=0"),
+        ({"batch_size": 9}, r"dataset\.batch_size=9 is more than the 1 training images"),
+        ({"train_transform": {"scale": [1, 1]}}, r"train_transform=.*: expected color_jitter, scale, turns"),
+        ({"train_transform": {"scale": [2, 1], "turns": True, "color_jitter": 0}}, r"least factor before the largest"),
+        ({"train_transform": {"scale": 1, "turns": True, "color_jitter": 0}}, r"expected two factors"),
+        ({"train_transform": {"scale": [1, 1], "turns": 1, "color_jitter": 0}}, r"turns=1: expected true or false"),
+        ({"model_classes": ["wbc"], "num_classes": 1}, r"not among the model's"),
+    ],
+)
+def test_options_that_cannot_be(voc: Write, options: dict[str, Any], expected: str) -> None:
+    root = voc(a=[voc_object("rbc", 1, 1, 9, 9)])
+    with pytest.raises(UserError, match=expected):
+        module(root, **{"source": "voc", **options}).train_dataloader()

@@ -1,0 +1,160 @@
+"""Restoring the grid: hand-made maps, every policy, gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtr_lab
+from mtr_lab.backbones import TokenState
+from mtr_lab.reduction import apply, follow, policy_names, restore
+from mtr_lab.reduction.plan import make_plan
+from mtr_lab.tasks.features import FeatureMaps
+
+
+def tokens(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[None, :, None]
+
+
+def start(values: Tensor, special: int) -> TokenState:
+    return TokenState.start(values, [special], traced=True)
+
+
+def reduce(state: TokenState, into: dict[int, int], order: list[float] | None = None) -> TokenState:
+    """Merge token i into token into[i], or drop it for -1; survivors in ascending ``order``."""
+    length = state.index.shape[1]
+    key = torch.tensor([order or list(range(length))], dtype=torch.float64)
+    source, target = torch.tensor([list(into)]), torch.tensor([list(into.values())])
+    return apply(make_plan(source, target, key, torch.ones(1, length)), state)
+
+
+def flat(restored: Tensor) -> list[float]:
+    return restored.flatten().tolist()
+
+
+# A 2 x 3 grid, the class token (value 99) between its third and fourth patch.
+GRID = (2, 3)
+VALUES = (0.0, 10.0, 20.0, 99.0, 30.0, 40.0, 50.0)
+
+
+@pytest.mark.parametrize("how", ["nearest", "interpolate"])
+def test_an_unreduced_sequence_is_restored_exactly(how: str) -> None:
+    restored = restore(start(tokens(*VALUES), 3), GRID, how)
+    assert restored.tolist() == [[[[0, 10, 20], [30, 40, 50]]]]
+
+
+def test_a_position_takes_the_token_that_absorbed_it_through_several_reductions() -> None:
+    state = reduce(start(tokens(*VALUES), 3), {0: 1, 6: 5})  # (0 + 10) / 2 = 5, (40 + 50) / 2 = 45
+    assert flat(restore(state, GRID)) == [5, 5, 20, 30, 45, 45]
+    # Now 5, 20, class, 30, 45. The pair that is 5 goes into 45; the others leave in reverse order.
+    state = reduce(state, {0: 4}, order=[0, 4, 3, 2, 1])
+    assert state.stream.flatten().tolist() == [25, 30, 99, 20]
+    assert flat(restore(state, GRID)) == [25, 25, 20, 30, 25, 25]
+
+
+def test_a_dropped_position_takes_the_nearest_survivor_and_never_the_class_token() -> None:
+    state = reduce(start(tokens(*VALUES), 3), {2: -1, 4: -1})  # next to the class token in the sequence
+    assert flat(restore(state, GRID)) == [0, 10, 10, 0, 40, 50] or flat(restore(state, GRID)) == [0, 10, 50, 0, 40, 50]
+    state = reduce(start(tokens(*VALUES), 3), {1: -1, 2: -1, 4: -1, 5: -1, 6: -1})
+    assert flat(restore(state, GRID)) == [0] * 6
+
+
+def test_interpolation_weighs_by_distance_and_leaves_survivors_alone() -> None:
+    line = start(tokens(99, 0, 7, 7, 30), 0)  # a grid of one row, the class token first
+    found = flat(restore(reduce(line, {2: 1, 3: -1}), (1, 4), "interpolate"))
+    merged = 3.5  # the mean of 0 and 7
+    near, far = (merged + 30 / 4) / 1.25, (merged / 4 + 30) / 1.25
+    assert found == pytest.approx([merged, near, far, 30])
+
+
+def test_skip_gives_back_what_was_merged_and_adds_what_its_token_has_gained() -> None:
+    before = start(tokens(*VALUES), 3)
+    after = reduce(before, {0: 1, 6: -1})
+    offset = follow(None, before, after)
+    assert flat(restore(after, GRID, "skip", offset)) == [0, 10, 20, 30, 40, 50]
+    gained = TokenState(after.hidden + 3, None, after.index, after.size, after.special, after.source)
+    assert flat(restore(gained, GRID, "skip", offset)) == [3, 13, 23, 33, 43, 50]  # the dropped one gains nothing
+    again = reduce(gained, {0: 1})  # the pair 0, 10, now 8, goes into 23
+    offset = follow(offset, gained, again)
+    assert flat(restore(again, GRID, "skip", offset)) == pytest.approx([3, 13, 23, 33, 43, 50])
+
+
+@pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+def test_feature_maps_of_an_unreduced_model_are_its_streams(name: str, how: str) -> None:
+    """And a patched model with nothing removed gives the same; neither grid nor depth is square or even."""
+    model = mtr_lab.create_model(name, img_size=(24, 40), patch_size=8, depth=5, embed_dim=16).eval()
+    images = torch.randn(2, 3, 24, 40)
+    states = mtr_lab.trace(model, images)
+    extractor = FeatureMaps(model, restoration=how)
+    assert extractor.depths == [0, 1, 2, 4]
+    maps = extractor(images)
+    place = model.class_position(15)
+    for depth, found in zip(extractor.depths, maps, strict=True):
+        stream = states[depth].stream
+        patches = torch.cat([stream[:, :place], stream[:, place + 1 :]], dim=1)
+        torch.testing.assert_close(found, patches.transpose(1, 2).reshape(2, 16, 3, 5), rtol=0, atol=0)
+    mtr_lab.patch(model, "mtr", ratio=0.0)
+    for found, expected in zip(extractor(images), maps, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
+@pytest.mark.parametrize("policy", policy_names())
+def test_every_policy_is_restored_to_the_source_map(policy: str, how: str) -> None:
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_ti", img_size=(32, 48), patch_size=8, depth=6, embed_dim=16).eval()
+    mtr_lab.patch(model, policy, schedule=[0, 5, 4, 3, 0, 0])
+    images = torch.randn(2, 3, 32, 48)
+    states = mtr_lab.trace(model, images)
+    extractor = FeatureMaps(model, restoration=how)
+    maps = extractor(images)
+    assert [tuple(m.shape) for m in maps] == [(2, 16, 4, 6)] * 4
+    assert all(m.isfinite().all() for m in maps)
+    state = states[extractor.depths[-1]]
+    place = model.class_position(24)
+    for image in range(2):
+        source = torch.cat([state.source[image, :place], state.source[image, place + 1 :]])
+        special = state.special[image, 0]
+        assert not (source == special).any()
+        found = maps[-1][image].flatten(1).T  # (24, C)
+        survivors = [p - (p > place) for p in state.index[image].tolist() if p != place]
+        mine = source[survivors]
+        if how != "skip":
+            torch.testing.assert_close(found[survivors], state.stream[image][mine], rtol=0, atol=0)
+        if how == "nearest":
+            absorbed = source >= 0
+            torch.testing.assert_close(found[absorbed], state.stream[image][source[absorbed]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
+@pytest.mark.parametrize("policy", ["mtr", "hsa"])
+def test_restoration_is_differentiable(policy: str, how: str) -> None:
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_ti", img_size=24, patch_size=8, depth=4, embed_dim=16).double()
+    mtr_lab.patch(model, policy, schedule=[2, 0, 2, 0])
+    images = torch.randn(1, 3, 24, 24, dtype=torch.float64)
+    extractor = FeatureMaps(model, restoration=how)
+    loss = torch.stack(extractor(images)).square().mean()
+    weight = model.patch_embed.proj.weight
+    (gradient,) = torch.autograd.grad(loss, weight)
+    step = 1e-6 * gradient / gradient.norm()
+
+    def at(sign: int) -> float:
+        with torch.no_grad():
+            weight.add_(sign * step)
+            value = torch.stack(extractor(images)).square().mean().item()
+            weight.sub_(sign * step)
+        return value
+
+    assert (at(1) - at(-1)) / 2e-6 == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+def test_what_cannot_be_restored() -> None:
+    with pytest.raises(mtr_lab.UserError, match="unknown restoration 'nearset'.*'nearest'"):
+        FeatureMaps(mtr_lab.create_model("vim_ti", depth=4, embed_dim=16), restoration="nearset")
+    with pytest.raises(mtr_lab.UserError, match="3 blocks has no 4 depths"):
+        FeatureMaps(mtr_lab.create_model("vim_ti", depth=3, embed_dim=16))
+    with pytest.raises(mtr_lab.UserError, match="feature maps are of images"):
+        FeatureMaps(mtr_lab.create_model("videomamba_ti", depth=4, embed_dim=16, num_frames=2))
+    with pytest.raises(ValueError, match="traced"):
+        restore(TokenState.start(tokens(*VALUES), [3]), GRID)
