@@ -106,9 +106,11 @@ def mamba_inner(
     """
     wanted = [name in stats for name in STATS]
     y, sums, projected = _mamba_inner(xz, *layout, gap, stretch, list(reverse), rank, states, *wanted, scale)
+    emitted = [name for name in STATS if name in stats]
+    if emitted != list(stats):
+        sums = sums[..., [emitted.index(name) for name in stats]]
     _, b, c = layout.split(projected)
-    chosen = torch.stack([sums[..., STATS.index(name)] for name in stats], dim=-1) if stats else sums[..., :0]
-    return y, chosen, b[..., :states], c[..., :states]
+    return y, sums, b[..., :states], c[..., :states]
 
 
 @torch.library.custom_op("mtr_lab::mamba_inner", mutates_args=())
@@ -141,10 +143,8 @@ def _mamba_inner(
         u, delta, a, b, c, d, z, timescale_bias, gap, None, reverse,
         softplus=False, sums=False, output=with_output, scale=scale,
     )  # fmt: skip
-    if not sums.shape[-1]:
-        return y, output, projected
     if with_output:
-        sums[..., 2] = output[..., 2]
+        sums = torch.cat([sums, output[..., 2:]], dim=-1)
     return y, sums, projected
 
 
@@ -155,7 +155,7 @@ def _(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
-    sums = xz.new_empty(*rows, len(STATS) * (with_delta or with_write or with_output), dtype=torch.float32)
+    sums = xz.new_empty(*rows, with_delta + with_write + with_output, dtype=torch.float32)
     projected = xz.new_empty(*rows, projection.shape[2], dtype=torch.float32)
     return xz.new_empty(images, length, channels // 2), sums, projected
 

@@ -65,8 +65,8 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
 @autotuned(_tiles((64, 64, 4), (128, 64, 4), (64, 128, 4), (32, 64, 4)), key=["channels", "R", "G", "BLOCKS"])
 @triton.jit(do_not_specialize=["tokens"])
 def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channels: tl.constexpr, step: tl.constexpr,
-                R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr, TAKEN: tl.constexpr, WRITTEN: tl.constexpr,
-                PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+                R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr, TAKEN: tl.constexpr,
+                WRITTEN: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
     g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
     row = tl.arange(0, T)
@@ -92,11 +92,11 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
         if WRITTEN:
             write = dt * tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
             written += tl.sum(write * write, 1)
-    place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * 3
+    place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * (TAKEN + WRITTEN)
     if TAKEN:
         tl.store(place, taken, inside)
     if WRITTEN:
-        tl.store(place + 1, written, inside)
+        tl.store(place + TAKEN, written, inside)
 
 
 def project(
@@ -111,8 +111,7 @@ def project(
 
     Returns:
         u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; low rank, B and C side by side,
-        (G, B, L, R + 2N) float32; the sums in the first two columns of (G, B, L, 3) float32, where those not asked for
-        are undefined, or (G, B, L, 0) without any.
+        (G, B, L, R + 2N) float32; the sums asked for, (G, B, L, 0 to 2) float32.
     """
     x = rows(x)
     images, length, channels = x.shape
@@ -127,14 +126,14 @@ def project(
     )  # fmt: skip
     projected = _multiply(u.flatten(1, 2), layout.projection).unflatten(1, (images, length))
     blocks = 1 if tokens >= SMALL else min(triton.cdiv(channels, 64), 8)
-    any_sum = with_delta or with_write
-    parts = x.new_empty(blocks, directions, images, length, 3 * any_sum, dtype=torch.float32)
+    columns = with_delta + with_write
+    parts = x.new_empty(blocks, directions, images, length, columns, dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
         projected, layout.timescale, layout.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
-        parts if any_sum else projected, tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
+        parts if columns else projected, tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
         STRETCH=stretch is not None, TAKEN=with_delta, WRITTEN=with_write, PRECISION=precision(x.dtype),
     )  # fmt: skip
-    return u, delta, projected, parts[0] if blocks == 1 else parts.sum(0)
+    return u, delta, projected, parts[0] if blocks == 1 or not columns else parts.sum(0)
 
 
 def _multiply(u: Tensor, weight: Tensor) -> Tensor:
