@@ -83,9 +83,7 @@ def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
     if config.task.name not in DENSE:
         raise unknown("task.name", config.task.name, ["classification", *DENSE])
     if config.trainer.cuda_graph:
-        raise UserError(
-            f"trainer.cuda_graph=true: {config.task.name} takes and finds other numbers in each image. Set false."
-        )
+        raise UserError(f"trainer.cuda_graph=true: {config.task.name} is evaluated without graphs. Set false.")
     arguments = {}
     if config.task.name == "detection":
         check_box_precision(config.trainer)

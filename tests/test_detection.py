@@ -182,7 +182,7 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["backbone=vim_ti", "backbone.pretrained=true"], "no weights of a detector on vim_ti are bundled"),
+        (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for detection with vim_ti are bundled"),
         (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
         (["backbone.checkpoint=CLASSIFIER"], "the dataset has 3 classes, the model 10"),
         (["task.anchors=[[8],[16]]"], "2 lists of anchors"),

@@ -134,8 +134,8 @@ class SegmentationEvaluation(LightningModule):
         classes = self.model.head.num_classes
         self._labels += [label_counts(labels, classes) for labels in batch["label"]]
         for point, collected in zip(self.points, self._confusion, strict=True):
-            found = zip(self.segment_at(point, batch), batch["label"], strict=True)
-            collected += [confusion_matrix(each, labels, classes).cpu().numpy().astype(np.int32) for each, labels in found]
+            for found, labels in zip(self.segment_at(point, batch), batch["label"], strict=True):
+                collected.append(confusion_matrix(found, labels, classes).cpu().numpy().astype(np.int32))
 
     def predictions(self) -> Segmentations:
         """The confusion matrices of every image that could be read, at every point.

@@ -93,7 +93,6 @@ class Segmenter(nn.Module):
         return F.interpolate(self.head(maps).float(), images.shape[-2:], mode="bilinear")
 
 
-
 def classify_pixels(logits: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
     """The class of every pixel of every image, (height, width) int64 in the size of its labels.
 
