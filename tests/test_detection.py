@@ -105,7 +105,7 @@ def test_points_are_compared_in_pairs(run_program) -> None:
     difference = predictions.figures[1] - predictions.figures[0]
     assert [found["map"]["difference"], found["ap50"]["difference"]] == difference.tolist()
     assert compare(predictions, 1, predictions, 1)["map"]["ci"] == [0, 0]
-    with pytest.raises(UserError, match="no mean over images"):
+    with pytest.raises(UserError, match="no means over images"):
         Sample.of(predictions)
 
 
