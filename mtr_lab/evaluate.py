@@ -163,9 +163,7 @@ def backbone_of(model: Model) -> VisionMamba:
     return model if isinstance(model, VisionMamba) else model.backbone
 
 
-def task_maker(
-    model: Model, reduction: Reduction, cuda_graph: bool
-) -> Callable[[list[OperatingPoint]], Evaluation]:
+def task_maker(model: Model, reduction: Reduction, cuda_graph: bool) -> Callable[[list[OperatingPoint]], Evaluation]:
     """What makes the Lightning module that evaluates a task's model at points."""
     if isinstance(model, Detector):
         return partial(DetectionEvaluation, model, reduction)
