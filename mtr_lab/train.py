@@ -104,6 +104,7 @@ def classifier(config: DictConfig) -> tuple[ClassifierTraining, ImageDataModule]
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
+        cuda_graph=config.trainer.cuda_graph,
     )
     return module, datamodule
 
