@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from mtr_lab import compose
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.cli import run_program as run_hydra_program
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
 from mtr_lab.report.segmentations import Segmentations, score_segmentations
+from mtr_lab.tasks import task
 from mtr_lab.train import train
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "camvid_sample"))
@@ -85,7 +85,11 @@ def test_sliding_windows_and_a_sweep(run_program, tmp_path: Path) -> None:
     assert sweep.code == 0, sweep.err
     results = [read_result(file) for file in sorted((tmp_path / "sweep").glob("*/result.json"))]
     assert sorted(result["unreduced"]["reused"] for result in results) == [False, True]
-    alone = read_result(run_program(evaluate_main, *square, "mtr.ratio=0.2").folder)
+    run = run_program(evaluate_main, *square, "mtr.ratio=0.2", "pictures=2")
+    alone, ids = read_result(run.folder), load_predictions(run.folder).ids
+    pictures = sorted((run.folder / "pictures").iterdir())
+    assert [picture.stem for picture in pictures] == [f"000_{ids[0]}", f"001_{ids[1]}"]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
     assert [point["miou"] for point in alone["points"]] == [point["miou"] for point in results[1]["points"]]
 
 
@@ -108,7 +112,7 @@ def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, 
     assert not np.array_equal(trained.confusion, random.confusion)
 
     # The same file among the bundled ones is what a backbone with pretrained weights gets.
-    monkeypatch.setattr(compose, "ASSETS", tmp_path)
+    monkeypatch.setattr(task, "ASSETS", tmp_path)
     bundled = run_program(evaluate_main, *EVALUATION, *data, "backbone.pretrained=true")
     assert bundled.code == 0, bundled.err
     assert np.array_equal(load_predictions(bundled.folder).confusion, trained.confusion)
@@ -130,8 +134,9 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
     [
         (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for segmentation with vim_ti are bundled"),
         (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
-        (["backbone.checkpoint=CLASSIFIER"], "the dataset's class|classes"),
-        (["+task.depth=3"], r"unknown setting task\. 'depth'"),
+        (["backbone.checkpoint=CLASSIFIER"], "the dataset has 11 classes, the model 10"),
+        (["+task.widht=3"], r"unknown setting task\. 'widht'. Did you mean 'width'"),
+        (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=segmentation"),
         (["task.restoration=zero"], "unknown restoration 'zero'"),
         (["trainer.cuda_graph=true"], r"trainer\.cuda_graph=true"),
         (["objective=top1"], "unknown objective 'top1'.*miou"),

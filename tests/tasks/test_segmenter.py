@@ -9,7 +9,7 @@ from mtr_lab.backbones import VisionMamba
 from mtr_lab.data.label_maps import IGNORE
 from mtr_lab.errors import UserError
 from mtr_lab.report.segmentations import mean_iou
-from mtr_lab.tasks.segmentation import SegmentationTraining, confusion_matrix
+from mtr_lab.tasks.segmentation import SegmentationTraining, class_weights, confusion_matrix
 from mtr_lab.tasks.segmenter import SegmentationHead, Segmenter, classify_pixels, join_windows
 
 
@@ -59,7 +59,6 @@ def test_the_depth_of_a_map_matters() -> None:
         (lambda: SegmentationHead(16, 12, 5, 16), "patches are 12 pixels apart"),
         (lambda: Segmenter(backbone(depth=3), 5), "has no 4 depths"),
         (lambda: Segmenter(backbone(), 5, restoration="zero"), "unknown restoration 'zero'"),
-        (lambda: Segmenter(backbone(), 5, widht=3), r"unknown setting task\. 'widht'. Did you mean 'width'"),
         (lambda: Segmenter(backbone(), 5, width=0), r"task\.width"),
     ],
 )
@@ -76,7 +75,7 @@ def test_flops_of_the_head_grow_with_the_image() -> None:
 
 def test_every_parameter_that_is_trained_has_a_gradient_and_the_loss_falls() -> None:
     model = Segmenter(backbone(), 5, width=16)
-    task = SegmentationTraining(model, torch.tensor([100, 200, 50, 10, 0]), lr=1e-3, weight_decay=0, warmup_epochs=0)
+    task = SegmentationTraining(model, lr=1e-3, weight_decay=0, warmup_epochs=0)
     task.log_dict = lambda *_, **__: None
     labels = torch.randint(4, (2, 8, 12)).repeat_interleave(8, 1).repeat_interleave(8, 2)
     labels[:, :, 90:] = IGNORE
@@ -96,10 +95,7 @@ def test_every_parameter_that_is_trained_has_a_gradient_and_the_loss_falls() -> 
 
 
 def test_rare_classes_weigh_more_and_absent_ones_nothing() -> None:
-    task = SegmentationTraining(
-        Segmenter(backbone(), 5, width=16), torch.tensor([400, 100, 25, 0, 100]), lr=1, weight_decay=0, warmup_epochs=0
-    )
-    assert task.class_weights.tolist() == [0.5, 1, 2, 0, 1]
+    assert class_weights(torch.tensor([400, 100, 25, 0, 100])).tolist() == [0.5, 1, 2, 0, 1]
 
 
 def test_a_pixel_has_the_mean_of_its_windows() -> None:
