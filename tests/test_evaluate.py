@@ -169,7 +169,8 @@ def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
         seen = []
         for job in jobs:
             config = hydra.compose("config", [f"experiment={preset}", *job])
-            expected = {"nano_policies": "imagenette", "policy_ablation": "imagenette_sample"}
+            expected = {"nano_policies": "imagenette"}
+            expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(make_outline(config.backbone), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)

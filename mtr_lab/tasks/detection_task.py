@@ -1,6 +1,5 @@
 """Detection as a task: Faster or Mask R-CNN on a backbone."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from mtr_lab.pictures import detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.tasks.detection import DetectionEvaluation, DetectionTraining
-from mtr_lab.tasks.detector import DetectionHead, Detector
+from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import DenseTask, Observe, check_settings
+from mtr_lab.tasks.task import DenseTask, Observe
 
 
 class Detection(DenseTask):
@@ -48,7 +47,6 @@ class Detection(DenseTask):
         return {"masks": self.settings["masks"]}
 
     def assemble(self, backbone: VisionMamba, num_classes: int) -> Detector:
-        check_settings(self.settings, list(inspect.signature(DetectionHead).parameters)[3:])
         return Detector(backbone, num_classes, **self.settings)
 
     def evaluation(

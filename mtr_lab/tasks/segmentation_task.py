@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.data import SegmentationDataModule
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.segmentations import Segmentations, score_segmentations
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.segmentation import SegmentationEvaluation, SegmentationTraining
 from mtr_lab.tasks.segmenter import Segmenter
-from mtr_lab.tasks.task import DenseTask, Observe, check_settings
+from mtr_lab.tasks.task import DenseTask, Observe
 
 
 class Segmentation(DenseTask):
@@ -32,7 +32,10 @@ class Segmentation(DenseTask):
             raise UserError("trainer.cuda_graph=true: a segmenter is evaluated without CUDA graphs. Set false.")
 
     def assemble(self, backbone: VisionMamba, num_classes: int) -> Segmenter:
-        check_settings(self.settings, list(inspect.signature(Segmenter).parameters)[2:])
+        known = list(inspect.signature(Segmenter).parameters)[2:]
+        for name in self.settings:
+            if name not in known:
+                raise unknown("setting task.", name, known)
         return Segmenter(backbone, num_classes, **self.settings)
 
     def evaluation(

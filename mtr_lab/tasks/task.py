@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -197,10 +197,3 @@ class DenseTask(Task):
 
     def head_flops(self, model: Any) -> int | None:
         return model.head.flops(*model.backbone.patch_embed.img_size)
-
-
-def check_settings(settings: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise a ``UserError`` for a setting of the ``task`` group that is none of ``known``."""
-    for name in settings:
-        if name not in known:
-            raise unknown("setting task.", name, known)
