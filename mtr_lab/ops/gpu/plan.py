@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import INTERPRETED
+from mtr_lab.ops.gpu.launch import INTERPRETED, autotuned
 
 MAX_LENGTH = 1024
 MAX_REMOVED = 128
@@ -26,6 +26,7 @@ def _features(hidden, residual, row, channels, c, there, HIDDEN: tl.constexpr, R
     return x
 
 
+@autotuned([triton.Config({"CK": step}, num_warps=warps) for step, warps in ((32, 8), (64, 8), (64, 4))], key=["channels"])
 @triton.jit(do_not_specialize=["length", "removed", "targets", "specials"])
 def _plan(score, special, size, hidden, residual, order, into, dest, weight, keep, gone,
           length, removed, targets, specials, channels,
@@ -145,7 +146,7 @@ def asymmetric_plan(
         features.shape[2] if features is not None else 1,
         MATCH=match, SIZE=size is not None, HIDDEN=hidden is not None, RESIDUAL=residual is not None,
         PRECISION="ieee" if INTERPRETED else "tf32x3", LP=max(16, triton.next_power_of_2(length)),
-        RP=max(16, triton.next_power_of_2(removed)), BLOCK=64, CK=32, num_warps=8,
+        RP=max(16, triton.next_power_of_2(removed)), BLOCK=64,
     )  # fmt: skip
     return dest, weight, keep, gone
 

@@ -91,11 +91,19 @@ def _states_row(x, n, N: tl.constexpr, NP: tl.constexpr):
 
 
 @triton.jit
+def _sum_states(x, NP: tl.constexpr, TREE: tl.constexpr):
+    """(N, channels) -> (channels,)."""
+    if TREE and NP % 4 == 0:  # four sums beside each other: each addition waits for the one before it
+        return tl.sum(tl.sum(tl.reshape(x, (NP // 4, 4, x.shape[1])), 0), 0)
+    return tl.sum(x, 0)
+
+
+@triton.jit
 def _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
           channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
           GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
-          N: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          N: tl.constexpr, NP: tl.constexpr, U: tl.constexpr, TREE: tl.constexpr):  # fmt: skip
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
     n = tl.arange(0, NP)
     SIGN: tl.constexpr = -1 if BACK else 1
@@ -126,7 +134,7 @@ def _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, first, count, 
             b_t, c_t = _states_row(b_at + SIGN * k * step_t, n, N, NP), _states_row(c_at + SIGN * k * step_t, n, N, NP)
             fade = tl.exp2(_decay(dt, idle_e, gap, t, length, BACK, GAP)[None, :] * a2)
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
-            y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
+            y_t = d_e * u_t + _sum_states(h * c_t[:, None], NP, TREE)
             at = sums + t * tl.num_programs(0) + tl.program_id(0)
             if SUMS:
                 tl.store(at, tl.sum(dt, 0))
@@ -153,7 +161,7 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
                channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
                GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-               EVEN: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+               EVEN: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr, TREE: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
     a2, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, N, NP)
     h = tl.zeros((NP, CH), tl.float32)
@@ -168,26 +176,27 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
     if whole > 0:
         h = _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
                   a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS,
-                  GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, U)  # fmt: skip
+                  GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, U, TREE)  # fmt: skip
     if whole < end - start:
         _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
               end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST,
-              LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, 1)  # fmt: skip
+              LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, 1, TREE)  # fmt: skip
 
 
-def _registers(*limits: int | None) -> list[triton.Config]:
+def _configurations() -> list[triton.Config]:
     """Fewer registers a thread, more warps beside each other; which is better depends on how many there are to run."""
     on_nvidia = torch.version.hip is None  # the limit is an option of NVIDIA's compiler
-    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in (limits if on_nvidia else limits[:1])]
+    limits = (168, 128) if on_nvidia else (None,)
+    return [triton.Config({"TREE": tree}, num_warps=1, maxnreg=limit) for limit in limits for tree in (False, True)]
 
 
-@autotuned(_registers(None, 128), key=["channels", "N", "G", "SPLIT"])
+@autotuned(_configurations(), key=["channels", "N", "G", "SPLIT"])
 @triton.jit(do_not_specialize=["length", "chunk"])
 def _scan(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
           STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr, N: tl.constexpr,
-          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr, TREE: tl.constexpr):  # fmt: skip
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     inside = e < channels
@@ -203,7 +212,7 @@ def _scan(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, faded,
                    before + state * NP, faded + state, e, inside, start, end, length, channels, step_z, step_t,
                    G * images * length * tl.num_programs(0), scale,
                    (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, SPLIT,
-                   channels % CH == 0, N, NP, CH, U)  # fmt: skip
+                   channels % CH == 0, N, NP, CH, U, TREE)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
