@@ -2,27 +2,26 @@
 
 import logging
 import math
-from collections.abc import Callable
 from copy import copy
-from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import lightning
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
-from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
 from mtr_lab.errors import UserError, check_number, unknown
-from mtr_lab.tasks.detector import Detector
-from mtr_lab.tasks.segmenter import Segmenter
+from mtr_lab.tasks.classification import Classification
+from mtr_lab.tasks.detection_task import Detection
+from mtr_lab.tasks.segmentation_task import Segmentation
+from mtr_lab.tasks.task import Task
 
-ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "backbone.num_classes": (int, 1, math.inf),
@@ -67,96 +66,58 @@ def make_outline(config: DictConfig) -> VisionMamba:
         return make_model(config)
 
 
-def make_task_data(config: DictConfig, outline: VisionMamba) -> Any:
+def make_task(config: DictConfig) -> Task:
+    """The task of the ``task`` group.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if config.name not in TASKS:
+        raise unknown("task.name", config.name, TASKS)
+    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
+
+
+def make_task_data(task: Task, config: DictConfig, outline: VisionMamba) -> Any:
     """The data of the ``dataset`` group for evaluating the task's model.
 
     Args:
         config: the whole configuration.
-        outline: of the backbone; for a dense task it loses its classification head, as the model's own does.
+        outline: of the backbone, as it is with the classes it was trained on.
 
     Raises:
         UserError: the data, the head's settings or the classes cannot be had.
     """
-    if config.task.name == "classification":
-        names = outline.pretrained_cfg["label_names"]
-        return make_datamodule(config.dataset, outline, model_classes=names, num_classes=outline.num_classes)
-    if config.task.name not in DENSE:
-        raise unknown("task.name", config.task.name, ["classification", *DENSE])
-    if config.trainer.cuda_graph:
-        raise UserError(
-            f"trainer.cuda_graph=true: {config.task.name} takes and finds other numbers in each image. Set false."
-        )
-    arguments = {}
-    if config.task.name == "detection":
-        check_box_precision(config.trainer)
-        arguments["masks"] = config.task.masks
-    file = dense_weights(config)
-    names = None if file is None else checkpoint_label_names(file)
-    number = None if names is None else len(names)
-    datamodule = make_datamodule(config.dataset, outline, model_classes=names, num_classes=number, **arguments)
-    with torch.device("meta"):
-        make_dense_model(config.task, outline, datamodule.num_classes)
+    task.check(config.trainer)
+    arguments = task.data_arguments(outline, task.checkpoint(config.backbone))
+    datamodule = make_datamodule(task, config.dataset, outline, **arguments)
+    make_task_outline(task, config, datamodule.num_classes)
     return datamodule
 
 
-def check_box_precision(config: DictConfig) -> None:
-    """Raise a ``UserError`` if the ``trainer`` group would store boxes in 16 bits, which are whole pixels off."""
-    if str(config.precision) in ("16-true", "bf16-true"):
-        mixed = str(config.precision).replace("true", "mixed")
-        raise UserError(f"trainer.precision={config.precision}: boxes need 32 bits. Use trainer.precision={mixed}.")
+def make_task_outline(task: Task, config: DictConfig, num_classes: int) -> Any:
+    """The task's model without memory or weights, to check the rest of a configuration against."""
+    with torch.device("meta"):
+        return make_task_model(task, config, num_classes)
 
 
-def make_task_model(config: DictConfig, num_classes: int) -> VisionMamba | Detector | Segmenter:
+def make_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
     """The model that the task evaluates, with its weights."""
-    if config.task.name == "classification":
-        return make_model(config.backbone).eval()
-    file = dense_weights(config)
-    model = make_dense_model(config.task, make_model(config.backbone, pretrained=False, checkpoint=None), num_classes)
-    if file is not None:
-        load_weights(model.backbone, file, whole=model)
-    return model.eval()
+    return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 
-def dense_weights(config: DictConfig) -> Path | None:
-    """The file of a dense task's weights: ``backbone.checkpoint``, else the bundled one; ``None`` for random ones.
+def make_datamodule(task: Task, config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
+    """The data of the ``dataset`` group, preprocessed as the model's weights expect.
 
     Raises:
-        UserError: there is none for this backbone.
+        UserError: it cannot be had, or is not of the task's kind.
     """
-    backbone, task = config.backbone, config.task.name
-    if backbone.checkpoint is not None:
-        return Path(str(backbone.checkpoint)).expanduser()
-    if not backbone.pretrained:
-        return None
-    bundled = ASSETS / f"{backbone.name}_{DENSE[task].trained_on}.safetensors"
-    if not bundled.is_file():
+    kind = get_class(str(config.get("_target_")))
+    if not issubclass(kind, task.datamodule):
         raise UserError(
-            f"no weights for {task} with {backbone.name} are bundled: give those of a run of python -m mtr_lab.train "
-            f"task={task} (backbone.checkpoint=RUN/model.safetensors), or backbone.pretrained=false for random ones."
+            f"dataset={config.name} is not for task={task.name}, which takes a {task.datamodule.__name__}: "
+            "choose another dataset= or task=."
         )
-    return bundled
-
-
-def make_dense_model(config: DictConfig, backbone: VisionMamba, num_classes: int) -> Any:
-    """The detector or segmenter that the ``task`` group describes; its head has random weights."""
-    settings: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    head = {key: value for key, value in settings.items() if key not in ("name", "timing_batch_size")}
-    return DENSE[config.name].model(backbone, num_classes, **head)
-
-
-class DenseTask(NamedTuple):
-    """A backbone with a head on its maps: the class of both, and what its bundled weights are trained on."""
-
-    model: Callable[..., Detector | Segmenter]
-    trained_on: str
-
-
-DENSE = {"detection": DenseTask(Detector, "bccd"), "segmentation": DenseTask(Segmenter, "camvid")}
-"""The tasks other than classification."""
-
-
-def make_datamodule(config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
-    """The data of the ``dataset`` group, preprocessed as the model's weights expect."""
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 
 

@@ -6,10 +6,10 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -26,32 +26,29 @@ from mtr_lab.compose import (
     check_numbers,
     make_loggers,
     make_outline,
+    make_task,
     make_task_data,
     make_task_model,
+    make_task_outline,
     make_trainer,
 )
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.pictures import Observation, detection_sheet, observe, save_depth, save_picture, segmentation_sheet
+from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import AUTO, Reduction
-from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
-from mtr_lab.report.predictions import AnyPredictions, score_point
+from mtr_lab.report.predictions import AnyPredictions
 from mtr_lab.report.result import FILE_NAME as RESULT
 from mtr_lab.report.result import PICTURES, Result, read_result, write_result
-from mtr_lab.report.segmentations import Segmentations, score_segmentations
 from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
-from mtr_lab.tasks.detection import DetectionEvaluation
-from mtr_lab.tasks.detector import Detector
-from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
-from mtr_lab.tasks.segmentation import SegmentationEvaluation
-from mtr_lab.tasks.segmenter import Segmenter
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.task import Evaluation, Task
 
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
@@ -81,22 +78,23 @@ def evaluate(config: DictConfig) -> Evaluated:
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     check_numbers(config)
-    outline = make_outline(config.backbone)
-    datamodule = make_task_data(config, outline)
+    task, outline = make_task(config.task), make_outline(config.backbone)
+    datamodule = make_task_data(task, config, outline)
+    outline = task.backbone(make_task_outline(task, config, datamodule.num_classes))
     settings = policy_settings(config.mtr)
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
     points = operating_points(Reduction(outline, outlined), config.mtr)
     if config.pictures:
         strongest(points)
-    check_objective(config, points)
+    check_objective(task, config, points)
     probes = probe_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    model = make_task_model(config, datamodule.num_classes)
-    backbone = backbone_of(model)
+    model = make_task_model(task, config, datamodule.num_classes)
+    backbone = task.backbone(model)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     weights, data, machine = backbone.weights["sha256"], datamodule.identity(), _machine(trainer)
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
@@ -114,11 +112,13 @@ def evaluate(config: DictConfig) -> Evaluated:
         if probes is not None:
             points = measured_points(backbone, settings, probes, trainer, config.mtr)
         share = unreduced_key(resolved, weights, data, machine)
-        make_task = task_maker(model, Reduction(backbone, settings), config.trainer.cuda_graph)
+        make_evaluation = partial(
+            task.evaluation, model, Reduction(backbone, settings), cuda_graph=config.trainer.cuda_graph
+        )
         unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
-        found = predict(points, make_task, trainer, datamodule, unreduced)
-        task = make_task(points)
-        speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
+        found = predict(points, make_evaluation, trainer, datamodule, unreduced)
+        evaluation = make_evaluation(points)
+        speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
         result = {
             "schema": 1,
             "task": config.task.name,
@@ -132,55 +132,20 @@ def evaluate(config: DictConfig) -> Evaluated:
             "environment": {**environment(), "device": machine[0]},
             "points": [
                 {
-                    **describe(model, point),  # type: ignore[typeddict-item]
+                    **describe(task, model, point),  # type: ignore[typeddict-item]
                     "skipped": found.skipped,
-                    **score(found.predictions, i),
+                    **task.score(found.predictions, i),
                     **describe_speed(speeds.get(point.name), with_memory=not config.trainer.cuda_graph),
                 }
                 for i, point in enumerate(points)
             ],
         }
         if config.pictures:
-            task.reduction.use(strongest(points).schedule)
-            if isinstance(task, DetectionEvaluation):
-                draw_detections(task, datamodule, trainer, config.pictures, folder / PICTURES)
-            elif isinstance(task, SegmentationEvaluation):
-                draw_segmentations(task, datamodule, trainer, config.pictures, folder / PICTURES)
-            else:
-                draw_images(task, datamodule, trainer, config.pictures, folder / PICTURES)
+            draw_images(task, evaluation, datamodule, trainer, config.pictures, folder / PICTURES)
         for file in write_point(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
     return Evaluated(result, True, objective_value(result, config.objective))
-
-
-Evaluation: TypeAlias = ClassifierEvaluation | DetectionEvaluation | SegmentationEvaluation
-Model: TypeAlias = VisionMamba | Detector | Segmenter
-
-
-def backbone_of(model: Model) -> VisionMamba:
-    """What a policy reduces of a task's model."""
-    return model if isinstance(model, VisionMamba) else model.backbone
-
-
-def task_maker(
-    model: Model, reduction: Reduction, cuda_graph: bool
-) -> Callable[[list[OperatingPoint]], Evaluation]:
-    """What makes the Lightning module that evaluates a task's model at points."""
-    if isinstance(model, Detector):
-        return partial(DetectionEvaluation, model, reduction)
-    if isinstance(model, Segmenter):
-        return partial(SegmentationEvaluation, model, reduction)
-    return partial(ClassifierEvaluation, model, reduction, cuda_graph=cuda_graph)
-
-
-def score(predictions: AnyPredictions, point: int) -> Mapping[str, Any]:
-    """The metrics of one point."""
-    if isinstance(predictions, Detections):
-        return score_detections(predictions, point)
-    if isinstance(predictions, Segmentations):
-        return score_segmentations(predictions, point)
-    return score_point(predictions, point)
 
 
 def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
@@ -211,7 +176,7 @@ class Found(NamedTuple):
 
 def predict(
     points: list[OperatingPoint],
-    make_task: Callable[[list[OperatingPoint]], Evaluation],
+    make_evaluation: Callable[[list[OperatingPoint]], Evaluation],
     trainer: lightning.Trainer,
     datamodule: Any,
     unreduced: Unreduced | None,
@@ -222,9 +187,9 @@ def predict(
     """
 
     def run(points: list[OperatingPoint]) -> Found:
-        task = make_task(points)
-        trainer.test(task, datamodule=datamodule, verbose=False)
-        return Found(task.predictions(), task.skipped, False)
+        evaluation: Any = make_evaluation(points)
+        trainer.test(evaluation, datamodule=datamodule, verbose=False)
+        return Found(evaluation.predictions(), evaluation.skipped, False)
 
     if unreduced is None:
         return run(points)
@@ -248,12 +213,10 @@ def predict(
     return Found(together, reduced.skipped, False)
 
 
-def check_objective(config: DictConfig, points: list[OperatingPoint]) -> None:
+def check_objective(task: Task, config: DictConfig, points: list[OperatingPoint]) -> None:
     """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
     measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
-    accuracies = {"classification": ["top1", "top5", "agreement", "kl"], "detection": ["map", "ap50"]}
-    accuracies["segmentation"] = ["miou"]
-    metrics = [*accuracies[config.task.name], *(measured if config.timing.batch_size else [])]
+    metrics = [*task.metrics, *(measured if config.timing.batch_size else [])]
     if config.objective is not None and config.objective not in metrics:
         raise unknown("objective", config.objective, metrics)
     if config.objective is not None and len(points) == 1:
@@ -323,36 +286,35 @@ def policy_settings(settings: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
 
 
-def describe(model: Model, point: OperatingPoint) -> dict[str, Any]:
+def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
     """What is known of a point before a single image has been seen."""
-    schedule, backbone = point.schedule, backbone_of(model)
-    head = {} if isinstance(model, VisionMamba) else {"flops_head": model.head.flops(*backbone.patch_embed.img_size)}
+    schedule, head = point.schedule, task.head_flops(model)
     return {
         "policy": point.policy,
         "ratio": point.ratio,
         "reduction": schedule.reduction,
-        "flops_literature": model_flops(backbone, schedule.tokens, LITERATURE),
+        "flops_literature": model_flops(task.backbone(model), schedule.tokens, LITERATURE),
         "flops_true": schedule.flops + schedule.flops_reduction,
         "flops_reduction": schedule.flops_reduction,
-        **head,
+        **({} if head is None else {"flops_head": head}),
         "tokens": list(schedule.tokens),
     }
 
 
 def time_points(
-    task: Evaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
+    evaluation: Evaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
 ) -> dict[str, Speed]:
     """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     images = next(batch["image"] for batch in datamodule.test_dataloader() if len(batch["image"]))
     images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
     images = precision.convert_input(images.to(device))
-    task.to(device)
+    evaluation.to(device)
     with precision.forward_context():
         return measure_speed(
-            {point.name: partial(task.forward_at, point) for point in task.points},
+            {point.name: partial(evaluation.forward_at, point) for point in evaluation.points},
             images,
-            resident={point.name: task.model.parameters() for point in task.points},
+            resident={point.name: evaluation.model.parameters() for point in evaluation.points},
             max_seconds=settings.seconds,
         )
 
@@ -370,55 +332,20 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
 
 
 def draw_images(
-    task: ClassifierEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
+    task: Task, evaluation: Evaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
 ) -> None:
-    """Pictures of what the reduction in force does to the first ``count`` images, numbered in their order."""
-    batches = datamodule.test_dataloader()
-    images = (each for batch in batches for each in zip(batch["id"], batch["image"], strict=True))
-    for i, (id, image) in enumerate(islice(images, count)):
-        (observation,) = observe_images(trainer, task.model, task.reduction, image[None])
-        save_depth(observation, None, folder / f"{i:03}_{Path(id).stem}")
-
-
-def draw_detections(
-    task: DetectionEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
-) -> None:
-    """Sheets of what is found in the first ``count`` images, unreduced and by the reduction in force."""
-    batches = datamodule.test_dataloader()
-    images = (each for batch in batches for each in zip(batch["id"], batch["image"], batch["size"], strict=True))
-    drawn = [task.points[0], strongest(list(task.points))]
+    """The task's pictures of the first ``count`` images, numbered in their order, at the strongest reduction."""
+    drawn = [evaluation.points[0], strongest(list(evaluation.points))]
+    evaluation.reduction.use(drawn[-1].schedule)
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    for i, (id, image, size) in enumerate(islice(images, count)):
-        batch = {"image": precision.convert_input(image[None].to(device)), "size": [size], "original_size": [size]}
-        found = {}
-        for point in drawn:
-            with precision.forward_context(), torch.no_grad():
-                (detection,) = task.detect_at(point, batch)
-            boxes, scores, labels = (detection[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
-            found[point.name] = (boxes, scores, labels.astype(int))
-        (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
-        sheet = detection_sheet(observation, found, datamodule.class_names)
-        save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
-
-
-def draw_segmentations(
-    task: SegmentationEvaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
-) -> None:
-    """Sheets of the classes in the first window of ``count`` images, unreduced and by the reduction in force."""
-    batches = datamodule.test_dataloader()
-    firsts = ((batch, [sum(map(len, batch["windows"][:i])) for i in range(len(batch["id"]))]) for batch in batches)
-    images = ((id, batch["image"][at]) for batch, starts in firsts for id, at in zip(batch["id"], starts, strict=True))
-    drawn = [task.points[0], strongest(list(task.points))]
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    for i, (id, image) in enumerate(islice(images, count)):
-        found = {}
-        for point in drawn:
-            with precision.forward_context(), torch.no_grad():
-                logits = task.forward_at(point, precision.convert_input(image[None].to(device)))
-            found[point.name] = logits[0].argmax(0).cpu().numpy()
-        (observation,) = observe_images(trainer, task.model.backbone, task.reduction, image[None])
-        sheet = segmentation_sheet(observation, found, datamodule.class_names)
-        save_picture(sheet, folder / f"{i:03}_{Path(id).stem}.png")
+    precision.convert_module(evaluation.model.to(device))
+    observe = partial(observe_images, trainer, task.backbone(evaluation.model), evaluation.reduction)
+    images = chain.from_iterable(map(task.single_images, datamodule.test_dataloader()))
+    for i, image in enumerate(islice(images, count)):
+        image["image"] = precision.convert_input(image["image"].to(device))
+        stem = folder / f"{i:03}_{Path(image['id'][0]).stem}"
+        with precision.forward_context(), torch.no_grad():
+            task.draw(evaluation, image, observe, drawn, datamodule.class_names, stem)
 
 
 def observe_images(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,25 @@ from lightning import LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.cli import run_program
 from mtr_lab.compose import (
-    check_box_precision,
     check_device,
     check_numbers,
     make_datamodule,
-    make_dense_model,
     make_loggers,
     make_model,
     make_outline,
+    make_task,
     make_trainer,
 )
-from mtr_lab.data import DetectionDataModule, ImageDataModule, SegmentationDataModule
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
-from mtr_lab.tasks.detection import DetectionTraining
-from mtr_lab.tasks.detector import Detector
-from mtr_lab.tasks.segmentation import SegmentationTraining
-from mtr_lab.tasks.segmenter import Segmenter
-from mtr_lab.tasks.training import ClassifierTraining
 
 
 def train(config: DictConfig) -> Path:
@@ -55,9 +50,14 @@ def train(config: DictConfig) -> Path:
     check_numbers(config)
     settings = config.training
     seed_everything(config.seed, workers=True, verbose=False)
-    if config.task.name not in MODULES:
-        raise unknown("task.name", config.task.name, MODULES)
-    module, datamodule = MODULES[config.task.name](config)
+    task, outline = make_task(config.task), make_outline(config.backbone)
+    task.check_training(config)
+    arguments = task.training_arguments()
+    datamodule = make_datamodule(task, config.dataset, outline, seed=config.seed, **arguments)
+    create = partial(make_model, config.backbone)
+    with torch.device("meta"):
+        task.trained_model(create, datamodule.num_classes)
+    module: Any = task.training(task.trained_model(create, datamodule.num_classes), config)
     if settings.resume is not None:
         check_resume(str(settings.resume), module)
     trainer = make_trainer(
@@ -72,7 +72,7 @@ def train(config: DictConfig) -> Path:
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume), weights_only=False)
 
     weights = folder / "model.safetensors"
-    save_weights(module.model, weights, datamodule.class_names)
+    save_weights(module.model, task.backbone(module.model), weights, datamodule.class_names)
     record = {
         "config": OmegaConf.to_container(config, resolve=True),
         "environment": environment(),
@@ -87,69 +87,6 @@ def train(config: DictConfig) -> Path:
         stream.write(f"{json.dumps(record, indent=1)}\n".encode())
     print(f"wrote {weights} and training.json beside it")
     return folder
-
-
-def classifier(config: DictConfig) -> tuple[ClassifierTraining, ImageDataModule]:
-    """A classifier with the dataset's classes, and the images to train it on."""
-    settings = config.training
-    datamodule = make_datamodule(config.dataset, make_outline(config.backbone), seed=config.seed)
-    if (settings.mixup or settings.cutmix) and config.dataset.batch_size % 2:
-        raise UserError(
-            f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
-            "Choose an even number, or training.mixup=0 training.cutmix=0."
-        )
-    module = ClassifierTraining(
-        make_model(config.backbone, num_classes=datamodule.num_classes),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        warmup_epochs=settings.warmup_epochs,
-        label_smoothing=settings.label_smoothing,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        cuda_graph=config.trainer.cuda_graph,
-    )
-    return module, datamodule
-
-
-def detector(config: DictConfig) -> tuple[DetectionTraining, DetectionDataModule]:
-    """A detector of the dataset's classes on a backbone with weights, and the images to train it on."""
-    settings = config.training
-    check_box_precision(config.trainer)
-    outline = make_outline(config.backbone)
-    datamodule = make_datamodule(config.dataset, outline, seed=config.seed, masks=config.task.masks)
-    make_dense_model(config.task, outline, datamodule.num_classes)
-    module = DetectionTraining(
-        make_dense_model(config.task, make_model(config.backbone), datamodule.num_classes),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        warmup_epochs=settings.warmup_epochs,
-    )
-    return module, datamodule
-
-
-def segmenter(config: DictConfig) -> tuple[SegmentationTraining, SegmentationDataModule]:
-    """A segmenter of the dataset's classes on a backbone with weights, and the images to train it on."""
-    settings = config.training
-    outline = make_outline(config.backbone)
-    datamodule = make_datamodule(config.dataset, outline, seed=config.seed)
-    make_dense_model(config.task, outline, datamodule.num_classes)
-    module = SegmentationTraining(
-        make_dense_model(config.task, make_model(config.backbone), datamodule.num_classes),
-        datamodule.class_pixels(),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        warmup_epochs=settings.warmup_epochs,
-        cuda_graph=config.trainer.cuda_graph,
-    )
-    return module, datamodule
-
-
-MODULES: dict[str, Callable[[DictConfig], tuple[Any, Any]]] = {
-    "classification": classifier,
-    "detection": detector,
-    "segmentation": segmenter,
-}
-"""What is trained, by task."""
 
 
 def check_resume(checkpoint: str, module: LightningModule) -> None:
@@ -170,10 +107,12 @@ def check_resume(checkpoint: str, module: LightningModule) -> None:
         )
 
 
-def save_weights(model: VisionMamba | Detector | Segmenter, path: Path, label_names: Sequence[str] | None) -> None:
+def save_weights(model: nn.Module, backbone: VisionMamba, path: Path, label_names: Sequence[str] | None) -> None:
     """Store a model's parameters in half precision, with the names of its classes and its patch grid if not square."""
-    backbone = model if isinstance(model, VisionMamba) else model.backbone
-    state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().to("cpu", torch.float16 if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in model.state_dict().items()
+    }
     metadata = {"label_names": json.dumps(label_names)} if label_names else {}
     rows, columns = backbone.patch_embed.grid_size
     if rows != columns:  # what a reader assumes; and the order of two entries would change the file's hash

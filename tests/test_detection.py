@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from mtr_lab import compose
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.cli import run_program as run_hydra_program
 from mtr_lab.errors import UserError
@@ -21,6 +20,7 @@ from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
 from mtr_lab.report.store import joined
+from mtr_lab.tasks import task
 from mtr_lab.train import train
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "bccd_sample"))
@@ -105,7 +105,7 @@ def test_points_are_compared_in_pairs(run_program) -> None:
     difference = predictions.figures[1] - predictions.figures[0]
     assert [found["map"]["difference"], found["ap50"]["difference"]] == difference.tolist()
     assert compare(predictions, 1, predictions, 1)["map"]["ci"] == [0, 0]
-    with pytest.raises(UserError, match="no mean over images"):
+    with pytest.raises(UserError, match="no means over images"):
         Sample.of(predictions)
 
 
@@ -129,7 +129,7 @@ def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, 
     assert not np.array_equal(trained.score[:5], random.score[:5])
 
     # The same file among the bundled ones is what a backbone with pretrained weights gets.
-    monkeypatch.setattr(compose, "ASSETS", tmp_path)
+    monkeypatch.setattr(task, "ASSETS", tmp_path)
     bundled = run_program(evaluate_main, *EVALUATION, *data, "backbone.pretrained=true")
     assert bundled.code == 0, bundled.err
     assert np.array_equal(load_predictions(bundled.folder).score, trained.score)
@@ -182,7 +182,7 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["backbone=vim_ti", "backbone.pretrained=true"], "no weights of a detector on vim_ti are bundled"),
+        (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for detection with vim_ti are bundled"),
         (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
         (["backbone.checkpoint=CLASSIFIER"], "the dataset has 3 classes, the model 10"),
         (["task.anchors=[[8],[16]]"], "2 lists of anchors"),
@@ -191,6 +191,7 @@ def test_images_that_cannot_be_read_are_named_in_the_result(run_program, root: P
         (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
         (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
         (["objective=top1"], "unknown objective 'top1'.*ap50, map"),
+        (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=detection"),
         (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
         (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
     ],

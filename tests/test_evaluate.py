@@ -127,7 +127,7 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
 def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = (*SMALL, "mtr.ratio=0.2", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}")
     with monkeypatch.context() as broken:
-        broken.setattr("mtr_lab.evaluate.save_depth", lambda *_: 1 / 0)
+        broken.setattr("mtr_lab.tasks.classification.save_depth", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_program(main, *again, "pictures=1")
         assert not (tmp_path / "run" / "result.json").exists()
@@ -169,7 +169,8 @@ def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
         seen = []
         for job in jobs:
             config = hydra.compose("config", [f"experiment={preset}", *job])
-            expected = {"nano_policies": "imagenette", "policy_ablation": "imagenette_sample"}
+            expected = {"nano_policies": "imagenette"}
+            expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(make_outline(config.backbone), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
@@ -202,6 +203,8 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
     [
         (["backbone=vim_xs"], ["unknown backbone 'vim_xs'", "vim_s"]),
         (["reduction=mtrr"], ["unknown reduction 'mtrr'", "'mtr'"]),
+        (["dataset=bccd_sample"], ["dataset=bccd_sample is not for task=classification"]),
+        (["task.name=segmenting"], ["unknown task.name 'segmenting'"]),
         (["dataset=imagnet"], ["unknown dataset 'imagnet'", "'imagenet'"]),
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'", "'mtr.ratio'"]),
         (["backbon=vim_s"], ["unknown key 'backbon'", "'backbone'"]),

@@ -26,8 +26,6 @@ class SegmentationTraining(LightningModule):
 
     Args:
         segmenter: to train.
-        class_pixels: (K,) how many pixels of each class the training images have. A class weighs the square root of
-            the median of those over its own.
         lr, weight_decay, warmup_epochs: as in :func:`adamw`.
         cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
 
@@ -39,7 +37,6 @@ class SegmentationTraining(LightningModule):
     def __init__(
         self,
         segmenter: Segmenter,
-        class_pixels: Tensor,
         *,
         lr: float,
         weight_decay: float,
@@ -51,10 +48,15 @@ class SegmentationTraining(LightningModule):
         self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
         self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
         self.skipped: set[str] = set()
-        weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
-        self.register_buffer("class_weights", torch.where(class_pixels > 0, weights, 0.0))
+        classes = segmenter.head.num_classes
+        self.register_buffer("class_weights", torch.ones(classes))
         self.dice = DiceLoss("multiclass", ignore_index=IGNORE)
-        self._confusion = torch.zeros(len(class_pixels), len(class_pixels), dtype=torch.int64)
+        self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def setup(self, stage: str) -> None:
+        """Weigh the classes by how often the datamodule's training images have them."""
+        if stage == "fit":
+            self.class_weights.copy_(class_weights(self.trainer.datamodule.class_pixels()))  # type: ignore[attr-defined]
 
     def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
         self.skipped.update(batch["skipped"])
@@ -82,6 +84,12 @@ class SegmentationTraining(LightningModule):
         exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
         groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
+
+
+def class_weights(class_pixels: Tensor) -> Tensor:
+    """Of each class the square root of the median number of pixels over its own, (K,); 0 for one that is absent."""
+    weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
+    return torch.where(class_pixels > 0, weights, 0.0)
 
 
 class SegmentationEvaluation(LightningModule):
@@ -134,8 +142,8 @@ class SegmentationEvaluation(LightningModule):
         classes = self.model.head.num_classes
         self._labels += [label_counts(labels, classes) for labels in batch["label"]]
         for point, collected in zip(self.points, self._confusion, strict=True):
-            found = zip(self.segment_at(point, batch), batch["label"], strict=True)
-            collected += [confusion_matrix(each, labels, classes).cpu().numpy().astype(np.int32) for each, labels in found]
+            for found, labels in zip(self.segment_at(point, batch), batch["label"], strict=True):
+                collected.append(confusion_matrix(found, labels, classes).cpu().numpy().astype(np.int32))
 
     def predictions(self) -> Segmentations:
         """The confusion matrices of every image that could be read, at every point.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.errors import UserError, check_number
 from mtr_lab.tasks.features import FeatureMaps
 
 STRIDES = (4, 8, 16, 32)
@@ -76,11 +76,9 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest", **unknowns: Any
+        self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest"
     ) -> None:
         super().__init__()
-        for name in unknowns:
-            raise unknown("setting task.", name, ["width", "restoration"])
         FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
         backbone.reset_classifier(0)
         backbone.norm_f.requires_grad_(False)  # the maps are those before it
@@ -91,7 +89,6 @@ class Segmenter(nn.Module):
         """Images (B, 3, H, W) to logits (B, K, H, W) in float32."""
         maps = FeatureMaps(self.backbone, len(STRIDES), self.restoration)(images)
         return F.interpolate(self.head(maps).float(), images.shape[-2:], mode="bilinear")
-
 
 
 def classify_pixels(logits: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
