@@ -2,8 +2,8 @@
 
     python experiments/parity_gpu.py IMAGES OUT.json
 
-IMAGES is an ImageFolder of Imagenette. Both choose their tokens themselves, and again with the reference's plan forced on
-the kernels, since a near-tie may go either way; then what differs is the arithmetic alone.
+IMAGES is an ImageFolder of Imagenette. Both choose their tokens themselves, and again with the reference's plan forced
+on the kernels, since a near-tie may go either way; then what differs is the arithmetic alone.
 """
 
 import argparse

@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., R + 2N) -> the low rank, B and C."""
         states = self.a.shape[1]
-        return projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)  # type: ignore[return-value]
+        return projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
 
 
 def lay_out(

@@ -171,8 +171,8 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
                   GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, U)  # fmt: skip
     if whole < end - start:
         _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
-              end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST,
-              LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, 1)  # fmt: skip
+              end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK,
+              FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, 1)  # fmt: skip
 
 
 def _configurations() -> list[triton.Config]:
@@ -386,7 +386,7 @@ def scan(
     mask = reverse_mask(reverse)
     chunk = chunk_length(length, images * blocks, u.device)
     chunks = triton.cdiv(length, chunk)
-    switches = {"SOFTPLUS": softplus, "GAP": gap is not None, "STRETCH": stretch is not None}
+    switches: dict[str, int] = {"SOFTPLUS": softplus, "GAP": gap is not None, "STRETCH": stretch is not None}
     switches |= {"REVERSE": mask, "G": directions, "N": states, "NP": padded, "CH": CHANNELS, "U": UNROLL}
     before = faded = absent
     if chunks > 1:
