@@ -58,6 +58,13 @@ def train(config: DictConfig) -> Path:
     with torch.device("meta"):
         task.trained_model(create, datamodule.num_classes)
     module: Any = task.training(task.trained_model(create, datamodule.num_classes), config)
+    if settings.freeze_backbone:
+        backbone = task.backbone(module.model)
+        if backbone is module.model:
+            raise UserError(
+                "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
+            )
+        backbone.requires_grad_(False)
     if settings.resume is not None:
         check_resume(str(settings.resume), module)
     trainer = make_trainer(
