@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.cli import run_program as run_hydra_program
 from mtr_lab.errors import UserError
@@ -133,6 +134,23 @@ def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, 
     bundled = run_program(evaluate_main, *EVALUATION, *data, "backbone.pretrained=true")
     assert bundled.code == 0, bundled.err
     assert np.array_equal(load_predictions(bundled.folder).score, trained.score)
+
+
+def test_a_head_is_trained_alone_on_a_frozen_backbone(run_program, root: Path, tmp_path: Path) -> None:
+    data = ["dataset=bccd", f"dataset.root={root}", "dataset.num_workers=0", "dataset.batch_size=2"]
+    classifier = mtr_lab.create_model("vim_nano", img_size=(64, 96), depth=4, embed_dim=16)
+    save_file(classifier.half().state_dict(), tmp_path / "classifier.safetensors")
+    options = [*SMALL, *data, "training.epochs=1", "training.warmup_epochs=0", "training.lr=0.01"]
+    options += [f"backbone.checkpoint={tmp_path / 'classifier.safetensors'}"]
+    backbones = []
+    for frozen in (True, False):
+        run = run_program(train_main, *options, f"training.freeze_backbone={frozen}")
+        assert run.code == 0, run.err
+        backbones.append(load_file(run.folder / "model.safetensors"))
+    for name, value in classifier.state_dict().items():
+        if not name.startswith("head."):
+            assert value.equal(backbones[0][f"backbone.{name}"]), name
+    assert not classifier.patch_embed.proj.weight.equal(backbones[1]["backbone.patch_embed.proj.weight"])
 
 
 def outlined(root: Path) -> Path:
