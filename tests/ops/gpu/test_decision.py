@@ -57,7 +57,8 @@ def test_long_sequences_and_many_tokens_are_left_to_the_parts():
     with ops.use_backend("triton"):
         assert not ops.decides(torch.empty(1, kernels.MAX_LENGTH + 1), 4)
         assert not ops.decides(torch.empty(1, 300), kernels.MAX_REMOVED + 1)
-    assert not ops.decides(torch.empty(1, 30), 4)  # not selected
+    with ops.use_backend("reference"):
+        assert not ops.decides(torch.empty(1, 30), 4)
 
 
 @pytest.mark.parametrize("changes", [{"order": "importance"}, {"merge": "fuse"}, {"prune_first": 0.5}])
@@ -66,7 +67,8 @@ def test_other_policies_are_composed(changes):
     before, evidence = state(1, 20, 1)
     with ops.use_backend("triton"):
         found = policy(before, evidence, 4)
-    expected = policy(before, evidence, 4)
+    with ops.use_backend("reference"):
+        expected = policy(before, evidence, 4)
     assert torch.equal(found.dest, expected.dest)
 
 
