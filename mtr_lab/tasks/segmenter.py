@@ -119,7 +119,8 @@ def join_windows(logits: Tensor, places: Sequence[tuple[int, int]], size: tuple[
 
 def _resampling(channels: int, stride: int, target: int) -> nn.Sequential:
     """Twice as fine, or half as fine, as often as it takes."""
-    layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(round(math.log2(max(target / stride, 1))))]
+    halvings = round(math.log2(max(target / stride, 1)))
+    layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(halvings)]
     for step in range(round(math.log2(max(stride / target, 1)))):
         layers += [LayerNorm2d(channels), nn.GELU()] if step else []
         layers.append(nn.ConvTranspose2d(channels, channels, 2, 2))

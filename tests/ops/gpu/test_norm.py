@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtr_lab import ops
+from mtr_lab.ops.gpu import norm
 from mtr_lab.reduction.plan import make_plan
 
 
@@ -44,17 +45,20 @@ def test_add_and_normalise(channels, dtype, first):
 
 @pytest.mark.parametrize("shared_residual", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_plan_is_carried_out_on_the_way(shared_residual, first):
-    hidden, weight = torch.randn(2, 20, 24), torch.rand(24)
-    residual = None if first else torch.randn(2, 20, 24)
-    plan = plans(2, 20, 9, shared_residual)
+@pytest.mark.parametrize("removed", [9, norm.SCANNED, norm.SCANNED + 1])
+def test_a_plan_is_carried_out_on_the_way(removed, shared_residual, first):
+    length = removed + 11
+    hidden, weight = torch.randn(2, length, 24), torch.rand(24)
+    residual = None if first else torch.randn(2, length, 24)
+    plan = plans(2, length, removed, shared_residual)
     (normed, total), expected = both(lambda: ops.rms_norm_add(hidden, residual, weight, plan=plan))
     assert normed.shape == (2, 11, 24)
     torch.testing.assert_close((normed, total), expected)
 
 
-def test_apply_plan():
-    x, plan = torch.randn(3, 20, 40).half(), plans(3, 20, 9)
+@pytest.mark.parametrize("removed", [9, norm.SCANNED + 1])
+def test_apply_plan(removed):
+    x, plan = torch.randn(3, removed + 11, 40).half(), plans(3, removed + 11, removed)
     found, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
     torch.testing.assert_close(found, expected)
 
