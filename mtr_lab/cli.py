@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -35,8 +34,6 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # Here, as a sweep's points may run in other processes. Lightning's own affair with new versions of PyTorch:
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from mtr_lab.backbones import VisionMamba, compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.report.predictions import Predictions, point_name, top_classes
+from mtr_lab.tasks.ranks import gather_batches
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,17 @@ class OperatingPoint:
         return point_name(self.policy, self.ratio)
 
 
+class EvaluatedBatch(NamedTuple):
+    """What is known of the B images of a batch that could be read, at p points."""
+
+    ids: list[str]
+    hashes: list[str]
+    labels: np.ndarray  # (B,) int64
+    top5: np.ndarray  # (p, B, 5) int32
+    log_probs: np.ndarray  # (p, B, K) float32
+    skipped: list[str]  # ids of the others
+
+
 class ClassifierEvaluation(LightningModule):
     """Collects the log-probabilities of every image at every point.
 
@@ -37,7 +49,7 @@ class ClassifierEvaluation(LightningModule):
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
         cuda_graph: run the model as ``mtr_lab.compile`` does.
 
-    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
     """
 
     def __init__(
@@ -53,12 +65,11 @@ class ClassifierEvaluation(LightningModule):
         self.points = points
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
         self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
-        self.skipped: list[str] = []
-        self._ids: list[str] = []
-        self._hashes: list[str] = []
-        self._labels: list[Tensor] = []
-        self._log_probs: list[Tensor] = []
-        self._top5: list[np.ndarray] = []
+        self._batches: list[EvaluatedBatch] = []
+
+    @property
+    def skipped(self) -> list[str]:
+        return [id for batch in self._batches for id in batch.skipped]
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
@@ -66,27 +77,39 @@ class ClassifierEvaluation(LightningModule):
         return self._classify(images)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped += batch["skipped"]
-        if not batch["id"]:
-            return
-        self._ids += batch["id"]
-        self._hashes += batch["hash"]
-        self._labels.append(batch["label"].cpu())
-        none = batch["image"].new_empty(0, len(batch["id"]), self.model.num_classes)
-        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points]) if self.points else none
-        log_probs = logits.float().log_softmax(-1).cpu()  # (p, B, K)
-        self._log_probs.append(log_probs)
-        self._top5.append(top_classes(log_probs.numpy()))
+        images = batch["image"]
+        log_probs = torch.empty(len(self.points), len(images), self.model.num_classes)
+        if len(images) and self.points:
+            logits = torch.stack([self.forward_at(point, images) for point in self.points])
+            log_probs = logits.float().log_softmax(-1).cpu()
+        self._batches.append(
+            EvaluatedBatch(
+                batch["id"],
+                batch["hash"],
+                batch["label"].cpu().numpy(),
+                top_classes(log_probs.numpy()),
+                log_probs.numpy(),
+                batch["skipped"],
+            )
+        )
+
+    def gather(self) -> None:
+        """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
+
+        To be called in every process, after ``trainer.test``.
+        """
+        self._batches = gather_batches(self._batches)
 
     def predictions(self) -> Predictions:
-        """What the model predicted for every image that could be read, at every point.
+        """What the model predicted for every image that could be read, at every point; on rank 0.
 
         Raises:
             UserError: no image could be read, or the model's outputs are not numbers.
         """
-        if not self._ids:
+        ids = [id for batch in self._batches for id in batch.ids]
+        if not ids:
             raise UserError("not one image could be read: there is nothing to report.")
-        log_probs = torch.cat(self._log_probs, dim=1).numpy()
+        log_probs = np.concatenate([batch.log_probs for batch in self._batches], axis=1)
         for point, rows in zip(self.points, log_probs, strict=True):
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
@@ -95,10 +118,10 @@ class ClassifierEvaluation(LightningModule):
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
         return Predictions(
-            ids=np.array(self._ids),
-            hashes=np.array(self._hashes),
-            labels=torch.cat(self._labels).numpy(),
+            ids=np.array(ids),
+            hashes=np.array([hash for batch in self._batches for hash in batch.hashes]),
+            labels=np.concatenate([batch.labels for batch in self._batches]),
             points=np.array([point.name for point in self.points]),
-            top5=np.concatenate(self._top5, axis=1),
+            top5=np.concatenate([batch.top5 for batch in self._batches], axis=1),
             log_probs=log_probs,
         )
