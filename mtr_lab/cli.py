@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mtr_lab import __version__
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.sweep import USERS_MISTAKES
@@ -29,6 +30,9 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slur
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
+    if sys.argv[1:] == ["--version"]:  # Hydra would state its own
+        print(f"mtr_lab {__version__}")
+        return
     started = False
 
     def guarded(config: DictConfig) -> object:

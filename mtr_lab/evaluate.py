@@ -64,8 +64,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     same weights and data, is not computed again.
 
     Returns:
-        The result, as in the file ``result.json`` of the run folder, and whether it was computed now. With ``trainer=ddp``
-        nothing but in the process that leads, which alone writes, times and draws; see ``mtr_lab.launch``.
+        The result, as in the file ``result.json`` of the run folder, and whether it was computed now. With
+        ``trainer=ddp`` nothing but in the process that leads, which alone writes, times and draws; see
+        ``mtr_lab.launch``.
 
     Raises:
         UserError: anything in the configuration that cannot be carried out; another process uses the run folder.
@@ -133,7 +134,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         found = predict(points, make_task, trainer, batches, unreduced)
         task = make_task(points)
         speeds = time_points(task, datamodule, trainer, config.timing) if config.timing.batch_size else {}
-        result = {
+        result: Result = {
             "schema": 1,
             "task": config.task.name,
             "backbone": config.backbone.name,
@@ -163,9 +164,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     return Evaluated(result, True, objective_value(result, config.objective))
 
 
-def take_finished(
-    config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]
-) -> Evaluated | None:
+def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> Evaluated | None:
     """What was finished before under this key, in the claimed ``folder`` or elsewhere in the sweep; handed over."""
     finished = find_finished(folder, key, sweep_folder()) if config.resume else None
     if finished is None:

@@ -1,5 +1,6 @@
 """One process a device, each with the configuration that this process has resolved: one point, whatever is swept."""
 
+import copy
 import logging
 import os
 import pickle
@@ -36,8 +37,8 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
     if not environment.creates_processes_externally:
         if trainer.num_nodes > 1:
             raise UserError(
-                f"trainer.num_nodes={trainer.num_nodes}: this program starts processes on its own machine alone. Start it "
-                "on every machine: torchrun --nnodes=… --nproc-per-node=… -m mtr_lab …, or srun python -m mtr_lab …."
+                f"trainer.num_nodes={trainer.num_nodes}: this program starts processes on its own machine alone. Start "
+                "it on every machine: torchrun --nnodes=… --nproc-per-node=… -m mtr_lab …, or srun python -m mtr_lab …."
             )
         return True
     if HydraConfig.get().mode == RunMode.MULTIRUN and "MTR_LAB_LAUNCHED" not in os.environ:
@@ -60,8 +61,8 @@ def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) 
         UserError: the user's mistake, in any of them.
         RuntimeError: anything else, with the traceback of the process that failed first.
     """
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    hydra = HydraConfig.instance().cfg.copy()  # type: ignore[union-attr]
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    hydra: DictConfig = copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
     with open_dict(hydra):
         OmegaConf.set_readonly(hydra.hydra, False)
         hydra.hydra.sweep.dir = str(HydraConfig.get().sweep.dir)  # may contain the time

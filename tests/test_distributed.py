@@ -27,7 +27,8 @@ from mtr_lab.report.result import read_result
 from mtr_lab.tasks.ranks import from_rank_zero, gather_batches
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
-WHOLE = [*(override for override in SMALL if "limit_test_batches" not in override), "mtr.ratio=0.3"]
+WHOLE = [*(override for override in SMALL if "limit" not in override), "backbone.img_size=64", "mtr.ratio=0.3"]
+WHOLE += ["trainer.accelerator=cpu"]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
@@ -182,8 +183,6 @@ def test_a_sweep_is_not_for_torchrun_and_other_nodes_are_not_for_this_program(ru
     run = run_program(main, *SMALL, *DDP, "trainer.num_nodes=2")
     assert run.code == 2
     assert "Start it on every machine: torchrun --nnodes" in run.err
-
-
 
 
 def test_one_device_needs_no_process_group(run_program) -> None:

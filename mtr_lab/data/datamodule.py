@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
-from mtr_lab.data.folders import FolderSource, evaluation_directory, find_root, training_directory
+from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
 from mtr_lab.data.images import Collate, ImageLoader, Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.timm_sources import StreamSource, open_timm
 from mtr_lab.errors import UserError, check_number, unknown
@@ -38,7 +38,8 @@ class ImageDataModule(LightningDataModule):
         data_config: timm's ``input_size`` (3, H, W), ``interpolation``, ``mean``, ``std``, ``crop_pct``.
         root: directory with ``train/`` and ``val/`` directories of class folders, or, for evaluation only, of class
             folders; ``pkg://package/path`` inside an installed package. Other sources take it as timm does.
-        source: ``"imagefolder"``, or a timm dataset name such as ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
+        source: ``"imagefolder"``; ``"imagenette"``, which downloads what is not there; or a timm dataset name such as
+            ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
         classes: names of labels 0, 1, 2 … where the dataset does not say them itself, or ``"imagenet-1k"``.
         train_split, test_split: directories below ``root``, or names of the source's splits.
         holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
@@ -220,11 +221,12 @@ class ImageDataModule(LightningDataModule):
         return self.normalise(torch.stack(images[:count]))
 
     def _open(self, split: str, training: bool) -> ImageSource | StreamSource:
-        if self._source != "imagefolder":
+        if self._source not in ("imagefolder", "imagenette"):
             return open_timm(
                 self._source, self._root, split, training=training, batch_size=self._batch_size, seed=self._seed
             )
-        root = find_root(self.name, self._root)
+        imagenette = self._source == "imagenette"
+        root = find_imagenette(self._root, split) if imagenette else find_root(self.name, self._root)
         return FolderSource((training_directory if training else evaluation_directory)(root, split))
 
     @cached_property

@@ -18,8 +18,8 @@ class ShardedEvaluation(LightningDataModule):
 
     Args:
         data: its ``test_dataloader`` gives the same batches in every process.
-        trainer: says rank and world size. Its ``limit_test_batches``, which it would apply to each rank alone, is applied
-            here to all of them together, and lifted there.
+        trainer: says rank and world size. Its ``limit_test_batches``, which it would apply to each rank alone, is
+            applied here to all of them together, and lifted there.
 
     Raises:
         UserError: (from ``test_dataloader``) a limit that leaves no batch, or a share of a stream of unknown length.
@@ -37,6 +37,7 @@ class ShardedEvaluation(LightningDataModule):
         loader: ImageLoader = self._data.test_dataloader()
         if isinstance(loader.dataset, IterableDataset):
             return _EveryNth(loader, self._rank, self._stop(None), self._world_size)
+        assert loader.batch_sampler is not None
         batches = _EveryNth(loader.batch_sampler, self._rank, self._stop(len(loader)), self._world_size)
         return type(loader)(
             loader.dataset,

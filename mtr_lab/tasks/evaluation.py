@@ -49,7 +49,8 @@ class ClassifierEvaluation(LightningModule):
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
         cuda_graph: run the model as ``mtr_lab.compile`` does.
 
-    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
+    could not be read.
     """
 
     def __init__(

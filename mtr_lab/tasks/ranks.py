@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -45,6 +45,6 @@ def _several() -> bool:
 
 
 @cache
-def _hosts() -> "dist.ProcessGroup | None":
+def _hosts() -> Any:
     """Gloo beside NCCL: what is gathered is in the hosts' memory, and gloo notices a process that has died."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
