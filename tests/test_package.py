@@ -33,7 +33,16 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (wheel,) = built.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(folder / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*pip, "--quiet", str(wheel)], check=True)
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     return folder / "bin"

@@ -224,7 +224,11 @@ def test_anchors_are_printed_beside_what_is_published(sweep, tmp_path: Path, mon
     params = "hydra.sweeper.params={backbone: 'vim_ti,vim_b,videomamba_m'}"
     run = sweep("experiment=anchors", params, *data, small=small)
     assert run.code == 0, run.err
-    for text in ("vim_ti: published top-1 76.1 %", "vim_b: published top-1 81.9 %", "videomamba_m: published top-1 82.8 %"):
+    for text in (
+        "vim_ti: published top-1 76.1 %",
+        "vim_b: published top-1 81.9 %",
+        "videomamba_m: published top-1 82.8 %",
+    ):
         assert re.search(rf"{text}, measured \d+\.\d\d % on \d+ images", run.out)
     missing = sweep("experiment=anchors", params, "dataset.root=/nowhere", small=small)
     assert missing.code == 2

@@ -48,8 +48,8 @@ OpenGVLab/VideoMamba (videomamba/image_sm/MODEL_ZOO.md)."""
 class Weights:
     """Where a model's parameters come from.
 
-    ``revision`` is the commit a hub revision resolved to; ``published_top1`` what their authors report on ImageNet-1k, a
-    fraction, where the file is the authors' by its name.
+    ``revision`` is the commit a hub revision resolved to; ``published_top1`` what their authors report on
+    ImageNet-1k, a fraction, where the file is the authors' by its name.
     """
 
     source: str

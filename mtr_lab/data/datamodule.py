@@ -30,8 +30,8 @@ class ImageDataModule(LightningDataModule):
     Everything that can be wrong with the evaluation images, the class names and the options is found here, before a
     model exists; the training images are opened by ``setup("fit")`` or at first use. Batches are described at
     :class:`~mtr_lab.data.images.Collate`; labels are the model's outputs. Evaluation images are preprocessed by
-    ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop; ``normalise`` does the rest on
-    the device, which therefore receives one byte a value. A Lightning trainer calls it by itself.
+    ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop; ``normalise`` does the rest
+    on the device, which therefore receives one byte a value. A Lightning trainer calls it by itself.
 
     Args:
         name: what the dataset is called in results and messages.
@@ -114,8 +114,8 @@ class ImageDataModule(LightningDataModule):
         self._cache = None if cache is None else Path(str(cache)).expanduser()
         if self._cache is not None and isinstance(self._test_source, StreamSource):
             raise UserError(
-                f"dataset.cache={cache}: the images of the stream {source} cannot be kept, as only their order tells them "
-                "apart. Set dataset.cache=null, or choose a source with random access such as hfds/."
+                f"dataset.cache={cache}: the images of the stream {source} cannot be kept, as only their order tells "
+                "them apart. Set dataset.cache=null, or choose a source with random access such as hfds/."
             )
         if holdout and isinstance(self._test_source, StreamSource):
             raise UserError(

@@ -163,8 +163,8 @@ def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
 class Collate:
     """Entries -> one batch; ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
 
-    A batch is {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64, "id": B str, "hash": B
-    str, "skipped": ids of the images left out}; B is smaller than the batch size by the number of those.
+    A batch is {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64, "id": B str, "hash":
+    B str, "skipped": ids of the images left out}; B is smaller than the batch size by the number of those.
     """
 
     input_size: tuple[int, int, int]
