@@ -232,7 +232,7 @@ def test_anchors_are_printed_beside_what_is_published(sweep, tmp_path: Path, mon
         assert re.search(rf"{text}, measured \d+\.\d\d % on \d+ images", run.out)
     missing = sweep("experiment=anchors", params, "dataset.root=/nowhere", small=small)
     assert missing.code == 2
-    assert "/nowhere, where dataset 'imagenet' should be" in missing.out
+    assert "dataset 'imagenet', dataset.root: /nowhere is not a directory" in missing.out
 
 
 def damage_result(folder: Path) -> None:

@@ -36,7 +36,7 @@ def find_root(name: str, root: str | None) -> Path:
         return Path(str(resources.files(package).joinpath(path)))
     directory = Path(root).expanduser().absolute()
     if not directory.is_dir():
-        raise UserError(f"dataset.root: {directory}, where dataset {name!r} should be, is not a directory. {_LAYOUT}")
+        raise UserError(f"dataset {name!r}, dataset.root: {directory} is not a directory. {_LAYOUT}")
     return directory
 
 

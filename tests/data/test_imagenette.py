@@ -47,7 +47,7 @@ def test_it_is_taken_as_released(module: Module, downloads: list[str], tmp_path:
 
 
 def test_a_root_that_does_not_exist_is_a_mistake(module: Module, downloads: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere, where dataset 'imagenette' should be, is not a directory"):
+    with pytest.raises(UserError, match=r"dataset 'imagenette', dataset\.root: .*nowhere is not a directory"):
         module(source="imagenette", root=str(tmp_path / "nowhere"))
     assert not downloads
 
