@@ -13,6 +13,7 @@ is timed on rank 0, from a barrier before it to the end of the gathering. Withou
 import argparse
 import json
 import logging
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -64,8 +65,9 @@ class SyntheticData(LightningDataModule):
         return batch
 
 
-def measure(options: argparse.Namespace, processes: int) -> list[float]:
+def measure(options: argparse.Namespace, processes: int, start_method: str) -> list[float]:
     """What each process does. Seconds of each pass."""
+    multiprocessing.set_start_method(start_method, force=True)  # of the workers: as mtr_lab.launch does
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -126,7 +128,7 @@ def main() -> None:
         launch = LaunchConfig(
             1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="ddp_gpu", max_restarts=0
         )
-        seconds = elastic_launch(launch, measure)(options, processes)[0]
+        seconds = elastic_launch(launch, measure)(options, processes, multiprocessing.get_start_method())[0]
         images = options.batches * processes * options.batch
         rates = [images / each for each in seconds]
         row = {"gpus": processes, "images": images, "img_per_s": statistics.median(rates), "passes": rates}

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -85,7 +86,7 @@ def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) 
                 logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said below, once
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            returned: dict[int, T] = agent(task, resolved, hydra, errors)
+            returned: dict[int, T] = agent(task, resolved, hydra, errors, multiprocessing.get_start_method())
         except ChildFailedError as error:
             noted = sorted(Path(errors).iterdir())  # by time: the others may have failed since the first was gone
             if noted:
@@ -98,7 +99,9 @@ def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) 
     return returned[0]
 
 
-def _work(task: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str) -> T:
+def _work(task: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str) -> T:
+    # Of the data loader's workers. Left to itself it would be that of this process, and each would import everything.
+    multiprocessing.set_start_method(start_method, force=True)
     HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
     os.environ["MTR_LAB_LAUNCHED"] = "1"
     try:

@@ -1,5 +1,6 @@
 """``trainer=ddp``: the figures of one process, whoever starts the others, and what becomes of all when one fails."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -228,14 +229,17 @@ def test_a_process_that_fails_stops_the_others(
     assert time.time() - float((tmp_path / "failed").read_text()) < 60
 
 
-def gather(config: DictConfig) -> tuple[list[int], str]:
+def gather(config: DictConfig) -> tuple[list[int], str, str]:
     torch.distributed.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     gathered = gather_batches(list(range(rank, config.batches, 3)))
     assert rank == 0 or not gathered
-    return gathered, from_rank_zero(f"of {rank}" if rank == 0 else "")
+    return gathered, from_rank_zero(f"of {rank}" if rank == 0 else ""), multiprocessing.get_start_method()
 
 
 def test_batches_are_gathered_in_their_order(hydra_config) -> None:
     for batches in (1, 8):
-        assert launch(gather, OmegaConf.create({"batches": batches}), 3) == (list(range(batches)), "of 0")
+        gathered, told, start_method = launch(gather, OmegaConf.create({"batches": batches}), 3)
+        assert gathered == list(range(batches))
+        assert told == "of 0"
+        assert start_method == multiprocessing.get_start_method()  # of the data loader's workers
