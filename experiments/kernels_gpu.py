@@ -92,8 +92,8 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         DTYPE,
     )
     constants = layout.d, z, layout.timescale_bias, None, None
-    u, delta, bc, _ = project.project(x, layout, None, both, False)
-    b, c = bc.chunk(2, dim=-1)
+    u, delta, projected, _ = project.project(x, layout, None, both, False, False)
+    _, b, c = layout.split(projected)
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
     score, size = torch.rand(images, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
     special = torch.full((images, 1), length // 2, device=DEVICE)
@@ -106,9 +106,9 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
     kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
         "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
-        "project": (lambda: project.project(x, layout, None, both, False), 5 * row, small, 4 * element),
+        "project": (lambda: project.project(x, layout, None, both, False, False), 5 * row, small, 4 * element),
         "project, statistics": (
-            lambda: project.project(x, layout, None, both, True), 5 * row, small, 4 * element
+            lambda: project.project(x, layout, None, both, True, True), 5 * row, small, 4 * element
         ),
         "scan": (
             lambda: scan.scan(u, delta, layout.a, b, c, *constants, both, **off), 6 * row, 0, 2 * element * STATES

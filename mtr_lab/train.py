@@ -62,6 +62,7 @@ def train(config: DictConfig) -> Path:
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
+        cuda_graph=config.trainer.cuda_graph,
     )
     if settings.resume is not None:
         check_resume(str(settings.resume), module)

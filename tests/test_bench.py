@@ -264,4 +264,5 @@ def test_on_a_gpu_graphs_are_timed_beside_eager_calls(run_program, monkeypatch: 
         assert 0 < row["bound_ms"]["exponential"] < row["ms"]
     for eager, graph in (rows[:2], rows[2:]):
         assert graph["ms"] < eager["ms"]
-        assert graph["peak_mib"] == pytest.approx(eager["peak_mib"], rel=0.5)  # the graph's pool is counted
+        # The pool of the graph is counted; it grows in blocks of 20 MiB and more.
+        assert eager["peak_mib"] < graph["peak_mib"] < eager["peak_mib"] + 64

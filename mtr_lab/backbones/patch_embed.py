@@ -73,6 +73,10 @@ class PatchEmbed(nn.Module):
                 f"create the model with num_frames={images.shape[2]}."
             )
         grid = self.grid(*images.shape[-2:])
+        if self.num_frames is None and self.stride == self.patch_size:
+            # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
+            patches = images.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).permute(0, 2, 4, 1, 3, 5)
+            return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias), grid
         return self.proj(images).flatten(2).transpose(1, 2), grid
 
 

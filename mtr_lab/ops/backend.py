@@ -7,8 +7,8 @@ graph records which one it used.
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype, what the others are tested against
 cpu         numba, float32 on the CPU
-triton      GPUs, kernels compiled on first use, no compiler to install; not yet run on one, so ``auto`` leaves it
-mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed
+triton      GPUs, float32, float16, bfloat16; kernels compiled on first use, no compiler to install
+mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed; ``auto`` prefers ``triton``
 ==========  =====================================================================================
 
 A backend chooses the forward pass. The backward pass recomputes the forward with the implementation for that device
@@ -121,7 +121,9 @@ def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) 
 
 
 def _runs_triton(data: torch.Tensor) -> bool:
-    """Whether Triton's kernels are selected and fit the data."""
-    if _selected != "triton" or data.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    """Whether Triton's kernels are selected, or the best there are, and fit the data."""
+    if data.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    return data.device.type == "cuda" or (_interpreted and data.device.type == "cpu")
+    if _selected == "auto":
+        return data.device.type == "cuda" and _installed["triton"]
+    return _selected == "triton" and (data.device.type == "cuda" or (_interpreted and data.device.type == "cpu"))

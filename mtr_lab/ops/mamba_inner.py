@@ -24,10 +24,8 @@ class Layout(NamedTuple):
     """(G, W, E) float32."""
     conv_bias: Tensor
     """(G, E) float32."""
-    low_rank: Tensor
-    """(G, E, R) in the model's dtype, R a power of two from 16 on."""
-    input_output: Tensor
-    """(G, E, 2N) in the model's dtype: B, then C; N a power of two from 8 on."""
+    projection: Tensor
+    """(G, E, R + 2N) in the model's dtype: the low rank, R a power of two from 16 on, B, then C, N one from 8 on."""
     timescale: Tensor
     """(G, R, E) in the model's dtype."""
     timescale_bias: Tensor
@@ -36,6 +34,11 @@ class Layout(NamedTuple):
     """(G, N, E) float32, negative, 0 where padded."""
     d: Tensor
     """(G, E) float32."""
+
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., R + 2N) -> the low rank, B and C."""
+        states = self.a.shape[1]
+        return projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)  # type: ignore[return-value]
 
 
 def lay_out(
@@ -62,8 +65,7 @@ def lay_out(
     return Layout(
         conv_weight.float().transpose(1, 2).contiguous(),
         conv_bias.float().contiguous(),
-        F.pad(low_rank, (0, more_rank)).to(dtype).contiguous(),
-        torch.cat([F.pad(b, (0, more_states)), F.pad(c, (0, more_states))], dim=2).to(dtype).contiguous(),
+        torch.cat([F.pad(low_rank, (0, more_rank)), *(F.pad(t, (0, more_states)) for t in (b, c))], dim=2).to(dtype),
         F.pad(dt_proj.transpose(1, 2), (0, 0, 0, more_rank)).to(dtype).contiguous(),
         dt_bias.float().contiguous(),
         F.pad(A.float().transpose(1, 2), (0, 0, 0, more_states)).contiguous(),
@@ -102,11 +104,11 @@ def mamba_inner(
         sums: (G, B, L, len(stats)) float32, in the order asked.
         b, c: (G, B, L, N) float32, the input and output projections.
     """
-    with_sums, with_output = any(name != "output" for name in stats), "output" in stats
-    y, sums, bc = _mamba_inner(xz, *layout, gap, stretch, list(reverse), rank, states, with_sums, with_output, scale)
-    padded = bc.shape[-1] // 2
+    wanted = [name in stats for name in STATS]
+    y, sums, projected = _mamba_inner(xz, *layout, gap, stretch, list(reverse), rank, states, *wanted, scale)
+    _, b, c = layout.split(projected)
     chosen = torch.stack([sums[..., STATS.index(name)] for name in stats], dim=-1) if stats else sums[..., :0]
-    return y, chosen, bc[..., :states], bc[..., padded : padded + states]
+    return y, chosen, b[..., :states], c[..., :states]
 
 
 @torch.library.custom_op("mtr_lab::mamba_inner", mutates_args=())
@@ -114,8 +116,7 @@ def _mamba_inner(
     xz: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    low_rank: Tensor,
-    input_output: Tensor,
+    projection: Tensor,
     timescale: Tensor,
     timescale_bias: Tensor,
     a: Tensor,
@@ -125,41 +126,44 @@ def _mamba_inner(
     reverse: Sequence[bool],
     rank: int,
     states: int,
-    with_sums: bool,
+    with_delta: bool,
+    with_write: bool,
     with_output: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import project, scan
 
     x, z = xz.chunk(2, dim=-1)
-    layout = Layout(conv_weight, conv_bias, low_rank, input_output, timescale, timescale_bias, a, d)
-    u, delta, bc, sums = project.project(x, layout, stretch, reverse, with_sums)
-    b, c = bc.chunk(2, dim=-1)
+    layout = Layout(conv_weight, conv_bias, projection, timescale, timescale_bias, a, d)
+    u, delta, projected, sums = project.project(x, layout, stretch, reverse, with_delta, with_write)
+    _, b, c = layout.split(projected)
     y, output = scan.scan(
         u, delta, a, b, c, d, z, timescale_bias, gap, None, reverse,
         softplus=False, sums=False, output=with_output, scale=scale,
     )  # fmt: skip
-    if with_output and with_sums:
+    if not sums.shape[-1]:
+        return y, output, projected
+    if with_output:
         sums[..., 2] = output[..., 2]
-    return y, sums if with_sums else output, bc
+    return y, sums, projected
 
 
 @_mamba_inner.register_fake
 def _(  # type: ignore[no-untyped-def]
-    xz, conv_weight, conv_bias, low_rank, input_output, timescale, timescale_bias, a, d, gap, stretch, reverse, rank,
-    states, with_sums, with_output, scale
+    xz, conv_weight, conv_bias, projection, timescale, timescale_bias, a, d, gap, stretch, reverse, rank, states,
+    with_delta, with_write, with_output, scale
 ):  # fmt: skip
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
-    sums = xz.new_empty(*rows, len(STATS) * (with_sums or with_output), dtype=torch.float32)
-    bc = xz.new_empty(*rows, input_output.shape[2], dtype=torch.float32)
-    return xz.new_empty(images, length, channels // 2), sums, bc
+    sums = xz.new_empty(*rows, len(STATS) * (with_delta or with_write or with_output), dtype=torch.float32)
+    projected = xz.new_empty(*rows, projection.shape[2], dtype=torch.float32)
+    return xz.new_empty(images, length, channels // 2), sums, projected
 
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner)
 def mamba_inner_flops(  # type: ignore[no-untyped-def]
-    xz_shape, conv_shape, conv_bias, low_rank, input_output, timescale, timescale_bias, a, d, gap, stretch, reverse,
-    rank, states, *args, out_shape=None, **kwargs
+    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, stretch, reverse, rank, states,
+    *args, out_shape=None, **kwargs
 ) -> int:  # fmt: skip
     """The convolution's, the scan's, and 2 a multiply-accumulate of the projections, padding left out."""
     directions, width, channels = conv_shape

@@ -1,6 +1,6 @@
 """Training a classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,11 +9,47 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtr_lab.backbones import VisionMamba
+
+
+class GraphedTraining:
+    """A model's training pass, forward and backward, as CUDA graphs for batches of the shape of the first one.
+
+    A step of a small model launches thousands of kernels that take less time than their launches. Batches of another
+    shape go through the model as it is.
+
+    Source: ``torch.cuda.make_graphed_callables``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._shape: torch.Size | None = None
+        self._replay: Callable[[Tensor], Tensor] = model
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """What ``model(images)`` returns, with gradients."""
+        if self._shape is None:
+            self._shape = images.shape
+            kind = images.device.type
+            # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
+            with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
+                self._replay = torch.cuda.make_graphed_callables(_Call(self._model), (torch.empty_like(images),))
+        return self._replay(images) if images.shape == self._shape else self._model(images)
+
+
+class _Call(nn.Module):
+    """``make_graphed_callables`` replaces the ``forward`` of what it is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
 
 
 class ClassifierTraining(LightningModule):
@@ -26,6 +62,7 @@ class ClassifierTraining(LightningModule):
         warmup_epochs: length of the linear warm-up.
         label_smoothing: share of the target spread over all classes.
         mixup, cutmix: α of the Beta distributions, 0 to leave one out; every batch is mixed by one of the two.
+        cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
 
     ``skipped`` holds the names of the images that could not be read.
     """
@@ -40,9 +77,11 @@ class ClassifierTraining(LightningModule):
         label_smoothing: float,
         mixup: float,
         cutmix: float,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(model) if cuda_graph else model.__call__
         self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
         self.label_smoothing = label_smoothing
         self.mixup = (
@@ -62,9 +101,9 @@ class ClassifierTraining(LightningModule):
             return None
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)  # labels become soft, smoothing included
-            loss = F.cross_entropy(self.model(images), labels)
+            loss = F.cross_entropy(self._logits(images), labels)
         else:
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+            loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 

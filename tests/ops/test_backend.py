@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import numba
 import pytest
@@ -126,3 +127,14 @@ assert torch.get_num_threads() == 1
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "_UserProvidedCacheLocator"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_on_a_gpu(dtype, installed, monkeypatch):
+    for package in ("triton", "mamba_ssm"):
+        monkeypatch.setitem(backend._installed, package, installed)
+    data = types.SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
+    expected = "triton" if installed and dtype != torch.float64 else "reference"
+    assert backend.pick(data, package="mamba_ssm", gap=True) == expected
+    assert backend.pick_differentiable(data, package="mamba_ssm") == expected

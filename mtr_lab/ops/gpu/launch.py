@@ -37,8 +37,8 @@ def reverse_mask(reverse: Any) -> int:
 
 
 def fill(device: torch.device) -> int:
-    """How many one-warp programs it takes to keep a device busy: eight a multiprocessor, two a scheduler."""
-    return 8 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+    """How many one-warp programs of many registers a device runs at once: twelve a multiprocessor."""
+    return 12 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 12
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -1,8 +1,7 @@
-"""Everything a block's scan reads, in one Triton kernel: convolution, SiLU, x_proj, dt_proj and softplus.
+"""Everything a block's scan reads: convolution and SiLU, x_proj, then dt_proj, bias and softplus.
 
-A program owns a run of tokens and one direction. It walks through the channels three times: it convolves them, it
-multiplies them into the low rank, B and C, and it multiplies the low rank out into Δ. What one walk stores the next
-finds in the cache, so that memory sees x once, and u and Δ once each on their way to the scan.
+Three launches, each bounded by what it moves. One kernel for all was slower: it met u again in the cache, but waited
+for it there.
 """
 
 from collections.abc import Sequence
@@ -16,115 +15,130 @@ from mtr_lab.ops.gpu.launch import autotuned, precision, product, reverse_mask, 
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 from mtr_lab.ops.mamba_inner import Layout
 
-CONFIGS = [
-    triton.Config({"T": tokens, "EK": channels}, num_warps=warps, num_stages=stages)
-    for tokens, channels, warps, stages in (
-        (64, 32, 4, 2),
-        (64, 64, 4, 2),
-        (32, 64, 4, 2),
-        (128, 32, 8, 2),
-        (16, 64, 2, 2),
-    )
-]
+SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
+RUN = 32  # tokens that a program convolves one after the other
+UNROLL = 4
 
 
-@autotuned(CONFIGS, key=["channels", "R", "N2", "G", "SMALL"])
-@triton.jit(do_not_specialize=["tokens", "length"])
-def _project(x, conv_weight, conv_bias, low_rank, input_output, timescale, timescale_bias, stretch, u, delta, bc, sums,
-             tokens, length, channels, step_x, reverse,
-             W: tl.constexpr, R: tl.constexpr, N2: tl.constexpr, G: tl.constexpr, STRETCH: tl.constexpr,
-             SUMS: tl.constexpr, SMALL: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr,
-             EK: tl.constexpr):  # fmt: skip
-    g = tl.program_id(1)
+def _tiles(*shapes: tuple[int, int, int]) -> list[triton.Config]:
+    return [triton.Config({"T": tokens, "E": channels}, num_warps=warps) for tokens, channels, warps in shapes]
+
+
+@autotuned([triton.Config({"E": channels}, num_warps=1) for channels in (128, 64)], key=["channels", "G"])
+@triton.jit(do_not_specialize=["length", "run"])
+def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: tl.constexpr, REVERSE: tl.constexpr,
+              G: tl.constexpr, W: tl.constexpr, E: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """A program, one warp, slides a window of tokens along a run, so that each is read once for all taps."""
+    runs = tl.cdiv(length, run)
+    image = (tl.program_id(1) // runs).to(tl.int64)
+    start = tl.program_id(1) % runs * run
+    end = tl.minimum(start + run, length)
+    e = tl.program_id(0) * E + tl.arange(0, E)
+    there = e < channels
+    weights, biases = (), ()
+    for g in tl.static_range(G):
+        biases = biases + (tl.load(bias + g * channels + e, there, 0),)
+        for k in tl.static_range(W):
+            weights = weights + (tl.load(weight + (g * W + k) * channels + e, there, 0),)
+    x += image * length * step_x + e
+    u += image * length * channels + e
+    size = tl.num_programs(1).to(tl.int64) // runs * length * channels
+    window = ()  # of tokens t - W + 1 to t + W - 2, for the token t that comes next; then the U tokens after those
+    for k in tl.static_range(2 * W - 2 + U):
+        t = start + k - W + 1
+        window = window + (tl.load(x + t * step_x, there & (t >= 0) & (t < length), 0),)
+    for t0 in range(start, end, U):
+        for k in tl.static_range(U):
+            t = t0 + U + k + W - 1
+            window = window + (tl.load(x + t * step_x, there & (t < length), 0),)
+        for k in tl.static_range(U):
+            for g in tl.static_range(G):
+                total = biases[g]
+                for tap in tl.static_range(W):  # the last is the token itself
+                    near = window[k + (2 * W - 2 - tap if (REVERSE >> g) & 1 else tap)]
+                    total += weights[g * W + tap] * near.to(tl.float32)
+                active = total / (1 + tl.exp2(-total * LOG2E))
+                tl.store(u + g * size + (t0 + k) * channels, active.to(u.dtype.element_ty), there & (t0 + k < end))
+        window = window[U:]
+
+
+@autotuned(_tiles((64, 64, 4), (128, 64, 4), (64, 128, 4), (32, 64, 4)), key=["channels", "R", "G", "BLOCKS"])
+@triton.jit(do_not_specialize=["tokens"])
+def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channels: tl.constexpr, step: tl.constexpr,
+                R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr, TAKEN: tl.constexpr, WRITTEN: tl.constexpr,
+                PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
     row = tl.arange(0, T)
     inside = first + row < tokens
-    t = ((first + row) % length).to(tl.int32)
-    sign = 1 - 2 * ((reverse >> g) & 1)
-    x += first * step_x
-    at = g * tokens.to(tl.int64) + first
-    u += at * channels
-    delta += at * channels
-    ek = tl.arange(0, EK)
+    at = g * tokens.to(tl.int64) + first + row
     r = tl.arange(0, R)
-    n = tl.arange(0, N2)
-    ranks = tl.zeros((T, R), tl.float32)
-    ins_outs = tl.zeros((T, N2), tl.float32)
-    for e0 in range(0, channels, EK):
-        e = e0 + ek
-        there = e < channels
-        ge = g * channels + e
-        total = tl.zeros((T, EK), tl.float32) + tl.load(conv_bias + ge, there, 0)[None, :]
-        for k in tl.static_range(W):
-            shift = sign * (W - 1 - k)
-            near = inside & (t - shift >= 0) & (t - shift < length)
-            x_k = tl.load(x + (row - shift)[:, None] * step_x + e[None, :], near[:, None] & there[None, :], 0)
-            total += x_k.to(tl.float32) * tl.load(conv_weight + (g * W + k) * channels + e, there, 0)[None, :]
-        active = total / (1 + tl.exp2(-total * LOG2E))
-        both = inside[:, None] & there[None, :]
-        tl.store(u + row[:, None] * channels + e[None, :], active.to(u.dtype.element_ty), both)
-    tl.debug_barrier()  # u is read back, from the cache, by other threads than stored it
-    for e0 in range(0, channels, EK):
-        e = e0 + ek
-        there = e < channels
-        ge = g * channels + e
-        active = tl.load(u + row[:, None] * channels + e[None, :], inside[:, None] & there[None, :], 0)
-        weight = tl.load(low_rank + ge[:, None] * R + r[None, :], there[:, None], 0)
-        ranks = product(active, weight, ranks, PRECISION)
-        weight = tl.load(input_output + ge[:, None] * N2 + n[None, :], there[:, None], 0)
-        ins_outs = product(active, weight, ins_outs, PRECISION)
-    tl.store(bc + (at + row)[:, None] * N2 + n[None, :], ins_outs, inside[:, None])
-    rank = ranks.to(u.dtype.element_ty)
+    rank = tl.load(projected + at[:, None] * step + r[None, :], inside[:, None], 0).to(weight.dtype.element_ty)
     taken = tl.zeros((T,), tl.float32)
     written = tl.zeros((T,), tl.float32)
-    for e0 in range(0, channels, EK):
-        e = e0 + ek
+    SHARE: tl.constexpr = (channels + BLOCKS * E - 1) // (BLOCKS * E) * E
+    for e0 in range(0, SHARE, E):
+        e = tl.program_id(1) * SHARE + e0 + tl.arange(0, E)
         there = e < channels
-        ge = g * channels + e
-        weight = tl.load(timescale + g * R * channels + r[:, None] * channels + e[None, :], there[None, :], 0)
-        bias = tl.zeros((T, EK), tl.float32) + tl.load(timescale_bias + ge, there, 0)[None, :]
-        dt = softplus(product(rank, weight, bias, PRECISION))
+        w = tl.load(weight + (g * R + r)[:, None] * channels + e[None, :], there[None, :], 0)
+        dt = product(rank, w, tl.zeros((T, E), tl.float32), PRECISION)
+        dt = softplus(dt + tl.load(bias + g * channels + e, there, 0)[None, :])
         if STRETCH:
             dt *= tl.load(stretch + first + row, inside, 0)[:, None]
         both = inside[:, None] & there[None, :]
-        tl.store(delta + row[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
-        if SUMS:
-            dt = tl.where(both, dt, 0)
-            write = dt * tl.load(u + row[:, None] * channels + e[None, :], both, 0).to(tl.float32)
-            taken += tl.sum(dt, 1)
+        tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
+        if TAKEN:
+            taken += tl.sum(tl.where(both, dt, 0), 1)
+        if WRITTEN:
+            write = dt * tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
             written += tl.sum(write * write, 1)
-    if SUMS:
-        tl.store(sums + (at + row) * 3, taken, inside)
-        tl.store(sums + (at + row) * 3 + 1, written, inside)
+    place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * 3
+    if TAKEN:
+        tl.store(place, taken, inside)
+    if WRITTEN:
+        tl.store(place + 1, written, inside)
 
 
 def project(
-    x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[bool], with_stats: bool
+    x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[bool], with_delta: bool, with_write: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve the tokens and project what the scan needs.
 
     Args:
         x: (B, L, E), rows evenly spaced.
         stretch: (B, L), what Δ of each token is multiplied by.
+        with_delta, with_write: whether to emit Σ Δ and Σ (Δ u)² over the channels.
 
     Returns:
-        u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; B and C side by side, (G, B, L, 2N) float32;
-        Σ Δ and Σ (Δ u)² over the channels in the first two columns of (G, B, L, 3) float32 if asked for, else
-        (G, B, L, 0).
+        u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; low rank, B and C side by side,
+        (G, B, L, R + 2N) float32; the sums in the first two columns of (G, B, L, 3) float32, where those not asked for
+        are undefined, or (G, B, L, 0) without any.
     """
     x = rows(x)
     images, length, channels = x.shape
     directions, width, _ = layout.conv_weight.shape
-    rank, states2 = layout.low_rank.shape[2], layout.input_output.shape[2]
-    u, delta = (x.new_empty(directions, images, length, channels) for _ in range(2))
-    bc = x.new_empty(directions, images, length, states2, dtype=torch.float32)
-    sums = x.new_empty(directions, images, length, 3 * with_stats, dtype=torch.float32)
+    rank = layout.timescale.shape[1]
     tokens = images * length
-    _project[lambda meta: (triton.cdiv(tokens, meta["T"]), directions)](
-        x, layout.conv_weight, layout.conv_bias, layout.low_rank, layout.input_output, layout.timescale,
-        layout.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta, bc, sums if with_stats else bc,
-        tokens, length, channels, x.stride(1), reverse_mask(reverse), W=width, R=rank, N2=states2, G=directions,
-        STRETCH=stretch is not None, SUMS=with_stats, SMALL=tokens < 4096,
-        PRECISION=precision(x.dtype),
+    u, delta = (x.new_empty(directions, images, length, channels) for _ in range(2))
+    run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
+    _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
+        x, layout.conv_weight, layout.conv_bias, u, length, run, channels, x.stride(1),
+        REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
     )  # fmt: skip
-    return u, delta, bc, sums
+    projected = _multiply(u.flatten(1, 2), layout.projection).unflatten(1, (images, length))
+    blocks = 1 if tokens >= SMALL else min(triton.cdiv(channels, 64), 8)
+    any_sum = with_delta or with_write
+    parts = x.new_empty(blocks, directions, images, length, 3 * any_sum, dtype=torch.float32)
+    _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
+        projected, layout.timescale, layout.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
+        parts if any_sum else projected, tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
+        STRETCH=stretch is not None, TAKEN=with_delta, WRITTEN=with_write, PRECISION=precision(x.dtype),
+    )  # fmt: skip
+    return u, delta, projected, parts[0] if blocks == 1 else parts.sum(0)
+
+
+def _multiply(u: Tensor, weight: Tensor) -> Tensor:
+    """(G, T, E) @ (G, E, K) in float32."""
+    if u.is_cuda and u.dtype != torch.float32:
+        return torch.bmm(u, weight, out_dtype=torch.float32)
+    return torch.bmm(u.float(), weight.float())

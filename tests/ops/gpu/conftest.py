@@ -8,6 +8,15 @@ import torch
 pytest.importorskip("triton")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _first_configuration() -> None:
+    """As under the interpreter: timing all of them for every small shape would take minutes."""
+    from mtr_lab.ops.gpu import project, scan
+
+    for kernel in (project._convolve, project._timescales, scan._scan):
+        kernel.configs = kernel.configs[:1]
+
+
 @pytest.fixture(autouse=True)
 def _default_device() -> Iterator[None]:
     """What a test makes, it makes where the kernels run."""

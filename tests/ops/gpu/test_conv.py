@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 def assert_equal_reference(x, weight, bias, reverse):
     inputs = x, weight, bias
-    grad = torch.randn(len(reverse), *x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    grad = torch.randn(len(reverse), *x.shape, generator=torch.Generator(x.device).manual_seed(0)).to(x)
     y = causal_conv1d(*inputs, reverse)
     grads = causal_conv1d_backward(*inputs, reverse, grad)
 
@@ -30,7 +30,7 @@ def assert_equal_reference(x, weight, bias, reverse):
 
 
 def random_inputs(batch, length, channels, width, directions, dtype=torch.float32, weight_dtype=torch.float32):
-    generator = torch.Generator().manual_seed(length + 1000 * channels)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(length + 1000 * channels)
 
     def normal(*shape, dtype):
         return torch.randn(shape, generator=generator).to(DEVICE, dtype)

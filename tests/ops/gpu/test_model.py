@@ -28,7 +28,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_unreduced(name, dtype):
-    made, images = model(name), torch.randn(2, 3, 24, 24)
+    made, images = model(name), torch.randn(8, 3, 24, 24)
     with torch.no_grad():
         expected = copy.deepcopy(made).double()(images.double())
         made, images = made.to(dtype), images.to(dtype)
@@ -36,7 +36,7 @@ def test_unreduced(name, dtype):
             of_the_reference = relative(made(images), expected)
         with ops.use_backend("triton"):
             # Triton's interpreter cuts off where bfloat16 should be rounded, which doubles the error.
-            factor = 4 if dtype == torch.bfloat16 and not torch.cuda.is_available() else 1.5
+            factor = 4 if dtype == torch.bfloat16 and not torch.cuda.is_available() else 2
             assert relative(made(images), expected) < factor * of_the_reference + 1e-6
 
 
@@ -144,8 +144,8 @@ def test_compiles_without_graph_break(policy):
 
 def test_registration():
     layout = model().blocks[0].mixer._lay_out(torch.float32)
-    for with_sums, with_output in ((False, False), (True, False), (True, True), (False, True)):
-        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, with_sums, with_output, 0.5)
+    for wanted in ((False, False, False), (True, False, False), (False, True, True), (False, False, True)):
+        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, *wanted, 0.5)
         torch.library.opcheck(
             torch.ops.mtr_lab.mamba_inner.default, arguments, test_utils=("test_schema", "test_faketensor")
         )

@@ -25,7 +25,7 @@ def random_inputs(
     weight_dtype=torch.float32,
 ):
     """All arguments by name; B, C and z are parts of a wider projection, as in the model."""
-    generator = torch.Generator().manual_seed(length + 1000 * channels + 100_000 * states)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(length + 1000 * channels + 100_000 * states)
 
     def normal(*shape, dtype=dtype):
         return torch.randn(shape, generator=generator).to(DEVICE, dtype)

@@ -1,0 +1,119 @@
+"""Whole models on the Triton kernels beside the float32 reference on the same GPU: logits, and decisions.
+
+    python experiments/parity_gpu.py IMAGES OUT.json
+
+IMAGES is an ImageFolder of Imagenette. Both choose their tokens themselves, and again with the reference's plan forced on
+the kernels, since a near-tie may go either way; then what differs is the arithmetic alone.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+import mtr_lab
+from mtr_lab import ops
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.ops import Plan
+from mtr_lab.report.atomic import replace_file
+from mtr_lab.report.environment import environment
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+POINTS = ((None, 0.0), ("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4), ("random", 0.4))
+
+
+@contextmanager
+def policies_replaced(model: VisionMamba, plans: list[Plan], *, record: bool) -> Iterator[None]:
+    """Append every plan the policies decide to ``plans``, or take them from there instead."""
+    steps = [block.step for block in model.blocks if block.step is not None]
+    kept = [step.policy for step in steps]
+    for step, policy in zip(steps, kept, strict=True):
+
+        def decide(*seen: Any, policy: Any = policy) -> Plan:
+            if not record:
+                return plans.pop(0)
+            plans.append(policy(*seen))
+            return plans[-1]
+
+        step.policy = decide
+    try:
+        yield
+    finally:
+        for step, policy in zip(steps, kept, strict=True):
+            step.policy = policy
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@torch.inference_mode()
+def compare(name: str, model: VisionMamba, batches: list[Tensor]) -> list[dict[str, Any]]:
+    rows = []
+    for policy, ratio in POINTS:
+        model.float()
+        if policy is not None:
+            mtr_lab.patch(model, policy, ratio=ratio)
+        plans: list[list[Plan]] = [[] for _ in batches]
+        with ops.use_backend("reference"):
+            reference = []
+            for images, recorded in zip(batches, plans, strict=True):
+                with policies_replaced(model, recorded, record=True):
+                    reference.append(model(images))
+        expected = torch.cat(reference)
+        for dtype in DTYPES:
+            model.to(dtype)
+            with ops.use_backend("triton"):
+                free, forced = [], []
+                for images, recorded in zip(batches, plans, strict=True):
+                    free.append(model(images.to(dtype)))
+                    with policies_replaced(model, list(recorded), record=False):
+                        forced.append(model(images.to(dtype)))
+            same = (torch.cat(free).argmax(1) == expected.argmax(1)).float().mean()
+            rows.append(
+                {
+                    "model": name,
+                    "images": len(expected),
+                    "policy": policy or "none",
+                    "ratio": ratio,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "error_same_plan": relative(torch.cat(forced), expected),
+                    "error": relative(torch.cat(free), expected),
+                    "top1_agreement": float(same),
+                }
+            )
+            print(rows[-1], flush=True)
+        if policy is not None:
+            mtr_lab.unpatch(model)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.device("cuda")
+    model = mtr_lab.create_model("vim_nano", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model))
+    loader = DataLoader(ImageFolder(arguments.images, transform), batch_size=250, num_workers=8)
+    rows = compare("vim_nano", model.to(device), [images.to(device) for images, _ in loader])
+    torch.manual_seed(0)
+    with device:
+        rows += compare("vim_s, random weights", mtr_lab.create_model("vim_s").eval(), [torch.randn(32, 3, 224, 224)])
+    result = {"schema": 1, "environment": environment(), "rows": rows}
+    with replace_file(arguments.out) as file:
+        file.write(json.dumps(result, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
