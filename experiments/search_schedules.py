@@ -58,7 +58,9 @@ def main(root: str, out: Path, policies: list[str]) -> None:
         folder = out / policy
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "search.json").exists():
-            found = search(model, policy, data.probe_images(PROBE_IMAGES), four_views(held_out["image"]))
+            found = search(
+                model, policy, data.probe_images(PROBE_IMAGES), four_views(whole.normalise(held_out["image"]))
+            )
             record = {"environment": environment(), "policy": policy, "ratios": found}
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
@@ -125,7 +127,11 @@ def validate(
         schedules.append(reduction.solve(None))
     batches = list(data.test_dataloader())
     values = np.concatenate(
-        [np.stack([log_probs(model, reduction, s, batch["image"]) for s in schedules]) for batch in batches], axis=1
+        [
+            np.stack([log_probs(model, reduction, s, data.normalise(batch["image"])) for s in schedules])
+            for batch in batches
+        ],
+        axis=1,
     )
     if unreduced is not None:
         values = np.concatenate([unreduced, values])

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mtr_lab import __version__
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.sweep import USERS_MISTAKES
@@ -30,13 +30,14 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slur
 
 def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
+    if sys.argv[1:] == ["--version"]:  # Hydra would state its own
+        print(f"mtr_lab {__version__}")
+        return
     started = False
 
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # Here, as a sweep's points may run in other processes. Lightning's own affair with new versions of PyTorch:
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import warnings
 from copy import copy
 from functools import partial
 from typing import Any
@@ -10,6 +12,7 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
@@ -121,8 +124,11 @@ def make_datamodule(task: Task, config: DictConfig, model: VisionMamba, **argume
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 
 
-def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
+def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any) -> lightning.Trainer:
     """The trainer of the ``trainer`` group.
+
+    Args:
+        distributed: whether it may be one of several processes, which share the data out themselves (``trainer=ddp``).
 
     Raises:
         UserError: the device asked for is absent, Lightning refuses the configuration, or it asks for more than one
@@ -132,13 +138,24 @@ def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
     config = copy(config)
     with open_dict(config):
         config.pop("cuda_graph", None)  # the evaluation's own, no argument of Lightning's
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisement of devices and products
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no advertisement of devices and products
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own affair with new versions of PyTorch
+    shares = distributed and config.get("strategy") == "ddp"
+    if shares:
+        arguments["use_distributed_sampler"] = False
+        if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
+            arguments["plugins"] = [LightningEnvironment()]  # one task of a job: the processes are ours to start
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
-    if trainer.world_size != 1:
+    if trainer.world_size != 1 and not shares:
+        instead = "Choose trainer=ddp" if distributed else "Set trainer.devices=1, and start several runs"
         raise UserError(
-            f"trainer.devices={config.devices} starts {trainer.world_size} processes: evaluation and training run in "
-            "one. Set trainer.devices=1, and start several runs to use several devices."
+            f"trainer.devices={config.devices} starts {trainer.world_size} processes, which trainer=ddp does for "
+            f"evaluation alone. {instead} to use several devices."
         )
+    if trainer.world_size == 1 and shares:  # without a process group, then
+        config.strategy = "auto"
+        trainer = _instantiate("trainer", config, **arguments)
     for limit in ("limit_train_batches", "limit_test_batches"):
         if getattr(trainer, limit) == 0:
             raise UserError(f"trainer.{limit}=0 leaves nothing to do: give a number of batches, or a share above 0.")

@@ -4,16 +4,17 @@ import contextlib
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
@@ -32,13 +33,15 @@ from mtr_lab.compose import (
     make_task_outline,
     make_trainer,
 )
+from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
 from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
-from mtr_lab.report.key import point_key, unreduced_key
+from mtr_lab.report.key import Key, point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.report.predictions import AnyPredictions
@@ -48,13 +51,14 @@ from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
 
 PROBE_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
 
 
-def evaluate(config: DictConfig) -> Evaluated:
+def evaluate(config: DictConfig) -> Evaluated | None:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
     Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
@@ -62,7 +66,9 @@ def evaluate(config: DictConfig) -> Evaluated:
     same weights and data, is not computed again.
 
     Returns:
-        The result, as in the file ``result.json`` of the run folder, and whether it was computed now.
+        The result, as in the file ``result.json`` of the run folder, and whether it was computed now. With
+        ``trainer=ddp`` nothing but in the process that leads, which alone writes, times and draws; see
+        ``mtr_lab.launch``.
 
     Raises:
         UserError: anything in the configuration that cannot be carried out; another process uses the run folder.
@@ -90,7 +96,10 @@ def evaluate(config: DictConfig) -> Evaluated:
     check_objective(task, config, points)
     probes = probe_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
-    trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = make_trainer(
+        config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
+    launches = has_to_launch(trainer)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_task_model(task, config, datamodule.num_classes)
@@ -100,26 +109,34 @@ def evaluate(config: DictConfig) -> Evaluated:
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
     key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
     sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
-    with claim(folder, wait=config.objective is not None):
-        finished = find_finished(folder, key, sweep) if config.resume else None
+    batches: LightningDataModule = datamodule
+    if launches:
+        with claim(folder, wait=config.objective is not None):
+            finished = take_finished(config, folder, key, named)
+            if finished is None:
+                start_over(folder)
+        return finished or launch(evaluate, config, trainer.num_devices)
+    if trainer.world_size > 1:
+        batches = ShardedEvaluation(datamodule, trainer)
+        trainer.strategy.setup_environment()
+        if not trainer.is_global_zero:
+            follow(make_evaluations(task, model, settings, config), trainer, batches)
+            return None
+    with claim(folder, wait=config.objective is not None), leading():
+        finished = take_finished(config, folder, key, named)
         if finished is not None:
-            print(f"{finished}: finished before; resume=false computes it again.")
-            with contextlib.nullcontext() if finished == folder else claim(finished, wait=True):
-                result = hand_over(finished, named)
-            return Evaluated(result, False, objective_value(result, config.objective))
+            return finished
 
         start_over(folder)
         if probes is not None:
             points = measured_points(backbone, settings, probes, trainer, config.mtr)
         share = unreduced_key(resolved, weights, data, machine)
-        make_evaluation = partial(
-            task.evaluation, model, Reduction(backbone, settings), cuda_graph=config.trainer.cuda_graph
-        )
+        make_evaluation = make_evaluations(task, model, settings, config)
         unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
-        found = predict(points, make_evaluation, trainer, datamodule, unreduced)
+        found = predict(points, make_evaluation, trainer, batches, unreduced)
         evaluation = make_evaluation(points)
         speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
-        result = {
+        result: Result = {
             "schema": 1,
             "task": config.task.name,
             "backbone": config.backbone.name,
@@ -148,6 +165,17 @@ def evaluate(config: DictConfig) -> Evaluated:
     return Evaluated(result, True, objective_value(result, config.objective))
 
 
+def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> Evaluated | None:
+    """What was finished before under this key, in the claimed ``folder`` or elsewhere in the sweep; handed over."""
+    finished = find_finished(folder, key, sweep_folder()) if config.resume else None
+    if finished is None:
+        return None
+    print(f"{finished}: finished before; resume=false computes it again.")
+    with contextlib.nullcontext() if finished == folder else claim(finished, wait=True):
+        result = hand_over(finished, loggers)
+    return Evaluated(result, False, objective_value(result, config.objective))
+
+
 def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
     """Print a finished point and hand it to the loggers that have not had it yet, taking note of each that has."""
     result = read_result(folder)
@@ -174,11 +202,40 @@ class Found(NamedTuple):
     reused: bool
 
 
+EvaluationMaker: TypeAlias = Callable[[list[OperatingPoint]], Evaluation]
+
+
+def make_evaluations(task: Task, model: nn.Module, settings: dict[str, Any], config: DictConfig) -> EvaluationMaker:
+    """From operating points to the evaluation of the task's ``model``, which is patched, at them."""
+    reduction = Reduction(task.backbone(model), settings)
+    return partial(task.evaluation, model, reduction, cuda_graph=config.trainer.cuda_graph)
+
+
+@contextlib.contextmanager
+def leading() -> Iterator[None]:
+    """Let the processes that ``follow`` this one go when the block has ended well; they die with it if it has not."""
+    yield
+    from_rank_zero(None)
+
+
+def follow(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
+    """Do this process's share of every pass that rank 0 begins, until it has ended."""
+    points: list[OperatingPoint] | None
+    while (points := from_rank_zero(None)) is not None:
+        run_pass(make_evaluation(points), trainer, batches)
+
+
+def run_pass(evaluation: Any, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
+    """Run over the images; rank 0's evaluation then holds what was found, in their order."""
+    trainer.test(evaluation, datamodule=batches, verbose=False)
+    evaluation.gather()
+
+
 def predict(
     points: list[OperatingPoint],
-    make_evaluation: Callable[[list[OperatingPoint]], Evaluation],
+    make_evaluation: EvaluationMaker,
     trainer: lightning.Trainer,
-    datamodule: Any,
+    batches: LightningDataModule,
     unreduced: Unreduced | None,
 ) -> Found:
     """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
@@ -187,8 +244,8 @@ def predict(
     """
 
     def run(points: list[OperatingPoint]) -> Found:
-        evaluation: Any = make_evaluation(points)
-        trainer.test(evaluation, datamodule=datamodule, verbose=False)
+        evaluation = make_evaluation(from_rank_zero(points))
+        run_pass(evaluation, trainer, batches)
         return Found(evaluation.predictions(), evaluation.skipped, False)
 
     if unreduced is None:
@@ -306,9 +363,9 @@ def time_points(
 ) -> dict[str, Speed]:
     """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    images = next(batch["image"] for batch in datamodule.test_dataloader() if len(batch["image"]))
+    batch = next(batch for batch in datamodule.test_dataloader() if len(batch["image"]))
+    images = as_input(batch, datamodule, trainer)
     images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
-    images = precision.convert_input(images.to(device))
     evaluation.to(device)
     with precision.forward_context():
         return measure_speed(
@@ -317,6 +374,13 @@ def time_points(
             resident={point.name: evaluation.model.parameters() for point in evaluation.points},
             max_seconds=settings.seconds,
         )
+
+
+def as_input(batch: Mapping[str, Any], datamodule: LightningDataModule, trainer: lightning.Trainer) -> Tensor:
+    """The images of an evaluation batch as the trainer gives them to the model, after it has run over some."""
+    moved = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
+    images: Tensor = datamodule.on_after_batch_transfer(moved, 0)["image"]
+    return trainer.precision_plugin.convert_input(images)
 
 
 def strongest(points: list[OperatingPoint]) -> OperatingPoint:
@@ -342,7 +406,7 @@ def draw_images(
     observe = partial(observe_images, trainer, task.backbone(evaluation.model), evaluation.reduction)
     images = chain.from_iterable(map(task.single_images, datamodule.test_dataloader()))
     for i, image in enumerate(islice(images, count)):
-        image["image"] = precision.convert_input(image["image"].to(device))
+        image["image"] = as_input(image, datamodule, trainer)
         stem = folder / f"{i:03}_{Path(image['id'][0]).stem}"
         with precision.forward_context(), torch.no_grad():
             task.draw(evaluation, image, observe, drawn, datamodule.class_names, stem)

@@ -19,8 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.result import Result
+from mtr_lab.report.result import FILE_NAME, Result, read_result
 from mtr_lab.report.store import Busy
+from mtr_lab.report.table import published
 
 ERROR_FILE = "error.json"
 USERS_MISTAKES = (UserError, OmegaConfBaseException, MisconfigurationException)
@@ -100,7 +101,7 @@ class Points(Callback):
 
 
 def summary(sweep: str, outcomes: list[Outcome]) -> str:
-    """One line of counts, and one for every point that failed or was left to another process."""
+    """One line of counts, and one for every point that failed, or whose top-1 its weights' authors have published."""
     words = {
         "computed": "computed",
         "finished": "finished before (resume=false computes them again)",
@@ -114,6 +115,8 @@ def summary(sweep: str, outcomes: list[Outcome]) -> str:
         if outcome.status == "failed":
             first = outcome.error.splitlines()[0]
             lines.append(f"  failed: {Path(outcome.folder).name}: {first}\n    {Path(outcome.folder) / ERROR_FILE}")
+        elif (Path(outcome.folder) / FILE_NAME).exists():
+            lines += [f"  {line}" for line in published(read_result(outcome.folder))]
     return "\n".join(lines)
 
 

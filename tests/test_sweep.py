@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ from types import SimpleNamespace
 import hydra
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from small_run import SMALL
 
+from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.configuration import CONF, point_folder
 from mtr_lab.report import key as keys
@@ -200,6 +204,35 @@ def test_points_that_fail_are_listed_and_the_others_computed(
     run = sweep("mtr.ratio=0.3")
     assert run.code == 0
     assert not (point(run.folder, "mtr.ratio=0.3") / "error.json").exists()
+
+
+def test_anchors_are_printed_beside_what_is_published(sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = CONF.parent / "mtr_lab" / "assets" / "imagenette_sample"
+    for image in sample.glob("n*/*0.JPEG"):
+        (tmp_path / "imagenet" / image.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / "imagenet" / image.parent.name)
+    geometry = {"img_size": 32, "depth": 2, "embed_dim": 16}
+
+    def download(repository: str, file: str, revision: str) -> str:
+        family = "vim_ti" if "Vim" in repository and "Video" not in repository else "videomamba_ti"
+        torch.save({"model": create_model(family, **geometry).state_dict()}, tmp_path / file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    small = [*(f"backbone.{key}={value}" for key, value in geometry.items()), "trainer.enable_progress_bar=false"]
+    data = [f"dataset.root={tmp_path / 'imagenet'}", "dataset.num_workers=0"]
+    params = "hydra.sweeper.params={backbone: 'vim_ti,vim_b,videomamba_m'}"
+    run = sweep("experiment=anchors", params, *data, small=small)
+    assert run.code == 0, run.err
+    for text in (
+        "vim_ti: published top-1 76.1 %",
+        "vim_b: published top-1 81.9 %",
+        "videomamba_m: published top-1 82.8 %",
+    ):
+        assert re.search(rf"{text}, measured \d+\.\d\d % on \d+ images", run.out)
+    missing = sweep("experiment=anchors", params, "dataset.root=/nowhere", small=small)
+    assert missing.code == 2
+    assert "dataset 'imagenet', dataset.root: /nowhere is not a directory" in missing.out
 
 
 def damage_result(folder: Path) -> None:

@@ -26,23 +26,18 @@ class Vim(VisionMamba):
         return patches // 2
 
 
-def _cfg(hub: str, file: str, top1: float) -> dict[str, Any]:
+def _cfg(hub: str, file: str) -> dict[str, Any]:
     """ImageNet-1k weights on the Hugging Face Hub; evaluation as DeiT's: resize to size / 0.875, centre crop."""
-    return {
-        "hf_hub_id": hub,
-        "hf_hub_filename": file,
-        "label_names": imagenet_label_names(),
-        "notes": (f"published top-1 {top1}",),
-    }
+    return {"hf_hub_id": hub, "hf_hub_filename": file, "label_names": imagenet_label_names()}
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "vim_ti.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 76.1),
-        "vim_ti_plus.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 78.3),
-        "vim_s.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 80.5),
-        "vim_s_plus.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 81.6),
-        "vim_b.in1k": _cfg("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 81.9),
+        "vim_ti.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
+        "vim_ti_plus.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
+        "vim_s.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
+        "vim_s_plus.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
+        "vim_b.in1k": _cfg("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
         "vim_nano.imagenette": {
             "file": "vim_nano.safetensors",
             "input_size": (3, 112, 112),

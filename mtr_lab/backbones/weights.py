@@ -29,13 +29,34 @@ from mtr_lab.errors import UserError, check_number, unknown
 Model = TypeVar("Model", bound=VisionMamba)
 
 
+PUBLISHED_TOP1 = {
+    "vim_t_midclstok_76p1acc.pth": 0.761,
+    "vim_t_midclstok_ft_78p3acc.pth": 0.783,
+    "vim_s_midclstok_80p5acc.pth": 0.805,
+    "vim_s_midclstok_ft_81p6acc.pth": 0.816,
+    "vim_b_midclstok_81p9acc.pth": 0.819,
+    "videomamba_t16_in1k_res224.pth": 0.769,
+    "videomamba_s16_in1k_res224.pth": 0.812,
+    "videomamba_m16_in1k_res224.pth": 0.828,
+    "videomamba_b16_in1k_res224.pth": 0.827,
+}
+"""What the authors report of their files on ImageNet-1k. Vim: the table of Zhu et al., arXiv 2401.09417, those of Vim-S and
+Vim-B also in the MTR paper, arXiv 2507.14042. VideoMamba: the model zoo of OpenGVLab/VideoMamba
+(videomamba/image_sm/MODEL_ZOO.md)."""
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's parameters come from; ``revision`` is the commit a hub revision resolved to."""
+    """Where a model's parameters come from.
+
+    ``revision`` is the commit a hub revision resolved to; ``published_top1`` what their authors report on
+    ImageNet-1k, a fraction, where the file is the authors' by its name.
+    """
 
     source: str
     revision: str | None = None
     sha256: str | None = None
+    published_top1: float | None = None
 
 
 @cache
@@ -143,7 +164,7 @@ def load_weights(
     (whole or model).load_state_dict(state, strict=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = str(checkpoint) if str(checkpoint).startswith("hf://") else path.name
-    model.weights = asdict(Weights(source, commit, digest))
+    model.weights = asdict(Weights(source, commit, digest, PUBLISHED_TOP1.get(path.name)))
 
 
 def checkpoint_label_names(checkpoint: Path) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 
+from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
-from mtr_lab.data.folders import FolderSource, evaluation_directory, find_root, training_directory
+from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
 from mtr_lab.data.images import Collate, ImageLoader, Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.timm_sources import StreamSource, open_timm
 from mtr_lab.errors import UserError, check_number, unknown
@@ -28,14 +30,16 @@ class ImageDataModule(LightningDataModule):
     Everything that can be wrong with the evaluation images, the class names and the options is found here, before a
     model exists; the training images are opened by ``setup("fit")`` or at first use. Batches are described at
     :class:`~mtr_lab.data.images.Collate`; labels are the model's outputs. Evaluation images are preprocessed by
-    ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop, normalise.
+    ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop; ``normalise`` does the rest
+    on the device, which therefore receives one byte a value. A Lightning trainer calls it by itself.
 
     Args:
         name: what the dataset is called in results and messages.
         data_config: timm's ``input_size`` (3, H, W), ``interpolation``, ``mean``, ``std``, ``crop_pct``.
         root: directory with ``train/`` and ``val/`` directories of class folders, or, for evaluation only, of class
             folders; ``pkg://package/path`` inside an installed package. Other sources take it as timm does.
-        source: ``"imagefolder"``, or a timm dataset name such as ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
+        source: ``"imagefolder"``; ``"imagenette"``, which downloads what is not there; or a timm dataset name such as
+            ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
         classes: names of labels 0, 1, 2 … where the dataset does not say them itself, or ``"imagenet-1k"``.
         train_split, test_split: directories below ``root``, or names of the source's splits.
         holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
@@ -43,6 +47,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that decode, at most one a CPU, and one for the evaluation of a stream, whose order
             they would change.
         on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
+        cache: directory that keeps the evaluation images as they are after resize and crop, so that they are decoded
+            once and for all; see :class:`~mtr_lab.data.cache.CachedImages`.
         model_classes: class names in the order of the model's outputs, if known.
         num_classes: how many outputs the model has; ``None``: as many as the dataset has classes.
         train_transform: options of ``timm.data.create_transform`` for training (``scale``, ``auto_augment``, …).
@@ -73,6 +79,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 50,
         num_workers: int = 0,
         on_error: str = "fail",
+        cache: str | None = None,
         model_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         train_transform: Mapping[str, Any] | None = None,
@@ -99,10 +106,17 @@ class ImageDataModule(LightningDataModule):
         self._seed = seed
 
         self._collate = Collate(tuple(data_config["input_size"]))
-        self._eval_transform = create_transform(**data_config, is_training=False)
+        self._mean, self._std = data_config["mean"], data_config["std"]
+        self._eval_transform = create_transform(**data_config, is_training=False, normalize=False)  # to uint8
         self._train_transform = _training_transform(data_config, {} if train_transform is None else train_transform)
 
         self._test_source = self._open(self._test_split, training=False)
+        self._cache = None if cache is None else Path(str(cache)).expanduser()
+        if self._cache is not None and isinstance(self._test_source, StreamSource):
+            raise UserError(
+                f"dataset.cache={cache}: the images of the stream {source} cannot be kept, as only their order tells "
+                "them apart. Set dataset.cache=null, or choose a source with random access such as hfds/."
+            )
         if holdout and isinstance(self._test_source, StreamSource):
             raise UserError(
                 f"dataset.holdout={holdout}: nothing can be held out of the stream {source}, as its order changes. "
@@ -121,6 +135,18 @@ class ImageDataModule(LightningDataModule):
     def identity(self) -> str:
         """A hash of the evaluation images that is cheap to have and changes when they do."""
         return self._test_source.identity()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the model takes, (B, 3, H, W) float32, of uint8 evaluation images of that shape, on their device."""
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self._mean, self._std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Lightning's hook: evaluation images are normalised on the device, in the trainer's precision."""
+        if batch["image"].dtype == torch.uint8:
+            assert self.trainer is not None
+            batch["image"] = self.trainer.precision_plugin.convert_input(self.normalise(batch["image"]))
+        return batch
 
     def setup(self, stage: str) -> None:
         """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""
@@ -154,13 +180,15 @@ class ImageDataModule(LightningDataModule):
         return self._loader(Subset(dataset, held_out), self._num_workers, persistent_workers=self._num_workers > 0)
 
     def test_dataloader(self) -> ImageLoader:
-        """The evaluation images, in the same order and batches every time."""
-        dataset = self._dataset(self._test_source, self._eval_transform, self._test_labels)
+        """The evaluation images, in the same order and batches every time.
+
+        With a cache, the first call builds it.
+        """
         if not isinstance(self._test_source, StreamSource):
-            return self._loader(dataset, self._num_workers)
+            return self._loader(self._test_images, self._num_workers)
         num_workers = min(self._num_workers, 1)
         self._test_source.split_over(num_workers)
-        return self._loader(dataset, num_workers)
+        return self._loader(self._test_images, num_workers)
 
     def probe_images(self, count: int) -> Tensor:
         """Training images, spread evenly over the split (a stream's first), preprocessed as for evaluation.
@@ -190,15 +218,23 @@ class ImageDataModule(LightningDataModule):
         images = [image for batch in islice(loader, -(-count // self._batch_size)) for image in batch["image"]]
         if not images:
             raise UserError(f"not one of {count} training images of {self.name} could be read.")
-        return torch.stack(images[:count])
+        return self.normalise(torch.stack(images[:count]))
 
     def _open(self, split: str, training: bool) -> ImageSource | StreamSource:
-        if self._source != "imagefolder":
+        if self._source not in ("imagefolder", "imagenette"):
             return open_timm(
                 self._source, self._root, split, training=training, batch_size=self._batch_size, seed=self._seed
             )
-        root = find_root(self.name, self._root)
+        imagenette = self._source == "imagenette"
+        root = find_imagenette(self._root, split) if imagenette else find_root(self.name, self._root)
         return FolderSource((training_directory if training else evaluation_directory)(root, split))
+
+    @cached_property
+    def _test_images(self) -> Images | ImageStream | CachedImages:
+        images = self._dataset(self._test_source, self._eval_transform, self._test_labels)
+        if self._cache is None or isinstance(images, ImageStream):
+            return images
+        return CachedImages(images, self._collate.input_size, self._cache, self.name, self._num_workers)
 
     @cached_property
     def _train_source(self) -> ImageSource | StreamSource:

@@ -1,11 +1,14 @@
 """Images in class folders: where they are, and how they are read."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from torchvision.datasets import ImageFolder
+from filelock import FileLock
+from torchvision.datasets import ImageFolder, Imagenette
 from torchvision.datasets.folder import is_image_file
 
 from mtr_lab.errors import UserError
@@ -33,8 +36,39 @@ def find_root(name: str, root: str | None) -> Path:
         return Path(str(resources.files(package).joinpath(path)))
     directory = Path(root).expanduser().absolute()
     if not directory.is_dir():
-        raise UserError(f"dataset.root: {directory} is not a directory. {_LAYOUT}")
+        raise UserError(f"dataset {name!r}, dataset.root: {directory} is not a directory. {_LAYOUT}")
     return directory
+
+
+def find_imagenette(root: str | None, split: str) -> Path:
+    """The directory of Imagenette's splits: ``root`` as released, or ``imagenette2`` in it, downloaded by torchvision.
+
+    Args:
+        root: a directory; empty, if it is to be downloaded into it. ``None``: ``mtr_lab`` in the user's cache.
+
+    Raises:
+        UserError: there is no such directory, or nothing in it and no way to download it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = find_root("imagenette", root) if root else cache / "mtr_lab"
+    if (directory / split).is_dir():
+        return directory
+    found = directory / "imagenette2"
+    if not found.is_dir() and directory.is_dir() and _holds_class_folders(directory):
+        return directory  # class folders without splits, or something else, which whoever reads it will name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / ".imagenette.lock"):
+            if not found.is_dir():
+                with TemporaryDirectory(dir=directory) as unfinished:
+                    Imagenette(unfinished, split="val", download=True)
+                    (Path(unfinished) / found.name).rename(found)
+    except (OSError, RuntimeError) as error:  # no network, no space; a file that is not what it should be
+        raise UserError(
+            f"dataset 'imagenette' is not in {directory} and cannot be downloaded ({error}): unpack imagenette2.tgz "
+            "(https://github.com/fastai/imagenette) and set dataset.root=DIR to the directory with train and val in it."
+        ) from error
+    return found
 
 
 def evaluation_directory(root: Path, split: str) -> Path:

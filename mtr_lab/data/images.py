@@ -45,7 +45,7 @@ class Preparation:
     """What is done to every image of a dataset: preprocessing, label mapping, the rule for failures.
 
     Attributes:
-        transform: decoded RGB image -> (3, H, W) float tensor.
+        transform: decoded RGB image -> (3, H, W) tensor: float32 for training, uint8 for evaluation.
         label_map: model output of each label; ``None``: labels are outputs.
         num_classes: how many outputs there are; ``None``: not known.
         on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
@@ -56,8 +56,8 @@ class Preparation:
     num_classes: int | None
     on_error: str
 
-    def entry(self, id: str, image: Image.Image, hash: str, label: int) -> Entry:
-        """One entry of a batch."""
+    def entry(self, id: str, pixels: Tensor, hash: str, label: int) -> Entry:
+        """One entry of a batch, of an image that has been transformed."""
         known = len(self.label_map) if self.label_map is not None else self.num_classes
         if known is not None and not 0 <= label < known:
             return UserError(
@@ -65,11 +65,15 @@ class Preparation:
                 "trained on these classes."
             )
         output = self.label_map[label] if self.label_map is not None else label
-        return {"image": self.transform(image), "label": output, "id": id, "hash": hash}
+        return {"image": pixels, "label": output, "id": id, "hash": hash}
 
-    def failure(self, id: str, location: str, reason: str) -> Entry:
+    def failure(self, id: str, location: str, reason: str) -> Skipped | UserError:
         """As :func:`undecodable`."""
         return undecodable(id, location, reason, self.on_error)
+
+
+class Undecodable(Exception):
+    """The bytes of an image cannot be read, or are none of an image."""
 
 
 class Images(Dataset[Entry]):
@@ -88,11 +92,26 @@ class Images(Dataset[Entry]):
 
     def __getitem__(self, index: int) -> Entry:
         try:
+            image, hash, label = self.read(index)
+        except Undecodable as error:
+            return self.failure(index, error)
+        return self.prepare.entry(self.source.id(index), self.prepare.transform(image), hash, label)
+
+    def read(self, index: int) -> tuple[Image.Image, str, int]:
+        """The image in RGB, the hash and the source's own label.
+
+        Raises:
+            Undecodable: there is no image to be had.
+        """
+        try:
             content, label = self.source.read(index)
-            image, hash = decode(content)
+            return *decode(content), label
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
-            return self.prepare.failure(self.source.id(index), self.source.location, reason(error))
-        return self.prepare.entry(self.source.id(index), image, hash, label)
+            raise Undecodable(reason(error)) from error
+
+    def failure(self, index: int, error: Undecodable) -> Skipped | UserError:
+        """The entry for an image that cannot be decoded."""
+        return self.prepare.failure(self.source.id(index), self.source.location, str(error))
 
 
 class ImageStream(IterableDataset[Entry]):
@@ -111,7 +130,7 @@ class ImageStream(IterableDataset[Entry]):
         try:
             for index, (content, label) in enumerate(self.source):
                 image, hash = decode(content)
-                yield self.prepare.entry(f"{prefix}{index}", image, hash, label)
+                yield self.prepare.entry(f"{prefix}{index}", self.prepare.transform(image), hash, label)
         except OSError as error:
             # The reader's generator is dead after it raised, so the rest of the stream is out of reach.
             yield UserError(f"{self.source.location} broke off at image {prefix}{index + 1}: {error}.")
@@ -152,8 +171,8 @@ def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
 class Collate:
     """Entries -> one batch; ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
 
-    A batch is {"image": (B, 3, H, W) float32, "label": (B,) int64, "id": B str, "hash": B str, "skipped": ids of the
-    images left out}; B is smaller than the batch size by the number of those.
+    A batch is {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64, "id": B str, "hash":
+    B str, "skipped": ids of the images left out}; B is smaller than the batch size by the number of those.
     """
 
     input_size: tuple[int, int, int]
@@ -165,7 +184,7 @@ class Collate:
         decoded = [entry for entry in entries if isinstance(entry, dict)]
         images = [entry["image"] for entry in decoded]
         return {
-            "image": torch.stack(images) if images else torch.empty(0, *self.input_size),
+            "image": torch.stack(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8),
             "label": torch.tensor([entry["label"] for entry in decoded], dtype=torch.int64),
             "id": [entry["id"] for entry in decoded],
             "hash": [entry["hash"] for entry in decoded],

@@ -24,7 +24,9 @@ def open_timm(
     """
     prefix, separator, _ = source.partition("/")
     if not separator or prefix not in TIMM_PREFIXES:
-        raise unknown("dataset.source", source, ["imagefolder", *(f"{known}/NAME" for known in TIMM_PREFIXES)])
+        raise unknown(
+            "dataset.source", source, ["imagefolder", "imagenette", *(f"{known}/NAME" for known in TIMM_PREFIXES)]
+        )
     try:
         dataset = create_dataset(source, root=root, split=split, is_training=training, batch_size=batch_size, seed=seed)
     except (ImportError, AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:

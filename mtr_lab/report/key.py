@@ -16,6 +16,10 @@ NO_MATTER = (
     "backbone.revision",
     "dataset.root",
     "dataset.num_workers",
+    "dataset.cache",
+    "trainer.strategy",
+    "trainer.devices",  # how many processes share the images changes no figure
+    "trainer.num_nodes",
     "trainer.enable_progress_bar",
 )
 """Settings that do not change what a result says."""

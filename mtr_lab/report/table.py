@@ -31,7 +31,7 @@ def result_table(result: Result) -> Table:
     points = result["points"]
     table = Table(
         title=escape(f"{result['backbone']} · {result['task']} · {result['dataset']}"),
-        caption=escape(_caption(points)),
+        caption=escape("\n".join([*_caption(points), *published(result)])),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
@@ -55,7 +55,19 @@ def _two_lines(lines: tuple[str, str], style: str = "") -> Text:
     return Text.assemble((first, style), ("\n" + second, "dim") if second else "")
 
 
-def _caption(points: list[Point]) -> str:
+def published(result: Result) -> list[str]:
+    """What the authors of the weights report, beside what was measured; no line unless both are of ImageNet-1k."""
+    top1 = result.get("weights", {}).get("published_top1")
+    measured = next((point for point in result["points"] if point["policy"] == "none"), None)
+    if top1 is None or result["dataset"] != "imagenet" or measured is None:
+        return []
+    return [
+        f"{result['backbone']}: published top-1 {percent(top1)} %, measured {100 * (measured.get('top1') or 0):.2f} % "
+        f"on {measured['images']} images"
+    ]
+
+
+def _caption(points: list[Point]) -> list[str]:
     counts = {point["images"] for point in points}
     images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
     lines = [
@@ -66,7 +78,7 @@ def _caption(points: list[Point]) -> str:
     if skipped:
         named = ", ".join(skipped[:_NAMED_FILES]) + (", …" if len(skipped) > _NAMED_FILES else "")
         lines.append(f"skipped {len(skipped)} that could not be read: {named}")
-    return "\n".join(lines)
+    return lines
 
 
 def figure(value: Number, scale: float = 1) -> str:

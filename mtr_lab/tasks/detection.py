@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,20 @@ from mtr_lab.reduction import Reduction
 from mtr_lab.report.average_precision import count_objects, match_images
 from mtr_lab.report.detections import Detections
 from mtr_lab.tasks.detector import Detector
-from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint
 from mtr_lab.tasks.training import adamw
 
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table at every evaluation
 
 
 def mean_average_precision(masks: bool) -> MeanAveragePrecision:
-    """COCO's metric, of boxes, or of boxes and masks: of masks alone it would leave out images without objects."""
-    return MeanAveragePrecision(iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval")
+    """COCO's metric, of boxes, or of boxes and masks: of masks alone it would leave out images without objects.
+
+    Of what its own process has seen: it never asks the others.
+    """
+    return MeanAveragePrecision(
+        iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval", sync_on_compute=False
+    )
 
 
 def average_precisions(metric: MeanAveragePrecision) -> dict[str, float]:
@@ -81,7 +86,18 @@ class DetectionTraining(LightningModule):
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
 
 
-class DetectionEvaluation(LightningModule):
+class DetectedBatch(NamedTuple):
+    """What is known of the images of a batch that could be read."""
+
+    ids: list[str]
+    hashes: list[str]
+    truths: list[dict[str, Any]]  # of each, as ``match_images`` takes it
+    found: list[list[dict[str, Any]]]  # at each point, of each
+    states: list[dict[str, Any]]  # at each point, that of COCO's metric: lists with an entry for each
+    skipped: list[str]  # ids of the others
+
+
+class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
     """Collects what is found in every image at every point.
 
     Args:
@@ -89,20 +105,13 @@ class DetectionEvaluation(LightningModule):
         reduction: switches between the schedules.
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
 
-    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
+    could not be read.
     """
 
     def __init__(self, detector: Detector, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
-        super().__init__()
+        super().__init__(reduction, points)
         self.model = detector
-        self.reduction = reduction
-        self.points = points
-        self.skipped: list[str] = []
-        self._ids: list[str] = []
-        self._hashes: list[str] = []
-        self._truths: list[dict[str, Any]] = []
-        self._found: list[list[dict[str, Any]]] = [[] for _ in points]
-        self._metrics = [mean_average_precision(detector.head.masks) for _ in points]
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> list[dict[str, Tensor]]:
         """What is found at one point in images (B, 3, H, W) that fill the model's input."""
@@ -125,17 +134,15 @@ class DetectionEvaluation(LightningModule):
         return self.model.detect(batch, features)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped += batch["skipped"]
-        self._ids += batch["id"]
-        self._hashes += batch["hash"]
-        if not batch["id"]:
-            return
         truths = [on_cpu(each) for each in batch["objects"]]
-        self._truths += [as_arrays(each) for each in truths]
-        for point, collected, metric in zip(self.points, self._found, self._metrics, strict=True):
+        detected = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
+        for point in self.points if batch["id"] else []:
             found = [on_cpu(each) for each in self.detect_at(point, batch)]
+            metric = mean_average_precision(self.model.head.masks)
             metric.update(found, truths)
-            collected += [as_arrays(each) for each in found]
+            detected.found.append(list(map(as_arrays, found)))
+            detected.states.append(metric.metric_state)
+        self.batches.append(detected)
 
     def predictions(self) -> Detections:
         """What was found in every image that could be read, at every point.
@@ -143,14 +150,20 @@ class DetectionEvaluation(LightningModule):
         Raises:
             UserError: no image could be read.
         """
-        if not self._ids:
-            raise UserError("not one image could be read: there is nothing to report.")
-        matches = [match_images(found, self._truths, self.model.head.num_classes) for found in self._found]
-        figures = [list(average_precisions(metric).values()) for metric in self._metrics]
+        images, classes = self.images(), self.model.head.num_classes
+        read = [batch for batch in self.batches if batch.ids]
+        truths = [each for batch in read for each in batch.truths]
+        matches = [
+            match_images([each for batch in read for each in batch.found[i]], truths, classes)
+            for i in range(len(self.points))
+        ]
+        figures = [
+            list(average_precisions(self._metric([batch.states[i] for batch in read])).values())
+            for i in range(len(self.points))
+        ]
         return Detections(
-            ids=np.array(self._ids),
-            hashes=np.array(self._hashes),
-            labels=count_objects(self._truths, self.model.head.num_classes),
+            **images,
+            labels=count_objects(truths, classes),
             points=np.array([point.name for point in self.points]),
             figures=np.array(figures).reshape(-1, 2),
             point=_joined([np.full(len(each.image), i) for i, each in enumerate(matches)], np.int64),
@@ -160,6 +173,14 @@ class DetectionEvaluation(LightningModule):
             box=_joined([each.box for each in matches], np.float32, 4),
             found=_joined([each.found for each in matches], np.int8, 10),
         )
+
+    def _metric(self, states: Sequence[Mapping[str, Any]]) -> MeanAveragePrecision:
+        """COCO's metric of what several have seen, in turn."""
+        metric = mean_average_precision(self.model.head.masks)
+        metric.update([], [])  # else it would warn that it has seen nothing
+        for name in metric.metric_state:
+            setattr(metric, name, [each for state in states for each in state[name]])
+        return metric
 
 
 def on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

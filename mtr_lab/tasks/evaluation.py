@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from mtr_lab.backbones import VisionMamba, compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.report.predictions import Predictions, point_name, top_classes
+from mtr_lab.tasks.ranks import gather_batches
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,71 @@ class OperatingPoint:
         return point_name(self.policy, self.ratio)
 
 
-class ClassifierEvaluation(LightningModule):
+class Identified(Protocol):
+    """What is found in a batch says which images it is of."""
+
+    @property
+    def ids(self) -> list[str]: ...
+    @property
+    def hashes(self) -> list[str]: ...
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the images that could not be read."""
+        ...
+
+
+Batch = TypeVar("Batch", bound=Identified)
+
+
+class BatchedEvaluation(LightningModule, Generic[Batch]):
+    """Keeps what ``test_step`` finds batch by batch, so that processes can share the batches out.
+
+    Args:
+        reduction: switches between the schedules.
+        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
+    """
+
+    def __init__(self, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.points = points
+        self.batches: list[Batch] = []
+
+    @property
+    def skipped(self) -> list[str]:
+        return [id for batch in self.batches for id in batch.skipped]
+
+    def gather(self) -> None:
+        """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
+
+        To be called in every process, after ``trainer.test``.
+        """
+        self.batches = gather_batches(self.batches)
+
+    def images(self) -> dict[str, np.ndarray]:
+        """``ids`` and ``hashes`` of the images that could be read.
+
+        Raises:
+            UserError: there is none.
+        """
+        ids = [id for batch in self.batches for id in batch.ids]
+        if not ids:
+            raise UserError("not one image could be read: there is nothing to report.")
+        return {"ids": np.array(ids), "hashes": np.array([hash for batch in self.batches for hash in batch.hashes])}
+
+
+class ClassifiedBatch(NamedTuple):
+    """What is known of the B images of a batch that could be read, at p points."""
+
+    ids: list[str]
+    hashes: list[str]
+    labels: np.ndarray  # (B,) int64
+    top5: np.ndarray  # (p, B, 5) int32
+    log_probs: np.ndarray  # (p, B, K) float32
+    skipped: list[str]  # ids of the others
+
+
+class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
     """Collects the log-probabilities of every image at every point.
 
     Args:
@@ -37,7 +102,8 @@ class ClassifierEvaluation(LightningModule):
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
         cuda_graph: run the model as ``mtr_lab.compile`` does.
 
-    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
+    could not be read.
     """
 
     def __init__(
@@ -47,18 +113,10 @@ class ClassifierEvaluation(LightningModule):
         points: Sequence[OperatingPoint],
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, points)
         self.model = model
-        self.reduction = reduction
-        self.points = points
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
         self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
-        self.skipped: list[str] = []
-        self._ids: list[str] = []
-        self._hashes: list[str] = []
-        self._labels: list[Tensor] = []
-        self._log_probs: list[Tensor] = []
-        self._top5: list[np.ndarray] = []
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
@@ -66,27 +124,30 @@ class ClassifierEvaluation(LightningModule):
         return self._classify(images)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped += batch["skipped"]
-        if not batch["id"]:
-            return
-        self._ids += batch["id"]
-        self._hashes += batch["hash"]
-        self._labels.append(batch["label"].cpu())
-        none = batch["image"].new_empty(0, len(batch["id"]), self.model.num_classes)
-        logits = torch.stack([self.forward_at(point, batch["image"]) for point in self.points]) if self.points else none
-        log_probs = logits.float().log_softmax(-1).cpu()  # (p, B, K)
-        self._log_probs.append(log_probs)
-        self._top5.append(top_classes(log_probs.numpy()))
+        images = batch["image"]
+        log_probs = torch.empty(len(self.points), len(images), self.model.num_classes)
+        if len(images) and self.points:
+            logits = torch.stack([self.forward_at(point, images) for point in self.points])
+            log_probs = logits.float().log_softmax(-1).cpu()
+        self.batches.append(
+            ClassifiedBatch(
+                batch["id"],
+                batch["hash"],
+                batch["label"].cpu().numpy(),
+                top_classes(log_probs.numpy()),
+                log_probs.numpy(),
+                batch["skipped"],
+            )
+        )
 
     def predictions(self) -> Predictions:
-        """What the model predicted for every image that could be read, at every point.
+        """What the model predicted for every image that could be read, at every point; on rank 0.
 
         Raises:
             UserError: no image could be read, or the model's outputs are not numbers.
         """
-        if not self._ids:
-            raise UserError("not one image could be read: there is nothing to report.")
-        log_probs = torch.cat(self._log_probs, dim=1).numpy()
+        images = self.images()
+        log_probs = np.concatenate([batch.log_probs for batch in self.batches], axis=1)
         for point, rows in zip(self.points, log_probs, strict=True):
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
@@ -95,10 +156,9 @@ class ClassifierEvaluation(LightningModule):
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
         return Predictions(
-            ids=np.array(self._ids),
-            hashes=np.array(self._hashes),
-            labels=torch.cat(self._labels).numpy(),
+            **images,
+            labels=np.concatenate([batch.labels for batch in self.batches]),
             points=np.array([point.name for point in self.points]),
-            top5=np.concatenate(self._top5, axis=1),
+            top5=np.concatenate([batch.top5 for batch in self.batches], axis=1),
             log_probs=log_probs,
         )

@@ -1,7 +1,7 @@
 """Segmentation: training a head with its backbone, and evaluating both at every operating point."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from mtr_lab.data.label_maps import IGNORE
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.segmentations import Segmentations, mean_iou
-from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint
 from mtr_lab.tasks.segmenter import Segmenter, classify_pixels
 from mtr_lab.tasks.training import GraphedTraining, adamw
 
@@ -92,7 +92,17 @@ def class_weights(class_pixels: Tensor) -> Tensor:
     return torch.where(class_pixels > 0, weights, 0.0)
 
 
-class SegmentationEvaluation(LightningModule):
+class SegmentedBatch(NamedTuple):
+    """What is known of the images of a batch that could be read, at p points; K classes."""
+
+    ids: list[str]
+    hashes: list[str]
+    labels: list[np.ndarray]  # of each (K,) int64
+    confusion: list[list[np.ndarray]]  # at each point, of each (K, K) int32
+    skipped: list[str]  # ids of the others
+
+
+class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
     """Collects the confusion matrix of every image at every point.
 
     Args:
@@ -100,19 +110,13 @@ class SegmentationEvaluation(LightningModule):
         reduction: switches between the schedules.
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
 
-    After ``trainer.test``, ``predictions()`` holds what was found and ``skipped`` the images that could not be read.
+    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
+    could not be read.
     """
 
     def __init__(self, segmenter: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
-        super().__init__()
+        super().__init__(reduction, points)
         self.model = segmenter
-        self.reduction = reduction
-        self.points = points
-        self.skipped: list[str] = []
-        self._ids: list[str] = []
-        self._hashes: list[str] = []
-        self._labels: list[np.ndarray] = []
-        self._confusion: list[list[np.ndarray]] = [[] for _ in points]
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) at one point of images (B, 3, H, W) that fill the model's input."""
@@ -134,16 +138,16 @@ class SegmentationEvaluation(LightningModule):
         return classify_pixels(logits, batch)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped += batch["skipped"]
-        self._ids += batch["id"]
-        self._hashes += batch["hash"]
-        if not batch["id"]:
-            return
         classes = self.model.head.num_classes
-        self._labels += [label_counts(labels, classes) for labels in batch["label"]]
-        for point, collected in zip(self.points, self._confusion, strict=True):
-            for found, labels in zip(self.segment_at(point, batch), batch["label"], strict=True):
-                collected.append(confusion_matrix(found, labels, classes).cpu().numpy().astype(np.int32))
+        counts = [label_counts(labels, classes) for labels in batch["label"]]
+        confusion = [
+            [
+                confusion_matrix(found, labels, classes).cpu().numpy().astype(np.int32)
+                for found, labels in zip(self.segment_at(point, batch), batch["label"], strict=True)
+            ]
+            for point in (self.points if batch["id"] else [])
+        ]
+        self.batches.append(SegmentedBatch(batch["id"], batch["hash"], counts, confusion, batch["skipped"]))
 
     def predictions(self) -> Segmentations:
         """The confusion matrices of every image that could be read, at every point.
@@ -151,15 +155,14 @@ class SegmentationEvaluation(LightningModule):
         Raises:
             UserError: no image could be read.
         """
-        if not self._ids:
-            raise UserError("not one image could be read: there is nothing to report.")
-        shape = (len(self.points), len(self._ids), self.model.head.num_classes, self.model.head.num_classes)
+        images, classes = self.images(), self.model.head.num_classes
+        read = [batch for batch in self.batches if batch.ids]
+        confusion = [each for i in range(len(self.points)) for batch in read for each in batch.confusion[i]]
         return Segmentations(
-            ids=np.array(self._ids),
-            hashes=np.array(self._hashes),
-            labels=np.stack(self._labels),
+            **images,
+            labels=np.stack([each for batch in read for each in batch.labels]),
             points=np.array([point.name for point in self.points]),
-            confusion=np.array(self._confusion, np.int32).reshape(shape),
+            confusion=np.array(confusion, np.int32).reshape(len(self.points), len(images["ids"]), classes, classes),
         )
 
 

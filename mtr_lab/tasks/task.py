@@ -29,7 +29,8 @@ class Evaluation(Protocol):
 
     ``skipped`` are the names of the images that could not be read, ``predictions()`` is what was found in all others:
     a dataclass of arrays in ``mtr_lab.report`` with ``ids``, ``hashes``, ``labels``, ``points``, ``select`` and
-    ``followed_by``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers.
+    ``followed_by``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
+    all processes on rank 0, after ``gather()``.
     """
 
     @property
@@ -43,6 +44,10 @@ class Evaluation(Protocol):
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
         """What is timed: images (B, 3, H, W) of the model's input size, at one point."""
+        ...
+
+    def gather(self) -> None:
+        """Bring what all processes have found to rank 0, in the order of the images; to be called in each."""
         ...
 
     def predictions(self) -> Any: ...

@@ -264,6 +264,46 @@ def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypa
     assert model.weights["revision"] == commit
 
 
+@pytest.mark.parametrize(
+    ("name", "address", "top1"),
+    [
+        ("vim_ti", "hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth", 0.761),
+        ("vim_ti_plus", "hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth", 0.783),
+        ("vim_s", "hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth", 0.805),
+        ("vim_s_plus", "hustvl/Vim-small-midclstok/vim_s_midclstok_ft_81p6acc.pth", 0.816),
+        ("vim_b", "hustvl/Vim-base-midclstok/vim_b_midclstok_81p9acc.pth", 0.819),
+        ("videomamba_ti", "OpenGVLab/VideoMamba/videomamba_t16_in1k_res224.pth", 0.769),
+        ("videomamba_s", "OpenGVLab/VideoMamba/videomamba_s16_in1k_res224.pth", 0.812),
+        ("videomamba_m", "OpenGVLab/VideoMamba/videomamba_m16_in1k_res224.pth", 0.828),
+        ("videomamba_b", "OpenGVLab/VideoMamba/videomamba_b16_in1k_res224.pth", 0.827),
+    ],
+)
+def test_published_weights_load_strictly_from_the_hub_and_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, name: str, address: str, top1: float
+) -> None:
+    """Of the model's own layout, if not size: the blocks are the same but for how many and how wide."""
+    repository, file = address.rsplit("/", 1)
+    model = tiny(name)
+    torch.save({"model": model.state_dict(), "epoch": 299, "args": argparse.Namespace(lr=1e-3)}, tmp_path / file)
+    asked = []
+
+    def download(repository: str, file: str, revision: str) -> str:
+        asked.append((repository, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    for loaded in (tiny(name, pretrained=True), tiny(name, checkpoint=str(tmp_path / file))):
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model(images))
+        assert loaded.weights["published_top1"] == top1
+    assert asked == [(repository, file, "main")]
+
+
+def test_only_the_authors_files_have_a_published_figure(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "mine.pth")
+    assert tiny(checkpoint=tmp_path / "mine.pth").weights["published_top1"] is None
+
+
 def test_unknown_names_come_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown backbone 'vim_small'.*'vim_s'"):
         create_model("vim_small")

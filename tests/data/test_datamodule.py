@@ -212,7 +212,7 @@ def test_probe_images_are_spread_over_the_training_split_and_preprocessed_as_for
     folders("val", a=1, b=1)
     options: dict[str, Any] = {"root": str(root), "train_transform": {"re_prob": 1.0}}
     evaluated = module(root=str(root / "train")).test_dataloader()
-    pixels = torch.cat([batch["image"] for batch in evaluated])
+    pixels = module(**options).normalise(torch.cat([batch["image"] for batch in evaluated]))
     assert torch.equal(module(**options).probe_images(5), pixels[[0, 2, 4, 7, 9]])
     assert torch.equal(module(**options, batch_size=1).probe_images(5), pixels[[0, 2, 4, 7, 9]])
     assert torch.equal(module(**options).probe_images(50), pixels)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 
 from mtr_lab.data import ImageDataModule
@@ -36,7 +37,7 @@ def test_batch_has_pixels_labels_ids_and_hashes(folders: Folders, module: Module
     (batch,) = module(root=str(root)).test_dataloader()
     assert batch["id"] == ["a/0.jpg", "a/1.jpg", "b/0.jpg"]
     assert batch["image"].shape == (3, 3, 16, 16)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.uint8
     assert batch["label"].dtype == torch.int64
     assert batch["label"].tolist() == [0, 0, 1]
     assert batch["skipped"] == []
@@ -48,13 +49,18 @@ def test_evaluation_preprocessing_is_resize_crop_normalise(
     folders: Folders, module: Module, data_config: dict[str, Any]
 ) -> None:
     root = folders(a=1)
-    (batch,) = module(root=str(root)).test_dataloader()
+    data = module(root=str(root))
+    (batch,) = data.test_dataloader()
     # 16 / 0.9 = 17 pixels for the shorter side of 24×20, then the central 16×16.
     resized = Image.open(root / "a/0.jpg").resize((int(17 * 24 / 20), 17), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 16) / 2), round((resized.height - 16) / 2)
     pixels = np.asarray(resized.crop((left, top, left + 16, top + 16))) / 255
     expected = (pixels - data_config["mean"]) / data_config["std"]
-    np.testing.assert_allclose(batch["image"][0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    normalised = data.normalise(batch["image"])
+    assert normalised.dtype == torch.float32
+    np.testing.assert_allclose(normalised[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    timm = create_transform(**data_config, is_training=False)  # to the last digit
+    assert torch.equal(normalised[0], timm(Image.open(root / "a/0.jpg").convert("RGB")))
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path, module: Module) -> None:

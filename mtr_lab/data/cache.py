@@ -1,0 +1,164 @@
+"""Evaluation images as they are after resize and crop, kept in a memory-mapped file: decoded once, read ever after."""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from mtr_lab.data.images import Entry, Images, Skipped, Undecodable
+from mtr_lab.errors import UserError
+
+PIXELS, INDEX = "pixels.u8", "index.npz"
+_RESIZERS = ("pillow", "torchvision", "timm")
+_AT_ONCE = 64  # images a worker decodes before it reports
+
+
+@dataclass(frozen=True)
+class _Index:
+    """n images; pixels, label and hash mean nothing where ``decoded`` is false."""
+
+    decoded: np.ndarray  # (n,) bool
+    labels: np.ndarray  # (n,) int64, the source's own
+    hashes: np.ndarray  # (n,) str
+
+
+class CachedImages(Dataset[Entry]):
+    """The entries of ``images``, their pixels read from ``folder/<key>/`` and not decoded.
+
+    The key is a hash of what the pixels follow from: the source's identity (of a directory, every file's path, size and
+    time of change), the preprocessing, and the versions of the packages that carry it out. So a cache of other images
+    or of another preprocessing is not looked at, but left for whoever uses it. Whoever comes first builds the cache, in
+    ``num_workers`` processes; the others wait. It gets its name when it is complete and on the disk, and one that is
+    damaged is built again. An image that could not be decoded is tried anew each time.
+
+    Args:
+        images: with a transform to uint8.
+        shape: (3, H, W), that of every image after the transform.
+        folder: where caches are kept; H·W·3 bytes an image.
+        name: of the dataset, for the progress bar.
+        num_workers: processes that decode.
+
+    Raises:
+        UserError: an image cannot be decoded and is not to be skipped; the folder cannot be written.
+    """
+
+    def __init__(self, images: Images, shape: tuple[int, int, int], folder: Path, name: str, num_workers: int) -> None:
+        self._images = images
+        self._shape = (len(images), *shape)
+        self._folder = folder / _key(images, self._shape)
+        self._pixels: np.ndarray | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{self._folder.name}.lock"):
+                self._index = self._load() or self._build(name, num_workers)
+        except OSError as error:
+            size = np.prod(self._shape) / 2**30
+            raise UserError(
+                f"dataset.cache={folder}: cannot keep {len(images)} images ({size:.1f} GiB) there: {error.strerror}. "
+                "Give another directory, or dataset.cache=null to do without."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Entry:
+        if not self._index.decoded[index]:
+            return self._images[index]
+        if self._pixels is None:  # opened by each worker for itself
+            self._pixels = np.memmap(self._folder / PIXELS, mode="c", shape=self._shape)
+        id, hash, label = self._images.source.id(index), str(self._index.hashes[index]), int(self._index.labels[index])
+        return self._images.prepare.entry(id, torch.from_numpy(self._pixels[index]), hash, label)
+
+    def _load(self) -> _Index | None:
+        """What is there, ``None`` if nothing is or it is damaged, which is said on the terminal."""
+        if not self._folder.exists():
+            return None
+        try:
+            with np.load(self._folder / INDEX, allow_pickle=False) as arrays:
+                index = _Index(**arrays)
+            found, expected = (self._folder / PIXELS).stat().st_size, np.prod(self._shape)
+            if found != expected:
+                raise ValueError(f"{PIXELS} has {found} bytes, not {expected}")
+            if any(len(array) != len(self) for array in vars(index).values()):
+                raise ValueError(f"{INDEX} is of another number of images")
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            print(f"{self._folder}: the cache is damaged ({error}); building it again.")
+            return None
+        return index
+
+    def _build(self, name: str, num_workers: int) -> _Index:
+        unfinished = self._folder.with_name(f".{self._folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that died
+        unfinished.mkdir()
+        try:
+            index = self._decode(unfinished, name, num_workers)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            unfinished.rename(self._folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return index
+
+    def _decode(self, folder: Path, name: str, num_workers: int) -> _Index:
+        size = int(np.prod(self._shape))
+        with open(folder / PIXELS, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # else a full disk would kill whoever writes to the mapping
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+        index = _Index(
+            decoded=np.zeros(len(self), dtype=bool),
+            labels=np.zeros(len(self), dtype=np.int64),
+            hashes=np.zeros(len(self), dtype="U32"),
+        )
+        decoder = _Decoder(self._images, folder / PIXELS, self._shape)
+        loader: DataLoader[Any] = DataLoader(decoder, batch_size=_AT_ONCE, num_workers=num_workers, collate_fn=list)
+        label = f"decoding {name} into {self._folder.parent}"
+        for start, batch in enumerate(track(loader, label, console=Console(stderr=True), disable=len(loader) < 2)):
+            for i, found in enumerate(batch, start * _AT_ONCE):
+                if isinstance(found, UserError):
+                    raise found
+                if not isinstance(found, Skipped):
+                    index.labels[i], index.hashes[i] = found
+                    index.decoded[i] = True
+        np.savez(folder / INDEX, **vars(index))
+        for path in (folder / PIXELS, folder / INDEX):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        return index
+
+
+class _Decoder(Dataset[tuple[int, str] | Skipped | UserError]):
+    """Writes the pixels of an image to the mapped file and returns its label and hash."""
+
+    def __init__(self, images: Images, file: Path, shape: tuple[int, ...]) -> None:
+        self._images, self._file, self._shape = images, file, shape
+        self._pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[int, str] | Skipped | UserError:
+        if self._pixels is None:
+            self._pixels = np.memmap(self._file, mode="r+", shape=self._shape)
+        try:
+            image, hash, label = self._images.read(index)
+        except Undecodable as error:
+            return self._images.failure(index, error)
+        self._pixels[index] = self._images.prepare.transform(image).numpy()
+        return label, hash
+
+
+def _key(images: Images, shape: tuple[int, ...]) -> str:
+    versions = [importlib.metadata.version(package) for package in _RESIZERS]
+    parts = [images.source.identity(), repr(images.prepare.transform), shape, versions]
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,78 @@
+"""The evaluation images of one process of several: whole batches, the very ones a single process would have."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import IterableDataset, Sampler
+
+from mtr_lab.data.images import ImageLoader
+from mtr_lab.errors import UserError
+
+
+class ShardedEvaluation(LightningDataModule):
+    """Rank r of w evaluates batches r, r + w, r + 2w, … of ``data``; together the ranks see every image once.
+
+    No batch is padded or cut, so what a model computes for an image does not depend on w. A rank may have no batch.
+
+    Args:
+        data: its ``test_dataloader`` gives the same batches in every process.
+        trainer: says rank and world size. Its ``limit_test_batches``, which it would apply to each rank alone, is
+            applied here to all of them together, and lifted there.
+
+    Raises:
+        UserError: (from ``test_dataloader``) a limit that leaves no batch, or a share of a stream of unknown length.
+    """
+
+    def __init__(self, data: LightningDataModule, trainer: Trainer) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._data = data
+        self._rank, self._world_size = trainer.global_rank, trainer.world_size
+        self._limit, trainer.limit_test_batches = trainer.limit_test_batches, 1.0
+
+    def test_dataloader(self) -> Iterable[Any]:
+        self._data.trainer = self.trainer
+        loader: ImageLoader = self._data.test_dataloader()
+        if isinstance(loader.dataset, IterableDataset):
+            return _EveryNth(loader, self._rank, self._stop(None), self._world_size)
+        assert loader.batch_sampler is not None
+        batches = _EveryNth(loader.batch_sampler, self._rank, self._stop(len(loader)), self._world_size)
+        return type(loader)(
+            loader.dataset,
+            batch_sampler=batches,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self._data.on_after_batch_transfer(batch, dataloader_idx)
+
+    def _stop(self, batches: int | None) -> int | None:
+        """How many batches to take of so many, ``None`` if that is not known."""
+        limit = self._limit
+        if isinstance(limit, int) and not isinstance(limit, bool):
+            return limit if batches is None else min(limit, batches)
+        if batches is None and limit == 1:
+            return None
+        if batches is None or int(batches * limit) == 0:
+            of = "a stream of unknown length" if batches is None else f"{batches} batches"
+            raise UserError(f"trainer.limit_test_batches={limit} of {of}: give a number of batches.")
+        return int(batches * limit)
+
+
+class _EveryNth(Sampler[Any]):
+    """Items ``start``, ``start + step``, … of ``items`` before number ``stop``."""
+
+    def __init__(self, items: Iterable[Any], start: int, stop: int | None, step: int) -> None:
+        self._items, self._start, self._stop, self._step = items, start, stop, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._items, self._start, self._stop, self._step)
+
+    def __len__(self) -> int:
+        if self._stop is None:
+            raise TypeError("the length of a stream is not known")
+        return len(range(self._start, self._stop, self._step))

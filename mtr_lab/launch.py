@@ -1,0 +1,114 @@
+"""One process a device, each with the configuration that this process has resolved: one point, whatever is swept."""
+
+import copy
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from mtr_lab.errors import UserError
+from mtr_lab.sweep import USERS_MISTAKES
+
+T = TypeVar("T")
+
+
+def has_to_launch(trainer: lightning.Trainer) -> bool:
+    """Whether the trainer is one of several processes that nobody has started yet.
+
+    Raises:
+        UserError: they are for torchrun or SLURM to start, or torchrun or SLURM has started several of a sweep.
+    """
+    if trainer.world_size == 1:
+        return False
+    environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+    if not environment.creates_processes_externally:
+        if trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={trainer.num_nodes}: this program starts processes on its own machine alone. Start "
+                "it on every machine: torchrun --nnodes=… --nproc-per-node=… -m mtr_lab …, or srun python -m mtr_lab …."
+            )
+        return True
+    if HydraConfig.get().mode == RunMode.MULTIRUN and "MTR_LAB_LAUNCHED" not in os.environ:
+        raise UserError(
+            "a sweep (-m) starts the processes of each of its points by itself: run it without torchrun or srun, as "
+            "python -m mtr_lab -m trainer=ddp …; hydra/launcher=slurm gives each point a machine of its own."
+        )
+    return False
+
+
+def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
+    """Call ``task`` with the resolved ``config`` in so many new processes on this machine, under PyTorch's agent.
+
+    They find themselves as torchrun's do. If one fails the agent ends the others.
+
+    Returns:
+        What rank 0's call returned.
+
+    Raises:
+        UserError: the user's mistake, in any of them.
+        RuntimeError: anything else, with the traceback of the process that failed first.
+    """
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    hydra: DictConfig = copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
+    with open_dict(hydra):
+        OmegaConf.set_readonly(hydra.hydra, False)
+        hydra.hydra.sweep.dir = str(HydraConfig.get().sweep.dir)  # may contain the time
+    with tempfile.TemporaryDirectory() as errors:
+        agent = elastic_launch(
+            LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id="mtr_lab",
+                max_restarts=0,
+                local_addr="localhost",
+            ),
+            _work,
+        )
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said below, once
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            returned: dict[int, T] = agent(task, resolved, hydra, errors, multiprocessing.get_start_method())
+        except ChildFailedError as error:
+            noted = sorted(Path(errors).iterdir())  # by time: the others may have failed since the first was gone
+            if noted:
+                raise pickle.loads(noted[0].read_bytes()) from None
+            rank, failure = error.get_first_failure()
+            raise RuntimeError(f"process {rank} of {processes} died: {failure.message}") from None
+        finally:
+            for number, handler in handlers.items():  # the agent leaves its own
+                signal.signal(number, handler)
+    return returned[0]
+
+
+def _work(task: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str) -> T:
+    # Of the data loader's workers. Left to itself it would be that of this process, and each would import everything.
+    multiprocessing.set_start_method(start_method, force=True)
+    HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
+    os.environ["MTR_LAB_LAUNCHED"] = "1"
+    try:
+        return task(config)
+    except BaseException as error:
+        noted: Exception = RuntimeError(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
+        if isinstance(error, USERS_MISTAKES):
+            noted = error if isinstance(error, UserError) else UserError(str(error))
+        (Path(errors) / f"{time.time_ns()}-{os.environ['RANK']}").write_bytes(pickle.dumps(noted))
+        raise
