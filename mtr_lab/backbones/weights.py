@@ -40,9 +40,8 @@ PUBLISHED_TOP1 = {
     "videomamba_m16_in1k_res224.pth": 0.828,
     "videomamba_b16_in1k_res224.pth": 0.827,
 }
-"""What the authors report of their files on ImageNet-1k. Vim: the table of Zhu et al., arXiv 2401.09417, those of Vim-S and
-Vim-B also in the MTR paper, arXiv 2507.14042. VideoMamba: the model zoo of OpenGVLab/VideoMamba
-(videomamba/image_sm/MODEL_ZOO.md)."""
+"""What the authors report of their files on ImageNet-1k. Vim: Zhu et al., arXiv 2401.09417, and the files' own names.
+VideoMamba: the model zoo of OpenGVLab/VideoMamba (videomamba/image_sm/MODEL_ZOO.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""What ``test_distributed`` has launched processes do; they import no more than this."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mtr_lab.tasks.ranks import from_rank_zero, gather_batches
+
+
+def fail(config: DictConfig) -> None:
+    """Rank 1 fails in the way that ``config`` says while the other waits for it."""
+    torch.distributed.init_process_group("gloo")
+    if os.environ["RANK"] == "1":
+        Path(config.file).write_text(str(time.time()))
+        if config.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("by zero")
+    gather_batches([0])
+    time.sleep(600)
+
+
+def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
+    """Of two processes: the batches gathered, what rank 0 told this one, and how its own would be started."""
+    torch.distributed.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    gathered = [gather_batches(list(range(rank, batches, 2))) for batches in config.batches]
+    assert rank == 0 or not any(gathered)
+    return gathered, from_rank_zero(f"of {rank}" if rank == 0 else ""), multiprocessing.get_start_method()
