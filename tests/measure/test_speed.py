@@ -32,12 +32,12 @@ def test_a_machine_that_slows_down_does_so_to_all_variants() -> None:
     def run(images: Tensor) -> None:
         nonlocal calls
         calls += 1
-        time.sleep(1e-4 * calls * len(images) / 4)
+        time.sleep(3e-4 * calls * len(images) / 4)
 
     speeds = measure_speed({"a": run, "b": run, "c": run}, torch.zeros(4, 1), min_rounds=6, max_seconds=0)
     # One variant after the other, the first would be more than twice as fast as the last.
     figures = [speed.img_per_s for speed in speeds.values()]
-    assert max(figures) / min(figures) < 1.25
+    assert max(figures) / min(figures) < 1.4
 
 
 def test_every_round_visits_all_variants_and_starts_with_another() -> None:
