@@ -78,6 +78,19 @@ def test_the_figures_are_those_of_one_process_though_another_has_no_batch(run_pr
     assert read_result(run.folder)["points"][0]["skipped"] == [broken]
 
 
+def test_any_number_of_images_and_processes(run_program, tmp_path: Path) -> None:
+    for images, processes in ((97, 2), (500, 3)):
+        data = image_folder(tmp_path / f"images_{images}", images)
+        alone = run_program(main, *WHOLE, *data, "resume=false")
+        assert alone.code == 0, alone.err
+        folder = alone.folder.rename(tmp_path / f"alone_{images}")
+        run = run_program(main, *WHOLE, *data, *DDP, f"trainer.devices={processes}", "resume=false")
+        assert run.code == 0, run.err
+        assert equal(run.folder, folder)
+        assert read_result(run.folder)["points"][0]["images"] == images
+        shutil.rmtree(run.folder)
+
+
 def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(run_program, tmp_path: Path) -> None:
     """And its limit is on the batches of both processes together; the leader times and draws."""
     overrides = [*WHOLE, "trainer.limit_test_batches=3", "timing.batch_size=2", "timing.seconds=0", "pictures=2"]

@@ -258,61 +258,12 @@ def _chunk_states(u, delta, a, b, d, bias, gap, stretch, before, faded,
             total = tl.zeros((CH,), tl.float32)
             b_g = b + g * step_g + image * step_b
             first = start + count - 1 if (REVERSE >> g) & 1 else start
-            h, total = _left(
-                h,
-                total,
-                u,
-                delta,
-                b_g,
-                gap,
-                stretch,
-                e,
-                inside,
-                first,
-                whole,
-                length,
-                a2,
-                bias_e,
-                idle_e,
-                channels,
-                step_t,
-                (REVERSE >> g) & 1,
-                SOFTPLUS,
-                GAP,
-                STRETCH,
-                EVEN,
-                N,
-                NP,
-                U,
-            )
+            h, total = _left(h, total, u, delta, b_g, gap, stretch, e, inside, first, whole, length, a2, bias_e, idle_e,
+                             channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, N, NP, U)  # fmt: skip
             first = first - whole if (REVERSE >> g) & 1 else first + whole
-            h, total = _left(
-                h,
-                total,
-                u,
-                delta,
-                b_g,
-                gap,
-                stretch,
-                e,
-                inside,
-                first,
-                count - whole,
-                length,
-                a2,
-                bias_e,
-                idle_e,
-                channels,
-                step_t,
-                (REVERSE >> g) & 1,
-                SOFTPLUS,
-                GAP,
-                STRETCH,
-                EVEN,
-                N,
-                NP,
-                1,
-            )
+            h, total = _left(h, total, u, delta, b_g, gap, stretch, e, inside, first, count - whole, length, a2, bias_e,
+                             idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, N, NP,
+                             1)  # fmt: skip
             tl.store(faded + at * channels + e, total, inside)
             tl.store(_tile(before + at * NP * channels, n, e, channels), h, inside[None, :])
 
