@@ -75,7 +75,8 @@ class PatchEmbed(nn.Module):
         grid = self.grid(*images.shape[-2:])
         if self.num_frames is None and self.stride == self.patch_size:
             # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
-            patches = images.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).permute(0, 2, 4, 1, 3, 5)
+            size = self.patch_size
+            patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)
             return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias), grid
         return self.proj(images).flatten(2).transpose(1, 2), grid
 

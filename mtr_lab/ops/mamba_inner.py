@@ -138,9 +138,8 @@ def _mamba_inner(
     x, z = xz.chunk(2, dim=-1)
     layout = Layout(conv_weight, conv_bias, projection, timescale, timescale_bias, a, d)
     u, delta, projected, sums = project.project(x, layout, stretch, reverse, with_delta, with_write)
-    _, b, c = layout.split(projected)
     y, output = scan.scan(
-        u, delta, a, b, c, d, z, timescale_bias, gap, None, reverse,
+        u, delta, a, projected[..., -2 * a.shape[1] :], d, z, timescale_bias, gap, None, reverse,
         softplus=False, sums=False, output=with_output, scale=scale,
     )  # fmt: skip
     if with_output:

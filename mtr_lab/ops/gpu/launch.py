@@ -19,13 +19,6 @@ def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], A
     return triton.autotune(configs[:1] if INTERPRETED else configs, key=key, cache_results=True)
 
 
-def aligned_rows(b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The two (G, B, L, N) tensors as they are if one set of strides describes both, else copies for which it does."""
-    if b.stride() == c.stride() and b.stride(3) == 1 and b.dtype == c.dtype:
-        return b, c
-    return b.float().contiguous(), c.float().contiguous()
-
-
 def rows(x: Tensor) -> Tensor:
     """(B, L, E) as it is if its rows are evenly spaced and contiguous each, else a contiguous copy."""
     return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()

@@ -2,22 +2,26 @@
 
 A program, one warp, owns one image, some channels and a chunk of tokens, and walks through the chunk once for each
 direction. Each thread holds two channels and all their states: the sum over states needs no exchange between threads,
-and what is read of B and C serves both channels. What bounds the kernel are the exponentials, one for each token,
-channel, state and direction, of which a multiprocessor computes 16 a clock.
+and what is read of B and C serves both channels. Tokens are read some steps ahead, a few at once, through shared memory.
+
+What bounds the kernel are the exponentials, one for each token, channel, state and direction, of which a multiprocessor
+computes 16 a clock. For data in half precision those of ``POLY`` states are computed by a polynomial instead, on units
+that have time to spare.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import aligned_rows, autotuned, fill, reverse_mask, rows
+from mtr_lab.ops.gpu.launch import autotuned, fill, reverse_mask, rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
-UNROLL = 4  # tokens whose loads are under way together
+UNROLL = 4  # tokens that are read at once
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
 MIN_CHUNK = 8  # tokens: below, the second pass over them costs more than it hides
 
@@ -63,68 +67,88 @@ def _tile(x, n, e, channels: tl.constexpr):
 
 @triton.jit
 def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-               N: tl.constexpr, NP: tl.constexpr):  # fmt: skip
+               NP: tl.constexpr, POLY: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
-    a2 = tl.load(_tile(a, n, e, channels), inside[None, :] & (n < N)[:, None], 0)
+    a2 = tl.load(_tile(a, n, e, channels), inside[None, :], 0) * LOG2E
     d_e = tl.load(d + e, inside, 0)
-    bias_e, idle_e = d_e, d_e
+    limit, bias_e, idle_e = d_e, d_e, d_e
+    if POLY > 0:  # the longest span for which the powers are numbers that the polynomial's way can represent
+        limit = -120 / tl.minimum(tl.min(tl.where((n < POLY)[:, None], a2, 0), 0), -1e-6)
     if SOFTPLUS:
         bias_e = tl.load(bias + e, inside, 0)
     if GAP:
         idle_e = softplus(tl.load(bias + e, inside, 0))
-    return a2 * LOG2E, d_e, bias_e, idle_e
+    return a2, limit, d_e, bias_e, idle_e
 
 
 @triton.jit
-def _rows(x, U: tl.constexpr, step: tl.constexpr, inside, EVEN: tl.constexpr):
-    """U rows of channels, ``step`` elements apart. Strides are constants, so that one address serves all of them."""
-    loaded = ()
-    for k in tl.static_range(U):
-        loaded = loaded + (tl.load(x + k * step) if EVEN else tl.load(x + k * step, inside, 0),)
-    return loaded
+def _unstack(x, U: tl.constexpr):
+    """(U, K) -> U times (K,), U a power of two."""
+    if U == 1:
+        return (tl.reshape(x, (x.shape[1],)),)
+    else:
+        first, second = tl.split(tl.permute(tl.reshape(x, (2, U // 2, x.shape[1])), (1, 2, 0)))
+        return _unstack(first, U // 2) + _unstack(second, U // 2)
 
 
 @triton.jit
-def _states_row(x, n, N: tl.constexpr, NP: tl.constexpr):
-    row = tl.load(x + n) if N == NP else tl.load(x + n, n < N, 0)
-    return row.to(tl.float32)
+def _tokens(x, e, inside, U: tl.constexpr, step: tl.constexpr, EVEN: tl.constexpr):
+    """U rows of channels, ``step`` elements apart."""
+    at = x + tl.arange(0, U)[:, None] * step + e[None, :]
+    return _unstack(tl.load(at) if EVEN else tl.load(at, inside[None, :], 0), U)
 
 
 @triton.jit
-def _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
+def _states(bc, U: tl.constexpr, step: tl.constexpr, NP: tl.constexpr):
+    """U rows of B and C side by side."""
+    return _unstack(tl.load(bc + tl.arange(0, U)[:, None] * step + tl.arange(0, 2 * NP)[None, :]), U)
+
+
+@triton.jit
+def _fade(span, a2, n, limit, POLY: tl.constexpr):
+    """2 to the power of span · a2, (N, channels): for the first ``POLY`` states by a polynomial of degree 3.
+
+    It is exact at 0 and off by 1e-4 at most, which is 4e-4 of what the state loses. The number of whole turns is added to
+    the exponent's bits, so the power has to stay above the least one: ``limit`` sees to it. Which way a state takes is
+    known to the compiler.
+    """
+    fade = tl.exp2(span[None, :] * a2)
+    if POLY > 0:
+        short = tl.minimum(span, limit)[None, :]
+        turns = short * a2 + 12582912.0  # 1.5 · 2²³: the sum is rounded to a whole number, in its lowest bits
+        f = short * a2 - (turns - 12582912.0)
+        p = ((0.05500910058617592 * f + 0.2422109842300415) * f + 0.6932829022407532) * f + 1.0
+        power = (turns.to(tl.int32, bitcast=True) << 23) + p.to(tl.int32, bitcast=True)
+        fade = tl.where((n < POLY)[:, None], power.to(tl.float32, bitcast=True), fade)
+    return fade
+
+
+@triton.jit
+def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, length, a2, limit, d_e, bias_e, idle_e,
           channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
           GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
-          N: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          NP: tl.constexpr, U: tl.constexpr, POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
     n = tl.arange(0, NP)
     SIGN: tl.constexpr = -1 if BACK else 1
-    # B and C of the next tokens are read once, in one instruction, for no other reason than that the cache has them
-    # when all their broadcast reads come. The sum keeps the compiler from leaving that out.
-    ahead = tl.arange(0, U)[:, None] * (SIGN * step_t) + n[None, :]
-    known = n[None, :] < N
-    b_ahead, c_ahead = tl.load(b + first * step_t + ahead, known, 0), tl.load(c + first * step_t + ahead, known, 0)
-    unused = tl.zeros((U, NP), tl.float32)
-    for i in range(0, count, U):
+    for i in tl.range(0, count, U, num_stages=STAGES):
         t0 = first + SIGN * i
-        unused += b_ahead.to(tl.float32) + c_ahead.to(tl.float32)
-        t1 = first + SIGN * tl.minimum(i + U, count - U)
-        b_ahead, c_ahead = tl.load(b + t1 * step_t + ahead, known, 0), tl.load(c + t1 * step_t + ahead, known, 0)
-        us = _rows(u + t0 * channels + e, U, SIGN * channels, inside, EVEN)
-        dts = _rows(delta + t0 * channels + e, U, SIGN * channels, inside, EVEN)
+        us = _tokens(u + t0 * channels, e, inside, U, SIGN * channels, EVEN)
+        dts = _tokens(delta + t0 * channels, e, inside, U, SIGN * channels, EVEN)
+        bcs = _states(bc + t0 * step_t, U, SIGN * step_t, NP)
         ys, zs = us, us
         if not FIRST:
-            ys = _rows(y + t0 * channels + e, U, SIGN * channels, inside, EVEN)
+            ys = _tokens(y + t0 * channels, e, inside, U, SIGN * channels, EVEN)
         if LAST and GATE:
-            zs = _rows(z + t0 * step_z + e, U, SIGN * step_z, inside, EVEN)
-        tl.debug_barrier()  # all loads are under way before the first is waited for: the compiler would delay them
-        b_at, c_at, y_at = b + t0 * step_t, c + t0 * step_t, y + t0 * channels + e
+            zs = _tokens(z + t0 * step_z, e, inside, U, SIGN * step_z, EVEN)
+        y_at = y + t0 * channels + e
         for k in tl.static_range(U):
             t = t0 + SIGN * k
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             u_t = us[k].to(tl.float32)
-            b_t, c_t = _states_row(b_at + SIGN * k * step_t, n, N, NP), _states_row(c_at + SIGN * k * step_t, n, N, NP)
-            fade = tl.exp2(_decay(dt, idle_e, gap, t, length, BACK, GAP)[None, :] * a2)
+            b_t, c_t = tl.split(tl.permute(tl.reshape(bcs[k].to(tl.float32), (2, NP)), (1, 0)))
+            fade = _fade(_decay(dt, idle_e, gap, t, length, BACK, GAP), a2, n, limit, POLY)
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
             y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
             at = sums + t * tl.num_programs(0) + tl.program_id(0)
@@ -144,18 +168,18 @@ def _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, first, count, 
                 tl.store(y_at + SIGN * k * channels, y_t.to(y.dtype.element_ty))
             else:
                 tl.store(y_at + SIGN * k * channels, y_t.to(y.dtype.element_ty), inside)
-    tl.store(sums + ahead, unused + b_ahead.to(tl.float32) + c_ahead.to(tl.float32), (length < 0) & known)
     return h
 
 
 @triton.jit
-def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, faded, e, inside, start, end, length,
+def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded, e, inside, start, end, length,
                channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
                GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-               EVEN: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+               EVEN: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr,
+               POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
-    a2, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, N, NP)
+    a2, limit, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, NP, POLY)
     h = tl.zeros((NP, CH), tl.float32)
     if SPLIT:  # the state that the chunks before this one leave behind
         chunks = tl.num_programs(2)
@@ -166,76 +190,75 @@ def _direction(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, fad
             h = tl.exp2(sum_e[None, :] * a2) * h + left
     whole = (end - start) // U * U
     if whole > 0:
-        h = _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
-                  a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS,
-                  GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, U)  # fmt: skip
+        h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
+                  a2, limit, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
+                  SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U, POLY, STAGES)  # fmt: skip
     if whole < end - start:
-        _walk(h, u, delta, b, c, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
-              end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK,
-              FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, N, NP, 1)  # fmt: skip
+        _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
+              end - start - whole, length, a2, limit, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
+              BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1, POLY, STAGES)  # fmt: skip
 
 
 def _configurations() -> list[triton.Config]:
     """Fewer registers a thread, more warps beside each other; which is better depends on how many there are to run."""
     limits = (168, 128) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
-    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
+    return [triton.Config({"POLY": 2, "STAGES": 3}, num_warps=1, maxnreg=limit) for limit in limits]
 
 
-@autotuned(_configurations(), key=["channels", "N", "G", "SPLIT"])
+@autotuned(_configurations(), key=["channels", "NP", "G", "SPLIT"])
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, b, c, d, bias, z, gap, stretch, y, sums, before, faded,
+def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-          STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr, N: tl.constexpr,
-          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
+          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr, POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     inside = e < channels
     start = tl.program_id(2) * chunk
     end = tl.minimum(start + chunk, length)
+    SHORT: tl.constexpr = POLY if y.dtype.element_ty.primitive_bitwidth == 16 else 0
     for g in tl.static_range(G):
         each = g * images + image
-        at = g * step_g + image * step_b
         state = each * tl.num_programs(2) * channels
-        _direction(u + each * length * channels, delta + each * length * channels, a + g * channels * N, b + at, c + at,
-                   d + g * channels, bias + g * channels, z + image * length * step_z, gap + image * length,
-                   stretch + image * length, y + image * length * channels, sums + each * length * tl.num_programs(0),
+        _direction(u + each * length * channels, delta + each * length * channels, a + g * channels * NP,
+                   bc + g * step_g + image * step_b, d + g * channels, bias + g * channels,
+                   z + image * length * step_z, gap + image * length, stretch + image * length,
+                   y + image * length * channels, sums + each * length * tl.num_programs(0),
                    before + state * NP, faded + state, e, inside, start, end, length, channels, step_z, step_t,
                    G * images * length * tl.num_programs(0), scale,
                    (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, SPLIT,
-                   channels % CH == 0, N, NP, CH, U)  # fmt: skip
+                   channels % CH == 0, NP, CH, U, SHORT, STAGES)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
 @triton.jit
-def _left(h, total, u, delta, b, gap, stretch, e, inside, first, count, length, a2, bias_e, idle_e,
+def _left(h, total, u, delta, bc, gap, stretch, e, inside, first, count, length, a2, bias_e, idle_e,
           channels: tl.constexpr, step_t: tl.constexpr, BACK: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-          STRETCH: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """``_walk`` without an output: the state after ``count`` tokens, and the sum of Δ and the gaps crossed."""
-    n = tl.arange(0, NP)
     SIGN: tl.constexpr = -1 if BACK else 1
-    for i in range(0, count, U):
+    for i in tl.range(0, count, U, num_stages=3):
         t0 = first + SIGN * i
-        us = _rows(u + t0 * channels + e, U, SIGN * channels, inside, EVEN)
-        dts = _rows(delta + t0 * channels + e, U, SIGN * channels, inside, EVEN)
-        tl.debug_barrier()
+        us = _tokens(u + t0 * channels, e, inside, U, SIGN * channels, EVEN)
+        dts = _tokens(delta + t0 * channels, e, inside, U, SIGN * channels, EVEN)
+        bcs = _states(bc + t0 * step_t, U, SIGN * step_t, NP)
         for k in tl.static_range(U):
             t = t0 + SIGN * k
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             write = dt * us[k].to(tl.float32)
             dt = _decay(dt, idle_e, gap, t, length, BACK, GAP)
-            b_t = _states_row(b + t0 * step_t + SIGN * k * step_t, n, N, NP)
+            b_t, _ = tl.split(tl.permute(tl.reshape(bcs[k].to(tl.float32), (2, NP)), (1, 0)))
             h = tl.exp2(dt[None, :] * a2) * h + write[None, :] * b_t[:, None]
             total += dt
     return h, total
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _chunk_states(u, delta, a, b, d, bias, gap, stretch, before, faded,
+def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
                   images, length, channels: tl.constexpr, chunk, step_g, step_b, step_t: tl.constexpr,
                   REVERSE: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-                  STRETCH: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr,
-                  U: tl.constexpr):  # fmt: skip
+                  STRETCH: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     EVEN: tl.constexpr = channels % CH == 0
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     inside = e < channels
@@ -252,17 +275,18 @@ def _chunk_states(u, delta, a, b, d, bias, gap, stretch, before, faded,
     stretch += image * length
     for g in tl.static_range(G):
         if each // images == g:
-            a2, _, bias_e, idle_e = _constants(a + g * channels * N, d + g * channels, bias + g * channels, e, inside,
-                                               channels, SOFTPLUS, GAP, N, NP)  # fmt: skip
+            a2, _, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
+                                                  inside, channels, SOFTPLUS, GAP, NP, 0)  # fmt: skip
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
-            b_g = b + g * step_g + image * step_b
+            bc_g = bc + g * step_g + image * step_b
             first = start + count - 1 if (REVERSE >> g) & 1 else start
-            h, total = _left(h, total, u, delta, b_g, gap, stretch, e, inside, first, whole, length, a2, bias_e, idle_e,
-                             channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, N, NP, U)  # fmt: skip
+            h, total = _left(h, total, u, delta, bc_g, gap, stretch, e, inside, first, whole, length, a2, bias_e,
+                             idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
+                             U)  # fmt: skip
             first = first - whole if (REVERSE >> g) & 1 else first + whole
-            h, total = _left(h, total, u, delta, b_g, gap, stretch, e, inside, first, count - whole, length, a2, bias_e,
-                             idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, N, NP,
+            h, total = _left(h, total, u, delta, bc_g, gap, stretch, e, inside, first, count - whole, length, a2,
+                             bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
                              1)  # fmt: skip
             tl.store(faded + at * channels + e, total, inside)
             tl.store(_tile(before + at * NP * channels, n, e, channels), h, inside[None, :])
@@ -285,10 +309,11 @@ def selective_scan(
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
-    a = A.float().transpose(1, 2).contiguous()  # (G, N, E)
+    more = triton.next_power_of_2(A.shape[2]) - A.shape[2]  # states that stay zero
     return scan(
-        u.contiguous(), delta.contiguous(), a, B, C, D.float().contiguous(), z, delta_bias.float().contiguous(),
-        gap, stretch, reverse, softplus=True, sums=with_stats, output=with_stats,
+        u.contiguous(), delta.contiguous(), F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous(),
+        torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3), D.float().contiguous(), z,
+        delta_bias.float().contiguous(), gap, stretch, reverse, softplus=True, sums=with_stats, output=with_stats,
     )  # fmt: skip
 
 
@@ -296,8 +321,7 @@ def scan(
     u: Tensor,
     delta: Tensor,
     a: Tensor,
-    b: Tensor,
-    c: Tensor,
+    bc: Tensor,
     d: Tensor,
     z: Tensor | None,
     bias: Tensor,
@@ -314,8 +338,8 @@ def scan(
 
     Args:
         u: (G, B, L, E), contiguous; ``delta`` likewise, of any dtype.
-        a: (G, N, E) float32, contiguous; ``d`` and ``bias`` (G, E) likewise.
-        b, c: (G, B, L, N), the last stride 1, the others equal in both.
+        a: (G, N, E) float32, contiguous, N a power of two; ``d`` and ``bias`` (G, E) likewise.
+        bc: B and C side by side, (G, B, L, 2N), the last stride 1.
         z: (B, L, E), the last stride 1 and rows evenly spaced; ``None`` for no gate.
         softplus: whether ``delta`` still lacks bias and softplus; without, ``bias`` is read for gaps alone.
         sums, output: whether to emit Σ Δ and Σ (Δ u)², and Σ max(0, y).
@@ -328,35 +352,61 @@ def scan(
         (G, B, L, 0).
     """
     directions, images, length, channels = u.shape
-    states, padded, blocks = a.shape[1], triton.next_power_of_2(a.shape[1]), triton.cdiv(channels, CHANNELS)
-    b, c = aligned_rows(b, c)
+    blocks = triton.cdiv(channels, CHANNELS)
     y = torch.empty_like(u[0])
     absent = y  # stands for a tensor the kernel does not read
     z_rows = absent if z is None else rows(z)
     gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
-    mask = reverse_mask(reverse)
     chunk = chunk_length(length, images * blocks, u.device)
     chunks = triton.cdiv(length, chunk)
-    switches: dict[str, int] = {"SOFTPLUS": softplus, "GAP": gap is not None, "STRETCH": stretch is not None}
-    switches |= {"REVERSE": mask, "G": directions, "N": states, "NP": padded, "CH": CHANNELS, "U": UNROLL}
     before = faded = absent
     if chunks > 1:
-        before = u.new_empty(directions, images, chunks, padded, channels, dtype=torch.float32)
-        faded = u.new_empty(directions, images, chunks, channels, dtype=torch.float32)
-        _chunk_states[blocks, directions * images, chunks](
-            u, delta, a, b, d, bias, gaps, stretches, before, faded, images, length, channels, chunk,
-            *b.stride()[:3], **switches, num_warps=1,
-        )  # fmt: skip
+        before, faded = chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, chunk, softplus=softplus)
     size = 3 * directions * images * length * blocks if sums or output else 1
     parts = u.new_empty(size, dtype=torch.float32)
     _scan[blocks, images, chunks](
-        u, delta, a, b, c, d, bias, z_rows, gaps, stretches, y, parts, before, faded,
-        length, channels, chunk, z_rows.stride(1), *b.stride()[:3], scale,
-        GATE=z is not None, **switches, SUMS=sums, OUTPUT=output, SPLIT=chunks > 1,
+        u, delta, a, bc, d, bias, z_rows, gaps, stretches, y, parts, before, faded,
+        length, channels, chunk, z_rows.stride(1), *bc.stride()[:3], scale,
+        REVERSE=reverse_mask(reverse), G=directions, GATE=z is not None, SOFTPLUS=softplus, GAP=gap is not None,
+        STRETCH=stretch is not None, SUMS=sums, OUTPUT=output, SPLIT=chunks > 1, NP=a.shape[1], CH=CHANNELS, U=UNROLL,
     )  # fmt: skip
     if not (sums or output):
         return y, parts.new_empty(directions, images, length, 0)
     return y, parts.view(3, directions, images, length, blocks).sum(-1).movedim(0, -1).contiguous()
+
+
+def chunk_states(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    bc: Tensor,
+    d: Tensor,
+    bias: Tensor | None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    reverse: Sequence[bool],
+    chunk: int,
+    *,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """What every chunk of tokens leaves behind, were the state zero before it; arguments as in ``scan``.
+
+    Returns:
+        The states (G, B, chunks, N, E), and the sums over the chunk of Δ and the gaps crossed, (G, B, chunks, E).
+    """
+    directions, images, length, channels = u.shape
+    grid = triton.cdiv(channels, CHANNELS), directions * images, triton.cdiv(length, chunk)
+    before = u.new_empty(directions, images, grid[2], a.shape[1], channels, dtype=torch.float32)
+    faded = u.new_empty(directions, images, grid[2], channels, dtype=torch.float32)
+    absent = u  # stands for a tensor the kernel does not read
+    gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
+    _chunk_states[grid](
+        u, delta, a, bc, d, torch.zeros_like(d) if bias is None else bias, gaps, stretches, before, faded,
+        images, length, channels, chunk, *bc.stride()[:3],
+        REVERSE=reverse_mask(reverse), G=directions, SOFTPLUS=softplus, GAP=gap is not None,
+        STRETCH=stretch is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
+    )  # fmt: skip
+    return before, faded
 
 
 def chunk_length(length: int, warps: int, device: torch.device) -> int:

@@ -1,10 +1,13 @@
 """The gradients of the selective scan: the recurrence backwards in time, one launch for all directions.
 
-One warp owns 32 channels of one direction of one image, with all their states, and walks over the tokens. The states a
-token arrives at are needed in the reverse of the order they come about in, so the first kernel keeps those at the start
-of every chunk of √L/2 tokens; the second goes over the chunks from the last to the first, computes a chunk's states
-again into a buffer and reads that backwards. This takes memory for 2.5√L tokens' states instead of L. Chunks of √L
-would take the least, 2√L, but the buffer is written once a token and the smaller it is, the likelier it stays cached.
+One warp owns up to 32 channels of one direction of one image, with all their states, and a segment of the tokens: all
+of them, unless that would leave the GPU idle. The states a token arrives at are needed in the reverse of the order they
+come about in, so a program first walks its segment and keeps the state at the start of every chunk of about √L tokens;
+then it goes over the chunks from the last to the first, computes a chunk's states again into a buffer and reads that
+backwards. This takes memory for 2√L tokens' states instead of L. What a walk reads is under way some tokens ahead.
+
+Where there are several segments, two short launches before find what each leaves to the next: the state, in the reading
+order, and the gradient of the state against it.
 
 The compiler gives a thread 4 channels times 4 states. With one channel and its 16 states a thread, the sums over the
 states would need no other thread, but those over the channels, for B and C, are as many and would need all the more.
@@ -17,16 +20,20 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import reverse_mask
-from mtr_lab.ops.gpu.scan import softplus
+from mtr_lab.ops.gpu import scan
+from mtr_lab.ops.gpu.launch import autotuned, fill, reverse_mask, rows
+from mtr_lab.ops.gpu.scan import LOG2E, _unstack, softplus
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
-REGISTERS = 168  # a thread: the most that lets 12 warps share a Hopper multiprocessor; the compiler alone takes 230
-VARYING = ["length", "chunk", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16
+SEGMENTS = 24  # of a sequence, at most: each program sums up the others
+MIN_SEGMENT = 32  # tokens
+AHEAD = 4  # tokens that the walk forwards reads at once
+VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of its own for a 1 or a multiple of 16
 
 
 def selective_scan_backward(
@@ -49,8 +56,8 @@ def selective_scan_backward(
     result is deterministic.
 
     Args:
-        u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse: as for ``selective_scan``. ``B``, ``C`` and ``z``
-            are read in place if their last stride is 1.
+        u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse: as for ``selective_scan``. ``z`` is read in place if
+            its rows are evenly spaced and its last stride is 1.
         grad_y: the gradient of the output, (B, L, E).
 
     Returns:
@@ -59,240 +66,296 @@ def selective_scan_backward(
     """
     directions, images, length, channels = u.shape
     states = A.shape[2]
-    u, delta, A, D, grad_y = (t.contiguous() for t in (u, delta, A, D, grad_y))
-    delta_bias, gap, stretch = (None if t is None else t.contiguous() for t in (delta_bias, gap, stretch))
-    B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (B, C))
-    if z is not None and z.stride(-1) != 1:
-        z = z.contiguous()
-
     padded = triton.next_power_of_2(states)
+    more = padded - states  # states that stay zero
+    u, delta, grad_y = (t.contiguous() for t in (u, delta, grad_y))
+    a = F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous()
+    bc = torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3)
+    d, bias, gap, stretch = (None if t is None else t.contiguous() for t in (D, delta_bias, gap, stretch))
+    gate = None if z is None else rows(z)
+
     block = max(1, min(32, STATES // padded))
     blocks = triton.cdiv(channels, block)
-    chunk = math.isqrt(length) // 2 + 1
-    chunks = triton.cdiv(length, chunk)
-    grid = (blocks, images, directions)
-    programs = blocks * images * directions
-    starts = u.new_empty(programs, chunks - 1, padded, block, dtype=torch.float32)
+    wanted = min(fill(u.device) // (blocks * images * directions), SEGMENTS, length // MIN_SEGMENT)
+    segment = triton.cdiv(length, max(wanted, 1))
+    segments = triton.cdiv(length, segment)
+    chunk = AHEAD * triton.cdiv(math.isqrt(segment), AHEAD)
+    grid = (blocks, directions * images, segments)
+    programs = blocks * directions * images * segments
+    starts = u.new_empty(programs, triton.cdiv(segment, chunk), padded, block, dtype=torch.float32)
     arrivals = u.new_empty(programs, chunk, padded, block, dtype=torch.float32)
 
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dz = None if z is None else z.new_empty(u.shape)
-    dB, dC = (u.new_empty(blocks, directions, images, length, states, dtype=torch.float32) for _ in range(2))
-    dA = u.new_empty(directions, images, channels, states, dtype=torch.float32)
-    dD, dbias = (u.new_empty(directions, images, channels, dtype=torch.float32) for _ in range(2))
+    dbc = u.new_empty(blocks, directions, images, length, 2 * padded, dtype=torch.float32)
+    parts = directions, images * segments
+    da = u.new_empty(*parts, padded, channels, dtype=torch.float32)
+    dd, dbias = (u.new_empty(*parts, channels, dtype=torch.float32) for _ in range(2))
 
     shape = {
+        "images": images,
         "length": length,
         "channels": channels,
-        "chunk": chunk,
+        "segment": segment,
         "reverse": reverse_mask(reverse),
     }
-    options = {"N": states, "PADDED": padded, "BLOCK": block, "num_warps": 1}
-    if torch.version.hip is None:  # an option of NVIDIA's compiler
-        options["maxnreg"] = REGISTERS
-    _chunk_starts[grid](
-        u, delta, A, B, delta_bias, gap, stretch, starts, *B.stride()[:3], **shape, **options
-    )  # fmt: skip
+    strides = *bc.stride()[:3], 0 if gate is None else gate.stride(1)
+    before = after = faded = None
+    if segments > 1:
+        before, faded = scan.chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, segment, softplus=True)
+        after = torch.empty_like(before)
+        _left_backwards[triton.cdiv(channels, scan.CHANNELS), directions * images, segments](
+            delta, a, bc, gate, bias, gap, stretch, grad_y, after, *strides, **shape,
+            NP=padded, BLOCK=scan.CHANNELS, U=AHEAD, num_warps=1,
+        )  # fmt: skip
     _scan_backward[grid](
-        u, delta, A, B, C, D, z, delta_bias, gap, stretch, grad_y, starts, arrivals,
-        du, ddelta, dA, dB, dC, dD, dz, dbias,
-        *B.stride()[:3], *C.stride()[:3], *((0, 0) if z is None else z.stride()[:2]), **shape, **options,
+        u, delta, a, bc, d, gate, bias, gap, stretch, grad_y, before, after, faded, starts, arrivals,
+        du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, AHEAD=AHEAD,
     )  # fmt: skip
+    db, dc = dbc.sum(0).split(padded, dim=3)
     return (
         du,
         ddelta,
-        dA.sum(1).to(A.dtype),
-        dB.sum(0).to(B.dtype),
-        dC.sum(0).to(C.dtype),
-        dD.sum(1).to(D.dtype),
+        da.sum(1)[:, :states].transpose(1, 2).to(A.dtype).contiguous(),
+        db[..., :states].to(B.dtype).contiguous(),
+        dc[..., :states].to(C.dtype).contiguous(),
+        dd.sum(1).to(D.dtype),
         None if dz is None else dz.sum(0),
         None if delta_bias is None else dbias.sum(1).to(delta_bias.dtype),
     )
 
 
 @triton.jit
-def _program(length, channels, reverse, BLOCK: tl.constexpr):
-    """This program's direction, image, channels and number, and the direction's first token and step to the next.
+def _program(length, images, segment, reverse, BLOCK: tl.constexpr):
+    """This program's direction with image, image, channels and segment, and the direction's step from token to token.
 
-    Direction and image have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
+    The first two have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
     """
-    block, image, g = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    number = (g * tl.num_programs(1) + image) * tl.num_programs(0) + block
-    backward = (reverse >> tl.program_id(2)) & 1
-    return g, image, block * BLOCK + tl.arange(0, BLOCK), number, backward * (length - 1), 1 - 2 * backward
+    each = tl.program_id(1).to(tl.int64)
+    g = tl.program_id(1) // images
+    start = tl.program_id(2) * segment
+    end = tl.minimum(start + segment, length)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    return g, each, each % images, e, start, end, 1 - 2 * ((reverse >> g) & 1)
 
 
 @triton.jit
-def _weights(a, bias, g, e, n, channels, N: tl.constexpr):
+def _weights(a, bias, g, e, n, inside, channels, NP: tl.constexpr):
     """A for powers of two (N, channels), the bias, and Δ of a removed token."""
-    at = g * channels + e
-    a2 = tl.load(a + at[None, :] * N + n[:, None], (e < channels)[None, :] & (n < N)[:, None], 0).to(tl.float32)
+    a2 = tl.load(a + (g * NP + n[:, None]) * channels + e[None, :], inside[None, :], 0) * LOG2E
     bias_e = tl.zeros(e.shape, tl.float32)
     if bias is not None:
-        bias_e = tl.load(bias + at, e < channels, 0).to(tl.float32)
-    return a2 * 1.4426950408889634, bias_e, softplus(bias_e)
+        bias_e = tl.load(bias + g * channels + e, inside, 0).to(tl.float32)
+    return a2, bias_e, softplus(bias_e)
 
 
 @triton.jit
-def _timescale(x, idle, gap, stretch, t, step, length):
-    """Δ, the stretch and the gap of token t, and how long the state decays before it."""
-    dt = softplus(x)
+def _tokens(x, t0, step, start, end, stride, column, inside, U: tl.constexpr):
+    """``column`` of U tokens, ``step`` apart; zeros outside the segment."""
+    t = t0 + step * tl.arange(0, U)
+    there = (t >= start) & (t < end)
+    return _unstack(tl.load(x + t[:, None] * stride + column[None, :], there[:, None] & inside[None, :], 0), U)
+
+
+@triton.jit
+def _timescale(raw, bias_e, idle, gap, stretch, t, step, there, length):
+    """Before and after softplus, the stretch and the gap of token t, and how long the state decays before it."""
+    x = raw.to(tl.float32) + bias_e
+    dt = tl.where(there, softplus(x), 0)
     stretch_t = 1.0
     if stretch is not None:
-        stretch_t = tl.load(stretch + t).to(tl.float32)
+        stretch_t = tl.load(stretch + t, there, 0).to(tl.float32)
         dt *= stretch_t
     gap_t = 0.0
     span = dt
     if gap is not None:
         # A backward scan crosses the gap in front of token t + 1 when it arrives at token t.
         crossed = tl.where(step > 0, t, t + 1)
-        gap_t = tl.load(gap + crossed, crossed < length, 0).to(tl.float32)
+        gap_t = tl.load(gap + crossed, there & (crossed < length), 0).to(tl.float32)
         span += gap_t * idle
-    return dt, stretch_t, gap_t, span
+    return x, dt, stretch_t, gap_t, span
 
 
 @triton.jit
-def _advance(h, u_t, delta_t, b_t, a2, bias_e, idle, gap, stretch, t, step, length):
-    """The state after token t."""
-    dt, _, _, span = _timescale(delta_t.to(tl.float32) + bias_e, idle, gap, stretch, t, step, length)
-    write = dt * u_t.to(tl.float32)
-    return tl.exp2(span[None, :] * a2) * h + write[None, :] * b_t.to(tl.float32)[:, None]
-
-
-@triton.jit
-def _token(u, delta, b, at, b_at, inside, in_state):
-    return tl.load(u + at, inside, 0), tl.load(delta + at, inside, 0), tl.load(b + b_at, in_state, 0)
+def _walk(h, kept, u, delta, bc, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e, n, inside,
+          a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
+          U: tl.constexpr):  # fmt: skip
+    """The state after a chunk of tokens; ``KEEP``: the states they arrive at, too."""
+    for i in tl.range(0, chunk, U, num_stages=3):
+        t0 = first + step * i
+        us = _tokens(u, t0, step, start, end, channels, e, inside, U)
+        deltas = _tokens(delta, t0, step, start, end, channels, e, inside, U)
+        bs = _tokens(bc, t0, step, start, end, bc_l, n, n < NP, U)
+        for j in tl.static_range(U):
+            t = t0 + step * j
+            if KEEP:
+                tl.store(kept + (i + j) * NP * BLOCK + tile, h)
+            there = (t >= start) & (t < end)
+            _, dt, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, t, step, there, length)
+            write = dt * us[j].to(tl.float32)
+            h = tl.exp2(span[None, :] * a2) * h + write[None, :] * bs[j].to(tl.float32)[:, None]
+    return h
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _chunk_starts(u, delta, a, b, bias, gap, stretch, starts, b_g, b_i, b_l, length, channels, chunk, reverse,
-                  N: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Keep the state before the first token of every chunk but the first: (programs, chunks - 1, N, channels)."""
-    g, image, e, number, t, step = _program(length, channels, reverse, BLOCK)
-    n = tl.arange(0, PADDED)
-    inside, in_state = e < channels, n < N
-    a2, bias_e, idle = _weights(a, bias, g, e, n, channels, N)
-    row = (g * tl.num_programs(1) + image) * length
-    u += row * channels
-    delta += row * channels
-    b += g * b_g + image * b_i
+def _left_backwards(delta, a, bc, z, bias, gap, stretch, dy, after, bc_g, bc_i, bc_l, z_l,
+                    images, length, channels, segment, reverse,
+                    NP: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """The gradient in the state that enters a segment, if that in the state that leaves it is zero."""
+    g, each, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
+    n = tl.arange(0, NP)
+    inside = e < channels
+    a2, bias_e, idle = _weights(a, bias, g, e, n, inside, channels, NP)
+    delta += each * length * channels
+    dy += image * length * channels
+    bc += g * bc_g + image * bc_i
+    if z is not None:
+        z += image * length * z_l
     if gap is not None:
         gap += image * length
     if stretch is not None:
         stretch += image * length
-    kept = tl.cdiv(length, chunk) - 1
-    starts += number * kept * PADDED * BLOCK + n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    last = tl.where(step > 0, end - 1, start)
+    dh = tl.zeros((NP, BLOCK), tl.float32)
+    for i in tl.range(0, end - start, U, num_stages=3):
+        t0 = last - step * i
+        deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, U)
+        dys = _tokens(dy, t0, -step, start, end, channels, e, inside, U)
+        cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, U)
+        zs = dys
+        if z is not None:
+            zs = _tokens(z, t0, -step, start, end, z_l, e, inside, U)
+        for j in tl.static_range(U):
+            t = t0 - step * j
+            there = (t >= start) & (t < end)
+            _, _, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, t, step, there, length)
+            dy_t = dys[j].to(tl.float32)
+            if z is not None:
+                z_t = zs[j].to(tl.float32)
+                dy_t *= z_t * tl.sigmoid(z_t)
+            dh = tl.exp2(span[None, :] * a2) * (dh + dy_t[None, :] * cs[j].to(tl.float32)[:, None])
+    at = (each * tl.num_programs(2) + tl.program_id(2)) * NP
+    tl.store(after + (at + n[:, None]) * channels + e[None, :], dh, inside[None, :])
 
-    h = tl.zeros((PADDED, BLOCK), tl.float32)
-    u_n, delta_n, b_n = _token(u, delta, b, t * channels + e, t * b_l + n, inside, in_state)
-    for _ in range(kept):
-        for _ in range(chunk):
-            u_t, delta_t, b_t = u_n, delta_n, b_n
-            # What the next token needs is on its way while this one is computed.
-            after = t + step
-            u_n, delta_n, b_n = _token(u, delta, b, after * channels + e, after * b_l + n, inside, in_state)
-            h = _advance(h, u_t, delta_t, b_t, a2, bias_e, idle, gap, stretch, t, step, length)
-            t = after
-        tl.store(starts, h)
-        starts += PADDED * BLOCK
+
+@triton.jit
+def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.constexpr):
+    """What one more segment leaves of h, and adds to it."""
+    at = each * tl.num_programs(2) + other
+    fade = tl.exp2(tl.load(faded + at * channels + e, inside, 0)[None, :] * a2)
+    return fade * h + tl.load(left + (at * NP + n[:, None]) * channels + e[None, :], inside[None, :], 0)
 
 
+def _configurations() -> list[triton.Config]:
+    """``BACK`` tokens are read at once on the way back; 168 registers let 12 warps share a Hopper multiprocessor."""
+    limits = (168, 240) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
+    return [triton.Config({"BACK": back}, num_warps=1, maxnreg=limit) for back in (2, 1) for limit in limits]
+
+
+@autotuned(_configurations(), key=["channels", "NP", "BLOCK"])
 @triton.jit(do_not_specialize=VARYING)
-def _scan_backward(u, delta, a, b, c, d, z, bias, gap, stretch, dy, starts, arrivals,
-                   du, ddelta, da, db, dc, dd, dz, dbias,
-                   b_g, b_i, b_l, c_g, c_i, c_l, z_i, z_l, length, channels, chunk, reverse,
-                   N: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    g, image, e, number, origin, step = _program(length, channels, reverse, BLOCK)
-    n = tl.arange(0, PADDED)
-    inside, in_state = e < channels, n < N
-    a2, bias_e, idle = _weights(a, bias, g, e, n, channels, N)
-    images = tl.num_programs(1)
-    row = (g * images + image) * length
+def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after, faded, starts, arrivals,
+                   du, ddelta, da, dbc, dd, dz, dbias, bc_g, bc_i, bc_l, z_l,
+                   images, length, channels, segment, reverse, chunk,
+                   NP: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
+    g, each, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
+    n = tl.arange(0, NP)
+    inside = e < channels
+    a2, bias_e, idle = _weights(a, bias, g, e, n, inside, channels, NP)
+    d_e = tl.load(d + g * channels + e, inside, 0).to(tl.float32)
+    row = each * length
     u += row * channels
     delta += row * channels
     du += row * channels
     ddelta += row * channels
     dy += image * length * channels
-    b += g * b_g + image * b_i
-    c += g * c_g + image * c_i
+    bc += g * bc_g + image * bc_i
     if z is not None:
-        z += image * z_i
+        z += image * length * z_l
         dz += row * channels
     if gap is not None:
         gap += image * length
     if stretch is not None:
         stretch += image * length
-    part = tl.program_id(0).to(tl.int64) * tl.num_programs(2) * images * length + row
-    db += part * N
-    dc += part * N
-    d_e = tl.load(d + g * channels + e, inside, 0).to(tl.float32)
+    dbc += (tl.program_id(0) * tl.num_programs(1) + each) * length * 2 * NP
     tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    kept = tl.cdiv(length, chunk) - 1
-    starts += number * kept * PADDED * BLOCK
-    arrivals += number * chunk * PADDED * BLOCK
+    chunks = tl.cdiv(end - start, chunk)
+    part = each * tl.num_programs(2) + tl.program_id(2)
+    number = part * tl.num_programs(0) + tl.program_id(0)
+    starts += number * tl.cdiv(segment, chunk) * NP * BLOCK
+    arrivals += number * chunk * NP * BLOCK
 
-    dh = tl.zeros((PADDED, BLOCK), tl.float32)
-    da_e = tl.zeros((PADDED, BLOCK), tl.float32)
+    h = tl.zeros((NP, BLOCK), tl.float32)
+    dh = tl.zeros((NP, BLOCK), tl.float32)
+    if before is not None:
+        others = tl.num_programs(2) - 1
+        earlier = tl.where(step > 0, tl.program_id(2), others - tl.program_id(2))
+        for j in range(earlier):
+            h = _joined(before, faded, each, tl.where(step > 0, j, others - j), e, n, inside, channels, a2, h, NP)
+        for j in range(others - earlier):
+            dh = _joined(after, faded, each, tl.where(step > 0, others - j, j), e, n, inside, channels, a2, dh, NP)
+    origin = tl.where(step > 0, start, end - 1)
+    for k in range(chunks - 1):
+        tl.store(starts + k * NP * BLOCK + tile, h)
+        h = _walk(h, arrivals, u, delta, bc, gap, stretch, origin + step * k * chunk, step, start, end, bc_l, length,
+                  channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK, AHEAD)  # fmt: skip
+    tl.store(starts + (chunks - 1) * NP * BLOCK + tile, h)
+    tl.debug_barrier()  # a state may be read by another thread than wrote it
+
+    da_e = tl.zeros((NP, BLOCK), tl.float32)
     dd_e = tl.zeros((BLOCK,), tl.float32)
     dbias_e = tl.zeros((BLOCK,), tl.float32)
     didle_e = tl.zeros((BLOCK,), tl.float32)
-    for k in range(kept, -1, -1):
+    for k in range(chunks - 1, -1, -1):
         first = origin + step * k * chunk
-        count = tl.minimum(chunk, length - k * chunk)
-        h = tl.load(starts + (k - 1) * PADDED * BLOCK + tile, k > 0, 0)
-        u_n, delta_n, b_n = _token(u, delta, b, first * channels + e, first * b_l + n, inside, in_state)
-        for i in range(count):
-            t = first + step * i
-            u_t, delta_t, b_t = u_n, delta_n, b_n
-            # What the next token needs is on its way while this one is computed; after the last comes itself.
-            after = first + step * tl.minimum(i + 1, count - 1)
-            u_n, delta_n, b_n = _token(u, delta, b, after * channels + e, after * b_l + n, inside, in_state)
-            tl.store(arrivals + i * PADDED * BLOCK + tile, h)
-            h = _advance(h, u_t, delta_t, b_t, a2, bias_e, idle, gap, stretch, t, step, length)
-
-        tl.debug_barrier()  # a state may be read by another thread than wrote it
-        t = first + step * (count - 1)
-        dy_n = tl.load(dy + t * channels + e, inside, 0)
-        z_n = dy_n if z is None else tl.load(z + t * z_l + e, inside, 0)
-        c_n = tl.load(c + t * c_l + n, in_state, 0)
-        for i in range(count - 1, -1, -1):
-            # h is the state after token t, arrival the one before it.
-            t = first + step * i
-            arrival = tl.load(arrivals + i * PADDED * BLOCK + tile)
-            x = delta_n.to(tl.float32) + bias_e
-            u_t, dy_t, z_t = u_n.to(tl.float32), dy_n.to(tl.float32), z_n.to(tl.float32)
-            b_t, c_t = b_n.to(tl.float32)[:, None], c_n.to(tl.float32)[:, None]
-            after = first + step * tl.maximum(i - 1, 0)
-            u_n, delta_n, b_n = _token(u, delta, b, after * channels + e, after * b_l + n, inside, in_state)
-            dy_n = tl.load(dy + after * channels + e, inside, 0)
-            z_n = dy_n if z is None else tl.load(z + after * z_l + e, inside, 0)
-            c_n = tl.load(c + after * c_l + n, in_state, 0)
-
-            dt, stretch_t, gap_t, span = _timescale(x, idle, gap, stretch, t, step, length)
-            write = dt * u_t
-            at = t * channels + e
-            if z is not None:
-                s = tl.sigmoid(z_t)
-                y = tl.sum(h * c_t, 0) + d_e * u_t
-                tl.store(dz + at, (dy_t * y * s * (1 + z_t * (1 - s))).to(dz.dtype.element_ty), inside)
-                dy_t *= z_t * s
-            dh += dy_t[None, :] * c_t
-            tl.store(dc + t * N + n, tl.sum(dy_t[None, :] * h, 1), in_state)
-            tl.store(db + t * N + n, tl.sum(dh * write[None, :], 1), in_state)
-            dwrite = tl.sum(dh * b_t, 0)
-            dh *= tl.exp2(span[None, :] * a2)
-            q = dh * arrival  # the gradient of the exponent span · A
-            da_e += q * span[None, :]
-            dspan = tl.sum(q * a2, 0) * 0.6931471805599453
-            ddelta_t = (dspan + u_t * dwrite) * stretch_t * tl.sigmoid(x)
-            didle_e += gap_t * dspan
-            dd_e += dy_t * u_t
-            dbias_e += ddelta_t
-            tl.store(du + at, (dt * dwrite + d_e * dy_t).to(du.dtype.element_ty), inside)
-            tl.store(ddelta + at, ddelta_t.to(ddelta.dtype.element_ty), inside)
-            h = arrival
+        h = tl.load(starts + k * NP * BLOCK + tile)
+        h = _walk(h, arrivals, u, delta, bc, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e,
+                  n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, AHEAD)  # fmt: skip
         tl.debug_barrier()
-    at = (g * images + image) * channels + e
-    tl.store(da + at[None, :] * N + n[:, None], da_e, inside[None, :] & in_state[:, None])
-    tl.store(dd + at, dd_e, inside)
-    tl.store(dbias + at, dbias_e + didle_e * tl.sigmoid(bias_e), inside)
+        for i in tl.range(0, chunk, BACK, num_stages=3):
+            t0 = first + step * (chunk - 1 - i)
+            us = _tokens(u, t0, -step, start, end, channels, e, inside, BACK)
+            deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, BACK)
+            dys = _tokens(dy, t0, -step, start, end, channels, e, inside, BACK)
+            bs = _tokens(bc, t0, -step, start, end, bc_l, n, n < NP, BACK)
+            cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, BACK)
+            zs = dys
+            if z is not None:
+                zs = _tokens(z, t0, -step, start, end, z_l, e, inside, BACK)
+            for j in tl.static_range(BACK):
+                # h is the state after token t, arrival the one before it.
+                arrival = tl.load(arrivals + (chunk - 1 - i - j) * NP * BLOCK + tile)
+                t = t0 - step * j
+                there = (t >= start) & (t < end)
+                x, dt, stretch_t, gap_t, span = _timescale(
+                    deltas[j], bias_e, idle, gap, stretch, t, step, there, length
+                )
+                u_t, dy_t = us[j].to(tl.float32), dys[j].to(tl.float32)
+                b_t, c_t = bs[j].to(tl.float32)[:, None], cs[j].to(tl.float32)[:, None]
+                write = dt * u_t
+                at = t * channels + e
+                if z is not None:
+                    z_t = zs[j].to(tl.float32)
+                    s = tl.sigmoid(z_t)
+                    y = tl.sum(h * c_t, 0) + d_e * u_t
+                    tl.store(dz + at, (dy_t * y * s * (1 + z_t * (1 - s))).to(dz.dtype.element_ty), inside & there)
+                    dy_t *= z_t * s
+                dh += dy_t[None, :] * c_t
+                tl.store(dbc + t * 2 * NP + n, tl.sum(dh * write[None, :], 1), (n < NP) & there)
+                tl.store(dbc + t * 2 * NP + NP + n, tl.sum(dy_t[None, :] * h, 1), (n < NP) & there)
+                dwrite = tl.sum(dh * b_t, 0)
+                dh *= tl.exp2(span[None, :] * a2)
+                q = dh * arrival  # the gradient of the exponent span · A
+                da_e += q * span[None, :]
+                dspan = tl.sum(q * a2, 0) * 0.6931471805599453
+                ddelta_t = tl.where(there, (dspan + u_t * dwrite) * stretch_t * tl.sigmoid(x), 0)
+                didle_e += gap_t * dspan
+                dd_e += dy_t * u_t
+                dbias_e += ddelta_t
+                tl.store(du + at, (dt * dwrite + d_e * dy_t).to(du.dtype.element_ty), inside & there)
+                tl.store(ddelta + at, ddelta_t.to(ddelta.dtype.element_ty), inside & there)
+                h = arrival
+        tl.debug_barrier()
+    tl.store(da + (part * NP + n[:, None]) * channels + e[None, :], da_e, inside[None, :])
+    tl.store(dd + part * channels + e, dd_e, inside)
+    tl.store(dbias + part * channels + e, dbias_e + didle_e * tl.sigmoid(bias_e), inside)

@@ -45,7 +45,8 @@ def check(data, reverse, dtype):
     assert y.dtype == dtype
     assert sums.dtype == torch.float32
     assert relative(y, expected) < TOLERANCE[dtype]
-    assert relative(sums, expected_sums) < 1e-5
+    # In half precision some decays come from a polynomial, which Σ max(0, y) shows.
+    assert relative(sums, expected_sums) < (1e-5 if dtype == torch.float32 else 5e-4)
 
 
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True), (True, False, False)])

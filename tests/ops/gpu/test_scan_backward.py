@@ -72,10 +72,11 @@ def assert_equal_reference(inputs):
     [
         {"length": 1, "channels": 1, "states": 1, "batch": 1},
         {"length": 2, "states": 3, "reverse": (True,)},
-        {"length": 7, "channels": 35, "states": 16},  # 3 chunks of 2 tokens and 1 of 1; 32 channels and 3
+        {"length": 7, "channels": 35, "states": 16},  # a chunk of 4 tokens and one of 3; 32 channels and 3
         {"length": 9, "channels": 32, "states": 5, "reverse": (False,)},
         {"length": 10, "channels": 9, "states": 64, "batch": 1},
         {"length": 11, "channels": 17, "states": 24, "batch": 1, "reverse": (True, False, True)},
+        {"length": 98, "channels": 3, "states": 4, "batch": 1},  # 2 segments of 33 tokens and one of 32
     ],
 )
 def test_shapes(sizes):
