@@ -15,7 +15,7 @@ from mtr_lab.data.images import EntryCollate
 from mtr_lab.data.label_maps import IGNORE, LabelMapSource
 from mtr_lab.data.label_windows import RandomWindow, Windows
 from mtr_lab.data.random_window import check_options
-from mtr_lab.data.splits import SplitDataModule
+from mtr_lab.data.splits import SplitDataModule, spread
 from mtr_lab.errors import UserError, check_number, unknown
 
 COUNTED = 500
@@ -103,9 +103,8 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
     def class_pixels(self) -> Tensor:
         """How many pixels of each class (K,) the training images have, counted in ``COUNTED`` of them at most."""
         source = self._train_source
-        some = min(COUNTED, len(source))
         counts = np.zeros(IGNORE + 1, np.int64)
-        for index in (i * len(source) // some for i in range(some)):
+        for index in spread(len(source), COUNTED):
             counts += np.bincount(self._mapped(source.labels(index)).flatten(), minlength=IGNORE + 1)
         return torch.from_numpy(counts[: self.num_classes])
 

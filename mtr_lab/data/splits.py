@@ -171,9 +171,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
     def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
         """Batches of ``count`` training images, or of all."""
-        source = self._train_source
-        spread = range(min(count, len(source)))
-        chosen = [i * len(source) // len(spread) for i in spread]
+        chosen = spread(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))
 
     def _training_indices(self, held_out: bool) -> list[int]:
@@ -188,6 +186,12 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
             pin_memory=torch.cuda.is_available(),
             **{"num_workers": self._num_workers, **options},
         )
+
+
+def spread(length: int, count: int) -> list[int]:
+    """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
+    some = min(count, length)
+    return [i * length // some for i in range(some)]
 
 
 class EpochShuffle(Sampler[int]):
