@@ -4,24 +4,22 @@ import contextlib
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.compose import (
     check_device,
     check_numbers,
@@ -34,24 +32,24 @@ from mtr_lab.compose import (
     make_trainer,
 )
 from mtr_lab.data.shard import ShardedEvaluation
+from mtr_lab.drawing import draw_images
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.launch import has_to_launch, launch
-from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.pictures import Observation, observe
+from mtr_lab.passes import follow, leading, make_evaluations, predict
+from mtr_lab.placement import as_input, placed
+from mtr_lab.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import Key, point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
-from mtr_lab.report.predictions import AnyPredictions
 from mtr_lab.report.result import FILE_NAME as RESULT
 from mtr_lab.report.result import PICTURES, Result, read_result, write_result
-from mtr_lab.report.store import Unreduced, claim, find_finished, joined, write_point
+from mtr_lab.report.store import Unreduced, claim, find_finished, write_point
 from mtr_lab.report.table import result_table
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
 
 PROBE_IMAGES = 128
@@ -158,7 +156,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
             ],
         }
         if config.pictures:
-            draw_images(task, evaluation, datamodule, trainer, config.pictures, folder / PICTURES)
+            draw_images(task, evaluation, strongest(points), datamodule, trainer, config.pictures, folder / PICTURES)
         for file in write_point(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
@@ -194,82 +192,6 @@ def start_over(folder: Path) -> None:
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
 
 
-class Found(NamedTuple):
-    """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
-
-    predictions: AnyPredictions
-    skipped: list[str]
-    reused: bool
-
-
-EvaluationMaker: TypeAlias = Callable[[list[OperatingPoint]], Evaluation]
-
-
-def make_evaluations(task: Task, model: nn.Module, settings: dict[str, Any], config: DictConfig) -> EvaluationMaker:
-    """From operating points to the evaluation of the task's ``model``, which is patched, at them."""
-    reduction = Reduction(task.backbone(model), settings)
-    return partial(task.evaluation, model, reduction, cuda_graph=config.trainer.cuda_graph)
-
-
-@contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """Let the processes that ``follow`` this one go when the block has ended well; they die with it if it has not."""
-    yield
-    from_rank_zero(None)
-
-
-def follow(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
-    """Do this process's share of every pass that rank 0 begins, until it has ended."""
-    points: list[OperatingPoint] | None
-    while (points := from_rank_zero(None)) is not None:
-        run_pass(make_evaluation(points), trainer, batches)
-
-
-def run_pass(evaluation: Any, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
-    """Run over the images; rank 0's evaluation then holds what was found, in their order."""
-    trainer.test(evaluation, datamodule=batches, verbose=False)
-    evaluation.gather()
-
-
-def predict(
-    points: list[OperatingPoint],
-    make_evaluation: EvaluationMaker,
-    trainer: lightning.Trainer,
-    batches: LightningDataModule,
-    unreduced: Unreduced | None,
-) -> Found:
-    """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
-
-    While another process computes it the reduced points are run; if that process fails, it is run here after all.
-    """
-
-    def run(points: list[OperatingPoint]) -> Found:
-        evaluation = make_evaluation(from_rank_zero(points))
-        run_pass(evaluation, trainer, batches)
-        return Found(evaluation.predictions(), evaluation.skipped, False)
-
-    if unreduced is None:
-        return run(points)
-    if unreduced.load() is None:
-        with unreduced.claimed() as mine:
-            if mine and unreduced.load() is None:
-                found = run(points)
-                unreduced.save(found.predictions)
-                return found
-    reduced = run(points[1:])
-    with unreduced.lock:
-        stored = unreduced.load()
-        together = None if stored is None else joined(stored, reduced.predictions)
-        if together is not None:
-            return Found(together, reduced.skipped, True)
-        alone = run(points[:1]).predictions
-        unreduced.save(alone)
-    together = joined(alone, reduced.predictions)
-    if together is None:
-        raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return Found(together, reduced.skipped, False)
-
-
 def check_objective(task: Task, config: DictConfig, points: list[OperatingPoint]) -> None:
     """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
     measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
@@ -299,34 +221,6 @@ def _machine(trainer: lightning.Trainer) -> list[str]:
     return [device.type, str(here["cpu"]), f"{here['threads']} threads"]
 
 
-def operating_points(reduction: Reduction, settings: DictConfig) -> list[OperatingPoint]:
-    """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
-
-    Raises:
-        UserError: the schedule cannot be had.
-    """
-    ratio = settings.ratio
-    asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
-    for value in asked:
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), or a list of them, got {value!r}.")
-    asked = [value for value in dict.fromkeys(asked) if value != 0]
-    return [
-        OperatingPoint("none", 0.0, reduction.solve(0.0)),
-        *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
-    ]
-
-
-def measured_points(
-    model: VisionMamba, settings: dict[str, Any], images: Tensor, trainer: lightning.Trainer, mtr: DictConfig
-) -> list[OperatingPoint]:
-    """``operating_points`` of ``mtr.schedule=auto``, measured in the trainer's precision and on its device."""
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    precision.convert_module(model.to(device))
-    with precision.forward_context():
-        return operating_points(Reduction(model, settings, images=precision.convert_input(images.to(device))), mtr)
-
-
 def probe_images(datamodule: Any) -> Tensor:
     """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
     try:
@@ -338,88 +232,20 @@ def probe_images(datamodule: Any) -> Tensor:
         ) from error
 
 
-def policy_settings(settings: DictConfig) -> dict[str, Any]:
-    """The ``mtr`` group without the ratios: what ``Reduction`` takes."""
-    return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
-
-
-def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
-    """What is known of a point before a single image has been seen."""
-    schedule, head = point.schedule, task.head_flops(model)
-    return {
-        "policy": point.policy,
-        "ratio": point.ratio,
-        "reduction": schedule.reduction,
-        "flops_literature": model_flops(task.backbone(model), schedule.tokens, LITERATURE),
-        "flops_true": schedule.flops + schedule.flops_reduction,
-        "flops_reduction": schedule.flops_reduction,
-        **({} if head is None else {"flops_head": head}),
-        "tokens": list(schedule.tokens),
-    }
-
-
 def time_points(
     evaluation: Evaluation, datamodule: Any, trainer: lightning.Trainer, settings: DictConfig
 ) -> dict[str, Speed]:
     """Time all points in turn on real images, repeated to fill the batch, in the trainer's precision and device."""
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
     batch = next(batch for batch in datamodule.test_dataloader() if len(batch["image"]))
     images = as_input(batch, datamodule, trainer)
     images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
-    evaluation.to(device)
-    with precision.forward_context():
+    with placed(evaluation.model, trainer):
         return measure_speed(
             {point.name: partial(evaluation.forward_at, point) for point in evaluation.points},
             images,
             resident={point.name: evaluation.model.parameters() for point in evaluation.points},
             max_seconds=settings.seconds,
         )
-
-
-def as_input(batch: Mapping[str, Any], datamodule: LightningDataModule, trainer: lightning.Trainer) -> Tensor:
-    """The images of an evaluation batch as the trainer gives them to the model, after it has run over some."""
-    moved = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
-    images: Tensor = datamodule.on_after_batch_transfer(moved, 0)["image"]
-    return trainer.precision_plugin.convert_input(images)
-
-
-def strongest(points: list[OperatingPoint]) -> OperatingPoint:
-    """The point that removes most.
-
-    Raises:
-        UserError: none removes anything.
-    """
-    point = max(points, key=lambda point: point.schedule.reduction)
-    if not any(point.schedule.remove):
-        raise UserError("there is nothing to draw where no token is removed: give an mtr.ratio above 0.")
-    return point
-
-
-def draw_images(
-    task: Task, evaluation: Evaluation, datamodule: Any, trainer: lightning.Trainer, count: int, folder: Path
-) -> None:
-    """The task's pictures of the first ``count`` images, numbered in their order, at the strongest reduction."""
-    drawn = [evaluation.points[0], strongest(list(evaluation.points))]
-    evaluation.reduction.use(drawn[-1].schedule)
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    precision.convert_module(evaluation.model.to(device))
-    observe = partial(observe_images, trainer, task.backbone(evaluation.model), evaluation.reduction)
-    images = chain.from_iterable(map(task.single_images, datamodule.test_dataloader()))
-    for i, image in enumerate(islice(images, count)):
-        image["image"] = as_input(image, datamodule, trainer)
-        stem = folder / f"{i:03}_{Path(image['id'][0]).stem}"
-        with precision.forward_context(), torch.no_grad():
-            task.draw(evaluation, image, observe, drawn, datamodule.class_names, stem)
-
-
-def observe_images(
-    trainer: lightning.Trainer, model: VisionMamba, reduction: Reduction, images: Tensor
-) -> list[Observation]:
-    """``observe`` in the trainer's precision and on its device."""
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    precision.convert_module(model.to(device))
-    with precision.forward_context():
-        return observe(model, reduction, precision.convert_input(images.to(device)))
 
 
 def describe_speed(speed: Speed | None, with_memory: bool) -> dict[str, Any]:

@@ -17,18 +17,28 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
-def run_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable:
-    """Call a program with overrides: ``run_program(main, "mtr.ratio=0.3")`` -> exit code, stdout, stderr, folder."""
+def run_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable:
+    """Call a program with arguments: ``run_command(main, "dog.jpg")`` -> exit code, stdout, stderr."""
 
-    def run(main: Callable[[], None], *overrides: str) -> SimpleNamespace:
-        folder = tmp_path / "run"
-        monkeypatch.setattr(sys, "argv", ["mtr_lab", f"hydra.run.dir={folder}", *overrides])
+    def run(main: Callable[[], None], *arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["mtr_lab", *map(str, arguments)])
         try:
             main()
             code = 0
         except SystemExit as error:
             code = error.code
         out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err, folder=folder)
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def run_program(tmp_path: Path, run_command: Callable) -> Callable:
+    """Call a program with overrides: ``run_program(main, "mtr.ratio=0.3")`` -> exit code, stdout, stderr, folder."""
+
+    def run(main: Callable[[], None], *overrides: str) -> SimpleNamespace:
+        folder = tmp_path / "run"
+        return SimpleNamespace(**vars(run_command(main, f"hydra.run.dir={folder}", *overrides)), folder=folder)
 
     return run

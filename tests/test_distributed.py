@@ -17,9 +17,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from launched import fail, gather
 from omegaconf import OmegaConf
+from small_dense import DETECTION, SEGMENTATION
 from small_run import SMALL
-from test_detection import SMALL as DETECTION
-from test_segmentation import SMALL as SEGMENTATION
 
 from mtr_lab.__main__ import main
 from mtr_lab.compose import make_trainer

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import train_main as main
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.cli import run_program as run_hydra_program
 from mtr_lab.tasks.training import ClassifierTraining
-from mtr_lab.train import train
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 SMALL = [
@@ -28,10 +27,6 @@ SMALL = [
     "trainer.enable_progress_bar=false",
     "training.warmup_epochs=0",
 ]
-
-
-def main() -> None:
-    run_hydra_program("train", train)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """``python -m mtr_lab.visualize``: files and options first, Hydra overrides anywhere."""
 
-import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +15,12 @@ TINY = ["backbone.pretrained=false", "backbone.depth=6", "backbone.embed_dim=16"
 
 
 @pytest.fixture
-def visualize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def visualize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: Callable):
     """Call the program in an empty folder: ``visualize("dog.jpg", "mtr.ratio=0.3")`` -> exit code, texts, folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["visualize", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err, folder=tmp_path)
+        return SimpleNamespace(**vars(run_command(main, *arguments)), folder=tmp_path)
 
     return run
 

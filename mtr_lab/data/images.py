@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -167,28 +168,44 @@ def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
     return rgb, hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Entries -> one batch; ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
+class EntryCollate(ABC):
+    """Entries -> one batch, or the first mistake among them.
 
-    A batch is {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64, "id": B str, "hash":
-    B str, "skipped": ids of the images left out}; B is smaller than the batch size by the number of those.
+    A batch has what ``stacked`` makes of the images that could be decoded, "id" and "hash", B str each, and "skipped",
+    the ids of the images left out; B is smaller than the batch size by the number of those.
     """
 
-    input_size: tuple[int, int, int]
+    @abstractmethod
+    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of B images, which may be none, without what all batches have."""
 
     def __call__(self, entries: Sequence[Entry]) -> dict[str, Any] | UserError:
         for entry in entries:
             if isinstance(entry, UserError):
                 return entry
         decoded = [entry for entry in entries if isinstance(entry, dict)]
-        images = [entry["image"] for entry in decoded]
         return {
-            "image": torch.stack(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8),
-            "label": torch.tensor([entry["label"] for entry in decoded], dtype=torch.int64),
+            **self.stacked(decoded),
             "id": [entry["id"] for entry in decoded],
             "hash": [entry["hash"] for entry in decoded],
             "skipped": [entry.id for entry in entries if isinstance(entry, Skipped)],
+        }
+
+
+@dataclass(frozen=True)
+class Collate(EntryCollate):
+    """Batches of {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64}.
+
+    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
+    """
+
+    input_size: tuple[int, int, int]
+
+    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images = [entry["image"] for entry in entries]
+        return {
+            "image": torch.stack(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8),
+            "label": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
         }
 
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from mtr_lab.data.annotated import AnnotatedSource
 from mtr_lab.errors import UserError
 
 
@@ -35,20 +35,14 @@ class Objects:
         )
 
 
-class ObjectSource(Protocol):
-    """Images with objects, read in any order; all annotations have been checked when it exists.
+class ObjectSource(AnnotatedSource, Protocol):
+    """Images with objects; all annotations have been checked when it exists.
 
     ``degenerate`` counts the boxes without area that were left out.
     """
 
-    location: str
-    classes: tuple[str, ...]
     degenerate: int
 
-    def __len__(self) -> int: ...
-    def id(self, index: int) -> str: ...
-    def identity(self) -> str: ...
-    def path(self, index: int) -> Path: ...
     def objects(self, index: int) -> Objects: ...
 
 

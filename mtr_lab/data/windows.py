@@ -1,6 +1,5 @@
 """Images with objects onto a canvas of fixed size: as a whole, or for training a random window of them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +7,8 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
+
+from mtr_lab.data.random_window import fitting_scale, random_place, random_scale, scaled_sides
 
 _VISIBLE = 0.3
 """An object of which a window leaves a smaller share is not one of the window's."""
@@ -39,11 +40,7 @@ class Canvas:
     def whole(self, image: Tensor, boxes: Tensor, masks: Tensor | None) -> Scene:
         """The image (3, h, w) as large as the canvas allows."""
         height, width = image.shape[-2:]
-        return self.window(image, boxes, masks, (0, 0, height, width), self.fitting(image))
-
-    def fitting(self, image: Tensor) -> float:
-        """By how much the whole image has to be scaled."""
-        return min(have / want for have, want in zip(self.size, image.shape[-2:], strict=True))
+        return self.window(image, boxes, masks, (0, 0, height, width), fitting_scale(image, self.size))
 
     def window(
         self,
@@ -65,9 +62,7 @@ class Canvas:
             colours: what becomes of the part's, once it is scaled.
         """
         top, left, height, width = place
-        rows, columns = (
-            min(max(round(side * scale), 1), most) for side, most in zip((height, width), self.size, strict=True)
-        )
+        rows, columns = scaled_sides((height, width), self.size, scale)
         missing = [0, 0, self.size[1] - columns, self.size[0] - rows]  # left, top, right, bottom
         part = colours(F.resize(F.crop(image, *place), [rows, columns], antialias=True))
         corner = boxes.new_tensor([left, top, left, top])
@@ -98,8 +93,7 @@ class Augmentation:
 
     def __call__(self, image: Tensor, boxes: Tensor, masks: Tensor | None) -> Scene:
         """The arguments and the result as those of :meth:`Canvas.whole`."""
-        low, high = map(math.log, self.scale)
-        scale = self.canvas.fitting(image) * math.exp(low + (high - low) * torch.rand(()).item())
+        scale = random_scale(image, self.canvas.size, self.scale)
         left, top, right, bottom = boxes.unbind(1)
         if _heads():
             image, masks = image.flip(-1), None if masks is None else masks.flip(-1)
@@ -111,9 +105,7 @@ class Augmentation:
             image, masks = image.transpose(-1, -2), None if masks is None else masks.transpose(-1, -2)
             left, top, right, bottom = top, left, bottom, right
         boxes = torch.stack([left, top, right, bottom], dim=1)
-        sides = [min(side, round(have / scale)) for side, have in zip(image.shape[-2:], self.canvas.size, strict=True)]
-        corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
-        place = (corner[0], corner[1], sides[0], sides[1])
+        place = random_place(image, self.canvas.size, scale)
         return self.canvas.window(image, boxes, masks, place, scale, self.colours)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from mtr_lab.pictures.observe import Observation
 from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
 from mtr_lab.pictures.panels import image_panel, token_panels
-from mtr_lab.pictures.sheets import TOKENS, check_blocks, percent, spread, title, token_count
+from mtr_lab.pictures.sheets import TOKENS, chosen_blocks, percent, spread, title, token_count
 
 _SHEET_SIDE, _ANIMATION_SIDE = 150, 300  # a frame is enlarged to at least so many pixels
 _SHEET_FRAMES = 8
@@ -28,7 +28,7 @@ def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None) ->
     """
     rows = [
         (label(f"block {block}", token_count(observation, block)), _token_row(observation, block, _SHEET_SIDE))
-        for block in _chosen(observation, blocks)
+        for block in chosen_blocks(observation, blocks)
     ]
     return _sheet(title(observation), observation, rows)
 
@@ -68,13 +68,8 @@ def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path
     sheet = save_picture(clip_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
     with replacing(animation) as stream:
-        write_gif(clip_pages(observation, _chosen(observation, blocks)[-1]), stream, _FRAME_MS, _LAST_FRAME_MS)
+        write_gif(clip_pages(observation, chosen_blocks(observation, blocks)[-1]), stream, _FRAME_MS, _LAST_FRAME_MS)
     return [sheet, animation]
-
-
-def _chosen(observation: Observation, blocks: Sequence[int] | None) -> Sequence[int]:
-    check_blocks(blocks or (), len(observation.blocks))
-    return spread(observation.reducing, 4) if blocks is None else blocks
 
 
 def _sheet(title: str, observation: Observation, rows: Sequence[tuple[Image.Image, list[Image.Image]]]) -> Image.Image:

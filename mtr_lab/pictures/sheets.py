@@ -27,8 +27,6 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -
     Raises:
         UserError: there is no such block.
     """
-    check_blocks(blocks or (), len(observation.blocks))
-    chosen = spread(observation.reducing, 4) if blocks is None else blocks
     headings = ["", "input", "surviving tokens", f"score: {observation.score}"]
     rows = [
         [
@@ -36,7 +34,7 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -
             image_panel(observation.image, _scale(observation)),
             *_panels(observation, block),
         ]
-        for block in chosen
+        for block in chosen_blocks(observation, blocks)
     ]
     return page(title(observation), [[label(heading) for heading in headings], *rows], f"{TOKENS}\n{_SCORES}")
 
@@ -93,6 +91,16 @@ def check_blocks(blocks: Sequence[int], depth: int) -> None:
     for block in blocks:
         if not 0 <= block < depth:
             raise UserError(f"there is no block {block}: the model has blocks 0 to {depth - 1}.")
+
+
+def chosen_blocks(observation: Observation, blocks: Sequence[int] | None) -> Sequence[int]:
+    """The blocks asked for, from 0, or up to four of those that reduce, evenly spread.
+
+    Raises:
+        UserError: there is no such block.
+    """
+    check_blocks(blocks or (), len(observation.blocks))
+    return spread(observation.reducing, 4) if blocks is None else blocks
 
 
 def _panels(observation: Observation, block: int) -> list[Image.Image]:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from mtr_lab.report.hardware import hardware
 from mtr_lab.report.table import figure, percent
+from mtr_lab.report.two_line_table import TwoLines, two_line_table
 
 _HEADINGS = (
     ("backbone", "backend"),
@@ -25,28 +24,11 @@ _HEADINGS = (
 def bench_table(result: Mapping[str, Any]) -> Table:
     """Lay out the rows of a bench.json, two lines each; errors and notes stand below."""
     machine = result["environment"]
-    table = Table(
-        title=escape(f"{hardware(machine)} · torch {machine['torch']}"),
-        caption=escape("\n".join(_remarks(result))),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        header_style="",
-    )
-    for i, (first, second) in enumerate(_HEADINGS):
-        left = i == 0
-        heading = f"[bold]{first}[/]\n[dim]{second}[/]"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in result["rows"]:
-        cells = _cells(row)
-        table.add_row(*(f"{escape(first)}\n[dim]{escape(second)}[/]" for first, second in cells))
-    return table
+    title = f"{hardware(machine)} · torch {machine['torch']}"
+    return two_line_table(title, _remarks(result), _HEADINGS, map(_cells, result["rows"]))
 
 
-def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
     bound = {name: ms for name, ms in row["bound_ms"].items() if ms is not None}
     limit = max(bound, key=lambda name: bound[name])
     axes = [

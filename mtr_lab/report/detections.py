@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from mtr_lab.report.arrays import check_shapes, concatenated
 from mtr_lab.report.average_precision import Matches, average_precision
 
 _OF_DETECTIONS = ("image", "label", "score", "box", "found")
@@ -32,9 +33,7 @@ class Detections:
         n, p, d = len(self.ids), len(self.points), len(self.point)
         expected = {"hashes": (n,), "labels": (n, *self.labels.shape[1:2]), "figures": (p, 2), "image": (d,)}
         expected |= {"label": (d,), "score": (d,), "box": (d, 4), "found": (d, 10)}
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"expected {name} of shape {shape}, got {getattr(self, name).shape}")
+        check_shapes(self, expected)
 
     def select(self, points: slice) -> "Detections":
         """The first of the points, for all images."""
@@ -47,8 +46,7 @@ class Detections:
     def followed_by(self, other: "Detections") -> "Detections":
         """The points of both, which are of the same images."""
         moved = replace(other, point=other.point + len(self.points))
-        names = ("points", "figures", "point", *_OF_DETECTIONS)
-        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(moved, name)]) for name in names})
+        return concatenated(self, moved, ("points", "figures", "point", *_OF_DETECTIONS))
 
     def matches(self, point: int) -> Matches:
         """What one point found."""

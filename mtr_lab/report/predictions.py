@@ -12,6 +12,7 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
+from mtr_lab.report.arrays import check_shapes, concatenated
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.detections import Detections
 from mtr_lab.report.segmentations import Segmentations
@@ -37,9 +38,7 @@ class Predictions:
         n, p = len(self.ids), len(self.points)
         expected = {"ids": (n,), "hashes": (n,), "labels": (n,), "points": (p,), "top5": (p, n, TOP)}
         expected["log_probs"] = (p, n, *self.log_probs.shape[2:3])
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"expected {name} of shape {shape}, got {getattr(self, name).shape}")
+        check_shapes(self, expected)
 
     def select(self, points: slice) -> "Predictions":
         """Some of the points, for all images."""
@@ -47,8 +46,7 @@ class Predictions:
 
     def followed_by(self, other: "Predictions") -> "Predictions":
         """The points of both, which are of the same images."""
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _OF_POINTS}
-        return replace(self, **joined)
+        return concatenated(self, other, _OF_POINTS)
 
 
 AnyPredictions: TypeAlias = Predictions | Detections | Segmentations

@@ -6,6 +6,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from mtr_lab.report.arrays import check_shapes, concatenated
+
 RESAMPLES = 2000
 """Of the images, for an interval."""
 
@@ -23,9 +25,7 @@ class Segmentations:
     def __post_init__(self) -> None:
         n, p, k = len(self.ids), len(self.points), self.labels.shape[-1]
         expected = {"hashes": (n,), "labels": (n, k), "confusion": (p, n, k, k)}
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"expected {name} of shape {shape}, got {getattr(self, name).shape}")
+        check_shapes(self, expected)
 
     def select(self, points: slice) -> "Segmentations":
         """Some of the points, for all images."""
@@ -33,8 +33,7 @@ class Segmentations:
 
     def followed_by(self, other: "Segmentations") -> "Segmentations":
         """The points of both, which are of the same images."""
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("points", "confusion")}
-        return replace(self, **joined)
+        return concatenated(self, other, ("points", "confusion"))
 
 
 class SegmentationScore(TypedDict):

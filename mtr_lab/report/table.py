@@ -1,14 +1,12 @@
 """A result as one table for a terminal, 80 columns or wider."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from mtr_lab.report.result import Interval, Number, Point, Result
+from mtr_lab.report.two_line_table import TwoLines, two_line_table
 
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
@@ -17,9 +15,9 @@ _ABSENT = "–"
 class _Column(NamedTuple):
     """Two lines of heading, the point's key without which the column is left out, and two lines of cell."""
 
-    heading: tuple[str, str]
+    heading: TwoLines
     key: str
-    cell: Callable[[Point], tuple[str, str]]
+    cell: Callable[[Point], TwoLines]
 
 
 def result_table(result: Result) -> Table:
@@ -29,30 +27,13 @@ def result_table(result: Result) -> Table:
     has (those of other tasks, timing that was not asked for) get no column.
     """
     points = result["points"]
-    table = Table(
-        title=escape(f"{result['backbone']} · {result['task']} · {result['dataset']}"),
-        caption=escape("\n".join([*_caption(points), *published(result)])),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        header_style="",
-    )
     columns = [column for column in _COLUMNS if any(column.key in point for point in points)]
-    for column in columns:
-        is_name = column.key == "policy"  # the one column that may be long, and the one that folds for it
-        heading = _two_lines(column.heading, "bold")
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
-    for point in points:
-        table.add_row(*(_two_lines(column.cell(point)) for column in columns))
-    return table
-
-
-def _two_lines(lines: tuple[str, str], style: str = "") -> Text:
-    first, second = lines
-    return Text.assemble((first, style), ("\n" + second, "dim") if second else "")
+    return two_line_table(
+        f"{result['backbone']} · {result['task']} · {result['dataset']}",
+        [*_caption(points), *published(result)],
+        [column.heading for column in columns],
+        ([column.cell(point) for column in columns] for point in points),
+    )
 
 
 def published(result: Result) -> list[str]:
@@ -109,14 +90,23 @@ def _interval(interval: Interval | None, written: Callable[[Number], str]) -> st
     return "–".join(written(end) for end in interval)
 
 
-def _tokens(point: Point) -> tuple[str, str]:
+def _tokens(point: Point) -> TwoLines:
     tokens = point["tokens"] or [0]
     return str(tokens[0]), f"→ {tokens[-1]}" if tokens[-1] != tokens[0] else ""
 
 
-def _latency(point: Point) -> tuple[str, str]:
+def _latency(point: Point) -> TwoLines:
     latency = point.get("latency_ms")
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
+
+
+def _share(heading: str, key: str) -> _Column:
+    """A metric that is a fraction, in percent, with its interval."""
+
+    def cell(point: Mapping[str, Any]) -> TwoLines:
+        return percent(point.get(key)), _interval(point.get(f"{key}_ci"), percent)
+
+    return _Column((heading, "%"), key, cell)
 
 
 _COLUMNS = (
@@ -128,29 +118,13 @@ _COLUMNS = (
         lambda point: (figure(point["flops_true"], 1e-9), figure(point["flops_literature"], 1e-9)),
     ),
     _Column(("tokens", ""), "tokens", _tokens),
-    _Column(
-        ("top-1", "%"), "top1", lambda point: (percent(point.get("top1")), _interval(point.get("top1_ci"), percent))
-    ),
-    _Column(
-        ("top-5", "%"), "top5", lambda point: (percent(point.get("top5")), _interval(point.get("top5_ci"), percent))
-    ),
-    _Column(
-        ("mIoU", "%"), "miou", lambda point: (percent(point.get("miou")), _interval(point.get("miou_ci"), percent))
-    ),
-    _Column(
-        ("ΔmIoU", "%"),
-        "miou_difference",
-        lambda point: (percent(point.get("miou_difference")), _interval(point.get("miou_difference_ci"), percent)),
-    ),
-    _Column(("AP", "%"), "map", lambda point: (percent(point.get("map")), _interval(point.get("map_ci"), percent))),
-    _Column(
-        ("AP50", "%"), "ap50", lambda point: (percent(point.get("ap50")), _interval(point.get("ap50_ci"), percent))
-    ),
-    _Column(
-        ("agree", "%"),
-        "agreement",
-        lambda point: (percent(point.get("agreement")), _interval(point.get("agreement_ci"), percent)),
-    ),
+    _share("top-1", "top1"),
+    _share("top-5", "top5"),
+    _share("mIoU", "miou"),
+    _share("ΔmIoU", "miou_difference"),
+    _share("AP", "map"),
+    _share("AP50", "ap50"),
+    _share("agree", "agreement"),
     _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _interval(point.get("kl_ci"), _short_nats))),
     _Column(
         ("img/s", "MiB"),

@@ -14,7 +14,7 @@ from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.predictions import Predictions, score_point
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
-from mtr_lab.tasks.task import CreateBackbone, Observe, Task
+from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
 from mtr_lab.tasks.training import ClassifierTraining
 
 
@@ -58,9 +58,7 @@ class Classification(Task):
         settings = config.training
         return ClassifierTraining(
             model,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            warmup_epochs=settings.warmup_epochs,
+            **adamw_settings(config),
             label_smoothing=settings.label_smoothing,
             mixup=settings.mixup,
             cutmix=settings.cutmix,

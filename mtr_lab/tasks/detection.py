@@ -6,21 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from faster_coco_eval.core import mask as coco_masks
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from mtr_lab.errors import UserError
-from mtr_lab.reduction import Reduction
 from mtr_lab.report.average_precision import count_objects, match_images
 from mtr_lab.report.detections import Detections
+from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.detector import Detector
-from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint
-from mtr_lab.tasks.training import adamw
+from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite
 
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table at every evaluation
 
@@ -43,32 +37,15 @@ def average_precisions(metric: MeanAveragePrecision) -> dict[str, float]:
     return {name: math.nan if value < 0 else value for name, value in found.items()}  # -1: no objects
 
 
-class DetectionTraining(LightningModule):
-    """The sum of the two stages' losses.
-
-    Args:
-        detector: to train.
-        lr, weight_decay, warmup_epochs: as in :func:`adamw`.
-
-    ``skipped`` holds the names of the images that could not be read.
-    """
+class DetectionTraining(DenseTraining):
+    """The sum of the two stages' losses; the arguments are those of :class:`DenseTraining`."""
 
     def __init__(self, detector: Detector, *, lr: float, weight_decay: float, warmup_epochs: int) -> None:
-        super().__init__()
-        self.model = detector
-        self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
-        self.skipped: set[str] = set()
+        super().__init__(detector, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
         self.val_ap = mean_average_precision(detector.head.masks)
 
-    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
-        self.skipped.update(batch["skipped"])
-        if not batch["id"]:
-            return None
-        losses = self.model.losses(batch)
-        loss = torch.stack(list(losses.values())).sum()
-        shown = {"train_loss": loss, **{f"train_{name}": value for name, value in losses.items()}}
-        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(batch["id"]))
-        return loss
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.model.losses(batch)
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped.update(batch["skipped"])
@@ -79,11 +56,6 @@ class DetectionTraining(LightningModule):
         figures = average_precisions(self.val_ap)
         self.log_dict({f"val_{name}": value for name, value in figures.items()}, prog_bar=True)
         self.val_ap.reset()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
-        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
-        return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
 
 
 class DetectedBatch(NamedTuple):
@@ -98,20 +70,9 @@ class DetectedBatch(NamedTuple):
 
 
 class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
-    """Collects what is found in every image at every point.
+    """Collects what is found in every image at every point; the model is a detector."""
 
-    Args:
-        detector: its backbone is patched by ``reduction``.
-        reduction: switches between the schedules.
-        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
-
-    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
-    could not be read.
-    """
-
-    def __init__(self, detector: Detector, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
-        super().__init__(reduction, points)
-        self.model = detector
+    model: Detector
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> list[dict[str, Tensor]]:
         """What is found at one point in images (B, 3, H, W) that fill the model's input."""
@@ -126,11 +87,7 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
         """
         self.reduction.use(point.schedule)
         features = self.model.features(batch["image"])
-        if not features.isfinite().all():
-            raise UserError(
-                f"the model's outputs at {point.name} are infinite or not a number: use another precision "
-                "(trainer.precision=32-true), or other weights."
-            )
+        check_finite(features, point)
         return self.model.detect(batch, features)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:

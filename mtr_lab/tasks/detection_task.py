@@ -16,7 +16,7 @@ from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.tasks.detection import DetectionEvaluation, DetectionTraining
 from mtr_lab.tasks.detector import Detector
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import DenseTask, Observe
+from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
 
 
 class Detection(DenseTask):
@@ -58,10 +58,7 @@ class Detection(DenseTask):
         return score_detections(predictions, point)
 
     def training(self, model: Detector, config: DictConfig) -> LightningModule:
-        settings = config.training
-        return DetectionTraining(
-            model, lr=settings.lr, weight_decay=settings.weight_decay, warmup_epochs=settings.warmup_epochs
-        )
+        return DetectionTraining(model, **adamw_settings(config))
 
     def draw(
         self,

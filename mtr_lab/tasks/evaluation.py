@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtr_lab.backbones import VisionMamba, compile
 from mtr_lab.errors import UserError
@@ -49,12 +49,19 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
     """Keeps what ``test_step`` finds batch by batch, so that processes can share the batches out.
 
     Args:
+        model: the task's, its backbone patched by ``reduction``.
         reduction: switches between the schedules.
         points: the operating points, the unreduced model first; without any, the images are read and nothing more.
+
+    After ``trainer.test`` and ``gather()``, ``skipped`` holds the names of the images that could not be read, and the
+    subclass's ``predictions()`` what was found in all others.
     """
 
-    def __init__(self, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
+    model: Any
+
+    def __init__(self, model: nn.Module, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
         super().__init__()
+        self.model = model
         self.reduction = reduction
         self.points = points
         self.batches: list[Batch] = []
@@ -82,6 +89,15 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
         return {"ids": np.array(ids), "hashes": np.array([hash for batch in self.batches for hash in batch.hashes])}
 
 
+def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
+    """Raise a ``UserError`` unless all of what a model puts out at a point are numbers."""
+    if not outputs.isfinite().all():
+        raise UserError(
+            f"the model's outputs at {point.name} are infinite or not a number: use another precision "
+            "(trainer.precision=32-true), or other weights."
+        )
+
+
 class ClassifiedBatch(NamedTuple):
     """What is known of the B images of a batch that could be read, at p points."""
 
@@ -94,17 +110,14 @@ class ClassifiedBatch(NamedTuple):
 
 
 class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
-    """Collects the log-probabilities of every image at every point.
+    """Collects the log-probabilities of every image at every point; the model is a classifier.
 
     Args:
-        model: the classifier, patched by ``reduction``.
-        reduction: switches between the schedules.
-        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
+        model, reduction, points: as those of :class:`BatchedEvaluation`.
         cuda_graph: run the model as ``mtr_lab.compile`` does.
-
-    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
-    could not be read.
     """
+
+    model: VisionMamba
 
     def __init__(
         self,
@@ -113,8 +126,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         points: Sequence[OperatingPoint],
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__(reduction, points)
-        self.model = model
+        super().__init__(model, reduction, points)
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
         self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
 

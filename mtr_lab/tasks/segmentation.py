@@ -1,35 +1,29 @@
 """Segmentation: training a head with its backbone, and evaluating both at every operating point."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from segmentation_models_pytorch.losses import DiceLoss
-from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from mtr_lab.data.label_maps import IGNORE
-from mtr_lab.errors import UserError
-from mtr_lab.reduction import Reduction
 from mtr_lab.report.segmentations import Segmentations, mean_iou
-from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint
+from mtr_lab.tasks.dense_training import DenseTraining
+from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite
 from mtr_lab.tasks.segmenter import Segmenter, classify_pixels
-from mtr_lab.tasks.training import GraphedTraining, adamw
+from mtr_lab.tasks.training import GraphedTraining
 
 
-class SegmentationTraining(LightningModule):
+class SegmentationTraining(DenseTraining):
     """Cross-entropy, rare classes weighing more, and the Dice loss of the classes in the batch.
 
     Args:
         segmenter: to train.
-        lr, weight_decay, warmup_epochs: as in :func:`adamw`.
+        lr, weight_decay, warmup_epochs: as in :class:`DenseTraining`.
         cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
-
-    ``skipped`` holds the names of the images that could not be read.
     """
 
     class_weights: Tensor
@@ -43,11 +37,8 @@ class SegmentationTraining(LightningModule):
         warmup_epochs: int,
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = segmenter
+        super().__init__(segmenter, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
         self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
-        self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
-        self.skipped: set[str] = set()
         classes = segmenter.head.num_classes
         self.register_buffer("class_weights", torch.ones(classes))
         self.dice = DiceLoss("multiclass", ignore_index=IGNORE)
@@ -58,16 +49,10 @@ class SegmentationTraining(LightningModule):
         if stage == "fit":
             self.class_weights.copy_(class_weights(self.trainer.datamodule.class_pixels()))  # type: ignore[attr-defined]
 
-    def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
-        self.skipped.update(batch["skipped"])
-        if not batch["id"]:
-            return None
-        logits = self._logits(batch["image"])
-        entropy = F.cross_entropy(logits, batch["label"], self.class_weights, ignore_index=IGNORE)
-        dice = self.dice(logits, batch["label"])
-        shown = {"train_loss": entropy + dice, "train_entropy": entropy, "train_dice": dice}
-        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(batch["id"]))
-        return entropy + dice
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        logits, labels = self._logits(batch["image"]), batch["label"]
+        entropy = F.cross_entropy(logits, labels, self.class_weights, ignore_index=IGNORE)
+        return {"entropy": entropy, "dice": self.dice(logits, labels)}
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped.update(batch["skipped"])
@@ -79,11 +64,6 @@ class SegmentationTraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True)
         self._confusion.zero_()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        exempt: Any = [f"backbone.{name}" for name in self.model.backbone.no_weight_decay()]
-        groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
-        return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
 
 
 def class_weights(class_pixels: Tensor) -> Tensor:
@@ -103,20 +83,9 @@ class SegmentedBatch(NamedTuple):
 
 
 class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
-    """Collects the confusion matrix of every image at every point.
+    """Collects the confusion matrix of every image at every point; the model is a segmenter."""
 
-    Args:
-        segmenter: its backbone is patched by ``reduction``.
-        reduction: switches between the schedules.
-        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
-
-    After ``trainer.test`` and ``gather()``, ``predictions()`` holds what was found and ``skipped`` the images that
-    could not be read.
-    """
-
-    def __init__(self, segmenter: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint]) -> None:
-        super().__init__(reduction, points)
-        self.model = segmenter
+    model: Segmenter
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) at one point of images (B, 3, H, W) that fill the model's input."""
@@ -130,11 +99,7 @@ class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
             UserError: the model's outputs are not numbers.
         """
         logits = self.forward_at(point, batch["image"])
-        if not logits.isfinite().all():
-            raise UserError(
-                f"the model's outputs at {point.name} are infinite or not a number: use another precision "
-                "(trainer.precision=32-true), or other weights."
-            )
+        check_finite(logits, point)
         return classify_pixels(logits, batch)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:

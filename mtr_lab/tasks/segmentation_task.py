@@ -17,7 +17,7 @@ from mtr_lab.report.segmentations import Segmentations, score_segmentations
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.segmentation import SegmentationEvaluation, SegmentationTraining
 from mtr_lab.tasks.segmenter import Segmenter
-from mtr_lab.tasks.task import DenseTask, Observe
+from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
 
 
 class Segmentation(DenseTask):
@@ -47,14 +47,7 @@ class Segmentation(DenseTask):
         return score_segmentations(predictions, point)
 
     def training(self, model: Segmenter, config: DictConfig) -> LightningModule:
-        settings = config.training
-        return SegmentationTraining(
-            model,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            warmup_epochs=settings.warmup_epochs,
-            cuda_graph=config.trainer.cuda_graph,
-        )
+        return SegmentationTraining(model, **adamw_settings(config), cuda_graph=config.trainer.cuda_graph)
 
     def single_images(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         windows = batch["image"].split([len(places) for places in batch["windows"]])

@@ -153,6 +153,11 @@ class Task(ABC):
         """
 
 
+def adamw_settings(config: DictConfig) -> dict[str, Any]:
+    """What every task's training takes of the ``training`` group, see :func:`mtr_lab.tasks.training.adamw`."""
+    return {name: config.training[name] for name in ("lr", "weight_decay", "warmup_epochs")}
+
+
 class DenseTask(Task):
     """A task whose model is a ``backbone`` and a ``head``, stored together: ``backbone.*``, ``head.*``.
 

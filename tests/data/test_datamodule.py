@@ -1,4 +1,4 @@
-"""Layouts, class mapping, hold-out, order, and the messages for what is wrong with a configuration."""
+"""Layouts, class mapping, hold-out by ids, and the messages for what is wrong with a configuration."""
 
 import os
 import shutil
@@ -126,14 +126,13 @@ def test_training_needs_a_training_split(folders: Folders, module: Module) -> No
     data = module(root=str(root))
     with pytest.raises(UserError, match=rf"{root / 'train'}.*DIR/train/<class>/<image>"):
         data.setup("fit")
+    with pytest.raises(UserError, match=rf"{root / 'train'} holds no class folders"):
+        module(root=str(root)).probe_images(2)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_error": "ignore"}, r"unknown dataset\.on_error 'ignore'.*fail, skip"),
-        ({"holdout": 1.0}, r"dataset\.holdout=1\.0"),
-        ({"batch_size": 0}, r"dataset\.batch_size=0"),
         ({"source": "hdfs/imagenet"}, r"unknown dataset\.source 'hdfs/imagenet'"),
         ({"train_transform": {"auto_augmentation": "rand-m9"}}, r"'auto_augmentation'.*Did you mean 'auto_augment'"),
     ],
@@ -170,31 +169,6 @@ def test_held_out_images_are_preprocessed_as_for_evaluation(folders: Folders, mo
         assert all(torch.equal(image, pixels[id]) for id, image in zip(batch["id"], batch["image"], strict=True))
 
 
-def test_nothing_held_out_is_no_validation(folders: Folders, module: Module) -> None:
-    folders("train", a=4)
-    assert module(root=str(folders("val", a=1))).val_dataloader() == []
-
-
-def test_too_few_training_images_for_a_batch_or_a_holdout(folders: Folders, module: Module) -> None:
-    folders("train", a=4)
-    root = str(folders("val", a=1))
-    with pytest.raises(UserError, match=r"dataset\.batch_size=5 is more than the 4"):
-        module(root=root, batch_size=5).train_dataloader()
-    with pytest.raises(UserError, match=r"dataset\.holdout=1e-06 holds out none"):
-        module(root=root, holdout=1e-6).val_dataloader()
-
-
-def test_training_order_is_shuffled_and_seeded(folders: Folders, module: Module) -> None:
-    folders("train", a=22)
-    root = str(folders("val", a=1))
-    first, again, other, later = (module(root=root, seed=seed).train_dataloader() for seed in (0, 0, 1, 0))
-    later.sampler.set_epoch(1)
-    orders = [ids(first), ids(again), ids(other), ids(later)]
-    assert orders[0] == orders[1]
-    assert len(set(map(tuple, orders))) == 3  # another seed and another epoch give another order
-    assert all(len(order) == 20 for order in orders)  # full batches only
-
-
 def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> None:
     root = str(folders(b=5, a=4, c=1))
     data = module(root=root, seed=3)
@@ -203,34 +177,6 @@ def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> 
         for one, other in zip(runs[0], run, strict=True):
             assert one["id"] == other["id"]
             assert torch.equal(one["image"], other["image"])
-
-
-def test_probe_images_are_spread_over_the_training_split_and_preprocessed_as_for_evaluation(
-    folders: Folders, module: Module
-) -> None:
-    root = folders("train", a=6, b=6)
-    folders("val", a=1, b=1)
-    options: dict[str, Any] = {"root": str(root), "train_transform": {"re_prob": 1.0}}
-    evaluated = module(root=str(root / "train")).test_dataloader()
-    pixels = module(**options).normalise(torch.cat([batch["image"] for batch in evaluated]))
-    assert torch.equal(module(**options).probe_images(5), pixels[[0, 2, 4, 7, 9]])
-    assert torch.equal(module(**options, batch_size=1).probe_images(5), pixels[[0, 2, 4, 7, 9]])
-    assert torch.equal(module(**options).probe_images(50), pixels)
-
-
-def test_probe_images_that_cannot_be_had(folders: Folders, module: Module) -> None:
-    root = folders("val", a=2)
-    with pytest.raises(UserError, match=rf"{root / 'train'} holds no class folders"):
-        module(root=str(root)).probe_images(2)
-    with pytest.raises(UserError, match=r"train_split and dataset\.test_split are both val"):
-        module(root=str(root), train_split="val").probe_images(2)
-    folders("train", a=2)
-    for image in (root / "train" / "a").iterdir():
-        image.write_bytes(b"no image")
-    with pytest.raises(UserError, match="cannot decode image a/0.jpg"):
-        module(root=str(root)).probe_images(2)
-    with pytest.raises(UserError, match="not one of 2 training images"):
-        module(root=str(root), on_error="skip").probe_images(2)
 
 
 def test_the_identity_is_of_the_images_wherever_they_lie(module: Module, folders: Folders, tmp_path: Path) -> None:

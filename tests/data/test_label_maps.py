@@ -146,32 +146,8 @@ def test_classes_of_another_order_become_those_of_the_model(root: Path) -> None:
     assert batch["label"][0][0, -1] == IGNORE
 
 
-def test_held_out_images_are_not_trained_on(root: Path) -> None:
-    data = datamodule(root, holdout=0.5, batch_size=1)
-    trained = {id for batch in data.train_dataloader() for id in batch["id"]}
-    held_out = {id for batch in data.val_dataloader() for id in batch["id"]}
-    assert trained | held_out == {"t0", "t1", "t2", "t3"}
-    assert not trained & held_out
-
-
 def run_through(data: SegmentationDataModule) -> list[str]:
     return [id for batch in data.test_dataloader() for id in batch["id"]]
-
-
-def test_a_damaged_image_ends_the_run_or_is_left_out(root: Path) -> None:
-    for content in (b"", (root / "val/images/v0.jpg").read_bytes()[:200]):
-        (root / "val/images/v1.jpg").write_bytes(content)
-        with pytest.raises(UserError, match=r"cannot decode image v1 .*dataset\.on_error=skip"):
-            run_through(datamodule(root))
-        assert run_through(datamodule(root, on_error="skip")) == ["v0", "v2"]
-
-
-def test_a_batch_without_any_image(root: Path) -> None:
-    for name in ("v0", "v1", "v2"):
-        (root / f"val/images/{name}.jpg").write_bytes(b"")
-    first, second = datamodule(root, on_error="skip").test_dataloader()
-    assert first["image"].shape == (0, 3, 32, 48)
-    assert first["skipped"] + second["skipped"] == ["v0", "v1", "v2"]
 
 
 def test_a_label_out_of_range(root: Path) -> None:
@@ -216,7 +192,6 @@ def test_a_missing_label_map_is_found_at_once(root: Path) -> None:
         ({"classes": 1}, r"dataset\.classes"),
         ({"classes": "sky"}, r"dataset\.classes=sky: expected 2 to 255 names"),
         ({"inference": "tiles"}, r"unknown dataset\.inference"),
-        ({"on_error": "ignore"}, r"unknown dataset\.on_error"),
         ({"train_transform": {"scale": [1, 2]}}, "expected color_jitter, scale"),
         ({"train_transform": {"scale": 1, "color_jitter": 0}}, "two factors"),
         ({"train_transform": {"scale": [2, 1], "color_jitter": 0}}, "least factor before the largest"),

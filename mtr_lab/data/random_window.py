@@ -1,0 +1,52 @@
+"""Where a random window of an image lies that is scaled to fill a fixed size, as far as it can, for training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtr_lab.errors import UserError, check_number
+
+Sides = Sequence[int]
+"""(height, width)."""
+
+
+def fitting_scale(image: Tensor, size: Sides) -> float:
+    """By how much the sides of an image (…, h, w) have to be scaled so that the whole of it just fits ``size``."""
+    return min(have / want for have, want in zip(size, image.shape[-2:], strict=True))
+
+
+def random_scale(image: Tensor, size: Sides, factors: tuple[float, float]) -> float:
+    """``fitting_scale`` times a factor from the least to the largest of ``factors``, its logarithm uniform."""
+    low, high = map(math.log, factors)
+    return fitting_scale(image, size) * math.exp(low + (high - low) * torch.rand(()).item())
+
+
+def random_place(image: Tensor, size: Sides, scale: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a part of an image (…, h, w) that fills ``size`` at this scale, if it can."""
+    sides = [min(side, round(have / scale)) for side, have in zip(image.shape[-2:], size, strict=True)]
+    corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
+    return corner[0], corner[1], sides[0], sides[1]
+
+
+def scaled_sides(sides: Sides, size: Sides, scale: float) -> tuple[int, int]:
+    """Height and width of a part once it is scaled, no more than those of ``size``."""
+    rows, columns = (min(max(round(side * scale), 1), most) for side, most in zip(sides, size, strict=True))
+    return rows, columns
+
+
+def check_options(options: Mapping[str, Any], *others: str) -> None:
+    """Raise a ``UserError`` unless ``dataset.train_transform`` has ``scale``, ``color_jitter`` and ``others``."""
+    expected = {"scale", "color_jitter", *others}
+    if not isinstance(options, Mapping) or set(options) != expected:
+        raise UserError(f"dataset.train_transform={options}: expected {', '.join(sorted(expected))}.")
+    scale = options["scale"]
+    if not isinstance(scale, Sequence) or len(scale) != 2:
+        raise UserError(f"dataset.train_transform.scale={scale}: expected two factors, the least and the largest.")
+    for value in scale:
+        check_number("dataset.train_transform.scale", value, float, 0.05, 20)
+    if scale[0] > scale[1]:
+        raise UserError(f"dataset.train_transform.scale={scale}: expected the least factor before the largest.")
+    check_number("dataset.train_transform.color_jitter", options["color_jitter"], float, 0, 1)

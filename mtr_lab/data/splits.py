@@ -1,0 +1,220 @@
+"""Which images of a dataset's two splits are trained on, held out, evaluated and probed, and how they are loaded."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, Subset
+
+from mtr_lab.data.images import Entry, ImageLoader
+from mtr_lab.errors import UserError, check_number, unknown
+
+
+class SplitSource(Protocol):
+    """The images of one split, in any order."""
+
+    def __len__(self) -> int: ...
+    def id(self, index: int) -> str: ...
+    def identity(self) -> str: ...
+
+
+Source = TypeVar("Source", bound=SplitSource)
+
+
+class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
+    """Training, held-out, evaluation and probe images of a dataset that has a split for training and one to evaluate.
+
+    A subclass says how a split is opened, what its images become, and how they become a batch (``_collate``). Its
+    constructor opens the split to evaluate, so that what is wrong with it is found before a model exists; that for
+    training is opened by ``setup("fit")`` or at first use.
+
+    Args:
+        name: what the dataset is called in results and messages.
+        train_split, test_split: names of the splits.
+        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
+        batch_size: images in a batch.
+        num_workers: processes that decode, at most one a CPU.
+        on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
+        seed: fixes the order of the training images.
+
+    Raises:
+        UserError: anything above is not as expected.
+    """
+
+    name: str
+    _collate: Callable[[Sequence[Entry]], Any]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        train_split: str,
+        test_split: str,
+        holdout: float,
+        batch_size: int,
+        num_workers: int,
+        on_error: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if on_error not in ("fail", "skip"):
+            raise unknown("dataset.on_error", on_error, ["fail", "skip"])
+        check_number("dataset.holdout", holdout, float, 0, 0.99)
+        check_number("dataset.batch_size", batch_size, int, 1)
+        check_number("dataset.num_workers", num_workers, int, 0)
+        self.name = str(name)
+        self._train_split, self._test_split = str(train_split), str(test_split)
+        self._holdout, self._on_error, self._seed = holdout, on_error, seed
+        self._batch_size, self._num_workers = batch_size, min(num_workers, os.cpu_count() or 1)
+
+    @abstractmethod
+    def _open(self, split: str, training: bool) -> Source:
+        """The images of a split, for training or to be evaluated.
+
+        Raises:
+            UserError: there are none, or what is known of them is wrong.
+        """
+
+    @abstractmethod
+    def _training_images(self, augmented: bool) -> Dataset[Entry]:
+        """Entries of all training images, held-out ones included: augmented, or as for evaluation."""
+
+    @abstractmethod
+    def _evaluation_images(self) -> Dataset[Entry]:
+        """Entries of the images to evaluate."""
+
+    @cached_property
+    def _test_source(self) -> Source:
+        return self._open(self._test_split, training=False)
+
+    @cached_property
+    def _train_source(self) -> Source:
+        return self._open(self._train_split, training=True)
+
+    def _holdout_key(self, index: int) -> str:
+        """What decides whether a training image is held out."""
+        return self._train_source.id(index)
+
+    def identity(self) -> str:
+        """A hash of the evaluation images and their labels that is cheap to have and changes when they do."""
+        return self._test_source.identity()
+
+    def setup(self, stage: str) -> None:
+        """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""
+        if stage == "fit":
+            self._training_images(augmented=True)
+
+    def train_dataloader(self) -> ImageLoader:
+        """The training images that are not held out, shuffled and augmented, in full batches.
+
+        Raises:
+            UserError: there are fewer than a batch takes.
+        """
+        dataset, kept = self._training_images(augmented=True), self._training_indices(held_out=False)
+        if len(kept) < self._batch_size:
+            raise UserError(
+                f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images: lower it."
+            )
+        return self._loader(
+            Subset(dataset, kept),
+            sampler=EpochShuffle(len(kept), self._seed),
+            drop_last=True,
+            persistent_workers=self._num_workers > 0,
+            generator=torch.Generator().manual_seed(self._seed),  # of the workers' seeds
+        )
+
+    def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
+        """The held-out training images, preprocessed as for evaluation; no loader where nothing is held out.
+
+        Raises:
+            UserError: some are to be held out, and the share is too small for one.
+        """
+        if not self._holdout:
+            return []
+        held_out = self._training_indices(held_out=True)
+        if not held_out:
+            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: choose more.")
+        dataset = Subset(self._training_images(augmented=False), held_out)
+        return self._loader(dataset, persistent_workers=self._num_workers > 0)
+
+    def test_dataloader(self) -> ImageLoader:
+        """The evaluation images, in the same order and batches every time."""
+        return self._loader(self._evaluation_images())
+
+    def probe_images(self, count: int) -> Tensor:
+        """Training images, spread evenly over the split, as the model takes them when it is evaluated.
+
+        For what is chosen on images and must not be chosen on those it is evaluated on.
+
+        Returns:
+            (count, 3, H, W) or, where there are fewer or some cannot be decoded, less.
+
+        Raises:
+            UserError: there are no training images, or they are the evaluation images.
+        """
+        if self._train_split == self._test_split:
+            raise UserError(
+                f"dataset.train_split and dataset.test_split are both {self._test_split}: what is chosen on training "
+                "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
+            )
+        batches = list(self._probe_batches(count))
+        if not any(batch["id"] for batch in batches):
+            tried = sum(len(batch["skipped"]) for batch in batches)
+            raise UserError(f"not one of {tried} training images of {self.name} could be read.")
+        return torch.cat([batch["image"] for batch in batches])[:count]
+
+    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+        """Batches of ``count`` training images, or of all."""
+        chosen = spread(len(self._train_source), count)
+        return self._loader(Subset(self._training_images(augmented=False), chosen))
+
+    def _training_indices(self, held_out: bool) -> list[int]:
+        indices = range(len(self._train_source))
+        return [i for i in indices if is_held_out(self._holdout_key(i), self._holdout) == held_out]
+
+    def _loader(self, dataset: Dataset[Entry], **options: Any) -> ImageLoader:
+        return ImageLoader(
+            dataset,
+            batch_size=self._batch_size,
+            collate_fn=self._collate,
+            pin_memory=torch.cuda.is_available(),
+            **{"num_workers": self._num_workers, **options},
+        )
+
+
+def spread(length: int, count: int) -> list[int]:
+    """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
+    some = min(count, length)
+    return [i * length // some for i in range(some)]
+
+
+class EpochShuffle(Sampler[int]):
+    """A random order that is a function of the seed and the epoch, so that a resumed run goes on in the same one.
+
+    Lightning calls ``set_epoch``.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length, self._seed, self._epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        return iter(torch.randperm(self._length, generator=generator).tolist())
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """The same answer for the same key on every machine, in every order and however many images there are."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64

@@ -1,0 +1,48 @@
+"""The layout of every table for a terminal: two lines a cell, 80 columns or wider."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+TwoLines = tuple[str, str]
+"""What a cell says, and below it, paler, what qualifies that; the second may be empty."""
+
+
+def two_line_table(
+    title: str, remarks: Sequence[str], headings: Sequence[TwoLines], rows: Iterable[Iterable[TwoLines]]
+) -> Table:
+    """Lay out a table; its first column, of names, may be long and folds for the others.
+
+    Args:
+        title: above it.
+        remarks: lines below it.
+        headings: of the columns.
+        rows: a cell for each column.
+    """
+    table = Table(
+        title=escape(title),
+        caption=escape("\n".join(remarks)),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        header_style="",
+    )
+    for i, heading in enumerate(headings):
+        names = i == 0
+        table.add_column(
+            _text(heading, "bold"), justify="left" if names else "right", no_wrap=not names, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
+def _text(lines: TwoLines, style: str = "") -> Text:
+    first, second = lines
+    return Text.assemble((first, style), ("\n" + second, "dim") if second else "")

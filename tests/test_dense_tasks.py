@@ -1,0 +1,108 @@
+"""What holds of every dense task: its training's weights are evaluated, and mistakes end with one message."""
+
+import json
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from small_dense import DATA, QUICK, SMALL
+from small_run import train_main
+
+from mtr_lab.__main__ import main as evaluate_main
+from mtr_lab.report.predictions import load_predictions
+from mtr_lab.report.result import read_result
+from mtr_lab.tasks import task
+
+
+@pytest.mark.parametrize(
+    ("name", "bundled", "found", "figures"),
+    [
+        ("detection", "bccd", "score", {"train_loss", "train_loss_box_reg", "val_map", "val_ap50"}),
+        ("segmentation", "camvid", "confusion", {"train_loss", "train_entropy", "train_dice", "val_miou"}),
+    ],
+)
+def test_training_writes_weights_that_evaluation_takes(
+    run_program, tmp_path: Path, monkeypatch, name: str, bundled: str, found: str, figures: set[str]
+) -> None:
+    options = [*SMALL[name], *DATA[name](tmp_path / "data")]
+    training = ["dataset.batch_size=2", "dataset.holdout=0.4", "training.epochs=1", "training.warmup_epochs=0"]
+    run = run_program(train_main, *options, *training, "training.lr=0.01")
+    assert run.code == 0, run.err
+    record = json.loads((run.folder / "training.json").read_text())
+    assert figures <= record["final"].keys()
+    weights = load_file(run.folder / "model.safetensors")
+    assert {key.split(".")[0] for key in weights} == {"backbone", "head"}
+    kept = shutil.copy(run.folder / "model.safetensors", tmp_path / f"vim_nano_{bundled}.safetensors")
+
+    def evaluated(*overrides: str) -> np.ndarray:
+        run = run_program(evaluate_main, *options, *QUICK, *overrides)
+        assert run.code == 0, run.err
+        return getattr(load_predictions(run.folder), found)
+
+    trained = evaluated(f"backbone.checkpoint={kept}")
+    assert read_result(run.folder)["weights"]["sha256"] == record["sha256"]
+    assert not np.array_equal(trained[:5], evaluated()[:5])
+    # The same file among the bundled ones is what a backbone with pretrained weights gets.
+    monkeypatch.setattr(task, "ASSETS", tmp_path)
+    assert np.array_equal(evaluated("backbone.pretrained=true"), trained)
+
+
+@pytest.mark.parametrize(("name", "images"), [("detection", "JPEGImages"), ("segmentation", "val/images")])
+def test_images_that_cannot_be_read_are_named_in_the_result(
+    run_program, tmp_path: Path, name: str, images: str
+) -> None:
+    options = [*SMALL[name], *QUICK, *DATA[name](tmp_path / "data")]
+    evaluated = load_predictions(run_program(evaluate_main, *options).folder).ids
+    (tmp_path / "data" / images / f"{evaluated[1]}.jpg").write_bytes(b"")
+    assert run_program(evaluate_main, *options).code == 2
+    run = run_program(evaluate_main, *options, "dataset.on_error=skip")
+    assert run.code == 0, run.err
+    for point in read_result(run.folder)["points"]:
+        assert (point["skipped"], point["images"]) == ([evaluated[1]], 3)
+
+
+OF_BOTH = [
+    (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for NAME with vim_ti are bundled"),
+    (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
+    (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=NAME"),
+    (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
+]
+OF_DETECTION = [
+    (["backbone.checkpoint=CLASSIFIER"], "the dataset has 3 classes, the model 10"),
+    (["task.anchors=[[8],[16]]"], "2 lists of anchors"),
+    (["+task.depth=3"], r"unknown setting task\. 'depth'"),
+    (["task.name=detecting"], r"unknown task\.name 'detecting'. Did you mean 'detection'"),
+    (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
+    (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
+    (["objective=top1"], "unknown objective 'top1'.*ap50, map"),
+    (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
+]
+OF_SEGMENTATION = [
+    (["backbone.checkpoint=CLASSIFIER"], "the dataset has 11 classes, the model 10"),
+    (["+task.widht=3"], r"unknown setting task\. 'widht'. Did you mean 'width'"),
+    (["task.restoration=zero"], "unknown restoration 'zero'"),
+    (["trainer.cuda_graph=true"], r"trainer\.cuda_graph=true"),
+    (["objective=top1"], "unknown objective 'top1'.*miou"),
+    (["dataset=camvid"], r"dataset 'camvid' needs a directory.*dataset\.root=DIR"),
+    (["dataset.classes=[sky,building]"], r"has the label \d+: expected 0 to 1, or 11 to ignore"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        *(("detection", *mistake) for mistake in [*OF_BOTH, *OF_DETECTION]),
+        *(("segmentation", *mistake) for mistake in [*OF_BOTH, *OF_SEGMENTATION]),
+    ],
+)
+def test_mistakes_end_with_one_message(run_program, name: str, overrides: list[str], expected: str) -> None:
+    classifier = str(resources.files("mtr_lab") / "assets" / "vim_nano.safetensors")
+    given = [each.replace("CLASSIFIER", classifier) for each in overrides]
+    run = run_program(evaluate_main, *SMALL[name], *QUICK, *given)
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    assert re.search(expected.replace("NAME", name), run.err, re.DOTALL), run.err
