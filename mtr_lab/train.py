@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import LightningModule, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
@@ -75,7 +75,7 @@ def train(config: DictConfig) -> Path:
     )
     average = get_ema_multi_avg_fn(settings.ema_decay)
     # Left to itself, the average would stay on the CPU, where the model is when it is set up.
-    trainer.callbacks.insert(0, WeightAveraging(device=trainer.strategy.root_device, multi_avg_fn=average))  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, Average(device=trainer.strategy.root_device, multi_avg_fn=average))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume), weights_only=False)
 
     weights = folder / "model.safetensors"
@@ -94,6 +94,16 @@ def train(config: DictConfig) -> Path:
         stream.write(f"{json.dumps(record, indent=1)}\n".encode())
     print(f"wrote {weights} and training.json beside it")
     return folder
+
+
+class Average(WeightAveraging):
+    """Lightning's average of the weights. It asks its counter twice a step, which is therefore kept on the CPU: to read
+    it from a GPU is to wait until the step is computed, instead of preparing the next."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
 def check_resume(checkpoint: str, module: LightningModule) -> None:

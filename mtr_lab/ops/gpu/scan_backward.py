@@ -71,7 +71,8 @@ def selective_scan_backward(
     u, delta, grad_y = (t.contiguous() for t in (u, delta, grad_y))
     a = F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous()
     bc = torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3)
-    d, bias, gap, stretch = (None if t is None else t.contiguous() for t in (D, delta_bias, gap, stretch))
+    d = D.contiguous()
+    bias, gap, stretch = (None if t is None else t.contiguous() for t in (delta_bias, gap, stretch))
     gate = None if z is None else rows(z)
 
     block = max(1, min(32, STATES // padded))
