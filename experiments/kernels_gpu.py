@@ -93,7 +93,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     )
     constants = layout.d, z, layout.timescale_bias, None, None
     u, delta, projected, _ = project.project(x, layout, None, both, False, False)
-    _, b, c = layout.split(projected)
+    bc = projected[..., -2 * STATES :]
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
     score, size = torch.rand(images, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
     special = torch.full((images, 1), length // 2, device=DEVICE)
@@ -111,7 +111,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
             lambda: project.project(x, layout, None, both, True, True), 5 * row, small, 4 * element
         ),
         "scan": (
-            lambda: scan.scan(u, delta, layout.a, b, c, *constants, both, **off), 6 * row, 0, 2 * element * STATES
+            lambda: scan.scan(u, delta, layout.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
         ),
         "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 6), 3 * row, 0, 0),
     }  # fmt: skip
@@ -123,7 +123,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
             "plan": (decide, 6 * images * (REMOVED + targets) * width, 0, 0),
             "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
         }
-        A = layout.a.transpose(1, 2).contiguous()
+        A, (b, c) = layout.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
         backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z.contiguous())
         kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)
 

@@ -45,10 +45,11 @@ RATIOS = (0.3, 0.4)
 CANDIDATES = list(itertools.product((0, 1), (2, 4), ("constant", "linear", "front")))
 """First block, interval, shape; (1, 2, "constant") is what all policies share in compare_policies.py."""
 FINALISTS = 2
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main(root: str, out: Path, policies: list[str]) -> None:
-    model = create_model("vim_nano", pretrained=True).eval()
+    model = create_model("vim_nano", pretrained=True).eval().to(DEVICE)
     data_config = resolve_model_data_config(model)
     given = {"name": "imagenette", "root": root, "holdout": 0.01, "batch_size": 100}
     data = ImageDataModule(data_config=data_config, model_classes=model.pretrained_cfg["label_names"], **given)
@@ -58,9 +59,8 @@ def main(root: str, out: Path, policies: list[str]) -> None:
         folder = out / policy
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "search.json").exists():
-            found = search(
-                model, policy, data.probe_images(PROBE_IMAGES), four_views(whole.normalise(held_out["image"]))
-            )
+            probes = data.probe_images(PROBE_IMAGES).to(DEVICE)
+            found = search(model, policy, probes, four_views(whole.normalise(held_out["image"].to(DEVICE))))
             record = {"environment": environment(), "policy": policy, "ratios": found}
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
@@ -128,7 +128,7 @@ def validate(
     batches = list(data.test_dataloader())
     values = np.concatenate(
         [
-            np.stack([log_probs(model, reduction, s, data.normalise(batch["image"])) for s in schedules])
+            np.stack([log_probs(model, reduction, s, data.normalise(batch["image"].to(DEVICE))) for s in schedules])
             for batch in batches
         ],
         axis=1,
@@ -149,7 +149,7 @@ def validate(
 def log_probs(model: VisionMamba, reduction: Reduction, schedule: Schedule, images: Tensor) -> np.ndarray:
     """(B, K)."""
     reduction.use(schedule)
-    return model(images).log_softmax(-1).numpy()
+    return model(images).log_softmax(-1).cpu().numpy()
 
 
 def write_comparison(out: Path) -> None:

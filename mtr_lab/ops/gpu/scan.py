@@ -2,11 +2,9 @@
 
 A program, one warp, owns one image, some channels and a chunk of tokens, and walks through the chunk once for each
 direction. Each thread holds two channels and all their states: the sum over states needs no exchange between threads,
-and what is read of B and C serves both channels. Tokens are read some steps ahead, a few at once, through shared memory.
-
-What bounds the kernel are the exponentials, one for each token, channel, state and direction, of which a multiprocessor
-computes 16 a clock. For data in half precision those of ``POLY`` states are computed by a polynomial instead, on units
-that have time to spare.
+and what is read of B and C serves both channels. Tokens are read ahead of their turn, a few at once, through shared
+memory. What bounds the kernel are the exponentials, one for each token, channel, state and direction, of which a
+multiprocessor computes 16 a clock, and next to them the instructions: five for each of the same.
 """
 
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from mtr_lab.ops.gpu.launch import autotuned, fill, reverse_mask, rows
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
+STAGES = tl.constexpr(3)  # such groups that are under way or at work
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
 MIN_CHUNK = 8  # tokens: below, the second pass over them costs more than it hides
 
@@ -67,18 +66,16 @@ def _tile(x, n, e, channels: tl.constexpr):
 
 @triton.jit
 def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-               NP: tl.constexpr, POLY: tl.constexpr):  # fmt: skip
+               NP: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
     a2 = tl.load(_tile(a, n, e, channels), inside[None, :], 0) * LOG2E
     d_e = tl.load(d + e, inside, 0)
-    limit, bias_e, idle_e = d_e, d_e, d_e
-    if POLY > 0:  # the longest span for which the powers are numbers that the polynomial's way can represent
-        limit = -120 / tl.minimum(tl.min(tl.where((n < POLY)[:, None], a2, 0), 0), -1e-6)
+    bias_e, idle_e = d_e, d_e
     if SOFTPLUS:
         bias_e = tl.load(bias + e, inside, 0)
     if GAP:
         idle_e = softplus(tl.load(bias + e, inside, 0))
-    return a2, limit, d_e, bias_e, idle_e
+    return a2, d_e, bias_e, idle_e
 
 
 @triton.jit
@@ -105,32 +102,12 @@ def _states(bc, U: tl.constexpr, step: tl.constexpr, NP: tl.constexpr):
 
 
 @triton.jit
-def _fade(span, a2, n, limit, POLY: tl.constexpr):
-    """2 to the power of span · a2, (N, channels): for the first ``POLY`` states by a polynomial of degree 3.
-
-    It is exact at 0 and off by 1e-4 at most, which is 4e-4 of what the state loses. The number of whole turns is added to
-    the exponent's bits, so the power has to stay above the least one: ``limit`` sees to it. Which way a state takes is
-    known to the compiler.
-    """
-    fade = tl.exp2(span[None, :] * a2)
-    if POLY > 0:
-        short = tl.minimum(span, limit)[None, :]
-        turns = short * a2 + 12582912.0  # 1.5 · 2²³: the sum is rounded to a whole number, in its lowest bits
-        f = short * a2 - (turns - 12582912.0)
-        p = ((0.05500910058617592 * f + 0.2422109842300415) * f + 0.6932829022407532) * f + 1.0
-        power = (turns.to(tl.int32, bitcast=True) << 23) + p.to(tl.int32, bitcast=True)
-        fade = tl.where((n < POLY)[:, None], power.to(tl.float32, bitcast=True), fade)
-    return fade
-
-
-@triton.jit
-def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, length, a2, limit, d_e, bias_e, idle_e,
+def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
           channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
           GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
-          NP: tl.constexpr, U: tl.constexpr, POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+          NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
-    n = tl.arange(0, NP)
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
         t0 = first + SIGN * i
@@ -148,7 +125,7 @@ def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, le
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             u_t = us[k].to(tl.float32)
             b_t, c_t = tl.split(tl.permute(tl.reshape(bcs[k].to(tl.float32), (2, NP)), (1, 0)))
-            fade = _fade(_decay(dt, idle_e, gap, t, length, BACK, GAP), a2, n, limit, POLY)
+            fade = tl.exp2(_decay(dt, idle_e, gap, t, length, BACK, GAP)[None, :] * a2)
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
             y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
             at = sums + t * tl.num_programs(0) + tl.program_id(0)
@@ -176,10 +153,9 @@ def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded
                channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
                GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-               EVEN: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr,
-               POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+               EVEN: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
-    a2, limit, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, NP, POLY)
+    a2, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, NP)
     h = tl.zeros((NP, CH), tl.float32)
     if SPLIT:  # the state that the chunks before this one leave behind
         chunks = tl.num_programs(2)
@@ -191,18 +167,18 @@ def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded
     whole = (end - start) // U * U
     if whole > 0:
         h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
-                  a2, limit, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
-                  SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U, POLY, STAGES)  # fmt: skip
+                  a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
+                  SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
         _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
-              end - start - whole, length, a2, limit, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
-              BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1, POLY, STAGES)  # fmt: skip
+              end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
+              BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1)  # fmt: skip
 
 
 def _configurations() -> list[triton.Config]:
     """Fewer registers a thread, more warps beside each other; which is better depends on how many there are to run."""
     limits = (168, 128) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
-    return [triton.Config({"POLY": 2, "STAGES": 3}, num_warps=1, maxnreg=limit) for limit in limits]
+    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
 
 
 @autotuned(_configurations(), key=["channels", "NP", "G", "SPLIT"])
@@ -211,13 +187,12 @@ def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
           STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr, POLY: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     inside = e < channels
     start = tl.program_id(2) * chunk
     end = tl.minimum(start + chunk, length)
-    SHORT: tl.constexpr = POLY if y.dtype.element_ty.primitive_bitwidth == 16 else 0
     for g in tl.static_range(G):
         each = g * images + image
         state = each * tl.num_programs(2) * channels
@@ -228,7 +203,7 @@ def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
                    before + state * NP, faded + state, e, inside, start, end, length, channels, step_z, step_t,
                    G * images * length * tl.num_programs(0), scale,
                    (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, SPLIT,
-                   channels % CH == 0, NP, CH, U, SHORT, STAGES)  # fmt: skip
+                   channels % CH == 0, NP, CH, U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
@@ -238,7 +213,7 @@ def _left(h, total, u, delta, bc, gap, stretch, e, inside, first, count, length,
           STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """``_walk`` without an output: the state after ``count`` tokens, and the sum of Δ and the gaps crossed."""
     SIGN: tl.constexpr = -1 if BACK else 1
-    for i in tl.range(0, count, U, num_stages=3):
+    for i in tl.range(0, count, U, num_stages=STAGES):
         t0 = first + SIGN * i
         us = _tokens(u + t0 * channels, e, inside, U, SIGN * channels, EVEN)
         dts = _tokens(delta + t0 * channels, e, inside, U, SIGN * channels, EVEN)
@@ -275,8 +250,8 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
     stretch += image * length
     for g in tl.static_range(G):
         if each // images == g:
-            a2, _, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
-                                                  inside, channels, SOFTPLUS, GAP, NP, 0)  # fmt: skip
+            a2, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
+                                                  inside, channels, SOFTPLUS, GAP, NP)  # fmt: skip
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
             bc_g = bc + g * step_g + image * step_b
@@ -410,6 +385,9 @@ def chunk_states(
 
 
 def chunk_length(length: int, warps: int, device: torch.device) -> int:
-    """How many tokens a program walks through: fewer than all where one walk a channel would leave the GPU idle."""
+    """How many tokens a program walks through: fewer than all where one walk a channel would leave the GPU idle.
+
+    Those are whole groups of ``UNROLL``.
+    """
     wanted = min(fill(device) // max(warps, 1), CHUNKS, length // MIN_CHUNK)
-    return triton.cdiv(length, max(wanted, 1))
+    return length if wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)

@@ -45,8 +45,7 @@ def check(data, reverse, dtype):
     assert y.dtype == dtype
     assert sums.dtype == torch.float32
     assert relative(y, expected) < TOLERANCE[dtype]
-    # In half precision some decays come from a polynomial, which Σ max(0, y) shows.
-    assert relative(sums, expected_sums) < (1e-5 if dtype == torch.float32 else 5e-4)
+    assert relative(sums, expected_sums) < 1e-5
 
 
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True), (True, False, False)])
@@ -93,7 +92,7 @@ def test_softplus_is_accurate_over_the_whole_range():
 
 @pytest.mark.parametrize(
     ("length", "warps", "expected"),
-    [(197, 10**6, 197), (197, 1, 25), (16384, 1, 2048), (12, 1, 12), (4097, 4, 2049)],
+    [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (4097, 4, 2052)],
 )
 def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
     monkeypatch.setattr(scan, "fill", lambda device: 8)
