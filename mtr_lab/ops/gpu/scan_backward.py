@@ -33,6 +33,7 @@ STATES = 512  # a program's channels times states, 16 a thread: what fits the re
 SEGMENTS = 24  # of a sequence, at most: each program sums up the others
 MIN_SEGMENT = 32  # tokens
 AHEAD = 4  # tokens that the walk forwards reads at once
+BACK = 2  # tokens that the walk backwards reads at once: their states too
 VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of its own for a 1 or a multiple of 16
 
 
@@ -112,6 +113,7 @@ def selective_scan_backward(
     _scan_backward[grid](
         u, delta, a, bc, d, gate, bias, gap, stretch, grad_y, before, after, faded, starts, arrivals,
         du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, AHEAD=AHEAD,
+        BACK=BACK,
     )  # fmt: skip
     db, dc = dbc.sum(0).split(padded, dim=3)
     return (
@@ -248,9 +250,9 @@ def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.cons
 
 
 def _configurations() -> list[triton.Config]:
-    """``BACK`` tokens are read at once on the way back; 168 registers let 12 warps share a Hopper multiprocessor."""
+    """A thread's registers: 168 let 12 warps share a Hopper multiprocessor, 240 hold all a thread needs, for 8 warps."""
     limits = (168, 240) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
-    return [triton.Config({"BACK": back}, num_warps=1, maxnreg=limit) for back in (2, 1) for limit in limits]
+    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
 
 
 @autotuned(_configurations(), key=["channels", "NP", "BLOCK"])
