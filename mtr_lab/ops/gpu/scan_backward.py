@@ -293,10 +293,14 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
     if before is not None:
         others = tl.num_programs(2) - 1
         earlier = tl.where(step > 0, tl.program_id(2), others - tl.program_id(2))
-        for j in range(earlier):
-            h = _joined(before, faded, each, tl.where(step > 0, j, others - j), e, n, inside, channels, a2, h, NP)
-        for j in range(others - earlier):
-            dh = _joined(after, faded, each, tl.where(step > 0, others - j, j), e, n, inside, channels, a2, dh, NP)
+        for other in range(earlier):
+            h = _joined(
+                before, faded, each, tl.where(step > 0, other, others - other), e, n, inside, channels, a2, h, NP
+            )
+        for other in range(others - earlier):
+            dh = _joined(
+                after, faded, each, tl.where(step > 0, others - other, other), e, n, inside, channels, a2, dh, NP
+            )
     origin = tl.where(step > 0, start, end - 1)
     for k in range(chunks - 1):
         tl.store(starts + k * NP * BLOCK + tile, h)
