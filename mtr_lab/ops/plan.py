@@ -143,9 +143,9 @@ def _carry(
     index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if implementation == "triton":
-        from mtr_lab.ops.gpu import plan
+        from mtr_lab.ops.gpu import carry
 
-        return plan.carry(index, size, special, dest, keep, gone)
+        return carry.carry(index, size, special, dest, keep, gone)
     summed = torch.zeros_like(keep, dtype=size.dtype)
     summed.scatter_add_(1, dest.clamp(min=0), size.masked_fill(dest < 0, 0))
     return index.gather(1, keep), summed, dest.gather(1, special)

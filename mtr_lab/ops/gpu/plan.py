@@ -1,7 +1,7 @@
 """A whole reduction decision in Triton: rank, group, match, merge and the survivors' order.
 
-One launch with one program an image for some hundred tokens, where latency is what costs; three launches with several
-programs an image beyond that, for the same three steps.
+One launch with one program an image for some hundred tokens, where latency is what costs; four launches with several
+programs an image beyond that, for the same steps.
 """
 
 import torch
@@ -15,6 +15,7 @@ ALONE = (512, 64)
 """Tokens and removed tokens up to which one program decides on an image."""
 THREADS = {"num_warps": 8} | ({"maxnreg": 128} if torch.version.hip is None else {})
 """Of a program: two of them fit a multiprocessor."""
+RUN = 512  # tokens that are sorted by one program
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def _nearest(hidden, residual, order, image, r, begin, end, length, removed, cha
         target = first + tl.load(order + removed + m, is_target, 0)
         similarity = tl.zeros((BLOCK, r.shape[0]), tl.float32)
         square = tl.zeros((BLOCK,), tl.float32)
-        for c0 in tl.range(0, channels, CK):
+        for c0 in range(0, channels, CK):
             c = c0 + tl.arange(0, CK)
             a = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
             b = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
@@ -168,17 +169,31 @@ def _decide(score, index, size, special, hidden, residual, order, best, dest, we
 
 
 @triton.jit(do_not_specialize=["length", "removed"])
-def _rank_block(score, special, order, best, length, removed, SPECIALS: tl.constexpr, LP: tl.constexpr):
-    """Write some tokens to ``order`` where they stand in it: as many tokens go before each."""
+def _sort_block(score, special, keys, best, length, removed, SPECIALS: tl.constexpr, RUN: tl.constexpr):
+    """Sort the keys of some tokens among themselves."""
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * RUN + tl.arange(0, RUN)
+    ranked = tl.sort(_keys(score + image * length, special + image * SPECIALS, i, length, SPECIALS))
+    tl.store(keys + image * length + i, ranked, i < length)
+    tl.store(best + image * removed + i, tl.full((RUN,), -(2**63), tl.int64), i < removed)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
+    """Write some tokens to ``order`` where they stand in it: after as many as every sorted run has that go before."""
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
-    first, special = image * length, special + image * SPECIALS
-    own = _keys(score + first, special, i, length, SPECIALS)
-    rank = tl.zeros((LP,), tl.int32)
-    for j in range(0, length, LP):
-        other = _keys(score + first, special, j + tl.arange(0, LP), length, SPECIALS)
-        rank += tl.sum((other[:, None] < own[None, :]).to(tl.int32), 0)
-    tl.store(order + first + rank, i, i < length)
-    tl.store(best + image * removed + i, tl.full((LP,), -(2**63), tl.int64), i < removed)
+    keys, order = keys + image * length, order + image * length
+    own = tl.load(keys + i, i < length, 0)
+    rank = i * 0
+    for run in range(0, length, RUN):
+        before = i * 0
+        half = RUN // 2
+        while half > 0:
+            at = run + before + half - 1
+            before += tl.where(tl.load(keys + at, at < length, 2**63 - 1) < own, half, 0)
+            half //= 2
+        at = run + before
+        rank += before + (tl.load(keys + at, at < length, 2**63 - 1) < own).to(tl.int32)
+    tl.store(order + rank, (own & 0x7FFFFFFF).to(tl.int32), i < length)
 
 
 @triton.jit(do_not_specialize=["length", "removed", "targets"])
@@ -236,55 +251,19 @@ def asymmetric_plan(
         _decide[(images,)](
             score, index, size, special, *streams, order, best, *found, length, removed, targets, channels, specials,
             **matching, **merging, LP=max(16, triton.next_power_of_2(length)),
-            RP=max(16, triton.next_power_of_2(removed)), BLOCK=64 if targets <= 64 else 128, **THREADS,
+            RP=max(16, triton.next_power_of_2(removed)), BLOCK=128 if removed <= 32 and targets > 64 else 64, **THREADS,
         )  # fmt: skip
         return found
-    _rank_block[(images, triton.cdiv(length, 256))](
-        score, special, order, best, length, removed, specials, LP=256, **THREADS
-    )
+    blocks = (images, triton.cdiv(length, 128))
+    keys = special.new_empty(images, length)
+    runs = (images, triton.cdiv(length, RUN))
+    _sort_block[runs](score, special, keys, best, length, removed, specials, RUN=RUN, **THREADS)
+    _rank_block[blocks](keys, order, length, RUN=RUN, LP=128, num_warps=4)
     if features is not None:
-        _match_block[(images, triton.cdiv(removed, 64), triton.cdiv(targets, 128))](
-            *streams, order, best, length, removed, targets, channels, **matching, RP=64, BLOCK=128, **THREADS
+        _match_block[(images, triton.cdiv(removed, 64), triton.cdiv(targets, 64))](
+            *streams, order, best, length, removed, targets, channels, **matching, RP=64, BLOCK=64, **THREADS
         )
-    _merge_block[(images, triton.cdiv(length, 256))](
-        order, best, index, size, special, *found, length, removed, specials, **merging, LP=256, **THREADS
+    _merge_block[blocks](
+        order, best, index, size, special, *found, length, removed, specials, **merging, LP=128, num_warps=4
     )
     return found
-
-
-@triton.jit(do_not_specialize=["length", "removed", "specials"])
-def _carry(index, size, special, dest, keep, gone, new_index, new_size, new_special, length, removed, specials,
-           M: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
-    first, kept = image * length, length - removed
-    j = tl.arange(0, M)
-    there = j < kept
-    i = tl.load(keep + image * kept + j, there, 0)
-    tl.store(new_index + image * kept + j, tl.load(index + first + i, there, 0), there)
-    total = tl.load(size + first + i, there, 0)
-    for k in range(removed):
-        other = tl.load(gone + image * removed + k)
-        total += tl.where(j == tl.load(dest + first + other), tl.load(size + first + other), 0)
-    tl.store(new_size + image * kept + j, total, there)
-    s = tl.arange(0, S)
-    place = tl.load(special + image * specials + s, s < specials, 0)
-    tl.store(new_special + image * specials + s, tl.load(dest + first + place, s < specials, 0), s < specials)
-
-
-def carry(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The original index, size and special positions of the survivors: (B, M), (B, M), (B, S)."""
-    images, length = index.shape
-    kept = keep.shape[1]
-    new_index, new_size, new_special = (
-        index.new_empty(images, kept),
-        size.new_empty(images, kept),
-        special.new_empty(special.shape),
-    )
-    _carry[(images,)](
-        *(t.contiguous() for t in (index, size, special, dest, keep, gone)), new_index, new_size, new_special,
-        length, length - kept, special.shape[1], M=triton.next_power_of_2(kept),
-        S=triton.next_power_of_2(max(special.shape[1], 1)), num_warps=4,
-    )  # fmt: skip
-    return new_index, new_size, new_special

@@ -81,8 +81,16 @@ def test_what_is_compared(features):
 
 def test_equal_scores_go_in_their_order():
     before, evidence = state(2, 30, 1)
-    evidence.sums.copy_(evidence.sums.mul(3).round())
+    evidence.sums.copy_(evidence.sums[:, :1].mul(4).sub(2).round())  # two kinds of zero, which are equal
+    assert evidence.sums.signbit().logical_and(evidence.sums == 0).any()
     decide(make_policy(policy_config("mtr")), before, evidence, 8)
+
+
+def test_nearly_equal_similarities():
+    """Closer than half of a float32's bits can tell."""
+    before, evidence = state(2, 90, 1, channels=40)
+    before.residual.copy_(1 + 0.03 * before.residual)
+    decide(make_policy(policy_config("mtr", features="residual")), before, evidence, 30)
 
 
 def test_long_sequences_and_many_tokens_are_left_to_the_parts():
