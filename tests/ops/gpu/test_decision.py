@@ -49,10 +49,11 @@ def test_equals_the_policy(merge, length, special, share, seed):
 
 
 @pytest.mark.parametrize("merge", ["mean", "size", "prune"])
-@pytest.mark.parametrize(("length", "special", "remove"), [(513, 0, 1), (300, 3, 130), (611, 2, 65)])
+@pytest.mark.parametrize(("length", "special", "remove"), [(513, 2, 1), (300, 3, 130), (1100, 0, 600)])
 def test_several_programs_an_image(length, special, remove, merge):
     before, evidence = state(2, length, special)
     evidence.sums.copy_(evidence.sums.mul(40).round())  # equal scores in different programs
+    evidence.sums[0] = evidence.sums[0].sort(dim=1).values  # all of one program's go before those of the next
     decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
 
 
