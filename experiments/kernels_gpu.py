@@ -35,7 +35,7 @@ SHAPES = {  # images, tokens, d_inner, dt rank
 STATES = 16
 DTYPE = torch.float16
 DEVICE = torch.device("cuda")
-REMOVED = 14  # tokens, as each of Vim-S's eleven reductions at 40 %
+REMOVED = 14  # of 197 tokens, as each of Vim-S's eleven reductions at 40 %
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -97,7 +97,9 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
     score, size = torch.rand(images, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
     special = torch.full((images, 1), length // 2, device=DEVICE)
-    targets = (length - 1 - REMOVED) // 2
+    index = torch.arange(length, device=DEVICE).repeat(images, 1)
+    removed = REMOVED * length // 197
+    targets = (length - 1 - removed) // 2
 
     row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
     element = tokens * inner
@@ -113,16 +115,18 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         "scan": (
             lambda: scan.scan(u, delta, layout.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
         ),
-        "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 6), 3 * row, 0, 0),
+        "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
-    if length <= plan.MAX_LENGTH:
-        decide = partial(plan.asymmetric_plan, score, special, size, hidden, residual, REMOVED, targets)
-        dest, share, keep, gone = decide()
-        pieces = dest, share, keep, gone, dest, share
-        kernels |= {
-            "plan": (decide, 6 * images * (REMOVED + targets) * width, 0, 0),
-            "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
-        }
+    decide = partial(
+        plan.asymmetric_plan, score, index, size, special, hidden, residual, removed, targets, by_size=False
+    )
+    _, share, keep, gone, starts, *_ = decide()
+    pieces = keep, *(share, gone, starts) * 2
+    kernels |= {
+        "plan": (decide, 6 * images * (removed + targets) * width, 0, 0),
+        "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
+    }
+    if length <= 1024:
         A, (b, c) = layout.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
         backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z.contiguous())
         kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)

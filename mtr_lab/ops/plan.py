@@ -20,26 +20,45 @@ class Plan(NamedTuple):
     """(B, M) int64, the survivors in output order: the input position of each."""
     gone: Tensor
     """(B, L - M) int64, the input positions of all others."""
+    start: Tensor | None = None
+    """(B, M + 1) int64 where ``gone`` is in the order of its tokens' destinations: those that become part of survivor j
+    are ``gone[start[j] : start[j + 1]]``, those before ``start[0]`` are dropped."""
     residual: "Plan | None" = None
     """What happens to the residual stream, if that is something else; the survivors are the same. What is known of the
     tokens afterwards (their sizes, where each has gone) follows the block's output."""
+    known: "tuple[Tensor, Tensor, Tensor] | None" = None
+    """What ``carry_plan`` returns for the tokens the plan was decided on, where deciding found it on the way."""
+
+    def listed(self) -> "Plan":
+        """The same plan with ``start``."""
+        if self.start is not None:
+            return self
+        target, order = self.dest.gather(1, self.gone).sort(dim=1, stable=True)
+        survivors = torch.arange(self.keep.shape[1] + 1, device=self.dest.device).expand(len(self.dest), -1)
+        start = torch.searchsorted(target, survivors.contiguous())
+        return self._replace(gone=self.gone.gather(1, order), start=start)
 
 
-def apply_plan(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor) -> Tensor:
+def apply_plan(
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+) -> Tensor:
     """Gather the survivors and add to each the tokens merged into it.
 
     ``out[b, j] = Σ weight[b, i] · x[b, i]`` over the tokens i with ``dest[b, i] == j``.
 
     Args:
         x: (B, L, C).
-        dest, weight, keep, gone: of a ``Plan``. Every output position is the destination of the token ``keep`` names
-            for it.
+        dest, weight, keep, gone, start: of a ``Plan``. Every output position is the destination of the token ``keep``
+            names for it.
 
     Returns:
         (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
         nothing merged into it is copied bit for bit. Differentiable in ``x``.
     """
-    return _apply(x, dest, weight, keep, gone, backend.pick(x))
+    implementation = backend.pick(x)
+    if implementation == "triton":
+        *_, gone, start = Plan(dest, weight, keep, gone, start).listed()[:5]
+    return _apply(x, dest, weight, keep, gone, start, implementation)
 
 
 def apply_plan_reference(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor) -> Tensor:
@@ -60,16 +79,24 @@ def apply_plan_reference(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, 
 
 
 @torch.library.custom_op("mtr_lab::apply_plan", mutates_args=())
-def _apply(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, implementation: str) -> Tensor:
-    if implementation == "triton":
+def _apply(
+    x: Tensor,
+    dest: Tensor,
+    weight: Tensor,
+    keep: Tensor,
+    gone: Tensor,
+    start: Optional[Tensor],
+    implementation: str,
+) -> Tensor:
+    if start is not None and implementation == "triton":
         from mtr_lab.ops.gpu import norm
 
-        return norm.apply_plan(x, dest, weight, keep, gone)
+        return norm.apply_plan(x, weight, keep, gone, start)
     return apply_plan_reference(x, dest, weight, keep, gone)
 
 
 @_apply.register_fake
-def _(x, dest, weight, keep, gone, implementation):  # type: ignore[no-untyped-def]
+def _(x, dest, weight, keep, gone, start, implementation):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], keep.shape[1], x.shape[2])
 
 
@@ -82,7 +109,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dest, weight = ctx.saved_tensors
     index = dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2])
     share = weight.masked_fill(dest < 0, 0)[..., None].to(grad.dtype)
-    return grad.gather(1, index) * share, None, None, None, None, None
+    return grad.gather(1, index) * share, *(None,) * 6
 
 
 _apply.register_autograd(_backward, setup_context=_setup)
@@ -106,6 +133,8 @@ def carry_plan(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tupl
     Returns:
         the same of the survivors: (B, M), (B, M), the sizes summed over what was merged, and (B, S).
     """
+    if plan.known is not None:
+        return plan.known
     return _carry(index, size, special, plan.dest, plan.keep, plan.gone, backend.pick(size))
 
 
@@ -114,9 +143,9 @@ def _carry(
     index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if implementation == "triton":
-        from mtr_lab.ops.gpu import plan
+        from mtr_lab.ops.gpu import carry
 
-        return plan.carry(index, size, special, dest, keep, gone)
+        return carry.carry(index, size, special, dest, keep, gone)
     summed = torch.zeros_like(keep, dtype=size.dtype)
     summed.scatter_add_(1, dest.clamp(min=0), size.masked_fill(dest < 0, 0))
     return index.gather(1, keep), summed, dest.gather(1, special)
@@ -138,58 +167,72 @@ def decides(score: Tensor, removed: int) -> bool:
 
 def asymmetric_plan(
     score: Tensor,
+    index: Tensor,
+    size: Tensor,
     special: Tensor,
-    size: Tensor | None,
     hidden: Tensor | None,
     residual: Tensor | None,
     removed: int,
     targets: int,
+    *,
+    by_size: bool,
 ) -> Plan:
-    """Decide in one kernel what the parts of ``mtr_lab.reduction`` decide in many, where ``decides`` says it can.
+    """Decide in kernels of its own what the parts of ``mtr_lab.reduction`` decide, where ``decides`` says it can.
 
     The least important tokens merge into the most similar of the next least important; the order stays as it is. Only
     for data ``decides`` is true of. A decision has no gradient.
 
     Args:
         score: (B, L) float32, finite, higher is more important; of equals the earlier goes first.
-        special: (B, S) positions of tokens that neither go nor take others in.
-        size: (B, L) weights of the tokens in a mean; ``None`` for equal weights.
+        index, size, special: as ``carry_plan``; special tokens neither go nor take others in.
         hidden, residual: (B, L, C); tokens are compared by the cosine of the sum of those given. With neither, tokens
             are dropped.
         removed: how many tokens go.
         targets: how many may take them in.
+        by_size: tokens that become one are averaged with their sizes as weights, else with equal ones.
+
+    Returns:
+        The plan with all that is known of its survivors.
     """
     hidden, residual = (None if t is None else t.detach() for t in (hidden, residual))
-    return Plan(*_asymmetric(score.detach(), special, size, hidden, residual, removed, targets))
+    dest, weight, keep, gone, start, *known = _asymmetric(
+        score.detach(), index, size, special, hidden, residual, removed, targets, by_size
+    )
+    return Plan(dest, weight, keep, gone, start, known=(known[0], known[1], known[2]))
 
 
 @torch.library.custom_op("mtr_lab::asymmetric_plan", mutates_args=())
 def _asymmetric(
     score: Tensor,
+    index: Tensor,
+    size: Tensor,
     special: Tensor,
-    size: Optional[Tensor],
     hidden: Optional[Tensor],
     residual: Optional[Tensor],
     removed: int,
     targets: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_size: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import plan
 
-    return plan.asymmetric_plan(score, special, size, hidden, residual, removed, targets)
+    return plan.asymmetric_plan(score, index, size, special, hidden, residual, removed, targets, by_size)
 
 
 @_asymmetric.register_fake
-def _(score, special, size, hidden, residual, removed, targets):  # type: ignore[no-untyped-def]
+def _(score, index, size, special, hidden, residual, removed, targets, by_size):  # type: ignore[no-untyped-def]
     images, length = score.shape
-    kept, gone = (special.new_empty(images, n) for n in (length - removed, removed))
-    return special.new_empty(images, length), score.new_empty(score.shape, dtype=torch.float32), kept, gone
+    kept = length - removed
+    dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
+    weight = score.new_empty(score.shape, dtype=torch.float32)
+    return dest, weight, keep, gone, start, new_index, size.new_empty(images, kept), special.new_empty(special.shape)
 
 
 @register_flop_formula(torch.ops.mtr_lab.asymmetric_plan)
 def asymmetric_plan_flops(  # type: ignore[no-untyped-def]
     score_shape,
-    special_shape,
+    index_shape,
     size_shape,
+    special_shape,
     hidden_shape,
     residual_shape,
     removed,

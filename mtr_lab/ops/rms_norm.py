@@ -29,9 +29,12 @@ def rms_norm_add(
     inputs = [t for t in (hidden, residual, weight) if t is not None]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if backend.pick(hidden) == "triton" and not differentiable:
-        *own, other = (None,) * 5 if plan is None else plan
-        shares = (own[0], own[1]) if other is None else (other.dest, other.weight)
-        return _rms_norm_add(hidden, residual, weight, eps, *own, *shares)
+        if plan is None:
+            return _rms_norm_add(hidden, residual, weight, eps, *(None,) * 7)
+        own = plan.listed()
+        other = own if plan.residual is None else plan.residual.listed()
+        pieces = (p for part in (own, other) for p in (part.weight, part.gone, part.start))
+        return _rms_norm_add(hidden, residual, weight, eps, plan.keep, *pieces)
     if plan is not None:
         hidden, residual = reduce_streams(plan, hidden, residual)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -41,10 +44,9 @@ def rms_norm_add(
 
 def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Carry a plan out on both streams: (B, L, C) -> (B, M, C) each."""
-    other = plan.residual or plan
     if residual is not None:
-        residual = apply_plan(residual, other.dest, other.weight, plan.keep, plan.gone)
-    return apply_plan(hidden, plan.dest, plan.weight, plan.keep, plan.gone), residual
+        residual = apply_plan(residual, *(plan.residual or plan)[:5])
+    return apply_plan(hidden, *plan[:5]), residual
 
 
 @torch.library.custom_op("mtr_lab::rms_norm_add", mutates_args=())
@@ -53,27 +55,29 @@ def _rms_norm_add(
     residual: Optional[Tensor],
     weight: Tensor,
     eps: float,
-    dest: Optional[Tensor],
-    share: Optional[Tensor],
     keep: Optional[Tensor],
+    share: Optional[Tensor],
     gone: Optional[Tensor],
-    residual_dest: Optional[Tensor],
+    start: Optional[Tensor],
     residual_share: Optional[Tensor],
+    residual_gone: Optional[Tensor],
+    residual_start: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
     from mtr_lab.ops.gpu import norm
 
-    return norm.rms_norm_add(hidden, residual, weight, eps, dest, share, keep, gone, residual_dest, residual_share)
+    plan = keep, share, gone, start, residual_share, residual_gone, residual_start
+    return norm.rms_norm_add(hidden, residual, weight, eps, *plan)
 
 
 @_rms_norm_add.register_fake
-def _(hidden, residual, weight, eps, dest, share, keep, gone, residual_dest, residual_share):  # type: ignore[no-untyped-def]
+def _(hidden, residual, weight, eps, keep, *others):  # type: ignore[no-untyped-def]
     shape = (hidden.shape[0], hidden.shape[1] if keep is None else keep.shape[1], hidden.shape[2])
     return hidden.new_empty(shape), hidden.new_empty(shape, dtype=torch.float32)
 
 
 @register_flop_formula(torch.ops.mtr_lab.rms_norm_add)
 def rms_norm_add_flops(  # type: ignore[no-untyped-def]
-    hidden_shape, residual_shape, weight_shape, eps, dest_shape, share_shape, keep_shape, gone_shape, *args, **kwargs
+    hidden_shape, residual_shape, weight_shape, eps, keep_shape, share_shape, gone_shape, *args, **kwargs
 ) -> int:
     """Of the plan alone: 2 for every channel of every token that does not survive, in each stream."""
     streams = 1 if residual_shape is None else 2

@@ -126,8 +126,8 @@ class Policy:
             merges = self.merge != "prune"
             hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
             residual = state.residual if merges and self.features in ("stream", "residual") else None
-            weights = state.size if self.merge == "size" else None
-            return ops.asymmetric_plan(importance, state.special, weights, hidden, residual, remove, targets)
+            known, by_size = (state.index, state.size, state.special), self.merge == "size"
+            return ops.asymmetric_plan(importance, *known, hidden, residual, remove, targets, by_size=by_size)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]
         if grouping.ranked or first:

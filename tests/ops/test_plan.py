@@ -83,7 +83,9 @@ def test_gradients():
 
 def test_registration():
     plan = random_plan(0, 2, 9, 5)
-    torch.library.opcheck(torch.ops.mtr_lab.apply_plan.default, (tokens(2, 9, 3).requires_grad_(), *plan, "reference"))
+    torch.library.opcheck(
+        torch.ops.mtr_lab.apply_plan.default, (tokens(2, 9, 3).requires_grad_(), *plan, None, "reference")
+    )
 
 
 def test_compiles_without_graph_break():

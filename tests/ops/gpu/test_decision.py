@@ -1,5 +1,7 @@
 """The decision in one kernel against the policy composed of its parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from mtr_lab import ops
 from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.ops.gpu import plan as kernels
+from mtr_lab.ops.plan import carry_plan
 from mtr_lab.reduction.policy import make_policy, policy_config
 
 
@@ -27,9 +30,12 @@ def decide(policy, before, evidence, remove):
         found = policy(before, evidence, remove)
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
-    for name in ("dest", "keep", "gone"):
+    expected = expected.listed()._replace(known=carry_plan(expected, before.index, before.size, before.special))
+    for name in ("dest", "keep", "gone", "start"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    torch.testing.assert_close(found.weight, expected.weight)
+    for name, known, right in zip(("index", "size", "special"), found.known, expected.known, strict=True):
+        assert torch.equal(known, right), name
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=0)
 
 
 @settings(max_examples=15)
@@ -42,6 +48,33 @@ def test_equals_the_policy(merge, length, special, share, seed):
         decide(policy, *state(2, length, min(special, length - 2), seed=seed), max(1, round(share * capacity)))
 
 
+@pytest.mark.parametrize("merge", ["mean", "size", "prune"])
+@pytest.mark.parametrize(("length", "special", "remove"), [(513, 2, 1), (300, 3, 130), (1100, 0, 600)])
+def test_several_programs_an_image(length, special, remove, merge):
+    before, evidence = state(2, length, special)
+    evidence.sums.copy_(evidence.sums.mul(40).round())  # equal scores in different programs
+    evidence.sums[0] = evidence.sums[0].sort(dim=1).values  # all of one program's go before those of the next
+    decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
+
+
+@pytest.mark.parametrize("alone", [kernels.ALONE, (0, 0)])
+def test_of_equally_similar_targets_the_least_important_takes_the_token(alone, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", alone)
+    before, evidence = state(2, 420, 1, channels=3)
+    for stream in (before.hidden, before.residual):  # signs of zero included
+        stream.copy_(stream.sign() * (torch.arange(420) % 3 > 0)[:, None])
+    decide(make_policy(policy_config("mtr", features="hidden")), before, evidence, 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("alone", [kernels.ALONE, (0, 0)])
+def test_streams_of_a_half_precision_model(alone, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", alone)
+    before, evidence = state(2, 50, 1, channels=40)
+    before = replace(before, hidden=before.hidden.to(dtype))
+    decide(make_policy(policy_config("mtr")), before, evidence, 9)
+
+
 @pytest.mark.parametrize("features", ["stream", "hidden", "residual"])
 def test_what_is_compared(features):
     decide(make_policy(policy_config("mtr", features=features)), *state(2, 40, 1, channels=70), 9)
@@ -49,8 +82,16 @@ def test_what_is_compared(features):
 
 def test_equal_scores_go_in_their_order():
     before, evidence = state(2, 30, 1)
-    evidence.sums.copy_(evidence.sums.mul(3).round())
+    evidence.sums.copy_(evidence.sums[:, :1].mul(4).sub(2).round())  # two kinds of zero, which are equal
+    assert evidence.sums.signbit().logical_and(evidence.sums == 0).any()
     decide(make_policy(policy_config("mtr")), before, evidence, 8)
+
+
+def test_nearly_equal_similarities():
+    """Closer than half of a float32's bits can tell."""
+    before, evidence = state(2, 90, 1, channels=40)
+    before.residual.copy_(1 + 0.03 * before.residual)
+    decide(make_policy(policy_config("mtr", features="residual")), before, evidence, 30)
 
 
 def test_long_sequences_and_many_tokens_are_left_to_the_parts():
@@ -75,6 +116,7 @@ def test_other_policies_are_composed(changes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_registration(dtype):
     before, _ = state(2, 20, 1)
-    arguments = (before.size.to(dtype), before.special, None, before.hidden.to(dtype), before.residual, 4, 7)
+    known = before.index, before.size, before.special
+    arguments = (before.size.to(dtype), *known, before.hidden.to(dtype), before.residual, 4, 7, True)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.mtr_lab.asymmetric_plan.default, arguments, test_utils=checks)
