@@ -250,7 +250,7 @@ def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.cons
 
 
 def _configurations() -> list[triton.Config]:
-    """A thread's registers: 168 let 12 warps share a Hopper multiprocessor, 240 hold all a thread needs, for 8 warps."""
+    """A thread's registers: with 168 a Hopper multiprocessor runs 12 warps, with 240 eight that lack none."""
     limits = (168, 240) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
     return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
 
