@@ -69,12 +69,12 @@ def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.const
                NP: tl.constexpr):  # fmt: skip
     n = tl.arange(0, NP)
     a2 = tl.load(_tile(a, n, e, channels), inside[None, :], 0) * LOG2E
-    d_e = tl.load(d + e, inside, 0)
+    d_e = tl.load(d + e, inside, 0).to(tl.float32)
     bias_e, idle_e = d_e, d_e
     if SOFTPLUS:
-        bias_e = tl.load(bias + e, inside, 0)
+        bias_e = tl.load(bias + e, inside, 0).to(tl.float32)
     if GAP:
-        idle_e = softplus(tl.load(bias + e, inside, 0))
+        idle_e = softplus(tl.load(bias + e, inside, 0).to(tl.float32))
     return a2, d_e, bias_e, idle_e
 
 

@@ -1,0 +1,78 @@
+"""Compile every kernel for a GPU that need not be there: ``python compile_kernels.py cuda 90`` or ``hip gfx942``.
+
+The interpreter takes programs that the compiler refuses. Here the kernels' callers run on CPU tensors, and what would
+be a launch is a compilation. Prints the kernels by name.
+"""
+
+import itertools
+import sys
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from mtr_lab import ops
+
+BOTH = (False, True)
+compiled: set[str] = set()
+launch = JITFunction.run
+
+
+def compile_only(kernel: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> object:
+    compiled.add(kernel.__name__)
+    return launch(kernel, *args, grid=grid, warmup=True, **options)
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def main(backend: str, arch: str) -> None:
+    target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, 32 if backend == "cuda" else 64)
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
+        )
+    )
+    JITFunction.run = compile_only
+    if backend == "hip":
+        torch.version.hip = "of a ROCm build"  # what the kernels ask
+    from mtr_lab.ops.gpu import carry, conv, norm, plan, project, scan, scan_backward
+
+    for kernel in (project._convolve, project._timescales, scan._scan, scan_backward._scan_backward):
+        kernel.configs = kernel.configs[:1]  # which cannot be timed
+    layout = ops.lay_out(
+        normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
+        normal(2, 64), torch.bfloat16,
+    )  # fmt: skip
+    # Segments and chunks where the sequence is long.
+    for length, more in itertools.product((8, 512), (False, True)):
+        project.project(normal(1, length, 64), layout, torch.ones(1, length) if more else None, BOTH, more, more)
+        data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
+        data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
+        optional = (normal(2, 64), torch.zeros(1, length), torch.ones(1, length)) if more else (None, None, None)
+        scan.selective_scan(*data, *optional, BOTH, more)
+        scan_backward.selective_scan_backward(*data, *optional, BOTH, normal(1, length, 64))
+    x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
+    conv.causal_conv1d(x, weight, bias, BOTH)
+    conv.causal_conv1d_backward(x, weight, bias, BOTH, normal(2, 1, 8, 64))
+
+    for length, removed, merge in ((32, 3, True), (32, 3, False), (1200, 100, True)):
+        hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
+        index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
+        features = (hidden, residual) if merge else (None, None)
+        dest, share, keep, gone, start, *_ = plan.asymmetric_plan(
+            torch.rand(1, length), index, size, special, *features, removed, length // 2, by_size=merge
+        )
+        norm.rms_norm_add(hidden, residual, torch.ones(64), 1e-5, keep, *(share, gone, start) * 2)
+        norm.apply_plan(hidden, share, keep, gone, start)
+        carry.carry(index, size, special, dest, keep, gone)
+    norm.rms_norm_add(hidden, None, torch.ones(64), 1e-5, *(None,) * 7)
+    print(triton.__version__, *sorted(compiled))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
