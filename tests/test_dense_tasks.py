@@ -18,6 +18,17 @@ from mtr_lab.report.result import read_result
 from mtr_lab.tasks import task
 
 
+@pytest.mark.parametrize(("name", "metric", "least"), [("segmentation", "miou", 0.5), ("detection", "ap50", 0.7)])
+def test_the_bundled_weights_are_those_of_the_task(run_program, name: str, metric: str, least: float) -> None:
+    """A few bundled images, with nothing to be given or downloaded; the whole sets' figures are in assets/README.md."""
+    quick = ["trainer.limit_test_batches=1", "mtr.ratio=0.3", "reduction=write", "timing.batch_size=0"]
+    run = run_program(evaluate_main, f"task={name}", *quick)
+    assert run.code == 0, run.err
+    unreduced, reduced = read_result(run.folder)["points"]
+    assert unreduced[metric] > least
+    assert reduced[metric] > least - 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "bundled", "found", "figures"),
     [
