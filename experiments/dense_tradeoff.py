@@ -1,8 +1,8 @@
 """What each policy costs a dense task: ``python experiments/dense_tradeoff.py SWEEP OUT.json``.
 
 SWEEP holds one run folder a policy, as ``python -m mtr_lab experiment=dense_policies task=segmentation`` (or detection)
-writes them. Prints a table in Markdown: the task's metric at each ratio in percent, and its paired difference to the
-unreduced model with the interval of level 0.95 (bootstrap over images, seed 0). OUT.json receives all of it.
+writes them. Prints a table in Markdown: the task's metrics at each ratio in percent, and their paired differences to
+the unreduced model with the interval of level 0.95 (bootstrap over images, seed 0). OUT.json receives all of it.
 """
 
 import json
@@ -19,21 +19,25 @@ def main(sweep: Path, out: Path) -> None:
     rows = []
     for folder in folders:
         result, predictions = read_result(folder), load_predictions(folder)
-        metric = {"segmentation": "miou", "detection": "map"}[result["task"]]
+        metrics = {"segmentation": ["miou"], "detection": ["map", "ap50"]}[result["task"]]
         for i, point in enumerate(result["points"]):
             if i == 0 and rows:
                 continue  # the unreduced model, which is the same in all runs
             rows.append({**point, "difference": compare(predictions, 0, predictions, i)})
-    rows.sort(key=lambda row: (row["ratio"], -row[metric]))
+    rows.sort(key=lambda row: (row["ratio"], -row[metrics[0]]))
     record = {key: result[key] for key in ("schema", "task", "backbone", "dataset", "weights", "environment")}
     out.write_text(json.dumps(record | {"points": rows}, indent=1, ensure_ascii=False) + "\n")
 
-    print(f"| removed | policy | {metric} | against unreduced |\n|---|---|---|---|")
+    print("| removed | policy |" + "".join(f" {metric} | against unreduced |" for metric in metrics))
+    print("|---|---|" + "---|---|" * len(metrics))
     for row in rows:
-        found = row["difference"][metric]
-        low, high = (100 * end for end in found["ci"])
-        change = f"{100 * found['difference']:+.1f} ({low:+.1f} – {high:+.1f})" if row["policy"] != "none" else ""
-        print(f"| {100 * row['reduction']:.1f} % | `{row['policy']}` | {100 * row[metric]:.1f} | {change} |")
+        cells = [f"{100 * row['reduction']:.1f} %", f"`{row['policy']}`"]
+        for metric in metrics:
+            found = row["difference"][metric]
+            low, high = (100 * end for end in found["ci"])
+            change = f"{100 * found['difference']:+.1f} ({low:+.1f} – {high:+.1f})" if row["policy"] != "none" else ""
+            cells += [f"{100 * row[metric]:.1f}", change]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draw the curves of a training run: ``python experiments/plot_training.py FOLDER [METRICS.csv…]``.
 
-FOLDER/curve.png shows the training loss and what was measured on held-out images, over the epochs of the files one after
-the other (``metrics.csv`` by default).
+FOLDER/curve.png shows the training loss and what was measured on held-out images, over the epochs of the files, one
+after the other (``metrics.csv`` by default).
 """
 
 import csv

@@ -51,8 +51,10 @@ def published(result: Result) -> list[str]:
 def _caption(points: list[Point]) -> list[str]:
     counts = {point["images"] for point in points}
     images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
+    explained = {"kl": "KL in nats", "latency_ms": "p50, p95: latency of one image in ms"}
+    shown = [text for key, text in explained.items() if any(key in point for point in points)]
     lines = [
-        f"{images} images; 95 % intervals; KL in nats; p50, p95: latency of one image in ms",
+        "; ".join([f"{images} images", "95 % intervals", *shown]),
         "cut: share of true FLOPs removed; lit.: FLOPs as the literature counts them",
     ]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
