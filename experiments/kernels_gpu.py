@@ -126,7 +126,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         "plan": (decide, 6 * images * (removed + targets) * width, 0, 0),
         "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
     }
-    if length <= 1024:
+    if images > 8:  # training takes batches
         A, (b, c) = layout.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
         backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z.contiguous())
         kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)

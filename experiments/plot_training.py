@@ -13,7 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-NAMES = {"train_loss": "training loss", "val_top1": "held out, top-1", "val_miou": "held out, mIoU"}
+METRICS = {"val_top1": "top-1", "val_miou": "mIoU", "val_ap50": "AP50"}
+NAMES = {"train_loss": "training loss"} | {key: f"held out, {name}" for key, name in METRICS.items()}
 
 
 def main(folder: Path, files: list[str]) -> None:

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
@@ -73,9 +72,8 @@ def train(config: DictConfig) -> Path:
         logger=make_loggers(config.logger),
         callbacks=[ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)],
     )
-    average = get_ema_multi_avg_fn(settings.ema_decay)
     # Left to itself, the average would stay on the CPU, where the model is when it is set up.
-    trainer.callbacks.insert(0, Average(device=trainer.strategy.root_device, multi_avg_fn=average))  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, WeightEMA(settings.ema_decay, trainer.strategy.root_device))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume), weights_only=False)
 
     weights = folder / "model.safetensors"
@@ -96,14 +94,33 @@ def train(config: DictConfig) -> Path:
     return folder
 
 
-class Average(WeightAveraging):
-    """Lightning's average of the weights. It asks its counter twice a step, which is therefore kept on the CPU: to read
-    it from a GPU is to wait until the step is computed, instead of preparing the next."""
+class WeightEMA(WeightAveraging):
+    """The exponential moving average of the weights, ``decay`` of it kept at every step.
+
+    PyTorch's own reads a counter from the device at every step, and so waits until the step is computed instead of
+    preparing the next one.
+    """
+
+    def __init__(self, decay: float, device: torch.device) -> None:
+        super().__init__(device=device)
+        self._decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+            self._average_model.update_parameters = partial(self._update, self._average_model.module)  # type: ignore[method-assign]
+
+    @torch.no_grad()
+    def _update(self, average: nn.Module, model: nn.Module) -> None:
+        pairs = zip((*average.parameters(), *average.buffers()), (*model.parameters(), *model.buffers()), strict=True)
+        averaged, current = [], []
+        for own, new in pairs:
+            if own.is_floating_point():
+                averaged.append(own.detach())
+                current.append(new.detach())
+            else:
+                own.copy_(new)
+        torch._foreach_lerp_(averaged, current, 1 - self._decay)
 
 
 def check_resume(checkpoint: str, module: LightningModule) -> None:

@@ -15,6 +15,7 @@ from small_run import train_main as main
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.tasks.training import ClassifierTraining
+from mtr_lab.train import WeightEMA
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 SMALL = [
@@ -171,6 +172,31 @@ def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, t
     run = run_program(main, *options, f"training.resume={last}", "backbone.depth=4")
     assert run.code == 2
     assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
+
+
+def test_the_average_of_the_weights_is_exponential_and_reads_nothing_from_the_device() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.BatchNorm1d(3)
+    module = ClassifierTraining(  # of anything
+        mtr_lab.create_model("vim_nano", depth=1, embed_dim=16), lr=1e-3, weight_decay=0, warmup_epochs=0,
+        label_smoothing=0, mixup=0, cutmix=0,
+    )  # fmt: skip
+    module.model.extra = model
+    ema = WeightEMA(0.9, torch.device("cpu"))
+    ema.setup(None, module, "fit")  # type: ignore[arg-type]
+    average = ema._average_model
+    assert average is not None
+    expected, bias = model.bias.detach().clone(), average.module.model.extra.bias
+    for step in range(3):
+        with torch.no_grad():
+            model.bias += 1
+        model.num_batches_tracked += 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "__bool__", lambda tensor: pytest.fail("a wait"))
+            average.update_parameters(module)
+        expected = 0.9 * expected + 0.1 * model.bias
+        torch.testing.assert_close(bias, expected)
+        assert average.module.model.extra.num_batches_tracked == step + 1
 
 
 def test_the_bundled_model_is_what_its_record_says() -> None:

@@ -14,9 +14,9 @@ from mtr_lab.data.coco import CocoSource
 from mtr_lab.data.folders import find_root
 from mtr_lab.data.images import EntryCollate
 from mtr_lab.data.objects import Objects, ObjectSource
-from mtr_lab.data.random_window import check_options
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.data.voc import VocSource
+from mtr_lab.data.window_geometry import check_options
 from mtr_lab.data.windows import Augmentation, Canvas
 from mtr_lab.errors import UserError, unknown
 

@@ -7,7 +7,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mtr_lab.data.random_window import random_place, random_scale, scaled_sides
+from mtr_lab.data.window_geometry import random_place, random_scale, scaled_sides
 
 OVERLAP = 1 / 3
 """The share of a sliding window that the next one covers again."""

@@ -14,8 +14,8 @@ from mtr_lab.data.folders import find_root
 from mtr_lab.data.images import EntryCollate
 from mtr_lab.data.label_maps import IGNORE, LabelMapSource
 from mtr_lab.data.label_windows import RandomWindow, Windows
-from mtr_lab.data.random_window import check_options
 from mtr_lab.data.splits import SplitDataModule, spread
+from mtr_lab.data.window_geometry import check_options
 from mtr_lab.errors import UserError, check_number, unknown
 
 COUNTED = 500

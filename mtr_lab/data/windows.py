@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mtr_lab.data.random_window import fitting_scale, random_place, random_scale, scaled_sides
+from mtr_lab.data.window_geometry import fitting_scale, random_place, random_scale, scaled_sides
 
 _VISIBLE = 0.3
 """An object of which a window leaves a smaller share is not one of the window's."""

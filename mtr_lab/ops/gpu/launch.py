@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
+STAGES = tl.constexpr(3)  # groups of tokens that a walk has under way or at work
 
 
 def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
@@ -48,3 +49,18 @@ def product(a, b, total, PRECISION: tl.constexpr):
     if PRECISION == "native":
         return tl.dot(a, b, total)
     return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+
+
+def registers(limit: int) -> dict[str, int]:
+    """The option that limits the registers of a thread, which NVIDIA's compiler has."""
+    return {"maxnreg": limit} if torch.version.hip is None else {}
+
+
+@triton.jit
+def unstack(x, U: tl.constexpr):
+    """(U, K) -> U times (K,), U a power of two."""
+    if U == 1:
+        return (tl.reshape(x, (x.shape[1],)),)
+    else:
+        first, second = tl.split(tl.permute(tl.reshape(x, (2, U // 2, x.shape[1])), (1, 2, 0)))
+        return unstack(first, U // 2) + unstack(second, U // 2)

@@ -9,11 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.launch import registers
+
 MAX_LENGTH = 8192
 MAX_REMOVED = 1024
 ALONE = (512, 64)
 """Tokens and removed tokens up to which one program decides on an image."""
-THREADS = {"num_warps": 8} | ({"maxnreg": 128} if torch.version.hip is None else {})
+THREADS = {"num_warps": 8} | registers(128)
 """Of a program: two of them fit a multiprocessor."""
 RUN = 512  # tokens that are sorted by one program
 

@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import autotuned, fill, reverse_mask, rows
+from mtr_lab.ops.gpu.launch import STAGES, fill, registers, reverse_mask, rows, unstack
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
-STAGES = tl.constexpr(3)  # such groups that are under way or at work
+REGISTERS = registers(168)  # 128 and 104, for more warps beside each other, are slower
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
 MIN_CHUNK = 8  # tokens: below, the second pass over them costs more than it hides
 
@@ -45,7 +45,7 @@ def _timescale(delta_t, there, bias_e, stretch, t, SOFTPLUS: tl.constexpr, STRET
     if SOFTPLUS:
         dt = tl.where(there, softplus(dt + bias_e), 0)
     if STRETCH:
-        dt *= tl.load(stretch + t, mask=t >= 0, other=0)
+        dt *= tl.load(stretch + t)
     return dt
 
 
@@ -53,7 +53,7 @@ def _timescale(delta_t, there, bias_e, stretch, t, SOFTPLUS: tl.constexpr, STRET
 def _decay(dt, idle_e, gap, t, length, BACK: tl.constexpr, GAP: tl.constexpr):
     if GAP:  # a backward scan crosses the gap in front of token t + 1 when it arrives at token t
         crossed = t + 1 if BACK else t
-        dt += tl.load(gap + crossed, mask=(crossed >= 0) & (crossed < length), other=0).to(tl.float32) * idle_e
+        dt += tl.load(gap + crossed, mask=crossed < length, other=0).to(tl.float32) * idle_e
     return dt
 
 
@@ -79,26 +79,16 @@ def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.const
 
 
 @triton.jit
-def _unstack(x, U: tl.constexpr):
-    """(U, K) -> U times (K,), U a power of two."""
-    if U == 1:
-        return (tl.reshape(x, (x.shape[1],)),)
-    else:
-        first, second = tl.split(tl.permute(tl.reshape(x, (2, U // 2, x.shape[1])), (1, 2, 0)))
-        return _unstack(first, U // 2) + _unstack(second, U // 2)
-
-
-@triton.jit
 def _tokens(x, e, inside, U: tl.constexpr, step: tl.constexpr, EVEN: tl.constexpr):
     """U rows of channels, ``step`` elements apart."""
     at = x + tl.arange(0, U)[:, None] * step + e[None, :]
-    return _unstack(tl.load(at) if EVEN else tl.load(at, inside[None, :], 0), U)
+    return unstack(tl.load(at) if EVEN else tl.load(at, inside[None, :], 0), U)
 
 
 @triton.jit
 def _states(bc, U: tl.constexpr, step: tl.constexpr, NP: tl.constexpr):
     """U rows of B and C side by side."""
-    return _unstack(tl.load(bc + tl.arange(0, U)[:, None] * step + tl.arange(0, 2 * NP)[None, :]), U)
+    return unstack(tl.load(bc + tl.arange(0, U)[:, None] * step + tl.arange(0, 2 * NP)[None, :]), U)
 
 
 @triton.jit
@@ -175,13 +165,6 @@ def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded
               BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1)  # fmt: skip
 
 
-def _configurations() -> list[triton.Config]:
-    """Fewer registers a thread, more warps beside each other; which is better depends on how many there are to run."""
-    limits = (168, 128) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
-    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
-
-
-@autotuned(_configurations(), key=["channels", "NP", "G", "SPLIT"])
 @triton.jit(do_not_specialize=["length", "chunk"])
 def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
@@ -344,6 +327,7 @@ def scan(
         length, channels, chunk, z_rows.stride(1), *bc.stride()[:3], scale,
         REVERSE=reverse_mask(reverse), G=directions, GATE=z is not None, SOFTPLUS=softplus, GAP=gap is not None,
         STRETCH=stretch is not None, SUMS=sums, OUTPUT=output, SPLIT=chunks > 1, NP=a.shape[1], CH=CHANNELS, U=UNROLL,
+        num_warps=1, **REGISTERS,
     )  # fmt: skip
     if not (sums or output):
         return y, parts.new_empty(directions, images, length, 0)

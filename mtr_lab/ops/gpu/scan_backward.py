@@ -26,14 +26,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.launch import autotuned, fill, reverse_mask, rows
-from mtr_lab.ops.gpu.scan import LOG2E, _unstack, softplus
+from mtr_lab.ops.gpu.launch import STAGES, fill, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.scan import LOG2E, softplus
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
 SEGMENTS = 24  # of a sequence, at most: each program sums up the others
 MIN_SEGMENT = 32  # tokens
-AHEAD = 4  # tokens that the walk forwards reads at once
-BACK = 2  # tokens that the walk backwards reads at once: their states too
+FORWARDS = 4  # tokens that a walk in the reading order reads at once
+BACKWARDS = 2  # and one against it, which reads their states too
+REGISTERS = registers(240)  # for 8 warps a Hopper multiprocessor; 168, for 12, is slower
 VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of its own for a 1 or a multiple of 16
 
 
@@ -81,7 +82,7 @@ def selective_scan_backward(
     wanted = min(fill(u.device) // (blocks * images * directions), SEGMENTS, length // MIN_SEGMENT)
     segment = triton.cdiv(length, max(wanted, 1))
     segments = triton.cdiv(length, segment)
-    chunk = AHEAD * triton.cdiv(math.isqrt(segment), AHEAD)
+    chunk = FORWARDS * triton.cdiv(math.isqrt(segment), FORWARDS)
     grid = (blocks, directions * images, segments)
     programs = blocks * directions * images * segments
     starts = u.new_empty(programs, triton.cdiv(segment, chunk), padded, block, dtype=torch.float32)
@@ -108,12 +109,12 @@ def selective_scan_backward(
         after = torch.empty_like(before)
         _left_backwards[triton.cdiv(channels, scan.CHANNELS), directions * images, segments](
             delta, a, bc, gate, bias, gap, stretch, grad_y, after, *strides, **shape,
-            NP=padded, BLOCK=scan.CHANNELS, U=AHEAD, num_warps=1,
+            NP=padded, BLOCK=scan.CHANNELS, U=FORWARDS, num_warps=1,
         )  # fmt: skip
     _scan_backward[grid](
         u, delta, a, bc, d, gate, bias, gap, stretch, grad_y, before, after, faded, starts, arrivals,
-        du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, AHEAD=AHEAD,
-        BACK=BACK,
+        du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, FORWARDS=FORWARDS,
+        BACKWARDS=BACKWARDS, num_warps=1, **REGISTERS,
     )  # fmt: skip
     db, dc = dbc.sum(0).split(padded, dim=3)
     return (
@@ -130,9 +131,10 @@ def selective_scan_backward(
 
 @triton.jit
 def _program(length, images, segment, reverse, BLOCK: tl.constexpr):
-    """This program's direction with image, image, channels and segment, and the direction's step from token to token.
+    """This program's direction, number among all images of all directions, image, channels, and the first and the end
+    of its segment; then the direction's step from token to token.
 
-    The first two have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
+    Both numbers of images have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
     """
     each = tl.program_id(1).to(tl.int64)
     g = tl.program_id(1) // images
@@ -157,7 +159,7 @@ def _tokens(x, t0, step, start, end, stride, column, inside, U: tl.constexpr):
     """``column`` of U tokens, ``step`` apart; zeros outside the segment."""
     t = t0 + step * tl.arange(0, U)
     there = (t >= start) & (t < end)
-    return _unstack(tl.load(x + t[:, None] * stride + column[None, :], there[:, None] & inside[None, :], 0), U)
+    return unstack(tl.load(x + t[:, None] * stride + column[None, :], there[:, None] & inside[None, :], 0), U)
 
 
 @triton.jit
@@ -184,7 +186,7 @@ def _walk(h, kept, u, delta, bc, gap, stretch, first, step, start, end, bc_l, le
           a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
     """The state after a chunk of tokens; ``KEEP``: the states they arrive at, too."""
-    for i in tl.range(0, chunk, U, num_stages=3):
+    for i in tl.range(0, chunk, U, num_stages=STAGES):
         t0 = first + step * i
         us = _tokens(u, t0, step, start, end, channels, e, inside, U)
         deltas = _tokens(delta, t0, step, start, end, channels, e, inside, U)
@@ -220,7 +222,7 @@ def _left_backwards(delta, a, bc, z, bias, gap, stretch, dy, after, bc_g, bc_i, 
         stretch += image * length
     last = tl.where(step > 0, end - 1, start)
     dh = tl.zeros((NP, BLOCK), tl.float32)
-    for i in tl.range(0, end - start, U, num_stages=3):
+    for i in tl.range(0, end - start, U, num_stages=STAGES):
         t0 = last - step * i
         deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, U)
         dys = _tokens(dy, t0, -step, start, end, channels, e, inside, U)
@@ -249,18 +251,11 @@ def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.cons
     return fade * h + tl.load(left + (at * NP + n[:, None]) * channels + e[None, :], inside[None, :], 0)
 
 
-def _configurations() -> list[triton.Config]:
-    """A thread's registers: with 168 a Hopper multiprocessor runs 12 warps, with 240 eight that lack none."""
-    limits = (168, 240) if torch.version.hip is None else (None,)  # an option of NVIDIA's compiler
-    return [triton.Config({}, num_warps=1, maxnreg=limit) for limit in limits]
-
-
-@autotuned(_configurations(), key=["channels", "NP", "BLOCK"])
 @triton.jit(do_not_specialize=VARYING)
 def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after, faded, starts, arrivals,
                    du, ddelta, da, dbc, dd, dz, dbias, bc_g, bc_i, bc_l, z_l,
                    images, length, channels, segment, reverse, chunk,
-                   NP: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
+                   NP: tl.constexpr, BLOCK: tl.constexpr, FORWARDS: tl.constexpr, BACKWARDS: tl.constexpr):  # fmt: skip
     g, each, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
     n = tl.arange(0, NP)
     inside = e < channels
@@ -305,7 +300,7 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
     for k in range(chunks - 1):
         tl.store(starts + k * NP * BLOCK + tile, h)
         h = _walk(h, arrivals, u, delta, bc, gap, stretch, origin + step * k * chunk, step, start, end, bc_l, length,
-                  channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK, AHEAD)  # fmt: skip
+                  channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK, FORWARDS)  # fmt: skip
     tl.store(starts + (chunks - 1) * NP * BLOCK + tile, h)
     tl.debug_barrier()  # a state may be read by another thread than wrote it
 
@@ -317,19 +312,19 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
         first = origin + step * k * chunk
         h = tl.load(starts + k * NP * BLOCK + tile)
         h = _walk(h, arrivals, u, delta, bc, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e,
-                  n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, AHEAD)  # fmt: skip
+                  n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, FORWARDS)  # fmt: skip
         tl.debug_barrier()
-        for i in tl.range(0, chunk, BACK, num_stages=3):
+        for i in tl.range(0, chunk, BACKWARDS, num_stages=STAGES):
             t0 = first + step * (chunk - 1 - i)
-            us = _tokens(u, t0, -step, start, end, channels, e, inside, BACK)
-            deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, BACK)
-            dys = _tokens(dy, t0, -step, start, end, channels, e, inside, BACK)
-            bs = _tokens(bc, t0, -step, start, end, bc_l, n, n < NP, BACK)
-            cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, BACK)
+            us = _tokens(u, t0, -step, start, end, channels, e, inside, BACKWARDS)
+            deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, BACKWARDS)
+            dys = _tokens(dy, t0, -step, start, end, channels, e, inside, BACKWARDS)
+            bs = _tokens(bc, t0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
+            cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
             zs = dys
             if z is not None:
-                zs = _tokens(z, t0, -step, start, end, z_l, e, inside, BACK)
-            for j in tl.static_range(BACK):
+                zs = _tokens(z, t0, -step, start, end, z_l, e, inside, BACKWARDS)
+            for j in tl.static_range(BACKWARDS):
                 # h is the state after token t, arrival the one before it.
                 arrival = tl.load(arrivals + (chunk - 1 - i - j) * NP * BLOCK + tile)
                 t = t0 - step * j

@@ -42,20 +42,28 @@ def main(backend: str, arch: str) -> None:
         torch.version.hip = "of a ROCm build"  # what the kernels ask
     from mtr_lab.ops.gpu import carry, conv, norm, plan, project, scan, scan_backward
 
-    for kernel in (project._convolve, project._timescales, scan._scan, scan_backward._scan_backward):
-        kernel.configs = kernel.configs[:1]  # which cannot be timed
     layout = ops.lay_out(
         normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
         normal(2, 64), torch.bfloat16,
     )  # fmt: skip
+    tuned = project._convolve, project._timescales
+    choices = [kernel.configs for kernel in tuned]
+    for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
+        for kernel, configs in zip(tuned, choices, strict=True):
+            kernel.configs = [configs[i % len(configs)]]
+        for more in (False, True):
+            project.project(normal(1, 8, 64), layout, torch.ones(1, 8) if more else None, BOTH, more, more)
     # Segments and chunks where the sequence is long.
     for length, more in itertools.product((8, 512), (False, True)):
-        project.project(normal(1, length, 64), layout, torch.ones(1, length) if more else None, BOTH, more, more)
         data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
         data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
         optional = (normal(2, 64), torch.zeros(1, length), torch.ones(1, length)) if more else (None, None, None)
         scan.selective_scan(*data, *optional, BOTH, more)
         scan_backward.selective_scan_backward(*data, *optional, BOTH, normal(1, length, 64))
+    single = torch.randn(1, 1, 8, 33)  # one direction, no gate, a width that leaves threads without work
+    plain = [single, single, -torch.ones(1, 33, 5), *torch.randn(2, 1, 1, 8, 5), torch.ones(1, 33), *(None,) * 4]
+    scan.selective_scan(*plain, (True,), False)
+    scan_backward.selective_scan_backward(*plain, (True,), single[0])
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
     conv.causal_conv1d(x, weight, bias, BOTH)
     conv.causal_conv1d_backward(x, weight, bias, BOTH, normal(2, 1, 8, 64))

@@ -11,9 +11,9 @@ pytest.importorskip("triton")
 @pytest.fixture(autouse=True, scope="session")
 def _first_configuration() -> None:
     """As under the interpreter: timing all of them for every small shape would take minutes."""
-    from mtr_lab.ops.gpu import project, scan, scan_backward
+    from mtr_lab.ops.gpu import project
 
-    for kernel in (project._convolve, project._timescales, scan._scan, scan_backward._scan_backward):
+    for kernel in (project._convolve, project._timescales):
         kernel.configs = kernel.configs[:1]
 
 

@@ -1,4 +1,4 @@
-"""The decision in one kernel against the policy composed of its parts."""
+"""The decision in kernels against the policy composed of its parts."""
 
 from dataclasses import replace
 

@@ -77,6 +77,7 @@ def assert_equal_reference(inputs):
         {"length": 10, "channels": 9, "states": 64, "batch": 1},
         {"length": 11, "channels": 17, "states": 24, "batch": 1, "reverse": (True, False, True)},
         {"length": 98, "channels": 3, "states": 4, "batch": 1},  # 2 segments of 33 tokens and one of 32
+        {"length": 67, "channels": 5, "states": 3, "without": ("z", "gap")},
     ],
 )
 def test_shapes(sizes):
