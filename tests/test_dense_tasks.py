@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from small_dense import DATA, QUICK, SMALL
 from small_run import train_main
 
+import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
@@ -60,6 +62,20 @@ def test_training_writes_weights_that_evaluation_takes(
     # The same file among the bundled ones is what a backbone with pretrained weights gets.
     monkeypatch.setattr(task, "ASSETS", tmp_path)
     assert np.array_equal(evaluated("backbone.pretrained=true"), trained)
+
+
+@pytest.mark.parametrize("name", ["detection", "segmentation"])
+def test_a_head_is_trained_on_a_classifier_as_its_authors_store_it(run_program, tmp_path: Path, name: str) -> None:
+    options = [*SMALL[name], *DATA[name](tmp_path / "data")]
+    authors = mtr_lab.create_model("vim_nano", img_size=64, depth=4, embed_dim=16).state_dict()
+    torch.save({"model": authors}, tmp_path / "authors.pth")
+    training = ["dataset.batch_size=2", "training.epochs=1", "training.warmup_epochs=0", "training.lr=1e-9"]
+    run = run_program(train_main, *options, *training, f"backbone.checkpoint={tmp_path / 'authors.pth'}")
+    assert run.code == 0, run.err
+    trained = load_file(run.folder / "model.safetensors")
+    kept = {key: value for key, value in authors.items() if key != "pos_embed" and not key.startswith("head")}
+    for key, value in kept.items():
+        torch.testing.assert_close(trained[f"backbone.{key}"].float(), value, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "images"), [("detection", "JPEGImages"), ("segmentation", "val/images")])
