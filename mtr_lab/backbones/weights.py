@@ -228,8 +228,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
         reason = _reason(error)
-        if "weights_only" in reason:  # PyTorch's text advises to execute whatever the file holds
-            reason = "it is neither a safetensors file nor a PyTorch checkpoint that holds nothing but tensors"
+        if path.suffix != ".safetensors" and not isinstance(error, OSError):
+            # PyTorch's own text advises to execute whatever the file holds, or is what the unpickler stumbled over.
+            reason = "it is neither a safetensors file nor a PyTorch checkpoint that holds nothing but tensors."
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -853,7 +853,7 @@
       ? `Point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, with the 95 % interval of a paired bootstrap over images ` +
         `(${data.resamples.toLocaleString("en")} resamples). ▲ better, ▼ worse: the interval excludes 0, which is the test; ○ no difference shown. ` +
         "Each comparison is tested on its own: of twenty without any difference, about one is expected to be marked."
-      : `Nothing to compare in pairs: it takes points over the same images with predictions.npz beside their result.json (${paired} of ${data.runs.length} runs have it).`;
+      : `Nothing to compare in pairs: it takes points of classifiers over the same images, with predictions.npz beside their result.json (${paired} of ${data.runs.length} runs have that). A detector's or segmenter's differences to the unreduced model are in its run's own table.`;
     return table("differences", differenceColumns(rows), rows);
   }
 
