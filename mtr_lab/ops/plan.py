@@ -156,17 +156,18 @@ def _(index, size, special, dest, keep, gone, implementation):  # type: ignore[n
     return index.new_empty(keep.shape), size.new_empty(keep.shape), special.new_empty(special.shape)
 
 
-def decides(score: Tensor, removed: int) -> bool:
-    """Whether ``asymmetric_plan`` runs on this data: on a GPU, for sequences of its size."""
-    if backend.pick(score) != "triton":
+def decides(size: Tensor, removed: int) -> bool:
+    """Whether ``asymmetric_plan`` runs on tokens of these sizes, (B, L): on a GPU, for sequences of its length."""
+    if backend.pick(size) != "triton":
         return False
     from mtr_lab.ops.gpu import plan
 
-    return score.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
+    return size.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
 
 
 def asymmetric_plan(
-    score: Tensor,
+    terms: Tensor,
+    scale: float,
     index: Tensor,
     size: Tensor,
     special: Tensor,
@@ -183,7 +184,8 @@ def asymmetric_plan(
     for data ``decides`` is true of. A decision has no gradient.
 
     Args:
-        score: (B, L) float32, finite, higher is more important; of equals the earlier goes first.
+        terms: (B, K, L), of which each token's score is the sum over K, in float32, divided by ``scale``; 0 if that is
+            not a number. Higher is more important; of equals the earlier goes first.
         index, size, special: as ``carry_plan``; special tokens neither go nor take others in.
         hidden, residual: (B, L, C); tokens are compared by the cosine of the sum of those given. With neither, tokens
             are dropped.
@@ -196,14 +198,15 @@ def asymmetric_plan(
     """
     hidden, residual = (None if t is None else t.detach() for t in (hidden, residual))
     dest, weight, keep, gone, start, *known = _asymmetric(
-        score.detach(), index, size, special, hidden, residual, removed, targets, by_size
+        terms.detach(), scale, index, size, special, hidden, residual, removed, targets, by_size
     )
     return Plan(dest, weight, keep, gone, start, known=(known[0], known[1], known[2]))
 
 
 @torch.library.custom_op("mtr_lab::asymmetric_plan", mutates_args=())
 def _asymmetric(
-    score: Tensor,
+    terms: Tensor,
+    scale: float,
     index: Tensor,
     size: Tensor,
     special: Tensor,
@@ -215,21 +218,22 @@ def _asymmetric(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import plan
 
-    return plan.asymmetric_plan(score, index, size, special, hidden, residual, removed, targets, by_size)
+    return plan.asymmetric_plan(terms, scale, index, size, special, hidden, residual, removed, targets, by_size)
 
 
 @_asymmetric.register_fake
-def _(score, index, size, special, hidden, residual, removed, targets, by_size):  # type: ignore[no-untyped-def]
-    images, length = score.shape
+def _(terms, scale, index, size, special, hidden, residual, removed, targets, by_size):  # type: ignore[no-untyped-def]
+    images, length = size.shape
     kept = length - removed
     dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
-    weight = score.new_empty(score.shape, dtype=torch.float32)
+    weight = size.new_empty(size.shape, dtype=torch.float32)
     return dest, weight, keep, gone, start, new_index, size.new_empty(images, kept), special.new_empty(special.shape)
 
 
 @register_flop_formula(torch.ops.mtr_lab.asymmetric_plan)
 def asymmetric_plan_flops(  # type: ignore[no-untyped-def]
-    score_shape,
+    terms_shape,
+    scale,
     index_shape,
     size_shape,
     special_shape,

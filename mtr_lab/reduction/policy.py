@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -121,13 +121,14 @@ class Policy:
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them protected: "
                 f"at most {self.capacity(length, special)} can go."
             )
-        importance = self.importance(state, evidence)
-        if self._is_asymmetric and ops.decides(importance, remove):
+        if self._is_asymmetric and ops.decides(state.size, remove):
             merges = self.merge != "prune"
             hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
             residual = state.residual if merges and self.features in ("stream", "residual") else None
             known, by_size = (state.index, state.size, state.special), self.merge == "size"
-            return ops.asymmetric_plan(importance, *known, hidden, residual, remove, targets, by_size=by_size)
+            terms = self._terms(state, evidence)
+            return ops.asymmetric_plan(*terms, *known, hidden, residual, remove, targets, by_size=by_size)
+        importance = self.importance(state, evidence)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]
         if grouping.ranked or first:
@@ -170,10 +171,17 @@ class Policy:
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
         """The score of each token, (B, L) float32; higher is more important."""
+        terms, scale = self._terms(state, evidence)
+        # By additions instead of a reduction over so few.
+        return torch.nan_to_num(reduce(torch.add, terms.unbind(1)) / scale).float()
+
+    def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
+        """What is summed to the scores, (B, K, L), and by what the sums are divided."""
         chosen = DIRECTIONS[self.directions]
         projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
-        score = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
-        return torch.nan_to_num(-score if self.score.startswith("-") else score).float()
+        terms = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
+        scale = evidence.channels if self.scoring.mean else 1
+        return terms, float(-scale if self.score.startswith("-") else scale)
 
     def _mass(self, state: TokenState, importance: Tensor) -> Tensor:
         if self.merge == "fuse":

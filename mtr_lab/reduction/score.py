@@ -1,11 +1,11 @@
-"""Importance of each token, higher is more important: state and evidence -> (B, L) float32.
+"""Importance of each token, higher is more important: state and evidence -> what is summed to it, (B, K, L).
 
-B images, L tokens, G scan directions. Evidence is read at each token's own position and summed over the directions.
+B images, L tokens, K terms: one for each of the G scan directions where evidence is read, which is at each token's own
+position, else a single one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -16,73 +16,72 @@ from mtr_lab.backbones import Evidence, TokenState
 
 @dataclass(frozen=True)
 class Score:
-    """A score and what it reads: evidence by name, and whether it compares tokens with the class token."""
+    """A score and what it reads: evidence by name, and whether it compares tokens with the class token.
+
+    With ``mean`` the terms are sums over the channels, of which the mean is meant.
+    """
 
     function: Callable[[TokenState, Evidence], Tensor]
     needs: tuple[str, ...] = ()
     class_token: bool = False
-
-
-def _over_directions(x: Tensor) -> Tensor:
-    """(B, G, L) summed over G, by additions instead of a reduction over so few."""
-    return reduce(torch.add, x.unbind(1))
+    mean: bool = False
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
     """MTR: the mean over channels of the timescale Δ (arXiv 2507.14042)."""
-    return _over_directions(evidence["delta"]) / evidence.channels
+    return evidence["delta"]
 
 
 def write(state: TokenState, evidence: Evidence) -> Tensor:
     """How much a token writes into the state: the Frobenius norm of (Δ⊙u) Bᵀ, which is ‖Δ⊙u‖·‖B‖."""
-    return _over_directions(evidence["write"].sqrt() * evidence.projection("b").norm(dim=-1))
+    return evidence["write"].sqrt() * evidence.projection("b").norm(dim=-1)
 
 
 def output(state: TokenState, evidence: Evidence) -> Tensor:
     """HSA: the mean over channels of max(0, y), y the output of the scan before the gate (arXiv 2409.18962)."""
-    return _over_directions(evidence["output"]) / evidence.channels
+    return evidence["output"]
 
 
 def hidden(state: TokenState, evidence: Evidence) -> Tensor:
     """UTR: the sum over channels of max(0, y), y the output of the block (arXiv 2410.14725)."""
-    return state.hidden.float().clamp(min=0).sum(-1)
+    return state.hidden.float().clamp(min=0).sum(-1)[:, None]
 
 
 def b(state: TokenState, evidence: Evidence) -> Tensor:
     """The mean over states of the input projection B, an ablation of MTR's."""
-    return _over_directions(evidence.projection("b").mean(-1))
+    return evidence.projection("b").mean(-1)
 
 
 def c(state: TokenState, evidence: Evidence) -> Tensor:
     """The mean over states of the output projection C, an ablation of MTR's."""
-    return _over_directions(evidence.projection("c").mean(-1))
+    return evidence.projection("c").mean(-1)
 
 
 def class_token(state: TokenState, evidence: Evidence) -> Tensor:
     """Cosine similarity of the residual stream to the first class token: EViT's attention, which Mamba has not."""
     anchor = state.special_tokens()[:, :1].float()
-    return F.cosine_similarity(state.stream.float(), anchor, dim=-1)
+    return F.cosine_similarity(state.stream.float(), anchor, dim=-1)[:, None]
 
 
 def norm(state: TokenState, evidence: Evidence) -> Tensor:
     """The length of the residual stream after the block."""
-    return state.stream.float().norm(dim=-1)
+    return state.stream.float().norm(dim=-1)[:, None]
 
 
 def none(state: TokenState, evidence: Evidence) -> Tensor:
     """No importance, for policies that compare tokens only."""
-    return torch.zeros_like(state.size)
+    return torch.zeros_like(state.size)[:, None]
 
 
 def random(state: TokenState, evidence: Evidence) -> Tensor:
     """A fixed random number for each original position: the same for an image whatever its batch and the machine."""
-    return torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()
+    return torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()[:, None]
 
 
 SCORES = {
-    "delta": Score(delta, ("delta",)),
+    "delta": Score(delta, ("delta",), mean=True),
     "write": Score(write, ("write", "b")),
-    "output": Score(output, ("output",)),
+    "output": Score(output, ("output",), mean=True),
     "hidden": Score(hidden),
     "b": Score(b, ("b",)),
     "c": Score(c, ("c",)),

@@ -1,8 +1,4 @@
-"""A whole reduction decision in Triton: rank, group, match, merge and the survivors' order.
-
-One launch with one program an image for some hundred tokens, where latency is what costs; four launches with several
-programs an image beyond that, for the same steps.
-"""
+"""A whole reduction decision in Triton: rank, match, merge and the survivors' order, in three launches."""
 
 import torch
 import triton
@@ -13,17 +9,18 @@ from mtr_lab.ops.gpu.launch import registers
 
 MAX_LENGTH = 8192
 MAX_REMOVED = 1024
-ALONE = (512, 64)
-"""Tokens and removed tokens up to which one program decides on an image."""
-THREADS = {"num_warps": 8} | registers(128)
-"""Of a program: two of them fit a multiprocessor."""
-RUN = 512  # tokens that are sorted by one program
+RUN = 512  # tokens that one program sorts; of more, the runs are merged in a launch more
 
 
 @triton.jit
-def _keys(score, special, i, length, SPECIALS: tl.constexpr):
+def _keys(terms, special, i, length, step_term, step_token, scale, TERMS: tl.constexpr, SPECIALS: tl.constexpr):
     """Distinct integers in the order in which tokens go: the least important first, of equals the earlier."""
-    bits = (tl.load(score + i, i < length, 0) + 0.0).to(tl.int32, bitcast=True)  # of two zeros the positive
+    score = tl.load(terms + i * step_token, i < length, 0).to(tl.float32)
+    for k in tl.static_range(1, TERMS):
+        score += tl.load(terms + k * step_term + i * step_token, i < length, 0).to(tl.float32)
+    score = tl.div_rn(score, scale)
+    score = tl.where(score == score, score, 0) + 0.0  # of two zeros the positive
+    bits = score.to(tl.int32, bitcast=True)
     key = tl.where(i < length, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
     for s in tl.static_range(SPECIALS):
         key = tl.where(i == tl.load(special + s).to(tl.int32), 0x7FFFFFFF, key)  # the protected last
@@ -45,38 +42,6 @@ def _halves(x):
     """The bits of float32 numbers that matrix units read, and what they leave."""
     high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     return high, x - high
-
-
-@triton.jit
-def _nearest(hidden, residual, order, image, r, begin, end, length, removed, channels, HIDDEN: tl.constexpr,
-             RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, CK: tl.constexpr):  # fmt: skip
-    """The most similar of the targets begin to end for each source r, as integers of which the largest wins."""
-    first = image * length
-    order += first
-    is_source = r < removed
-    source = first + tl.load(order + r, is_source, 0)
-    best = tl.full(r.shape, -(2**63), tl.int64)
-    for m0 in range(begin, end, BLOCK):
-        m = m0 + tl.arange(0, BLOCK)
-        is_target = m < end
-        target = first + tl.load(order + removed + m, is_target, 0)
-        similarity = tl.zeros((BLOCK, r.shape[0]), tl.float32)
-        square = tl.zeros((BLOCK,), tl.float32)
-        for c0 in range(0, channels, CK):
-            c = c0 + tl.arange(0, CK)
-            a = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
-            b = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
-            square += tl.sum(a * a, 1)
-            a, a_rest = _halves(a)
-            b, b_rest = _halves(tl.trans(b))
-            similarity = tl.dot(a_rest, b, similarity, input_precision="tf32")
-            similarity = tl.dot(a, b_rest, similarity, input_precision="tf32")
-            similarity = tl.dot(a, b, similarity, input_precision="tf32")
-        similarity = similarity / tl.maximum(tl.sqrt(square), 1e-12)[:, None] + 0.0
-        bits = similarity.to(tl.int32, bitcast=True)
-        key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - m)[:, None]
-        best = tl.maximum(best, tl.max(tl.where(is_target[:, None], key, -(2**63)), 0))
-    return best
 
 
 @triton.jit
@@ -148,35 +113,19 @@ def _sources(order, best, size, dest, weight, gone, image, r, length, removed, M
     tl.store(weight + first + own, tl.where(merges, share, 0), there)
 
 
-@triton.jit(do_not_specialize=["length", "removed", "targets"])
-def _decide(score, index, size, special, hidden, residual, order, best, dest, weight, keep, gone, start, new_index,
-            new_size, new_special, length, removed, targets, channels, SPECIALS: tl.constexpr, MATCH: tl.constexpr,
-            BY_SIZE: tl.constexpr, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr, LP: tl.constexpr, RP: tl.constexpr,
-            BLOCK: tl.constexpr, CK: tl.constexpr):  # fmt: skip
-    """All of a decision on one image in one program."""
-    image = tl.program_id(0).to(tl.int64)
-    i, r = tl.arange(0, LP), tl.arange(0, RP)
-    first = image * length
-    ranked = tl.sort(_keys(score + first, special + image * SPECIALS, i, length, SPECIALS))
-    tl.store(order + first + i, (ranked & 0x7FFFFFFF).to(tl.int32), i < length)
-    tl.debug_barrier()
-    if MATCH:
-        key = _nearest(hidden, residual, order, image, r, 0, targets, length, removed, channels, HIDDEN, RESIDUAL,
-                       BLOCK, CK)  # fmt: skip
-        tl.store(best + image * removed + r, key, r < removed)
-        tl.debug_barrier()
-    _survivors(order, best, index, size, special, dest, weight, keep, start, new_index, new_size, new_special, image, i,
-               length, removed, SPECIALS, MATCH, BY_SIZE, 16)  # fmt: skip
-    _sources(order, best, size, dest, weight, gone, image, r, length, removed, MATCH, BY_SIZE, 16)
-
-
 @triton.jit(do_not_specialize=["length", "removed"])
-def _sort_block(score, special, keys, best, length, removed, SPECIALS: tl.constexpr, RUN: tl.constexpr):
-    """Sort the keys of some tokens among themselves."""
-    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * RUN + tl.arange(0, RUN)
-    ranked = tl.sort(_keys(score + image * length, special + image * SPECIALS, i, length, SPECIALS))
-    tl.store(keys + image * length + i, ranked, i < length)
-    tl.store(best + image * removed + i, tl.full((RUN,), -(2**63), tl.int64), i < removed)
+def _sort_block(terms, special, keys, order, best, length, removed, step_image, step_term, step_token, scale,
+                TERMS: tl.constexpr, SPECIALS: tl.constexpr, WHOLE: tl.constexpr, LP: tl.constexpr):  # fmt: skip
+    """Sort some tokens among themselves: all of an image, or their keys alone."""
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    own = _keys(terms + image * step_image, special + image * SPECIALS, i, length, step_term, step_token, scale, TERMS,
+                SPECIALS)  # fmt: skip
+    ranked = tl.sort(own)
+    if WHOLE:
+        tl.store(order + image * length + i, (ranked & 0x7FFFFFFF).to(tl.int32), i < length)
+    else:
+        tl.store(keys + image * length + i, ranked, i < length)
+    tl.store(best + image * removed + i, tl.full((LP,), -(2**63), tl.int64), i < removed)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -200,27 +149,47 @@ def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "removed", "targets"])
 def _match_block(hidden, residual, order, best, length, removed, targets, channels, HIDDEN: tl.constexpr,
-                 RESIDUAL: tl.constexpr, RP: tl.constexpr, BLOCK: tl.constexpr, CK: tl.constexpr):  # fmt: skip
-    image, r = tl.program_id(0).to(tl.int64), tl.program_id(1) * RP + tl.arange(0, RP)
-    begin = tl.program_id(2) * BLOCK
-    key = _nearest(hidden, residual, order, image, r, begin, tl.minimum(begin + BLOCK, targets), length, removed,
-                   channels, HIDDEN, RESIDUAL, BLOCK, CK)  # fmt: skip
-    tl.atomic_max(best + image * removed + r, key, r < removed)
+                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr, CK: tl.constexpr):  # fmt: skip
+    """Keep the most similar of some targets for each of some sources, as integers of which the largest wins."""
+    image = tl.program_id(0).to(tl.int64)
+    r, m = tl.program_id(1) * RP + tl.arange(0, RP), tl.program_id(2) * TP + tl.arange(0, TP)
+    is_source, is_target = r < removed, m < targets
+    first = image * length
+    source = first + tl.load(order + first + r, is_source, 0)
+    target = first + tl.load(order + first + removed + m, is_target, 0)
+    similarity = tl.zeros((RP, TP), tl.float32)
+    square = tl.zeros((TP,), tl.float32)
+    for c0 in range(0, channels, CK):
+        c = c0 + tl.arange(0, CK)
+        a = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
+        b = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
+        square += tl.sum(b * b, 1)
+        a, a_rest = _halves(a)
+        b, b_rest = _halves(tl.trans(b))
+        similarity = tl.dot(a_rest, b, similarity, input_precision="tf32")
+        similarity = tl.dot(a, b_rest, similarity, input_precision="tf32")
+        similarity = tl.dot(a, b, similarity, input_precision="tf32")
+    similarity = similarity / tl.maximum(tl.sqrt(square), 1e-12)[None, :] + 0.0  # of two zeros the positive
+    bits = similarity.to(tl.int32, bitcast=True)
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - m)[None, :]
+    key = tl.max(tl.where(is_target[None, :], key, -(2**63)), 1)
+    tl.atomic_max(best + image * removed + r, key, is_source)
 
 
 @triton.jit(do_not_specialize=["length", "removed"])
 def _merge_block(order, best, index, size, special, dest, weight, keep, gone, start, new_index, new_size, new_special,
                  length, removed, SPECIALS: tl.constexpr, MATCH: tl.constexpr, BY_SIZE: tl.constexpr,
-                 LP: tl.constexpr):  # fmt: skip
+                 LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
     _survivors(order, best, index, size, special, dest, weight, keep, start, new_index, new_size, new_special, image, i,
-               length, removed, SPECIALS, MATCH, BY_SIZE, 16)  # fmt: skip
+               length, removed, SPECIALS, MATCH, BY_SIZE, BLOCK)  # fmt: skip
     if tl.program_id(1) * LP < removed:
-        _sources(order, best, size, dest, weight, gone, image, i, length, removed, MATCH, BY_SIZE, 16)
+        _sources(order, best, size, dest, weight, gone, image, i, length, removed, MATCH, BY_SIZE, BLOCK)
 
 
 def asymmetric_plan(
-    score: Tensor,
+    terms: Tensor,
+    scale: float,
     index: Tensor,
     size: Tensor,
     special: Tensor,
@@ -235,37 +204,43 @@ def asymmetric_plan(
     Returns:
         dest, weight, keep, gone and start of a ``Plan``; index, size and special positions of the survivors.
     """
-    images, length = score.shape
-    kept, specials = length - removed, special.shape[1]
-    order, best = score.new_empty(images, length, dtype=torch.int32), special.new_empty(images, removed)
+    images, _, length = terms.shape
+    kept = length - removed
+    keys, best = special.new_empty(images, length), special.new_empty(images, removed)
+    order = special.new_empty(images, length, dtype=torch.int32)
     dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
-    weight, new_size = score.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
+    weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
     new_special = special.new_empty(special.shape)
     found = dest, weight, keep, gone, start, new_index, new_size, new_special
-    score, index, size, special = (t.contiguous() for t in (score.float(), index, size, special))
+    index, size, special = (t.contiguous() for t in (index, size, special))
 
     features = residual if hidden is None else hidden
-    channels = 1 if features is None else features.shape[2]
-    streams = [score if t is None else t.contiguous() for t in (hidden, residual)]
-    matching = {"HIDDEN": hidden is not None, "RESIDUAL": residual is not None, "CK": 32}
+    streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
+    ranking = {"TERMS": terms.shape[1], "SPECIALS": special.shape[1]}
     merging = {"MATCH": features is not None, "BY_SIZE": by_size}
-    if length <= ALONE[0] and removed <= ALONE[1]:
-        _decide[(images,)](
-            score, index, size, special, *streams, order, best, *found, length, removed, targets, channels, specials,
-            **matching, **merging, LP=max(16, triton.next_power_of_2(length)),
-            RP=max(16, triton.next_power_of_2(removed)), BLOCK=128 if removed <= 32 and targets > 64 else 64, **THREADS,
-        )  # fmt: skip
-        return found
-    blocks = (images, triton.cdiv(length, 128))
-    keys = special.new_empty(images, length)
-    runs = (images, triton.cdiv(length, RUN))
-    _sort_block[runs](score, special, keys, best, length, removed, specials, RUN=RUN, **THREADS)
-    _rank_block[blocks](keys, order, length, RUN=RUN, LP=128, num_warps=4)
+    whole = length <= RUN
+    _sort_block[images, triton.cdiv(length, RUN)](
+        terms, special, keys, order, best, length, removed, *terms.stride(), scale, **ranking, WHOLE=whole,
+        LP=triton.next_power_of_2(length) if whole else RUN, num_warps=8,
+    )  # fmt: skip
+    if not whole:
+        _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
     if features is not None:
-        _match_block[(images, triton.cdiv(removed, 64), triton.cdiv(targets, 64))](
-            *streams, order, best, length, removed, targets, channels, **matching, RP=64, BLOCK=64, **THREADS
-        )
-    _merge_block[blocks](
-        order, best, index, size, special, *found, length, removed, specials, **merging, LP=128, num_warps=4
-    )
+        rows, columns, options = _matching(removed)
+        _match_block[images, triton.cdiv(removed, rows), triton.cdiv(targets, columns)](
+            *streams, order, best, length, removed, targets, features.shape[2], HIDDEN=hidden is not None,
+            RESIDUAL=residual is not None, RP=rows, TP=columns, **options,
+        )  # fmt: skip
+    tokens = 64
+    _merge_block[images, triton.cdiv(length, tokens)](
+        order, best, index, size, special, *found, length, removed, SPECIALS=special.shape[1], **merging, LP=tokens,
+        BLOCK=min(max(16, triton.next_power_of_2(removed)), 64), num_warps=2,
+    )  # fmt: skip
     return found
+
+
+def _matching(removed: int) -> tuple[int, int, dict[str, int]]:
+    """How many sources and targets a program compares, and how: few where many programs hide their waiting."""
+    if removed <= 64:
+        return max(16, triton.next_power_of_2(removed)), 16, {"CK": 128, "num_warps": 2}
+    return 128, 128, {"CK": 32, "num_warps": 8}

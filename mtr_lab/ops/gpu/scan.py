@@ -149,7 +149,7 @@ def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded
     h = tl.zeros((NP, CH), tl.float32)
     if SPLIT:  # the state that the chunks before this one leave behind
         chunks = tl.num_programs(2)
-        for j in range(chunks - 1 - tl.program_id(2) if BACK else tl.program_id(2)):
+        for j in tl.range(0, chunks - 1 - tl.program_id(2) if BACK else tl.program_id(2), num_stages=STAGES):
             other = chunks - 1 - j if BACK else j
             sum_e = tl.load(faded + other * channels + e, inside, 0)
             left = tl.load(_tile(before + other * NP * channels, n, e, channels), inside[None, :], 0)

@@ -73,7 +73,7 @@ def main(backend: str, arch: str) -> None:
         index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
         features = (hidden, residual) if merge else (None, None)
         dest, share, keep, gone, start, *_ = plan.asymmetric_plan(
-            torch.rand(1, length), index, size, special, *features, removed, length // 2, by_size=merge
+            torch.rand(1, 2, length), 2.0, index, size, special, *features, removed, length // 2, by_size=merge
         )
         norm.rms_norm_add(hidden, residual, torch.ones(64), 1e-5, keep, *(share, gone, start) * 2)
         norm.apply_plan(hidden, share, keep, gone, start)

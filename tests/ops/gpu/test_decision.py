@@ -57,9 +57,9 @@ def test_several_programs_an_image(length, special, remove, merge):
     decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
 
 
-@pytest.mark.parametrize("alone", [kernels.ALONE, (0, 0)])
-def test_of_equally_similar_targets_the_least_important_takes_the_token(alone, monkeypatch):
-    monkeypatch.setattr(kernels, "ALONE", alone)
+@pytest.mark.parametrize("run", [kernels.RUN, 32])
+def test_of_equally_similar_targets_the_least_important_takes_the_token(run, monkeypatch):
+    monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 420, 1, channels=3)
     for stream in (before.hidden, before.residual):  # signs of zero included
         stream.copy_(stream.sign() * (torch.arange(420) % 3 > 0)[:, None])
@@ -67,9 +67,9 @@ def test_of_equally_similar_targets_the_least_important_takes_the_token(alone, m
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("alone", [kernels.ALONE, (0, 0)])
-def test_streams_of_a_half_precision_model(alone, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "ALONE", alone)
+@pytest.mark.parametrize("run", [kernels.RUN, 32])
+def test_streams_of_a_half_precision_model(run, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 50, 1, channels=40)
     before = replace(before, hidden=before.hidden.to(dtype))
     decide(make_policy(policy_config("mtr")), before, evidence, 9)
@@ -117,6 +117,6 @@ def test_other_policies_are_composed(changes):
 def test_registration(dtype):
     before, _ = state(2, 20, 1)
     known = before.index, before.size, before.special
-    arguments = (before.size.to(dtype), *known, before.hidden.to(dtype), before.residual, 4, 7, True)
+    arguments = (before.size[:, None].to(dtype), 1.0, *known, before.hidden.to(dtype), before.residual, 4, 7, True)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.mtr_lab.asymmetric_plan.default, arguments, test_utils=checks)
