@@ -1,8 +1,13 @@
-"""The patch embedding in one launch against the reference in float64."""
+"""The patch embedding in one launch against the reference in float64, and where a model uses it."""
+
+import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import mtr_lab
+from mtr_lab import ops
 from mtr_lab.ops.gpu.patch_tokens import patch_tokens
 from mtr_lab.ops.patch_tokens import patch_tokens_reference
 
@@ -53,6 +58,54 @@ def test_strides():
         assert_equal_reference((view, *parameters), 2)
     weight = parameters[0].to(memory_format=torch.channels_last)
     assert_equal_reference((images, weight, *parameters[1:]), 2)
+
+
+def small_model(name="vim_ti", stride=8):
+    torch.manual_seed(0)
+    geometry = {"img_size": (16, 24), "patch_size": 8, "depth": 1, "embed_dim": 24, "d_state": 4, "num_classes": 3}
+    made = mtr_lab.create_model(name, **geometry, stride=stride).eval()
+    for parameter in (made.patch_embed.proj.bias, made.cls_token):
+        torch.nn.init.normal_(parameter)
+    return made
+
+
+def counted(run, images, backend="triton"):
+    """What it returns, the FLOPs that were counted, and whether the patch embedding was one operation."""
+    with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
+        result = run(images)
+    return result, counter.get_total_flops(), torch.ops.mtr_lab.patch_tokens in counter.get_flop_counts()["Global"]
+
+
+@HALF
+@pytest.mark.parametrize(("name", "size"), [("vim_ti", (24, 16)), ("videomamba_ti", (16, 24))])
+@torch.no_grad()
+def test_models(name, size, dtype):
+    made, images = small_model(name).to(dtype), torch.randn(2, 3, *size).to(dtype)
+    found, flops, fused = counted(made, images)
+    expected, expected_flops, _ = counted(made, images, "reference")
+    assert fused
+    assert flops == expected_flops
+    torch.testing.assert_close(found, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
+
+
+def test_elsewhere_a_model_goes_from_step_to_step():
+    made, images = small_model(), torch.randn(1, 3, 16, 24)
+    half, half_images = copy.deepcopy(made).half(), images.half()
+
+    def fused(model, images):
+        return counted(model.embed, images)[2]
+
+    assert not fused(half, half_images)  # gradients can be asked for
+    with torch.no_grad():
+        assert fused(half, half_images)
+        assert not fused(made, images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            assert not fused(made, images)
+        assert not fused(small_model(stride=4).half(), half_images)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            fused(half, half_images[:, :2])
+        half.pos_embed.data = half.pos_embed.float()
+        assert not fused(half, half_images)
 
 
 def test_registration():
