@@ -57,11 +57,13 @@ class PatchEmbed(nn.Module):
         rows, columns = ((pixels - self.patch_size) // self.stride + 1 for pixels in (height, width))
         return rows, columns
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns).
+    @property
+    def tiles(self) -> bool:
+        """Whether the patches lie side by side in an image: no overlap, no video."""
+        return self.num_frames is None and self.stride == self.patch_size
 
-        Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame, and (rows, columns).
-        """
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
         if self.num_frames is None:
             if images.ndim != 4:
                 raise UserError(f"expected images (B, channels, H, W), got shape {tuple(images.shape)}.")
@@ -72,8 +74,15 @@ class PatchEmbed(nn.Module):
                 f"expected videos of {self.num_frames} frames (B, channels, T, H, W), got shape {tuple(images.shape)}: "
                 f"create the model with num_frames={images.shape[2]}."
             )
-        grid = self.grid(*images.shape[-2:])
-        if self.num_frames is None and self.stride == self.patch_size:
+        return self.grid(*images.shape[-2:])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns).
+
+        Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame, and (rows, columns).
+        """
+        grid = self.grid_of(images)
+        if self.tiles:
             # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
             size = self.patch_size
             patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)

@@ -7,6 +7,7 @@ import torch
 from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 
+from mtr_lab import ops
 from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
 from mtr_lab.backbones.patch_embed import PatchEmbed, resize_positions
 from mtr_lab.backbones.token_state import TokenState
@@ -108,10 +109,13 @@ class VisionMamba(nn.Module):
 
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid."""
-        patches, grid = self.patch_embed(images)
-        place = self.class_position(patches.shape[1])
-        class_token = self.cls_token.expand(len(images), -1, -1)
-        tokens = torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + self.positions(grid)
+        proj, positions = self.patch_embed.proj, self.positions(self.patch_embed.grid_of(images))
+        place = self.class_position(positions.shape[1] - 1)
+        inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
+        if self.patch_embed.tiles and ops.makes_tokens(*inputs):
+            tokens = ops.patch_tokens(*inputs, place)
+        else:
+            tokens = ops.add_class_token(self.patch_embed(images)[0], self.cls_token, positions, place)
         return TokenState.start(tokens, [place], traced=traced)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:

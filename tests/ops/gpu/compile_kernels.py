@@ -40,7 +40,7 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import carry, conv, norm, plan, project, scan, scan_backward
+    from mtr_lab.ops.gpu import carry, conv, norm, patch_tokens, plan, project, scan, scan_backward
 
     layout = ops.lay_out(
         normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
@@ -67,6 +67,10 @@ def main(backend: str, arch: str) -> None:
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
     conv.causal_conv1d(x, weight, bias, BOTH)
     conv.causal_conv1d_backward(x, weight, bias, BOTH, normal(2, 1, 8, 64))
+
+    for size, width in ((16, 384), (14, 24)):
+        parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)
+        patch_tokens.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
 
     for length, removed, merge in ((32, 3, True), (32, 3, False), (1200, 100, True)):
         hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
