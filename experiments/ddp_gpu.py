@@ -5,7 +5,8 @@
 
 Synthetic images of random bytes, random weights: speed depends on neither. The images are in memory, and take the way
 of decoded ones from there: batches put together in workers, pinned, copied as bytes, normalised on the device. A pass
-is timed on rank 0, from a barrier before it to the end of the gathering. Without GPUs it runs in CPU processes:
+is timed on rank 0, from a barrier before it to the end of the gathering, and once more from the end of its first batch
+on: before it, workers start, which takes as long for few images as for many. Without GPUs it runs in CPU processes:
 
     python experiments/ddp_gpu.py OUT.json --accelerator cpu --model vim_nano --batch 4 --batches 3 --precision 32-true
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Dataset
@@ -65,8 +66,22 @@ class SyntheticData(LightningDataModule):
         return batch
 
 
-def measure(options: argparse.Namespace, processes: int, start_method: str) -> list[float]:
-    """What each process does. Seconds of each pass."""
+class FirstBatch(Callback):
+    """When the first batch was done and the next one came."""
+
+    time: float
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.time = time.perf_counter()
+
+
+def measure(options: argparse.Namespace, processes: int, start_method: str) -> list[tuple[float, float]]:
+    """What each process does. Seconds of each pass, and those from its first batch on."""
     multiprocessing.set_start_method(start_method, force=True)  # of the workers: as mtr_lab.launch does
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -77,6 +92,7 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
     reduction = Reduction(model, policy_config("mtr"))
     points = [OperatingPoint("none", 0.0, reduction.solve(0.0))]
     size = model.pretrained_cfg["input_size"]
+    first = FirstBatch()
 
     def trainer(batches: int) -> tuple[Trainer, ShardedEvaluation]:
         made = Trainer(
@@ -89,11 +105,12 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=first,
         )
         data = SyntheticData(batches * processes * options.batch, size, options.batch, options.workers)
         return made, ShardedEvaluation(data, made)
 
-    def run(batches: int) -> float:
+    def run(batches: int) -> tuple[float, float]:
         task = ClassifierEvaluation(model, reduction, points, cuda_graph=options.cuda_graph)
         made, data = trainer(batches)
         made.strategy.setup_environment()
@@ -101,10 +118,10 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
         start = time.perf_counter()
         made.test(task, datamodule=data, verbose=False)
         task.gather()
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
         if made.is_global_zero:
             assert len(task.predictions().ids) == batches * processes * options.batch
-        return seconds
+        return end - start, end - first.time
 
     run(2)  # compiles, and tunes the libraries
     return [run(options.batches) for _ in range(PASSES)]
@@ -115,7 +132,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="vim_s")
     parser.add_argument("--batch", type=int, default=256, help="images on a GPU at once")
-    parser.add_argument("--batches", type=int, default=80, help="a GPU and pass")
+    parser.add_argument("--batches", type=int, default=160, help="a GPU and pass")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--precision", default="bf16-true")
     parser.add_argument("--backend", default="auto", help="of the operations: auto, triton, mamba_ssm, …")
@@ -130,14 +147,18 @@ def main() -> None:
         )
         seconds = elastic_launch(launch, measure)(options, processes, multiprocessing.get_start_method())[0]
         images = options.batches * processes * options.batch
-        rates = [images / each for each in seconds]
-        row = {"gpus": processes, "images": images, "img_per_s": statistics.median(rates), "passes": rates}
-        row["scaling"] = row["img_per_s"] / rows[0]["img_per_s"] if rows else 1.0
+        whole, running = zip(*seconds, strict=True)
+        row = {
+            "gpus": processes,
+            "images": images,
+            "img_per_s": (images - processes * options.batch) / statistics.median(running),
+            "img_per_s_with_start": images / statistics.median(whole),
+            "seconds": seconds,
+        }
+        for rate in ("img_per_s", "img_per_s_with_start"):
+            row[rate.replace("img_per_s", "scaling")] = row[rate] / (rows or [row])[0][rate]
         rows.append(row)
-        print(
-            f"{processes} × {options.accelerator}: {row['img_per_s']:.0f} img/s, scaling {row['scaling']:.3f}",
-            flush=True,
-        )
+        print(f"{processes} × {options.accelerator}:", {key: f"{row[key]:.4g}" for key in list(row)[2:4]}, flush=True)
     record = {
         "environment": environment(),
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "gpus")},

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import registers
+from mtr_lab.ops.gpu.launch import STAGES
 
 MAX_LENGTH = 8192
 MAX_REMOVED = 1024
@@ -149,7 +149,7 @@ def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "removed", "targets"])
 def _match_block(hidden, residual, order, best, length, removed, targets, channels, HIDDEN: tl.constexpr,
-                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr, CK: tl.constexpr):  # fmt: skip
+                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr):  # fmt: skip
     """Keep the most similar of some targets for each of some sources, as integers of which the largest wins."""
     image = tl.program_id(0).to(tl.int64)
     r, m = tl.program_id(1) * RP + tl.arange(0, RP), tl.program_id(2) * TP + tl.arange(0, TP)
@@ -159,8 +159,8 @@ def _match_block(hidden, residual, order, best, length, removed, targets, channe
     target = first + tl.load(order + first + removed + m, is_target, 0)
     similarity = tl.zeros((RP, TP), tl.float32)
     square = tl.zeros((TP,), tl.float32)
-    for c0 in range(0, channels, CK):
-        c = c0 + tl.arange(0, CK)
+    for c0 in tl.range(0, channels, 32, num_stages=STAGES):
+        c = c0 + tl.arange(0, 32)
         a = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
         b = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
         square += tl.sum(b * b, 1)
@@ -226,10 +226,11 @@ def asymmetric_plan(
     if not whole:
         _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
     if features is not None:
-        rows, columns, options = _matching(removed)
+        # A long sequence reuses what it reads; in a short one many small programs hide each other's waiting.
+        rows, columns, warps = (128, 64, 4) if removed > 64 else (max(16, triton.next_power_of_2(removed)), 32, 2)
         _match_block[images, triton.cdiv(removed, rows), triton.cdiv(targets, columns)](
             *streams, order, best, length, removed, targets, features.shape[2], HIDDEN=hidden is not None,
-            RESIDUAL=residual is not None, RP=rows, TP=columns, **options,
+            RESIDUAL=residual is not None, RP=rows, TP=columns, num_warps=warps,
         )  # fmt: skip
     tokens = 64
     _merge_block[images, triton.cdiv(length, tokens)](
@@ -237,10 +238,3 @@ def asymmetric_plan(
         BLOCK=min(max(16, triton.next_power_of_2(removed)), 64), num_warps=2,
     )  # fmt: skip
     return found
-
-
-def _matching(removed: int) -> tuple[int, int, dict[str, int]]:
-    """How many sources and targets a program compares, and how: few where many programs hide their waiting."""
-    if removed <= 64:
-        return max(16, triton.next_power_of_2(removed)), 16, {"CK": 128, "num_warps": 2}
-    return 128, 128, {"CK": 32, "num_warps": 8}

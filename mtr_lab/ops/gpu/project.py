@@ -62,7 +62,10 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
         window = window[U:]
 
 
-@autotuned(_tiles((64, 64, 4), (128, 64, 4), (64, 128, 4), (32, 64, 4)), key=["channels", "R", "G", "BLOCKS"])
+@autotuned(
+    _tiles((64, 64, 4), (128, 64, 4), (64, 128, 4), (32, 64, 4)),
+    key=["channels", "R", "G", "BLOCKS", "TAKEN", "WRITTEN"],
+)
 @triton.jit(do_not_specialize=["tokens"])
 def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channels: tl.constexpr, step: tl.constexpr,
                 R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr, TAKEN: tl.constexpr,
@@ -87,8 +90,10 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
             dt *= tl.load(stretch + first + row, inside, 0)[:, None]
         both = inside[:, None] & there[None, :]
         tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
+        if channels % (BLOCKS * E) != 0:
+            dt = tl.where(there[None, :], dt, 0)
         if TAKEN:
-            taken += tl.sum(tl.where(both, dt, 0), 1)
+            taken += tl.sum(dt, 1)
         if WRITTEN:
             write = dt * tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
             written += tl.sum(write * write, 1)
