@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -171,8 +172,9 @@ def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
 class EntryCollate(ABC):
     """Entries -> one batch, or the first mistake among them.
 
-    A batch has what ``stacked`` makes of the images that could be decoded, "id" and "hash", B str each, and "skipped",
-    the ids of the images left out; B is smaller than the batch size by the number of those.
+    A batch has what ``stacked`` makes of the images that could be decoded, "id" and "hash", arrays of B str (trainers
+    walk through every item of a list), and "skipped", a list of the ids of the images left out; B is smaller than the
+    batch size by the number of those.
     """
 
     @abstractmethod
@@ -186,8 +188,8 @@ class EntryCollate(ABC):
         decoded = [entry for entry in entries if isinstance(entry, dict)]
         return {
             **self.stacked(decoded),
-            "id": [entry["id"] for entry in decoded],
-            "hash": [entry["hash"] for entry in decoded],
+            "id": np.array([entry["id"] for entry in decoded], np.str_),
+            "hash": np.array([entry["hash"] for entry in decoded], np.str_),
             "skipped": [entry.id for entry in entries if isinstance(entry, Skipped)],
         }
 

@@ -164,7 +164,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
                 "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
             )
         batches = list(self._probe_batches(count))
-        if not any(batch["id"] for batch in batches):
+        if not any(len(batch["id"]) for batch in batches):
             tried = sum(len(batch["skipped"]) for batch in batches)
             raise UserError(f"not one of {tried} training images of {self.name} could be read.")
         return torch.cat([batch["image"] for batch in batches])[:count]

@@ -77,9 +77,15 @@ def top_classes(log_probs: np.ndarray) -> np.ndarray:
 
     Of equally probable classes the lower comes first.
     """
-    ranked = np.argsort(-log_probs, axis=-1, kind="stable")[..., :TOP].astype(np.int32)
-    padding = [(0, 0)] * (ranked.ndim - 1) + [(0, TOP - ranked.shape[-1])]
-    return np.pad(ranked, padding, constant_values=-1)
+    *shape, classes = log_probs.shape
+    rows, count = -log_probs.reshape(-1, classes), min(TOP, classes)
+    best = np.sort(np.argpartition(rows, count - 1)[:, :count])
+    values = np.take_along_axis(rows, best, 1)
+    ranked = np.take_along_axis(best, np.argsort(values, kind="stable"), 1)
+    tied = (rows <= values.max(1, keepdims=True)).sum(1) > count  # the last of them was one of several
+    ranked[tied] = np.argsort(rows[tied], kind="stable")[:, :count]
+    padded = np.pad(ranked.astype(np.int32), ((0, 0), (0, TOP - count)), constant_values=-1)
+    return padded.reshape(*shape, TOP)
 
 
 def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path:

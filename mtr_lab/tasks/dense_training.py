@@ -35,7 +35,7 @@ class DenseTraining(LightningModule, ABC):
 
     def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
         self.skipped.update(batch["skipped"])
-        if not batch["id"]:
+        if not len(batch["id"]):
             return None
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()

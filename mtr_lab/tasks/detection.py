@@ -61,8 +61,8 @@ class DetectionTraining(DenseTraining):
 class DetectedBatch(NamedTuple):
     """What is known of the images of a batch that could be read."""
 
-    ids: list[str]
-    hashes: list[str]
+    ids: np.ndarray  # (B,) str
+    hashes: np.ndarray
     truths: list[dict[str, Any]]  # of each, as ``match_images`` takes it
     found: list[list[dict[str, Any]]]  # at each point, of each
     states: list[dict[str, Any]]  # at each point, that of COCO's metric: lists with an entry for each
@@ -93,7 +93,7 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         truths = [on_cpu(each) for each in batch["objects"]]
         detected = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
-        for point in self.points if batch["id"] else []:
+        for point in self.points if len(batch["id"]) else []:
             found = [on_cpu(each) for each in self.detect_at(point, batch)]
             metric = mean_average_precision(self.model.head.masks)
             metric.update(found, truths)
@@ -108,7 +108,7 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
             UserError: no image could be read.
         """
         images, classes = self.images(), self.model.head.num_classes
-        read = [batch for batch in self.batches if batch.ids]
+        read = [batch for batch in self.batches if len(batch.ids)]
         truths = [each for batch in read for each in batch.truths]
         matches = [
             match_images([each for batch in read for each in batch.found[i]], truths, classes)

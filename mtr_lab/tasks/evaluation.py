@@ -33,9 +33,9 @@ class Identified(Protocol):
     """What is found in a batch says which images it is of."""
 
     @property
-    def ids(self) -> list[str]: ...
+    def ids(self) -> np.ndarray: ...
     @property
-    def hashes(self) -> list[str]: ...
+    def hashes(self) -> np.ndarray: ...
     @property
     def skipped(self) -> list[str]:
         """Names of the images that could not be read."""
@@ -83,10 +83,13 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
         Raises:
             UserError: there is none.
         """
-        ids = [id for batch in self.batches for id in batch.ids]
-        if not ids:
+        read = [batch for batch in self.batches if len(batch.ids)]
+        if not read:
             raise UserError("not one image could be read: there is nothing to report.")
-        return {"ids": np.array(ids), "hashes": np.array([hash for batch in self.batches for hash in batch.hashes])}
+        ids, hashes = (
+            np.concatenate(names) for names in zip(*((batch.ids, batch.hashes) for batch in read), strict=True)
+        )
+        return {"ids": ids, "hashes": hashes}
 
 
 def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
@@ -101,16 +104,32 @@ def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
 class ClassifiedBatch(NamedTuple):
     """What is known of the B images of a batch that could be read, at p points."""
 
-    ids: list[str]
-    hashes: list[str]
+    ids: np.ndarray  # (B,) str
+    hashes: np.ndarray
     labels: np.ndarray  # (B,) int64
     top5: np.ndarray  # (p, B, 5) int32
     log_probs: np.ndarray  # (p, B, K) float32
     skipped: list[str]  # ids of the others
 
 
+class _ToHost:
+    """A tensor on its way to the host, which need not wait for it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda)
+        self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def arrived(self) -> np.ndarray:
+        if self._done is None:
+            return self._copy.numpy()
+        self._done.synchronize()
+        return self._copy.numpy().copy()  # the other is in pinned memory
+
+
 class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
     """Collects the log-probabilities of every image at every point; the model is a classifier.
+
+    What a batch gives is read while the device computes the next one.
 
     Args:
         model, reduction, points: as those of :class:`BatchedEvaluation`.
@@ -129,6 +148,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         super().__init__(model, reduction, points)
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
         self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
+        self._pending: tuple[Mapping[str, Any], _ToHost, _ToHost] | None = None
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
@@ -140,15 +160,24 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         log_probs = torch.empty(len(self.points), len(images), self.model.num_classes)
         if len(images) and self.points:
             logits = torch.stack([self.forward_at(point, images) for point in self.points])
-            log_probs = logits.float().log_softmax(-1).cpu()
+            log_probs = logits.float().log_softmax(-1)
+        started = batch, _ToHost(batch["label"]), _ToHost(log_probs)
+        self._finish()
+        self._pending = started
+
+    def on_test_epoch_end(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        """Keep what was found in the batch before."""
+        if self._pending is None:
+            return
+        batch, label, found = self._pending
+        self._pending = None
+        log_probs = found.arrived()
         self.batches.append(
             ClassifiedBatch(
-                batch["id"],
-                batch["hash"],
-                batch["label"].cpu().numpy(),
-                top_classes(log_probs.numpy()),
-                log_probs.numpy(),
-                batch["skipped"],
+                batch["id"], batch["hash"], label.arrived(), top_classes(log_probs), log_probs, batch["skipped"]
             )
         )
 

@@ -56,7 +56,7 @@ class SegmentationTraining(DenseTraining):
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped.update(batch["skipped"])
-        if not batch["id"]:
+        if not len(batch["id"]):
             return
         for found, labels in zip(classify_pixels(self.model(batch["image"]), batch), batch["label"], strict=True):
             self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
@@ -75,8 +75,8 @@ def class_weights(class_pixels: Tensor) -> Tensor:
 class SegmentedBatch(NamedTuple):
     """What is known of the images of a batch that could be read, at p points; K classes."""
 
-    ids: list[str]
-    hashes: list[str]
+    ids: np.ndarray  # (B,) str
+    hashes: np.ndarray
     labels: list[np.ndarray]  # of each (K,) int64
     confusion: list[list[np.ndarray]]  # at each point, of each (K, K) int32
     skipped: list[str]  # ids of the others
@@ -110,7 +110,7 @@ class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
                 confusion_matrix(found, labels, classes).cpu().numpy().astype(np.int32)
                 for found, labels in zip(self.segment_at(point, batch), batch["label"], strict=True)
             ]
-            for point in (self.points if batch["id"] else [])
+            for point in (self.points if len(batch["id"]) else [])
         ]
         self.batches.append(SegmentedBatch(batch["id"], batch["hash"], counts, confusion, batch["skipped"]))
 
@@ -121,7 +121,7 @@ class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
             UserError: no image could be read.
         """
         images, classes = self.images(), self.model.head.num_classes
-        read = [batch for batch in self.batches if batch.ids]
+        read = [batch for batch in self.batches if len(batch.ids)]
         confusion = [each for i in range(len(self.points)) for batch in read for each in batch.confusion[i]]
         return Segmentations(
             **images,

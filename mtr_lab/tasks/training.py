@@ -110,7 +110,7 @@ class ClassifierTraining(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped.update(batch["skipped"])
-        if not batch["id"]:
+        if not len(batch["id"]):
             return
         logits = self.model(batch["image"])
         self.val_top1(logits, batch["label"])

@@ -90,7 +90,7 @@ def test_voc_objects_in_pixels_of_the_image(voc: Write) -> None:
     data = module(root, "voc")
     assert data.class_names == ("rbc", "wbc")
     (batch,) = data.test_dataloader()
-    assert batch["id"] == ["a", "b"]
+    assert list(batch["id"]) == ["a", "b"]
     assert batch["image"].shape == (2, 3, 48, 64)
     assert batch["original_size"] == [SIZE, SIZE]
     assert batch["size"] == [(38, 64)] * 2  # as large as the canvas allows
@@ -119,7 +119,7 @@ def test_coco_objects_by_category_id(coco: Write) -> None:
     data = module(coco([coco_object(), crowd]), "coco")
     assert data.class_names == ("cat", "dog")
     (batch,) = data.test_dataloader()
-    assert batch["id"] == ["y.jpg", "x.jpg"]
+    assert list(batch["id"]) == ["y.jpg", "x.jpg"]
     y, x = batch["objects"]
     assert (y["labels"].tolist(), y["iscrowd"].tolist()) == ([0], [True])
     assert (x["labels"].tolist(), x["boxes"].tolist()) == ([1], [[10, 20, 40, 35]])
@@ -204,7 +204,7 @@ def test_a_missing_image_stops_or_is_named(voc: Write) -> None:
     with pytest.raises(UserError, match=r"cannot decode image b of .*val\.txt.*on_error=skip"):
         list(module(root, "voc").test_dataloader())
     (batch,) = module(root, "voc", on_error="skip").test_dataloader()
-    assert (batch["id"], batch["skipped"]) == (["a"], ["b"])
+    assert (list(batch["id"]), batch["skipped"]) == (["a"], ["b"])
     assert module(root, "voc").identity() != module(voc(a=[], b=[]), "voc", classes=["rbc"]).identity()
 
 

@@ -37,7 +37,7 @@ def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(a["image"], b["image"])
         and torch.equal(a["label"], b["label"])
-        and (a["id"], a["hash"], a["skipped"]) == (b["id"], b["hash"], b["skipped"])
+        and all(list(a[name]) == list(b[name]) for name in ("id", "hash", "skipped"))
         for a, b in zip(one, other, strict=True)
     )
 

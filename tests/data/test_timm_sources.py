@@ -24,7 +24,7 @@ def test_torchvision_dataset_through_timm(folders: Folders, module: Module) -> N
     data = module(source="torch/image_folder", root=str(root), model_classes=["b", "a"], num_classes=2)
     (batch,) = data.test_dataloader()
     assert data.num_images == 3
-    assert batch["id"] == ["0", "1", "2"]
+    assert list(batch["id"]) == ["0", "1", "2"]
     assert batch["label"].tolist() == [1, 0, 0]
     pixels = Image.open(root / "val/a/0.jpg").convert("RGB").tobytes()
     assert batch["hash"][0] == hashlib.blake2b(pixels, digest_size=16).hexdigest()
@@ -39,14 +39,14 @@ def test_reader_with_encoded_bytes_keeps_names_and_never_shows_a_neighbour(
     monkeypatch.setattr("mtr_lab.data.timm_sources.create_dataset", lambda *_, **__: dataset)
     data = module(source="hfds/pets", holdout=0.5)
     (batch,) = data.test_dataloader()
-    assert batch["id"] == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
+    assert list(batch["id"]) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
     assert batch["hash"][2] == hashlib.blake2b((root / "b/0.jpg").read_bytes(), digest_size=16).hexdigest()
     assert data.class_names == ["a", "b"]
     (root / "a/1.jpg").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"a/1\.jpg of hfds/pets"):
         list(data.test_dataloader())
     (batch,) = module(source="hfds/pets", on_error="skip").test_dataloader()
-    assert batch["id"] == ["a/0.jpg", "b/0.jpg", "b/1.jpg"]
+    assert list(batch["id"]) == ["a/0.jpg", "b/0.jpg", "b/1.jpg"]
     assert batch["skipped"] == ["a/1.jpg"]
 
 

@@ -69,6 +69,13 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
         dataclasses.replace(predictions(), labels=np.zeros(36, dtype=np.int64))
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_of_equally_probable_classes_the_lower_comes_first(levels: int) -> None:
+    log_probs = -np.random.default_rng(levels).integers(0, levels, (2, 30, 12)).astype(np.float32)
+    ranked = [[sorted(range(12), key=lambda i, row=row: (-row[i], i))[:5] for row in point] for point in log_probs]
+    np.testing.assert_array_equal(top_classes(log_probs), ranked)
+
+
 @pytest.mark.parametrize("classes", [1, 3, 5, 11])
 def test_top_classes_follow_torch_and_pad_with_minus_one(classes: int) -> None:
     log_probs = torch.randn(2, 7, classes)

@@ -1,0 +1,31 @@
+"""What an evaluation keeps of its batches, and when."""
+
+import numpy as np
+import torch
+
+from mtr_lab import create_model
+from mtr_lab.reduction import Reduction, policy_config
+from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+
+
+def batch(first: int, images: int) -> dict[str, object]:
+    names = np.array([f"{first + i}.png" for i in range(images)], np.str_)
+    pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(first))
+    return {"image": pixels, "label": torch.arange(images), "id": names, "hash": names, "skipped": []}
+
+
+def test_a_batch_is_read_when_the_next_one_is_under_way() -> None:
+    model = create_model("vim_nano", img_size=32, depth=6).eval()
+    reduction = Reduction(model, policy_config("mtr"))
+    points = [OperatingPoint("none", 0.0, reduction.solve(0.0)), OperatingPoint("mtr", 0.2, reduction.solve(0.2))]
+    task = ClassifierEvaluation(model, reduction, points)
+    batches = [batch(0, 4), batch(4, 4), batch(8, 1)]
+    with torch.inference_mode():
+        kept = [len(task.batches) for index, each in enumerate(batches) if task.test_step(each, index) is None]
+        task.on_test_epoch_end()
+        expected = [task.forward_at(points[1], each["image"]).log_softmax(-1).numpy() for each in batches]
+    assert (kept, len(task.batches)) == ([0, 1, 2], 3)
+    found = task.predictions()
+    assert list(found.ids) == [f"{i}.png" for i in range(9)]
+    assert list(found.labels) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    np.testing.assert_array_equal(found.log_probs[1], np.concatenate(expected))
