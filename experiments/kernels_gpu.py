@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import triton
-from triton.testing import do_bench
+from triton.testing import do_bench_cudagraph
 
 from mtr_lab import ops
 from mtr_lab.measure.roofline import Peaks, measure_peaks
@@ -104,7 +104,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         torch.cuda.synchronize()
         first = time.perf_counter() - start
         bound = 1e3 * max(moved / peaks.bytes, flops / peaks.flops, exps / peaks.exp if peaks.exp else 0)
-        ms = float(do_bench(run, warmup=25, rep=100, return_mode="median"))
+        ms = float(do_bench_cudagraph(run, rep=50, return_mode="median"))  # a launch takes longer than some kernels
         rows.append({"shape": name, "kernel": kernel, "ms": ms, "bound_ms": bound, "first_call_s": first})
         print(f"{name:24} {kernel:22} {ms:8.3f} ms, bound {bound:7.3f} ({bound / ms:4.0%}), first call {first:6.2f} s")
     return rows
