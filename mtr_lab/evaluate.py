@@ -32,13 +32,13 @@ from mtr_lab.compose import (
     make_trainer,
 )
 from mtr_lab.data.shard import ShardedEvaluation
-from mtr_lab.drawing import draw_images
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.evaluation.drawing import draw_images
+from mtr_lab.evaluation.passes import follow, leading, make_evaluations, predict
+from mtr_lab.evaluation.placement import as_input, placed
+from mtr_lab.evaluation.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.passes import follow, leading, make_evaluations, predict
-from mtr_lab.placement import as_input, placed
-from mtr_lab.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import Key, point_key, unreduced_key

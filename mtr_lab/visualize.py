@@ -16,10 +16,10 @@ from mtr_lab.cli import compose, split_overrides, user_mistakes
 from mtr_lab.compose import check_numbers, make_model, make_outline, make_trainer
 from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
-from mtr_lab.drawing import observe_images
 from mtr_lab.errors import UserError
+from mtr_lab.evaluation.drawing import observe_images
+from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
-from mtr_lab.points import operating_points, policy_settings, strongest
 from mtr_lab.reduction import AUTO, Reduction
 
 POLICIES = ("mtr", "write", "hsa", "random")

@@ -15,7 +15,7 @@ from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.compose import make_outline
 from mtr_lab.configuration import CONF
-from mtr_lab.points import operating_points, policy_settings
+from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
+from mtr_lab.evaluation.placement import placed
 from mtr_lab.measure.flops import LITERATURE, model_flops
-from mtr_lab.placement import placed
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Task

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtr_lab.backbones import VisionMamba
+from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.pictures import Observation, observe
-from mtr_lab.placement import as_input, placed
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Evaluation, Task
