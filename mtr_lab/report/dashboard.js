@@ -302,6 +302,7 @@
       JSON.stringify([
         point.task,
         point.dataset,
+        point.images + point.skipped.length, // of fewer images the figures are of others
         (metric.own || axis.own) && point.backbone,
         SPEEDS.includes(axis) && point.hardware,
       ]);
@@ -1290,7 +1291,7 @@
     byId("tradeoff-caption").textContent =
       "Bars: 95 % intervals (Wilson for shares, bootstrap over images for KL), where the result has them. " +
       "Grey band: Pareto front of the points shown, " +
-      `one a ${metric.own ? "backbone" : "task and dataset"}, and for speed one a hardware. Dashed: unreduced. ${metric.better < 0 ? "Lower is better. " : ""}` +
+      `one a ${metric.own ? "backbone" : "task and dataset"} and number of images, and for speed one a hardware. Dashed: unreduced. ${metric.better < 0 ? "Lower is better. " : ""}` +
       "Speeds were measured run by run and have no interval: only those of one run were taken under the same conditions. " +
       "Click a point for all about it.";
     const sorted = [...visible].sort(

@@ -22,7 +22,6 @@ from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
 from mtr_lab.report.result import FILE_NAME, PICTURES, Point, Result, read_result
 
-"""Where a run folder keeps them, as PNG or GIF."""
 PICTURE_BYTES = 4 << 20
 """The largest picture that is embedded."""
 REPORT_PICTURE_BYTES = 48 << 20
@@ -281,14 +280,14 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def _variants(runs: Sequence[Run]) -> list[str]:
-    """What sets each run apart from others of the same policy: the settings that differ, else its name, else ""."""
+    """What sets runs of the same policy apart: number of images, settings that differ, else the name, else ""."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
         groups[_setting(run), hardware(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
     for members in groups.values():
-        settings = {r: dict(_flatten(runs[r].result["config"])) for r in members}
+        settings = {r: {"images": _images(runs[r]), **dict(_flatten(runs[r].result["config"]))} for r in members}
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
         varied = [key for key in keys if len({flat.get(key) for flat in settings.values()}) > 1]
         for r in members:
@@ -302,6 +301,12 @@ def _variants(runs: Sequence[Run]) -> list[str]:
         for r in {r for found in alike.values() if len(found) > 1 for r in found}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
+
+
+def _images(run: Run) -> str:
+    """How many images it was to evaluate, those it could not read included."""
+    point = run.result["points"][0]
+    return str(point["images"] + len(point["skipped"]))
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -158,6 +158,12 @@ def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == [f"({name}/a)", f"({name}/b)", ""]
 
 
+def test_runs_over_fewer_images_are_variants(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "mtr", images=200)
+    write_run(tmp_path / "b", "mtr", images=100)
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["images=200", "images=100"]
+
+
 def test_settings_that_do_not_matter_are_no_variants(tmp_path: Path) -> None:
     for i, name in enumerate(["a", "b"]):
         matters_not = {"resume": bool(i), "objective": name, "logger": {"name": name}, "pictures": i}

@@ -157,6 +157,14 @@ def test_the_pareto_front_is_a_step_line_through_the_best(page: Page, folder: Pa
     assert front["y"] == sorted(front["y"])  # the faster, the further from the unreduced model
 
 
+def test_runs_over_other_numbers_of_images_share_no_front(browser: Any, tmp_path: Path) -> None:
+    for name, images in (("all", 200), ("some", 100)):
+        write_run(tmp_path / name, "mtr", images=images)
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        assert [trace["name"] for trace in traces(page, "cost")].count("Pareto front") == 2
+
+
 def test_filters_by_each_facet(page: Page) -> None:
     def shown() -> tuple[str, int]:
         return page.locator("#shown").inner_text().split(" points")[0], len(cells(page, "points"))
