@@ -20,8 +20,12 @@ def box_panel(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Image
     panel = Image.fromarray(image)
     draw = ImageDraw.Draw(panel)
     for box, which in zip(boxes.tolist(), labels.tolist(), strict=True):
-        draw.rectangle(box, outline=_COLOURS[which % len(_COLOURS)], width=2)
+        draw.rectangle(box, outline=_colour(which), width=2)
     return panel
+
+
+def _colour(which: int) -> tuple[int, int, int]:
+    return _COLOURS[which % len(_COLOURS)]
 
 
 def detection_sheet(
@@ -40,8 +44,8 @@ def detection_sheet(
     for name, (boxes, scores, labels) in found.items():
         shown = scores >= LEAST_SCORE
         counts = np.bincount(labels[shown], minlength=len(classes))
-        counted = ", ".join(f"{count} {classes[which]}" for which, count in enumerate(counts) if count)
-        headings.append(label(name, counted or "nothing found"))
+        key = [(f"{count} {classes[which]}", _colour(which)) for which, count in enumerate(counts) if count]
+        headings.append(label(name, "" if key else "nothing found", key=key))
         panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
     last = observation.blocks[-1]
     headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))

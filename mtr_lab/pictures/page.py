@@ -15,9 +15,11 @@ _GAP, _MARGIN = 16, 24
 _LARGE, _NORMAL, _SMALL = 24, 19, 16  # of letters, in pixels
 
 
-def label(title: str, text: str = "") -> Image.Image:
-    """A line in ink, and fainter, smaller ones below it."""
-    return _stacked([_lines(title, _NORMAL, INK), _lines(text, _SMALL, FAINT)], 0)
+def label(title: str, text: str = "", *, key: Sequence[tuple[str, tuple[int, int, int]]] = ()) -> Image.Image:
+    """A line in ink, fainter, smaller ones below it, and a line of words in their colours, a key to what is drawn."""
+    words = [_lines(word, _SMALL, colour) for word, colour in key]
+    below = [_row(words, [word.width for word in words])] if words else []
+    return _stacked([_lines(title, _NORMAL, INK), _lines(text, _SMALL, FAINT), *below], 0)
 
 
 def _lines(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
@@ -27,6 +29,16 @@ def _lines(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
     for i, line in enumerate(lines):
         ImageDraw.Draw(picture).text((0, i * (size + 6)), line, fill=colour, font=font(size))
     return picture
+
+
+def _row(parts: Sequence[Image.Image], widths: Sequence[int]) -> Image.Image:
+    """Pictures beside each other, each with so much room."""
+    whole = Image.new("RGB", (sum(widths) + _GAP * (len(widths) - 1), max(part.height for part in parts)), PAPER)
+    x = 0
+    for part, width in zip(parts, widths, strict=True):
+        whole.paste(part, (x, 0))
+        x += width + _GAP
+    return whole
 
 
 def _stacked(parts: Sequence[Image.Image], gap: int) -> Image.Image:
@@ -42,14 +54,7 @@ def _stacked(parts: Sequence[Image.Image], gap: int) -> Image.Image:
 def page(title: str, rows: Sequence[Sequence[Image.Image]], note: str) -> Image.Image:
     """Rows of equally many panels, a title above them and a note below."""
     widths = [max(panel.width for panel in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        line = Image.new("RGB", (sum(widths) + _GAP * (len(widths) - 1), max(panel.height for panel in row)), PAPER)
-        x = 0
-        for panel, width in zip(row, widths, strict=True):
-            line.paste(panel, (x, 0))
-            x += width + _GAP
-        lines.append(line)
+    lines = [_row(row, widths) for row in rows]
     body = _stacked([_lines(title, _LARGE, INK), *lines, _lines(note, _SMALL, FAINT)], _GAP)
     sheet = Image.new("RGB", (body.width + 2 * _MARGIN, body.height + 2 * _MARGIN), PAPER)
     sheet.paste(body, (_MARGIN, _MARGIN))
