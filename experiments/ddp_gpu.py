@@ -158,7 +158,11 @@ def main() -> None:
         for rate in ("img_per_s", "img_per_s_with_start"):
             row[rate.replace("img_per_s", "scaling")] = row[rate] / (rows or [row])[0][rate]
         rows.append(row)
-        print(f"{processes} × {options.accelerator}:", {key: f"{row[key]:.4g}" for key in list(row)[2:4]}, flush=True)
+        print(
+            f"{processes} × {options.accelerator}:",
+            {key: f"{row[key]:.4g}" for key in ("img_per_s", "scaling")},
+            flush=True,
+        )
     record = {
         "environment": environment(),
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "gpus")},

@@ -108,7 +108,10 @@ class VisionMamba(nn.Module):
         return torch.cat([class_entry, patches.flatten(1, 2)], dim=1)
 
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
-        """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid."""
+        """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid.
+
+        In half precision on a GPU, without gradients, one kernel does it all and ``patch_embed`` itself is not called.
+        """
         proj, positions = self.patch_embed.proj, self.positions(self.patch_embed.grid_of(images))
         place = self.class_position(positions.shape[1] - 1)
         inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)

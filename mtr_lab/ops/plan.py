@@ -156,13 +156,13 @@ def _(index, size, special, dest, keep, gone, implementation):  # type: ignore[n
     return index.new_empty(keep.shape), size.new_empty(keep.shape), special.new_empty(special.shape)
 
 
-def decides(size: Tensor, removed: int) -> bool:
-    """Whether ``asymmetric_plan`` runs on tokens of these sizes, (B, L): on a GPU, for sequences of its length."""
-    if backend.pick(size) != "triton":
+def decides(tokens: Tensor, removed: int) -> bool:
+    """Whether ``asymmetric_plan`` runs on these tokens, (B, L, C): on a GPU, for sequences of their length."""
+    if backend.pick(tokens) != "triton":
         return False
     from mtr_lab.ops.gpu import plan
 
-    return size.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
+    return tokens.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
 
 
 def asymmetric_plan(
@@ -185,7 +185,7 @@ def asymmetric_plan(
 
     Args:
         terms: (B, K, L), of which each token's score is the sum over K, in float32, divided by ``scale``; 0 if that is
-            not a number. Higher is more important; of equals the earlier goes first.
+            not a number, the largest one if it is infinite. Higher is more important; of equals the earlier goes first.
         index, size, special: as ``carry_plan``; special tokens neither go nor take others in.
         hidden, residual: (B, L, C); tokens are compared by the cosine of the sum of those given. With neither, tokens
             are dropped.

@@ -28,7 +28,7 @@ class Score:
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
-    """MTR: the mean over channels of the timescale Δ (arXiv 2507.14042)."""
+    """MTR: the sum over channels, of which the mean is meant, of the timescale Δ (arXiv 2507.14042)."""
     return evidence["delta"]
 
 
@@ -38,7 +38,8 @@ def write(state: TokenState, evidence: Evidence) -> Tensor:
 
 
 def output(state: TokenState, evidence: Evidence) -> Tensor:
-    """HSA: the mean over channels of max(0, y), y the output of the scan before the gate (arXiv 2409.18962)."""
+    """HSA: the sum over channels, of which the mean is meant, of max(0, y), y the scan's output before the gate
+    (arXiv 2409.18962)."""
     return evidence["output"]
 
 

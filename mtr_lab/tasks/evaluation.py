@@ -1,7 +1,8 @@
 """Evaluating a classifier at every operating point: each batch is decoded once and run at all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -70,6 +71,9 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
     def skipped(self) -> list[str]:
         return [id for batch in self.batches for id in batch.skipped]
 
+    def on_test_epoch_start(self) -> None:
+        self.batches = []
+
     def gather(self) -> None:
         """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
 
@@ -126,6 +130,13 @@ class _ToHost:
         return self._copy.numpy().copy()  # the other is in pinned memory
 
 
+def _classified(
+    ids: np.ndarray, hashes: np.ndarray, skipped: list[str], label: _ToHost, found: _ToHost
+) -> ClassifiedBatch:
+    log_probs = found.arrived()
+    return ClassifiedBatch(ids, hashes, label.arrived(), top_classes(log_probs), log_probs, skipped)
+
+
 class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
     """Collects the log-probabilities of every image at every point; the model is a classifier.
 
@@ -148,7 +159,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         super().__init__(model, reduction, points)
         # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
         self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
-        self._pending: tuple[Mapping[str, Any], _ToHost, _ToHost] | None = None
+        self._pending: Callable[[], ClassifiedBatch] | None = None
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) at one point."""
@@ -161,25 +172,23 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         if len(images) and self.points:
             logits = torch.stack([self.forward_at(point, images) for point in self.points])
             log_probs = logits.float().log_softmax(-1)
-        started = batch, _ToHost(batch["label"]), _ToHost(log_probs)
+        names = batch["id"], batch["hash"], batch["skipped"]  # nothing of the batch that is on the device
+        started = partial(_classified, *names, _ToHost(batch["label"]), _ToHost(log_probs))
         self._finish()
         self._pending = started
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._pending = None
 
     def on_test_epoch_end(self) -> None:
         self._finish()
 
     def _finish(self) -> None:
         """Keep what was found in the batch before."""
-        if self._pending is None:
-            return
-        batch, label, found = self._pending
-        self._pending = None
-        log_probs = found.arrived()
-        self.batches.append(
-            ClassifiedBatch(
-                batch["id"], batch["hash"], label.arrived(), top_classes(log_probs), log_probs, batch["skipped"]
-            )
-        )
+        if self._pending is not None:
+            self.batches.append(self._pending())
+            self._pending = None
 
     def predictions(self) -> Predictions:
         """What the model predicted for every image that could be read, at every point; on rank 0.

@@ -1,6 +1,9 @@
 """What an evaluation keeps of its batches, and when."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from mtr_lab import create_model
@@ -8,7 +11,7 @@ from mtr_lab.reduction import Reduction, policy_config
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 
 
-def batch(first: int, images: int) -> dict[str, object]:
+def batch(first: int, images: int) -> dict[str, Any]:
     names = np.array([f"{first + i}.png" for i in range(images)], np.str_)
     pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(first))
     return {"image": pixels, "label": torch.arange(images), "id": names, "hash": names, "skipped": []}
@@ -29,3 +32,27 @@ def test_a_batch_is_read_when_the_next_one_is_under_way() -> None:
     assert list(found.ids) == [f"{i}.png" for i in range(9)]
     assert list(found.labels) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     np.testing.assert_array_equal(found.log_probs[1], np.concatenate(expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_results_are_not_read_before_a_gpu_has_them(cuda_graph: bool) -> None:
+    device = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, where there are several
+    model = create_model("vim_nano", img_size=32, depth=6).eval().to(device)
+    reduction = Reduction(model, policy_config("mtr"))
+    points = [OperatingPoint("none", 0.0, reduction.solve(0.0)), OperatingPoint("mtr", 0.2, reduction.solve(0.2))]
+    task = ClassifierEvaluation(model, reduction, points, cuda_graph)
+    slow = ClassifierEvaluation(model, reduction, points)
+    batches = [{**each, "image": each["image"].to(device)} for each in (batch(0, 4), batch(4, 4), batch(8, 1))]
+    with torch.inference_mode():
+        for index, each in enumerate(batches):
+            slow.test_step(each, index)
+            torch.cuda.synchronize(device)
+        with torch.cuda.device(device):
+            for index, each in enumerate(batches):
+                torch.cuda._sleep(100_000_000)  # cycles, which keep the stream busy while the host goes on
+                task.test_step(each, index)
+    for each in (task, slow):
+        each.on_test_epoch_end()
+    np.testing.assert_allclose(task.predictions().log_probs, slow.predictions().log_probs, rtol=1e-5, atol=1e-6)

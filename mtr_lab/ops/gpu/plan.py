@@ -1,4 +1,4 @@
-"""A whole reduction decision in Triton: rank, match, merge and the survivors' order, in three launches."""
+"""A whole reduction decision in Triton: rank, match, merge and the survivors' order, each in a launch."""
 
 import torch
 import triton
@@ -20,6 +20,7 @@ def _keys(terms, special, i, length, step_term, step_token, scale, TERMS: tl.con
         score += tl.load(terms + k * step_term + i * step_token, i < length, 0).to(tl.float32)
     score = tl.div_rn(score, scale)
     score = tl.where(score == score, score, 0) + 0.0  # of two zeros the positive
+    score = tl.minimum(tl.maximum(score, -3.4028234663852886e38), 3.4028234663852886e38)
     bits = score.to(tl.int32, bitcast=True)
     key = tl.where(i < length, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
     for s in tl.static_range(SPECIALS):
@@ -113,7 +114,7 @@ def _sources(order, best, size, dest, weight, gone, image, r, length, removed, M
     tl.store(weight + first + own, tl.where(merges, share, 0), there)
 
 
-@triton.jit(do_not_specialize=["length", "removed"])
+@triton.jit(do_not_specialize=["length", "removed", "step_image", "step_term"])
 def _sort_block(terms, special, keys, order, best, length, removed, step_image, step_term, step_token, scale,
                 TERMS: tl.constexpr, SPECIALS: tl.constexpr, WHOLE: tl.constexpr, LP: tl.constexpr):  # fmt: skip
     """Sort some tokens among themselves: all of an image, or their keys alone."""
@@ -206,8 +207,7 @@ def asymmetric_plan(
     """
     images, _, length = terms.shape
     kept = length - removed
-    keys, best = special.new_empty(images, length), special.new_empty(images, removed)
-    order = special.new_empty(images, length, dtype=torch.int32)
+    order, best = special.new_empty(images, length, dtype=torch.int32), special.new_empty(images, removed)
     dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
     weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
     new_special = special.new_empty(special.shape)
@@ -219,6 +219,7 @@ def asymmetric_plan(
     ranking = {"TERMS": terms.shape[1], "SPECIALS": special.shape[1]}
     merging = {"MATCH": features is not None, "BY_SIZE": by_size}
     whole = length <= RUN
+    keys = best if whole else special.new_empty(images, length)
     _sort_block[images, triton.cdiv(length, RUN)](
         terms, special, keys, order, best, length, removed, *terms.stride(), scale, **ranking, WHOLE=whole,
         LP=triton.next_power_of_2(length) if whole else RUN, num_warps=8,

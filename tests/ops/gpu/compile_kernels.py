@@ -72,7 +72,7 @@ def main(backend: str, arch: str) -> None:
         parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)
         patch_tokens.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
 
-    for length, removed, merge in ((32, 3, True), (32, 3, False), (1200, 100, True)):
+    for length, removed, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
         hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
         index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
         features = (hidden, residual) if merge else (None, None)

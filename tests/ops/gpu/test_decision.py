@@ -14,19 +14,19 @@ from mtr_lab.ops.plan import carry_plan
 from mtr_lab.reduction.policy import make_policy, policy_config
 
 
-def state(batch, length, special, channels=12, seed=0):
+def state(batch, length, special, channels=12, seed=0, summed=5):
     generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     index = torch.rand(batch, 2 * length, generator=generator).argsort(1)[:, :length].sort(1).values
     places = torch.rand(batch, length, generator=generator).argsort(1)[:, :special]
     streams = (torch.randn(batch, length, channels, generator=generator) for _ in range(2))
     size = torch.randint(1, 5, (batch, length), generator=generator).float()
-    score = torch.rand(batch, 2, length, 1, generator=generator)
-    return TokenState(*streams, index, size, places), Evidence(score, ("delta",), 1)
+    sums = torch.rand(batch, 2, length, 3, generator=generator)
+    return TokenState(*streams, index, size, places), Evidence(sums, ("output", "delta", "write"), summed)
 
 
 def decide(policy, before, evidence, remove):
     with ops.use_backend("triton"):
-        assert ops.decides(before.size, remove)
+        assert ops.decides(before.hidden, remove)
         found = policy(before, evidence, remove)
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
@@ -55,6 +55,26 @@ def test_several_programs_an_image(length, special, remove, merge):
     evidence.sums.copy_(evidence.sums.mul(40).round())  # equal scores in different programs
     evidence.sums[0] = evidence.sums[0].sort(dim=1).values  # all of one program's go before those of the next
     decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
+
+
+@pytest.mark.parametrize("score", ["delta", "-delta", "output"])
+@pytest.mark.parametrize("directions", ["both", "forward", "backward"])
+def test_scores(score, directions):
+    decide(make_policy(policy_config("mtr", score=score, directions=directions)), *state(2, 30, 1), 7)
+
+
+@pytest.mark.parametrize("run", [kernels.RUN, 16])
+def test_scores_that_are_no_numbers(run, monkeypatch):
+    monkeypatch.setattr(kernels, "RUN", run)
+    before, evidence = state(2, 40, 1)
+    nan, inf = float("nan"), float("inf")
+    evidence.sums[:, 0, ::7, 1], evidence.sums[:, 1, 3::9, 1] = nan, nan
+    evidence.sums[:, 0, 1, 1], evidence.sums[:, 0, 2, 1] = inf, -inf
+    evidence.sums[:, :, 4, 1] = torch.tensor([inf, -inf])
+    evidence.sums[:, :, 5, 1] = torch.tensor([-3.4028234663852886e38, 0])  # as low as minus infinity
+    for score in ("delta", "-delta"):
+        for remove in (5, 20, 35):
+            decide(make_policy(policy_config("mtr", score=score)), before, evidence, remove)
 
 
 @pytest.mark.parametrize("run", [kernels.RUN, 32])
