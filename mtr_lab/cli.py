@@ -98,7 +98,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _explain(error: Exception, config_name: str) -> Exception:
     """Hydra's composition errors in terms of what may be chosen."""
     text = str(error)
-    if match := re.search(r"Could not find 'hydra/(launcher|sweeper)/([^']*)'", text):
+    if match := re.search(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/([^']*)'", text):
         group, name = match.groups()
         if name in EXTRAS:
             return UserError(f"hydra/{group}={name} needs an extra: pip install 'mtr-lab[{EXTRAS[name]}]'.")

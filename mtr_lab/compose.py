@@ -118,8 +118,8 @@ def make_datamodule(task: Task, config: DictConfig, model: VisionMamba, **argume
     kind = get_class(str(config.get("_target_")))
     if not issubclass(kind, task.datamodule):
         raise UserError(
-            f"dataset={config.name} is not for task={task.name}, which takes a {task.datamodule.__name__}: "
-            "choose another dataset= or task=."
+            f"dataset={config.name} is not for task={task.name}: its data module is {kind.__name__}, not "
+            f"{task.datamodule.__name__}. Choose another dataset= or task=."
         )
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 

@@ -97,6 +97,7 @@ OF_BOTH = [
     (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
     (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=NAME"),
     (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
+    (["dataset.root=/nowhere"], r"/nowhere is not a directory\.(?! Expected)"),
 ]
 OF_DETECTION = [
     (["backbone.checkpoint=CLASSIFIER"], "the dataset has 3 classes, the model 10"),

@@ -89,7 +89,7 @@ class DetectionDataModule(SplitDataModule[ObjectSource]):
             raise unknown("dataset.source", source, SOURCES)
         if masks and source == "voc":
             raise UserError("dataset.source=voc has boxes alone: outlines need dataset.source=coco.")
-        self._root = find_root(self.name, None if root is None else str(root))
+        self._root = find_root(self.name, None if root is None else str(root), of_classes=False)
         self._kind, self._classes, self._masks = SOURCES[source], classes, masks
         self._normalise = data_config["mean"], data_config["std"]
         fill = tuple(255 * value for value in data_config["mean"])

@@ -19,24 +19,30 @@ _LAYOUT = (
 )
 
 
-def find_root(name: str, root: str | None) -> Path:
+def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
     """The directory that ``dataset.root`` means; ``pkg://package/path`` is a directory inside an installed package.
+
+    Args:
+        of_classes: whether it holds a folder a class, which messages then describe.
 
     Raises:
         UserError: no root is given, or there is no such directory.
     """
     if not root:
-        raise UserError(
-            f"dataset {name!r} needs a directory of images: set dataset.root=DIR (for ImageNet-1k the environment "
-            f"variable IMAGENET_DIR does as well). {_LAYOUT} ImageNet-1k can also be read with "
-            "dataset.source=hfds/ILSVRC/imagenet-1k dataset.classes=imagenet-1k dataset.test_split=validation."
+        more = (
+            f" (for ImageNet-1k the environment variable IMAGENET_DIR does as well). {_LAYOUT} ImageNet-1k can also "
+            "be read with dataset.source=hfds/ILSVRC/imagenet-1k dataset.classes=imagenet-1k "
+            "dataset.test_split=validation."
         )
+        text = f"dataset {name!r} needs a directory of images: set dataset.root=DIR"
+        raise UserError(text + (more if of_classes else "."))
     if root.startswith("pkg://"):
         package, _, path = root.removeprefix("pkg://").partition("/")
         return Path(str(resources.files(package).joinpath(path)))
     directory = Path(root).expanduser().absolute()
     if not directory.is_dir():
-        raise UserError(f"dataset {name!r}, dataset.root: {directory} is not a directory. {_LAYOUT}")
+        text = f"dataset {name!r}, dataset.root: {directory} is not a directory."
+        raise UserError(f"{text} {_LAYOUT}" if of_classes else text)
     return directory
 
 

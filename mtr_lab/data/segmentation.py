@@ -89,7 +89,7 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
         )
         if inference not in ("whole", "slide"):
             raise unknown("dataset.inference", inference, ["whole", "slide"])
-        self._root = find_root(self.name, None if root is None else str(root))
+        self._root = find_root(self.name, None if root is None else str(root), of_classes=False)
         self._layout, self._classes = str(layout), _class_names(classes)
         self._windows = Windows(tuple(data_config["input_size"][1:]), slide=inference == "slide")
         self._collate = SegmentationCollate(self._windows.size)
