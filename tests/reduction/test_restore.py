@@ -1,5 +1,7 @@
 """Restoring the grid: hand-made maps, every policy, gradients."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,15 @@ def test_a_position_takes_the_token_that_absorbed_it_through_several_reductions(
     state = reduce(state, {0: 4}, order=[0, 4, 3, 2, 1])
     assert state.stream.flatten().tolist() == [25, 30, 99, 20]
     assert flat(restore(state, GRID)) == [25, 25, 20, 30, 25, 25]
+
+
+@pytest.mark.parametrize(("into", "searches"), [(1, 0), (-1, 1)])
+def test_neighbours_are_searched_only_for_dropped_tokens(into: int, searches: int, monkeypatch) -> None:
+    module, calls = sys.modules["mtr_lab.reduction.restore"], []
+    search = module._neighbours
+    monkeypatch.setattr(module, "_neighbours", lambda *args: calls.append(args) or search(*args))
+    restore(reduce(start(tokens(*VALUES), 3), {0: into}), GRID)
+    assert len(calls) == searches
 
 
 def test_a_dropped_position_takes_the_nearest_survivor_and_never_the_class_token() -> None:
