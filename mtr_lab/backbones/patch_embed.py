@@ -76,18 +76,18 @@ class PatchEmbed(nn.Module):
             )
         return self.grid(*images.shape[-2:])
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, in_chans, H, W) -> tokens (B, rows · columns, C) and (rows, columns).
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> tokens (B, rows · columns, C).
 
-        Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame, and (rows, columns).
+        Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame.
         """
         grid = self.grid_of(images)
         if self.tiles:
             # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
             size = self.patch_size
             patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)
-            return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias), grid
-        return self.proj(images).flatten(2).transpose(1, 2), grid
+            return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 def resize_positions(

@@ -1,5 +1,6 @@
 """The classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from mtr_lab.backbones.token_state import TokenState
 from mtr_lab.errors import UserError
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(nn.Module, ABC):
     """Vision Mamba classifier. A family says where the class token stands and whether the directions are halved.
 
     It takes images (B, channels, H, W), or with ``num_frames`` videos (B, channels, T, H, W) wherever images are named.
@@ -90,9 +91,9 @@ class VisionMamba(nn.Module):
         """The blocks in order."""
         return cast(list[Block], list(self.layers))
 
+    @abstractmethod
     def class_position(self, patches: int) -> int:
         """Where the class token stands in the unreduced sequence of an image with that many patches."""
-        raise NotImplementedError
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings (1, L, C) of all tokens of an image, or of a video's, on a grid of (rows, columns)."""
@@ -118,7 +119,7 @@ class VisionMamba(nn.Module):
         if self.patch_embed.tiles and ops.makes_tokens(*inputs):
             tokens = ops.patch_tokens(*inputs, place)
         else:
-            tokens = ops.add_class_token(self.patch_embed(images)[0], self.cls_token, positions, place)
+            tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
         return TokenState.start(tokens, [place], traced=traced)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:

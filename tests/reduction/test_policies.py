@@ -282,7 +282,7 @@ class WithoutClassToken(Vim):
     """A stand-in for a family without a class token."""
 
     def embed(self, images: torch.Tensor, *, traced: bool = False) -> TokenState:
-        return TokenState.start(self.patch_embed(images)[0], [], traced=traced)
+        return TokenState.start(self.patch_embed(images), [], traced=traced)
 
 
 SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
