@@ -37,7 +37,7 @@ class TokenState:
         """The state before the first block: ``tokens`` (B, L, C), protected tokens at the positions ``special``."""
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
-        size = torch.ones(1, 1, device=tokens.device).expand(batch, length)
+        size = torch.ones(length, device=tokens.device).expand(batch, length)
         # Filled on the device: a copy from the host would keep the forward pass out of a CUDA graph.
         places = [torch.full((batch, 1), place, device=tokens.device) for place in special]
         positions = torch.cat(places or [index[:, :0]], dim=1)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import precision, product, registers
 
-TOKENS, CHANNELS = 128, 128  # of a program
+TOKENS, CHANNELS, WARPS = 128, 128, 8  # of a program
+FEW = 4096  # tokens
 PIXELS = 64  # of each token, in one step of the product
 
 
@@ -51,10 +52,12 @@ def patch_tokens(
     y = x.new_empty(len(x), length, channels)
     strides = x.stride()[:3]
     vector = math.gcd(8, *strides)  # the compiler is to know that it may read so many elements at once
-    block = min(max(triton.next_power_of_2(channels), 16), CHANNELS)
-    _embed[triton.cdiv(channels, block), triton.cdiv(tokens, TOKENS)](
+    # Of few tokens, more and smaller programs fill the GPU better.
+    part = 2 if tokens < FEW else 1
+    block = min(max(triton.next_power_of_2(channels), 16), CHANNELS // part)
+    _embed[triton.cdiv(channels, block), triton.cdiv(tokens, TOKENS // part)](
         x, *parameters, y, *(stride // vector for stride in strides), x.shape[3] // size, tokens, length, place,
         channels, K=weight[0].numel(), P=size, V=vector, PRECISION=precision(x.dtype),
-        T=TOKENS, E=block, D=PIXELS, num_warps=8, num_stages=3, **registers(128),
+        T=TOKENS // part, E=block, D=PIXELS, num_warps=WARPS // part, num_stages=3, **registers(128),
     )  # fmt: skip
     return y

@@ -63,7 +63,7 @@ def _survivors(order, best, index, size, special, dest, weight, keep, start, new
                BLOCK: tl.constexpr):  # fmt: skip
     """Write where the survivors among the tokens i go, and what they are made of."""
     first, kept = image * length, length - removed
-    order, best, size = order + first, best + image * removed, size + first
+    order, best = order + first, best + image * removed
     own = tl.load(size + i, i < length, 1)
     slot, gone, begin, gained, total = i, i * 0, i * 0, i * 0.0, own
     for k in range(0, removed, BLOCK):
@@ -79,7 +79,7 @@ def _survivors(order, best, index, size, special, dest, weight, keep, start, new
     tl.store(dest + first + i, slot.to(tl.int64), survives)
     tl.store(weight + first + i, tl.div_rn(own, total) if BY_SIZE else tl.div_rn(1.0, 1.0 + gained), survives)
     tl.store(keep + to, i.to(tl.int64), survives)
-    tl.store(new_index + to, tl.load(index + first + i, survives, 0), survives)
+    tl.store(new_index + to, tl.load(index + i, survives, 0), survives)
     tl.store(new_size + to, total, survives)
     start += image * (kept + 1)
     tl.store(start + slot, begin.to(tl.int64), survives)
@@ -94,7 +94,7 @@ def _sources(order, best, size, dest, weight, gone, image, r, length, removed, M
              BY_SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Write where the removed tokens r go, and list them by it."""
     first = image * length
-    order, best, size = order + first, best + image * removed, size + first
+    order, best = order + first, best + image * removed
     own, into, own_mass = _removed(order, best, size, r, removed, MATCH)
     there = r < removed
     merges = there & (into >= 0)
@@ -177,11 +177,12 @@ def _match_block(hidden, residual, order, best, length, removed, targets, channe
     tl.atomic_max(best + image * removed + r, key, is_source)
 
 
-@triton.jit(do_not_specialize=["length", "removed"])
+@triton.jit(do_not_specialize=["length", "removed", "step_index", "step_size"])
 def _merge_block(order, best, index, size, special, dest, weight, keep, gone, start, new_index, new_size, new_special,
-                 length, removed, SPECIALS: tl.constexpr, MATCH: tl.constexpr, BY_SIZE: tl.constexpr,
-                 LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                 length, removed, step_index, step_size, SPECIALS: tl.constexpr, MATCH: tl.constexpr,
+                 BY_SIZE: tl.constexpr, LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    index, size = index + image * step_index, size + image * step_size
     _survivors(order, best, index, size, special, dest, weight, keep, start, new_index, new_size, new_special, image, i,
                length, removed, SPECIALS, MATCH, BY_SIZE, BLOCK)  # fmt: skip
     if tl.program_id(1) * LP < removed:
@@ -212,7 +213,9 @@ def asymmetric_plan(
     weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
     new_special = special.new_empty(special.shape)
     found = dest, weight, keep, gone, start, new_index, new_size, new_special
-    index, size, special = (t.contiguous() for t in (index, size, special))
+    # Before the first reduction all images share a row.
+    index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
+    special = special.contiguous()
 
     features = residual if hidden is None else hidden
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
@@ -228,14 +231,15 @@ def asymmetric_plan(
         _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
     if features is not None:
         # A long sequence reuses what it reads; in a short one many small programs hide each other's waiting.
-        rows, columns, warps = (128, 64, 4) if removed > 64 else (max(16, triton.next_power_of_2(removed)), 32, 2)
+        rows, columns, warps = (64, 64, 4) if removed > 64 else (max(16, triton.next_power_of_2(removed)), 32, 2)
         _match_block[images, triton.cdiv(removed, rows), triton.cdiv(targets, columns)](
             *streams, order, best, length, removed, targets, features.shape[2], HIDDEN=hidden is not None,
             RESIDUAL=residual is not None, RP=rows, TP=columns, num_warps=warps,
         )  # fmt: skip
     tokens = 64
     _merge_block[images, triton.cdiv(length, tokens)](
-        order, best, index, size, special, *found, length, removed, SPECIALS=special.shape[1], **merging, LP=tokens,
-        BLOCK=min(max(16, triton.next_power_of_2(removed)), 64), num_warps=2,
+        order, best, index, size, special, *found, length, removed, index.stride(0), size.stride(0),
+        SPECIALS=special.shape[1], **merging, LP=tokens, BLOCK=min(max(16, triton.next_power_of_2(removed)), 64),
+        num_warps=2,
     )  # fmt: skip
     return found

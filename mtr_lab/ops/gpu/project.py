@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import autotuned, precision, product, reverse_mask, rows
+from mtr_lab.ops.gpu.launch import autotuned, fill, precision, product, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 from mtr_lab.ops.mamba_inner import Layout
 
@@ -63,7 +63,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
 
 
 @autotuned(
-    _tiles((64, 64, 4), (128, 64, 4), (64, 128, 4), (32, 64, 4)),
+    _tiles((64, 64, 4), (32, 64, 4)),
     key=["channels", "R", "G", "BLOCKS", "TAKEN", "WRITTEN"],
 )
 @triton.jit(do_not_specialize=["tokens"])
@@ -130,7 +130,9 @@ def project(
         REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
     )  # fmt: skip
     projected = _multiply(u.flatten(1, 2), layout.projection).unflatten(1, (images, length))
-    blocks = 1 if tokens >= SMALL else min(triton.cdiv(channels, 64), 8)
+    # Few tokens leave processors idle, unless several programs share their channels.
+    wanted = fill(x.device) // (2 * directions * triton.cdiv(tokens, 64))
+    blocks = 1 << (max(min(wanted, channels // 64, 8), 1).bit_length() - 1)
     columns = with_delta + with_write
     parts = x.new_empty(blocks, directions, images, length, columns, dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](

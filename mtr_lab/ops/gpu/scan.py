@@ -21,6 +21,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
 REGISTERS = registers(168)  # 128 and 104, for more warps beside each other, are slower
+FEWEST_CHUNKS = 5  # that a GPU must have room for: with fewer, scanning twice costs more than it hides
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
 MIN_CHUNK = 8  # tokens: below, the second pass over them costs more than it hides
 
@@ -373,5 +374,6 @@ def chunk_length(length: int, warps: int, device: torch.device) -> int:
 
     Those are whole groups of ``UNROLL``.
     """
-    wanted = min(fill(device) // max(warps, 1), CHUNKS, length // MIN_CHUNK)
-    return length if wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)
+    room = fill(device) // max(warps, 1)
+    wanted = min(room, CHUNKS, length // MIN_CHUNK)
+    return length if room < FEWEST_CHUNKS or wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)

@@ -9,13 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import mtr_lab
 from mtr_lab import ops
 from mtr_lab.measure.flops import counted_flops, model_flops
+from mtr_lab.ops.gpu import project
 
 GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 3, "embed_dim": 20, "d_state": 5, "num_classes": 3}
 
 
-def model(name="vim_ti"):
+def model(name="vim_ti", **geometry):
     torch.manual_seed(0)
-    made = mtr_lab.create_model(name, **GEOMETRY).eval()
+    made = mtr_lab.create_model(name, **GEOMETRY | geometry).eval()
     for parameter in made.parameters():  # biases and skips too
         parameter.data += 0.02 * torch.randn_like(parameter)
     return made
@@ -53,6 +54,16 @@ def test_reduced(policy):
             states = mtr_lab.trace(made, images)
     assert [state.hidden.shape[1] for state in states] == [7, 7, 5]
     assert all(state.plan is None for state in states)
+
+
+@pytest.mark.parametrize(("width", "room"), [(72, 12), (72, 1), (160, 48)])
+def test_several_programs_share_the_channels_of_a_token(width, room, monkeypatch):
+    monkeypatch.setattr(project, "fill", lambda device: room)
+    layout = model(embed_dim=width).blocks[0].mixer._lay_out(torch.float32)
+    x = torch.randn(2, 7, 2 * width)
+    u, delta, _, sums = project.project(x, layout, None, (False, True), True, True)
+    expected = torch.stack([delta.sum(-1), (delta * u).square().sum(-1)], dim=-1)
+    torch.testing.assert_close(sums, expected)
 
 
 def test_a_changed_parameter_is_laid_out_again():

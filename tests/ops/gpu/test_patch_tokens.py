@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
 from mtr_lab import ops
-from mtr_lab.ops.gpu.patch_tokens import patch_tokens
+from mtr_lab.ops.gpu import patch_tokens as kernels
 from mtr_lab.ops.patch_tokens import patch_tokens_reference
 
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -25,7 +25,7 @@ def random_inputs(batch, chans, size, rows, columns, channels, dtype):
 
 
 def assert_equal_reference(inputs, place):
-    tokens = patch_tokens(*inputs, place)
+    tokens = kernels.patch_tokens(*inputs, place)
     expected = patch_tokens_reference(*(t.double() for t in inputs), place)
     assert tokens.dtype == inputs[0].dtype
     assert tokens.is_contiguous()
@@ -44,7 +44,9 @@ def assert_equal_reference(inputs, place):
         ((0, 3, 8, 2, 2, 16), 2),
     ],
 )
-def test_shapes(geometry, place, dtype):
+@pytest.mark.parametrize("few", [0, kernels.FEW])  # programs of either size
+def test_shapes(geometry, place, few, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "FEW", few)
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 

@@ -92,7 +92,7 @@ def test_softplus_is_accurate_over_the_whole_range():
 
 @pytest.mark.parametrize(
     ("length", "warps", "expected"),
-    [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (4097, 4, 2052)],
+    [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (20, 1, 12), (4097, 1, 516), (4097, 2, 4097)],
 )
 def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
     monkeypatch.setattr(scan, "fill", lambda device: 8)
