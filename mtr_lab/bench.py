@@ -25,7 +25,7 @@ from mtr_lab.compose import check_numbers
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes, model_exponentials
-from mtr_lab.measure.speed import WARM_UP_CALLS, call_ms, rounds
+from mtr_lab.measure.speed import WARM_UP_CALLS, latency_and_stream_ms, rounds
 from mtr_lab.ops.backend import pick
 from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
 from mtr_lab.report.atomic import replace_file
@@ -105,6 +105,7 @@ class Variant:
     work: dict[str, Any]
     run: Callable[[], Tensor] | None = None
     ms: list[float] = field(default_factory=list)
+    latency_ms: list[float] = field(default_factory=list)
     peak_mib: float | None = None
     error: str | None = None
 
@@ -130,7 +131,9 @@ class Variant:
     def time(self, device: torch.device) -> None:
         """One more sample, unless the variant has failed."""
         if self.run is not None:
-            self.ms.append(call_ms(self.run, device))
+            latency, ms = latency_and_stream_ms(self.run, device)
+            self.latency_ms.append(latency)
+            self.ms.append(ms)
 
     def attempt(self, step: Callable[[], None]) -> None:
         """Take a step; if it fails (out of memory, a kernel that does not compile), note why and go on without it."""
@@ -146,13 +149,14 @@ class Variant:
         flops = self.case.batch * self.work["flops"]
         bound = bounds_ms(peaks, flops=flops, bytes=bytes, exponentials=exponentials)
         row = {key: value for key, value in self.work.items() if key not in ("bytes", "exponentials")}
-        row |= {"ms": None, "img_per_s": None, "peak_mib": None, "bound_ms": bound, "error": self.error}
+        row |= dict.fromkeys(("ms", "latency_ms", "img_per_s", "peak_mib")) | {"bound_ms": bound, "error": self.error}
         if self.error is not None:
             return row
         low, ms, high = map(float, np.percentile(self.ms, [25, 50, 75]))
         return row | {
             "ms": ms,
             "ms_quartiles": [low, high],
+            "latency_ms": float(np.median(self.latency_ms)),
             "rounds": len(self.ms),
             "img_per_s": 1000 * self.case.batch / ms,
             "peak_mib": self.peak_mib,
@@ -171,8 +175,9 @@ def bench(config: DictConfig) -> dict[str, Any]:
 
         * the axes, ``resolution`` in pixels; ``tokens`` entering each block, the ``reduction`` achieved, true
           ``flops`` of an image;
-        * ``ms`` of a batch, median of ``rounds`` calls, ``ms_quartiles``, ``img_per_s``, ``peak_mib`` (weights,
-          images, all that the forward pass allocates);
+        * ``ms`` of a batch in a stream of them, median of ``rounds`` calls, ``ms_quartiles``, ``img_per_s``;
+          ``latency_ms`` of a batch that finds the device idle; ``peak_mib`` (weights, images, all that the forward
+          pass allocates);
         * ``bound_ms``, what each limit of the device allows at best, and ``roofline``, the largest of them over ``ms``;
         * ``speedup`` over the unreduced model, all else equal, and ``overhead``, the share of ``ms`` beyond the
           unreduced time scaled by the number of tokens; null without such a row;

@@ -4,14 +4,14 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from mtr_lab.data.timm_sources import StreamSource
 from mtr_lab.errors import UserError
@@ -194,25 +194,60 @@ class EntryCollate(ABC):
         }
 
 
+class Lent:
+    """Shared memory that a worker lends to its loader, in turn: new memory for a batch costs more than filling it."""
+
+    def __init__(self, batches: int) -> None:
+        self._memory: list[Tensor | None] = [None] * batches
+        self._turn = 0
+
+    def stack(self, images: Sequence[Tensor]) -> Tensor:
+        """As ``torch.stack``; what is returned changes as many batches later as were asked for."""
+        self._turn = (self._turn + 1) % len(self._memory)
+        memory, first = self._memory[self._turn], images[0]
+        if (
+            memory is None
+            or len(memory) < len(images)
+            or (memory.shape[1:], memory.dtype) != (first.shape, first.dtype)
+        ):
+            memory = first.new_empty(len(images), *first.shape).share_memory_()
+            self._memory[self._turn] = memory
+        return torch.stack(list(images), out=memory[: len(images)])
+
+
 @dataclass(frozen=True)
 class Collate(EntryCollate):
     """Batches of {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64}.
 
-    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded.
+    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded; ``lent`` is for use in a worker.
     """
 
     input_size: tuple[int, int, int]
+    lent: Lent | None = None
 
     def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images = [entry["image"] for entry in entries]
-        return {
-            "image": torch.stack(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8),
-            "label": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
-        }
+        if not images:
+            stacked = torch.empty(0, *self.input_size, dtype=torch.uint8)
+        elif self.lent is not None and get_worker_info() is not None:
+            stacked = self.lent.stack(images)
+        else:
+            stacked = default_collate(images)  # in a worker, to shared memory at once
+        return {"image": stacked, "label": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64)}
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises, in the process that iterates it, the UserError a worker met."""
+    """A DataLoader that raises, in the process that iterates it, the UserError a worker met.
+
+    Of batches that are to be pinned, which is a copy made before the next one is asked for, its workers lend the
+    memory.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if isinstance(self.collate_fn, Collate) and self.num_workers and self.pin_memory and torch.cuda.is_available():
+            assert self.prefetch_factor is not None
+            self.collate_fn = replace(self.collate_fn, lent=Lent(self.prefetch_factor + 1))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -110,17 +111,32 @@ def call_ms(run: Callable[[], object], device: torch.device) -> float:
     Events leave out the wait of the host for the device to finish, but contain every gap in which the device waits
     for the host to launch the next kernel.
     """
+    return _calls_ms(run, device, 1)[0]
+
+
+def latency_and_stream_ms(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Time in ms of one call, as ``call_ms``, and of another made right after it, as each of a stream of calls takes.
+
+    In a stream, the host launches a call while the device is at work on the one before. On the CPU, where a call is
+    over when it returns, both are the time of one.
+    """
+    first, *second = _calls_ms(run, device, 2 if device.type == "cuda" else 1)
+    return first, second[0] if second else first
+
+
+def _calls_ms(run: Callable[[], object], device: torch.device, calls: int) -> list[float]:
     if device.type != "cuda":
-        return 1000 * _seconds(run, device)
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        return [1000 * _seconds(run, device) for _ in range(calls)]
     with torch.cuda.device(device):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
         _synchronize(device)
-        before.record()
-        result = run()
-        after.record()
-        after.synchronize()
+        events[0].record()
+        for event in events[1:]:
+            result = run()
+            event.record()
+        _synchronize(device)
     del result
-    return before.elapsed_time(after)
+    return [before.elapsed_time(after) for before, after in pairwise(events)]
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -14,7 +14,7 @@ _HEADINGS = (
     ("batch", "pixels"),
     ("dtype", "graph"),
     ("policy", "ratio %"),
-    ("ms", "quartiles"),
+    ("ms", "latency"),
     ("img/s", "MiB"),
     ("speedup", "overh. %"),
     ("of bound", "limit"),
@@ -39,10 +39,9 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
     ]
     if row["error"] is not None:
         return [*axes, ("failed", ""), ("", ""), ("", ""), ("", "")]
-    low, high = row["ms_quartiles"]
     return [
         *axes,
-        (figure(row["ms"]), f"{figure(low)}–{figure(high)}"),
+        (figure(row["ms"]), figure(row["latency_ms"])),
         (figure(row["img_per_s"]), figure(row["peak_mib"])),
         (figure(row["speedup"]), percent(row["overhead"])),
         (f"{percent(row['roofline'])} %", limit),
@@ -60,6 +59,7 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         if row["error"] is not None
     ]
     return [
+        "ms: of a batch in a stream of them; latency: of one that finds the device idle",
         "overh.: share of the time beyond the unreduced time scaled by the tokens",
         "of bound: the least time by the strictest limit of the device, over the time",
         f"the device at best, {'; '.join(peaks)}",

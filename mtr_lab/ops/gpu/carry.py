@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.launch import on_its_device
+
 
 @triton.jit(do_not_specialize=["length", "removed", "specials"])
 def _carry(index, size, special, dest, keep, gone, new_index, new_size, new_special, length, removed, specials,
@@ -24,6 +26,7 @@ def _carry(index, size, special, dest, keep, gone, new_index, new_size, new_spec
     tl.store(new_special + image * specials + s, tl.load(dest + first + place, s < specials, 0), s < specials)
 
 
+@on_its_device
 def carry(
     index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

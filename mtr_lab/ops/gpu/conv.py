@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import reverse_mask
+from mtr_lab.ops.gpu.launch import on_its_device, reverse_mask
 
 CHANNELS = 64
 VARYING = ["length", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16
 
 
+@on_its_device
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
     """``causal_conv1d_reference`` for float32, float16 or bfloat16 data, with sums in float32.
 
@@ -41,6 +42,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[boo
     return y
 
 
+@on_its_device
 def causal_conv1d_backward(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What the kernels share: how a configuration is chosen, and what layouts they accept."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -10,6 +11,25 @@ from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
 STAGES = tl.constexpr(3)  # groups of tokens that a walk has under way or at work
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def on_its_device(
+    function: Callable[Concatenate[Tensor, Arguments], Result],
+) -> Callable[Concatenate[Tensor, Arguments], Result]:
+    """The function, run where its first argument is: kernels are launched on the current device."""
+
+    @wraps(function)
+    def run(tensor: Tensor, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+            return function(tensor, *args, **options)
+        with torch.cuda.device_of(tensor):
+            return function(tensor, *args, **options)
+
+    return run
 
 
 def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:

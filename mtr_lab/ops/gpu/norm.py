@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.launch import on_its_device
+
 
 @triton.jit
 def _token(x, token, channels, c):
@@ -49,6 +51,7 @@ def _add_norm(hidden, residual, weight, normed, total, keep, share, gone, start,
     tl.store(normed + row * channels + c, y.to(normed.dtype.element_ty), there)
 
 
+@on_its_device
 def rms_norm_add(
     hidden: Tensor,
     residual: Tensor | None,
@@ -89,6 +92,7 @@ def _apply(x, y, keep, weight, gone, start, length, removed, channels, C: tl.con
     tl.store(y + row * channels + c, out.to(y.dtype.element_ty), c < channels)
 
 
+@on_its_device
 def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor) -> Tensor:
     """The contract of ``mtr_lab.ops.apply_plan``, on a GPU; sums in the same order on every run."""
     x = x.contiguous()

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import precision, product, registers
+from mtr_lab.ops.gpu.launch import on_its_device, precision, product, registers
 
 TOKENS, CHANNELS, WARPS = 128, 128, 8  # of a program
 FEW = 4096  # tokens
@@ -40,6 +40,7 @@ def _embed(x, weight, bias, class_token, positions, y, x_b, x_c, x_h, columns, t
     tl.store(y + row.to(tl.int64)[:, None] * channels + c[None, :], total.to(y.dtype.element_ty), both)
 
 
+@on_its_device
 def patch_tokens(
     images: Tensor, weight: Tensor, bias: Tensor, class_token: Tensor, positions: Tensor, place: int
 ) -> Tensor:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import STAGES
+from mtr_lab.ops.gpu.launch import STAGES, on_its_device
 
 MAX_LENGTH = 8192
 MAX_REMOVED = 1024
@@ -189,6 +189,7 @@ def _merge_block(order, best, index, size, special, dest, weight, keep, gone, st
         _sources(order, best, size, dest, weight, gone, image, i, length, removed, MATCH, BY_SIZE, BLOCK)
 
 
+@on_its_device
 def asymmetric_plan(
     terms: Tensor,
     scale: float,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import autotuned, fill, precision, product, reverse_mask, rows
+from mtr_lab.ops.gpu.launch import autotuned, fill, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 from mtr_lab.ops.mamba_inner import Layout
 
@@ -104,6 +104,7 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
         tl.store(place + TAKEN, written, inside)
 
 
+@on_its_device
 def project(
     x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[bool], with_delta: bool, with_write: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import STAGES, fill, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
@@ -251,6 +251,7 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
             tl.store(_tile(before + at * NP * channels, n, e, channels), h, inside[None, :])
 
 
+@on_its_device
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -276,6 +277,7 @@ def selective_scan(
     )  # fmt: skip
 
 
+@on_its_device
 def scan(
     u: Tensor,
     delta: Tensor,

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.launch import STAGES, fill, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
@@ -38,6 +38,7 @@ REGISTERS = registers(240)  # for 8 warps a Hopper multiprocessor; 168, for 12, 
 VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of its own for a 1 or a multiple of 16
 
 
+@on_its_device
 def selective_scan_backward(
     u: Tensor,
     delta: Tensor,

@@ -42,6 +42,16 @@ def test_unreduced(name, dtype):
             assert relative(made(images), expected) < factor * of_the_reference + 1e-6
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_device_that_is_not_the_current_one():
+    made, images = model().half(), torch.randn(2, 3, 24, 24).half()
+    mtr_lab.patch(made, "mtr", schedule=[3, 0, 2])
+    with torch.no_grad():
+        assert torch.equal(
+            copy.deepcopy(made).to("cuda:1")(images.to("cuda:1")).to("cuda:0"), made.to("cuda:0")(images)
+        )
+
+
 @pytest.mark.parametrize("policy", ["mtr", "write", "random", "hsa", "utr", "rmeeto", "tome", "evit"])
 def test_reduced(policy):
     made, images = model(), torch.randn(2, 3, 24, 24)
