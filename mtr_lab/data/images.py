@@ -254,3 +254,33 @@ class ImageLoader(DataLoader[Any]):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+class CopiedAhead:
+    """Batches of a loader that pins, the images of each copied to a GPU while it computes on those before."""
+
+    def __init__(self, loader: ImageLoader, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        copies = torch.cuda.Stream(self._device)
+        started: tuple[dict[str, Any], torch.cuda.Event] | None = None
+        for batch in self._loader:
+            with torch.cuda.stream(copies):
+                coming = {**batch, "image": batch["image"].to(self._device, non_blocking=True)}
+                copied = copies.record_event()
+            if started is not None:
+                yield self._arrived(*started)
+            started = coming, copied
+        if started is not None:
+            yield self._arrived(*started)
+
+    def _arrived(self, batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
+        """The batch, for use on the current stream."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(copied)
+        batch["image"].record_stream(stream)
+        return batch

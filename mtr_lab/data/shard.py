@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import IterableDataset, Sampler
 
-from mtr_lab.data.images import ImageLoader
+from mtr_lab.data.images import CopiedAhead, ImageLoader
 from mtr_lab.errors import UserError
 
 
@@ -39,13 +39,16 @@ class ShardedEvaluation(LightningDataModule):
             return _EveryNth(loader, self._rank, self._stop(None), self._world_size)
         assert loader.batch_sampler is not None
         batches = _EveryNth(loader.batch_sampler, self._rank, self._stop(len(loader)), self._world_size)
-        return type(loader)(
+        sharded = type(loader)(
             loader.dataset,
             batch_sampler=batches,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
         )
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        return CopiedAhead(sharded, device) if device.type == "cuda" else sharded
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self._data.on_after_batch_transfer(batch, dataloader_idx)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeAlias, TypedDict
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
@@ -72,20 +74,13 @@ def point_name(policy: str, ratio: float | None) -> str:
     return policy if ratio is None else f"{policy}@{ratio:g}"
 
 
-def top_classes(log_probs: np.ndarray) -> np.ndarray:
+def top_classes(log_probs: Tensor) -> Tensor:
     """The classes of (…, K) log-probabilities by falling probability: (…, 5) int32, -1 beyond the K-th.
 
     Of equally probable classes the lower comes first.
     """
-    *shape, classes = log_probs.shape
-    rows, count = -log_probs.reshape(-1, classes), min(TOP, classes)
-    best = np.sort(np.argpartition(rows, count - 1)[:, :count])
-    values = np.take_along_axis(rows, best, 1)
-    ranked = np.take_along_axis(best, np.argsort(values, kind="stable"), 1)
-    tied = (rows <= values.max(1, keepdims=True)).sum(1) > count  # the last of them was one of several
-    ranked[tied] = np.argsort(rows[tied], kind="stable")[:, :count]
-    padded = np.pad(ranked.astype(np.int32), ((0, 0), (0, TOP - count)), constant_values=-1)
-    return padded.reshape(*shape, TOP)
+    best = log_probs.sort(dim=-1, descending=True, stable=True).indices[..., :TOP].int()
+    return F.pad(best, (0, TOP - best.shape[-1]), value=-1)
 
 
 def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path:

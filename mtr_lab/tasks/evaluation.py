@@ -131,10 +131,9 @@ class _ToHost:
 
 
 def _classified(
-    ids: np.ndarray, hashes: np.ndarray, skipped: list[str], label: _ToHost, found: _ToHost
+    ids: np.ndarray, hashes: np.ndarray, skipped: list[str], label: _ToHost, top5: _ToHost, log_probs: _ToHost
 ) -> ClassifiedBatch:
-    log_probs = found.arrived()
-    return ClassifiedBatch(ids, hashes, label.arrived(), top_classes(log_probs), log_probs, skipped)
+    return ClassifiedBatch(ids, hashes, label.arrived(), top5.arrived(), log_probs.arrived(), skipped)
 
 
 class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
@@ -173,7 +172,8 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
             logits = torch.stack([self.forward_at(point, images) for point in self.points])
             log_probs = logits.float().log_softmax(-1)
         names = batch["id"], batch["hash"], batch["skipped"]  # nothing of the batch that is on the device
-        started = partial(_classified, *names, _ToHost(batch["label"]), _ToHost(log_probs))
+        found = batch["label"], top_classes(log_probs), log_probs
+        started = partial(_classified, *names, *map(_ToHost, found))
         self._finish()
         self._pending = started
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mtr_lab.report.predictions import Predictions, point_name, save_predictions, score_point, top_classes
 from mtr_lab.report.result import Result, write_result
@@ -50,7 +51,8 @@ def write_run(
     points = [("none", 0.0), *((policy, ratio) for ratio in ratios)]
     labels = np.where(numbers % 5 > 0, base.argmax(-1), 0)
     point_names = np.array([point_name(*point) for point in points])
-    predictions = Predictions(names, names, labels, point_names, top_classes(log_probs), log_probs)
+    top5 = top_classes(torch.from_numpy(log_probs)).numpy()
+    predictions = Predictions(names, names, labels, point_names, top5, log_probs)
     result: Result = {
         "schema": 1,
         "task": "classification",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import bootstrap_interval
@@ -16,7 +17,8 @@ def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Predict
     log_probs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
     labels = np.where(np.random.default_rng(2).random(n) < 0.8, base.argmax(-1), 0)
     ids = np.array([f"{images}/{i}" for i in range(n)])
-    return Predictions(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top_classes(log_probs), log_probs)
+    top5 = top_classes(torch.from_numpy(log_probs)).numpy()
+    return Predictions(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
 
 
 def test_differences_equal_a_brute_force_bootstrap() -> None:

@@ -1,13 +1,14 @@
-"""Batches in memory that workers use again: every image arrives as it was."""
+"""Batches in memory that workers use again, and batches on their way to a GPU: every image arrives as it was."""
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtr_lab.data.images import Collate, ImageLoader, Lent, Skipped
+from mtr_lab.data.images import Collate, CopiedAhead, ImageLoader, Lent, Skipped
 
 SIZE = (3, 24, 24)
 
@@ -68,4 +69,56 @@ def test_pinned_batches_are_copies() -> None:
     assert loader.collate_fn.lent is not None
     batches = list(loader)
     assert all(batch["image"].is_pinned() for batch in batches)
+    check(batches)
+
+
+class Streams:
+    """Stands for ``torch.cuda``: notes in which order things are asked for."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def Stream(self, device: torch.device) -> "Streams":
+        return self
+
+    def stream(self, stream: "Streams") -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def current_stream(self, device: torch.device) -> "Streams":
+        return self
+
+    def record_event(self) -> int:
+        self.notes.append("copy")
+        return self.notes.count("copy")
+
+    def wait_event(self, number: int) -> None:
+        self.notes.append(f"wait for {number}")
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams()
+    for name in ("Stream", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(streams, name))
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None, raising=False)
+    loader = [{"image": torch.full((2,), i), "label": i} for i in range(batches)]
+    found = []
+    ahead = CopiedAhead(cast(ImageLoader, loader), torch.device("cpu"))
+    for batch in ahead:
+        streams.notes.append(f"use {batch['label']}")
+        found.append(batch)
+    assert len(ahead) == batches
+    assert [batch["image"].tolist() for batch in found] == [[i, i] for i in range(batches)]
+    expected = ["copy", "copy", "wait for 1", "use 0", "copy", "wait for 2", "use 1", "wait for 3", "use 2"]
+    assert streams.notes == {0: [], 1: ["copy", "wait for 1", "use 0"], 3: expected}[batches]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_copies_made_ahead_have_arrived() -> None:
+    loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
+    batches = []
+    for batch in CopiedAhead(loader, torch.device("cuda", 0)):
+        assert batch["image"].is_cuda
+        batches.append({**batch, "image": (batch["image"] + 0).cpu()})
     check(batches)
