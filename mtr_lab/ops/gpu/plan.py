@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import STAGES, on_its_device
 
-MAX_LENGTH = 8192
-MAX_REMOVED = 1024
+MAX_LENGTH = 16384
+MAX_REMOVED = 2048
 RUN = 512  # tokens that one program sorts; of more, the runs are merged in a launch more
 
 
