@@ -140,7 +140,7 @@ def validate(
         hashes=np.array([hash for batch in batches for hash in batch["hash"]]),
         labels=torch.cat([batch["label"] for batch in batches]).numpy(),
         points=np.array([point_name("none", 0.0), *(point_name(policy, entry["ratio"]) for entry in found)]),
-        top5=top_classes(values),
+        top5=top_classes(torch.from_numpy(values)).numpy(),
         log_probs=values,
     )
 

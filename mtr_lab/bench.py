@@ -25,7 +25,7 @@ from mtr_lab.compose import check_numbers
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes, model_exponentials
-from mtr_lab.measure.speed import WARM_UP_CALLS, latency_and_stream_ms, rounds
+from mtr_lab.measure.speed import WARM_UP_CALLS, idle_and_stream_ms, rounds
 from mtr_lab.ops.backend import pick
 from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
 from mtr_lab.report.atomic import replace_file
@@ -105,7 +105,7 @@ class Variant:
     work: dict[str, Any]
     run: Callable[[], Tensor] | None = None
     ms: list[float] = field(default_factory=list)
-    latency_ms: list[float] = field(default_factory=list)
+    idle_ms: list[float] = field(default_factory=list)
     peak_mib: float | None = None
     error: str | None = None
 
@@ -131,8 +131,8 @@ class Variant:
     def time(self, device: torch.device) -> None:
         """One more sample, unless the variant has failed."""
         if self.run is not None:
-            latency, ms = latency_and_stream_ms(self.run, device)
-            self.latency_ms.append(latency)
+            idle, ms = idle_and_stream_ms(self.run, device)
+            self.idle_ms.append(idle)
             self.ms.append(ms)
 
     def attempt(self, step: Callable[[], None]) -> None:
@@ -149,14 +149,14 @@ class Variant:
         flops = self.case.batch * self.work["flops"]
         bound = bounds_ms(peaks, flops=flops, bytes=bytes, exponentials=exponentials)
         row = {key: value for key, value in self.work.items() if key not in ("bytes", "exponentials")}
-        row |= dict.fromkeys(("ms", "latency_ms", "img_per_s", "peak_mib")) | {"bound_ms": bound, "error": self.error}
+        row |= dict.fromkeys(("ms", "idle_ms", "img_per_s", "peak_mib")) | {"bound_ms": bound, "error": self.error}
         if self.error is not None:
             return row
         low, ms, high = map(float, np.percentile(self.ms, [25, 50, 75]))
         return row | {
             "ms": ms,
             "ms_quartiles": [low, high],
-            "latency_ms": float(np.median(self.latency_ms)),
+            "idle_ms": float(np.median(self.idle_ms)),
             "rounds": len(self.ms),
             "img_per_s": 1000 * self.case.batch / ms,
             "peak_mib": self.peak_mib,
@@ -176,7 +176,7 @@ def bench(config: DictConfig) -> dict[str, Any]:
         * the axes, ``resolution`` in pixels; ``tokens`` entering each block, the ``reduction`` achieved, true
           ``flops`` of an image;
         * ``ms`` of a batch in a stream of them, median of ``rounds`` calls, ``ms_quartiles``, ``img_per_s``;
-          ``latency_ms`` of a batch that finds the device idle; ``peak_mib`` (weights, images, all that the forward
+          ``idle_ms`` of a batch that finds the device idle; ``peak_mib`` (weights, images, all that the forward
           pass allocates);
         * ``bound_ms``, what each limit of the device allows at best, and ``roofline``, the largest of them over ``ms``;
         * ``speedup`` over the unreduced model, all else equal, and ``overhead``, the share of ``ms`` beyond the
@@ -207,7 +207,7 @@ def bench(config: DictConfig) -> dict[str, Any]:
     compare(rows)
 
     result = {
-        "schema": 1,
+        "schema": 2,
         "config": OmegaConf.to_container(config, resolve=True),
         "environment": {**environment(), "device": name_of(device)},
         "notes": notes,

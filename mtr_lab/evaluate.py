@@ -13,7 +13,6 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -107,15 +106,14 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
     key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
     sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
-    batches: LightningDataModule = datamodule
     if launches:
         with claim(folder, wait=config.objective is not None):
             finished = take_finished(config, folder, key, named)
             if finished is None:
                 start_over(folder)
         return finished or launch(evaluate, config, trainer.num_devices)
+    batches = ShardedEvaluation(datamodule, trainer)
     if trainer.world_size > 1:
-        batches = ShardedEvaluation(datamodule, trainer)
         trainer.strategy.setup_environment()
         if not trainer.is_global_zero:
             follow(make_evaluations(task, model, settings, config), trainer, batches)

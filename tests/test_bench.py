@@ -42,7 +42,7 @@ def test_the_default_run_holds_the_contract(run_program, monkeypatch: pytest.Mon
         assert row["rounds"] == 5
         assert row["ms_quartiles"][0] <= row["ms"] <= row["ms_quartiles"][1]
         assert row["img_per_s"] == pytest.approx(8000 / row["ms"])
-        assert row["latency_ms"] == row["ms"]  # on the CPU
+        assert row["idle_ms"] == row["ms"]  # on the CPU
         assert row["peak_mib"] > 8  # of 2.2 M weights
         assert 0 < row["roofline"] < 1
         assert row["roofline"] == pytest.approx(max(row["bound_ms"]["matrix"], row["bound_ms"]["memory"]) / row["ms"])
@@ -53,7 +53,7 @@ def test_the_default_run_holds_the_contract(run_program, monkeypatch: pytest.Mon
     assert reduced["speedup"] == pytest.approx(unreduced["ms"] / reduced["ms"])
     assert unreduced["overhead"] == 0
     result = json.loads((run.folder / "bench.json").read_text())
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert result["environment"]["torch"] == torch.__version__
     assert result["peaks"]["float32"]["flops"] > 1e9
     assert str(run.folder / "bench.json") in run.out
@@ -155,7 +155,7 @@ def test_a_failing_combination_does_not_stop_the_others(run_program, monkeypatch
     run = run_program(main, *SMALL, "bench.policy=[mtr,none,write]")
     failed, unreduced, reduced = rows_of(run)
     assert failed["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate much."
-    assert [failed[key] for key in ("ms", "latency_ms", "img_per_s", "peak_mib", "speedup")] == [None] * 5
+    assert [failed[key] for key in ("ms", "idle_ms", "img_per_s", "peak_mib", "speedup")] == [None] * 5
     assert unreduced["ms"] > 0
     assert reduced["speedup"] > 0
     assert "CUDA out of memory" in " ".join(run.out.split())
@@ -166,12 +166,12 @@ def test_a_failure_while_timing_is_one_too_and_if_all_fail_so_does_the_program(
 ) -> None:
     calls = 0
 
-    def latency_and_stream_ms(run, device):
+    def idle_and_stream_ms(run, device):
         nonlocal calls
         calls += 1
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(program, "latency_and_stream_ms", latency_and_stream_ms)
+    monkeypatch.setattr(program, "idle_and_stream_ms", idle_and_stream_ms)
     with pytest.raises(RuntimeError, match="every combination failed"):
         run_program(main, *SMALL)
     assert calls == 2  # not tried again
@@ -262,7 +262,7 @@ def test_on_a_gpu_graphs_are_timed_beside_eager_calls(run_program, monkeypatch: 
     for row in rows:
         assert row["error"] is None
         assert row["peak_mib"] > 4.4  # weights
-        assert 0 < row["bound_ms"]["exponential"] < row["ms"] < 1.1 * row["latency_ms"]
+        assert 0 < row["bound_ms"]["exponential"] < row["ms"] < 1.1 * row["idle_ms"]
     for eager, graph in (rows[:2], rows[2:]):
         assert graph["ms"] < eager["ms"]
         # The pool of the graph is counted; it grows in blocks of 20 MiB and more.

@@ -256,7 +256,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["trainer.cuda_graph=true", "trainer.accelerator=cpu"], ["trainer.cuda_graph=true: no CUDA device is"]),
         (["trainer.precision=3"], ["trainer: Precision 3 is invalid"]),
         (["trainer.limit_test_batches=0"], ["trainer.limit_test_batches=0 leaves nothing to do"]),
-        (["trainer.limit_test_batches=0.0001"], ["limit_test_batches=0.008"]),
+        (["trainer.limit_test_batches=0.0001"], ["limit_test_batches=0.0001 of 125 batches", "at least 1/125"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
         (["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer of at least 0"]),
         (["pictures=some"], ["pictures=some: expected an integer"]),

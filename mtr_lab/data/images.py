@@ -3,9 +3,10 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from functools import cache
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -194,24 +195,27 @@ class EntryCollate(ABC):
         }
 
 
-class Lent:
-    """Shared memory that a worker lends to its loader, in turn: new memory for a batch costs more than filling it."""
+class ReusedMemory:
+    """Shared memory for one batch after the other: new memory for each costs a worker more than filling it.
 
-    def __init__(self, batches: int) -> None:
-        self._memory: list[Tensor | None] = [None] * batches
-        self._turn = 0
+    What ``stack`` returns is overwritten by the ``slots``-th call after it.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._memory: list[Tensor | None] = [None] * slots
+        self._next = 0
 
     def stack(self, images: Sequence[Tensor]) -> Tensor:
-        """As ``torch.stack``; what is returned changes as many batches later as were asked for."""
-        self._turn = (self._turn + 1) % len(self._memory)
-        memory, first = self._memory[self._turn], images[0]
+        """As ``torch.stack``."""
+        memory, first = self._memory[self._next], images[0]
         if (
             memory is None
             or len(memory) < len(images)
             or (memory.shape[1:], memory.dtype) != (first.shape, first.dtype)
         ):
             memory = first.new_empty(len(images), *first.shape).share_memory_()
-            self._memory[self._turn] = memory
+            self._memory[self._next] = memory
+        self._next = (self._next + 1) % len(self._memory)
         return torch.stack(list(images), out=memory[: len(images)])
 
 
@@ -219,18 +223,19 @@ class Lent:
 class Collate(EntryCollate):
     """Batches of {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64}.
 
-    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded; ``lent`` is for use in a worker.
+    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded. ``memory`` is what workers put images
+    into, if they are to use it again.
     """
 
     input_size: tuple[int, int, int]
-    lent: Lent | None = None
+    memory: ReusedMemory | None = None
 
     def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images = [entry["image"] for entry in entries]
         if not images:
             stacked = torch.empty(0, *self.input_size, dtype=torch.uint8)
-        elif self.lent is not None and get_worker_info() is not None:
-            stacked = self.lent.stack(images)
+        elif self.memory is not None:
+            stacked = self.memory.stack(images)
         else:
             stacked = default_collate(images)  # in a worker, to shared memory at once
         return {"image": stacked, "label": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64)}
@@ -239,15 +244,18 @@ class Collate(EntryCollate):
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises, in the process that iterates it, the UserError a worker met.
 
-    Of batches that are to be pinned, which is a copy made before the next one is asked for, its workers lend the
-    memory.
+    Its workers use their memory again where that is safe: a worker is sent its batch number j + prefetch_factor after
+    batch j has been taken, and a batch that is pinned has been copied by then. This holds for images read in any order.
+    A worker of a stream may be sent more, when others have come to their end.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if isinstance(self.collate_fn, Collate) and self.num_workers and self.pin_memory and torch.cuda.is_available():
-            assert self.prefetch_factor is not None
-            self.collate_fn = replace(self.collate_fn, lent=Lent(self.prefetch_factor + 1))
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        super().__init__(dataset, **options)
+        if isinstance(self.collate_fn, Collate):
+            pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
+            safe = pins and self.in_order and not isinstance(dataset, IterableDataset)
+            memory = ReusedMemory(self.prefetch_factor or 0) if safe else None
+            self.collate_fn = replace(self.collate_fn, memory=memory)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -257,18 +265,22 @@ class ImageLoader(DataLoader[Any]):
 
 
 class CopiedAhead:
-    """Batches of a loader that pins, the images of each copied to a GPU while it computes on those before."""
+    """Batches with their images on a GPU, each copied there while the GPU computes on the batch before.
 
-    def __init__(self, loader: ImageLoader, device: torch.device) -> None:
-        self._loader, self._device = loader, device
+    A batch is given out when the next one has come. For the copy not to hold up the host, the batches have to be in
+    pinned memory.
+    """
+
+    def __init__(self, batches: Iterable[dict[str, Any]], device: torch.device) -> None:
+        self._batches, self._device = batches, device
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(cast(Sized, self._batches))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        copies = torch.cuda.Stream(self._device)
+        copies = _copying_stream(self._device)
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
-        for batch in self._loader:
+        for batch in self._batches:
             with torch.cuda.stream(copies):
                 coming = {**batch, "image": batch["image"].to(self._device, non_blocking=True)}
                 copied = copies.record_event()
@@ -284,3 +296,9 @@ class CopiedAhead:
         stream.wait_event(copied)
         batch["image"].record_stream(stream)
         return batch
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all loaders: the memory that copies go to stays with their stream."""
+    return torch.cuda.Stream(device)

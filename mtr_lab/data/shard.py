@@ -15,6 +15,7 @@ class ShardedEvaluation(LightningDataModule):
     """Rank r of w evaluates batches r, r + w, r + 2w, … of ``data``; together the ranks see every image once.
 
     No batch is padded or cut, so what a model computes for an image does not depend on w. A rank may have no batch.
+    On a GPU, images are copied to it ahead of their turn.
 
     Args:
         data: its ``test_dataloader`` gives the same batches in every process.
@@ -34,21 +35,23 @@ class ShardedEvaluation(LightningDataModule):
 
     def test_dataloader(self) -> Iterable[Any]:
         self._data.trainer = self.trainer
+        assert self.trainer is not None
+        batches, device = self._share(), self.trainer.strategy.root_device
+        return CopiedAhead(batches, device) if device.type == "cuda" else batches
+
+    def _share(self) -> Iterable[Any]:
         loader: ImageLoader = self._data.test_dataloader()
         if isinstance(loader.dataset, IterableDataset):
             return _EveryNth(loader, self._rank, self._stop(None), self._world_size)
         assert loader.batch_sampler is not None
         batches = _EveryNth(loader.batch_sampler, self._rank, self._stop(len(loader)), self._world_size)
-        sharded = type(loader)(
+        return type(loader)(
             loader.dataset,
             batch_sampler=batches,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
         )
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        return CopiedAhead(sharded, device) if device.type == "cuda" else sharded
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self._data.on_after_batch_transfer(batch, dataloader_idx)
@@ -62,7 +65,8 @@ class ShardedEvaluation(LightningDataModule):
             return None
         if batches is None or int(batches * limit) == 0:
             of = "a stream of unknown length" if batches is None else f"{batches} batches"
-            raise UserError(f"trainer.limit_test_batches={limit} of {of}: give a number of batches.")
+            share = "" if batches is None else f", or a share of at least 1/{batches}"
+            raise UserError(f"trainer.limit_test_batches={limit} of {of}: give a number of batches{share}.")
         return int(batches * limit)
 
 

@@ -111,31 +111,30 @@ def call_ms(run: Callable[[], object], device: torch.device) -> float:
     Events leave out the wait of the host for the device to finish, but contain every gap in which the device waits
     for the host to launch the next kernel.
     """
-    return _calls_ms(run, device, 1)[0]
+    return 1000 * _seconds(run, device) if device.type != "cuda" else _calls_ms(run, device, 1)[0]
 
 
-def latency_and_stream_ms(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def idle_and_stream_ms(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Time in ms of one call, as ``call_ms``, and of another made right after it, as each of a stream of calls takes.
 
-    In a stream, the host launches a call while the device is at work on the one before. On the CPU, where a call is
-    over when it returns, both are the time of one.
+    In a stream the host launches a call while the device is at work on the one before; the longer of the two sets the
+    pace. On the CPU, where a call is over when it returns, both are the time of one.
     """
-    first, *second = _calls_ms(run, device, 2 if device.type == "cuda" else 1)
-    return first, second[0] if second else first
+    if device.type != "cuda":
+        return (ms := call_ms(run, device)), ms
+    idle, stream = _calls_ms(run, device, 2)
+    return idle, stream
 
 
 def _calls_ms(run: Callable[[], object], device: torch.device, calls: int) -> list[float]:
-    if device.type != "cuda":
-        return [1000 * _seconds(run, device) for _ in range(calls)]
     with torch.cuda.device(device):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
-        _synchronize(device)
+        torch.cuda.synchronize(device)
         events[0].record()
         for event in events[1:]:
-            result = run()
+            run()
             event.record()
-        _synchronize(device)
-    del result
+        torch.cuda.synchronize(device)
     return [before.elapsed_time(after) for before, after in pairwise(events)]
 
 

@@ -14,7 +14,7 @@ _HEADINGS = (
     ("batch", "pixels"),
     ("dtype", "graph"),
     ("policy", "ratio %"),
-    ("ms", "latency"),
+    ("ms", "when idle"),
     ("img/s", "MiB"),
     ("speedup", "overh. %"),
     ("of bound", "limit"),
@@ -41,7 +41,7 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
         return [*axes, ("failed", ""), ("", ""), ("", ""), ("", "")]
     return [
         *axes,
-        (figure(row["ms"]), figure(row["latency_ms"])),
+        (figure(row["ms"]), figure(row["idle_ms"])),
         (figure(row["img_per_s"]), figure(row["peak_mib"])),
         (figure(row["speedup"]), percent(row["overhead"])),
         (f"{percent(row['roofline'])} %", limit),
@@ -59,7 +59,7 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         if row["error"] is not None
     ]
     return [
-        "ms: of a batch in a stream of them; latency: of one that finds the device idle",
+        "ms: of a batch in a stream of them, below it of one that finds a GPU idle (alike on a CPU)",
         "overh.: share of the time beyond the unreduced time scaled by the tokens",
         "of bound: the least time by the strictest limit of the device, over the time",
         f"the device at best, {'; '.join(peaks)}",

@@ -77,7 +77,7 @@ def point_name(policy: str, ratio: float | None) -> str:
 def top_classes(log_probs: Tensor) -> Tensor:
     """The classes of (…, K) log-probabilities by falling probability: (…, 5) int32, -1 beyond the K-th.
 
-    Of equally probable classes the lower comes first.
+    Of equally probable classes the lower comes first, which ``topk`` does not promise; NaN comes before all.
     """
     best = log_probs.sort(dim=-1, descending=True, stable=True).indices[..., :TOP].int()
     return F.pad(best, (0, TOP - best.shape[-1]), value=-1)

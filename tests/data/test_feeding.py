@@ -1,14 +1,16 @@
 """Batches in memory that workers use again, and batches on their way to a GPU: every image arrives as it was."""
 
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from mtr_lab.data.images import Collate, CopiedAhead, ImageLoader, Lent, Skipped
+from mtr_lab.data import images
+from mtr_lab.data.images import Collate, CopiedAhead, ImageLoader, ReusedMemory, Skipped
 
 SIZE = (3, 24, 24)
 
@@ -30,66 +32,108 @@ def filled(low: int, count: int, size: tuple[int, ...] = SIZE, dtype: torch.dtyp
 
 
 def test_memory_is_used_in_turn_and_replaced_where_it_does_not_fit() -> None:
-    lent = Lent(2)
-    first, second, third = (lent.stack(filled(10 * i, 4)) for i in range(3))
+    memory = ReusedMemory(2)
+    first, second, third = (memory.stack(filled(10 * i, 4)) for i in range(3))
     assert first.is_shared()
     assert first.data_ptr() == third.data_ptr() != second.data_ptr()
     assert torch.equal(second, torch.stack(filled(10, 4)))
     assert torch.equal(third, torch.stack(filled(20, 4)))
-    for images in (filled(0, 3), filled(0, 5), filled(0, 5, (3, 8, 8)), filled(0, 5, dtype=torch.float32)):
+    for group in (filled(0, 3), filled(0, 5), filled(0, 5, (3, 8, 8)), filled(0, 5, dtype=torch.float32)):
         for _ in range(3):
-            assert torch.equal(lent.stack(images), torch.stack(images))
+            assert torch.equal(memory.stack(group), torch.stack(group))
 
 
 def check(batches: list[dict[str, Any]]) -> None:
     labels = torch.cat([batch["label"] for batch in batches])
-    assert labels.tolist() == [i for i in range(203) if i % 7 != 3]
+    assert sorted(labels.tolist()) == [i for i in range(203) if i % 7 != 3]
     assert sum(len(batch["skipped"]) for batch in batches) == 29
     for batch in batches:
         assert torch.equal(batch["image"], batch["label"].byte()[:, None, None, None].expand(-1, *SIZE))
 
 
-def test_what_is_copied_before_the_next_batch_is_asked_for_is_right() -> None:
-    collate = Collate(SIZE, Lent(3))
-    loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=collate)
-    check([{**batch, "image": batch["image"].clone()} for batch in loader])
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device to pin for, whose pinning is a copy that takes its time: workers are ahead of it as far as they can."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        time.sleep(0.005)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_without_a_copy_no_memory_is_lent(workers: int) -> None:
-    loader = ImageLoader(Numbered(), batch_size=5, num_workers=workers, collate_fn=Collate(SIZE))
-    assert loader.collate_fn.lent is None
+@pytest.mark.usefixtures("pins")
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_workers_of_a_loader_that_pins_use_their_memory_again(persistent_workers: bool) -> None:
+    options = {"num_workers": 3, "pin_memory": True, "persistent_workers": persistent_workers}
+    loader = ImageLoader(Numbered(), batch_size=5, collate_fn=Collate(SIZE), **options)
+    assert loader.collate_fn.memory is not None
     check(list(loader))
+    next(iter(loader))  # and goes on no further
+    check(list(loader))
+
+
+class Stream(IterableDataset[Any]):
+    """The same images, all but a few of them from the first worker."""
+
+    def __iter__(self) -> Iterator[Any]:
+        images, worker = Numbered(), cast(Any, get_worker_info())
+        cut = len(images) - 5 * (worker.num_workers - 1)
+        start, end = (0, cut) if worker.id == 0 else (cut + 5 * (worker.id - 1), cut + 5 * worker.id)
+        return (images[i] for i in range(start, end))
+
+
+@pytest.mark.usefixtures("pins")
+def test_workers_of_a_stream_do_not() -> None:
+    loader = ImageLoader(Stream(), batch_size=5, num_workers=4, collate_fn=Collate(SIZE), pin_memory=True)
+    assert loader.collate_fn.memory is None
+    check(list(loader))
+
+
+@pytest.mark.usefixtures("pins")
+def test_nor_those_of_a_loader_that_does_not_pin() -> None:
+    pinning = ImageLoader(Numbered(), num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
+    for workers in (0, 2):
+        loader = ImageLoader(Numbered(), batch_size=5, num_workers=workers, collate_fn=pinning.collate_fn)
+        assert loader.collate_fn.memory is None
+        check(list(loader))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_pinned_batches_are_copies() -> None:
+def test_on_a_gpu_images_arrive_as_they_were() -> None:
     loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
-    assert loader.collate_fn.lent is not None
+    assert loader.collate_fn.memory is not None
     batches = list(loader)
     assert all(batch["image"].is_pinned() for batch in batches)
     check(batches)
+    batches = []
+    for batch in CopiedAhead(loader, torch.device("cuda", 0)):
+        assert batch["image"].is_cuda
+        batches.append({**batch, "image": (batch["image"] + 0).cpu()})
+    check(batches)
 
 
-class Streams:
-    """Stands for ``torch.cuda``: notes in which order things are asked for."""
+class FakeStream:
+    """Stands for a stream of a GPU, of which it notes what is asked."""
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
 
-    def Stream(self, device: torch.device) -> "Streams":
-        return self
+    def __enter__(self) -> None:
+        self.notes.append("on the copying stream")
 
-    def stream(self, stream: "Streams") -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def current_stream(self, device: torch.device) -> "Streams":
-        return self
+    def __exit__(self, *error: object) -> None:
+        self.notes.append("off it")
 
     def record_event(self) -> int:
-        self.notes.append("copy")
-        return self.notes.count("copy")
+        self.notes.append("copied")
+        return self.notes.count("copied")
 
     def wait_event(self, number: int) -> None:
         self.notes.append(f"wait for {number}")
@@ -97,28 +141,20 @@ class Streams:
 
 @pytest.mark.parametrize("batches", [0, 1, 3])
 def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    streams = Streams()
-    for name in ("Stream", "stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, getattr(streams, name))
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None, raising=False)
+    notes: list[str] = []
+    stream = FakeStream(notes)
+    monkeypatch.setattr(images, "_copying_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: notes.append(f"keep {self[0]}"), raising=False)
     loader = [{"image": torch.full((2,), i), "label": i} for i in range(batches)]
-    found = []
-    ahead = CopiedAhead(cast(ImageLoader, loader), torch.device("cpu"))
-    for batch in ahead:
-        streams.notes.append(f"use {batch['label']}")
-        found.append(batch)
+    ahead = CopiedAhead(loader, torch.device("cpu"))
     assert len(ahead) == batches
-    assert [batch["image"].tolist() for batch in found] == [[i, i] for i in range(batches)]
-    expected = ["copy", "copy", "wait for 1", "use 0", "copy", "wait for 2", "use 1", "wait for 3", "use 2"]
-    assert streams.notes == {0: [], 1: ["copy", "wait for 1", "use 0"], 3: expected}[batches]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_copies_made_ahead_have_arrived() -> None:
-    loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
-    batches = []
-    for batch in CopiedAhead(loader, torch.device("cuda", 0)):
-        assert batch["image"].is_cuda
-        batches.append({**batch, "image": (batch["image"] + 0).cpu()})
-    check(batches)
+    for i, batch in enumerate(ahead):
+        assert batch["image"].tolist() == [i, i]
+        assert batch["label"] == i
+        notes.append(f"use {i}")
+    copy = ["on the copying stream", "copied", "off it"]
+    give = [[f"wait for {i + 1}", f"keep {i}", f"use {i}"] for i in range(3)]
+    three = [*copy, *copy, *give[0], *copy, *give[1], *give[2]]
+    assert notes == {0: [], 1: [*copy, *give[0]], 3: three}[batches]

@@ -77,13 +77,14 @@ def test_of_equally_probable_classes_the_lower_comes_first(levels: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3, 5, 11])
-def test_top_classes_follow_torch_and_pad_with_minus_one(classes: int) -> None:
+def test_top_classes_are_those_of_topk_and_minus_one_beyond_the_last(classes: int) -> None:
     log_probs = torch.randn(2, 7, classes)
     top = min(5, classes)
     found = top_classes(log_probs)
     assert found.shape == (2, 7, 5)
     assert torch.equal(found[..., :top].long(), log_probs.topk(top).indices)
     assert (found[..., top:] == -1).all()
+    assert top_classes(log_probs[:, :0]).shape == (2, 0, 5)
 
 
 @pytest.mark.parametrize("classes", [2, 4, 11])

@@ -2,32 +2,30 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 INTERPRETED = triton.knobs.runtime.interpret
 STAGES = tl.constexpr(3)  # groups of tokens that a walk has under way or at work
 
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def on_its_device(
-    function: Callable[Concatenate[Tensor, Arguments], Result],
-) -> Callable[Concatenate[Tensor, Arguments], Result]:
-    """The function, run where its first argument is: kernels are launched on the current device."""
+def on_its_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, run where its first argument, a tensor, is: kernels are launched on the current device."""
 
     @wraps(function)
-    def run(tensor: Tensor, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        tensor: Any = args[0] if args else next(iter(options.values()))
         if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-            return function(tensor, *args, **options)
+            return function(*args, **options)
         with torch.cuda.device_of(tensor):
-            return function(tensor, *args, **options)
+            return function(*args, **options)
 
     return run
 
@@ -50,9 +48,14 @@ def reverse_mask(reverse: Any) -> int:
     return sum(1 << g for g, back in enumerate(reverse) if back)
 
 
+def processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU; 1 of any other device, where the interpreter runs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def fill(device: torch.device) -> int:
     """How many one-warp programs of many registers a device runs at once: twelve a multiprocessor."""
-    return 12 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 12
+    return 12 * processors(device)
 
 
 def precision(dtype: torch.dtype) -> str:

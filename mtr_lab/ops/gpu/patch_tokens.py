@@ -6,10 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import on_its_device, precision, product, registers
+from mtr_lab.ops.gpu.launch import on_its_device, precision, processors, product, registers
 
 TOKENS, CHANNELS, WARPS = 128, 128, 8  # of a program
-FEW = 4096  # tokens
 PIXELS = 64  # of each token, in one step of the product
 
 
@@ -53,8 +52,9 @@ def patch_tokens(
     y = x.new_empty(len(x), length, channels)
     strides = x.stride()[:3]
     vector = math.gcd(8, *strides)  # the compiler is to know that it may read so many elements at once
-    # Of few tokens, more and smaller programs fill the GPU better.
-    part = 2 if tokens < FEW else 1
+    # Programs of half the size where there are fewer than multiprocessors.
+    few = triton.cdiv(channels, CHANNELS) * triton.cdiv(tokens, TOKENS) < processors(x.device)
+    part = 2 if few else 1
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS // part)
     _embed[triton.cdiv(channels, block), triton.cdiv(tokens, TOKENS // part)](
         x, *parameters, y, *(stride // vector for stride in strides), x.shape[3] // size, tokens, length, place,

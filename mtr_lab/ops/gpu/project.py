@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import autotuned, fill, on_its_device, precision, product, reverse_mask, rows
+from mtr_lab.ops.gpu.launch import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 from mtr_lab.ops.mamba_inner import Layout
 
 SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
+TILE = 64  # channels whose timescales a program computes at a time
 
 
 def _tiles(*shapes: tuple[int, int, int]) -> list[triton.Config]:
@@ -63,7 +64,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
 
 
 @autotuned(
-    _tiles((64, 64, 4), (32, 64, 4)),
+    _tiles((64, TILE, 4), (32, TILE, 4)),
     key=["channels", "R", "G", "BLOCKS", "TAKEN", "WRITTEN"],
 )
 @triton.jit(do_not_specialize=["tokens"])
@@ -131,9 +132,7 @@ def project(
         REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
     )  # fmt: skip
     projected = _multiply(u.flatten(1, 2), layout.projection).unflatten(1, (images, length))
-    # Few tokens leave processors idle, unless several programs share their channels.
-    wanted = fill(x.device) // (2 * directions * triton.cdiv(tokens, 64))
-    blocks = 1 << (max(min(wanted, channels // 64, 8), 1).bit_length() - 1)
+    blocks = channel_blocks(directions * tokens, channels, x.device)
     columns = with_delta + with_write
     parts = x.new_empty(blocks, directions, images, length, columns, dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
@@ -142,6 +141,16 @@ def project(
         STRETCH=stretch is not None, TAKEN=with_delta, WRITTEN=with_write, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return u, delta, projected, parts[0] if blocks == 1 or not columns else parts.sum(0)
+
+
+def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:
+    """How many programs share the channels of a token: few tokens would leave processors idle.
+
+    Such that there are six programs a multiprocessor, at most eight for a token, each with as many whole tiles.
+    """
+    tiles = triton.cdiv(channels, TILE)
+    wanted = 6 * processors(device) // triton.cdiv(max(tokens, 1), 64)
+    return triton.cdiv(tiles, triton.cdiv(tiles, max(1, min(wanted, 8, tiles))))
 
 
 def _multiply(u: Tensor, weight: Tensor) -> Tensor:

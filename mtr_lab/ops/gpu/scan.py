@@ -21,7 +21,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
 REGISTERS = registers(168)  # 128 and 104, for more warps beside each other, are slower
-FEWEST_CHUNKS = 5  # that a GPU must have room for: with fewer, scanning twice costs more than it hides
+LEAST_ROOM = 5  # for walks beside each other: with less, scanning in chunks, which is twice, costs more than it hides
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
 MIN_CHUNK = 8  # tokens: below, the second pass over them costs more than it hides
 
@@ -378,4 +378,4 @@ def chunk_length(length: int, warps: int, device: torch.device) -> int:
     """
     room = fill(device) // max(warps, 1)
     wanted = min(room, CHUNKS, length // MIN_CHUNK)
-    return length if room < FEWEST_CHUNKS or wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)
+    return length if room < LEAST_ROOM or wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)

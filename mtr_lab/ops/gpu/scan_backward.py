@@ -80,7 +80,7 @@ def selective_scan_backward(
 
     block = max(1, min(32, STATES // padded))
     blocks = triton.cdiv(channels, block)
-    wanted = min(fill(u.device) // (blocks * images * directions), SEGMENTS, length // MIN_SEGMENT)
+    wanted = min(fill(u.device) // max(blocks * images * directions, 1), SEGMENTS, length // MIN_SEGMENT)
     segment = triton.cdiv(length, max(wanted, 1))
     segments = triton.cdiv(length, segment)
     chunk = FORWARDS * triton.cdiv(math.isqrt(segment), FORWARDS)

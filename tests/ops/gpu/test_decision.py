@@ -57,6 +57,12 @@ def test_several_programs_an_image(length, special, remove, merge):
     decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
 
 
+def test_index_and_sizes_that_images_share():
+    before, evidence = state(3, 30, 1)
+    index, size = before.index[:1].expand(3, -1), before.size[:1].expand(3, -1)
+    decide(make_policy(policy_config("mtr", merge="size")), replace(before, index=index, size=size), evidence, 7)
+
+
 @pytest.mark.parametrize("score", ["delta", "-delta", "output"])
 @pytest.mark.parametrize("directions", ["both", "forward", "backward"])
 def test_scores(score, directions):

@@ -1,6 +1,8 @@
 """Whole models on the kernels: inference, reduced and unreduced, against the reference in float64."""
 
 import copy
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mtr_lab
 from mtr_lab import ops
 from mtr_lab.measure.flops import counted_flops, model_flops
-from mtr_lab.ops.gpu import project
+from mtr_lab.ops.gpu import launch, project
 
 GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 3, "embed_dim": 20, "d_state": 5, "num_classes": 3}
 
@@ -42,14 +44,34 @@ def test_unreduced(name, dtype):
             assert relative(made(images), expected) < factor * of_the_reference + 1e-6
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_device_that_is_not_the_current_one():
     made, images = model().half(), torch.randn(2, 3, 24, 24).half()
     mtr_lab.patch(made, "mtr", schedule=[3, 0, 2])
     with torch.no_grad():
-        assert torch.equal(
-            copy.deepcopy(made).to("cuda:1")(images.to("cuda:1")).to("cuda:0"), made.to("cuda:0")(images)
-        )
+        elsewhere = copy.deepcopy(made).to("cuda:1")(images.to("cuda:1"))
+        assert elsewhere.get_device() == 1
+        torch.testing.assert_close(elsewhere.to("cuda:0"), made(images))
+
+
+def test_kernels_are_launched_where_their_data_is(monkeypatch):
+    current = [0]
+
+    @contextmanager
+    def device_of(tensor):
+        before, current[0] = current[0], tensor.get_device()
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    where = launch.on_its_device(lambda tensor, more=0: (current[0], more))
+    data = SimpleNamespace(is_cuda=True, get_device=lambda: 3)
+    assert where(data, more=1) == where(tensor=data, more=1) == (3, 1)
+    assert where(SimpleNamespace(is_cuda=True, get_device=lambda: 0)) == (0, 0)
+    assert where(torch.zeros(1, device="cpu")) == (0, 0)
+    assert current == [0]
 
 
 @pytest.mark.parametrize("policy", ["mtr", "write", "random", "hsa", "utr", "rmeeto", "tome", "evit"])
@@ -66,14 +88,37 @@ def test_reduced(policy):
     assert all(state.plan is None for state in states)
 
 
-@pytest.mark.parametrize(("width", "room"), [(72, 12), (72, 1), (160, 48)])
-def test_several_programs_share_the_channels_of_a_token(width, room, monkeypatch):
-    monkeypatch.setattr(project, "fill", lambda device: room)
+@pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
+def test_several_programs_share_the_channels_of_a_token(width, processors, monkeypatch):
+    monkeypatch.setattr(project, "processors", lambda device: processors)
+    assert project.channel_blocks(2 * 14, 2 * width, torch.device("cpu")) > 1
     layout = model(embed_dim=width).blocks[0].mixer._lay_out(torch.float32)
     x = torch.randn(2, 7, 2 * width)
     u, delta, _, sums = project.project(x, layout, None, (False, True), True, True)
     expected = torch.stack([delta.sum(-1), (delta * u).square().sum(-1)], dim=-1)
     torch.testing.assert_close(sums, expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "channels", "expected"),
+    [(10**6, 768, 1), (0, 768, 6), (394, 768, 6), (394, 384, 6), (394, 1536, 8), (2 * 8 * 674, 768, 4), (64, 20, 1)],
+)
+def test_few_tokens_are_shared_by_programs_that_all_have_work(tokens, channels, expected, monkeypatch):
+    monkeypatch.setattr(project, "processors", lambda device: 132)
+    blocks = project.channel_blocks(tokens, channels, torch.device("cpu"))
+    assert blocks == expected
+    tiles = -(-channels // project.TILE)
+    assert (blocks - 1) * -(-tiles // blocks) < tiles  # the last has one
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("policy", [None, "mtr"])
+def test_no_images(policy, backend):
+    made = model()
+    if policy:
+        mtr_lab.patch(made, policy, schedule=[3, 0, 2])
+    with torch.no_grad(), ops.use_backend(backend):
+        assert made(torch.randn(0, 3, 24, 24)).shape == (0, 3)
 
 
 def test_a_changed_parameter_is_laid_out_again():

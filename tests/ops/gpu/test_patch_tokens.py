@@ -44,9 +44,9 @@ def assert_equal_reference(inputs, place):
         ((0, 3, 8, 2, 2, 16), 2),
     ],
 )
-@pytest.mark.parametrize("few", [0, kernels.FEW])  # programs of either size
-def test_shapes(geometry, place, few, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "FEW", few)
+@pytest.mark.parametrize("processors", [0, 10**6])  # programs of either size
+def test_shapes(geometry, place, processors, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "processors", lambda device: processors)
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 
