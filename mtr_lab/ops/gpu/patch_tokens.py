@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -52,9 +53,7 @@ def patch_tokens(
     y = x.new_empty(len(x), length, channels)
     strides = x.stride()[:3]
     vector = math.gcd(8, *strides)  # the compiler is to know that it may read so many elements at once
-    # Programs of half the size where there are fewer than multiprocessors.
-    few = triton.cdiv(channels, CHANNELS) * triton.cdiv(tokens, TOKENS) < processors(x.device)
-    part = 2 if few else 1
+    part = divisor(tokens, channels, x.device)
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS // part)
     _embed[triton.cdiv(channels, block), triton.cdiv(tokens, TOKENS // part)](
         x, *parameters, y, *(stride // vector for stride in strides), x.shape[3] // size, tokens, length, place,
@@ -62,3 +61,9 @@ def patch_tokens(
         T=TOKENS // part, E=block, D=PIXELS, num_warps=WARPS // part, num_stages=3, **registers(128),
     )  # fmt: skip
     return y
+
+
+def divisor(tokens: int, channels: int, device: torch.device) -> int:
+    """What a program's tokens, channels and warps are divided by: 2 where whole ones are fewer than multiprocessors."""
+    programs = triton.cdiv(tokens, TOKENS) * triton.cdiv(channels, CHANNELS)
+    return 2 if programs < processors(device) else 1

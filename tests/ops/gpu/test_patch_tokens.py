@@ -50,6 +50,12 @@ def test_shapes(geometry, place, processors, dtype, monkeypatch):
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 
+@pytest.mark.parametrize(("tokens", "expected"), [(197, 2), (43 * 128, 2), (44 * 128, 1), (256 * 197, 1)])
+def test_few_tokens_are_left_to_smaller_programs(tokens, expected, monkeypatch):
+    monkeypatch.setattr(kernels, "processors", lambda device: 132)
+    assert kernels.divisor(tokens, 384, torch.device("cpu")) == expected
+
+
 def test_strides():
     images, *parameters = random_inputs(3, 3, 8, 2, 3, 24, torch.float16)
     larger = torch.full((3, 5, 21, 40), torch.nan, dtype=torch.float16)
