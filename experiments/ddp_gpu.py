@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Dataset
 
 from mtr_lab import create_model, ops
-from mtr_lab.data.images import Collate, ImageLoader
+from mtr_lab.data.batches import Collate, ImageLoader
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.reduction import Reduction, policy_config
 from mtr_lab.report.atomic import replace_file

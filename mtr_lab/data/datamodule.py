@@ -12,10 +12,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from mtr_lab.data.batches import Collate, ImageLoader
 from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
-from mtr_lab.data.images import Collate, ImageLoader, Images, ImageSource, ImageStream, Preparation
+from mtr_lab.data.images import Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.data.timm_sources import StreamSource, open_timm
 from mtr_lab.errors import UserError, unknown
@@ -26,7 +27,7 @@ class ImageDataModule(SplitDataModule[Any]):
 
     Everything that can be wrong with the evaluation images, the class names and the options is found here, before a
     model exists; the training images are opened by ``setup("fit")`` or at first use. Batches are described at
-    :class:`~mtr_lab.data.images.Collate`; labels are the model's outputs. Evaluation images are preprocessed by
+    :class:`~mtr_lab.data.batches.Collate`; labels are the model's outputs. Evaluation images are preprocessed by
     ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop; ``normalise`` does the rest
     on the device, which therefore receives one byte a value. A Lightning trainer calls it by itself.
 

@@ -9,10 +9,10 @@ from faster_coco_eval.core import mask as coco_masks
 from torch import Tensor
 
 from mtr_lab.data.annotated import AnnotatedImages
+from mtr_lab.data.batches import EntryCollate
 from mtr_lab.data.classes import map_classes
 from mtr_lab.data.coco import CocoSource
 from mtr_lab.data.folders import find_root
-from mtr_lab.data.images import EntryCollate
 from mtr_lab.data.objects import Objects, ObjectSource
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.data.voc import VocSource

@@ -9,9 +9,9 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from mtr_lab.data.annotated import AnnotatedImages
+from mtr_lab.data.batches import EntryCollate
 from mtr_lab.data.classes import map_classes
 from mtr_lab.data.folders import find_root
-from mtr_lab.data.images import EntryCollate
 from mtr_lab.data.label_maps import IGNORE, LabelMapSource
 from mtr_lab.data.label_windows import RandomWindow, Windows
 from mtr_lab.data.splits import SplitDataModule, spread

@@ -1,4 +1,4 @@
-"""The evaluation images of one process of several: whole batches, the very ones a single process would have."""
+"""The evaluation images of one process, of several or alone: whole batches, the very ones a single one would have."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import IterableDataset, Sampler
 
-from mtr_lab.data.images import CopiedAhead, ImageLoader
+from mtr_lab.data.batches import CopiedAhead, ImageLoader
 from mtr_lab.errors import UserError
 
 

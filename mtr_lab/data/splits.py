@@ -12,7 +12,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 
-from mtr_lab.data.images import Entry, ImageLoader
+from mtr_lab.data.batches import ImageLoader
+from mtr_lab.data.images import Entry
 from mtr_lab.errors import UserError, check_number, unknown
 
 

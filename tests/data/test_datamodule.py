@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtr_lab.data import ImageDataModule, imagenet_classes
-from mtr_lab.data.images import ImageLoader
+from mtr_lab.data.batches import ImageLoader
 from mtr_lab.errors import UserError
 
 Folders = Callable[..., Path]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from mtr_lab.data import images
-from mtr_lab.data.images import Collate, CopiedAhead, ImageLoader, ReusedMemory, Skipped
+from mtr_lab.data import batches as feeding
+from mtr_lab.data.batches import Collate, CopiedAhead, ImageLoader, ReusedMemory
+from mtr_lab.data.images import Skipped
 
 SIZE = (3, 24, 24)
 
@@ -143,7 +144,7 @@ class FakeStream:
 def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     stream = FakeStream(notes)
-    monkeypatch.setattr(images, "_copying_stream", lambda device: stream)
+    monkeypatch.setattr(feeding, "_copying_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: notes.append(f"keep {self[0]}"), raising=False)
