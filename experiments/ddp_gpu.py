@@ -4,9 +4,10 @@
     python experiments/ddp_gpu.py OUT.json --backend triton --gpus 1 2 4
 
 Synthetic images of random bytes, random weights: speed depends on neither. The images are in memory, and take the way
-of decoded ones from there: batches put together in workers, pinned, copied as bytes, normalised on the device. A pass
-is timed on rank 0, from a barrier before it to the end of the gathering, and once more from the end of its first batch
-on: before it, workers start, which takes as long for few images as for many. Without GPUs it runs in CPU processes:
+of decoded ones from there: batches put together in workers, copied as bytes, normalised on the device. A pass is timed
+on rank 0, from a barrier before it to the end of the gathering, and once more from the end of its first batch on:
+before it, workers start, which takes as long for few images as for many. "waiting" is the share of the latter in which
+the loop waits for a batch. Without GPUs it runs in CPU processes:
 
     python experiments/ddp_gpu.py OUT.json --accelerator cpu --model vim_nano --batch 4 --batches 3 --precision 32-true
 """
@@ -66,10 +67,16 @@ class SyntheticData(LightningDataModule):
         return batch
 
 
-class FirstBatch(Callback):
-    """When the first batch was done and the next one came."""
+class Clock(Callback):
+    """When the first batch was done, and for how long batches were waited for from then on."""
 
-    time: float
+    first: float
+    waited: float
+    _asked: float
+
+    def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        if batch_idx > 0:
+            self.waited += time.perf_counter() - self._asked
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -77,11 +84,12 @@ class FirstBatch(Callback):
         if batch_idx == 0:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.time = time.perf_counter()
+            self.first, self.waited = time.perf_counter(), 0.0
+        self._asked = time.perf_counter()
 
 
-def measure(options: argparse.Namespace, processes: int, start_method: str) -> list[tuple[float, float]]:
-    """What each process does. Seconds of each pass, and those from its first batch on."""
+def measure(options: argparse.Namespace, processes: int, start_method: str) -> list[tuple[float, float, float]]:
+    """What each process does. Seconds of each pass, those from its first batch on, and those waited of them."""
     multiprocessing.set_start_method(start_method, force=True)  # of the workers: as mtr_lab.launch does
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -92,7 +100,7 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
     reduction = Reduction(model, policy_config("mtr"))
     points = [OperatingPoint("none", 0.0, reduction.solve(0.0))]
     size = model.pretrained_cfg["input_size"]
-    first = FirstBatch()
+    clock = Clock()
 
     def trainer(batches: int) -> tuple[Trainer, ShardedEvaluation]:
         made = Trainer(
@@ -105,12 +113,12 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=first,
+            callbacks=clock,
         )
         data = SyntheticData(batches * processes * options.batch, size, options.batch, options.workers)
         return made, ShardedEvaluation(data, made)
 
-    def run(batches: int) -> tuple[float, float]:
+    def run(batches: int) -> tuple[float, float, float]:
         task = ClassifierEvaluation(model, reduction, points, cuda_graph=options.cuda_graph)
         made, data = trainer(batches)
         made.strategy.setup_environment()
@@ -121,7 +129,7 @@ def measure(options: argparse.Namespace, processes: int, start_method: str) -> l
         end = time.perf_counter()
         if made.is_global_zero:
             assert len(task.predictions().ids) == batches * processes * options.batch
-        return end - start, end - first.time
+        return end - start, end - clock.first, clock.waited
 
     run(2)  # compiles, and tunes the libraries
     return [run(options.batches) for _ in range(PASSES)]
@@ -147,12 +155,13 @@ def main() -> None:
         )
         seconds = elastic_launch(launch, measure)(options, processes, multiprocessing.get_start_method())[0]
         images = options.batches * processes * options.batch
-        whole, running = zip(*seconds, strict=True)
+        whole, running, waited = zip(*seconds, strict=True)
         row = {
             "gpus": processes,
             "images": images,
             "img_per_s": (images - processes * options.batch) / statistics.median(running),
             "img_per_s_with_start": images / statistics.median(whole),
+            "waiting": sum(waited) / sum(running),
             "seconds": seconds,
         }
         for rate in ("img_per_s", "img_per_s_with_start"):
@@ -160,7 +169,7 @@ def main() -> None:
         rows.append(row)
         print(
             f"{processes} × {options.accelerator}:",
-            {key: f"{row[key]:.4g}" for key in ("img_per_s", "scaling")},
+            {key: f"{row[key]:.4g}" for key in ("img_per_s", "scaling", "waiting")},
             flush=True,
         )
     record = {

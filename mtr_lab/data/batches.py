@@ -1,7 +1,10 @@
 """From images to batches, and on to a GPU."""
 
+import os
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
@@ -9,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from mtr_lab.data.images import Entry, Skipped
 from mtr_lab.errors import UserError
@@ -40,67 +43,71 @@ class EntryCollate(ABC):
         }
 
 
-class ReusedMemory:
-    """Shared memory for one batch after the other: new memory for each costs a worker more than filling it.
+class PinnedRing:
+    """Memory that workers put batches into and a GPU reads them from: shared with them, and page-locked here.
 
-    What ``stack`` returns is overwritten by the ``slots``-th call after it.
+    Nothing of an image is sent, copied or mapped between the two. Batches take the slots in turn; which is whose
+    follows from the order in which a DataLoader gives its workers their batches.
+
+    Args:
+        slots: how many batches are there at once.
+        batch_size: images in a batch, at most.
+        input_size: (3, H, W), of uint8.
     """
 
-    def __init__(self, slots: int) -> None:
-        self._memory: list[Tensor | None] = [None] * slots
-        self._next = 0
+    def __init__(self, slots: int, batch_size: int, input_size: tuple[int, int, int]) -> None:
+        self._memory = torch.empty(slots, batch_size, *input_size, dtype=torch.uint8).share_memory_()
+        self._done = 0  # batches of this worker
+        weakref.finalize(self, _page_lock(self._memory))
 
-    def stack(self, images: Sequence[Tensor]) -> Tensor:
-        """As ``torch.stack``."""
-        memory, first = self._memory[self._next], images[0]
-        if (
-            memory is None
-            or len(memory) < len(images)
-            or (memory.shape[1:], memory.dtype) != (first.shape, first.dtype)
-        ):
-            memory = first.new_empty(len(images), *first.shape).share_memory_()
-            self._memory[self._next] = memory
-        self._next = (self._next + 1) % len(self._memory)
-        return torch.stack(list(images), out=memory[: len(images)])
+    def put(self, images: Sequence[Tensor]) -> int:
+        """Stack a worker's next images, which may be none, in the slot that is returned."""
+        worker: Any = get_worker_info()
+        slot = (self._done * worker.num_workers + worker.id) % len(self._memory)
+        self._done += 1
+        if images:
+            torch.stack(list(images), out=self._memory[slot, : len(images)])
+        return slot
+
+    def images(self, slot: int, count: int) -> Tensor:
+        """The first of a slot, (count, 3, H, W)."""
+        return self._memory[slot, :count]
+
+
+def _page_lock(memory: Tensor) -> Callable[[], None]:
+    """Lock the pages of a tensor, and return what unlocks them, in this process alone."""
+    runtime, process, address = torch.cuda.cudart(), os.getpid(), memory.data_ptr()
+    torch.cuda.check_error(runtime.cudaHostRegister(address, memory.nbytes, 0))
+
+    def unlock() -> None:
+        if os.getpid() == process:
+            runtime.cudaHostUnregister(address)
+
+    return unlock
 
 
 @dataclass(frozen=True)
 class Collate(EntryCollate):
     """Batches of {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64}.
 
-    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded. ``memory`` is what workers put images
-    into, if they are to use it again.
+    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded. With a ``ring``, "image" is a slot of
+    it and "label" an array, for neither a tensor is to be sent.
     """
 
     input_size: tuple[int, int, int]
-    memory: ReusedMemory | None = None
+    ring: PinnedRing | None = None
 
     def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = [entry["image"] for entry in entries]
-        if not images:
-            stacked = torch.empty(0, *self.input_size, dtype=torch.uint8)
-        elif self.memory is not None:
-            stacked = self.memory.stack(images)
-        else:
-            stacked = default_collate(images)  # in a worker, to shared memory at once
-        return {"image": stacked, "label": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64)}
+        images, labels = [entry["image"] for entry in entries], [entry["label"] for entry in entries]
+        if self.ring is not None:
+            return {"image": self.ring.put(images), "label": np.array(labels, np.int64)}
+        # In a worker, to shared memory at once.
+        stacked = default_collate(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8)
+        return {"image": stacked, "label": torch.tensor(labels, dtype=torch.int64)}
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises, in the process that iterates it, the UserError a worker met.
-
-    Its workers use their memory again where that is safe: a worker is sent its batch number j + prefetch_factor after
-    batch j has been taken, and a batch that is pinned has been copied by then. This holds for images read in any order.
-    A worker of a stream may be sent more, when others have come to their end.
-    """
-
-    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
-        super().__init__(dataset, **options)
-        if isinstance(self.collate_fn, Collate):
-            pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
-            safe = pins and self.in_order and not isinstance(dataset, IterableDataset)
-            memory = ReusedMemory(self.prefetch_factor or 0) if safe else None
-            self.collate_fn = replace(self.collate_fn, memory=memory)
+    """A DataLoader that raises, in the process that iterates it, the UserError a worker met."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -108,12 +115,33 @@ class ImageLoader(DataLoader[Any]):
                 raise batch
             yield batch
 
+    def pinned(self) -> Iterator[dict[str, Any]]:
+        """The batches of evaluation images, each of which stays as it is until the next one is asked for.
+
+        Where there are workers to fill it and a GPU to read it, they come in a ring: a worker is sent its batch number
+        j + workers · prefetch_factor when batch j is asked for, and puts it where batch j - 1 was. This holds for
+        images read in any order; of a stream, a worker may be sent more when others have come to their end.
+        """
+        pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
+        in_turn = self.in_order and not self.persistent_workers and not isinstance(self.dataset, IterableDataset)
+        if not (pins and in_turn and isinstance(self.collate_fn, Collate) and len(self)):
+            yield from self
+            return
+        slots = min(self.num_workers * cast(int, self.prefetch_factor) + 1, len(self))
+        largest = len(next(iter(cast(Any, self.batch_sampler))))  # the first
+        ring = PinnedRing(slots, largest, self.collate_fn.input_size)
+        filling = copy(self)
+        filling.collate_fn, filling.pin_memory = replace(self.collate_fn, ring=ring), False
+        for batch in filling:
+            label = torch.from_numpy(batch["label"])
+            yield {**batch, "image": ring.images(batch["image"], len(label)), "label": label}
+
 
 class CopiedAhead:
     """Batches with their images on a GPU, each copied there while the GPU computes on the batch before.
 
     A batch is given out when the next one has come. For the copy not to hold up the host, the batches have to be in
-    pinned memory.
+    pinned memory; those of an :class:`ImageLoader` are.
     """
 
     def __init__(self, batches: Iterable[dict[str, Any]], device: torch.device) -> None:
@@ -125,13 +153,14 @@ class CopiedAhead:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         copies = _copying_stream(self._device)
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
-        for batch in self._batches:
+        for batch in self._batches.pinned() if isinstance(self._batches, ImageLoader) else self._batches:
             with torch.cuda.stream(copies):
                 coming = {**batch, "image": batch["image"].to(self._device, non_blocking=True)}
                 copied = copies.record_event()
             if started is not None:
                 yield self._arrived(*started)
             started = coming, copied
+            copied.synchronize()  # its memory is used again from here on
         if started is not None:
             yield self._arrived(*started)
 

@@ -1,5 +1,6 @@
-"""Batches in memory that workers use again, and batches on their way to a GPU: every image arrives as it was."""
+"""Batches in a ring of memory, and batches on their way to a GPU: every image arrives as it was."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -7,11 +8,12 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from mtr_lab.data import batches as feeding
-from mtr_lab.data.batches import Collate, CopiedAhead, ImageLoader, ReusedMemory
+from mtr_lab.data.batches import Collate, CopiedAhead, ImageLoader, PinnedRing
 from mtr_lab.data.images import Skipped
+from mtr_lab.errors import UserError
 
 SIZE = (3, 24, 24)
 
@@ -32,18 +34,6 @@ def filled(low: int, count: int, size: tuple[int, ...] = SIZE, dtype: torch.dtyp
     return [torch.full(size, low + i, dtype=dtype) for i in range(count)]
 
 
-def test_memory_is_used_in_turn_and_replaced_where_it_does_not_fit() -> None:
-    memory = ReusedMemory(2)
-    first, second, third = (memory.stack(filled(10 * i, 4)) for i in range(3))
-    assert first.is_shared()
-    assert first.data_ptr() == third.data_ptr() != second.data_ptr()
-    assert torch.equal(second, torch.stack(filled(10, 4)))
-    assert torch.equal(third, torch.stack(filled(20, 4)))
-    for group in (filled(0, 3), filled(0, 5), filled(0, 5, (3, 8, 8)), filled(0, 5, dtype=torch.float32)):
-        for _ in range(3):
-            assert torch.equal(memory.stack(group), torch.stack(group))
-
-
 def check(batches: list[dict[str, Any]]) -> None:
     labels = torch.cat([batch["label"] for batch in batches])
     assert sorted(labels.tolist()) == [i for i in range(203) if i % 7 != 3]
@@ -52,31 +42,105 @@ def check(batches: list[dict[str, Any]]) -> None:
         assert torch.equal(batch["image"], batch["label"].byte()[:, None, None, None].expand(-1, *SIZE))
 
 
+class Runtime:
+    """Stands for CUDA's, of which it notes what is asked."""
+
+    def __init__(self) -> None:
+        self.locked: dict[int, int] = {}
+        self.error = 0
+
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        self.locked[address] = nbytes
+        return self.error
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+
 @pytest.fixture
-def pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device to pin for, whose pinning is a copy that takes its time: workers are ahead of it as far as they can."""
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """That of a GPU to pin for."""
+    runtime = Runtime()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
-
-    def pin_memory(tensor: Tensor) -> Tensor:
-        time.sleep(0.005)
-        return tensor.clone()
-
-    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    return runtime
 
 
-@pytest.mark.usefixtures("pins")
-@pytest.mark.parametrize("persistent_workers", [False, True])
-def test_workers_of_a_loader_that_pins_use_their_memory_again(persistent_workers: bool) -> None:
-    options = {"num_workers": 3, "pin_memory": True, "persistent_workers": persistent_workers}
-    loader = ImageLoader(Numbered(), batch_size=5, collate_fn=Collate(SIZE), **options)
-    assert loader.collate_fn.memory is not None
-    check(list(loader))
-    next(iter(loader))  # and goes on no further
-    check(list(loader))
+def used_late(loader: ImageLoader) -> Iterator[dict[str, Any]]:
+    """Batches as they are when workers have been ahead as far as they can."""
+    for batch in loader.pinned():
+        time.sleep(0.01)
+        yield {key: value.clone() if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def memory_of(loader: ImageLoader) -> list[int]:
+    return [batch["image"].data_ptr() for batch in loader.pinned()]
+
+
+@pytest.mark.parametrize(
+    ("workers", "ahead", "start"), [(1, 2, "fork"), (3, 2, "fork"), (4, 1, "fork"), (2, 2, "spawn")]
+)
+def test_workers_fill_a_ring(workers: int, ahead: int, start: str, runtime: Runtime) -> None:
+    options = {"num_workers": workers, "prefetch_factor": ahead, "multiprocessing_context": start}
+    loader = ImageLoader(Numbered(), batch_size=5, collate_fn=Collate(SIZE), pin_memory=True, **options)
+    check(list(used_late(loader)))
+    if start == "spawn":
+        return  # it takes long
+    next(loader.pinned())  # and goes on no further
+    check(list(used_late(loader)))
+    assert not runtime.locked  # any more
+
+
+def test_a_ring_is_no_longer_than_needed_and_page_locked_as_long_as_it_is_used(runtime: Runtime) -> None:
+    options = {"num_workers": 2, "pin_memory": True, "collate_fn": Collate(SIZE)}
+    bytes_of_a_slot = 5 * 3 * 24 * 24
+    loader = ImageLoader(Numbered(), batch_size=5, **options)
+    places = memory_of(loader)
+    assert len(places) == 41
+    assert len(set(places)) == 5
+    for images, slots in ((203, 5), (11, 3)):
+        short = ImageLoader(Subset(Numbered(), range(images)), batch_size=5, **options)
+        batches = short.pinned()
+        address = next(batches)["image"].data_ptr()
+        assert runtime.locked == {address: slots * bytes_of_a_slot}
+        batches.close()
+        assert not runtime.locked
+
+
+def test_another_process_unlocks_nothing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = PinnedRing(2, 5, SIZE)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    del ring
+    assert runtime.locked
+
+
+def test_memory_that_cannot_be_page_locked_is_an_error(runtime: Runtime) -> None:
+    runtime.error = 2
+    with pytest.raises(RuntimeError, match="memory"):
+        PinnedRing(2, 5, SIZE)
+
+
+class Unreadable(Numbered):
+    def __getitem__(self, index: int) -> Any:
+        entry = super().__getitem__(index)
+        return Skipped(str(index)) if 40 <= index < 70 else UserError("image 150") if index == 150 else entry
+
+
+def test_batches_without_an_image_keep_their_turn_and_mistakes_are_raised(runtime: Runtime) -> None:
+    loader = ImageLoader(Unreadable(), batch_size=5, num_workers=3, collate_fn=Collate(SIZE), pin_memory=True)
+    batches = []
+    with pytest.raises(UserError, match="image 150"):
+        batches.extend(used_late(loader))
+    assert [len(batch["label"]) for batch in batches[7:15]] == [4, 0, 0, 0, 0, 0, 0, 4]
+    for batch in batches:
+        assert batch["image"].shape == (len(batch["label"]), *SIZE)
+        assert torch.equal(batch["image"][:, 0, 0, 0], batch["label"].byte())
 
 
 class Stream(IterableDataset[Any]):
@@ -89,35 +153,45 @@ class Stream(IterableDataset[Any]):
         return (images[i] for i in range(start, end))
 
 
-@pytest.mark.usefixtures("pins")
-def test_workers_of_a_stream_do_not() -> None:
-    loader = ImageLoader(Stream(), batch_size=5, num_workers=4, collate_fn=Collate(SIZE), pin_memory=True)
-    assert loader.collate_fn.memory is None
-    check(list(loader))
-
-
-@pytest.mark.usefixtures("pins")
-def test_nor_those_of_a_loader_that_does_not_pin() -> None:
-    pinning = ImageLoader(Numbered(), num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
-    for workers in (0, 2):
-        loader = ImageLoader(Numbered(), batch_size=5, num_workers=workers, collate_fn=pinning.collate_fn)
-        assert loader.collate_fn.memory is None
-        check(list(loader))
+@pytest.mark.parametrize(
+    ("dataset", "options"),
+    [
+        (Stream(), {"num_workers": 4}),
+        (Numbered(), {"num_workers": 2, "persistent_workers": True}),
+        (Numbered(), {"num_workers": 2, "in_order": False}),
+        (Numbered(), {"num_workers": 2, "pin_memory": False}),
+        (Numbered(), {"num_workers": 0}),
+    ],
+)
+def test_no_ring_where_turns_are_unknown_or_nobody_waits(
+    dataset: Dataset[Any], options: dict[str, Any], runtime: Runtime
+) -> None:
+    loader = ImageLoader(dataset, batch_size=5, collate_fn=Collate(SIZE), **{"pin_memory": True, **options})
+    batches = [next(pinned := loader.pinned())]
+    assert not runtime.locked
+    batches.extend(pinned)
+    check(batches)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_images_arrive_as_they_were() -> None:
     loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
-    assert loader.collate_fn.memory is not None
-    batches = list(loader)
-    assert all(batch["image"].is_pinned() for batch in batches)
-    check(batches)
-    batches = []
-    for batch in CopiedAhead(loader, torch.device("cuda", 0)):
-        assert batch["image"].is_cuda
-        batches.append({**batch, "image": (batch["image"] + 0).cpu()})
-    check(batches)
+    assert all(batch["image"].is_pinned() for batch in loader.pinned())
+    assert len(set(memory_of(loader))) == 5
+    for _ in range(2):
+        batches = []
+        for batch in CopiedAhead(loader, torch.device("cuda", 0)):
+            assert batch["image"].is_cuda
+            batches.append({**batch, "image": (batch["image"] + 0).cpu()})
+        check(batches)
+
+
+class FakeEvent(int):
+    notes: list[str]
+
+    def synchronize(self) -> None:
+        self.notes.append(f"{int(self)} is done")
 
 
 class FakeStream:
@@ -132,9 +206,11 @@ class FakeStream:
     def __exit__(self, *error: object) -> None:
         self.notes.append("off it")
 
-    def record_event(self) -> int:
+    def record_event(self) -> FakeEvent:
         self.notes.append("copied")
-        return self.notes.count("copied")
+        event = FakeEvent(self.notes.count("copied"))
+        event.notes = self.notes
+        return event
 
     def wait_event(self, number: int) -> None:
         self.notes.append(f"wait for {number}")
@@ -155,7 +231,7 @@ def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypa
         assert batch["image"].tolist() == [i, i]
         assert batch["label"] == i
         notes.append(f"use {i}")
-    copy = ["on the copying stream", "copied", "off it"]
+    copy, done = ["on the copying stream", "copied", "off it"], [[f"{i + 1} is done"] for i in range(3)]
     give = [[f"wait for {i + 1}", f"keep {i}", f"use {i}"] for i in range(3)]
-    three = [*copy, *copy, *give[0], *copy, *give[1], *give[2]]
-    assert notes == {0: [], 1: [*copy, *give[0]], 3: three}[batches]
+    three = [*copy, *done[0], *copy, *give[0], *done[1], *copy, *give[1], *done[2], *give[2]]
+    assert notes == {0: [], 1: [*copy, *done[0], *give[0]], 3: three}[batches]
