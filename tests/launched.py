@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from mtr_lab.tasks.ranks import from_rank_zero, gather_batches
+from mtr_lab.tasks.ranks import Gathering, from_rank_zero
 
 
 def fail(config: DictConfig) -> None:
@@ -20,7 +20,7 @@ def fail(config: DictConfig) -> None:
         if config.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ZeroDivisionError("by zero")
-    gather_batches([0])
+    Gathering[int]().finish([0])
     time.sleep(600)
 
 
@@ -28,6 +28,14 @@ def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
     """Of two processes: the batches gathered, what rank 0 told this one, and how its own would be started."""
     torch.distributed.init_process_group("gloo")
     rank = int(os.environ["RANK"])
-    gathered = [gather_batches(list(range(rank, batches, 2))) for batches in config.batches]
+    gathered = []
+    for batches in config.batches:
+        mine, gathering = list(range(rank, batches, 2)), Gathering[int]()
+        for batch in mine:
+            gathering.put(batch)
+        while rank == 0 and [len(arrived) for arrived in gathering._incoming] != [batches // 2]:
+            time.sleep(0.01)  # they come though the other has not finished
+        from_rank_zero(None)
+        gathered.append(gathering.finish(mine))
     assert rank == 0 or not any(gathered)
     return gathered, from_rank_zero(f"of {rank}" if rank == 0 else ""), multiprocessing.get_start_method()

@@ -138,9 +138,9 @@ class ImageLoader(DataLoader[Any]):
 
 
 class CopiedAhead:
-    """Batches with their images on a GPU, each copied there while the GPU computes on the batch before.
+    """Batches with their tensors on a GPU, copied there while it computes on the batch before.
 
-    A batch is given out when the next one has come. For the copy not to hold up the host, the batches have to be in
+    A batch is given out when the next one has come. For the copy not to hold up the host, the images have to be in
     pinned memory; those of an :class:`ImageLoader` are.
     """
 
@@ -155,7 +155,7 @@ class CopiedAhead:
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
         for batch in self._batches.pinned() if isinstance(self._batches, ImageLoader) else self._batches:
             with torch.cuda.stream(copies):
-                coming = {**batch, "image": batch["image"].to(self._device, non_blocking=True)}
+                coming = {key: self._moved(value) for key, value in batch.items()}
                 copied = copies.record_event()
             if started is not None:
                 yield self._arrived(*started)
@@ -164,11 +164,16 @@ class CopiedAhead:
         if started is not None:
             yield self._arrived(*started)
 
+    def _moved(self, value: Any) -> Any:
+        return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
+
     def _arrived(self, batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
         """The batch, for use on the current stream."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(copied)
-        batch["image"].record_stream(stream)
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
         return batch
 
 

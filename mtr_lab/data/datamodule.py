@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class ImageDataModule(SplitDataModule[Any]):
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the model takes, (B, 3, H, W) float32, of uint8 evaluation images of that shape, on their device."""
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self._mean, self._std))
+        mean, std = (_of_channels(tuple(values), images.device) for values in (self._mean, self._std))
         return images.float().div_(255).sub_(mean).div_(std)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -217,6 +217,12 @@ class ImageDataModule(SplitDataModule[Any]):
         if isinstance(source, StreamSource):
             return ImageStream(source, prepare, complete=not training)
         return Images(source, prepare)
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), once for all batches: the copy waits for all that the device has to do."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _training_transform(data_config: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

@@ -99,7 +99,7 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
             metric.update(found, truths)
             detected.found.append(list(map(as_arrays, found)))
             detected.states.append(metric.metric_state)
-        self.batches.append(detected)
+        self.keep(detected)
 
     def predictions(self) -> Detections:
         """What was found in every image that could be read, at every point.

@@ -14,7 +14,7 @@ from mtr_lab.backbones import VisionMamba, compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.report.predictions import Predictions, point_name, top_classes
-from mtr_lab.tasks.ranks import gather_batches
+from mtr_lab.tasks.ranks import Gathering
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,29 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
         self.reduction = reduction
         self.points = points
         self.batches: list[Batch] = []
+        self._gathering: Gathering[Batch] | None = None
 
     @property
     def skipped(self) -> list[str]:
         return [id for batch in self.batches for id in batch.skipped]
 
-    def on_test_epoch_start(self) -> None:
-        self.batches = []
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: in every process, whether or not it has a batch."""
+        self.batches, self._gathering = [], Gathering()
+
+    def keep(self, found: Batch) -> None:
+        """Take what was found in the next batch, for this process and for rank 0."""
+        self.batches.append(found)
+        if self._gathering is not None:
+            self._gathering.put(found)
 
     def gather(self) -> None:
         """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
 
         To be called in every process, after ``trainer.test``.
         """
-        self.batches = gather_batches(self.batches)
+        assert self._gathering is not None
+        self.batches = self._gathering.finish(self.batches)
 
     def images(self) -> dict[str, np.ndarray]:
         """``ids`` and ``hashes`` of the images that could be read.
@@ -177,8 +186,8 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         self._finish()
         self._pending = started
 
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._pending = None
 
     def on_test_epoch_end(self) -> None:
@@ -187,7 +196,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
     def _finish(self) -> None:
         """Keep what was found in the batch before."""
         if self._pending is not None:
-            self.batches.append(self._pending())
+            self.keep(self._pending())
             self._pending = None
 
     def predictions(self) -> Predictions:

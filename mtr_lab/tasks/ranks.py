@@ -1,8 +1,12 @@
 """What the processes of an evaluation tell each other, over the hosts' network: rank 0 leads, the others follow."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from itertools import zip_longest
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
@@ -21,23 +25,69 @@ def from_rank_zero(value: T) -> T:
     return values[0]
 
 
-def gather_batches(mine: list[T]) -> list[T]:
-    """What all ranks have found out about their batches, in the order of the batches; on rank 0, elsewhere nothing.
+class Gathering(Generic[T]):
+    """Brings what all ranks find out about their batches to rank 0, each while the next ones are at work.
 
-    Args:
-        mine: of rank r of w, what belongs to batches r, r + w, r + 2w, …; anything that can be pickled.
+    To be made in every process. Rank r of w finds out about batches r, r + w, r + 2w, …; anything that can be pickled,
+    but ``None``.
     """
-    if not _several():
-        return mine
-    world_size, leads = dist.get_world_size(), dist.get_rank() == 0
-    counts: list[int] = [0] * world_size
-    dist.all_gather_object(counts, len(mine), group=_hosts())
-    gathered: list[T] = []
-    for i in range(max(counts)):  # not all at once: a run over ImageNet is more than a message can hold
-        row: list[T | None] | None = [None] * world_size if leads else None
-        dist.gather_object(mine[i] if i < len(mine) else None, row, dst=0, group=_hosts())
-        gathered += [batch for batch, count in zip(row or [], counts, strict=leads) if i < count]  # type: ignore[misc]
-    return gathered
+
+    def __init__(self) -> None:
+        self._outgoing: SimpleQueue[T | None] = SimpleQueue()
+        self._incoming: list[list[T]] = []
+        self._error: BaseException | None = None
+        self._thread: Thread | None = None
+        if _several():
+            self._group = _hosts()  # made by all ranks at once
+            exchange = self._send if dist.get_rank() > 0 else self._receive
+            self._thread = Thread(target=self._run, args=[exchange], daemon=True)  # a rank that fails waits for nobody
+            self._thread.start()
+
+    def put(self, found: T) -> None:
+        """Take what has been found out about the next batch of this rank."""
+        if _several() and dist.get_rank() > 0:
+            self._outgoing.put(found)
+
+    def finish(self, mine: list[T]) -> list[T]:
+        """What all ranks have put, in the order of the batches; on rank 0, elsewhere nothing.
+
+        Args:
+            mine: what this rank has put.
+        """
+        if self._thread is None:
+            return mine
+        self._outgoing.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if dist.get_rank() > 0:
+            return []
+        return [found for row in zip_longest(mine, *self._incoming) for found in row if found is not None]
+
+    def _run(self, exchange: Callable[[], None]) -> None:
+        try:
+            exchange()
+        except BaseException as error:
+            self._error = error
+
+    def _send(self) -> None:
+        found: T | None = self._outgoing.get()
+        while found is not None:
+            dist.send_object_list([found], dst=0, group=self._group)
+            found = self._outgoing.get()
+        dist.send_object_list([None], dst=0, group=self._group)
+
+    def _receive(self) -> None:
+        self._incoming = [[] for _ in range(1, dist.get_world_size())]
+        under_way = dict(enumerate(self._incoming, start=1))
+        while under_way:
+            for rank, kept in list(under_way.items()):
+                message: list[T | None] = [None]
+                dist.recv_object_list(message, src=rank, group=self._group)
+                if message[0] is None:
+                    del under_way[rank]
+                else:
+                    kept.append(message[0])
 
 
 def _several() -> bool:

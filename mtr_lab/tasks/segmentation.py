@@ -112,7 +112,7 @@ class SegmentationEvaluation(BatchedEvaluation[SegmentedBatch]):
             ]
             for point in (self.points if len(batch["id"]) else [])
         ]
-        self.batches.append(SegmentedBatch(batch["id"], batch["hash"], counts, confusion, batch["skipped"]))
+        self.keep(SegmentedBatch(batch["id"], batch["hash"], counts, confusion, batch["skipped"]))
 
     def predictions(self) -> Segmentations:
         """The confusion matrices of every image that could be read, at every point.

@@ -183,7 +183,8 @@ def test_on_a_gpu_images_arrive_as_they_were() -> None:
         batches = []
         for batch in CopiedAhead(loader, torch.device("cuda", 0)):
             assert batch["image"].is_cuda
-            batches.append({**batch, "image": (batch["image"] + 0).cpu()})
+            assert batch["label"].is_cuda
+            batches.append({**batch, **{key: (batch[key] + 0).cpu() for key in ("image", "label")}})
         check(batches)
 
 
@@ -223,15 +224,15 @@ def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypa
     monkeypatch.setattr(feeding, "_copying_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: notes.append(f"keep {self[0]}"), raising=False)
-    loader = [{"image": torch.full((2,), i), "label": i} for i in range(batches)]
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: notes.append(f"keep {self.sum()}"), raising=False)
+    loader = [{"image": torch.full((2,), i), "label": torch.tensor(10 * i), "id": i} for i in range(batches)]
     ahead = CopiedAhead(loader, torch.device("cpu"))
     assert len(ahead) == batches
     for i, batch in enumerate(ahead):
         assert batch["image"].tolist() == [i, i]
-        assert batch["label"] == i
+        assert (batch["label"], batch["id"]) == (10 * i, i)
         notes.append(f"use {i}")
     copy, done = ["on the copying stream", "copied", "off it"], [[f"{i + 1} is done"] for i in range(3)]
-    give = [[f"wait for {i + 1}", f"keep {i}", f"use {i}"] for i in range(3)]
+    give = [[f"wait for {i + 1}", f"keep {2 * i}", f"keep {10 * i}", f"use {i}"] for i in range(3)]
     three = [*copy, *done[0], *copy, *give[0], *done[1], *copy, *give[1], *done[2], *give[2]]
     assert notes == {0: [], 1: [*copy, *done[0], *give[0]], 3: three}[batches]
