@@ -109,4 +109,4 @@ def test_a_stream_of_calls_hides_what_the_host_does() -> None:
 
     run()
     idle, stream = idle_and_stream_ms(run, device)
-    assert 4 < idle - stream < 7
+    assert 2 < idle - stream < 7  # of 5; other programs may be at work on the device

@@ -1,10 +1,13 @@
-"""The selective scan as Triton kernels: every direction of a block, skip, gate and their sum in one launch.
+"""The selective scan as Triton kernels: every direction of a block, skip, gate and their sum.
 
-A program, one warp, owns one image, some channels and a chunk of tokens, and walks through the chunk once for each
-direction. Each thread holds two channels and all their states: the sum over states needs no exchange between threads,
-and what is read of B and C serves both channels. Tokens are read ahead of their turn, a few at once, through shared
-memory. What bounds the kernel are the exponentials, one for each token, channel, state and direction, of which a
-multiprocessor computes 16 a clock, and next to them the instructions: five for each of the same.
+A program, one warp, owns one image and some channels, and walks through tokens that are read ahead of their turn, a few
+at once, through shared memory. What bounds a kernel are the exponentials, one for each token, channel, state and
+direction, of which a multiprocessor computes 16 a clock, and next to them the instructions: five for each of the same.
+
+There are three forms, for a GPU is to be filled by any number of images. Many are scanned whole, one direction after
+the other, two channels a thread, so that what is read of B and C serves both. Few are scanned by a program for each
+direction, in two launches: in the first both walk to the middle, in the second each adds to what the other has left
+behind. Hardly any are scanned in chunks of tokens, which is twice.
 """
 
 from collections.abc import Sequence
@@ -15,11 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, processors, registers, reverse_mask, rows, unstack
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
+UNROLL_HALF = 8  # the same, of ``_scan_half``, whose programs have fewer beside them
 REGISTERS = registers(168)  # 128 and 104, for more warps beside each other, are slower
 LEAST_ROOM = 5  # for walks beside each other: with less, scanning in chunks, which is twice, costs more than it hides
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
@@ -59,17 +63,20 @@ def _decay(dt, idle_e, gap, t, length, BACK: tl.constexpr, GAP: tl.constexpr):
 
 
 @triton.jit
-def _tile(x, n, e, channels: tl.constexpr):
-    """Pointers to all states of the channels. A thread is to hold whole channels, two beside each other, so that the
-    sum over states needs no other thread; the compiler decides so if it may load two numbers at a time, not four."""
-    return tl.multiple_of(x + n[:, None] * channels + e[None, :], (8, 8))
+def _tile(x, e, channels: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr):
+    """Pointers to all states of the channels. A thread is to hold whole channels, one or two beside each other, so that
+    the sum over states needs no other thread; the compiler decides so if it may load as many numbers at a time. Of less
+    than 32 channels S threads share one, by turns: rows are in an order in which each has states beside each other."""
+    S: tl.constexpr = min(max(32 // CH, 1), NP)
+    n = tl.arange(0, NP)
+    n = n % S * (NP // S) + n // S
+    return tl.multiple_of(x + n[:, None] * channels + e[None, :], (max(CH // 8, 4), max(CH // 8, 4)))
 
 
 @triton.jit
 def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-               NP: tl.constexpr):  # fmt: skip
-    n = tl.arange(0, NP)
-    a2 = tl.load(_tile(a, n, e, channels), inside[None, :], 0) * LOG2E
+               NP: tl.constexpr, CH: tl.constexpr):  # fmt: skip
+    a2 = tl.load(_tile(a, e, channels, NP, CH), inside[None, :], 0) * LOG2E
     d_e = tl.load(d + e, inside, 0).to(tl.float32)
     bias_e, idle_e = d_e, d_e
     if SOFTPLUS:
@@ -90,6 +97,14 @@ def _tokens(x, e, inside, U: tl.constexpr, step: tl.constexpr, EVEN: tl.constexp
 def _states(bc, U: tl.constexpr, step: tl.constexpr, NP: tl.constexpr):
     """U rows of B and C side by side."""
     return unstack(tl.load(bc + tl.arange(0, U)[:, None] * step + tl.arange(0, 2 * NP)[None, :]), U)
+
+
+@triton.jit
+def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
+    """B and C of one token in the order of the rows of ``_tile``."""
+    S: tl.constexpr = min(max(32 // CH, 1), NP)
+    b, c = tl.split(tl.permute(tl.reshape(bc.to(tl.float32), (2, S, NP // S)), (2, 1, 0)))
+    return tl.reshape(b, (NP,)), tl.reshape(c, (NP,))
 
 
 @triton.jit
@@ -115,7 +130,7 @@ def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, le
             t = t0 + SIGN * k
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             u_t = us[k].to(tl.float32)
-            b_t, c_t = tl.split(tl.permute(tl.reshape(bcs[k].to(tl.float32), (2, NP)), (1, 0)))
+            b_t, c_t = _b_and_c(bcs[k], NP, h.shape[1])
             fade = tl.exp2(_decay(dt, idle_e, gap, t, length, BACK, GAP)[None, :] * a2)
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
             y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
@@ -140,30 +155,22 @@ def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, le
 
 
 @triton.jit
-def _direction(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded, e, inside, start, end, length,
+def _direction(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, start, end, length, a2, d_e, bias_e, idle_e,
                channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-               EVEN: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    n = tl.arange(0, NP)
-    a2, d_e, bias_e, idle_e = _constants(a, d, bias, e, inside, channels, SOFTPLUS, GAP, NP)
-    h = tl.zeros((NP, CH), tl.float32)
-    if SPLIT:  # the state that the chunks before this one leave behind
-        chunks = tl.num_programs(2)
-        for j in tl.range(0, chunks - 1 - tl.program_id(2) if BACK else tl.program_id(2), num_stages=STAGES):
-            other = chunks - 1 - j if BACK else j
-            sum_e = tl.load(faded + other * channels + e, inside, 0)
-            left = tl.load(_tile(before + other * NP * channels, n, e, channels), inside[None, :], 0)
-            h = tl.exp2(sum_e[None, :] * a2) * h + left
+               GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
+               NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """Scan the tokens from ``start`` to ``end``, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
         h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
                   a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
                   SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
-        _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
-              end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
-              BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1)  # fmt: skip
+        h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
+                  end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
+                  BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1)  # fmt: skip
+    return h
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
@@ -179,16 +186,58 @@ def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
     end = tl.minimum(start + chunk, length)
     for g in tl.static_range(G):
         each = g * images + image
-        state = each * tl.num_programs(2) * channels
-        _direction(u + each * length * channels, delta + each * length * channels, a + g * channels * NP,
-                   bc + g * step_g + image * step_b, d + g * channels, bias + g * channels,
-                   z + image * length * step_z, gap + image * length, stretch + image * length,
-                   y + image * length * channels, sums + each * length * tl.num_programs(0),
-                   before + state * NP, faded + state, e, inside, start, end, length, channels, step_z, step_t,
-                   G * images * length * tl.num_programs(0), scale,
-                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, SPLIT,
-                   channels % CH == 0, NP, CH, U)  # fmt: skip
+        a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e, inside,
+                                             channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
+        h = tl.zeros((NP, CH), tl.float32)
+        if SPLIT:  # the state that the chunks before this one leave behind
+            chunks = tl.num_programs(2)
+            passed = chunks - 1 - tl.program_id(2) if (REVERSE >> g) & 1 else tl.program_id(2)
+            for j in tl.range(0, passed, num_stages=STAGES):
+                other = each * chunks + (chunks - 1 - j if (REVERSE >> g) & 1 else j)
+                sum_e = tl.load(faded + other * channels + e, inside, 0)
+                left = tl.load(_tile(before + other * NP * channels, e, channels, NP, CH), inside[None, :], 0)
+                h = tl.exp2(sum_e[None, :] * a2) * h + left
+        _direction(h, u + each * length * channels, delta + each * length * channels,
+                   bc + g * step_g + image * step_b, z + image * length * step_z, gap + image * length,
+                   stretch + image * length, y + image * length * channels,
+                   sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e, bias_e, idle_e,
+                   channels, step_z, step_t, G * images * length * tl.num_programs(0), scale,
+                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT,
+                   channels % CH == 0, NP, U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
+
+
+@triton.jit(do_not_specialize=["length", "middle"])
+def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, states,
+               length, channels: tl.constexpr, middle, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr,
+               scale, REVERSE: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
+               GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr,
+               NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """Two opposite directions, a program each, to the middle, or from there to where the other one came from."""
+    e = tl.program_id(0) * CH + tl.arange(0, CH)
+    image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    inside = e < channels
+    for g in tl.static_range(2):
+        if tl.program_id(2) == g:
+            each = g * images + image
+            a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
+                                                  inside, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
+            state = _tile(states + each * NP * channels, e, channels, NP, CH)
+            BACK: tl.constexpr = (REVERSE >> g) & 1
+            h = tl.zeros((NP, CH), tl.float32) if FIRST else tl.load(state, inside[None, :], 0)
+            if BACK == FIRST:
+                start, end = middle, length
+            else:
+                start, end = 0, middle
+            h = _direction(h, u + each * length * channels, delta + each * length * channels,
+                           bc + g * step_g + image * step_b, z + image * length * step_z, gap + image * length,
+                           stretch + image * length, y + image * length * channels,
+                           sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e,
+                           bias_e, idle_e, channels, step_z, step_t, 2 * images * length * tl.num_programs(0), scale,
+                           BACK, FIRST, not FIRST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, channels % CH == 0,
+                           NP, U)  # fmt: skip
+            if FIRST:
+                tl.store(state, h, inside[None, :])
 
 
 @triton.jit
@@ -207,7 +256,7 @@ def _left(h, total, u, delta, bc, gap, stretch, e, inside, first, count, length,
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             write = dt * us[k].to(tl.float32)
             dt = _decay(dt, idle_e, gap, t, length, BACK, GAP)
-            b_t, _ = tl.split(tl.permute(tl.reshape(bcs[k].to(tl.float32), (2, NP)), (1, 0)))
+            b_t, _ = _b_and_c(bcs[k], NP, h.shape[1])
             h = tl.exp2(dt[None, :] * a2) * h + write[None, :] * b_t[:, None]
             total += dt
     return h, total
@@ -223,7 +272,6 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
     inside = e < channels
     each = tl.program_id(1).to(tl.int64)
     image = each % images
-    n = tl.arange(0, NP)
     start = tl.program_id(2) * chunk
     count = tl.minimum(chunk, length - start)
     whole = count // U * U
@@ -235,7 +283,7 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
     for g in tl.static_range(G):
         if each // images == g:
             a2, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
-                                                  inside, channels, SOFTPLUS, GAP, NP)  # fmt: skip
+                                                  inside, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
             bc_g = bc + g * step_g + image * step_b
@@ -248,7 +296,7 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
                              bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
                              1)  # fmt: skip
             tl.store(faded + at * channels + e, total, inside)
-            tl.store(_tile(before + at * NP * channels, n, e, channels), h, inside[None, :])
+            tl.store(_tile(before + at * NP * channels, e, channels, NP, CH), h, inside[None, :])
 
 
 @on_its_device
@@ -313,25 +361,40 @@ def scan(
         (G, B, L, 0).
     """
     directions, images, length, channels = u.shape
-    blocks = triton.cdiv(channels, CHANNELS)
     y = torch.empty_like(u[0])
     absent = y  # stands for a tensor the kernel does not read
     z_rows = absent if z is None else rows(z)
     gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
-    chunk = chunk_length(length, images * blocks, u.device)
-    chunks = triton.cdiv(length, chunk)
-    before = faded = absent
-    if chunks > 1:
-        before, faded = chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, chunk, softplus=softplus)
+    mask = reverse_mask(reverse)
+    half = half_width(images, channels, u.device) if directions == 2 and mask in (1, 2) else 0
+    width = half or CHANNELS
+    blocks = triton.cdiv(channels, width)
     size = 3 * directions * images * length * blocks if sums or output else 1
     parts = u.new_empty(size, dtype=torch.float32)
-    _scan[blocks, images, chunks](
-        u, delta, a, bc, d, bias, z_rows, gaps, stretches, y, parts, before, faded,
-        length, channels, chunk, z_rows.stride(1), *bc.stride()[:3], scale,
-        REVERSE=reverse_mask(reverse), G=directions, GATE=z is not None, SOFTPLUS=softplus, GAP=gap is not None,
-        STRETCH=stretch is not None, SUMS=sums, OUTPUT=output, SPLIT=chunks > 1, NP=a.shape[1], CH=CHANNELS, U=UNROLL,
-        num_warps=1, **REGISTERS,
-    )  # fmt: skip
+    data = u, delta, a, bc, d, bias, z_rows, gaps, stretches, y, parts
+    strides = z_rows.stride(1), *bc.stride()[:3]
+    options = {
+        "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
+        "STRETCH": stretch is not None, "SUMS": sums, "OUTPUT": output, "NP": a.shape[1], "CH": width, "num_warps": 1,
+        **REGISTERS,
+    }  # fmt: skip
+    if half:
+        states = u.new_empty(directions, images, a.shape[1], channels, dtype=torch.float32)
+        middle = length // (2 * UNROLL_HALF) * UNROLL_HALF
+        for first in (True, False):
+            _scan_half[blocks, images, directions](
+                *data, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
+            )
+    else:
+        chunk = chunk_length(length, images * blocks, u.device)
+        chunks = triton.cdiv(length, chunk)
+        before = faded = absent
+        if chunks > 1:
+            before, faded = chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, chunk, softplus=softplus)
+        _scan[blocks, images, chunks](
+            *data, before, faded, length, channels, chunk, *strides, scale, G=directions, SPLIT=chunks > 1, U=UNROLL,
+            **options,
+        )  # fmt: skip
     if not (sums or output):
         return y, parts.new_empty(directions, images, length, 0)
     return y, parts.view(3, directions, images, length, blocks).sum(-1).movedim(0, -1).contiguous()
@@ -369,6 +432,14 @@ def chunk_states(
         STRETCH=stretch is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
     )  # fmt: skip
     return before, faded
+
+
+def half_width(images: int, channels: int, device: torch.device) -> int:
+    """How many channels a program of ``_scan_half`` is to have; 0 where another form is faster."""
+    walks = 2 * images * channels / 32 / processors(device)  # of 32 channels in one direction, on a multiprocessor
+    if walks < 1 or walks >= 40:
+        return 0
+    return 16 if walks < 8 else 32
 
 
 def chunk_length(length: int, warps: int, device: torch.device) -> int:

@@ -58,7 +58,9 @@ def main(backend: str, arch: str) -> None:
         data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
         data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
         optional = (normal(2, 64), torch.zeros(1, length), torch.ones(1, length)) if more else (None, None, None)
-        scan.selective_scan(*data, *optional, BOTH, more)
+        for width in (32 if more else 16, 0):  # the last for what follows
+            scan.half_width = lambda *_, width=width: width
+            scan.selective_scan(*data, *optional, BOTH, more)
         scan_backward.selective_scan_backward(*data, *optional, BOTH, normal(1, length, 64))
     single = torch.randn(1, 1, 8, 33)  # one direction, no gate, a width that leaves threads without work
     plain = [single, single, -torch.ones(1, 33, 5), *torch.randn(2, 1, 1, 8, 5), torch.ones(1, 33), *(None,) * 4]

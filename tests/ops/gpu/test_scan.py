@@ -48,6 +48,19 @@ def check(data, reverse, dtype):
     assert relative(sums, expected_sums) < 1e-5
 
 
+@pytest.fixture
+def whole(monkeypatch):
+    """The form for many images, which is that of any directions."""
+    monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+
+
+@pytest.fixture(params=[0, 16, 32])
+def form(request, monkeypatch):
+    """The same, and those that meet in the middle."""
+    monkeypatch.setattr(scan, "half_width", lambda *_: request.param)
+
+
+@pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True), (True, False, False)])
 @pytest.mark.parametrize(("length", "channels", "states"), [(1, 32, 16), (7, 40, 5), (19, 33, 1)])
 def test_equals_the_reference(reverse, length, channels, states):
@@ -55,17 +68,41 @@ def test_equals_the_reference(reverse, length, channels, states):
     check(data, reverse, torch.float32)
 
 
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("reverse", [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("length", "channels", "states"), [(1, 32, 16), (7, 40, 5), (16, 20, 1), (19, 33, 2), (35, 16, 16)]
+)
+def test_two_directions_meet_in_the_middle(reverse, length, channels, states, width, monkeypatch):
+    launched = []
+    kernel = scan._scan_half
+    half = type("", (), {"__getitem__": lambda _, grid: launched.append(grid) or kernel[grid]})()
+    monkeypatch.setattr(scan, "_scan_half", half)
+    monkeypatch.setattr(scan, "half_width", lambda *_: width)
+    check(inputs(2, 2, length, channels, states), reverse, torch.float32)
+    assert launched == [(-(-channels // width), 2, 2)] * 2
+
+
+@pytest.mark.parametrize("reverse", [(False,), (False, False), (True, True), (True, False, True)])
+def test_other_directions_do_not(reverse, monkeypatch):
+    monkeypatch.setattr(scan, "_scan_half", None)
+    check(inputs(len(reverse), 1, 9, 16, 4), reverse, torch.float32)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("without", [["z"], ["delta_bias", "gap"], ["gap"], ["stretch"], ["z", "gap", "stretch"]])
 def test_every_optional_input_may_be_absent(without):
     data = inputs(2, 1, 9, 36, 16) | dict.fromkeys(without)
     check(data, (False, True), torch.float32)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_the_state_in_float32(dtype):
     check(inputs(2, 1, 21, 32, 16, dtype), (False, True), dtype)
 
 
+@pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("length", [33, 50])
 @pytest.mark.parametrize("without", [[], ["gap"]])
 def test_a_split_sequence_gives_the_same(length, without, monkeypatch):
@@ -97,3 +134,21 @@ def test_softplus_is_accurate_over_the_whole_range():
 def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
     monkeypatch.setattr(scan, "fill", lambda device: 8)
     assert scan.chunk_length(length, warps, torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "expected"),
+    [
+        (2, 768, 0),
+        (3, 768, 16),
+        (2, 1000, 0),
+        (8, 768, 16),
+        (21, 768, 16),
+        (22, 768, 32),
+        (109, 768, 32),
+        (110, 768, 0),
+    ],
+)
+def test_few_images_are_scanned_in_halves(images, channels, expected, monkeypatch):
+    monkeypatch.setattr(scan, "processors", lambda device: 132)
+    assert scan.half_width(images, channels, torch.device("cuda")) == expected
