@@ -53,10 +53,20 @@ class PinnedRing:
         slots: how many batches are there at once.
         batch_size: images in a batch, at most.
         input_size: (3, H, W), of uint8.
+
+    Raises:
+        UserError: there is not enough shared memory.
     """
 
     def __init__(self, slots: int, batch_size: int, input_size: tuple[int, int, int]) -> None:
-        self._memory = torch.empty(slots, batch_size, *input_size, dtype=torch.uint8).share_memory_()
+        memory = torch.empty(slots, batch_size, *input_size, dtype=torch.uint8)
+        try:
+            self._memory = memory.share_memory_()
+        except RuntimeError as error:
+            raise UserError(
+                f"{slots} batches of {batch_size} images do not fit into shared memory ({memory.nbytes / 2**20:.0f} MiB): "
+                f"take less dataset.num_workers or a smaller dataset.batch_size, or enlarge /dev/shm. {error}"
+            ) from error
         self._done = 0  # batches of this worker
         weakref.finalize(self, _page_lock(self._memory))
 

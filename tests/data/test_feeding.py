@@ -126,6 +126,15 @@ def test_memory_that_cannot_be_page_locked_is_an_error(runtime: Runtime) -> None
         PinnedRing(2, 5, SIZE)
 
 
+def test_too_little_shared_memory_is_the_users_to_change(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(memory: Tensor) -> Tensor:
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match=r"(?s)13 batches of 256 .* 478 MiB.*num_workers.*No space left"):
+        PinnedRing(13, 256, (3, 224, 224))
+
+
 class Unreadable(Numbered):
     def __getitem__(self, index: int) -> Any:
         entry = super().__getitem__(index)
