@@ -64,8 +64,8 @@ class PinnedRing:
             self._memory = memory.share_memory_()
         except RuntimeError as error:
             raise UserError(
-                f"{slots} batches of {batch_size} images do not fit into shared memory ({memory.nbytes / 2**20:.0f} MiB): "
-                f"take less dataset.num_workers or a smaller dataset.batch_size, or enlarge /dev/shm. {error}"
+                f"{slots} batches of {batch_size} images, {memory.nbytes >> 20} MiB, do not fit into shared memory. "
+                f"Take less dataset.num_workers or a smaller dataset.batch_size, or enlarge /dev/shm. {error}"
             ) from error
         self._done = 0  # batches of this worker
         weakref.finalize(self, _page_lock(self._memory))

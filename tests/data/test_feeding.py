@@ -131,7 +131,7 @@ def test_too_little_shared_memory_is_the_users_to_change(runtime: Runtime, monke
         raise RuntimeError("No space left on device (28)")
 
     monkeypatch.setattr(Tensor, "share_memory_", full)
-    with pytest.raises(UserError, match=r"(?s)13 batches of 256 .* 478 MiB.*num_workers.*No space left"):
+    with pytest.raises(UserError, match=r"(?s)13 batches of 256 images, 477 MiB,.*num_workers.*No space left"):
         PinnedRing(13, 256, (3, 224, 224))
 
 
