@@ -6,8 +6,9 @@
 Synthetic images of random bytes, random weights: speed depends on neither. The images are in memory, and take the way
 of decoded ones from there: batches put together in workers, copied as bytes, normalised on the device. A pass is timed
 on rank 0, from a barrier before it to the end of the gathering, and once more from the end of its first batch on:
-before it, workers start, which takes as long for few images as for many. "waiting" is the share of the latter in which
-the loop waits for a batch. Without GPUs it runs in CPU processes:
+before it, workers start, which takes as long for few images as for many. "waiting" is the share of the latter between
+the end of a batch and the start of the next, which has come, been copied and normalised by then. Without GPUs it runs
+in CPU processes:
 
     python experiments/ddp_gpu.py OUT.json --accelerator cpu --model vim_nano --batch 4 --batches 3 --precision 32-true
 """
@@ -68,7 +69,7 @@ class SyntheticData(LightningDataModule):
 
 
 class Clock(Callback):
-    """When the first batch was done, and for how long batches were waited for from then on."""
+    """When the first batch was done, and the time between batches from then on."""
 
     first: float
     waited: float

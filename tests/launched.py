@@ -13,14 +13,19 @@ from mtr_lab.tasks.ranks import Gathering, from_rank_zero
 
 
 def fail(config: DictConfig) -> None:
-    """Rank 1 fails in the way that ``config`` says while the other waits for it."""
+    """Rank 1 fails in the way that ``config`` says while the other waits for it, or rank 0 while it receives."""
     torch.distributed.init_process_group("gloo")
-    if os.environ["RANK"] == "1":
+    if os.environ["RANK"] == ("0" if config.how == "waited for" else "1"):
         Path(config.file).write_text(str(time.time()))
         if config.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.how == "error":
+            raise ZeroDivisionError("by zero")
+    gathering = Gathering[int]()
+    gathering.put(0)
+    if config.how == "waited for":
         raise ZeroDivisionError("by zero")
-    Gathering[int]().finish([0])
+    gathering.finish([0])
     time.sleep(600)
 
 
@@ -33,8 +38,10 @@ def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
         mine, gathering = list(range(rank, batches, 2)), Gathering[int]()
         for batch in mine:
             gathering.put(batch)
-        while rank == 0 and [len(arrived) for arrived in gathering._incoming] != [batches // 2]:
-            time.sleep(0.01)  # they come though the other has not finished
+        end = time.monotonic() + 60
+        while rank == 0 and batches and [len(arrived) for arrived in gathering._incoming] != [batches // 2]:
+            assert time.monotonic() < end, "they come though the other has not finished"
+            time.sleep(0.01)
         from_rank_zero(None)
         gathered.append(gathering.finish(mine))
     assert rank == 0 or not any(gathered)

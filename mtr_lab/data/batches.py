@@ -71,7 +71,13 @@ class PinnedRing:
         weakref.finalize(self, _page_lock(self._memory))
 
     def put(self, images: Sequence[Tensor]) -> int:
-        """Stack a worker's next images, which may be none, in the slot that is returned."""
+        """Stack a worker's next images, which may be none, in the slot that is returned.
+
+        Raises:
+            ValueError: they are more than a slot holds.
+        """
+        if len(images) > self._memory.shape[1]:
+            raise ValueError(f"{len(images)} images for a slot of {self._memory.shape[1]}")
         worker: Any = get_worker_info()
         slot = (self._done * worker.num_workers + worker.id) % len(self._memory)
         self._done += 1
@@ -125,12 +131,13 @@ class ImageLoader(DataLoader[Any]):
                 raise batch
             yield batch
 
-    def pinned(self) -> Iterator[dict[str, Any]]:
-        """The batches of evaluation images, each of which stays as it is until the next one is asked for.
+    def lent(self) -> Iterator[dict[str, Any]]:
+        """The batches, each of which stays as it is until the next one is asked for.
 
-        Where there are workers to fill it and a GPU to read it, they come in a ring: a worker is sent its batch number
-        j + workers · prefetch_factor when batch j is asked for, and puts it where batch j - 1 was. This holds for
-        images read in any order; of a stream, a worker may be sent more when others have come to their end.
+        Where ``Collate`` takes evaluation images, uint8 and all of one size, from workers for a loader that pins, they
+        come in a ring: a worker is sent batch j + workers · prefetch_factor when batch j is asked for, and puts it
+        where batch j - 1 was. This holds for images read in any order; of a stream, a worker may be sent more when
+        others have come to their end. The first batch has to be the largest.
         """
         pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
         in_turn = self.in_order and not self.persistent_workers and not isinstance(self.dataset, IterableDataset)
@@ -138,7 +145,7 @@ class ImageLoader(DataLoader[Any]):
             yield from self
             return
         slots = min(self.num_workers * cast(int, self.prefetch_factor) + 1, len(self))
-        largest = len(next(iter(cast(Any, self.batch_sampler))))  # the first
+        largest = len(next(iter(cast(Any, self.batch_sampler))))
         ring = PinnedRing(slots, largest, self.collate_fn.input_size)
         filling = copy(self)
         filling.collate_fn, filling.pin_memory = replace(self.collate_fn, ring=ring), False
@@ -151,7 +158,7 @@ class CopiedAhead:
     """Batches with their tensors on a GPU, copied there while it computes on the batch before.
 
     A batch is given out when the next one has come. For the copy not to hold up the host, the images have to be in
-    pinned memory; those of an :class:`ImageLoader` are.
+    pinned memory; those of an :class:`ImageLoader` that pins are.
     """
 
     def __init__(self, batches: Iterable[dict[str, Any]], device: torch.device) -> None:
@@ -163,14 +170,16 @@ class CopiedAhead:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         copies = _copying_stream(self._device)
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
-        for batch in self._batches.pinned() if isinstance(self._batches, ImageLoader) else self._batches:
+        for batch in self._batches.lent() if isinstance(self._batches, ImageLoader) else self._batches:
             with torch.cuda.stream(copies):
                 coming = {key: self._moved(value) for key, value in batch.items()}
                 copied = copies.record_event()
-            if started is not None:
-                yield self._arrived(*started)
+            try:
+                if started is not None:
+                    yield self._arrived(*started)
+            finally:
+                copied.synchronize()  # its memory is used again from here on, or is no more
             started = coming, copied
-            copied.synchronize()  # its memory is used again from here on
         if started is not None:
             yield self._arrived(*started)
 

@@ -33,20 +33,21 @@ class Gathering(Generic[T]):
     """
 
     def __init__(self) -> None:
+        self._group = _hosts() if _several() else None  # made by all ranks at once
+        self._rank, ranks = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
         self._outgoing: SimpleQueue[T | None] = SimpleQueue()
-        self._incoming: list[list[T]] = []
+        self._incoming: list[list[T]] = [[] for _ in range(1, ranks)]
         self._error: BaseException | None = None
-        self._thread: Thread | None = None
-        if _several():
-            self._group = _hosts()  # made by all ranks at once
-            exchange = self._send if dist.get_rank() > 0 else self._receive
-            self._thread = Thread(target=self._run, args=[exchange], daemon=True)  # a rank that fails waits for nobody
-            self._thread.start()
+        exchange = self._send if self._rank > 0 else self._receive
+        self._thread = Thread(target=self._run, args=[exchange], daemon=True)  # a rank that fails waits for nobody
 
     def put(self, found: T) -> None:
-        """Take what has been found out about the next batch of this rank."""
-        if _several() and dist.get_rank() > 0:
+        """Take what has been found out about the next batch of this rank, unless another rank is gone."""
+        if self._error is not None:
+            raise self._error
+        if self._rank > 0:
             self._outgoing.put(found)
+        self._begin()
 
     def finish(self, mine: list[T]) -> list[T]:
         """What all ranks have put, in the order of the batches; on rank 0, elsewhere nothing.
@@ -54,15 +55,21 @@ class Gathering(Generic[T]):
         Args:
             mine: what this rank has put.
         """
-        if self._thread is None:
+        if self._group is None:
             return mine
         self._outgoing.put(None)
+        self._begin()
         self._thread.join()
         if self._error is not None:
             raise self._error
-        if dist.get_rank() > 0:
+        if self._rank > 0:
             return []
         return [found for row in zip_longest(mine, *self._incoming) for found in row if found is not None]
+
+    def _begin(self) -> None:
+        """With the first batch: a thread is not to be at work while data loaders fork their workers."""
+        if self._group is not None and self._thread.ident is None:
+            self._thread.start()
 
     def _run(self, exchange: Callable[[], None]) -> None:
         try:
@@ -78,7 +85,6 @@ class Gathering(Generic[T]):
         dist.send_object_list([None], dst=0, group=self._group)
 
     def _receive(self) -> None:
-        self._incoming = [[] for _ in range(1, dist.get_world_size())]
         under_way = dict(enumerate(self._incoming, start=1))
         while under_way:
             for rank, kept in list(under_way.items()):

@@ -108,5 +108,5 @@ def test_a_stream_of_calls_hides_what_the_host_does() -> None:
         torch.cuda._sleep(20_000_000)  # cycles, 10 ms or more
 
     run()
-    idle, stream = idle_and_stream_ms(run, device)
-    assert 2 < idle - stream < 7  # of 5; other programs may be at work on the device
+    hidden = [idle - stream for idle, stream in (idle_and_stream_ms(run, device) for _ in range(3))]
+    assert any(4 < ms < 7 for ms in hidden)  # of 5; other programs may be at work on the device

@@ -17,6 +17,14 @@ def _first_configuration() -> None:
         kernel.configs = kernel.configs[:1]
 
 
+@pytest.fixture(params=[0, 16, 32])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the scan: for many images, and those of two directions that meet in the middle."""
+    from mtr_lab.ops.gpu import scan
+
+    monkeypatch.setattr(scan, "half_width", lambda *_: request.param)
+
+
 @pytest.fixture(autouse=True)
 def _default_device() -> Iterator[None]:
     """What a test makes, it makes where the kernels run."""

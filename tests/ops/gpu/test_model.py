@@ -88,6 +88,12 @@ def test_reduced(policy):
     assert all(state.plan is None for state in states)
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("policy", ["mtr", "write"])
+def test_reduced_in_every_form_of_the_scan(policy):
+    test_reduced(policy)
+
+
 @pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
 def test_several_programs_share_the_channels_of_a_token(width, processors, monkeypatch):
     monkeypatch.setattr(project, "processors", lambda device: processors)

@@ -54,12 +54,6 @@ def whole(monkeypatch):
     monkeypatch.setattr(scan, "half_width", lambda *_: 0)
 
 
-@pytest.fixture(params=[0, 16, 32])
-def form(request, monkeypatch):
-    """The same, and those that meet in the middle."""
-    monkeypatch.setattr(scan, "half_width", lambda *_: request.param)
-
-
 @pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True), (True, False, False)])
 @pytest.mark.parametrize(("length", "channels", "states"), [(1, 32, 16), (7, 40, 5), (19, 33, 1)])
