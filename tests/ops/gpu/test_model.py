@@ -89,9 +89,8 @@ def test_reduced(policy):
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("policy", ["mtr", "write"])
-def test_reduced_in_every_form_of_the_scan(policy):
-    test_reduced(policy)
+def test_reduced_in_every_form_of_the_scan():
+    test_reduced("mtr")
 
 
 @pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
