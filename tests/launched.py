@@ -13,19 +13,19 @@ from mtr_lab.tasks.ranks import Gathering, from_rank_zero
 
 
 def fail(config: DictConfig) -> None:
-    """Rank 1 fails in the way that ``config`` says while the other waits for it, or rank 0 while it receives."""
+    """Rank 1 fails in the way that ``config`` says while the other waits for it, or rank 0 while it is receiving."""
     torch.distributed.init_process_group("gloo")
-    if os.environ["RANK"] == ("0" if config.how == "waited for" else "1"):
+    fails = os.environ["RANK"] == ("0" if config.how == "receiving" else "1")
+    gathering = Gathering[int]() if config.how == "receiving" else None
+    if gathering is not None:
+        gathering.put(0)
+    if fails:
         Path(config.file).write_text(str(time.time()))
         if config.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if config.how == "error":
-            raise ZeroDivisionError("by zero")
-    gathering = Gathering[int]()
-    gathering.put(0)
-    if config.how == "waited for":
         raise ZeroDivisionError("by zero")
-    gathering.finish([0])
+    if gathering is None:
+        Gathering[int]().finish([0])
     time.sleep(600)
 
 

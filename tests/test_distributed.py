@@ -213,7 +213,7 @@ def hydra_config():
     [
         ("error", r"process 1 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
         ("killed", "process 1 of 2 died: Signal 9"),
-        ("waited for", r"process 0 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
+        ("receiving", r"process 0 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
     ],
 )
 def test_a_process_that_fails_stops_the_other(hydra_config, tmp_path: Path, how: str, message: str) -> None:
