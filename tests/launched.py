@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -13,18 +14,22 @@ from mtr_lab.tasks.ranks import Gathering, from_rank_zero
 
 
 def fail(config: DictConfig) -> None:
-    """Rank 1 fails in the way that ``config`` says while the other waits for it, or rank 0 while it is receiving."""
+    """One rank fails in the way that ``config`` says while the other waits for it: 0 if it is receiving, else 1."""
     torch.distributed.init_process_group("gloo")
     fails = os.environ["RANK"] == ("0" if config.how == "receiving" else "1")
-    gathering = Gathering[int]() if config.how == "receiving" else None
-    if gathering is not None:
-        gathering.put(0)
+    if config.how in ("receiving", "sending"):
+        gathering = Gathering[Any]()
+        gathering.put((lambda: None) if config.how == "sending" else 0)  # a function without a name cannot be pickled
     if fails:
         Path(config.file).write_text(str(time.time()))
         if config.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.how == "sending":
+            time.sleep(2)
+            gathering.put(1)
+            time.sleep(600)
         raise ZeroDivisionError("by zero")
-    if gathering is None:
+    if config.how in ("error", "killed"):
         Gathering[int]().finish([0])
     time.sleep(600)
 

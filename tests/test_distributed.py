@@ -222,6 +222,11 @@ def test_a_process_that_fails_stops_the_other(hydra_config, tmp_path: Path, how:
     assert time.time() - float((tmp_path / "failed").read_text()) < 60
 
 
+def test_a_rank_that_cannot_send_fails_with_its_next_batch(hydra_config, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"process 1 failed:(.|\n)*gathering\.put\(1\)(.|\n)*[Pp]ickl"):
+        launch(fail, OmegaConf.create({"how": "sending", "file": str(tmp_path / "failed")}), 2)
+
+
 def test_batches_are_gathered_in_their_order(hydra_config) -> None:
     gathered, told, start_method = launch(gather, OmegaConf.create({"batches": [0, 1, 7, 8]}), 2)
     assert gathered == [list(range(batches)) for batches in (0, 1, 7, 8)]
