@@ -17,6 +17,15 @@ def _first_configuration() -> None:
         kernel.configs = kernel.configs[:1]
 
 
+@pytest.fixture(autouse=True)
+def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the scan, under the interpreter, which walks through the programs one after the other: the fewest of them."""
+    from mtr_lab.ops.gpu import scan
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+
+
 @pytest.fixture(params=[0, 16, 32])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the scan: for many images, and those of two directions that meet in the middle."""

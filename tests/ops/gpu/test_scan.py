@@ -5,6 +5,7 @@ import torch
 
 from mtr_lab import ops
 from mtr_lab.ops.gpu import scan
+from mtr_lab.ops.gpu.scan import half_width
 from mtr_lab.ops.selective_scan import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -80,6 +81,7 @@ def test_two_directions_meet_in_the_middle(reverse, length, channels, states, wi
 @pytest.mark.parametrize("reverse", [(False,), (False, False), (True, True), (True, False, True)])
 def test_other_directions_do_not(reverse, monkeypatch):
     monkeypatch.setattr(scan, "_scan_half", None)
+    monkeypatch.setattr(scan, "half_width", lambda *_: 16)
     check(inputs(len(reverse), 1, 9, 16, 4), reverse, torch.float32)
 
 
@@ -145,4 +147,4 @@ def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, mo
 )
 def test_few_images_are_scanned_in_halves(images, channels, expected, monkeypatch):
     monkeypatch.setattr(scan, "processors", lambda device: 132)
-    assert scan.half_width(images, channels, torch.device("cuda")) == expected
+    assert half_width(images, channels, torch.device("cuda")) == expected
