@@ -6,7 +6,6 @@ authors' checkpoints load strictly.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +14,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from mtr_lab import ops
+from mtr_lab.backbones.plain import is_plain
 from mtr_lab.backbones.token_state import Evidence, TokenState
+
+INNER = ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b")
+"""The modules of a mixer whose parameters are used without calling them, unless a hook or an adapter is on one."""
 
 
 class Step(Protocol):
@@ -77,8 +80,11 @@ class BiMamba(nn.Module):
         """
         xz = self.in_proj(hidden)
         stats = tuple(name for name in needs if name in ops.STATS)
-        run = self._fused if ops.fuses(xz) else self._composed
-        y, sums, b, c = run(xz, gap, stretch, stats)
+        plain = all(is_plain(getattr(self, name)) for name in INNER)
+        if plain and ops.fuses(xz):
+            y, sums, b, c = self._fused(xz, gap, stretch, stats)
+        else:
+            y, sums, b, c = self._composed(xz, gap, stretch, stats, plain)
         evidence = Evidence(
             sums.detach().transpose(0, 1),
             stats,
@@ -105,36 +111,56 @@ class BiMamba(nn.Module):
         )
 
     def _composed(
-        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
+        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...], plain: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same from single, differentiable operations."""
+        """The same from single, differentiable operations; unless ``plain``, the inner modules are called."""
         if self._laid_out is not None and not torch.compiler.is_compiling():
             self._laid_out = None  # a gradient may follow, and an optimiser that changes parameters unseen
-        batch, length, _ = xz.shape
         x, z = xz.chunk(2, dim=-1)
-        conv_weight = self._both("conv1d", "weight").squeeze(2)
-        u = ops.causal_conv1d(x, conv_weight, self._both("conv1d", "bias"), reverse=self.reverse)  # (G, B, L, E)
-
-        projected = torch.bmm(u.flatten(1, 2), self._both("x_proj", "weight").transpose(1, 2))
-        low_rank, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.bmm(low_rank, self._both("dt_proj", "weight").transpose(1, 2))
-        b, c = (t.view(2, batch, length, self.d_state) for t in (b, c))
-
+        u, delta, b, c, bias = self._projected(x) if plain else self._projected_by_modules(x, gap is not None)
         y, sums = ops.selective_scan(
             u,
-            delta.view_as(u),
+            delta,
             self._a(),
             b,
             c,
             torch.stack([self.D, self.D_b]),
             z=z,
-            delta_bias=self._both("dt_proj", "bias"),
+            delta_bias=bias,
             reverse=self.reverse,
             gap=gap,
             stretch=stretch,
             stats=stats,
         )
         return y * 0.5 if self.halve else y, sums, b, c
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(B, L, E) -> u and Δ before its bias, (G, B, L, E), B and C, (G, B, L, N), and the bias, (G, E)."""
+        conv_weight = self._both("conv1d", "weight").squeeze(2)
+        u = ops.causal_conv1d(x, conv_weight, self._both("conv1d", "bias"), reverse=self.reverse)
+        projected = torch.bmm(u.flatten(1, 2), self._both("x_proj", "weight").transpose(1, 2))
+        low_rank, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = torch.bmm(low_rank, self._both("dt_proj", "weight").transpose(1, 2))
+        b, c = (t.view(*u.shape[:3], self.d_state) for t in (b, c))
+        return u, delta.view_as(u), b, c, self._both("dt_proj", "bias")
+
+    def _projected_by_modules(self, x: Tensor, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """As ``_projected``, by calling the modules of each direction, as the authors do: hooks and adapters act.
+
+        Δ then comes with its bias, which is returned apart only where the scan is ``aligned`` and needs it.
+        """
+        directions = []
+        for suffix, backward in zip(("", "_b"), self.reverse, strict=True):
+            conv1d, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+            read = x.flip(1) if backward else x
+            u = F.silu(conv1d(read.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+            low_rank, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+            delta = dt_proj(low_rank)
+            # Of a token without input: the bias, and whatever an adapter adds to it.
+            bias = dt_proj(low_rank.new_zeros(self.dt_rank)) if aligned else delta.new_zeros(())
+            directions.append([*(t.flip(1) if backward else t for t in (u, delta - bias, b, c)), bias])
+        u, delta, b, c, bias = map(torch.stack, zip(*directions, strict=True))
+        return u, delta, b, c, bias if aligned else None
 
     def train(self, mode: bool = True) -> "BiMamba":
         """Between training and evaluation parameters change."""
@@ -153,10 +179,9 @@ class BiMamba(nn.Module):
         """
         # Not named_parameters(), which would take longer than what it saves.
         parameters = [self.A_log, self.A_b_log, self.D, self.D_b]
-        for name in ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b"):
+        for name in INNER:
             parameters += [p for p in getattr(self, name)._parameters.values() if p is not None]
-        hidden = len(parameters) != 14  # a parametrisation has taken the place of some
-        if hidden or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return self._lay_out(dtype)
         key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
         if self._laid_out is None or self._laid_out[0] != key:
@@ -176,8 +201,9 @@ class BiMamba(nn.Module):
         )
 
     def _a(self) -> Tensor:
-        """The state matrix of both directions, (G, E, N) float32, negative."""
-        return -torch.exp(torch.stack([self.A_log, self.A_b_log]).float())
+        """The state matrix of both directions, (G, E, N), negative, in float32 (float64 for float64)."""
+        logarithms = torch.stack([self.A_log, self.A_b_log])
+        return -torch.exp(logarithms.to(torch.promote_types(logarithms.dtype, torch.float32)))
 
     def _both(self, module: str, parameter: str) -> Tensor:
         """A parameter of the forward and of the backward direction, stacked: (G, *)."""
@@ -216,13 +242,24 @@ class Block(nn.Module):
         self.align = False
         self.stretch = 0.0
 
-    def forward(self, state: TokenState) -> TokenState:
-        normed, residual = self.norm(self.drop_path(state.hidden), state.residual, state.plan)
-        gap = F.pad(state.index.diff(dim=1) - 1, (1, 0)) if self.align else None
+    def forward(
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        index: Tensor,
+        size: Tensor,
+        special: Tensor,
+        source: Tensor | None = None,
+        plan: ops.Plan | None = None,
+    ) -> TokenState:
+        """The parts of one ``TokenState`` -> the next: ``block(*state)``, so that hooks on blocks see tensors."""
+        size = size.detach()  # a reentrant checkpoint calls every floating-point output of a block differentiable
+        normed, residual = self.norm(self.drop_path(hidden), residual, plan)
+        gap = F.pad(index.diff(dim=1) - 1, (1, 0)) if self.align else None
         step = self.step if self.step is not None and self.step.remove > 0 else None
-        stretch = state.size**self.stretch if self.stretch else None
+        stretch = size**self.stretch if self.stretch else None
         hidden, evidence = self.mixer(normed, gap=gap, stretch=stretch, needs=step.needs if step else ())
-        state = replace(state, hidden=hidden, residual=residual, plan=None)
+        state = TokenState(hidden, residual, index, size, special, source)
         return step(state, evidence) if step else state
 
 

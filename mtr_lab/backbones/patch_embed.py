@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtr_lab.backbones.plain import is_plain
 from mtr_lab.errors import UserError
 
 
@@ -62,6 +63,12 @@ class PatchEmbed(nn.Module):
         """Whether the patches lie side by side in an image: no overlap, no video."""
         return self.num_frames is None and self.stride == self.patch_size
 
+    @property
+    def fuses(self) -> bool:
+        """Whether this module and its projection may be used without calling them: no hook or adapter is on them."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return self.tiles and not hooks and is_plain(self.proj)
+
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
         if self.num_frames is None:
@@ -82,7 +89,7 @@ class PatchEmbed(nn.Module):
         Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame.
         """
         grid = self.grid_of(images)
-        if self.tiles:
+        if self.tiles and is_plain(self.proj):
             # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
             size = self.patch_size
             patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)

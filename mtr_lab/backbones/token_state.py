@@ -1,6 +1,7 @@
 """What flows from block to block, and what a block shows about its tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,9 +9,10 @@ from torch import Tensor
 from mtr_lab import ops
 
 
-@dataclass(frozen=True)
-class TokenState:
+class TokenState(NamedTuple):
     """The token sequence between two blocks. B images, L tokens, C channels, S special tokens, L0 tokens at the input.
+
+    A tuple of tensors, so that autograd, hooks and checkpoints see them: ``state = TokenState(*block(*state))``.
 
     Every image of a batch holds the same number of tokens, so all shapes are static. A reduction is decided after a
     block, and carried out on the two streams by the next norm on its way: until then ``plan`` holds it and the
@@ -21,7 +23,7 @@ class TokenState:
     """(B, L, C), the output of the last block (of the embedding, before the first)."""
     residual: Tensor | None
     """(B, L, C) in float32, the stream ``hidden`` is still to be added to; ``None`` before the first block."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples, which nobody needs here
     """(B, L) int64, the original position of each token."""
     size: Tensor
     """(B, L) float32, how many original tokens each token stands for."""
@@ -48,7 +50,7 @@ class TokenState:
         if self.plan is None:
             return self
         hidden, residual = ops.reduce_streams(self.plan, self.hidden, self.residual)
-        return replace(self, hidden=hidden, residual=residual, plan=None)
+        return self._replace(hidden=hidden, residual=residual, plan=None)
 
     @property
     def stream(self) -> Tensor:

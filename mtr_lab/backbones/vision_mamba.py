@@ -1,7 +1,6 @@
 """The classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -116,7 +115,7 @@ class VisionMamba(nn.Module, ABC):
         proj, positions = self.patch_embed.proj, self.positions(self.patch_embed.grid_of(images))
         place = self.class_position(positions.shape[1] - 1)
         inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
-        if self.patch_embed.tiles and ops.makes_tokens(*inputs):
+        if self.patch_embed.fuses and ops.makes_tokens(*inputs):
             tokens = ops.patch_tokens(*inputs, place)
         else:
             tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
@@ -126,9 +125,9 @@ class VisionMamba(nn.Module, ABC):
         """All blocks: (B, channels, H, W) -> the state after the last one, before the final norm."""
         state = self.embed(images, traced=traced)
         for block in self.blocks:
-            state = block(state)
+            state = TokenState(*block(*state))
         state = state.settled()
-        return replace(state, hidden=self.drop_path(state.hidden))
+        return state._replace(hidden=self.drop_path(state.hidden))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The normalised class token, (B, C)."""

@@ -6,6 +6,7 @@ graph records which one it used.
 
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype, what the others are tested against
+portable    plain PyTorch without a loop over tokens: what ``auto`` takes on devices that have no kernel here
 cpu         numba, float32 on the CPU
 triton      GPUs, float32, float16, bfloat16; kernels compiled on first use, no compiler to install
 mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed; ``auto`` prefers ``triton``
@@ -25,13 +26,21 @@ import torch
 
 from mtr_lab.errors import UserError, unknown
 
-BACKENDS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
+BACKENDS = ("auto", "reference", "portable", "cpu", "triton", "mamba_ssm")
 
 _selected = "auto"
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; a stand-in for it in ``sys.modules`` without a spec does not count."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # its __spec__ is None
+        return False
+
+
 # Looked up once: the search of the import path is slow beside an operation, and cannot be traced.
-_installed = {
-    package: importlib.util.find_spec(package) is not None for package in ("triton", "mamba_ssm", "causal_conv1d")
-}
+_installed = {package: installed(package) for package in ("triton", "mamba_ssm", "causal_conv1d")}
 # Triton's own switch: its kernels then run on the CPU.
 _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
 
@@ -95,7 +104,7 @@ def pick(data: torch.Tensor, *, package: str | None = None, gap: bool = False) -
     on_cpu = data.device.type == "cpu" and data.dtype == torch.float32
     on_cuda = data.device.type == "cuda" and data.dtype != torch.float64 and _installed[package] and not gap
     if _selected == "auto":
-        return "cpu" if on_cpu else "mamba_ssm" if on_cuda else "reference"
+        return "cpu" if on_cpu else "mamba_ssm" if on_cuda else _plain(data)
     if _selected == "cpu" and not on_cpu:
         raise UserError(
             f"ops.backend=cpu runs float32 on the CPU, got {data.dtype} on {data.device}: use auto or reference."
@@ -117,7 +126,15 @@ def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) 
     if _runs_triton(data):
         return "triton"
     fits = data.device.type == "cuda" and data.dtype != torch.float64 and not gap
-    return "mamba_ssm" if fits and _selected != "reference" and _installed[package] else "reference"
+    if fits and _selected not in ("reference", "portable") and _installed[package]:
+        return "mamba_ssm"
+    return "reference" if _selected == "reference" else _plain(data)
+
+
+def _plain(data: torch.Tensor) -> str:
+    """Which of the two implementations in plain PyTorch: a loop over tokens costs many launches on other devices."""
+    known = data.device.type in ("cpu", "cuda")
+    return "reference" if known and _selected != "portable" else "portable"
 
 
 def _runs_triton(data: torch.Tensor) -> bool:

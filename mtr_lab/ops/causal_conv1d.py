@@ -1,6 +1,7 @@
 """Depthwise causal convolution followed by SiLU, all directions of a block at once."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops import backend, cpu
+from mtr_lab.ops.vjp import vjp
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -26,10 +28,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
     Raises:
         UserError: a selected backend that cannot run these inputs.
     """
-    return _conv(x, weight, bias, list(reverse), backend.pick(x, package="causal_conv1d"))
+    return _conv(x, weight, bias, [int(r) for r in reverse], backend.pick(x, package="causal_conv1d"))
 
 
-def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
     """Sum of W shifted products, plain and differentiable; no transpose of the channels-last input."""
     length, width = x.shape[1], weight.shape[-1]
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -42,7 +44,34 @@ def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Se
     return torch.stack(outputs)
 
 
-def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+def causal_conv1d_backward_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, ``weight`` and ``bias`` from ``grad`` (G, B, L, E), plain and differentiable."""
+    length, width = x.shape[1], weight.shape[-1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    tokens, grad_x = x.to(wide), torch.zeros_like(x, dtype=wide)
+    grad_weight, grad_bias = [], []
+    for g, backward in enumerate(reverse):
+        before, after = (0, 0, width - 1, 0), (0, 0, 0, width - 1)
+        padded = F.pad(tokens, after if backward else before)
+        taps = (weight[g].flip(-1) if backward else weight[g]).to(wide)
+        total = bias[g].to(wide) + sum(padded[:, k : k + length] * taps[:, k] for k in range(width))
+        gate = torch.sigmoid(total)
+        grad_total = grad[g].to(wide) * gate * (1 + total * (1 - gate))
+        grad_taps = [(padded[:, k : k + length] * grad_total).sum((0, 1)) for k in range(width)]
+        grad_weight.append(torch.stack(grad_taps[::-1] if backward else grad_taps, dim=-1))
+        grad_bias.append(grad_total.sum((0, 1)))
+        spread = F.pad(grad_total, before if backward else after)
+        grad_x = grad_x + sum(spread[:, width - 1 - k :][:, :length] * taps[:, k] for k in range(width))
+    return (
+        grad_x.to(x.dtype),
+        torch.stack(grad_weight).to(weight.dtype),
+        torch.stack(grad_bias).to(bias.dtype),
+    )
+
+
+def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
     """The authors' CUDA kernel, one launch a direction, on channels-first copies."""
     from causal_conv1d import causal_conv1d_fn
 
@@ -58,7 +87,7 @@ def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequenc
     return torch.stack(outputs)
 
 
-def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
     """One kernel for all directions."""
     from mtr_lab.ops.gpu import conv
 
@@ -67,6 +96,7 @@ def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Seque
 
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "reference": causal_conv1d_reference,
+    "portable": causal_conv1d_reference,
     "cpu": cpu.causal_conv1d,
     "triton": causal_conv1d_triton,
     "mamba_ssm": causal_conv1d_cuda,
@@ -74,7 +104,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.library.custom_op("mtr_lab::causal_conv1d", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], implementation: str) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], implementation: str) -> Tensor:
     return IMPLEMENTATIONS[implementation](x, weight, bias, reverse)
 
 
@@ -83,24 +113,44 @@ def _(x, weight, bias, reverse, implementation):  # type: ignore[no-untyped-def]
     return x.new_empty(weight.shape[0], *x.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.reverse, _ = inputs
-    ctx.save_for_backward(x, weight, bias)
+@torch.library.custom_op("mtr_lab::causal_conv1d_backward", mutates_args=())
+def _conv_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, reverse: Sequence[int], implementation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if implementation == "triton":
+        from mtr_lab.ops.gpu import conv
+
+        return conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
+    return causal_conv1d_backward_reference(x, weight, bias, reverse, grad)
+
+
+@_conv_backward.register_fake
+def _(x, weight, bias, grad, reverse, implementation):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.reverse, _ = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-    name = backend.pick_differentiable(ctx.saved_tensors[0], package="causal_conv1d")
-    if name == "triton":
-        from mtr_lab.ops.gpu import conv
+    inputs = ctx.saved_tensors
+    name = backend.pick_differentiable(inputs[0], package="causal_conv1d")
+    if name == "mamba_ssm":
+        return *vjp(partial(IMPLEMENTATIONS[name], reverse=ctx.reverse), inputs, grad), None, None
+    return *_conv_backward(*inputs, grad, ctx.reverse, name), None, None
 
-        return *conv.causal_conv1d_backward(*(*ctx.saved_tensors, ctx.reverse, grad)), None, None
-    inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-    with torch.enable_grad():
-        y = IMPLEMENTATIONS[name](*inputs, ctx.reverse)
-    return *torch.autograd.grad(y, inputs, grad), None, None
+
+def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Optional[Tensor], ...]:
+    def first(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return causal_conv1d_backward_reference(x, weight, bias, ctx.reverse, grad)
+
+    return *vjp(first, ctx.saved_tensors, grads), None, None
 
 
 _conv.register_autograd(_backward, setup_context=_setup)
+_conv_backward.register_autograd(_second_backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.causal_conv1d)

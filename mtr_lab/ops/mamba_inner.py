@@ -104,8 +104,8 @@ def mamba_inner(
         sums: (G, B, L, len(stats)) float32, in the order asked.
         b, c: (G, B, L, N) float32, the input and output projections.
     """
-    wanted = [name in stats for name in STATS]
-    y, sums, projected = _mamba_inner(xz, *layout, gap, stretch, list(reverse), rank, states, *wanted, scale)
+    wanted, order = [name in stats for name in STATS], [int(r) for r in reverse]
+    y, sums, projected = _mamba_inner(xz, *layout, gap, stretch, order, rank, states, *wanted, scale)
     emitted = [name for name in STATS if name in stats]
     if emitted != list(stats):
         sums = sums[..., [emitted.index(name) for name in stats]]
@@ -125,7 +125,7 @@ def _mamba_inner(
     d: Tensor,
     gap: Optional[Tensor],
     stretch: Optional[Tensor],
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     rank: int,
     states: int,
     with_delta: bool,

@@ -53,7 +53,7 @@ def apply_plan(
 
     Returns:
         (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
-        nothing merged into it is copied bit for bit. Differentiable in ``x``.
+        nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
     implementation = backend.pick(x)
     if implementation == "triton":
@@ -101,15 +101,16 @@ def _(x, dest, weight, keep, gone, start, implementation):  # type: ignore[no-un
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, dest, weight, *_ = inputs
-    ctx.save_for_backward(dest, weight)
+    x, dest, weight, *_ = inputs
+    ctx.save_for_backward(x if weight.requires_grad else None, dest, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dest, weight = ctx.saved_tensors
-    index = dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2])
-    share = weight.masked_fill(dest < 0, 0)[..., None].to(grad.dtype)
-    return grad.gather(1, index) * share, *(None,) * 6
+    x, dest, weight = ctx.saved_tensors
+    arrived = grad.gather(1, dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2]))
+    arrived = arrived.masked_fill((dest < 0)[..., None], 0)
+    grad_weight = None if x is None else (arrived.to(weight.dtype) * x.to(weight.dtype)).sum(-1)
+    return arrived * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
 
 
 _apply.register_autograd(_backward, setup_context=_setup)

@@ -14,6 +14,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import unknown
 from mtr_lab.ops import backend, cpu
+from mtr_lab.ops.scan_reference import (
+    scan_stats,
+    selective_scan_backward_reference,
+    selective_scan_portable,
+    selective_scan_reference,
+)
+from mtr_lab.ops.vjp import vjp
 
 STATS = ("delta", "write", "output")
 
@@ -65,6 +72,7 @@ def selective_scan(
 
     Raises:
         UserError: an unknown statistic, or a selected backend that cannot run these inputs.
+        ValueError: a gradient of ``gap`` or ``stretch`` is asked for.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
     is the hidden-state alignment of Zhan et al., "Exploring Token Pruning in Vision State Space Models",
@@ -73,64 +81,12 @@ def selective_scan(
     for name in stats:
         if name not in STATS:
             raise unknown("scan statistic", name, STATS)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
+        raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
     name = backend.pick(u, package="mamba_ssm", gap=gap is not None)
-    y, sums = _scan(u, delta, A, B, C, D, z, delta_bias, gap, stretch, list(reverse), bool(stats), name)
+    order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
+    y, sums = _scan(u, delta, A, B, C, D, z, delta_bias, gap, stretch, order, bool(stats), name)
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
-
-
-def selective_scan_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[bool],
-    with_stats: bool,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence written as a loop over tokens in plain, differentiable PyTorch: what the others must equal."""
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    out_dtype = u.dtype
-    u, delta, A, B, C, D = (t.to(dtype) for t in (u, delta, A, B, C, D))
-    bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
-    delta = F.softplus(delta + bias[:, None, None, :])
-    if stretch is not None:
-        delta = delta * stretch[..., None]
-    write = delta * u
-
-    def in_reading_order(x: Tensor) -> Tensor:  # (G, B, L, *) with the backward directions flipped along L
-        return torch.stack([x[g].flip(1) if r else x[g] for g, r in enumerate(reverse)])
-
-    delta_s, write_s, B_s, C_s = (in_reading_order(t) for t in (delta, write, B, C))
-    if gap is not None:
-        # A backward scan crosses the gap in front of token t + 1 when it arrives at token t.
-        after = F.pad(gap[:, 1:], (0, 1))
-        gap_s = in_reading_order(torch.stack([after if r else gap for r in reverse]).to(dtype))  # (G, B, L)
-        idle = (F.softplus(bias)[..., None] * A)[:, None]  # (G, 1, E, N)
-
-    state = torch.zeros(*u.shape[:2], *A.shape[1:], dtype=dtype, device=u.device)  # (G, B, E, N)
-    steps = []
-    for t in range(u.shape[2]):
-        exponent = delta_s[:, :, t, :, None] * A[:, None]
-        if gap is not None:
-            exponent = exponent + gap_s[:, :, t, None, None] * idle
-        state = torch.exp(exponent) * state + write_s[:, :, t, :, None] * B_s[:, :, t, None, :]
-        steps.append((state * C_s[:, :, t, None, :]).sum(-1))
-    y = in_reading_order(torch.stack(steps, dim=2)) + D[:, None, None, :] * u  # (G, B, L, E)
-
-    total = y.sum(0)
-    if z is not None:
-        total = total * F.silu(z.to(dtype))
-    return total.to(out_dtype), scan_stats(delta, write, y) if with_stats else y.new_empty(*y.shape[:3], 0)
-
-
-def scan_stats(delta: Tensor, write: Tensor, y: Tensor) -> Tensor:
-    """``STATS`` from Δ, Δu and the ungated output of each direction, all (G, B, L, E) -> (G, B, L, 3)."""
-    return torch.stack([delta.sum(-1), write.square().sum(-1), y.clamp(min=0).sum(-1)], dim=-1)
 
 
 def selective_scan_mamba_ssm(
@@ -144,13 +100,13 @@ def selective_scan_mamba_ssm(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     with_stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    def channels_first(x: Tensor, flip: bool) -> Tensor:  # (B, L, *) -> (B, *, L)
+    def channels_first(x: Tensor, flip: int) -> Tensor:  # (B, L, *) -> (B, *, L)
         return (x.flip(1) if flip else x).transpose(1, 2).contiguous()
 
     if stretch is not None:
@@ -192,6 +148,7 @@ def selective_scan_triton(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": selective_scan_reference,
+    "portable": selective_scan_portable,
     "cpu": cpu.selective_scan,
     "triton": selective_scan_triton,
     "mamba_ssm": selective_scan_mamba_ssm,
@@ -210,7 +167,7 @@ def _scan(
     delta_bias: Optional[Tensor],
     gap: Optional[Tensor],
     stretch: Optional[Tensor],
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     with_stats: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
@@ -223,27 +180,76 @@ def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse, with_stats, im
     return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(STATS) * with_stats, dtype=sums_dtype)
 
 
+@torch.library.custom_op("mtr_lab::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Optional[Tensor],
+    delta_bias: Optional[Tensor],
+    gap: Optional[Tensor],
+    stretch: Optional[Tensor],
+    grad: Tensor,
+    reverse: Sequence[int],
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = u, delta, A, B, C, D, z, delta_bias, gap, stretch
+    grads: Any
+    if implementation == "triton":
+        from mtr_lab.ops.gpu import scan_backward
+
+        grads = scan_backward.selective_scan_backward(*inputs, reverse, grad)
+    else:
+        grads = selective_scan_backward_reference(*inputs, grad, reverse, loop=implementation == "reference")
+    return tuple(u.new_empty(0) if t is None else t for t in grads)  # type: ignore[return-value]
+
+
+@_scan_backward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, grad, reverse, implementation):  # type: ignore[no-untyped-def]
+    return tuple(u.new_empty(0) if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, delta_bias))
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.reverse, _, _ = inputs
     ctx.save_for_backward(*tensors)
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, gap, stretch = ctx.saved_tensors
-    inputs = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
-    name = backend.pick_differentiable(tensors[0], package="mamba_ssm", gap=gap is not None)
-    if name == "triton":
-        from mtr_lab.ops.gpu import scan_backward
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, gap, stretch = ctx.saved_tensors
+    name = backend.pick_differentiable(inputs[0], package="mamba_ssm", gap=gap is not None)
+    if name == "mamba_ssm":
 
-        return *scan_backward.selective_scan_backward(*(*ctx.saved_tensors, ctx.reverse, grad_y)), *(None,) * 5
-    with torch.enable_grad():
-        y, _ = IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)
-    grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], grad_y))
-    return *(None if t is None else next(grads) for t in inputs), None, None, None, None, None
+        def forward(*inputs: Tensor | None) -> Tensor:
+            return IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)[0]
+
+        return *vjp(forward, inputs, grad), *(None,) * 5
+    grads = _scan_backward(*inputs, gap, stretch, grad, ctx.reverse, name)
+    return *(None if t is None else g for t, g in zip(inputs, grads, strict=True)), *(None,) * 5
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.reverse, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, gap, stretch, grad = ctx.saved_tensors
+
+    def first(*tensors: Any) -> tuple[Tensor, ...]:
+        arguments: Any = (*tensors[:-1], gap, stretch, tensors[-1], ctx.reverse)
+        return tuple(t for t in selective_scan_backward_reference(*arguments, loop=False) if t is not None)
+
+    present = [g for t, g in zip(inputs, grads, strict=True) if t is not None]
+    *found, found_grad = vjp(first, [*inputs, grad], present)
+    return *found, None, None, found_grad, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup)
+_scan_backward.register_autograd(_second_backward, setup_context=_setup_second)
 
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)

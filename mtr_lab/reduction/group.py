@@ -42,7 +42,7 @@ def _asymmetric_sizes(pool: int, remove: int, target_fraction: float) -> tuple[i
 
 
 def _asymmetric(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
-    sources, targets = _asymmetric_sizes(ranked.shape[1], remove, target_fraction)
+    sources, targets = _asymmetric_sizes(int(ranked.shape[1]), remove, target_fraction)
     return Groups(ranked[:, :sources], ranked[:, sources : sources + targets])
 
 

@@ -204,9 +204,9 @@ def _trace(model: VisionMamba, images: Tensor, caller: str) -> list[TracedBlock]
         if step.policy.prune_first or GROUPINGS[step.policy.grouping].ranked:
             scores.append(step.policy.importance(*seen))  # a pure function: what the step itself has just computed
 
-    def record(_: nn.Module, seen: tuple[TokenState], after: TokenState) -> None:
+    def record(_: nn.Module, before: tuple[Any, ...], after: TokenState) -> None:
         score = scores.pop() if scores else None
-        blocks.append(TracedBlock(seen[0].settled(), after.settled(), score))
+        blocks.append(TracedBlock(TokenState(*before).settled(), after.settled(), score))
 
     steps = [block.step for block in model.blocks if isinstance(block.step, ReductionStep)]
     hooks = [step.register_forward_hook(record_score) for step in steps]

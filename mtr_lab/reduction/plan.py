@@ -1,7 +1,5 @@
 """A reduction plan: where every token of a batch goes. A policy decides one, ``apply`` carries it out."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,8 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
         source: (B, r) positions of the tokens to remove, all different within an image.
         into: (B, r) the survivor each of them is merged into, -1 to drop it.
         key: (B, L) floating point and finite; the survivors are put in ascending order of it.
-        mass: (B, L) tokens that become one are averaged with these weights (ones: the plain mean).
+        mass: (B, L) tokens that become one are averaged with these weights (ones: the plain mean). No gradient flows
+            through them: a plan is a decision.
     """
     batch, length = key.shape
     keep = key.scatter(1, source, torch.inf).argsort(dim=1, stable=True)[:, : length - source.shape[1]]
@@ -28,7 +27,7 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
     dest = dest.scatter(1, source, merged)
 
     alive = dest.clamp(min=0)
-    mass = mass.to(torch.float32).masked_fill(dest < 0, 0)
+    mass = mass.detach().to(torch.float32).masked_fill(dest < 0, 0)
     total = torch.zeros(keep.shape, dtype=torch.float32, device=key.device).scatter_add_(1, alive, mass)
     return Plan(dest, mass / total.gather(1, alive), keep, source)
 
@@ -39,7 +38,7 @@ def carry(plan: Plan, state: TokenState) -> TokenState:
     source = state.source
     if source is not None:
         source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
-    return replace(state, index=index, size=size, special=special, source=source, plan=plan)
+    return state._replace(index=index, size=size, special=special, source=source, plan=plan)
 
 
 def apply(plan: Plan, state: TokenState) -> TokenState:

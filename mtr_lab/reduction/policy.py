@@ -114,7 +114,7 @@ class Policy:
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
         """Decide what becomes of each token; ``remove`` of them do not survive."""
-        length, special = state.index.shape[1], state.special.shape[1]
+        length, special = int(state.index.shape[1]), int(state.special.shape[1])  # tensors under torch.jit.trace
         first, sources, targets = self._sizes(length, special, remove)
         if not 0 < remove < length - special or sources < remove - first or targets < 1:
             raise UserError(

@@ -101,7 +101,7 @@ class GreedySearch:
         states = [state]
         for block, step, remove in list(zip(self._model.blocks, self._steps, schedule.remove, strict=True))[first:]:
             step.remove = remove
-            states.append(block(states[-1]))
+            states.append(TokenState(*block(*states[-1])))
         return states
 
     def _log_probs(self, state: TokenState) -> Tensor:

@@ -1,10 +1,8 @@
 """A backbone as an extractor of feature maps: what its tokens hold at several depths, back on the grid of patches."""
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import TokenState, VisionMamba
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import check_restoration, follow, restore
 
@@ -51,9 +49,9 @@ class FeatureMaps(nn.Module):
         grid = self.backbone.patch_embed.grid(*images.shape[-2:])
         state, offset, maps = self.backbone.embed(images, traced=True), None, []
         for i, block in enumerate(self.backbone.blocks):
-            before, state = state, block(state)
+            before, state = state, TokenState(*block(*state))
             if self.restoration == "skip" and (state.plan is not None or offset is None):
-                whole = replace(state, plan=None, source=before.source)
+                whole = state._replace(plan=None, source=before.source)
                 state = state.settled()
                 offset = follow(offset, whole, state)
             if i in self.depths:

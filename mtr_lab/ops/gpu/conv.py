@@ -18,7 +18,7 @@ VARYING = ["length", "reverse"]  # no kernel of its own for a length of 1 or a m
 
 
 @on_its_device
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
     """``causal_conv1d_reference`` for float32, float16 or bfloat16 data, with sums in float32.
 
     Args:
@@ -44,7 +44,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[boo
 
 @on_its_device
 def causal_conv1d_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool], grad: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``causal_conv1d`` in x, weight and bias, each in the shape and dtype of its input.
 

@@ -107,7 +107,7 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
 
 @on_its_device
 def project(
-    x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[bool], with_delta: bool, with_write: bool
+    x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[int], with_delta: bool, with_write: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve the tokens and project what the scan needs.
 

@@ -312,7 +312,7 @@ def selective_scan(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     with_stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
@@ -337,7 +337,7 @@ def scan(
     bias: Tensor,
     gap: Tensor | None,
     stretch: Tensor | None,
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     *,
     softplus: bool,
     sums: bool,
@@ -410,7 +410,7 @@ def chunk_states(
     bias: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     chunk: int,
     *,
     softplus: bool,

@@ -50,7 +50,7 @@ def selective_scan_backward(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
-    reverse: Sequence[bool],
+    reverse: Sequence[int],
     grad_y: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``selective_scan_reference`` in its floating-point inputs.

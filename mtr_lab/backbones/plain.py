@@ -1,0 +1,21 @@
+"""When the parameters of a module may be used in place of a call of it."""
+
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of the module does nothing but what its class and its parameters say.
+
+    False for an adapter or a quantised module in its place, for one with hooks or another ``forward``, and for one
+    whose weight is quantised or distributed: then the module has to be called.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return (
+        type(module) in KINDS
+        and not hooks
+        and "forward" not in module.__dict__
+        and not is_traceable_wrapper_subclass(module.weight)
+    )

@@ -1,0 +1,202 @@
+"""The selective scan in plain PyTorch: its definition, a form without a loop, and its gradients.
+
+Shapes as in ``selective_scan``. All is functional and differentiable.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    reverse: Sequence[int],
+    with_stats: bool,
+    *,
+    loop: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    out_dtype = u.dtype
+    u, delta, A, B, C, D = (t.to(dtype) for t in (u, delta, A, B, C, D))
+    bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
+    delta = F.softplus(delta + bias[:, None, None, :])
+    if stretch is not None:
+        delta = delta * stretch[..., None].to(dtype)
+    write = delta * u
+
+    read = [_in_reading_order(t, reverse) for t in (delta, write, B, C)]
+    run: Callable[..., Tensor] = _token_by_token if loop else _all_tokens
+    y = run(*read, A, _crossed(gap, bias, A, reverse))
+    y = _in_reading_order(y, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
+
+    total = y.sum(0)
+    if z is not None:
+        total = total * F.silu(z.to(dtype))
+    return total.to(out_dtype), scan_stats(delta, write, y) if with_stats else y.new_empty(*y.shape[:3], 0)
+
+
+def selective_scan_portable(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """The same without a loop, for devices that have no kernel here; it holds the states of all tokens at once."""
+    return selective_scan_reference(*inputs, loop=False)
+
+
+def _in_reading_order(x: Tensor, reverse: Sequence[int]) -> Tensor:
+    """(G, B, L, *) with the backward directions flipped along L."""
+    return torch.stack([x[g].flip(1) if r else x[g] for g, r in enumerate(reverse)])
+
+
+class Crossed(NamedTuple):
+    """The gaps that each direction crosses on its way."""
+
+    gap: Tensor
+    """(G, B, L), in reading order: over how many tokens the state decays before it reaches each one."""
+    idle: Tensor
+    """(G, E, N), the exponent of the decay over one of them."""
+
+
+def _crossed(gap: Tensor | None, bias: Tensor, A: Tensor, reverse: Sequence[int]) -> Crossed | None:
+    if gap is None:
+        return None
+    # A backward scan crosses the gap in front of token t + 1 when it arrives at token t.
+    after = F.pad(gap[:, 1:], (0, 1))
+    crossed = torch.stack([after if r else gap for r in reverse]).to(A.dtype)
+    return Crossed(_in_reading_order(crossed, reverse), F.softplus(bias)[..., None] * A)
+
+
+def _decay(delta: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
+    """What is left of the state at each token, (G, B, L, E, N)."""
+    exponent = delta[..., None] * A[:, None, None]
+    if crossed is not None:
+        exponent = exponent + crossed.gap[..., None, None] * crossed.idle[:, None, None]
+    return torch.exp(exponent)
+
+
+def _token_by_token(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
+    state = torch.zeros(*delta.shape[:2], *A.shape[1:], dtype=A.dtype, device=A.device)  # (G, B, E, N)
+    steps = []
+    for t in range(delta.shape[2]):
+        exponent = delta[:, :, t, :, None] * A[:, None]
+        if crossed is not None:
+            exponent = exponent + crossed.gap[:, :, t, None, None] * crossed.idle[:, None]
+        state = torch.exp(exponent) * state + write[:, :, t, :, None] * B[:, :, t, None, :]
+        steps.append((state * C[:, :, t, None, :]).sum(-1))
+    return torch.stack(steps, dim=2)
+
+
+def _all_tokens(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
+    states = _recurrence_by_doubling(_decay(delta, A, crossed), write[..., None] * B[..., None, :])
+    return (states * C[..., None, :]).sum(-1)
+
+
+def _recurrence(decay: Tensor, x: Tensor, *, adjoint: bool = False) -> Tensor:
+    """h_t = decay_t h_{t-1} + x_t along L, (G, B, L, E, N), by a loop over tokens.
+
+    Its ``adjoint`` runs from the last token to the first: h_t = decay_{t+1} h_{t+1} + x_t.
+    """
+    last = x.shape[2] - 1
+    states = [x[:, :, last if adjoint else 0]]
+    for t in range(last):
+        at = last - 1 - t if adjoint else t + 1
+        states.append(torch.addcmul(x[:, :, at], decay[:, :, at + adjoint], states[-1]))
+    return torch.stack(states[::-1] if adjoint else states, dim=2)
+
+
+def _recurrence_by_doubling(decay: Tensor, x: Tensor, *, adjoint: bool = False) -> Tensor:
+    """The same in log2(L) steps, after each of which a state holds twice as many tokens (Hillis and Steele, 1986)."""
+    if adjoint:
+        return _recurrence_by_doubling(decay.flip(2).roll(1, 2), x.flip(2)).flip(2)
+    length, held = x.shape[2], 1
+    while held < length:
+        before = (0, 0, 0, 0, held, 0)
+        x = x + decay * F.pad(x[:, :, :-held], before)
+        decay = decay * F.pad(decay[:, :, :-held], before)
+        held *= 2
+    return x
+
+
+def selective_scan_backward_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    grad: Tensor,
+    reverse: Sequence[int],
+    *,
+    loop: bool = True,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the first eight arguments from that of y, ``grad`` (B, L, E), plain and differentiable.
+
+    The adjoint of the state obeys the same recurrence, read backwards: with g_t the gradient of the ungated output,
+    λ_t = g_t C_t + decay_{t+1} λ_{t+1}.
+    """
+    recurrence = _recurrence if loop else _recurrence_by_doubling
+    arguments = (u, delta, A, B, C, D, z, delta_bias)
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    u, delta, A, B, C, D, grad = (t.to(dtype) for t in (u, delta, A, B, C, D, grad))
+    bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
+    before = delta + bias[:, None, None, :]
+    scale: Any = 1 if stretch is None else stretch[..., None].to(dtype)
+
+    step, u_s, B_s, C_s = (_in_reading_order(t, reverse) for t in (F.softplus(before) * scale, u, B, C))
+    crossed = _crossed(gap, bias, A, reverse)
+    decay, write = _decay(step, A, crossed), step * u_s
+    states = recurrence(decay, write[..., None] * B_s[..., None, :])  # (G, B, L, E, N)
+
+    grad_z = None
+    if z is not None:
+        gate, raw = torch.sigmoid(z.to(dtype)), z.to(dtype)
+        y = _in_reading_order((states * C_s[..., None, :]).sum(-1), reverse) + D[:, None, None, :] * u
+        grad_z = grad * y.sum(0) * gate * (1 + raw * (1 - gate))
+        grad = grad * gate * raw
+
+    g = _in_reading_order(grad.expand_as(u), reverse)
+    adjoint = recurrence(decay, g[..., None] * C_s[..., None, :], adjoint=True)
+    grad_exponent = adjoint * decay * F.pad(states[:, :, :-1], (0, 0, 0, 0, 1, 0))
+
+    grad_write = (adjoint * B_s[..., None, :]).sum(-1)
+    grad_step = grad_write * u_s + (grad_exponent * A[:, None, None]).sum(-1)
+    grad_delta = _in_reading_order(grad_step, reverse) * scale * torch.sigmoid(before)
+    grad_A = (grad_exponent * step[..., None]).sum((1, 2))
+    grad_bias = grad_delta.sum((1, 2))
+    if crossed is not None:
+        grad_idle = (grad_exponent * crossed.gap[..., None, None]).sum((1, 2))
+        grad_A = grad_A + grad_idle * F.softplus(bias)[..., None]
+        grad_bias = grad_bias + (grad_idle * A).sum(-1) * torch.sigmoid(bias)
+    grads = (
+        _in_reading_order(grad_write * step, reverse) + grad * D[:, None, None, :],
+        grad_delta,
+        grad_A,
+        _in_reading_order((adjoint * write[..., None]).sum(-2), reverse),
+        _in_reading_order((states * g[..., None]).sum(-2), reverse),
+        (grad * u).sum((1, 2)),
+        grad_z,
+        None if delta_bias is None else grad_bias,
+    )
+    return tuple(
+        None if t is None or gradient is None else gradient.to(t.dtype)
+        for t, gradient in zip(arguments, grads, strict=True)
+    )
+
+
+def scan_stats(delta: Tensor, write: Tensor, y: Tensor) -> Tensor:
+    """``STATS`` from Δ, Δu and the ungated output of each direction, all (G, B, L, E) -> (G, B, L, 3)."""
+    return torch.stack([delta.sum(-1), write.square().sum(-1), y.clamp(min=0).sum(-1)], dim=-1)

@@ -1,0 +1,33 @@
+"""Gradients of a function by computing it again under autograd."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def vjp(function: Callable[..., Any], inputs: Sequence[Tensor | None], grads: Any) -> list[Tensor | None]:
+    """The vector-Jacobian product of ``function(*inputs)`` with ``grads``, to be called in a backward pass.
+
+    It can be differentiated again if the backward pass itself is recorded (``create_graph=True``).
+
+    Args:
+        function: differentiable, from the inputs to a tensor or a tuple of tensors.
+        inputs: as a backward pass finds them saved; ``None`` for an optional input that is absent.
+        grads: one for each output.
+
+    Returns:
+        The gradient of each input, ``None`` where it requires none.
+    """
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: an input may depend on another one, and the gradient of each is that of its own place alone.
+        aliases = [
+            t if t is None or not t.requires_grad else t.view_as(t) if recorded else t.detach().requires_grad_()
+            for t in inputs
+        ]
+        outputs = function(*aliases)
+    wanted = [alias for alias in aliases if alias is not None and alias.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=recorded, allow_unused=True))
+    return [next(found) if alias is not None and alias.requires_grad else None for alias in aliases]

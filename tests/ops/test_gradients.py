@@ -1,0 +1,124 @@
+"""First and second derivatives of the operations, whatever implementation ran forward."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from mtr_lab import ops
+from mtr_lab.ops import backend
+
+ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:
+    images, channels, states = 2, 3, 2
+    tokens, projections = (directions, images, length, channels), (directions, images, length, states)
+    gap = torch.arange(images * length).reshape(images, length) % 3
+    gap[:, 0] = 0
+    return {
+        "u": normal(*tokens),
+        "delta": normal(*tokens, seed=1),
+        "A": -normal(directions, channels, states).exp(),
+        "B": normal(*projections),
+        "C": normal(*projections, seed=1),
+        "D": normal(directions, channels),
+        "z": normal(images, length, channels),
+        "delta_bias": normal(directions, channels, seed=1),
+        "gap": gap,
+        "stretch": 1 + normal(images, length).abs(),
+    }
+
+
+@pytest.mark.parametrize("name", ["reference", "portable"])
+@pytest.mark.parametrize(
+    ("reverse", "length", "absent"),
+    [
+        ((True, False), 5, ()),
+        ((False, True, True), 4, ("z", "gap")),
+        ((False,), 1, ("delta_bias", "gap")),
+        ((True,), 3, ("stretch",)),
+    ],
+)
+def test_scan(reverse, length, absent, name):
+    data = scan_inputs(len(reverse), length) | dict.fromkeys(absent)
+    present = [argument for argument in ARGUMENTS if data[argument] is not None]
+
+    def scan(*tensors):
+        return ops.selective_scan(**data | dict(zip(present, tensors, strict=True)), reverse=reverse)[0]
+
+    inputs = [data[argument].requires_grad_() for argument in present]
+    with ops.use_backend(name):
+        assert gradcheck(scan, inputs)
+        assert gradgradcheck(scan, inputs)
+
+
+def test_convolution():
+    inputs = [t.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
+    for reverse in ((False, True), (True, True)):
+        assert gradcheck(lambda *args, r=reverse: ops.causal_conv1d(*args, reverse=r), inputs)
+        assert gradgradcheck(lambda *args, r=reverse: ops.causal_conv1d(*args, reverse=r), inputs)
+
+
+@pytest.mark.parametrize("residual", [None, normal(2, 5, 3, seed=2)])
+def test_norm_on_the_way_of_a_plan(residual):
+    dest = torch.tensor([[0, 1, 0, 2, -1], [-1, 0, 1, 1, 2]])
+    keep, gone = torch.tensor([[0, 1, 3], [1, 2, 4]]), torch.tensor([[2, 4], [0, 3]])
+
+    def reduced(hidden, share, weight, *residual):
+        plan = ops.Plan(dest, share.softmax(1), keep, gone)
+        return ops.rms_norm_add(hidden, *(residual or [None]), weight, plan=plan)
+
+    inputs = [normal(2, 5, 3), normal(2, 5), normal(3), *([] if residual is None else [residual])]
+    inputs = [t.requires_grad_() for t in inputs]
+    assert gradcheck(reduced, inputs)
+    assert gradgradcheck(reduced, inputs)
+
+
+def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
+    x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
+
+    def function(x):
+        return ops.causal_conv1d(x.sin(), weight + x.mean(), bias).cos()
+
+    assert gradgradcheck(function, (x.requires_grad_(),))
+
+
+def test_what_has_no_gradient_is_refused():
+    data = scan_inputs(1, 3)
+    with pytest.raises(ValueError, match="no gradient of gap and stretch"):
+        ops.selective_scan(**data | {"stretch": data["stretch"].requires_grad_()})
+    data = scan_inputs(1, 3)
+    y, sums = ops.selective_scan(**data | {"u": data["u"].requires_grad_()}, stats=("delta",))
+    assert y.requires_grad
+    assert not sums.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_portable_scan_equals_the_loop(dtype):
+    for length, reverse in itertools.product((1, 2, 7, 33), ((False,), (True, False))):
+        data = scan_inputs(len(reverse), length)
+        half = {k: t if t is None or not t.is_floating_point() else t.to(dtype) for k, t in data.items()}
+        found, expected = [], []
+        for name, results in (("portable", found), ("reference", expected)):
+            with ops.use_backend(name):
+                results += ops.selective_scan(**half, reverse=reverse, stats=ops.STATS)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_other_devices_take_the_portable_scan(device):
+    elsewhere = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    assert backend.pick(elsewhere, package="mamba_ssm") == "portable"
+    assert backend.pick_differentiable(elsewhere, package="mamba_ssm") == "portable"
+    with ops.use_backend("reference"):
+        assert backend.pick(elsewhere, package="mamba_ssm") == "reference"
