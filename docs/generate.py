@@ -1,4 +1,4 @@
-"""Make the pages that are written elsewhere: the start page from the README, configuration and policies from conf/."""
+"""Make the pages that are written elsewhere: the README, CONTRIBUTING and CHANGELOG, configuration and policies (conf/)."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,8 @@ def start() -> str:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         with mkdocs_gen_files.open(picture, "wb") as out:
             out.write((ROOT / picture).read_bytes())
-    return text.replace("](docs/pages/", "](")
+    text = text.replace("](docs/pages/", "](")
+    return text.replace("](CONTRIBUTING.md)", "](contributing.md)").replace("](CHANGELOG.md)", "](changelog.md)")
 
 
 def configuration() -> str:
@@ -76,6 +77,13 @@ def fence(file: Path) -> str:
     return f"```yaml\n{file.read_text().rstrip()}\n```"
 
 
-for page, text in {"index.md": start(), "configuration.md": configuration(), "policies.md": policies()}.items():
+PAGES = {
+    "index.md": start(),
+    "configuration.md": configuration(),
+    "policies.md": policies(),
+    "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
+}
+for page, text in PAGES.items():
     with mkdocs_gen_files.open(page, "w") as out:
         out.write(text)

@@ -1,0 +1,18 @@
+"""Every file of conf/dataset: its name, and settings that its data module knows."""
+
+import inspect
+
+import hydra
+import pytest
+from hydra.utils import get_class
+
+from mtr_lab.configuration import CONF
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "dataset").glob("*.yaml")))
+def test_settings_are_those_of_the_data_module(name: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = dict(hydra.compose("config", [f"dataset={name}"]).dataset)
+    assert settings["name"] == name
+    known = inspect.signature(get_class(settings.pop("_target_"))).parameters
+    assert settings.keys() - {"_convert_"} <= known.keys()
