@@ -1,4 +1,4 @@
-"""Make the pages that are written elsewhere: the README, CONTRIBUTING and CHANGELOG, configuration and policies (conf/)."""
+"""Make the pages that are written elsewhere: at the top of the repository (README and others), and in conf/."""
 
 import re
 from pathlib import Path
