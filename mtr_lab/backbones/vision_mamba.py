@@ -110,15 +110,17 @@ class VisionMamba(nn.Module, ABC):
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid.
 
-        In half precision on a GPU, without gradients, one kernel does it all and ``patch_embed`` itself is not called.
+        In half precision on a GPU, without gradients, one kernel does it all, unless ``patch_embed`` has a hook or an
+        adapter on it and has to be called.
         """
-        proj, positions = self.patch_embed.proj, self.positions(self.patch_embed.grid_of(images))
+        positions = self.positions(self.patch_embed.grid_of(images))
         place = self.class_position(positions.shape[1] - 1)
-        inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
-        if self.patch_embed.fuses and ops.makes_tokens(*inputs):
-            tokens = ops.patch_tokens(*inputs, place)
-        else:
-            tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
+        if self.patch_embed.fuses:
+            proj = self.patch_embed.proj
+            inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
+            if ops.makes_tokens(*inputs):
+                return TokenState.start(ops.patch_tokens(*inputs, place), [place], traced=traced)
+        tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
         return TokenState.start(tokens, [place], traced=traced)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:
