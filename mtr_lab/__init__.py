@@ -16,10 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from mtr_lab.backbones import compile, create_model
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import patch, trace, unpatch
+from mtr_lab.timm_registry import register_with_timm
 
 try:
     __version__ = version("mtr-lab")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
+
+register_with_timm()
 
 __all__ = ["UserError", "__version__", "compile", "create_model", "patch", "trace", "unpatch"]

@@ -213,12 +213,12 @@ def test_anchors_are_printed_beside_what_is_published(sweep, tmp_path: Path, mon
         shutil.copy(image, tmp_path / "imagenet" / image.parent.name)
     geometry = {"img_size": 32, "depth": 2, "embed_dim": 16}
 
-    def download(repository: str, file: str, revision: str) -> str:
+    def download(repository: str, file: str, revision: str) -> Path:
         family = "vim_ti" if "Vim" in repository and "Video" not in repository else "videomamba_ti"
         torch.save({"model": create_model(family, **geometry).state_dict()}, tmp_path / file)
-        return str(tmp_path / file)
+        return tmp_path / file
 
-    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    monkeypatch.setattr("mtr_lab.backbones.hub.download", download)
     small = [*(f"backbone.{key}={value}" for key, value in geometry.items()), "trainer.enable_progress_bar=false"]
     data = [f"dataset.root={tmp_path / 'imagenet'}", "dataset.num_workers=0"]
     params = "hydra.sweeper.params={backbone: 'vim_ti,vim_b,videomamba_m'}"

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from timm.models import model_entrypoint
-
 from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.bimamba import Block, Step
 from mtr_lab.backbones.cuda_graph import compile
+from mtr_lab.backbones.patch_embed import height_and_width
+from mtr_lab.backbones.pretrained import label_names
 from mtr_lab.backbones.token_state import Evidence, TokenState
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import unknown
 
-MODELS = tuple(name.split(".")[0] for family in (vim, videomamba) for name in family.default_cfgs)
+FAMILIES = (vim, videomamba)
+MODELS = tuple(name for family in FAMILIES for name in family.CONFIGS)
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMamba:
@@ -34,7 +35,21 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMa
     """
     if name not in MODELS:
         raise unknown("backbone", name, MODELS)
-    return model_entrypoint(name)(pretrained=pretrained, **kwargs)
+    family = next(family for family in FAMILIES if name in family.CONFIGS)
+    model: VisionMamba = getattr(family, name)(pretrained=pretrained, **kwargs)
+    return model
 
 
-__all__ = ["MODELS", "Block", "Evidence", "Step", "TokenState", "VisionMamba", "compile", "create_model"]
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "Block",
+    "Evidence",
+    "Step",
+    "TokenState",
+    "VisionMamba",
+    "compile",
+    "create_model",
+    "height_and_width",
+    "label_names",
+]

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from mtr_lab import ops
+from mtr_lab.backbones.drop_path import DropPath
 from mtr_lab.backbones.plain import is_plain
 from mtr_lab.backbones.token_state import Evidence, TokenState
 

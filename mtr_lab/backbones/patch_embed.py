@@ -1,5 +1,7 @@
 """Images and videos to patch tokens, and position embeddings for any grid."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,6 +97,12 @@ class PatchEmbed(nn.Module):
             patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)
             return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """The sides of an image, given as one number for both or as (height, width)."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return height, width
 
 
 def resize_positions(

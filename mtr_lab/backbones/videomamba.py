@@ -9,10 +9,9 @@ OpenGVLab/VideoMamba. State-dict names are the authors'.
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-
+from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.weights import build, imagenet_label_names
+from mtr_lab.backbones.weights import build
 
 
 class VideoMamba(VisionMamba):
@@ -25,40 +24,36 @@ class VideoMamba(VisionMamba):
         return 0
 
 
-def _cfg(file: str) -> dict[str, Any]:
-    """ImageNet-1k weights on the Hugging Face Hub; evaluation as DeiT's: resize to size / 0.875, centre crop."""
-    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "label_names": imagenet_label_names()}
+def _hub(file: str) -> dict[str, str]:
+    """The authors' weights on the Hugging Face Hub."""
+    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file}
 
 
-default_cfgs = generate_default_cfgs(
+CONFIGS = complete(
     {
-        "videomamba_ti.in1k": _cfg("videomamba_t16_in1k_res224.pth"),
-        "videomamba_s.in1k": _cfg("videomamba_s16_in1k_res224.pth"),
-        "videomamba_m.in1k": _cfg("videomamba_m16_in1k_res224.pth"),
-        "videomamba_b.in1k": _cfg("videomamba_b16_in1k_res224.pth"),
+        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth"),
+        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth"),
+        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth"),
+        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth"),
     }
 )
 
 
-@register_model
 def videomamba_ti(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-Ti, 7 M parameters."""
-    return build(VideoMamba, "videomamba_ti", pretrained, {"embed_dim": 192}, kwargs)
+    return build(VideoMamba, CONFIGS["videomamba_ti"], pretrained, {"embed_dim": 192}, kwargs)
 
 
-@register_model
 def videomamba_s(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-S, 26 M parameters."""
-    return build(VideoMamba, "videomamba_s", pretrained, {"embed_dim": 384}, kwargs)
+    return build(VideoMamba, CONFIGS["videomamba_s"], pretrained, {"embed_dim": 384}, kwargs)
 
 
-@register_model
 def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-M, 74 M parameters."""
-    return build(VideoMamba, "videomamba_m", pretrained, {"embed_dim": 576, "depth": 32}, kwargs)
+    return build(VideoMamba, CONFIGS["videomamba_m"], pretrained, {"embed_dim": 576, "depth": 32}, kwargs)
 
 
-@register_model
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
-    return build(VideoMamba, "videomamba_b", pretrained, {"embed_dim": 768}, kwargs)
+    return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)

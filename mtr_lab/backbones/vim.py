@@ -6,10 +6,9 @@ arXiv 2401.09417; code and weights hustvl/Vim. State-dict names are the authors'
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-
+from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.weights import build, imagenet_label_names
+from mtr_lab.backbones.weights import build
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -26,20 +25,20 @@ class Vim(VisionMamba):
         return patches // 2
 
 
-def _cfg(hub: str, file: str) -> dict[str, Any]:
-    """ImageNet-1k weights on the Hugging Face Hub; evaluation as DeiT's: resize to size / 0.875, centre crop."""
-    return {"hf_hub_id": hub, "hf_hub_filename": file, "label_names": imagenet_label_names()}
+def _hub(repository: str, file: str) -> dict[str, str]:
+    """The authors' weights on the Hugging Face Hub."""
+    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file}
 
 
-default_cfgs = generate_default_cfgs(
+CONFIGS = complete(
     {
-        "vim_ti.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
-        "vim_ti_plus.in1k": _cfg("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
-        "vim_s.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
-        "vim_s_plus.in1k": _cfg("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
-        "vim_b.in1k": _cfg("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
+        "vim_ti.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
+        "vim_ti_plus.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
+        "vim_s.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
+        "vim_s_plus.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
+        "vim_b.in1k": _hub("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
         "vim_nano.imagenette": {
-            "file": "vim_nano.safetensors",
+            "file": str(ASSETS / "vim_nano.safetensors"),
             "input_size": (3, 112, 112),
             "num_classes": 10,
             "label_names": IMAGENETTE,
@@ -48,38 +47,32 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
 def vim_ti(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti, 7 M parameters."""
-    return build(Vim, "vim_ti", pretrained, {"embed_dim": 192}, kwargs)
+    return build(Vim, CONFIGS["vim_ti"], pretrained, {"embed_dim": 192}, kwargs)
 
 
-@register_model
 def vim_ti_plus(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti+: Vim-Ti fine-tuned on overlapping patches, 730 tokens at 224²."""
-    return build(Vim, "vim_ti_plus", pretrained, {"embed_dim": 192, "stride": 8}, kwargs)
+    return build(Vim, CONFIGS["vim_ti_plus"], pretrained, {"embed_dim": 192, "stride": 8}, kwargs)
 
 
-@register_model
 def vim_s(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S, 26 M parameters."""
-    return build(Vim, "vim_s", pretrained, {"embed_dim": 384}, kwargs)
+    return build(Vim, CONFIGS["vim_s"], pretrained, {"embed_dim": 384}, kwargs)
 
 
-@register_model
 def vim_s_plus(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S+: Vim-S fine-tuned on overlapping patches, 730 tokens at 224²."""
-    return build(Vim, "vim_s_plus", pretrained, {"embed_dim": 384, "stride": 8}, kwargs)
+    return build(Vim, CONFIGS["vim_s_plus"], pretrained, {"embed_dim": 384, "stride": 8}, kwargs)
 
 
-@register_model
 def vim_b(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B, 98 M parameters."""
-    return build(Vim, "vim_b", pretrained, {"embed_dim": 768}, kwargs)
+    return build(Vim, CONFIGS["vim_b"], pretrained, {"embed_dim": 768}, kwargs)
 
 
-@register_model
 def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     """The bundled model: 2.2 M parameters, 112² images in 8² patches, the 197 tokens of Vim at 224²."""
     geometry = {"img_size": 112, "patch_size": 8, "stride": 8, "depth": 16, "embed_dim": 128, "num_classes": 10}
-    return build(Vim, "vim_nano", pretrained, geometry, kwargs)
+    return build(Vim, CONFIGS["vim_nano"], pretrained, geometry, kwargs)

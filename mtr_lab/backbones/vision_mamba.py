@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
-from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
-from mtr_lab.backbones.patch_embed import PatchEmbed, resize_positions
+from mtr_lab.backbones.drop_path import DropPath
+from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width, resize_positions
 from mtr_lab.backbones.token_state import TokenState
 from mtr_lab.errors import UserError
 
@@ -68,7 +68,7 @@ class VisionMamba(nn.Module, ABC):
             )
         self.num_features = self.embed_dim = embed_dim
         self.patch_embed = PatchEmbed(
-            to_2tuple(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
+            height_and_width(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
         )
         patches = self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))

@@ -6,23 +6,19 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo
-from timm.models import resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from mtr_lab.backbones.hub import fetch, first_line
 from mtr_lab.backbones.patch_embed import resize_positions
+from mtr_lab.backbones.pretrained import IMAGENET, label_names, resolve
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -58,14 +54,12 @@ class Weights:
     published_top1: float | None = None
 
 
-@cache
-def imagenet_label_names() -> tuple[str, ...]:
-    """The 1000 WordNet ids of ImageNet-1k in index order."""
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
-
-
 def build(
-    family: type[Model], name: str, pretrained: bool, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]
+    family: type[Model],
+    registered: Mapping[str, Any],
+    pretrained: bool,
+    defaults: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
 ) -> Model:
     """Construct ``family`` and load weights if asked; the entry point behind every registered name.
 
@@ -73,18 +67,19 @@ def build(
     ``weights`` (a dict of ``Weights``). On the meta device it is an outline: no weights are loaded.
 
     Args:
-        pretrained: load the weights the registry names for this model.
+        registered: the configuration of the name, see ``mtr_lab.backbones.pretrained``.
+        pretrained: load the weights it names.
         defaults: the variant's geometry.
         kwargs: the caller's geometry, with the upstream constructors' names; besides, ``checkpoint`` (a local file or
-            ``hf://OWNER/REPOSITORY/FILE``, used instead of the registry's weights), ``revision`` (branch, tag or
+            ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights), ``revision`` (branch, tag or
             commit on the hub), and what timm's factory passes.
 
     Raises:
         UserError: an unknown argument; weights that cannot be had, cannot be read, or do not fit.
     """
-    kwargs = dict(kwargs)
+    name, kwargs = registered["architecture"], dict(kwargs)
     checkpoint, revision = kwargs.pop("checkpoint", None), kwargs.pop("revision", "main")
-    cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    config = resolve(registered, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     kwargs.pop("cache_dir", None)
     geometry = list(inspect.signature(family.__init__).parameters)[1:]
     for key in kwargs:
@@ -98,20 +93,21 @@ def build(
     model.weights = asdict(Weights("random"))
     video = model.patch_embed.num_frames is not None
     if video:  # the registered weights and classes are those of the model for images
-        cfg = replace(cfg, hf_hub_id=None, hf_hub_filename=None, label_names=None)
+        config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename")}
+    same_classes = not video and model.num_classes == config["num_classes"]
     model.pretrained_cfg = {
-        **cfg.to_dict(),
+        **config,
         "architecture": name,
         "num_classes": model.num_classes,
         "input_size": (model.patch_embed.proj.in_channels, *model.patch_embed.img_size),  # of a frame, in a video
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "label_names": cfg.label_names if cfg.label_names and len(cfg.label_names) == model.num_classes else None,
+        "label_names": label_names(config) if same_classes else None,
     }
     if checkpoint is not None:
         local = not str(checkpoint).startswith("hf://")
-        named = _metadata(_fetch(str(checkpoint), "")[0], "label_names", str) if local else None
-        if named or video or model.num_classes != len(imagenet_label_names()):
+        named = _metadata(fetch(str(checkpoint), "")[0], "label_names", str) if local else None
+        if named or registered["label_names"] != IMAGENET:
             model.pretrained_cfg["label_names"] = named  # somebody's own classes
     elif pretrained and video:
         raise UserError(
@@ -119,7 +115,7 @@ def build(
             "create_model(..., checkpoint=PATH)), or take random ones (backbone.pretrained=false, pretrained=False)."
         )
     elif pretrained:
-        checkpoint = f"hf://{cfg.hf_hub_id}/{cfg.hf_hub_filename}" if cfg.hf_hub_id else _asset(cfg.file)
+        checkpoint = config.get("file") or f"hf://{config['hf_hub_id']}/{config['hf_hub_filename']}"
     if checkpoint is not None and not model.cls_token.is_meta:
         load_weights(model, checkpoint, revision)
     return model
@@ -149,7 +145,7 @@ def load_weights(
     Raises:
         UserError: the file is absent or corrupt, or its parameters do not fit (they are listed).
     """
-    path, commit = _fetch(str(checkpoint), revision)
+    path, commit = fetch(str(checkpoint), revision)
     state = _read(path)
     prefix = "" if whole is None else "backbone."
     pos_embed = state.get(f"{prefix}pos_embed")
@@ -172,33 +168,7 @@ def checkpoint_label_names(checkpoint: Path) -> tuple[str, ...] | None:
     Raises:
         UserError: it is absent or cannot be read.
     """
-    return _metadata(_fetch(str(checkpoint), "")[0], "label_names", str)
-
-
-def _asset(name: str | None) -> str:
-    return str(resources.files("mtr_lab") / "assets" / str(name))
-
-
-def _fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
-    """The local file behind a path or an ``hf://`` address, and the hub commit it was resolved to."""
-    if not checkpoint.startswith("hf://"):
-        path = Path(checkpoint).expanduser()
-        if not path.is_file():
-            raise UserError(f"checkpoint {checkpoint} does not exist: give a local file or hf://OWNER/REPOSITORY/FILE.")
-        return path, None
-    owner, repository, file = [*checkpoint.removeprefix("hf://").split("/", 2), "", "", ""][:3]
-    if not file:
-        raise UserError(f"checkpoint {checkpoint!r} is not of the form hf://OWNER/REPOSITORY/FILE.")
-    try:
-        path = Path(hf_hub_download(f"{owner}/{repository}", file, revision=str(revision)))
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
-        raise UserError(
-            f"cannot download {file} from {owner}/{repository} (revision {revision}) on the Hugging Face Hub: "
-            f"{_reason(error)}\nWithout a network, download that file elsewhere and pass its path: "
-            "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
-        ) from error
-    parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
-    return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    return _metadata(fetch(str(checkpoint), "")[0], "label_names", str)
 
 
 def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
@@ -209,15 +179,10 @@ def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {}).get(key, "null"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"cannot read checkpoint {path} and its metadata {key}: {_reason(error)}") from error
+        raise UserError(f"cannot read checkpoint {path} and its metadata {key}: {first_line(error)}") from error
     if values is not None and not (isinstance(values, list) and all(isinstance(value, kind) for value in values)):
         raise UserError(f"checkpoint {path}: its metadata {key} is no JSON list of {kind.__name__}.")
     return None if values is None else tuple(values)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -227,7 +192,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
-        reason = _reason(error)
+        reason = first_line(error)
         if path.suffix != ".safetensors" and not isinstance(error, OSError):
             # PyTorch's own text advises to execute whatever the file holds, or is what the unpickler stumbled over.
             reason = "it is neither a safetensors file nor a PyTorch checkpoint that holds nothing but tensors."

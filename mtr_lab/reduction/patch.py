@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from mtr_lab.backbones import Evidence, TokenState, VisionMamba
+from mtr_lab.backbones import Evidence, TokenState, VisionMamba, height_and_width
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.plan import carry
@@ -145,7 +144,7 @@ def patch(
         config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(model, config, None if img_size is None else to_2tuple(img_size), images)
+    reduction = Reduction(model, config, None if img_size is None else height_and_width(img_size), images)
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:

@@ -3,6 +3,9 @@
 import argparse
 import json
 import re
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -234,17 +237,45 @@ def test_an_absent_checkpoint_and_a_malformed_address_are_refused() -> None:
         create_model("vim_ti", checkpoint="hf://owner/file", **TINY)
 
 
-def test_without_a_network_the_error_says_what_to_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
+@pytest.fixture(params=["refused", "timed out", "HF_HUB_OFFLINE"])
+def no_network(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The hub's cache, which is empty, where the hub cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", request.param == "HF_HUB_OFFLINE")
+    monkeypatch.setattr("mtr_lab.backbones.hub.TIMEOUT", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if request.param == "timed out":
+            server.listen()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield tmp_path
 
-    def offline(*args, **kwargs):
-        raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", offline)
+def test_without_a_network_one_error_says_at_once_what_to_download(
+    no_network: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = time.monotonic()
     with pytest.raises(
         UserError, match=r"vim_s_midclstok_80p5acc\.pth from hustvl/Vim-small-midclstok(.|\n)*checkpoint="
-    ):
+    ) as error:
         create_model("vim_s", pretrained=True)
+    assert re.search(f"the Hub cannot be reached .*{request.node.callspec.params['no_network']}", str(error.value))
+    assert time.monotonic() - start < 5
+    assert caplog.messages == []
+
+
+def test_without_a_network_files_downloaded_before_are_used(no_network: Path, images: torch.Tensor) -> None:
+    folder, commit = no_network / "models--owner--name", "0123456789abcdef0123456789abcdef01234567"
+    for path in (folder / "refs", folder / "snapshots" / commit):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    torch.save(tiny().state_dict(), folder / "snapshots" / commit / "w.pth")
+    loaded = tiny(checkpoint="hf://owner/name/w.pth")
+    assert torch.equal(loaded(images), tiny()(images))
+    assert loaded.weights["revision"] == commit
 
 
 def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,11 +285,11 @@ def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypa
     torch.save({"model": tiny().state_dict()}, cached)
     asked = {}
 
-    def download(repository: str, file: str, revision: str) -> str:
+    def download(repository: str, file: str, revision: str) -> Path:
         asked.update(repository=repository, file=file, revision=revision)
-        return str(cached)
+        return cached
 
-    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    monkeypatch.setattr("mtr_lab.backbones.hub.download", download)
     model = create_model("vim_ti", checkpoint="hf://owner/name/w.pth", revision="v1.0", **TINY)
     assert asked == {"repository": "owner/name", "file": "w.pth", "revision": "v1.0"}
     assert model.weights["revision"] == commit
@@ -287,11 +318,11 @@ def test_published_weights_load_strictly_from_the_hub_and_from_a_file(
     torch.save({"model": model.state_dict(), "epoch": 299, "args": argparse.Namespace(lr=1e-3)}, tmp_path / file)
     asked = []
 
-    def download(repository: str, file: str, revision: str) -> str:
+    def download(repository: str, file: str, revision: str) -> Path:
         asked.append((repository, file, revision))
-        return str(tmp_path / file)
+        return tmp_path / file
 
-    monkeypatch.setattr("mtr_lab.backbones.weights.hf_hub_download", download)
+    monkeypatch.setattr("mtr_lab.backbones.hub.download", download)
     for loaded in (tiny(name, pretrained=True), tiny(name, checkpoint=str(tmp_path / file))):
         with torch.no_grad():
             assert torch.equal(loaded(images), model(images))

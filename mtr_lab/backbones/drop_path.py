@@ -1,0 +1,24 @@
+"""Stochastic depth.
+
+Source: Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+"""
+
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """While training, zero the features of an image with probability ``drop_prob`` and scale the others up."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, \\*) -> (B, \\*), the same in evaluation."""
+        if not self.training or self.drop_prob == 0:
+            return features
+        kept = features.new_empty(len(features), *[1] * (features.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        return features * kept.div_(1 - self.drop_prob)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"

@@ -1,0 +1,75 @@
+"""Weights files on this machine or on the Hugging Face Hub."""
+
+import os
+from pathlib import Path
+
+from mtr_lab.errors import UserError
+
+TIMEOUT = 4.0  # seconds the Hub has to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+
+
+def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
+    """The local file behind a path or an ``hf://`` address, and the hub commit it was resolved to.
+
+    Without a network, files that were downloaded before are found in the hub's cache.
+
+    Raises:
+        UserError: an absent file, a malformed address, or a file that can neither be downloaded nor found in the cache.
+    """
+    if not checkpoint.startswith("hf://"):
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise UserError(f"checkpoint {checkpoint} does not exist: give a local file or hf://OWNER/REPOSITORY/FILE.")
+        return path, None
+    owner, repository, file = [*checkpoint.removeprefix("hf://").split("/", 2), "", "", ""][:3]
+    if not file:
+        raise UserError(f"checkpoint {checkpoint!r} is not of the form hf://OWNER/REPOSITORY/FILE.")
+    path = download(f"{owner}/{repository}", file, revision)
+    parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
+    return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def download(repository: str, file: str, revision: str) -> Path:
+    """The file in the hub's cache, downloaded if it is not there or another by now.
+
+    Raises:
+        UserError: it is not there and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Asked first, since hf_hub_download tries an unreachable hub for up to half a minute.
+    unreachable = _why_unreachable(repository, file, revision)
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=unreachable is not None))
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
+        reason = first_line(error)
+        if unreachable is not None and isinstance(error, LocalEntryNotFoundError):
+            reason = f"the Hub cannot be reached ({first_line(unreachable)}), and the file is not in the local cache."
+        raise UserError(
+            f"cannot download {file} from {repository} (revision {revision}) on the Hugging Face Hub: "
+            f"{reason}\nWithout a network, download that file elsewhere and pass its path: "
+            "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
+        ) from error
+
+
+def _why_unreachable(repository: str, file: str, revision: str) -> Exception | None:
+    """The error with which the Hub failed to answer, ``None`` if it answered, be it with a refusal."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        url = hf_hub_url(repository, file, revision=revision)
+        get_hf_file_metadata(url, timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT", TIMEOUT)))
+    except HFValidationError:  # reported by the download
+        return None
+    except HfHubHTTPError as error:  # a refusal is reported by the download
+        return error if error.response.status_code >= 500 else None
+    except Exception as error:  # of requests or of httpx, by the version of huggingface_hub
+        return error
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,69 @@
+"""The models in timm's registry, without importing timm: they enter it as soon as timm is imported."""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_MODULE = "timm.models"  # once it is imported, timm is ready to register models
+
+
+def register_with_timm() -> None:
+    """Register the models with timm: at once if timm is imported already, else when it will be."""
+    if _MODULE in sys.modules:
+        _register()
+    elif _watch not in sys.meta_path:
+        sys.meta_path.insert(0, _watch)
+
+
+def _register() -> None:
+    from timm.models import generate_default_cfgs, is_model, model_entrypoint, register_model
+
+    from mtr_lab.backbones import FAMILIES, label_names
+
+    for family in FAMILIES:
+        configs: dict[str, Any] = {
+            f"{name}.{config['tag']}": {**config, "label_names": label_names(config)}
+            for name, config in family.CONFIGS.items()
+        }
+        # timm looks for the configurations of an entry point under this name, in its module.
+        setattr(family, "default_cfgs", generate_default_cfgs(configs))  # noqa: B010
+        for name in family.CONFIGS:
+            entrypoint = getattr(family, name)
+            if not is_model(name) or model_entrypoint(name) is not entrypoint:
+                register_model(entrypoint)
+
+
+class _Watch(MetaPathFinder):
+    """Finds timm's models as everybody else does, but registers ours after theirs."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _MODULE:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Registering(spec.loader)
+        return spec
+
+
+class _Registering(Loader):
+    """Loads timm's models with their own loader, then registers ours; stays in force if that fails."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _register()
+        sys.meta_path.remove(_watch)
+
+
+_watch = _Watch()
