@@ -35,39 +35,37 @@ def download(repository: str, file: str, revision: str) -> Path:
     Raises:
         UserError: it is not there and cannot be downloaded.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
-    # Asked first, since hf_hub_download tries an unreachable hub for up to half a minute.
-    unreachable = _why_unreachable(repository, file, revision)
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=unreachable is not None))
+        # hf_hub_download tries an unreachable hub for up to half a minute.
+        unreachable = _why_unreachable(repository, file, revision)
+        if unreachable is None:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise FileNotFoundError(f"the Hub cannot be reached ({unreachable}), and the file is not in the local cache.")
     except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
-        reason = first_line(error)
-        if unreachable is not None and isinstance(error, LocalEntryNotFoundError):
-            reason = f"the Hub cannot be reached ({first_line(unreachable)}), and the file is not in the local cache."
         raise UserError(
             f"cannot download {file} from {repository} (revision {revision}) on the Hugging Face Hub: "
-            f"{reason}\nWithout a network, download that file elsewhere and pass its path: "
+            f"{first_line(error)}\nWithout a network, download that file elsewhere and pass its path: "
             "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
         ) from error
 
 
-def _why_unreachable(repository: str, file: str, revision: str) -> Exception | None:
-    """The error with which the Hub failed to answer, ``None`` if it answered, be it with a refusal."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _why_unreachable(repository: str, file: str, revision: str) -> str | None:
+    """How the Hub failed to answer, ``None`` if it answered, be it with a refusal."""
+    from huggingface_hub import get_session, hf_hub_url
 
+    timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", TIMEOUT))
+    url = hf_hub_url(repository, file, revision=revision)
     try:
-        url = hf_hub_url(repository, file, revision=revision)
-        get_hf_file_metadata(url, timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT", TIMEOUT)))
-    except HFValidationError:  # reported by the download
-        return None
-    except HfHubHTTPError as error:  # a refusal is reported by the download
-        return error if error.response.status_code >= 500 else None
+        response = get_session().head(url, timeout=timeout)
     except Exception as error:  # of requests or of httpx, by the version of huggingface_hub
-        return error
-    return None
+        return first_line(error)
+    return f"status {response.status_code}" if response.status_code >= 500 else None
 
 
 def first_line(error: Exception) -> str:
