@@ -55,7 +55,7 @@ class CompiledModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) to the model's logits (B, K), without gradients on a GPU."""
-        if images.device.type != self.device_type:
+        if not isinstance(images, Tensor) or images.device.type != self.device_type:
             return self.model(images)
         # What is allocated here outlives the caller's inference mode, and would be read-only outside it.
         with torch.inference_mode(False), torch.no_grad():

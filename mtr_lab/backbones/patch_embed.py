@@ -73,17 +73,40 @@ class PatchEmbed(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
-        if self.num_frames is None:
-            if images.ndim != 4:
-                raise UserError(f"expected images (B, channels, H, W), got shape {tuple(images.shape)}.")
-        elif images.ndim != 5:
-            raise UserError(f"expected videos (B, channels, T, H, W), got shape {tuple(images.shape)}.")
-        elif images.shape[2] != self.num_frames:
-            raise UserError(
-                f"expected videos of {self.num_frames} frames (B, channels, T, H, W), got shape {tuple(images.shape)}: "
-                f"create the model with num_frames={images.shape[2]}."
-            )
+        self._check(images)
         return self.grid(*images.shape[-2:])
+
+    def _check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless these are images (or videos) in shape and type; no pixel is looked at."""
+        what = "images (B, channels, H, W)" if self.num_frames is None else "videos (B, channels, T, H, W)"
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
+                "timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)[None]."
+            )
+        shape, channels, weight = tuple(images.shape), self.proj.in_channels, self.proj.weight
+        if images.ndim != weight.ndim:
+            missing = ": add the dimension of the batch, images[None]" if images.ndim == weight.ndim - 1 else ""
+            raise UserError(f"expected {what}, got shape {shape}{missing}.")
+        if images.shape[1] != channels:
+            last = images.shape[-1] == channels
+            advice = "move the channels, images.movedim(-1, 1)" if last else f"create it with in_chans={shape[1]}"
+            raise UserError(f"expected {what} of the model's {channels} channels, got shape {shape}: {advice}.")
+        if self.num_frames is not None and images.shape[2] != self.num_frames:
+            raise UserError(
+                f"expected videos of {self.num_frames} frames (B, channels, T, H, W), got shape {shape}: "
+                f"create the model with num_frames={shape[2]}."
+            )
+        if not images.is_floating_point():
+            raise UserError(
+                f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
+                "them, as timm.data.create_transform does."
+            )
+        if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise UserError(
+                f"expected {what} in the model's {weight.dtype}, got {images.dtype}: convert them, "
+                f"images.to({weight.dtype}), or call the model inside torch.autocast."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> tokens (B, rows · columns, C).
@@ -103,6 +126,18 @@ def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """The sides of an image, given as one number for both or as (height, width)."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return height, width
+
+
+def resize_channels(weight: Tensor, channels: int) -> Tensor:
+    """Weights (C, in_chans, \\*) of a patch convolution for another number of channels: (C, channels, \\*).
+
+    A grey image gives what it gives as equal channels, for their sum over the channels stays; more channels take the
+    weights of the old ones in turn. As ``timm.models.adapt_input_conv``.
+    """
+    old = weight.shape[1]
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True)
+    return weight.float()[:, [channel % old for channel in range(channels)]] * (old / channels)
 
 
 def resize_positions(

@@ -1,15 +1,18 @@
 """The classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtr_lab import ops
 from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
 from mtr_lab.backbones.drop_path import DropPath
 from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width, resize_positions
+from mtr_lab.backbones.pooling import check_pooling, mean_by_size, ordinary_tokens, special_first, take
 from mtr_lab.backbones.token_state import TokenState
 from mtr_lab.errors import UserError
 
@@ -18,6 +21,8 @@ class VisionMamba(nn.Module, ABC):
     """Vision Mamba classifier. A family says where the class token stands and whether the directions are halved.
 
     It takes images (B, channels, H, W), or with ``num_frames`` videos (B, channels, T, H, W) wherever images are named.
+    Beside the authors' names it has the interface of timm's models. ``torch.compile`` and ``torch.export`` take it;
+    TorchScript and the symbolic tracing of ``torch.fx`` do not.
 
     Args:
         img_size: pixels of a side, or (height, width).
@@ -31,9 +36,11 @@ class VisionMamba(nn.Module, ABC):
         drop_path_rate: stochastic depth of the last block while training; earlier blocks have less.
         num_frames: T, the frames of a video; None for images.
         kernel_size: how many frames a patch of a video spans; it divides T.
+        drop_rate: dropout before the head while training.
+        global_pool: what the head is given, one of ``mtr_lab.backbones.pooling.POOLINGS``.
 
     Raises:
-        UserError: the sizes do not fit each other; ``num_frames`` of a family for images alone.
+        UserError: the sizes do not fit each other; ``num_frames`` of a family for images alone; an unknown pooling.
     """
 
     halve: bool
@@ -42,8 +49,15 @@ class VisionMamba(nn.Module, ABC):
     """Whether there are models for videos in the family. The class token leads in them."""
     pretrained_cfg: dict[str, Any]
     """timm's data configuration of the weights, ``input_size`` and ``label_names`` included."""
+    default_cfg: dict[str, Any]
+    """The same, by its older name."""
     num_classes: int
     """Outputs of the head, 0 without one."""
+    num_prefix_tokens = 1
+    """The class token, which leads in what ``forward_features`` returns, wherever it stands between the blocks."""
+    restore: Callable[[TokenState, tuple[int, int]], Tensor] | None = None
+    """Puts a traced state back on the grid of its image, (B, C, rows, columns); set and removed by
+    ``mtr_lab.reduction``."""
     weights: dict[str, Any]
     """Where the parameters come from: ``source``, ``revision`` and ``sha256``."""
 
@@ -60,13 +74,16 @@ class VisionMamba(nn.Module, ABC):
         drop_path_rate: float = 0.0,
         num_frames: int | None = None,
         kernel_size: int = 1,
+        drop_rate: float = 0.0,
+        global_pool: str = "token",
     ) -> None:
         super().__init__()
         if num_frames is not None and not self.video:
             raise UserError(
                 f"num_frames={num_frames}: {type(self).__name__} takes images alone, VideoMamba videos too."
             )
-        self.num_features = self.embed_dim = embed_dim
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.in_chans = channels
         self.patch_embed = PatchEmbed(
             height_and_width(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
         )
@@ -81,8 +98,10 @@ class VisionMamba(nn.Module, ABC):
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
-        self.norm_f = RMSNorm(embed_dim)
-        self.reset_classifier(num_classes)
+        self.norm_f: RMSNorm | nn.Identity = RMSNorm(embed_dim)
+        self.head_drop = nn.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
+        self.grad_checkpointing = False
+        self.reset_classifier(num_classes, global_pool)
         initialise(self, depth)
 
     @property
@@ -127,31 +146,183 @@ class VisionMamba(nn.Module, ABC):
         """All blocks: (B, channels, H, W) -> the state after the last one, before the final norm."""
         state = self.embed(images, traced=traced)
         for block in self.blocks:
-            state = TokenState(*block(*state))
+            state = self.run_block(block, state)
+        return self._finished(state)
+
+    def run_block(self, block: Block, state: TokenState) -> TokenState:
+        """A block on the state before it, its activations recomputed in the backward pass if checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return TokenState(*checkpoint(block, *state, use_reentrant=False))
+        return TokenState(*block(*state))
+
+    def _finished(self, state: TokenState) -> TokenState:
+        """What the last block leaves -> the state the final norm is given."""
         state = state.settled()
         return state._replace(hidden=self.drop_path(state.hidden))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The normalised class token, (B, C)."""
-        return self.class_features(self.forward_state(images))
+        """All tokens, normalised, the class token first: (B, channels, H, W) -> (B, L, C).
+
+        Those of a reduced sequence are the ones left, in their order.
+        """
+        return self._all_features(self.forward_state(images))
 
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> the normalised class token, (B, C)."""
-        normed, _ = self.norm_f(state.special_tokens())
-        return normed[:, 0].to(self.norm_f.weight.dtype)
+        return self._normed(state.special_tokens())[:, 0]
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new, untrained head; none for 0 classes."""
+    def classify(self, state: TokenState) -> Tensor:
+        """The state after the last block -> logits (B, num_classes), as ``forward`` gives them."""
+        if self.global_pool == "token":  # the only one to be normalised
+            features = self.class_features(state)
+        elif self.global_pool == "avg":
+            features = mean_by_size(self._normed(state.hidden, state.residual), state)
+        else:
+            features = self._all_features(state)
+        return self.head(self.head_drop(features))
+
+    def _all_features(self, state: TokenState) -> Tensor:
+        return special_first(self._normed(state.hidden, state.residual), state.special)
+
+    def _normed(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The final norm of both streams, (B, L, C), in the dtype of the parameters."""
+        if isinstance(self.norm_f, nn.Identity):  # pruned
+            return (hidden if residual is None else hidden + residual).to(self.cls_token.dtype)
+        normed, _ = self.norm_f(hidden, residual)
+        return normed.to(self.norm_f.weight.dtype)
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, untrained head; none for 0 classes. Another pooling before it, unless ``global_pool`` is ``None``.
+
+        Raises:
+            UserError: an unknown pooling.
+        """
+        if global_pool is not None:
+            check_pooling(global_pool)
+            self.global_pool = global_pool
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = head.to(self.cls_token.device, self.cls_token.dtype)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C) -> logits (B, num_classes)."""
+        """Tokens (B, L, C) as ``forward_features`` gives them, or pooled ones (B, C) -> logits (B, num_classes).
+
+        Args:
+            pre_logits: return what the head would be given.
+
+        Raises:
+            UserError: the mean of a reduced sequence, whose tokens do not tell what they stand for.
+        """
+        if features.ndim == 3 and self.global_pool == "token":
+            features = features[:, 0]
+        elif features.ndim == 3 and self.global_pool == "avg":
+            if any(block.step is not None and block.step.remove > 0 for block in self.blocks):
+                raise UserError(
+                    "global_pool='avg' of a patched model weights the tokens by their sizes, which forward_head is not "
+                    "given: call the model itself, or classify(model.forward_state(images))."
+                )
+            features = features[:, self.num_prefix_tokens :].mean(1)
+        features = self.head_drop(features)
         return features if pre_logits else self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(images))
+        """(B, channels, H, W) -> logits (B, num_classes), or of every token (B, L, num_classes) without pooling."""
+        return self.classify(self.forward_state(images))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of each block: the channels of its feature map, how much smaller than the image it is, and the module."""
+        info = {"num_chs": self.embed_dim, "reduction": self.patch_embed.stride}
+        return [{**info, "module": f"layers.{block}"} for block in range(len(self.layers))]
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The residual stream after several blocks, with timm's arguments.
+
+        Of a patched model every position of the grid is restored, as ``mtr_lab.tasks.features.FeatureMaps`` does, which
+        also has other restorations.
+
+        Args:
+            images: (B, channels, H, W).
+            indices: the blocks, negative ones from the end; the last n for an integer n, all for ``None``.
+            return_prefix_tokens: beside each map its class token, (B, 1, C).
+            norm: apply the final norm to the maps.
+            stop_early: run no more blocks than are needed.
+            output_fmt: ``NCHW`` for maps (B, C, rows, columns), ``NLC`` for tokens (B, rows · columns, C).
+            intermediates_only: leave the final features out.
+
+        Returns:
+            The final features, as ``forward_features``, and the list of maps in the order of the blocks.
+
+        Raises:
+            UserError: a block that is not there, another format, or a model for videos.
+        """
+        if self.patch_embed.num_frames is not None:
+            raise UserError("feature maps are of images: create the model without num_frames.")
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"output_fmt={output_fmt}: expected NCHW or NLC.")
+        wanted = self.blocks_at(indices)
+        grid, maps = self.patch_embed.grid_of(images), []
+        state = self.embed(images, traced=self.restore is not None)
+        for i, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
+            state = self.run_block(block, state)
+            if i in wanted:
+                state = state.settled()
+                stream = self._normed(state.hidden, state.residual) if norm else state.stream
+                stream = stream.to(self.cls_token.dtype)
+                tokens = self._on_grid(state._replace(hidden=stream, residual=None), grid)
+                tokens = tokens if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
+                maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
+        return maps if intermediates_only else (self._all_features(self._finished(state)), maps)
+
+    def blocks_at(self, indices: int | Sequence[int] | None) -> list[int]:
+        """The numbers of the blocks that ``forward_intermediates`` means by ``indices``."""
+        depth = len(self.layers)
+        if indices is None:
+            indices = depth
+        if isinstance(indices, int):
+            if not 0 < indices <= depth:
+                raise UserError(f"indices={indices}: expected a number of blocks from 1 to {depth}.")
+            return list(range(depth - indices, depth))
+        for index in indices:
+            if not -depth <= index < depth:
+                raise UserError(f"indices={list(indices)}: the model has the blocks 0 to {depth - 1}, not {index}.")
+        return [index % depth for index in indices]
+
+    def _on_grid(self, state: TokenState, grid: tuple[int, int]) -> Tensor:
+        """The tokens of the patches, (B, C, rows, columns)."""
+        if self.restore is not None:
+            return self.restore(state, grid).to(state.hidden.dtype)
+        patches = take(state.hidden, ordinary_tokens(state.special, state.hidden.shape[1]))
+        return patches.transpose(1, 2).unflatten(2, grid)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what ``forward_intermediates`` does not need for these blocks, in place; returns their numbers."""
+        wanted = self.blocks_at(indices)
+        self.layers = self.layers[: max(wanted) + 1]
+        if prune_norm:
+            self.norm_f = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what flows between blocks for the backward pass, and recompute the rest: less memory, more time."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters the authors exempt from weight decay, besides biases and norms."""

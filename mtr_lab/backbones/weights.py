@@ -5,7 +5,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtr_lab.backbones.hub import fetch, first_line
-from mtr_lab.backbones.patch_embed import resize_positions
+from mtr_lab.backbones.patch_embed import resize_channels, resize_positions
+from mtr_lab.backbones.pooling import check_pooling
 from mtr_lab.backbones.pretrained import IMAGENET, label_names, resolve
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import UserError, check_number, unknown
@@ -63,16 +65,20 @@ def build(
 ) -> Model:
     """Construct ``family`` and load weights if asked; the entry point behind every registered name.
 
-    The model carries ``pretrained_cfg`` (timm's data configuration, input size and class names included) and
+    The model carries ``pretrained_cfg`` (timm's data configuration, with its own input size and classes) and
     ``weights`` (a dict of ``Weights``). On the meta device it is an outline: no weights are loaded.
 
     Args:
         registered: the configuration of the name, see ``mtr_lab.backbones.pretrained``.
-        pretrained: load the weights it names.
+        pretrained: load the weights it names. The head stays untrained if it has another number of classes.
         defaults: the variant's geometry.
-        kwargs: the caller's geometry, with the upstream constructors' names; besides, ``checkpoint`` (a local file or
-            ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights), ``revision`` (branch, tag or
-            commit on the hub), and what timm's factory passes.
+        kwargs: the caller's geometry, with the upstream constructors' names, or ``in_chans`` for ``channels``;
+            ``checkpoint`` (a local file or ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights),
+            ``revision`` (branch, tag or commit on the hub), what timm's factory passes, and for a model that returns
+            feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
+
+    Returns:
+        The model, or with ``features_only`` timm's wrapper of it, whose ``model`` it is.
 
     Raises:
         UserError: an unknown argument; weights that cannot be had, cannot be read, or do not fit.
@@ -80,7 +86,12 @@ def build(
     name, kwargs = registered["architecture"], dict(kwargs)
     checkpoint, revision = kwargs.pop("checkpoint", None), kwargs.pop("revision", "main")
     config = resolve(registered, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
-    kwargs.pop("cache_dir", None)
+    features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
+    feature_class = kwargs.pop("feature_cls", "getter")
+    for key in ("cache_dir", "pretrained_model_args"):  # timm's, of its own loader
+        kwargs.pop(key, None)
+    if "in_chans" in kwargs:
+        kwargs["channels"] = kwargs.pop("in_chans")
     geometry = list(inspect.signature(family.__init__).parameters)[1:]
     for key in kwargs:
         if key not in geometry:
@@ -104,6 +115,8 @@ def build(
         "classifier": "head",
         "label_names": label_names(config) if same_classes else None,
     }
+    model.default_cfg = model.pretrained_cfg
+    any_head = False
     if checkpoint is not None:
         local = not str(checkpoint).startswith("hf://")
         named = _metadata(fetch(str(checkpoint), "")[0], "label_names", str) if local else None
@@ -115,18 +128,36 @@ def build(
             "create_model(..., checkpoint=PATH)), or take random ones (backbone.pretrained=false, pretrained=False)."
         )
     elif pretrained:
+        any_head = True
         checkpoint = config.get("file") or f"hf://{config['hf_hub_id']}/{config['hf_hub_filename']}"
     if checkpoint is not None and not model.cls_token.is_meta:
-        load_weights(model, checkpoint, revision)
+        load_weights(model, checkpoint, revision, any_head=any_head)
+    if features_only:
+        return _feature_extractor(model, out_indices, feature_class)
     return model
+
+
+def _feature_extractor(model: VisionMamba, out_indices: int | Sequence[int], feature_class: Any) -> Any:
+    """timm's wrapper: images to the maps of ``forward_intermediates``."""
+    from timm.models._features import FeatureGetterNet
+
+    if feature_class not in ("getter", FeatureGetterNet):
+        raise UserError(f"feature_cls={feature_class}: expected 'getter', for the tokens of a block are no image.")
+    extractor: Any = FeatureGetterNet(model, out_indices=tuple(model.blocks_at(out_indices)))
+    no_head = ("num_classes", "classifier", "label_names")
+    extractor.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in no_head}
+    extractor.default_cfg = extractor.pretrained_cfg
+    return extractor
 
 
 def _check_argument(label: str, key: str, value: Any) -> None:
     """Raise a ``UserError`` unless the value is one that ``VisionMamba`` takes for ``key``."""
     if key in ("stride", "num_frames") and value is None:
         return
-    if key == "drop_path_rate":
+    if key in ("drop_path_rate", "drop_rate"):
         check_number(label, value, float, 0, 0.99)
+    elif key == "global_pool":
+        check_pooling(value)
     elif key == "img_size" and isinstance(value, list | tuple) and len(value) == 2:
         for pixels in value:
             check_number(label, pixels, int, 1)
@@ -135,12 +166,21 @@ def _check_argument(label: str, key: str, value: Any) -> None:
 
 
 def load_weights(
-    model: VisionMamba, checkpoint: str | Path, revision: str = "main", whole: nn.Module | None = None
+    model: VisionMamba,
+    checkpoint: str | Path,
+    revision: str = "main",
+    whole: nn.Module | None = None,
+    *,
+    any_head: bool = False,
 ) -> None:
-    """Load a checkpoint strictly, interpolating its position embeddings if the model's grid or frames are others.
+    """Load a checkpoint strictly, adapted to the model's grid, frames and channels if those are others.
 
-    Reads safetensors, or a PyTorch file without executing anything in it. If the checkpoint is of a task's model,
-    ``whole`` is that, and ``model`` its ``backbone``.
+    Position embeddings are interpolated, see ``resize_channels`` for the patch convolution. Reads safetensors, or a
+    PyTorch file without executing anything in it. If the checkpoint is of a task's model, ``whole`` is that, and
+    ``model`` its ``backbone``.
+
+    Args:
+        any_head: leave a head for other classes out of the checkpoint, as is done anyway for a model without one.
 
     Raises:
         UserError: the file is absent or corrupt, or its parameters do not fit (they are listed).
@@ -151,6 +191,17 @@ def load_weights(
     pos_embed = state.get(f"{prefix}pos_embed")
     if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit: _check says so
         state[f"{prefix}pos_embed"] = _refit(pos_embed, model, path)
+    kernel, channels = state.get(f"{prefix}patch_embed.proj.weight"), model.in_chans
+    if adapted := kernel is not None and kernel.ndim > 1 and kernel.shape[1] not in (0, channels):
+        state[f"{prefix}patch_embed.proj.weight"] = resize_channels(kernel, channels)
+    if whole is None and "head.weight" in state and (any_head or model.num_classes == 0):
+        head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
+        if not head or head["head.weight"].shape != state["head.weight"].shape:
+            adapted = True
+            if head:
+                classes = f"{len(state['head.weight'])} classes, the model {model.num_classes}"
+                warnings.warn(f"checkpoint {path.name} has {classes}: the head is left untrained.", stacklevel=5)
+            state = {key: value for key, value in state.items() if not key.startswith("head.")} | head
     temporal = state.get("temporal_pos_embedding")
     if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, model.patch_embed.frames):
         resized = F.interpolate(temporal.float().transpose(1, 2), size=model.patch_embed.frames, mode="linear")
@@ -159,7 +210,7 @@ def load_weights(
     (whole or model).load_state_dict(state, strict=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = str(checkpoint) if str(checkpoint).startswith("hf://") else path.name
-    model.weights = asdict(Weights(source, commit, digest, PUBLISHED_TOP1.get(path.name)))
+    model.weights = asdict(Weights(source, commit, digest, None if adapted else PUBLISHED_TOP1.get(path.name)))
 
 
 def checkpoint_label_names(checkpoint: Path) -> tuple[str, ...] | None:

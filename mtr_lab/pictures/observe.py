@@ -8,9 +8,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones.pooling import ordinary_tokens
 from mtr_lab.pictures.regions import PatchGrid
 from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
-from mtr_lab.reduction.group import ordinary_tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -69,9 +68,3 @@ GROUPINGS = {
 }
 """``asymmetric``: the r least important are sources, the next least important targets (MTR). ``halves``: the lower and
 the upper half by importance (UTR). ``alternate``: every other token, by position (ToMe)."""
-
-
-def ordinary_tokens(special: Tensor, length: int) -> Tensor:
-    """Positions of the tokens that are not protected, in order: special (B, S) -> (B, L - S)."""
-    protected = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
-    return protected.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]

@@ -12,6 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.plan import carry
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
+from mtr_lab.reduction.restore import restore
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule, reducing_blocks
 from mtr_lab.reduction.sensitivity import GreedySearch
 
@@ -55,6 +56,7 @@ class Reduction:
         for block, step in zip(model.blocks, self._steps, strict=True):
             block.step = step
             block.align, block.stretch = self.policy.align, self.policy.stretch
+        model.restore = restore
         self.schedule = self.solve(0.0)
 
     def solve(self, ratio: float | None) -> Schedule:
@@ -156,6 +158,7 @@ def patch(
 def unpatch(model: VisionMamba) -> None:
     """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
     _check(model, "unpatch")
+    model.restore = None
     for block in model.blocks:
         block.align, block.stretch = False, 0.0
         del block.step  # a module: assigning None would leave its name behind

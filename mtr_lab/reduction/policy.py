@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
+from mtr_lab.backbones.pooling import ordinary_tokens
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.reduction.group import GROUPINGS, ascending, ordinary_tokens
+from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.plan import Plan, make_plan

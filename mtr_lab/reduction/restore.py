@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mtr_lab.backbones import TokenState
+from mtr_lab.backbones.pooling import ordinary_tokens
 from mtr_lab.errors import unknown
-from mtr_lab.reduction.group import ordinary_tokens
 
 RESTORATIONS = ("nearest", "skip", "interpolate")
 """``nearest``: a position takes the token that absorbed it, or where it was dropped the nearest survivor. ``skip``: its

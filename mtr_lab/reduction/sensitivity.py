@@ -106,4 +106,4 @@ class GreedySearch:
 
     def _log_probs(self, state: TokenState) -> Tensor:
         """(B, K) in float64 from the state after the last block."""
-        return self._model.forward_head(self._model.class_features(state)).double().log_softmax(-1)
+        return self._model.classify(state).double().log_softmax(-1)

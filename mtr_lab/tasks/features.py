@@ -46,10 +46,10 @@ class FeatureMaps(nn.Module):
 
         Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
         """
-        grid = self.backbone.patch_embed.grid(*images.shape[-2:])
+        grid = self.backbone.patch_embed.grid_of(images)
         state, offset, maps = self.backbone.embed(images, traced=True), None, []
         for i, block in enumerate(self.backbone.blocks):
-            before, state = state, TokenState(*block(*state))
+            before, state = state, self.backbone.run_block(block, state)
             if self.restoration == "skip" and (state.plan is not None or offset is None):
                 whole = state._replace(plan=None, source=before.source)
                 state = state.settled()

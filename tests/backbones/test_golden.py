@@ -39,8 +39,8 @@ def test_outputs_equal_the_authors(name: str, file: str, backend: str) -> None:
     for block in model.blocks:
         block.register_forward_hook(lambda *call: outputs.append(call[2]))
     with torch.no_grad(), ops.use_backend(backend):
-        features = model.forward_features(golden["input"])
-        logits = model.forward_head(features)
+        tokens = model.forward_features(golden["input"])
+        features, logits = (model.forward_head(tokens, pre_logits=pooled) for pooled in (True, False))
 
     assert relative_error(logits, golden["logits"]) < 1e-5
     assert relative_error(features, golden["features"]) < 1e-5

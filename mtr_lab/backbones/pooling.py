@@ -1,0 +1,40 @@
+"""Tokens to what a head takes; the class token may stand anywhere in the sequence."""
+
+import torch
+from torch import Tensor
+
+from mtr_lab.backbones.token_state import TokenState
+from mtr_lab.errors import unknown
+
+POOLINGS = ("token", "avg", "")
+"""``token``: the class token. ``avg``: the mean of the others, in which a token counts as many times as it stands for
+tokens of the input. ``""``: all tokens, the class token first."""
+
+
+def check_pooling(how: str) -> None:
+    """Raise a ``UserError`` unless it is one of ``POOLINGS``."""
+    if how not in POOLINGS:
+        raise unknown("global_pool", how, map(repr, POOLINGS))
+
+
+def ordinary_tokens(special: Tensor, length: int) -> Tensor:
+    """Positions of the tokens that are not protected, in order: special (B, S) -> (B, L - S)."""
+    protected = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
+    return protected.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, L, C) at positions (B, M): (B, M, C)."""
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def special_first(tokens: Tensor, special: Tensor) -> Tensor:
+    """Tokens (B, L, C), the protected ones at ``special`` (B, S) moved to the front, the others in their order."""
+    return take(tokens, torch.cat([special, ordinary_tokens(special, tokens.shape[1])], dim=1))
+
+
+def mean_by_size(tokens: Tensor, state: TokenState) -> Tensor:
+    """Mean (B, C) of the tokens (B, L, C) of a state that are not protected, weighted by their sizes."""
+    weight = state.size.scatter(1, state.special, 0.0)
+    mean = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+    return mean.to(tokens.dtype)
