@@ -79,6 +79,8 @@ class PatchEmbed(nn.Module):
     def _check(self, images: Tensor) -> None:
         """Raise a ``UserError`` unless these are images (or videos) in shape and type; no pixel is looked at."""
         what = "images (B, channels, H, W)" if self.num_frames is None else "videos (B, channels, T, H, W)"
+        if isinstance(images, torch.fx.Proxy):
+            raise UserError("torch.fx cannot trace the model symbolically: take torch.export or torch.compile.")
         if not isinstance(images, Tensor):
             raise UserError(
                 f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
@@ -102,7 +104,7 @@ class PatchEmbed(nn.Module):
                 f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
                 "them, as timm.data.create_transform does."
             )
-        if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        if images.dtype != weight.dtype and not _autocasts(images.device.type):
             raise UserError(
                 f"expected {what} in the model's {weight.dtype}, got {images.dtype}: convert them, "
                 f"images.to({weight.dtype}), or call the model inside torch.autocast."
@@ -120,6 +122,10 @@ class PatchEmbed(nn.Module):
             patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)
             return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:

@@ -283,7 +283,7 @@ class VisionMamba(nn.Module, ABC):
                 stream = self._normed(state.hidden, state.residual) if norm else state.stream
                 stream = stream.to(self.cls_token.dtype)
                 tokens = self._on_grid(state._replace(hidden=stream, residual=None), grid)
-                tokens = tokens if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
+                tokens = tokens.contiguous() if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
                 maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
         return maps if intermediates_only else (self._all_features(self._finished(state)), maps)
 

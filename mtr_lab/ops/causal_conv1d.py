@@ -137,7 +137,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
     inputs = ctx.saved_tensors
     name = backend.pick_differentiable(inputs[0], package="causal_conv1d")
-    if name == "mamba_ssm":
+    if name == "mamba_ssm" and not torch.is_grad_enabled():  # its gradients have none
         return *vjp(partial(IMPLEMENTATIONS[name], reverse=ctx.reverse), inputs, grad), None, None
     return *_conv_backward(*inputs, grad, ctx.reverse, name), None, None
 

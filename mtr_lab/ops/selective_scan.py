@@ -221,7 +221,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, gap, stretch = ctx.saved_tensors
     name = backend.pick_differentiable(inputs[0], package="mamba_ssm", gap=gap is not None)
-    if name == "mamba_ssm":
+    if name == "mamba_ssm" and not torch.is_grad_enabled():  # its gradients have none
 
         def forward(*inputs: Tensor | None) -> Tensor:
             return IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)[0]
