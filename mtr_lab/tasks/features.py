@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import TokenState, VisionMamba
+from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import check_restoration, follow, restore
 
