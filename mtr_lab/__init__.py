@@ -5,24 +5,53 @@
 >>> logits = model(images)
 """
 
+import importlib
 import os
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from mtr_lab.errors import UserError
+from mtr_lab.timm_registry import register_with_timm
 
 # PyTorch and numba keep an OpenMP pool each. Threads that spin while they wait, which is the default, keep the other
 # pool, and any other process, off the cores: on two cores with one other busy process a forward pass took 17 times as
 # long. Sleeping instead costs about 10 % on an idle machine. Has no effect if torch was imported before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from mtr_lab.backbones import compile, create_model
-from mtr_lab.errors import UserError
-from mtr_lab.reduction import patch, trace, unpatch
-from mtr_lab.timm_registry import register_with_timm
-
 try:
     __version__ = version("mtr-lab")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
-register_with_timm()
-
 __all__ = ["UserError", "__version__", "compile", "create_model", "patch", "trace", "unpatch"]
+
+if TYPE_CHECKING:
+    from mtr_lab import backbones as backbones
+    from mtr_lab import measure as measure
+    from mtr_lab import ops as ops
+    from mtr_lab import reduction as reduction
+    from mtr_lab.backbones import compile, create_model
+    from mtr_lab.reduction.patch import patch, trace, unpatch
+else:
+    # What needs PyTorch is imported when it is first asked for (PEP 562), so that a program can answer before that.
+    _HOMES = {
+        "compile": "backbones",
+        "create_model": "backbones",
+        "patch": "reduction",
+        "trace": "reduction",
+        "unpatch": "reduction",
+    }
+    _SUBPACKAGES = ("backbones", "measure", "ops", "reduction")
+
+    def __getattr__(name):
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+
+    def __dir__():
+        return __all__
+
+register_with_timm()

@@ -1,7 +1,12 @@
-"""Run a Hydra program: exit code 0 done, 2 the user's mistake (one clear message, no traceback), 1 anything else."""
+"""Run a Hydra program: exit code 0 done, 2 the user's mistake (one clear message, no traceback), 1 anything else.
+
+Nothing here needs PyTorch: whatever Hydra answers by itself (``--help``, ``--cfg``, completion), and a mistake in an
+override's name, is on the terminal before that is imported.
+"""
 
 import contextlib
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtr_lab import __version__
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.sweep import USERS_MISTAKES
+from mtr_lab.sweep import users_mistakes
 
 OPEN = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
@@ -28,8 +33,13 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slur
 """Hydra's plugins, and the extra each comes with."""
 
 
-def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
-    """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it."""
+def run_program(config_name: str, task: str, announce: Callable[[DictConfig], str]) -> None:
+    """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it.
+
+    Args:
+        task: ``module:function``; the module is imported once the overrides have been checked.
+        announce: says in a line what the configuration asks for; printed before the import.
+    """
     if sys.argv[1:] == ["--version"]:  # Hydra would state its own
         print(f"mtr_lab {__version__}")
         return
@@ -42,7 +52,8 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():
             _check_keys(config, hydra.compose(config_name))
-            return task(config)
+            say(f"{announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
+            return pkgutil.resolve_name(task)(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed as a traceback
     try:
@@ -60,12 +71,21 @@ def run_program(config_name: str, task: Callable[[DictConfig], object]) -> None:
         _exit(UserError(f"{where}{error}"))
 
 
+def say(line: str) -> None:
+    """Print a line at once, in one process of several.
+
+    To stdout, as all that says how a program gets on; stderr has nothing but what went wrong.
+    """
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(line, flush=True)
+
+
 @contextlib.contextmanager
 def user_mistakes() -> Iterator[None]:
     """End the program with code 2 and one message at a mistake in what was asked for."""
     try:
         yield
-    except USERS_MISTAKES as error:
+    except users_mistakes() as error:
         _exit(error)
 
 

@@ -1,6 +1,12 @@
-"""A sweep: points that fail do not stop the others, and at its end it says what became of each."""
+"""A sweep: points that fail do not stop the others, and at its end it says what became of each.
 
+In the configuration ``${point_folder:…}`` names the folder of a point, ``${sweep:}`` is the sweep's folder, null in a
+single run.
+"""
+
+import hashlib
 import json
+import re
 import shutil
 import sys
 import traceback
@@ -13,8 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab.errors import UserError
@@ -24,7 +29,12 @@ from mtr_lab.report.store import Busy
 from mtr_lab.report.table import published
 
 ERROR_FILE = "error.json"
-USERS_MISTAKES = (UserError, OmegaConfBaseException, MisconfigurationException)
+
+
+def users_mistakes() -> tuple[type[Exception], ...]:
+    """The exceptions that are mistakes in what was asked for; Lightning's is one only where Lightning is imported."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (UserError, OmegaConfBaseException, *([lightning.MisconfigurationException] if lightning else []))
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Points(Callback):
         returned = job_return._return_value
         outcome = Outcome(str(folder), "computed")
         if job_return.status == JobStatus.FAILED:
-            busy, users = isinstance(returned, Busy), isinstance(returned, USERS_MISTAKES)
+            busy, users = isinstance(returned, Busy), isinstance(returned, users_mistakes())
             outcome = Outcome(str(folder), "busy" if busy else "failed", f"{returned}" or repr(returned), users)
             print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
             if not busy:
@@ -132,7 +142,26 @@ def write_error(folder: Path, error: BaseException, outcome: Outcome) -> None:
         stream.write(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
 
 
+def point_folder(overrides: str) -> str:
+    """Name a point by its overrides; where a file system would refuse that, shorten it and add a hash."""
+    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
+    if name == overrides and 0 < len(name) <= 200:
+        return name
+    return f"{name[:180]}-{hashlib.blake2b(overrides.encode(), digest_size=4).hexdigest()}"
+
+
 def sweep_folder() -> Path | None:
     """The absolute folder of the sweep this process computes a point of, if it does."""
     config = HydraConfig.get()
     return Path(config.runtime.cwd, str(config.sweep.dir)) if config.mode == RunMode.MULTIRUN else None
+
+
+def _sweep() -> str | None:
+    """The folder as ``hydra.sweep.dir`` gives it."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return str(HydraConfig.get().sweep.dir)
+
+
+OmegaConf.register_new_resolver("point_folder", point_folder, replace=True)
+OmegaConf.register_new_resolver("sweep", _sweep, replace=True)

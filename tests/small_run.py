@@ -1,7 +1,4 @@
-"""The smallest run of the default program, and training as the command line starts it."""
-
-from mtr_lab.cli import run_program
-from mtr_lab.train import train
+"""The smallest run of the default program."""
 
 SMALL = [
     "backbone.pretrained=false",
@@ -13,8 +10,3 @@ SMALL = [
     "timing.batch_size=0",
 ]
 """Overrides that make the default program finish in a second."""
-
-
-def train_main() -> None:
-    """``python -m mtr_lab.train``."""
-    run_program("train", train)

@@ -1,22 +1,21 @@
 """``python -m mtr_lab.bench``: what it writes, and what it says when something is wrong."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mtr_lab import bench as program
-from mtr_lab import cli, create_model, ops
-from mtr_lab.bench import bench, compare, read_cases
+from mtr_lab import benchmark as program
+from mtr_lab import create_model, ops
+from mtr_lab.bench import main
+from mtr_lab.benchmark import compare, read_cases
 from mtr_lab.configuration import CONF
 from mtr_lab.measure import roofline
 from mtr_lab.measure.flops import model_flops
 from mtr_lab.measure.roofline import Peaks
 
-main = partial(cli.run_program, "bench", bench)
 SMALL = ["bench.resolution=32", "bench.batch=2", "bench.seconds=0"]
 
 

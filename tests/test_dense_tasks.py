@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_dense import DATA, QUICK, SMALL
-from small_run import train_main
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
 from mtr_lab.tasks import task
+from mtr_lab.train import main as train_main
 
 
 @pytest.mark.parametrize(("name", "metric", "least"), [("segmentation", "miou", 0.5), ("detection", "ap50", 0.7)])

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_dense import BCCD, DETECTION, QUICK, bccd
-from small_run import train_main
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
@@ -19,6 +18,7 @@ from mtr_lab.report.detections import Detections, score_detections
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
 from mtr_lab.report.store import joined
+from mtr_lab.train import main as train_main
 
 EVALUATION = [*DETECTION, *QUICK]
 

@@ -23,10 +23,11 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
-from mtr_lab.configuration import CONF, point_folder
+from mtr_lab.configuration import CONF
 from mtr_lab.report import key as keys
 from mtr_lab.report.predictions import load_predictions
 from mtr_lab.report.result import read_result
+from mtr_lab.sweep import point_folder
 from mtr_lab.tasks.evaluation import ClassifierEvaluation
 
 ROOT = Path(__file__).parent.parent

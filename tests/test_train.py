@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import train_main as main
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.tasks.training import ClassifierTraining
-from mtr_lab.train import WeightEMA
+from mtr_lab.train import main
+from mtr_lab.training import WeightEMA
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 SMALL = [

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from mtr_lab.visualize import POLICIES, SAMPLES, main
+from mtr_lab.visualization import SAMPLES
+from mtr_lab.visualize import POLICIES, main
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 TINY = ["backbone.pretrained=false", "backbone.depth=6", "backbone.embed_dim=16", "mtr.ratio=0.3"]

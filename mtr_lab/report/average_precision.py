@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from faster_coco_eval.core import mask as coco_masks
 
 IOU = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """The overlaps, intersection over union, from which on a detection counts: AP is the mean over them, AP50 the first."""
-RECALLS = torch.linspace(0, 1, 101).double().numpy()  # torchmetrics', rounded to float32: a recall may equal one
+_STEPS = np.arange(51) * float(np.float32(0.01))
+RECALLS = np.concatenate([_STEPS[:50], 1 - _STEPS[::-1]]).astype(np.float32).astype(float)
+"""0, 0.01, …, 1 with torchmetrics' rounding, that of ``torch.linspace``, since a recall may equal one of them."""
 MOST = 100
 """How many detections of a class count in an image: those of the highest scores."""
 MISSED, FOUND, IGNORED = 0, 1, -1

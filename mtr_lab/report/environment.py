@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import torch
-
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -30,6 +28,8 @@ class Environment(TypedDict):
 
 def environment() -> Environment:
     """Describe this process and machine. Never fails."""
+    import torch  # here, since a report reads what others have measured with
+
     gpus = _gpus()
     return {
         "python": platform.python_version(),
@@ -71,6 +71,8 @@ def _cpu() -> str | None:
 
 
 def _gpus() -> list[str]:
+    import torch
+
     try:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except RuntimeError:  # a driver that counts a GPU and cannot open it

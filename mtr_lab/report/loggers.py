@@ -1,22 +1,19 @@
 """Hand a finished result to Lightning loggers: curves for all of them, a table and an artifact for Weights & Biases."""
 
-import configparser
-import netrc
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from mtr_lab.report.predictions import point_name
 from mtr_lab.report.result import ACCURACIES, Point, Result
+from mtr_lab.report.wandb_login import wandb_mode
 
 _COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
 _CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
 _GROUP_LENGTH = 128  # that W&B allows
-_WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, under which netrc holds the key
 
 
 def log_result(
@@ -69,21 +66,6 @@ def wandb_logger(project: str, save_dir: str, group: str | None = None, **option
     mode = os.environ.get("WANDB_MODE") or wandb_mode()  # which knows two modes, W&B more
     group = group and group[-_GROUP_LENGTH:]
     return WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
-
-
-def wandb_mode() -> Literal["online", "offline"]:
-    """Whether Weights & Biases can upload: ``WANDB_MODE`` or the mode in its settings if there is one, else the login.
-
-    A login is a key in the environment, in W&B's settings files or in netrc for its server.
-    """
-    settings = _wandb_settings()
-    mode = os.environ.get("WANDB_MODE") or settings.get("mode")
-    if mode:
-        return "online" if mode in ("online", "run", "shared") else "offline"
-    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url")
-    hosts = [urlsplit(server).netloc] if server else _WANDB_HOSTS
-    has_key = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    return "online" if has_key or settings.get("api_key") or _netrc_knows(hosts) else "offline"
 
 
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
@@ -183,23 +165,3 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
     for file in files:
         artifact.add_file(str(file))
     run.log_artifact(artifact)
-
-
-def _wandb_settings() -> dict[str, str]:
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    parser = configparser.ConfigParser(interpolation=None, default_section="")
-    try:
-        parser.read([folder / "settings", Path("wandb") / "settings"], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        return {}
-    return dict(parser["default"]) if parser.has_section("default") else {}
-
-
-def _netrc_knows(hosts: Iterable[str]) -> bool:
-    candidates = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
-    try:
-        file = next(path for path in (Path(name).expanduser() for name in candidates) if path.is_file())
-        known = netrc.netrc(file)
-    except (StopIteration, netrc.NetrcParseError, OSError):
-        return False
-    return any(host in known.hosts for host in hosts)

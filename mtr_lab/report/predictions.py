@@ -6,11 +6,9 @@ Two runs on the same images become comparable in pairs, and a sweep computes the
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
@@ -18,6 +16,9 @@ from mtr_lab.report.arrays import check_shapes, concatenated
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.detections import Detections
 from mtr_lab.report.segmentations import Segmentations
+
+if TYPE_CHECKING:
+    from torch import Tensor  # which a report does without
 
 FILE_NAME = "predictions.npz"
 TOP = 5
@@ -74,13 +75,15 @@ def point_name(policy: str, ratio: float | None) -> str:
     return policy if ratio is None else f"{policy}@{ratio:g}"
 
 
-def top_classes(log_probs: Tensor) -> Tensor:
+def top_classes(log_probs: "Tensor") -> "Tensor":
     """The classes of (…, K) log-probabilities by falling probability: (…, 5) int32, -1 beyond the K-th.
 
     Of equally probable classes the lower comes first, which ``topk`` does not promise; NaN comes before all.
     """
     best = log_probs.sort(dim=-1, descending=True, stable=True).indices[..., :TOP].int()
-    return F.pad(best, (0, TOP - best.shape[-1]), value=-1)
+    found = best.new_full((*best.shape[:-1], TOP), -1)
+    found[..., : best.shape[-1]] = best
+    return found
 
 
 def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.loggers import wandb_mode
 from mtr_lab.report.predictions import point_name
 from mtr_lab.report.result import ACCURACIES, Number, Point, Result
+from mtr_lab.report.wandb_login import wandb_mode
 
 
 def build(results: Sequence[Result], project: str, *, entity: str | None = None, title: str | None = None) -> str:

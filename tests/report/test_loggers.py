@@ -18,8 +18,9 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import WandbServer
 
 from mtr_lab.configuration import CONF
-from mtr_lab.report.loggers import log_result, wandb_logger, wandb_mode
+from mtr_lab.report.loggers import log_result, wandb_logger
 from mtr_lab.report.result import Result, write_result
+from mtr_lab.report.wandb_login import wandb_mode
 
 WANDB_VARIABLES = (
     "WANDB_MODE",

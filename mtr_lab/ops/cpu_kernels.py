@@ -1,0 +1,238 @@
+"""Numba's kernels for the CPU: float32, compiled the first time they run and cached on disk.
+
+The innermost loop is always over neighbouring channels, without a sum across them and with polynomials instead of calls
+to a maths library, so that the compiler turns it into straight vector code; the state (N, BLOCK) stays in the L1 cache,
+and the rows of the next tokens are fetched meanwhile, since they lie too far apart for the processor to foresee them.
+Each (image, channel block) belongs to one thread, which runs every direction: there are no races, and an image's result
+depends neither on its batch mates nor on the number of threads.
+
+All kernels stay in this file because numba's cache does not notice a change in another one.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.extending import intrinsic
+
+BLOCK = 64
+CACHE_LINE = 16  # floats
+AHEAD = 4  # tokens between asking the memory for a row and using it
+
+# OpenMP copes with callers in several threads and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
+# It must not run in a process forked after its first use, which no data loading worker does.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+# The last resort, workqueue, does not cope with several callers.
+_one_at_a_time = threading.Lock()
+
+
+def run(kernel: Callable[..., None], *args: Any) -> None:
+    """Call a kernel on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    with _one_at_a_time:
+        before = numba.get_num_threads()
+        if torch.get_num_threads() != threads:
+            # The first use of numba's threads resets the count of the OpenMP runtime it shares with PyTorch.
+            torch.set_num_threads(threads)
+        numba.set_num_threads(min(threads, most))
+        try:
+            kernel(*args)
+        finally:
+            numba.set_num_threads(before)
+
+
+def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    # nsz and contract allow max and fused multiply-add instructions; they leave infinities, NaN and order alone.
+    options = {"error_model": "numpy", "fastmath": {"nsz", "contract"}} | options
+
+    def compile_lazily(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither this directory nor the user's cache directory can be written
+            return numba.njit(**options)(function)
+
+    return compile_lazily
+
+
+f32 = np.float32
+LOG2E = f32(1.4426950408889634)
+LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
+# Adding and subtracting it rounds a small float to an integer, which meanwhile sits in the lowest bits.
+ROUND = f32(1.5 * 2**23)
+# 2^f = 1 + f·P(f) on [-½, ½], relative error 9e-8; 2·atanh(s) = s·Q(s²) on [0, ⅓], 4e-9. Minimax fits.
+P0, P1, P2, P3, P4 = map(f32, (0.6931469776, 0.2402224208, 0.0555073375, 0.0096715127, 0.0013264726))
+Q0, Q1, Q2, Q3, Q4 = map(f32, (2.0, 0.66666315, 0.4002491, 0.27960605, 0.28178326))
+
+
+@intrinsic
+def _as_float(typing_context, bits):
+    return numba.float32(numba.int32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def _as_bits(typing_context, x):
+    return numba.int32(numba.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+@intrinsic
+def _prefetch(typing_context, x, index):
+    def generate(context, builder, signature, args):
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), signature)
+        builder.call(prefetch, [pointer, number(0), number(3), number(1)])  # read, into the L1 cache, data
+        return context.get_dummy_value()
+
+    return numba.none(x, index), generate
+
+
+@_jit()
+def _row(x, step, g, image, t, ahead, first, width):
+    """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token t + ahead are fetched."""
+    at = g * step[0] + image * step[1] + t * step[2] + first
+    for j in range(0, width, CACHE_LINE):
+        _prefetch(x, at + ahead * step[2] + j)  # type: ignore[call-arg]
+    return x[at : at + width]
+
+
+@_jit()
+def _scaled_exp2(fraction, rounded):
+    """2^(fraction + n) for ``rounded`` = ROUND + n: the polynomial with n added to the exponent bits."""
+    p = f32(1) + fraction * (P0 + fraction * (P1 + fraction * (P2 + fraction * (P3 + fraction * P4))))
+    return _as_float(_as_bits(p) + (_as_bits(rounded) << numba.int32(23)))  # type: ignore[call-arg]
+
+
+@_jit()
+def _exp2(x):
+    """2^x for x ≤ 0; the result does not go below 2^-126."""
+    x = f32(-126) if x < f32(-126) else x
+    rounded = x + ROUND
+    return _scaled_exp2(x - (rounded - ROUND), rounded)
+
+
+@_jit()
+def _exp(x):
+    """e^x for x ≤ 0, with the argument reduced in two steps so that the relative error does not grow with x."""
+    x = f32(-87) if x < f32(-87) else x
+    rounded = x * LOG2E + ROUND
+    n = rounded - ROUND
+    return _scaled_exp2(LOG2E * ((x - n * LN2_HIGH) - n * LN2_LOW), rounded)
+
+
+@_jit()
+def _softplus(x):
+    """max(0, x) + log(1 + e^-|x|), the logarithm as 2·atanh(e / (2 + e))."""
+    e = _exp(-abs(x))
+    s = e / (f32(2) + e)
+    q = s * s
+    return (f32(0) if x < f32(0) else x) + s * (Q0 + q * (Q1 + q * (Q2 + q * (Q3 + q * Q4))))
+
+
+@_jit()
+def _silu(x):
+    e = _exp(-abs(x))
+    return (x * e if x < f32(0) else x) / (f32(1) + e)
+
+
+@_jit(fastmath={"nsz", "contract", "reassoc"})
+def _token_stats(delta, write, y, out):
+    """Σ Δ, Σ (Δu)², Σ max(0, y) over a block; the only sums across channels, hence the only reordered ones."""
+    out[0] = out[1] = out[2] = f32(0)
+    for j in range(BLOCK):
+        out[0] += delta[j]
+        out[1] += write[j] * write[j]
+        out[2] += f32(0) if y[j] < f32(0) else y[j]
+
+
+@_jit(parallel=True)
+def scan(
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, gap, stretch, reverse, gated, y, sums
+):  # fmt: skip
+    directions, channels, states = A.shape
+    images, length, _ = y.shape
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        # Lanes beyond the last channel hold zeros and stay zero.
+        exponent = np.zeros((states, BLOCK), f32)
+        state = np.zeros((states, BLOCK), f32)
+        skip, shift, idle, dt, decay, write, out = np.zeros((7, BLOCK), f32)
+
+        for g in range(directions):
+            state[:] = 0
+            for j in range(width):
+                skip[j] = D[g, first + j]
+                shift[j] = bias[g, first + j]
+                idle[j] = _softplus(shift[j])
+                for n in range(states):
+                    exponent[n, j] = A[g, first + j, n] * LOG2E
+
+            ahead = -AHEAD if reverse[g] else AHEAD
+            for step in range(length):
+                t = length - 1 - step if reverse[g] else step
+                u_t = _row(u, u_step, g, image, t, ahead, first, width)
+                delta_t = _row(delta, delta_step, g, image, t, ahead, first, width)
+                B_t = _row(B, B_step, g, image, t, ahead, 0, states)
+                C_t = _row(C, C_step, g, image, t, ahead, 0, states)
+                y_t = y[image, t, first : first + width]
+
+                # Several short loops, since the compiler gives up on one over so many arrays.
+                for j in range(width):
+                    dt[j] = _softplus(delta_t[j] + shift[j]) * stretch[image, t]
+                crossed = gap[image, t + reverse[g]]
+                for j in range(width):
+                    decay[j] = dt[j] + crossed * idle[j]
+                for j in range(width):
+                    write[j] = dt[j] * u_t[j]
+                    out[j] = skip[j] * u_t[j]
+                for n in range(states):
+                    for j in range(BLOCK):
+                        state[n, j] = _exp2(decay[j] * exponent[n, j]) * state[n, j] + write[j] * B_t[n]
+                        out[j] += state[n, j] * C_t[n]
+                for j in range(width):
+                    y_t[j] = out[j] if g == 0 else y_t[j] + out[j]
+                if gated and g == directions - 1:
+                    z_t = _row(z, z_step, 0, image, t, ahead, first, width)
+                    for j in range(width):
+                        y_t[j] *= _silu(z_t[j])
+                if sums.shape[0] > 0:
+                    _token_stats(dt, write, out, sums[block, g, image, t])
+
+
+@_jit(parallel=True)
+def conv(x, x_step, weight, bias, reverse, y):
+    directions, channels, taps = weight.shape
+    _, images, length, _ = y.shape
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        tap = np.zeros((taps, BLOCK), f32)
+        total = np.zeros(BLOCK, f32)
+        for g in range(directions):
+            for k in range(taps):
+                for j in range(width):
+                    tap[k, j] = weight[g, first + j, k]
+            for t in range(length):
+                for j in range(width):
+                    total[j] = bias[g, first + j]
+                for k in range(taps):
+                    back = taps - 1 - k
+                    source = t + back if reverse[g] else t - back
+                    if 0 <= source < length:
+                        x_s = _row(x, x_step, 0, image, source, AHEAD, first, width)
+                        for j in range(width):
+                            total[j] += tap[k, j] * x_s[j]
+                y_t = y[g, image, t, first : first + width]
+                for j in range(width):
+                    y_t[j] = _silu(total[j])

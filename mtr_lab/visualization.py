@@ -1,0 +1,112 @@
+"""Pictures of the tokens that a policy keeps, merges and drops, in images or in videos."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from mtr_lab import ops
+from mtr_lab.backbones import VisionMamba
+from mtr_lab.compose import check_numbers, make_model, make_outline, make_trainer
+from mtr_lab.data.clips import read_clip
+from mtr_lab.data.images import decode
+from mtr_lab.errors import UserError
+from mtr_lab.evaluation.drawing import observe_images
+from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
+from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
+from mtr_lab.reduction import AUTO, Reduction
+
+SAMPLES = ("n02102040/n02102040_3141.JPEG", "n03028079/n03028079_14310.JPEG", "n03888257/n03888257_30680.JPEG")
+
+
+def visualize(
+    config: DictConfig,
+    policies: Mapping[str, DictConfig],
+    compared: Sequence[str],
+    images: Sequence[Path],
+    output: Path,
+    blocks: Sequence[int] | None = None,
+) -> list[Path]:
+    """Draw images under the policy that ``conf/config.yaml`` with overrides describes, and compare it with others.
+
+    Args:
+        config: the whole configuration.
+        policies: the ``mtr`` group of the chosen policy and of those it is compared with, by name.
+        compared: names of policies, from left to right.
+        images: files; none for a few of the bundled ones. For a model of videos, animated images or folders of frames.
+        output: the folder to write to.
+        blocks: whose tokens to draw, from 0; by default up to four of those that reduce.
+
+    Returns:
+        The files written: for each image ``<image>_<policy>.png``, ``<image>_<policy>.gif``, ``<image>_policies.png``.
+
+    Raises:
+        UserError: the configuration describes nothing that can be drawn, or an image cannot be read; a model of videos,
+            and no clip.
+    """
+    check_numbers(config)
+    ops.set_backend(config.ops.backend)
+    trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    for name, setting in policies.items():
+        if setting.policy != name:
+            raise UserError(f"mtr.policy={setting.policy} only names the result: choose with reduction= or --policies.")
+    outline = make_outline(config.backbone)
+    check_blocks(blocks or (), len(outline.blocks))
+    if config.mtr.schedule == AUTO:
+        raise UserError(
+            "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
+            "counts themselves: mtr.ratio=null mtr.schedule=[…]."
+        )
+    points = {}
+    for name, setting in policies.items():
+        points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
+    video = outline.patch_embed.num_frames is not None
+    if video and not images:
+        raise UserError(
+            f"backbone.num_frames={outline.patch_embed.num_frames} takes videos, and none is bundled: give an animated "
+            "GIF or a folder of frames."
+        )
+    files = list(images) or _samples()
+    inputs = [_load(file, outline) for file in files]
+
+    model, chosen = make_model(config.backbone).eval(), config.mtr.policy
+    seen = {}
+    for name, setting in policies.items():
+        reduction = Reduction(model, policy_settings(setting))
+        reduction.use(points[name].schedule)
+        seen[name] = [observe_images(trainer, model, reduction, image[None])[0] for image in inputs]
+    written = []
+    for i, stem in enumerate(_stems(files)):
+        save, compare = (save_clip, clip_policies) if video else (save_depth, policy_strip)
+        written += save(seen[chosen][i], blocks, output / f"{stem}_{chosen}")
+        comparison = compare([seen[name][i] for name in compared])
+        written.append(save_picture(comparison, output / f"{stem}_policies.png"))
+    return written
+
+
+def _samples() -> list[Path]:
+    folder = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
+    return [folder / name for name in SAMPLES]
+
+
+def _load(file: Path, model: VisionMamba) -> Tensor:
+    """An image as the model's evaluation sees it, (3, H, W), or a video, (3, T, H, W)."""
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    if model.patch_embed.num_frames is not None:
+        return torch.stack([transform(frame) for frame in read_clip(file, model.patch_embed.num_frames)], dim=1)
+    try:
+        image, _ = decode(file.read_bytes())
+    except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+        raise UserError(f"cannot read the image {file}: {error}") from error
+    transformed: Tensor = transform(image)
+    return transformed
+
+
+def _stems(files: Sequence[Path]) -> list[str]:
+    """What to call the pictures of each file: its name, numbered where two are called the same."""
+    stems = [file.resolve().name if file.is_dir() else file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [f"{i:02}_{stem}" for i, stem in enumerate(stems)]
