@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab import __version__
+from mtr_lab.completion import complete_modules
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.sweep import users_mistakes
@@ -42,6 +43,8 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
     """
     if sys.argv[1:] == ["--version"]:  # Hydra would state its own
         print(f"mtr_lab {__version__}")
+        return
+    if complete_modules():
         return
     started = False
 

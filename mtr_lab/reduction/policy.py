@@ -6,7 +6,6 @@ from functools import cache, reduce
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from mtr_lab import ops
@@ -251,6 +250,8 @@ def policy_config(name: str, **changes: Any) -> dict[str, Any]:
 
 def _read(name: str) -> dict[str, Any]:
     """A file of conf/reduction on top of those its defaults list names."""
+    from omegaconf import OmegaConf  # not at every import of the library
+
     own: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(CONF / "reduction" / f"{name}.yaml")))  # type: ignore[arg-type]
     config: dict[str, Any] = {}
     for base in own.pop("defaults", ["_self_"]):

@@ -1,0 +1,29 @@
+"""Completion in bash of ``python -m mtr_lab …``; Hydra's own serves installed commands (``mtr-lab``) and files."""
+
+import os
+import re
+import sys
+
+BASH = """\
+_mtr_lab() {
+  [[ ${COMP_WORDS[1]} == -m && ${COMP_WORDS[2]} == mtr_lab* ]] || return
+  local choices=$(COMP_LINE=$COMP_LINE "${COMP_WORDS[@]:0:3}" -sc query=bash 2> /dev/null)
+  COMPREPLY=($(compgen -W "$choices" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _mtr_lab python python3"""
+
+
+def complete_modules() -> bool:
+    """Answer ``-sc install=bash`` of ``python -m mtr_lab``, if that was asked, and let Hydra understand a query of it.
+
+    Returns:
+        Whether it was asked, and nothing is left to do.
+    """
+    if "COMP_LINE" in os.environ:
+        os.environ["COMP_LINE"] = re.sub(r"^\s*\S*python\S*\s+-m\s+", "", os.environ["COMP_LINE"])
+    as_module = sys.argv[0].endswith(".py")
+    if as_module and sys.argv[1:] == ["-sc", "install=bash"]:
+        print(BASH)
+        return True
+    return False
