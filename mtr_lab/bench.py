@@ -1,6 +1,6 @@
 """``python -m mtr_lab.bench``: time backbones, policies and backends of the operations in turn."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from mtr_lab.cli import run_program
 
@@ -12,8 +12,13 @@ def main() -> None:
 
 def announce(config: DictConfig) -> str:
     """What is timed."""
-    axes = ("backbone", "batch", "policy", "ratio")
-    return "timing " + " ".join(f"bench.{axis}={config.bench[axis]}" for axis in axes)
+
+    def values(axis: str) -> str:
+        given = config.bench[axis]
+        return ", ".join(map(str, given)) if isinstance(given, ListConfig) else str(given)
+
+    policies = f"{values('policy')} at ratio {values('ratio')}"
+    return f"timing {values('backbone')} at batch {values('batch')}, policies {policies}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 from mtr_lab.backbones import MODELS, VisionMamba, compile, create_model
-from mtr_lab.compose import check_numbers
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes, model_exponentials
@@ -188,7 +187,6 @@ def bench(config: DictConfig) -> dict[str, Any]:
         RuntimeError: every combination failed; the file has been written.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    check_numbers(config)
     device = choose_device(config.bench.device)
     cases, notes = read_cases(config.bench, device)
     variants = [Variant(case, case.work()) for case in cases]

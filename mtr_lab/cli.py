@@ -1,10 +1,11 @@
 """Run a Hydra program: exit code 0 done, 2 the user's mistake (one clear message, no traceback), 1 anything else.
 
-Nothing here needs PyTorch: whatever Hydra answers by itself (``--help``, ``--cfg``, completion), and a mistake in an
-override's name, is on the terminal before that is imported.
+Nothing here needs PyTorch, which takes seconds to import: what Hydra answers by itself (``--help``, ``--cfg``,
+completion) and a mistake in the name of a key or a group are on the terminal before that.
 """
 
 import contextlib
+import math
 import os
 import pkgutil
 import re
@@ -17,18 +18,37 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab import __version__
 from mtr_lab.completion import complete_modules
 from mtr_lab.configuration import CONF
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.sweep import users_mistakes
 
 OPEN = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
 _OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
+
+NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "backbone.num_classes": (int, 1, math.inf),
+    "timing.batch_size": (int, 0, math.inf),  # 0: no timing
+    "timing.seconds": (float, 0, math.inf),
+    "bench.seconds": (float, 0, math.inf),
+    "pictures": (int, 0, math.inf),
+    "training.epochs": (int, 1, math.inf),
+    "training.lr": (float, 0, 10),
+    "training.weight_decay": (float, 0, 10),
+    "training.warmup_epochs": (int, 0, math.inf),
+    "training.label_smoothing": (float, 0, 1),
+    "training.mixup": (float, 0, 100),
+    "training.cutmix": (float, 0, 100),
+    "training.ema_decay": (float, 0, 1),
+}
+"""What the numbers of the programs' own groups have to be; the other groups' are checked by whoever receives them."""
+OPTIONAL = ("backbone.num_classes",)
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
 """Hydra's plugins, and the extra each comes with."""
@@ -54,7 +74,7 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
         # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():
-            _check_keys(config, hydra.compose(config_name))
+            _check(config, hydra.compose(config_name))
             say(f"{announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(task)(config)
 
@@ -104,7 +124,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
             config, default = hydra.compose(config_name, list(overrides)), hydra.compose(config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(_explain(error, config_name))) from error
-    _check_keys(config, default)
+    _check(config, default)
     return config
 
 
@@ -143,8 +163,8 @@ def _explain(error: Exception, config_name: str) -> Exception:
     return UserError(text)
 
 
-def _check_keys(config: DictConfig, default: DictConfig) -> None:
-    """Refuse keys that were added to what a program reads, or taken from it."""
+def _check(config: DictConfig, default: DictConfig) -> None:
+    """Refuse keys that were added to what a program reads, or taken from it, and the wrong kind of number or switch."""
     keys, known = _flatten(config, whole=OPEN), _flatten(default, whole=OPEN)
     for key in keys:
         if key not in known:
@@ -152,6 +172,18 @@ def _check_keys(config: DictConfig, default: DictConfig) -> None:
     for key in known:
         if key not in keys:
             raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
+    _check_numbers(config)
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Raise a ``UserError`` for a number of ``NUMBERS``, or a switch, that is not as it has to be."""
+    missing = object()
+    for key, (kind, least, most) in NUMBERS.items():
+        value = OmegaConf.select(config, key, default=missing)
+        if value is not missing and not (value is None and key in OPTIONAL):
+            check_number(key, value, kind, least, most)
+    if not isinstance(config.get("resume", True), bool):
+        raise UserError(f"resume={config.resume}: expected true or false.")
 
 
 def _flatten(node: DictConfig, prefix: str = "", whole: Sequence[str] = ()) -> list[str]:

@@ -1,7 +1,6 @@
 """From a composed configuration to a model, data and a Lightning trainer."""
 
 import logging
-import math
 import os
 import warnings
 from copy import copy
@@ -18,42 +17,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import VisionMamba, create_model
-from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification import Classification
 from mtr_lab.tasks.detection_task import Detection
 from mtr_lab.tasks.segmentation_task import Segmentation
 from mtr_lab.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
-NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "seed": (int, 0, 2**32 - 1),
-    "backbone.num_classes": (int, 1, math.inf),
-    "timing.batch_size": (int, 0, math.inf),  # 0: no timing
-    "timing.seconds": (float, 0, math.inf),
-    "bench.seconds": (float, 0, math.inf),
-    "pictures": (int, 0, math.inf),
-    "training.epochs": (int, 1, math.inf),
-    "training.lr": (float, 0, 10),
-    "training.weight_decay": (float, 0, 10),
-    "training.warmup_epochs": (int, 0, math.inf),
-    "training.label_smoothing": (float, 0, 1),
-    "training.mixup": (float, 0, 100),
-    "training.cutmix": (float, 0, 100),
-    "training.ema_decay": (float, 0, 1),
-}
-"""What the numbers of the programs' own groups have to be; the other groups' are checked by whoever receives them."""
-OPTIONAL = ("backbone.num_classes",)
-
-
-def check_numbers(config: DictConfig) -> None:
-    """Raise a ``UserError`` for a number of ``NUMBERS``, or a switch, that is not as it has to be."""
-    missing = object()
-    for key, (kind, least, most) in NUMBERS.items():
-        value = OmegaConf.select(config, key, default=missing)
-        if value is not missing and not (value is None and key in OPTIONAL):
-            check_number(key, value, kind, least, most)
-    if not isinstance(config.get("resume", True), bool):
-        raise UserError(f"resume={config.resume}: expected true or false.")
 
 
 def make_model(config: DictConfig, **changes: Any) -> VisionMamba:

@@ -21,7 +21,6 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.compose import (
     check_device,
-    check_numbers,
     make_loggers,
     make_outline,
     make_task,
@@ -80,7 +79,6 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    check_numbers(config)
     task, outline = make_task(config.task), make_outline(config.backbone)
     datamodule = make_task_data(task, config, outline)
     outline = task.backbone(make_task_outline(task, config, datamodule.num_classes))

@@ -19,7 +19,6 @@ from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
 from mtr_lab.compose import (
     check_device,
-    check_numbers,
     make_datamodule,
     make_loggers,
     make_model,
@@ -45,7 +44,6 @@ def train(config: DictConfig) -> Path:
     folder = Path(HydraConfig.get().runtime.output_dir)
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    check_numbers(config)
     settings = config.training
     seed_everything(config.seed, workers=True, verbose=False)
     task, outline = make_task(config.task), make_outline(config.backbone)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import VisionMamba
-from mtr_lab.compose import check_numbers, make_model, make_outline, make_trainer
+from mtr_lab.compose import make_model, make_outline, make_trainer
 from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
@@ -48,7 +48,6 @@ def visualize(
         UserError: the configuration describes nothing that can be drawn, or an image cannot be read; a model of videos,
             and no clip.
     """
-    check_numbers(config)
     ops.set_backend(config.ops.backend)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     for name, setting in policies.items():

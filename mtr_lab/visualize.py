@@ -41,8 +41,9 @@ def main() -> None:
         config = compose("config", overrides)
         chosen = config.mtr.policy
         compared = list(dict.fromkeys(options.policies or (chosen, *POLICIES)))
-        policies = {name: compose("config", [*overrides, f"reduction={name}"]).mtr for name in (chosen, *compared)}
-        say(f"drawing {chosen} at {config.mtr.ratio}, beside {', '.join(compared)}; writing to {options.output}")
+        what = f"{config.backbone.name} under {chosen} at mtr.ratio={config.mtr.ratio}"
+        say(f"drawing {what}, compared: {', '.join(compared)}; writing to {options.output}")
+        policies = {name: compose("config", [*overrides, f"reduction={name}"]).mtr for name in {chosen, *compared}}
         # PyTorch is imported once the overrides have been checked.
         from mtr_lab.visualization import visualize
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_masks
 
-from mtr_lab.report.average_precision import average_precision, match_images
+from mtr_lab.report.average_precision import RECALLS, average_precision, match_images
 from mtr_lab.report.detections import resampled_precision
 from mtr_lab.tasks.detection import average_precisions, mean_average_precision
 
@@ -115,3 +115,7 @@ def test_resampled_precision_spreads_around_the_figure() -> None:
     assert (low < [figure.mean(), figure[0]]).all()
     assert (high > [figure.mean(), figure[0]]).all()
     assert np.array_equal(resampled, resampled_precision(matches, 200))
+
+
+def test_the_recalls_are_torchmetrics_to_the_last_digit() -> None:
+    assert np.array_equal(RECALLS, torch.linspace(0, 1, 101).double().numpy())

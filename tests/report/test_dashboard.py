@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import re
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -42,6 +43,15 @@ def test_the_page_holds_the_results_word_for_word(tmp_path: Path) -> None:
         assert run["result"] == json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text())
         assert run["paired"]
     assert data["notes"] == []
+
+
+def test_a_page_is_made_without_pytorch(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    code = "import sys; from mtr_lab.report.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path), "-o", str(tmp_path / "report.html")]
+    imported = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1].split()
+    assert "numpy" in imported
+    assert not {"torch", "timm", "lightning"} & {*imported}
 
 
 def test_files_folders_and_sweeps_are_found_once(tmp_path: Path) -> None:
