@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend, cpu
+from mtr_lab.ops import backend, cpu_kernels
 
 
 def conv(x):
@@ -97,7 +97,7 @@ def test_kernels_use_as_many_threads_as_pytorch(monkeypatch):
         for count in (1, 2):
             torch.set_num_threads(count)
             with monkeypatch.context() as patch, ops.use_backend("cpu"):
-                patch.setattr(cpu, "_conv", lambda *args: counts.append(numba.get_num_threads()))
+                patch.setattr(cpu_kernels, "conv", lambda *args: counts.append(numba.get_num_threads()))
                 conv(torch.ones(1, 3, 2))
     finally:
         torch.set_num_threads(threads)
