@@ -126,7 +126,8 @@ class CompiledModel:
             for remove in (0 if block.step is None else block.step.remove,)
         )
         precision = (torch.is_autocast_enabled(self.device_type), torch.get_autocast_dtype(self.device_type))
-        return layout, (schedule, ops.selected_backend(), self.model.training, *precision)
+        pooling = getattr(self.model, "global_pool", None)
+        return layout, (schedule, ops.selected_backend(), self.model.training, pooling, *precision)
 
     def _weights(self) -> list[Tensor]:
         """Parameters and buffers. ``nn.Module``'s own iterators take three times as long."""

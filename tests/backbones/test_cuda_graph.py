@@ -104,6 +104,14 @@ def test_patching_anew_and_unpatching_are_seen(model) -> None:
     assert len(fast.captured) == 5
 
 
+def test_another_pooling_is_seen(model) -> None:
+    fast = Rehearsal(model)
+    for pooling in ("token", "avg", ""):
+        model.reset_classifier(0, pooling)
+        for _ in range(2):
+            assert torch.equal(fast(images()), model(images()))
+
+
 def change_in_place(model) -> None:
     with torch.no_grad():
         model.head.bias += 1
