@@ -1,30 +1,39 @@
-# make run: install and evaluate the bundled model.  make test: install the test extra, run the tests and notebooks.
-# make check: linters and types.  make docs: the manual, in build/docs.
-# make dist: sdist and wheel of the last commit, in dist/, after the wheel was installed in a bare environment and tried.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: run test check docs dist clean
+.PHONY: run help test test-all check format docs dist clean
 
-run: $(VENV)/installed
+run: $(VENV)/installed  ## Install, and evaluate the bundled model (the default)
 	$(BIN)/python -m mtr_lab
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-check: $(VENV)/installed-test
+test: $(VENV)/installed-test  ## The tests but for the slow ones, in a few minutes
+	$(PYTEST) -m "not slow" tests
+
+test-all: $(VENV)/installed-test  ## All tests, and the notebooks
+	$(PYTEST) --nbmake notebooks tests
+
+check: $(VENV)/installed-test  ## Linters and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/installed-docs
+format: $(VENV)/installed-test  ## Format the code, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-docs  ## The manual, in build/docs
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
 	@echo build/docs/index.html
 
 # The bare environment, PyTorch included, takes several GB below build/ until the tests have run.
-dist: $(VENV)/installed-test
+dist: $(VENV)/installed-test  ## Sdist and wheel of the last commit, in dist/, tried in a bare environment
 	@test -z "$$(git status --porcelain)" || { git status --short; echo "commit these files, or remove them, first"; exit 1; }
 	rm -rf dist build/dist
 	mkdir -p build
@@ -33,6 +42,9 @@ dist: $(VENV)/installed-test
 		--timeout=3600 tests/test_package.py
 	rm -rf build/dist
 	@ls -lh dist
+
+clean:  ## Remove the virtual environment and what was built
+	rm -rf $(VENV) build dist
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mtr_lab needs Python 3.11 or newer: make PYTHON=python3.x')"
@@ -47,6 +59,3 @@ $(VENV)/installed-test: $(VENV)/installed
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
-
-clean:
-	rm -rf $(VENV) build dist

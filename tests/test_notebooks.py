@@ -1,4 +1,4 @@
-"""The notebooks as they are committed; ``make test`` executes them (``pytest --nbmake notebooks``)."""
+"""The notebooks as they are committed; ``make test-all`` executes them (``pytest --nbmake notebooks``)."""
 
 import json
 from pathlib import Path
