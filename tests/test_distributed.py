@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from launched import fail, gather
 from omegaconf import OmegaConf
 from small_dense import DETECTION, SEGMENTATION
 from small_run import SMALL
+from torch.distributed.launcher.api import LaunchConfig
 
 from mtr_lab.__main__ import main
 from mtr_lab.compose import make_trainer
@@ -63,7 +66,16 @@ def equal(one: Path, other: Path) -> bool:
     return same_predictions(one, other) and repr(read_result(one)["points"]) == repr(read_result(other)["points"])
 
 
-def test_the_figures_are_those_of_one_process_though_another_has_no_batch(run_program, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """Launched processes are forked from one that has imported everything; what they print is lost."""
+    multiprocessing.set_forkserver_preload(["mtr_lab.evaluate"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
+        yield
+
+
+def test_the_figures_are_those_of_one_process_though_another_has_no_batch(forked, run_program, tmp_path: Path) -> None:
     data = [*image_folder(tmp_path / "images", 7), "dataset.on_error=skip"]
     broken = unreadable(tmp_path / "images", 5)
     alone = run_program(main, *WHOLE, *data)
@@ -71,26 +83,37 @@ def test_the_figures_are_those_of_one_process_though_another_has_no_batch(run_pr
     folder = alone.folder.rename(tmp_path / "alone")
     run = run_program(main, *WHOLE, *data, *DDP, "trainer.devices=3", "resume=false")
     assert run.code == 0, run.err
-    assert run.out.count("wrote") == 2, run.out
     assert equal(run.folder, folder)
     assert read_result(run.folder)["points"][0]["images"] == 6
     assert read_result(run.folder)["points"][0]["skipped"] == [broken]
 
 
-def test_any_number_of_images_and_processes(run_program, tmp_path: Path) -> None:
-    for images, processes in ((97, 2), (500, 3)):
-        data = image_folder(tmp_path / f"images_{images}", images)
-        alone = run_program(main, *WHOLE, *data, "resume=false")
-        assert alone.code == 0, alone.err
-        folder = alone.folder.rename(tmp_path / f"alone_{images}")
-        run = run_program(main, *WHOLE, *data, *DDP, f"trainer.devices={processes}", "resume=false")
-        assert run.code == 0, run.err
-        assert equal(run.folder, folder)
-        assert read_result(run.folder)["points"][0]["images"] == images
-        shutil.rmtree(run.folder)
+@pytest.mark.slow
+def test_processes_that_the_program_has_started_write_and_print_once(run_program, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 97)
+    alone = run_program(main, *WHOLE, *data)
+    assert alone.code == 0, alone.err
+    folder = alone.folder.rename(tmp_path / "alone")
+    run = run_program(main, *WHOLE, *data, *DDP)
+    assert run.code == 0, run.err
+    assert run.out.count("wrote") == 2, run.out
+    assert equal(run.folder, folder)
+    assert read_result(run.folder)["points"][0]["images"] == 97
 
 
-def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(run_program, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_batches_need_not_come_out_even_over_the_processes(forked, run_program, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 500)
+    alone = run_program(main, *WHOLE, *data)
+    assert alone.code == 0, alone.err
+    folder = alone.folder.rename(tmp_path / "alone")
+    run = run_program(main, *WHOLE, *data, *DDP, "trainer.devices=3")
+    assert run.code == 0, run.err
+    assert equal(run.folder, folder)
+    assert read_result(run.folder)["points"][0]["images"] == 500
+
+
+def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(forked, run_program, tmp_path: Path) -> None:
     """And its limit is on the batches of both processes together; the leader times and draws."""
     overrides = [*WHOLE, "trainer.limit_test_batches=3", "timing.batch_size=2", "timing.seconds=0", "pictures=2"]
     sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path / 'sweep'}", *overrides]
@@ -109,6 +132,7 @@ def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(run_program, 
     assert same_predictions(found, alone.folder)
 
 
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_ends_both(run_program, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 12)
     broken = unreadable(tmp_path / "images", 5)  # in the second batch of four, which is rank 1's
@@ -140,6 +164,7 @@ def free_port() -> int:
 DENSE = ["dataset.batch_size=2", "trainer.limit_test_batches=3", "timing.batch_size=0", "mtr.ratio=0.2"]
 
 
+@pytest.mark.slow
 def test_processes_that_torchrun_has_started(run_program, tmp_path: Path) -> None:
     overrides = [*DETECTION, *DENSE]
     alone = run_program(main, *overrides)
@@ -153,6 +178,7 @@ def test_processes_that_torchrun_has_started(run_program, tmp_path: Path) -> Non
     assert [point["images"] for point in read_result(alone.folder)["points"]] == [6, 6]
 
 
+@pytest.mark.slow
 def test_two_nodes_of_slurm(run_program, tmp_path: Path) -> None:
     overrides = [*SEGMENTATION, *DENSE]
     alone = run_program(main, *overrides)
@@ -200,7 +226,7 @@ def test_one_device_needs_no_process_group(run_program) -> None:
 
 
 @pytest.fixture
-def hydra_config():
+def hydra_config(forked):
     """What Hydra sets while a program runs."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         HydraConfig.instance().set_config(hydra.compose("config", return_hydra_config=True))
