@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -92,45 +91,17 @@ def test_images_that_cannot_be_read_are_named_in_the_result(
         assert (point["skipped"], point["images"]) == ([evaluated[1]], 3)
 
 
-OF_BOTH = [
-    (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for NAME with vim_ti are bundled"),
-    (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
-    (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=NAME"),
-    (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
-    (["dataset.root=/nowhere"], r"/nowhere is not a directory\.(?! Expected)"),
-]
-OF_DETECTION = [
-    (["backbone.checkpoint=CLASSIFIER"], "the dataset has 3 classes, the model 10"),
-    (["task.anchors=[[8],[16]]"], "2 lists of anchors"),
-    (["+task.depth=3"], r"unknown setting task\. 'depth'"),
-    (["task.name=detecting"], r"unknown task\.name 'detecting'. Did you mean 'detection'"),
-    (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
-    (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
-    (["objective=top1"], "unknown objective 'top1'.*ap50, map"),
-    (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
-]
-OF_SEGMENTATION = [
-    (["backbone.checkpoint=CLASSIFIER"], "the dataset has 11 classes, the model 10"),
-    (["+task.widht=3"], r"unknown setting task\. 'widht'. Did you mean 'width'"),
-    (["task.restoration=zero"], "unknown restoration 'zero'"),
-    (["trainer.cuda_graph=true"], r"trainer\.cuda_graph=true"),
-    (["objective=top1"], "unknown objective 'top1'.*miou"),
-    (["dataset=camvid"], r"dataset 'camvid' needs a directory.*dataset\.root=DIR"),
-    (["dataset.classes=[sky,building]"], r"has the label \d+: expected 0 to 1, or 11 to ignore"),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "overrides", "expected"),
+    ("name", "override", "expected"),
     [
-        *(("detection", *mistake) for mistake in [*OF_BOTH, *OF_DETECTION]),
-        *(("segmentation", *mistake) for mistake in [*OF_BOTH, *OF_SEGMENTATION]),
+        ("detection", "objective=top1", "unknown objective 'top1'.*ap50, map"),
+        ("detection", "task.anchors=[[8],[16]]", "2 lists of anchors"),
+        ("segmentation", "objective=top1", "unknown objective 'top1'.*miou"),
+        ("segmentation", "dataset.classes=[sky,building]", r"has the label \d+: expected 0 to 1, or 11 to ignore"),
     ],
 )
-def test_mistakes_end_with_one_message(run_program, name: str, overrides: list[str], expected: str) -> None:
-    classifier = str(resources.files("mtr_lab") / "assets" / "vim_nano.safetensors")
-    given = [each.replace("CLASSIFIER", classifier) for each in overrides]
-    run = run_program(evaluate_main, *SMALL[name], *QUICK, *given)
+def test_mistakes_end_with_one_message(run_program, name: str, override: str, expected: str) -> None:
+    run = run_program(evaluate_main, *SMALL[name], *QUICK, override)
     assert run.code == 2, run.err
     assert "Traceback" not in run.err
-    assert re.search(expected.replace("NAME", name), run.err, re.DOTALL), run.err
+    assert re.search(expected, run.err, re.DOTALL), run.err
