@@ -19,6 +19,7 @@ from mtr_lab.tasks import task
 from mtr_lab.train import main as train_main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "metric", "least"), [("segmentation", "miou", 0.5), ("detection", "ap50", 0.7)])
 def test_the_bundled_weights_are_those_of_the_task(run_program, name: str, metric: str, least: float) -> None:
     """A few bundled images, with nothing to be given or downloaded; the whole sets' figures are in assets/README.md."""

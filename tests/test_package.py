@@ -19,6 +19,8 @@ import pytest
 from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
 RELEASE = os.environ.get("MTR_LAB_DIST")
 """The directory of the files to test, below the repository; by default they are built."""
 LARGEST_WHEEL = 24 * 2**20

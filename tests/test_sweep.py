@@ -325,13 +325,20 @@ def test_a_single_run_does_not_write_where_another_does(run_program) -> None:
     assert read_result(folder)["points"][1]["ratio"] == 0.2
 
 
-def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(sweep, passes: Counter[str]) -> None:
+def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(
+    sweep, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = sweep("mtr.ratio=0.2").folder
     (shared,) = folder.glob("unreduced/*")
     (shared / "predictions.npz").unlink()
     owner = hold(shared / ".lock")
-    timer = threading.Timer(5, owner.kill)
-    timer.start()
+    gather = ClassifierEvaluation.gather
+
+    def gathered(evaluation: ClassifierEvaluation) -> None:
+        gather(evaluation)
+        threading.Timer(0.5, owner.kill).start()  # now that there is nothing left to do but to wait
+
+    monkeypatch.setattr(ClassifierEvaluation, "gather", gathered)
     run = sweep("mtr.ratio=0.3")
     assert run.code == 0
     assert passes == {"none@0": 4, "mtr@0.2": 2, "mtr@0.3": 2}
@@ -339,6 +346,7 @@ def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(sw
     assert load_predictions(point(folder, "mtr.ratio=0.3")).points.tolist() == ["none@0", "mtr@0.3"]
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mtr_lab", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SMALL]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -358,6 +366,7 @@ def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
         assert len(load_predictions(path.parent).points) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["processes", "submitit_local"])
 def test_launchers_that_use_other_processes(sweep, launcher: str) -> None:
     pytest.importorskip({"processes": "joblib", "submitit_local": "submitit"}[launcher])
@@ -368,6 +377,7 @@ def test_launchers_that_use_other_processes(sweep, launcher: str) -> None:
     assert "1 finished before" in sweep("mtr.ratio=0.2").out
 
 
+@pytest.mark.slow
 def test_ray(sweep) -> None:
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     run = sweep("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "mtr.ratio=0.2,0.99")

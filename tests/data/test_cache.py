@@ -1,8 +1,6 @@
 """The cache of decoded images: what it saves, and what it never does, which is to be trusted wrongly."""
 
-import os
-import subprocess
-import sys
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -170,22 +168,21 @@ def test_a_directory_that_cannot_hold_it(folders: Folders, module: Module, tmp_p
         module(root=str(folders(a=2)), cache=str(tmp_path / "file" / "cache")).test_dataloader()
 
 
-BUILD = """
-import sys
-from mtr_lab.data import ImageDataModule
-config = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
-data = ImageDataModule(name="test", data_config=config, root=sys.argv[1], cache=sys.argv[2], num_workers=1)
-print(sum(int(batch["image"].sum()) for batch in data.test_dataloader()))
-"""
+def test_builders_at_the_same_time(folders: Folders, module: Module, tmp_path: Path) -> None:
+    root, fork = folders("val", a=150, b=150), multiprocessing.get_context("fork")
+    sums = fork.SimpleQueue()
 
+    def build() -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive the fork
+        data = module(root=str(root), cache=str(tmp_path / "cache"), num_workers=1)
+        sums.put(sum(int(batch["image"].sum()) for batch in data.test_dataloader()))
 
-def test_builders_at_the_same_time(folders: Folders, tmp_path: Path) -> None:
-    root = folders("val", a=150, b=150)
-    command = [sys.executable, "-c", BUILD, str(root), str(tmp_path / "cache")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    sums = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sums[0] == sums[1] != ""
+    both = [fork.Process(target=build) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sums.get() == sums.get() != 0
     (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     assert (folder / "pixels.u8").stat().st_size == 300 * 3 * 16 * 16

@@ -21,7 +21,10 @@ from mtr_lab.report.dashboard import build
 from mtr_lab.report.dashboard_live import make_server
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path"),
+]
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = Any
 
