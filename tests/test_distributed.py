@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -66,13 +65,11 @@ def equal(one: Path, other: Path) -> bool:
     return same_predictions(one, other) and repr(read_result(one)["points"]) == repr(read_result(other)["points"])
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[None]:
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launched processes are forked from one that has imported everything; what they print is lost."""
     multiprocessing.set_forkserver_preload(["mtr_lab.evaluate"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
-        yield
+    monkeypatch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
 
 
 def test_the_figures_are_those_of_one_process_though_another_has_no_batch(forked, run_program, tmp_path: Path) -> None:
