@@ -9,15 +9,7 @@ from omegaconf import DictConfig
 from small_dense import SMALL as DENSE
 from small_run import SMALL
 
-from mtr_lab.compose import (
-    check_device,
-    check_numbers,
-    make_model,
-    make_outline,
-    make_task,
-    make_task_data,
-    make_trainer,
-)
+from mtr_lab.compose import check_device, make_model, make_outline, make_task, make_task_data, make_trainer
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
@@ -46,12 +38,6 @@ def trainer(config: DictConfig) -> None:
 @pytest.mark.parametrize(
     ("check", "overrides", "expected"),
     [
-        (check_numbers, ["seed=-1"], ["seed=-1: expected an integer from 0"]),
-        (check_numbers, ["backbone.num_classes=0"], ["backbone.num_classes=0: expected an integer of at least 1"]),
-        (check_numbers, ["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer of at least 0"]),
-        (check_numbers, ["timing.seconds=many"], ["timing.seconds=many: expected a number"]),
-        (check_numbers, ["pictures=some"], ["pictures=some: expected an integer"]),
-        (check_numbers, ["resume=maybe"], ["resume=maybe: expected true or false"]),
         (points, ["mtr.score=dleta"], ["unknown mtr.score 'dleta'", "'delta'"]),
         (points, ["mtr.ratio=1.2"], ["mtr.ratio must be a share", "[0, 1)", "got 1.2"]),
         (points, ["mtr.ratio=-0.1"], ["mtr.ratio must be a share", "got -0.1"]),
