@@ -4,7 +4,6 @@ The interpreter takes programs that the compiler refuses. Here the kernels' call
 be a launch is a compilation. Prints the kernels by name.
 """
 
-import itertools
 import sys
 from types import SimpleNamespace
 
@@ -42,6 +41,8 @@ def main(backend: str, arch: str) -> None:
         torch.version.hip = "of a ROCm build"  # what the kernels ask
     from mtr_lab.ops.gpu import carry, conv, norm, patch_tokens, plan, project, scan, scan_backward
 
+    # What is unrolled twice as often takes the compiler four times as long, and is the same code.
+    scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
     layout = ops.lay_out(
         normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
         normal(2, 64), torch.bfloat16,
@@ -51,21 +52,24 @@ def main(backend: str, arch: str) -> None:
     for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        for more in (False, True):
-            project.project(normal(1, 8, 64), layout, torch.ones(1, 8) if more else None, BOTH, more, more)
-    # Segments and chunks where the sequence is long.
-    for length, more in itertools.product((8, 512), (False, True)):
-        data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
-        data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
-        optional = (normal(2, 64), torch.zeros(1, length), torch.ones(1, length)) if more else (None, None, None)
-        for width in (32 if more else 16, 0):  # the last for what follows
-            scan.half_width = lambda *_, width=width: width
-            scan.selective_scan(*data, *optional, BOTH, more)
-        scan_backward.selective_scan_backward(*data, *optional, BOTH, normal(1, length, 64))
-    single = torch.randn(1, 1, 8, 33)  # one direction, no gate, a width that leaves threads without work
-    plain = [single, single, -torch.ones(1, 33, 5), *torch.randn(2, 1, 1, 8, 5), torch.ones(1, 33), *(None,) * 4]
-    scan.selective_scan(*plain, (True,), False)
-    scan_backward.selective_scan_backward(*plain, (True,), single[0])
+        ops.mamba_inner(normal(1, 8, 128), layout, rank=4, states=16, reverse=BOTH)
+        project.project(normal(1, 8, 64), layout, torch.ones(1, 8), BOTH, True, True)
+
+    length = 512  # chunks and segments
+    data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
+    data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
+    data += [normal(2, 64), torch.zeros(1, length), torch.ones(1, length)]
+    for width in (32, 0):  # the last for what follows
+        scan.half_width = lambda *_, width=width: width
+        scan.selective_scan(*data, BOTH, True)
+    scan_backward.selective_scan_backward(*data, BOTH, normal(1, length, 64))
+    for length in (8, 512):  # one direction, nothing optional, a width that leaves threads without work
+        single = torch.randn(1, 1, length, 33)
+        b_and_c = torch.randn(2, 1, 1, length, 5)
+        plain = [single, single, -torch.ones(1, 33, 5), *b_and_c, torch.ones(1, 33), *(None,) * 4]
+        scan.selective_scan(*plain, (True,), False)
+        scan_backward.selective_scan_backward(*plain, (True,), single[0])
+
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
     conv.causal_conv1d(x, weight, bias, BOTH)
     conv.causal_conv1d_backward(x, weight, bias, BOTH, normal(2, 1, 8, 64))

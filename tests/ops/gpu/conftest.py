@@ -1,11 +1,29 @@
 """The kernels run on a GPU where there is one, else under Triton's interpreter."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interpret_once() -> Iterator[None]:
+    """The interpreter rewrites Triton's language at every call of a device function, which is half of its time."""
+    if torch.cuda.is_available():
+        yield
+        return
+    rewrite = interpreter._patch_lang
+    scope = rewrite(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
+    yield
+    interpreter._patch_lang = rewrite
+    scope.restore()
 
 
 @pytest.fixture(autouse=True, scope="session")
