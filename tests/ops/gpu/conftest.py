@@ -44,12 +44,15 @@ def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scan, "half_width", lambda *_: 0)
 
 
-@pytest.fixture(params=[0, 16, 32])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the scan: for many images, and those of two directions that meet in the middle."""
+@pytest.fixture
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | int:
+    """Of the scan: whole sequences, chunks of them, or two directions that meet, by the channels of their programs."""
     from mtr_lab.ops.gpu import scan
 
-    monkeypatch.setattr(scan, "half_width", lambda *_: request.param)
+    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else 0)
+    monkeypatch.setattr(scan, "fill", lambda device: 100 if request.param == "chunks" else 0)
+    monkeypatch.setattr(scan, "MIN_CHUNK", 4)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import parametrize_covering
 
 from mtr_lab import ops
 from mtr_lab.ops.gpu import scan
@@ -50,62 +51,69 @@ def check(data, reverse, dtype):
 
 
 @pytest.fixture
-def whole(monkeypatch):
-    """The form for many images, which is that of any directions."""
-    monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+def launched(monkeypatch):
+    """The kernels that are launched, and the first dimension of their grids."""
+    launches = []
+
+    class Kernel:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(scan, name)
+
+        def __getitem__(self, grid):
+            launches.append((self.name, grid[0]))
+            return self.kernel[grid]
+
+    for name in ("_scan", "_scan_half", "_chunk_states"):
+        monkeypatch.setattr(scan, name, Kernel(name))
+    return launches
 
 
-@pytest.mark.usefixtures("whole")
-@pytest.mark.parametrize("reverse", [(False,), (True,), (False, True), (True, False, False)])
-@pytest.mark.parametrize(("length", "channels", "states"), [(1, 32, 16), (7, 40, 5), (19, 33, 1)])
-def test_equals_the_reference(reverse, length, channels, states):
-    data = inputs(len(reverse), 2, length, channels, states)
-    check(data, reverse, torch.float32)
+def launches_of(form, length, channels):
+    if isinstance(form, int):
+        return [("_scan_half", -(-channels // form))] * 2
+    blocks = -(-channels // scan.CHANNELS)
+    return [("_chunk_states", blocks)] * (form == "chunks" and length > 8) + [("_scan", blocks)]
 
 
-@pytest.mark.parametrize("width", [16, 32])
-@pytest.mark.parametrize("reverse", [(False, True), (True, False)])
 @pytest.mark.parametrize(
-    ("length", "channels", "states"), [(1, 32, 16), (7, 40, 5), (16, 20, 1), (19, 33, 2), (35, 16, 16)]
+    ("form", "dtype", "reverse", "length", "channels"),
+    [
+        ("whole", torch.float32, (False, True, False), 7, 70),
+        ("chunks", torch.float16, (True, False), 11, 70),
+        (16, torch.bfloat16, (False, True), 19, 35),
+        (32, torch.float32, (True, False), 19, 35),
+    ],
+    indirect=["form"],
 )
-def test_two_directions_meet_in_the_middle(reverse, length, channels, states, width, monkeypatch):
-    launched = []
-    kernel = scan._scan_half
-    half = type("", (), {"__getitem__": lambda _, grid: launched.append(grid) or kernel[grid]})()
-    monkeypatch.setattr(scan, "_scan_half", half)
-    monkeypatch.setattr(scan, "half_width", lambda *_: width)
-    check(inputs(2, 2, length, channels, states), reverse, torch.float32)
-    assert launched == [(-(-channels // width), 2, 2)] * 2
+def test_every_form(form, dtype, reverse, length, channels, launched):
+    check(inputs(len(reverse), 2, length, channels, 3, dtype), reverse, dtype)
+    assert launched == launches_of(form, length, channels)
 
 
-@pytest.mark.parametrize("reverse", [(False,), (False, False), (True, True), (True, False, True)])
-def test_other_directions_do_not(reverse, monkeypatch):
-    monkeypatch.setattr(scan, "_scan_half", None)
-    monkeypatch.setattr(scan, "half_width", lambda *_: 16)
+@pytest.mark.slow
+@parametrize_covering(
+    form=["whole", "chunks", 16, 32],
+    sizes=[(1, 70, 16), (9, 40, 5), (16, 64, 1), (19, 17, 2)],
+    dtype=[torch.float32, torch.float16, torch.bfloat16],
+    reverse=[(False, True), (True, False)],
+    gate=[True, False],
+    bias=[True, False],
+    gap=[True, False],
+    stretch=[True, False],
+    indirect=["form"],
+)
+def test_options(form, sizes, dtype, reverse, gate, bias, gap, stretch, launched):
+    present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
+    absent = [name for name, given in present.items() if not given]
+    check(inputs(2, 2, *sizes, dtype) | dict.fromkeys(absent), reverse, dtype)
+    assert launched == launches_of(form, *sizes[:2])
+
+
+@pytest.mark.parametrize("form", [16, "chunks"], indirect=True)
+@pytest.mark.parametrize("reverse", [(False,), (True,), (False, False), (True, True), (True, False, True)])
+def test_only_two_opposite_directions_meet_in_the_middle(form, reverse, launched):
     check(inputs(len(reverse), 1, 9, 16, 4), reverse, torch.float32)
-
-
-@pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("without", [["z"], ["delta_bias", "gap"], ["gap"], ["stretch"], ["z", "gap", "stretch"]])
-def test_every_optional_input_may_be_absent(without):
-    data = inputs(2, 1, 9, 36, 16) | dict.fromkeys(without)
-    check(data, (False, True), torch.float32)
-
-
-@pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_the_state_in_float32(dtype):
-    check(inputs(2, 1, 21, 32, 16, dtype), (False, True), dtype)
-
-
-@pytest.mark.usefixtures("whole")
-@pytest.mark.parametrize("length", [33, 50])
-@pytest.mark.parametrize("without", [[], ["gap"]])
-def test_a_split_sequence_gives_the_same(length, without, monkeypatch):
-    monkeypatch.setattr(scan, "MIN_CHUNK", 8)
-    monkeypatch.setattr(scan, "fill", lambda device: 100)
-    assert 8 <= scan.chunk_length(length, 4, torch.get_default_device()) < length
-    check(inputs(2, 2, length, 8, 4) | dict.fromkeys(without), (False, True), torch.float32)
+    assert launched == launches_of("chunks" if form == "chunks" else "whole", 9, 16)
 
 
 def test_extreme_timescales():
@@ -115,12 +123,11 @@ def test_extreme_timescales():
 
 
 def test_softplus_is_accurate_over_the_whole_range():
-    data = inputs(1, 1, 400, 1, 1)
-    data["delta"] = torch.linspace(-40, 40, 400)[None, None, :, None]
-    with ops.use_backend("triton"):
-        _, sums = ops.selective_scan(**data | {"stretch": None, "delta_bias": None}, stats=("delta",))
-    exact = torch.nn.functional.softplus(data["delta"].double())
-    torch.testing.assert_close(sums.double(), exact, rtol=4e-6, atol=0)
+    delta = torch.linspace(-40, 40, 400)[None, None, None]
+    one = torch.ones(1, 1, 1, 1)
+    with ops.use_backend("triton"):  # after one token with u, B and C of 1, y is Δ
+        y, _ = ops.selective_scan(torch.ones(1, 1, 1, 400), delta, -torch.ones(1, 400, 1), one, one, torch.zeros(1, 400))
+    torch.testing.assert_close(y.double(), torch.nn.functional.softplus(delta[0].double()), rtol=4e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from covering import parametrize_covering
+
+from mtr_lab.ops.gpu import scan_backward
 from mtr_lab.ops.gpu.scan_backward import selective_scan_backward
 from mtr_lab.ops.selective_scan import selective_scan_reference
 
@@ -67,42 +70,51 @@ def assert_equal_reference(inputs):
         assert error <= TOLERANCE[inputs[name].dtype], f"{name}: {error:.1e}"
 
 
+@pytest.fixture
+def segments(request, monkeypatch):
+    """How many segments 13 tokens have, at most: 3, of which the last is shorter, or 1."""
+    monkeypatch.setattr(scan_backward, "MIN_SEGMENT", 13 // request.param)
+    monkeypatch.setattr(scan_backward, "fill", lambda device: 100)
+
+
 @pytest.mark.parametrize(
-    "sizes",
+    ("segments", "sizes"),
     [
-        {"length": 1, "channels": 1, "states": 1, "batch": 1},
-        {"length": 2, "states": 3, "reverse": (True,)},
-        {"length": 7, "channels": 35, "states": 16},  # a chunk of 4 tokens and one of 3; 32 channels and 3
-        {"length": 9, "channels": 32, "states": 5, "reverse": (False,)},
-        {"length": 10, "channels": 9, "states": 64, "batch": 1},
-        {"length": 11, "channels": 17, "states": 24, "batch": 1, "reverse": (True, False, True)},
-        {"length": 98, "channels": 3, "states": 4, "batch": 1},  # 2 segments of 33 tokens and one of 32
-        {"length": 67, "channels": 5, "states": 3, "without": ("z", "gap")},
+        (1, {"length": 7, "channels": 35, "states": 3}),  # a chunk of 4 tokens and one of 3; 32 channels and 3
+        (3, {"length": 13, "reverse": (True, False), "dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}),
+        (1, {"length": 5, "reverse": (True, False, True), "dtype": torch.float16}),
     ],
+    indirect=["segments"],
 )
-def test_shapes(sizes):
+@pytest.mark.usefixtures("segments")
+def test_all_inputs(sizes):
     assert_equal_reference(random_inputs(**sizes))
 
 
-@pytest.mark.parametrize(
-    "without",
-    [
-        ("z",),
-        ("delta_bias",),
-        ("gap",),
-        ("stretch",),
-        ("gap", "stretch"),
-        ("z", "delta_bias", "gap", "stretch"),
-    ],
+@pytest.mark.slow
+@parametrize_covering(
+    segments=[1, 3],
+    sizes=[(1, 1, 1), (7, 35, 16), (10, 9, 64), (13, 17, 24)],  # 1 to 3 chunks; 32, 8 and 16 channels a program
+    reverse=[(False, True), (True,), (False,)],
+    dtype=[torch.float32, torch.float16, torch.bfloat16],
+    weight_dtype=[torch.float32, torch.bfloat16],
+    batch=[1, 2],
+    gate=[True, False],
+    bias=[True, False],
+    gap=[True, False],
+    stretch=[True, False],
+    indirect=["segments"],
 )
-def test_optional_inputs(without):
-    assert_equal_reference(random_inputs(without=without))
+@pytest.mark.usefixtures("segments")
+def test_options(sizes, reverse, dtype, weight_dtype, batch, gate, bias, gap, stretch):
+    present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
+    absent = [name for name, given in present.items() if not given]
+    assert_equal_reference(random_inputs(*sizes, reverse, batch, absent, dtype, weight_dtype))
 
 
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, weight_dtype):
-    assert_equal_reference(random_inputs(length=11, channels=5, dtype=dtype, weight_dtype=weight_dtype))
+@pytest.mark.slow
+def test_segments_of_a_long_sequence():
+    assert_equal_reference(random_inputs(67, batch=1))
 
 
 def test_inputs_of_different_dtypes():
@@ -110,17 +122,20 @@ def test_inputs_of_different_dtypes():
     assert_equal_reference(inputs | {k: inputs[k].float() for k in ("delta", "B", "z")})
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "gap", "stretch", "grad_y"])
-def test_any_strides(name):
+@pytest.mark.parametrize(
+    "names",
+    [("u", "A", "B", "D", "z", "gap"), ("delta", "C", "delta_bias", "stretch", "grad_y")],  # not two of a shape
+)
+def test_any_strides(names):
     inputs = random_inputs(length=3)
-    transposed = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)
-    assert not transposed.is_contiguous()
-    assert_equal_reference(inputs | {name: transposed})
+    transposed = {name: inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2) for name in names}
+    assert not any(tensor.is_contiguous() for tensor in transposed.values())
+    assert_equal_reference(inputs | transposed)
 
 
 @pytest.mark.parametrize("value", [-100.0, -50.0, 50.0, 100.0, 1e30])
 def test_extreme_timescales(value):
-    inputs = random_inputs(without=("delta_bias",))
+    inputs = random_inputs(length=3, batch=1, without=("delta_bias",))
     inputs["delta"] = torch.full_like(inputs["delta"], value)
     inputs["u"] = inputs["u"] / max(value, 1)
     assert_equal_reference(inputs)
@@ -128,7 +143,7 @@ def test_extreme_timescales(value):
 
 @pytest.mark.parametrize("value", [-100.0, 100.0, 1e30])
 def test_extreme_gates(value):
-    inputs = random_inputs()
+    inputs = random_inputs(length=3, batch=1)
     inputs["z"] = torch.full_like(inputs["z"], value)
     assert_equal_reference(inputs)
 
