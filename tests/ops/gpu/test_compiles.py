@@ -13,6 +13,7 @@ from mtr_lab.ops import gpu
 SCRIPT = Path(__file__).parent / "compile_kernels.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [("cuda", "90"), ("hip", "gfx942")])
 def test_every_kernel_compiles(target):
     sources = [path.read_text() for path in Path(gpu.__path__[0]).glob("*.py")]

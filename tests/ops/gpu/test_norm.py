@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import parametrize_covering
 
 from mtr_lab import ops
 from mtr_lab.reduction.plan import make_plan
@@ -30,9 +31,9 @@ def both(run):
             return run(), expected
 
 
-@pytest.mark.parametrize("channels", [1, 24, 192, 600])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("first", [True, False])
+@parametrize_covering(
+    channels=[1, 24, 192, 600], dtype=[torch.float32, torch.float16, torch.bfloat16], first=[True, False]
+)
 def test_add_and_normalise(channels, dtype, first):
     hidden, weight = torch.randn(2, 3, channels).to(dtype), torch.rand(channels)
     residual = None if first else torch.randn(2, 3, channels)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from covering import parametrize_covering
 from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
@@ -32,10 +33,8 @@ def assert_equal_reference(inputs, place):
     torch.testing.assert_close(tokens.double(), expected, rtol=torch.finfo(tokens.dtype).eps, atol=1e-5)
 
 
-@HALF
-@pytest.mark.parametrize(
-    ("geometry", "place"),
-    [
+@parametrize_covering(
+    geometry_and_place=[
         ((1, 3, 16, 2, 3, 24), 3),
         ((3, 3, 14, 3, 1, 200), 0),  # more channels than a program's, pixels that fill no whole step
         ((3, 1, 8, 5, 9, 24), 45),  # a program whose tokens are of three images, another with few
@@ -43,10 +42,12 @@ def assert_equal_reference(inputs, place):
         ((1, 2, 3, 1, 1, 1), 1),
         ((0, 3, 8, 2, 2, 16), 2),
     ],
+    processors=[0, 10**6],  # programs of either size
+    dtype=[torch.float16, torch.bfloat16],
 )
-@pytest.mark.parametrize("processors", [0, 10**6])  # programs of either size
-def test_shapes(geometry, place, processors, dtype, monkeypatch):
+def test_shapes(geometry_and_place, processors, dtype, monkeypatch):
     monkeypatch.setattr(kernels, "processors", lambda device: processors)
+    geometry, place = geometry_and_place
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 
