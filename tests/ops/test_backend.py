@@ -34,7 +34,7 @@ def scan(x):
         (torch.float32, "cpu", "cpu"),
         (torch.float64, "cpu", "reference"),
         (torch.bfloat16, "cpu", "reference"),
-        (torch.float32, "meta", "reference"),
+        (torch.float32, "meta", "portable"),
     ],
 )
 def test_auto(dtype, device, expected):
@@ -111,6 +111,7 @@ def test_forked_data_loading_workers_live_beside_the_kernels():
         assert torch.equal(torch.cat([conv(batch) for batch in loader], dim=1), expected)
 
 
+@pytest.mark.slow
 def test_import_brings_no_numba_and_first_use_needs_no_cache_and_leaves_the_threads_alone():
     script = """
 import sys

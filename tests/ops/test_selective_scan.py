@@ -347,8 +347,7 @@ def test_compiles_without_graph_break(backend):
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("with_stats", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(("backend", "with_stats"), [("reference", True), ("cpu", False)])
 def test_registration(backend, with_stats):
     inputs = Case(length=3, gap=True, stretch=True).inputs()
     tensors = [
