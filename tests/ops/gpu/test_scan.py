@@ -126,7 +126,9 @@ def test_softplus_is_accurate_over_the_whole_range():
     delta = torch.linspace(-40, 40, 400)[None, None, None]
     one = torch.ones(1, 1, 1, 1)
     with ops.use_backend("triton"):  # after one token with u, B and C of 1, y is Δ
-        y, _ = ops.selective_scan(torch.ones(1, 1, 1, 400), delta, -torch.ones(1, 400, 1), one, one, torch.zeros(1, 400))
+        y, _ = ops.selective_scan(
+            torch.ones(1, 1, 1, 400), delta, -torch.ones(1, 400, 1), one, one, torch.zeros(1, 400)
+        )
     torch.testing.assert_close(y.double(), torch.nn.functional.softplus(delta[0].double()), rtol=4e-6, atol=0)
 
 
