@@ -90,6 +90,11 @@ def test_every_form(form, dtype, reverse, length, channels, launched):
     assert launched == launches_of(form, length, channels)
 
 
+def test_nothing_optional():
+    data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "stretch"])
+    check(data, (True,), torch.float32)
+
+
 @pytest.mark.slow
 @parametrize_covering(
     form=["whole", "chunks", 16, 32],

@@ -83,11 +83,12 @@ def segments(request, monkeypatch):
         (1, {"length": 7, "channels": 35, "states": 3}),  # a chunk of 4 tokens and one of 3; 32 channels and 3
         (3, {"length": 13, "reverse": (True, False), "dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}),
         (1, {"length": 5, "reverse": (True, False, True), "dtype": torch.float16}),
+        (3, {"length": 13, "reverse": (False,), "batch": 1, "without": ("z", "delta_bias", "gap", "stretch")}),
     ],
     indirect=["segments"],
 )
 @pytest.mark.usefixtures("segments")
-def test_all_inputs(sizes):
+def test_all_inputs_or_none(sizes):
     assert_equal_reference(random_inputs(**sizes))
 
 
