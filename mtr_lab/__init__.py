@@ -54,4 +54,5 @@ else:
     def __dir__():
         return __all__
 
+
 register_with_timm()

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -37,6 +36,7 @@ from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.evaluation.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.measure.speed import Speed, measure_speed
+from mtr_lab.ops.backend import installed
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import Key, point_key, unreduced_key
@@ -212,7 +212,7 @@ def _machine(trainer: lightning.Trainer) -> list[str]:
     """What a speed, and the last digit of a prediction, depend on besides configuration and code; the device first."""
     here, device = environment(), trainer.strategy.root_device
     if device.type == "cuda":
-        kernels = importlib.util.find_spec("mamba_ssm") is not None
+        kernels = installed("mamba_ssm")
         return [torch.cuda.get_device_name(device), f"mamba_ssm {kernels}"]
     return [device.type, str(here["cpu"]), f"{here['threads']} threads"]
 

@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         if (num_frames or 1) % kernel_size:
             raise UserError(f"kernel_size={kernel_size} does not divide num_frames={num_frames}: give a multiple.")
-        self.img_size, self.patch_size, self.stride = img_size, patch_size, stride
+        self.img_size, self.patch_size, self.stride, self.in_chans = img_size, patch_size, stride, in_chans
         self.num_frames, self.frames = num_frames, (num_frames or 1) // kernel_size
         self.grid_size = self.grid(*img_size)
         self.proj: nn.Conv2d | nn.Conv3d
@@ -46,7 +46,7 @@ class PatchEmbed(nn.Module):
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one image (in_chans, H, W) or video (in_chans, T, H, W) of the model's own size."""
         frames = () if self.num_frames is None else (self.num_frames,)
-        return (self.proj.in_channels, *frames, *self.img_size)
+        return (self.in_chans, *frames, *self.img_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of ``height`` × ``width`` pixels."""
@@ -86,9 +86,9 @@ class PatchEmbed(nn.Module):
                 f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
                 "timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)[None]."
             )
-        shape, channels, weight = tuple(images.shape), self.proj.in_channels, self.proj.weight
-        if images.ndim != weight.ndim:
-            missing = ": add the dimension of the batch, images[None]" if images.ndim == weight.ndim - 1 else ""
+        shape, channels, dimensions = tuple(images.shape), self.in_chans, 4 if self.num_frames is None else 5
+        if images.ndim != dimensions:
+            missing = ": add the dimension of the batch, images[None]" if images.ndim == dimensions - 1 else ""
             raise UserError(f"expected {what}, got shape {shape}{missing}.")
         if images.shape[1] != channels:
             last = images.shape[-1] == channels
@@ -104,10 +104,11 @@ class PatchEmbed(nn.Module):
                 f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
                 "them, as timm.data.create_transform does."
             )
-        if images.dtype != weight.dtype and not _autocasts(images.device.type):
+        dtype = next(self.parameters()).dtype
+        if images.dtype != dtype and not _autocasts(images.device.type):
             raise UserError(
-                f"expected {what} in the model's {weight.dtype}, got {images.dtype}: convert them, "
-                f"images.to({weight.dtype}), or call the model inside torch.autocast."
+                f"expected {what} in the model's {dtype}, got {images.dtype}: convert them, "
+                f"images.to({dtype}), or call the model inside torch.autocast."
             )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def build(
         **config,
         "architecture": name,
         "num_classes": model.num_classes,
-        "input_size": (model.patch_embed.proj.in_channels, *model.patch_embed.img_size),  # of a frame, in a video
+        "input_size": (model.patch_embed.in_chans, *model.patch_embed.img_size),  # of a frame, in a video
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "label_names": label_names(config) if same_classes else None,

@@ -73,7 +73,7 @@ def model_bytes(
     """
     wide = torch.promote_types(dtype, torch.float32).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters())
-    channels, frames = model.patch_embed.proj.in_channels, model.patch_embed.num_frames or 1
+    channels, frames = model.patch_embed.in_chans, model.patch_embed.num_frames or 1
     pixels = channels * frames * img_size[0] * img_size[1]
     streams = 2 * model.embed_dim * (sum(tokens) + 1)
     return weights * dtype.itemsize + batch * ((pixels + model.num_classes) * dtype.itemsize + streams * wide)

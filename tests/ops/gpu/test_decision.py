@@ -1,7 +1,5 @@
 """The decision in kernels against the policy composed of its parts."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,7 +68,7 @@ def test_several_programs_an_image(run, length, special, remove, merge, monkeypa
 def test_index_and_sizes_that_images_share():
     before, evidence = state(3, 30, 1)
     index, size = before.index[:1].expand(3, -1), before.size[:1].expand(3, -1)
-    decide(make_policy(policy_config("mtr", merge="size")), replace(before, index=index, size=size), evidence, 7)
+    decide(make_policy(policy_config("mtr", merge="size")), before._replace(index=index, size=size), evidence, 7)
 
 
 @pytest.mark.parametrize("score", ["delta", "-delta", "output"])
@@ -107,7 +105,7 @@ def test_of_equally_similar_targets_the_least_important_takes_the_token(run, mon
 def test_streams_of_a_half_precision_model(run, dtype, monkeypatch):
     monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 50, 1, channels=40)
-    before = replace(before, hidden=before.hidden.to(dtype))
+    before = before._replace(hidden=before.hidden.to(dtype))
     decide(make_policy(policy_config("mtr")), before, evidence, 9)
 
 
