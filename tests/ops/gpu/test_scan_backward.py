@@ -95,7 +95,7 @@ def test_all_inputs_or_none(sizes):
 @pytest.mark.slow
 @parametrize_covering(
     segments=[1, 3],
-    sizes=[(1, 1, 1), (7, 35, 16), (10, 9, 64), (13, 17, 24)],  # 1 to 3 chunks; 32, 8 and 16 channels a program
+    sizes=[(1, 1, 1), (7, 35, 16), (10, 9, 64), (13, 17, 24)],  # 1 to 4 chunks; 32, 8 and 16 channels a program
     reverse=[(False, True), (True,), (False,)],
     dtype=[torch.float32, torch.float16, torch.bfloat16],
     weight_dtype=[torch.float32, torch.bfloat16],
