@@ -19,6 +19,7 @@ has imported PyTorch and the like, but nothing of ``mtr_lab``.
 """
 
 import argparse
+import ast
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -27,6 +28,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,7 +45,7 @@ from mutations import SCOPES, Mutant, Statement, name_of
 ROOT = Path(__file__).parent.parent
 PRELOADED = ["torch", "torch._dynamo", "torchvision", "timm", "lightning", "torchmetrics", "numba", "hydra", "wandb"]
 PRELOADED += ["hypothesis", "segmentation_models_pytorch"]
-BUDGET = 120  # recorded seconds of tests that a mutant has to survive in each lane
+BUDGET = 300  # recorded seconds of tests that a mutant has to survive in each lane
 
 
 def record(tree: Path, folder: Path, workers: int) -> None:
@@ -92,42 +94,60 @@ class Coverage:
             for path in data.measured_files()
         }
         self.tests = json.loads((folder / "tests.json").read_text())["tests"]
-        self.statements = mutations.statements(tree)
+        self.tree, self.statements = tree, mutations.statements(tree)
+        self.test_files = {path: path.read_text() for path in tree.glob("tests/**/*.py")}
         self.mentions = defaultdict(list)
         for one in self.statements:
             for name in {name_of(part) for part in mutations.parts(one.node)}:
                 self.mentions[name].append(one)
 
-    def of(self, statement: Statement) -> list[str]:
-        """The tests that run it, else those that run what mentions its function or name, else its file.
+    def of(self, statement: Statement, line: int) -> list[str]:
+        """The tests that run a line, or its statement, as far as the budget of a lane goes.
 
-        The tracer sees neither what numba compiles nor what other processes run.
+        The tracer sees neither what numba compiles nor what other processes run. For such a statement: the tests in
+        the files that import its module, then those that run what mentions the name it is part of.
         """
+        tests = self.run_by([statement], [line]) or self.run_by([statement])
+        ways = [tests]
+        if not tests or not statement.function:
+            ways += [self.in_files_that_import(statement.file), self.mentioning(statement)]
+        chosen = dict.fromkeys(test for way in ways for test in self.within_budget(way))
+        return sorted(chosen, key=lambda test: self.tests[test][1])
+
+    def run_by(self, those: list[Statement], only: list[int] | None = None) -> set[str]:
+        """What runs when a file is imported does not count: it runs in the test that happens to be the first."""
+        tests: set[str] = set()
+        for one in those:
+            lambdas = any(isinstance(part, ast.Lambda) for part in mutations.parts(one.node))
+            if lambdas or (one.function and not isinstance(one.node, SCOPES)):
+                lines = self.lines.get(one.file, {})
+                tests = tests.union(*(lines.get(n, ()) for n in only or range(one.node.lineno, one.last_line + 1)))
+        return tests & self.tests.keys()
+
+    def in_files_that_import(self, file: str) -> set[str]:
+        package, _, module = file.removesuffix(".py").replace("/", ".").rpartition(".")
+        imports = rf"\b{re.escape(package)}(\.| import .*\b){module}\b"
+        for _ in range(2):  # through a module of the tests
+            files = {path for path, text in self.test_files.items() if re.search(imports, text, re.MULTILINE)}
+            imports += "".join(rf"|^from {path.stem} import" for path in files)
+        return {test for test in self.tests if self.tree / test.partition("::")[0] in files}
+
+    def mentioning(self, statement: Statement) -> set[str]:
         front, seen = [statement], set()
         if isinstance(statement.node, SCOPES):  # a default value
             inner = f"{statement.function}.{statement.node.name}".lstrip(".")
             front = [one for one in self.statements if (one.file, one.function) == (statement.file, inner)]
-        while front:
-            if tests := self.run_by(front):
-                return self.chosen(tests)
+        while front and not (tests := self.run_by(front)):
             seen.update(front)
             names = set()
             for one in front:
                 targets = getattr(one.node, "targets", [getattr(one.node, "target", None)])
-                names |= {one.function.rpartition(".")[2]} if one.function else set(map(name_of, targets))
+                scopes = ["", *(name for name in one.function.split(".") if not name.startswith("__"))]
+                names |= {scopes[-1]} if one.function else set(map(name_of, targets))
             front = [one for name in names - {""} for one in self.mentions[name] if one not in seen]
-        return self.chosen(self.run_by([one for one in self.statements if one.file == statement.file]))
+        return tests if front else set()
 
-    def run_by(self, those: list[Statement]) -> set[str]:
-        """Statements outside functions do not count: they run in the test that happens to import the file first."""
-        tests: set[str] = set()
-        for one in those:
-            if one.function and not isinstance(one.node, SCOPES):
-                lines = self.lines.get(one.file, {})
-                tests = tests.union(*(lines.get(line, ()) for line in range(one.node.lineno, one.last_line + 1)))
-        return tests & self.tests.keys()
-
-    def chosen(self, tests: set[str]) -> list[str]:
+    def within_budget(self, tests: set[str]) -> list[str]:
         """The fast lane first, the quickest first, until the budget of a lane is spent."""
         spent, chosen = [0.0, 0.0], []
         for test in sorted(tests, key=lambda test: (self.tests[test][1], self.tests[test][0], test)):
@@ -230,7 +250,7 @@ def run(tree: Path, folder: Path, sample: list[tuple[Statement, Mutant]], lane: 
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         trials = {}
         for statement, mutant in sample:
-            tests = [test for test in covering.of(statement) if lane == "all" or test not in slow]
+            tests = [test for test in covering.of(statement, mutant.line) if lane == "all" or test not in slow]
             trials[pool.submit(trial, tree, mutant, {test: covering.tests[test][0] for test in tests})] = mutant
         for future in concurrent.futures.as_completed(trials):
             mutant, result = trials[future], future.result()
