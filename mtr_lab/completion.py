@@ -5,13 +5,18 @@ import re
 import sys
 
 BASH = """\
+_mtr_lab_else=$(complete -p python 2> /dev/null | sed -n 's/.*-F \\([^ ]*\\).*/\\1/p')
 _mtr_lab() {
-  [[ ${COMP_WORDS[1]} == -m && ${COMP_WORDS[2]} == mtr_lab* ]] || return
+  if [[ ${COMP_WORDS[1]} != -m || ${COMP_WORDS[2]} != mtr_lab* ]]; then
+    [[ -z $_mtr_lab_else || $_mtr_lab_else == _mtr_lab ]] || "$_mtr_lab_else" "$@"
+    return
+  fi
+  compopt -o nospace
   local choices=$(COMP_LINE=$COMP_LINE "${COMP_WORDS[@]:0:3}" -sc query=bash 2> /dev/null)
   COMPREPLY=($(compgen -W "$choices" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _mtr_lab python python3"""
+complete -o default -F _mtr_lab python python3"""
 
 
 def complete_modules() -> bool:

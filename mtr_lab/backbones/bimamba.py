@@ -149,18 +149,19 @@ class BiMamba(nn.Module):
 
         Δ then comes with its bias, which is returned apart only where the scan is ``aligned`` and needs it.
         """
-        directions = []
+        directions, biases = [], []
         for suffix, backward in zip(("", "_b"), self.reverse, strict=True):
             conv1d, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
             read = x.flip(1) if backward else x
             u = F.silu(conv1d(read.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
             low_rank, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
             delta = dt_proj(low_rank)
-            # Of a token without input: the bias, and whatever an adapter adds to it.
-            bias = dt_proj(low_rank.new_zeros(self.dt_rank)) if aligned else delta.new_zeros(())
-            directions.append([*(t.flip(1) if backward else t for t in (u, delta - bias, b, c)), bias])
-        u, delta, b, c, bias = map(torch.stack, zip(*directions, strict=True))
-        return u, delta, b, c, bias if aligned else None
+            if aligned:  # a token without input: the bias, and whatever an adapter adds to it
+                biases.append(dt_proj(low_rank.new_zeros(1, 1, self.dt_rank)).flatten())
+                delta = delta - biases[-1]
+            directions.append([t.flip(1) if backward else t for t in (u, delta, b, c)])
+        u, delta, b, c = map(torch.stack, zip(*directions, strict=True))
+        return u, delta, b, c, torch.stack(biases) if aligned else None
 
     def train(self, mode: bool = True) -> "BiMamba":
         """Between training and evaluation parameters change."""

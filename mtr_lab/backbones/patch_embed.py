@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtr_lab.backbones.plain import is_plain
+from mtr_lab.backbones.plain import is_plain, is_untouched
 from mtr_lab.errors import UserError
 
 
@@ -68,8 +68,7 @@ class PatchEmbed(nn.Module):
     @property
     def fuses(self) -> bool:
         """Whether this module and its projection may be used without calling them: no hook or adapter is on them."""
-        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return self.tiles and not hooks and is_plain(self.proj)
+        return self.tiles and is_untouched(self) and is_plain(self.proj)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
@@ -104,7 +103,8 @@ class PatchEmbed(nn.Module):
                 f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
                 "them, as timm.data.create_transform does."
             )
-        dtype = next(self.parameters()).dtype
+        weight = getattr(self.proj, "weight", None)
+        dtype = weight.dtype if isinstance(weight, Tensor) else images.dtype  # an adapter or a quantised layer
         if images.dtype != dtype and not _autocasts(images.device.type):
             raise UserError(
                 f"expected {what} in the model's {dtype}, got {images.dtype}: convert them, "

@@ -6,16 +6,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether a call of the module runs its class's ``forward`` and nothing else; hooks on all modules do not count."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of the module does nothing but what its class and its parameters say.
 
     False for an adapter or a quantised module in its place, for one with hooks or another ``forward``, and for one
     whose weight is quantised or distributed: then the module has to be called.
     """
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return (
-        type(module) in KINDS
-        and not hooks
-        and "forward" not in module.__dict__
-        and not is_traceable_wrapper_subclass(module.weight)
-    )
+    return type(module) in KINDS and is_untouched(module) and not is_traceable_wrapper_subclass(module.weight)

@@ -23,7 +23,7 @@ class TokenState(NamedTuple):
     """(B, L, C), the output of the last block (of the embedding, before the first)."""
     residual: Tensor | None
     """(B, L, C) in float32, the stream ``hidden`` is still to be added to; ``None`` before the first block."""
-    index: Tensor  # type: ignore[assignment]  # not the method of tuples, which nobody needs here
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
     """(B, L) int64, the original position of each token."""
     size: Tensor
     """(B, L) float32, how many original tokens each token stands for."""

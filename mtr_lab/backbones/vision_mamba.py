@@ -22,7 +22,7 @@ class VisionMamba(nn.Module, ABC):
 
     It takes images (B, channels, H, W), or with ``num_frames`` videos (B, channels, T, H, W) wherever images are named.
     Beside the authors' names it has the interface of timm's models. ``torch.compile`` and ``torch.export`` take it;
-    TorchScript and the symbolic tracing of ``torch.fx`` do not.
+    ``torch.jit.script`` and the symbolic tracing of ``torch.fx`` do not.
 
     Args:
         img_size: pixels of a side, or (height, width).
@@ -173,7 +173,7 @@ class VisionMamba(nn.Module, ABC):
 
     def classify(self, state: TokenState) -> Tensor:
         """The state after the last block -> logits (B, num_classes), as ``forward`` gives them."""
-        if self.global_pool == "token":  # the only one to be normalised
+        if self.global_pool == "token":  # only this token needs the final norm
             features = self.class_features(state)
         elif self.global_pool == "avg":
             features = mean_by_size(self._normed(state.hidden, state.residual), state)
@@ -207,6 +207,8 @@ class VisionMamba(nn.Module, ABC):
         self.num_classes = num_classes
         head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self.head = head.to(self.cls_token.device, self.cls_token.dtype)
+        if num_classes != self.pretrained_cfg.get("num_classes", num_classes):
+            self.pretrained_cfg |= {"num_classes": num_classes, "label_names": None}
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, L, C) as ``forward_features`` gives them, or pooled ones (B, C) -> logits (B, num_classes).
@@ -311,7 +313,13 @@ class VisionMamba(nn.Module, ABC):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what ``forward_intermediates`` does not need for these blocks, in place; returns their numbers."""
+        """Remove what ``forward_intermediates`` does not need for these blocks, in place; returns their numbers.
+
+        Raises:
+            UserError: the model is patched, for a number of blocks that it will not have.
+        """
+        if any(block.step is not None for block in self.blocks):
+            raise UserError("a patched model cannot lose blocks: call unpatch first, and patch what is left.")
         wanted = self.blocks_at(indices)
         self.layers = self.layers[: max(wanted) + 1]
         if prune_norm:

@@ -89,7 +89,8 @@ def build(
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
     feature_class = kwargs.pop("feature_cls", "getter")
     for key in ("cache_dir", "pretrained_model_args"):  # timm's, of its own loader
-        kwargs.pop(key, None)
+        if kwargs.pop(key, None) is not None:
+            raise UserError(f"{key} of {name} cannot be set: give a file as checkpoint=; HF_HUB_CACHE moves the cache.")
     if "in_chans" in kwargs:
         kwargs["channels"] = kwargs.pop("in_chans")
     geometry = list(inspect.signature(family.__init__).parameters)[1:]
@@ -129,12 +130,25 @@ def build(
         )
     elif pretrained:
         any_head = True
-        checkpoint = config.get("file") or f"hf://{config['hf_hub_id']}/{config['hf_hub_filename']}"
+        checkpoint = _pretrained_file(name, config)
     if checkpoint is not None and not model.cls_token.is_meta:
         load_weights(model, checkpoint, revision, any_head=any_head)
     if features_only:
         return _feature_extractor(model, out_indices, feature_class)
     return model
+
+
+def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:
+    """Where a configuration says the weights are: a local file, or one on the hub."""
+    if config.get("state_dict") is None:
+        if config.get("file"):
+            return str(config["file"])
+        if config.get("hf_hub_id"):
+            return f"hf://{config['hf_hub_id']}/{config.get('hf_hub_filename') or 'model.safetensors'}"
+    raise UserError(
+        f"pretrained_cfg of {name} names neither a file nor a repository on the Hugging Face Hub (hf_hub_id), from "
+        "which alone weights are read: pass checkpoint=FILE, or call load_state_dict on the model."
+    )
 
 
 def _feature_extractor(model: VisionMamba, out_indices: int | Sequence[int], feature_class: Any) -> Any:

@@ -12,9 +12,9 @@ triton      GPUs, float32, float16, bfloat16; kernels compiled on first use, no 
 mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed; ``auto`` prefers ``triton``
 ==========  =====================================================================================
 
-A backend chooses the forward pass. The backward pass recomputes the forward with the implementation for that device
-that has gradients (``triton``, or ``mamba_ssm`` if it was selected, on a GPU; else ``reference``), so gradients never
-depend on a kernel that has none.
+A backend chooses the forward pass. The backward pass runs the implementation for that device that has gradients:
+``triton`` on a GPU, ``mamba_ssm`` there if it was selected, else plain PyTorch (``reference`` on a CPU, ``portable``
+on other devices). A backward pass that is recorded to be differentiated again is differentiated in plain PyTorch.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch.autograd import forward_ad
 
 from mtr_lab.errors import UserError, unknown
 
@@ -131,8 +132,15 @@ def pick_differentiable(data: torch.Tensor, *, package: str, gap: bool = False) 
     return "reference" if _selected == "reference" else _plain(data)
 
 
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work, which see through plain PyTorch alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _plain(data: torch.Tensor) -> str:
-    """Which of the two implementations in plain PyTorch: a loop over tokens costs many launches on other devices."""
+    """``reference`` on a CPU or a CUDA device, ``portable`` elsewhere, where each token of a loop costs launches."""
     known = data.device.type in ("cpu", "cuda")
     return "reference" if known and _selected != "portable" else "portable"
 

@@ -28,7 +28,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
     Raises:
         UserError: a selected backend that cannot run these inputs.
     """
-    return _conv(x, weight, bias, [int(r) for r in reverse], backend.pick(x, package="causal_conv1d"))
+    order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
+    if backend.transformed():
+        return causal_conv1d_reference(x, weight, bias, order)
+    return _conv(x, weight, bias, order, backend.pick(x, package="causal_conv1d"))
 
 
 def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
@@ -120,13 +123,15 @@ def _conv_backward(
     if implementation == "triton":
         from mtr_lab.ops.gpu import conv
 
-        return conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
-    return causal_conv1d_backward_reference(x, weight, bias, reverse, grad)
+        grads = conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
+    else:
+        grads = causal_conv1d_backward_reference(x, weight, bias, reverse, grad)
+    return tuple(t.contiguous() for t in grads)  # type: ignore[return-value]
 
 
 @_conv_backward.register_fake
 def _(x, weight, bias, grad, reverse, implementation):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -57,7 +57,7 @@ def patch_tokens_reference(
 
 def add_class_token(patches: Tensor, class_token: Tensor, positions: Tensor, place: int) -> Tensor:
     """Projected patches (B, L - 1, C) to tokens (B, L, C), the other arguments as for ``patch_tokens``."""
-    class_token = class_token.expand(len(patches), -1, -1)
+    class_token = class_token.expand(patches.shape[0], -1, -1)
     return torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + positions
 
 

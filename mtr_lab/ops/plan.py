@@ -55,6 +55,8 @@ def apply_plan(
         (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
         nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
+    if backend.transformed():
+        return apply_plan_reference(x, dest, weight, keep, gone)
     implementation = backend.pick(x)
     if implementation == "triton":
         *_, gone, start = Plan(dest, weight, keep, gone, start).listed()[:5]

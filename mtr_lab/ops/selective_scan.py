@@ -83,9 +83,12 @@ def selective_scan(
             raise unknown("scan statistic", name, STATS)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
-    name = backend.pick(u, package="mamba_ssm", gap=gap is not None)
     order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
-    y, sums = _scan(u, delta, A, B, C, D, z, delta_bias, gap, stretch, order, bool(stats), name)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, gap, stretch, order, bool(stats))
+    if backend.transformed():
+        y, sums = selective_scan_portable(*inputs)
+    else:
+        y, sums = _scan(*inputs, backend.pick(u, package="mamba_ssm", gap=gap is not None))
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
 
 
@@ -204,12 +207,12 @@ def _scan_backward(
         grads = scan_backward.selective_scan_backward(*inputs, reverse, grad)
     else:
         grads = selective_scan_backward_reference(*inputs, grad, reverse, loop=implementation == "reference")
-    return tuple(u.new_empty(0) if t is None else t for t in grads)  # type: ignore[return-value]
+    return tuple(u.new_empty(0) if t is None else t.contiguous() for t in grads)  # type: ignore[return-value]
 
 
 @_scan_backward.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, grad, reverse, implementation):  # type: ignore[no-untyped-def]
-    return tuple(u.new_empty(0) if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, delta_bias))
+    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -22,7 +22,7 @@ def vjp(function: Callable[..., Any], inputs: Sequence[Tensor | None], grads: An
     """
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: an input may depend on another one, and the gradient of each is that of its own place alone.
+        # An input may depend on another; a view of each keeps their gradients apart.
         aliases = [
             t if t is None or not t.requires_grad else t.view_as(t) if recorded else t.detach().requires_grad_()
             for t in inputs

@@ -208,7 +208,7 @@ def _trace(model: VisionMamba, images: Tensor, caller: str) -> list[TracedBlock]
 
     def record(_: nn.Module, before: tuple[Any, ...], after: TokenState) -> None:
         score = scores.pop() if scores else None
-        blocks.append(TracedBlock(TokenState(*before).settled(), after.settled(), score))
+        blocks.append(TracedBlock(TokenState(*before).settled(), TokenState(*after).settled(), score))
 
     steps = [block.step for block in model.blocks if isinstance(block.step, ReductionStep)]
     hooks = [step.register_forward_hook(record_score) for step in steps]
