@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mtr_lab
 from mtr_lab import ops
 from mtr_lab.measure.flops import counted_flops, model_flops
+from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
 from mtr_lab.ops.gpu import launch, project
 
 SLOW = pytest.mark.slow
@@ -110,6 +111,15 @@ def test_trace():
 @pytest.mark.usefixtures("form")
 def test_reduced_in_every_form_of_the_scan():
     test_reduced("hsa")
+
+
+def test_many_tokens_are_convolved_in_runs(monkeypatch):
+    monkeypatch.setattr(project, "SMALL", 0)
+    layout = model().blocks[0].mixer._lay_out(torch.float32)
+    x = torch.randn(2, 37, 40)  # runs of 19 and 18 tokens
+    u, *_ = project.project(x, layout, None, (False, True), False, False)
+    expected = causal_conv1d_reference(x, layout.conv_weight.mT, layout.conv_bias, (False, True))
+    torch.testing.assert_close(u, expected)
 
 
 @pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
