@@ -13,8 +13,8 @@ from triton.runtime import interpreter
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _rewritten_once() -> None:
-    """The language, for the interpreter, which does so at every call of a device function: half of its time."""
+def _interpreted_language() -> None:
+    """Patch Triton's language once; the interpreter does so at every call of a device function, half of its time."""
     if not torch.cuda.is_available():
         interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
