@@ -101,6 +101,7 @@ class VisionMamba(nn.Module, ABC):
         self.norm_f: RMSNorm | nn.Identity = RMSNorm(embed_dim)
         self.head_drop = nn.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
         self.grad_checkpointing = False
+        self.pretrained_cfg = self.default_cfg = {}
         self.reset_classifier(num_classes, global_pool)
         initialise(self, depth)
 
@@ -207,7 +208,7 @@ class VisionMamba(nn.Module, ABC):
         self.num_classes = num_classes
         head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self.head = head.to(self.cls_token.device, self.cls_token.dtype)
-        if num_classes != self.pretrained_cfg.get("num_classes", num_classes):
+        if self.pretrained_cfg.get("num_classes", num_classes) != num_classes:
             self.pretrained_cfg |= {"num_classes": num_classes, "label_names": None}
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:

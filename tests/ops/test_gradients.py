@@ -91,6 +91,32 @@ def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
     assert gradgradcheck(function, (x.requires_grad_(),))
 
 
+@pytest.mark.parametrize("name", ["reference", "portable"])
+def test_gradients_are_operators_whose_layout_is_known(name):
+    data = scan_inputs(2, 3)
+    inputs = [data[argument].mT.contiguous().mT.requires_grad_() for argument in ARGUMENTS]  # of other strides
+    gap, stretch, grad = data["gap"], data["stretch"], normal(2, 3, 3)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    operator = torch.ops.mtr_lab.selective_scan_backward.default
+    torch.library.opcheck(operator, (*inputs, gap, stretch, grad, [1, 0], name), test_utils=checks)
+    conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
+    operator = torch.ops.mtr_lab.causal_conv1d_backward.default
+    torch.library.opcheck(operator, (*conv, normal(2, 2, 5, 3), [0, 1], name), test_utils=checks)
+
+
+def test_forward_mode_sees_the_operations():
+    x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
+    start = scan_inputs(1, 4)["u"]
+    for function, at in (
+        (lambda x: ops.causal_conv1d(x, weight, bias), x),
+        (lambda u: ops.selective_scan(**scan_inputs(1, 4) | {"u": u})[0], start),
+    ):
+        direction = normal(*at.shape, seed=5)
+        _, tangent = torch.func.jvp(function, (at,), (direction,))
+        expected = (function(at + 1e-6 * direction) - function(at - 1e-6 * direction)) / 2e-6
+        torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_what_has_no_gradient_is_refused():
     data = scan_inputs(1, 3)
     with pytest.raises(ValueError, match="no gradient of gap and stretch"):
