@@ -300,7 +300,8 @@ def main() -> None:
         else:
             folder, out = paths
             log = {"seed": options.seed} | run(tree, folder, sample, options.lane, options.jobs)
-            out.write_text(json.dumps(log, indent=1, ensure_ascii=False) + "\n")
+            lines = ",\n  ".join(json.dumps(result, ensure_ascii=False) for result in log.pop("mutants"))
+            out.write_text(f'{json.dumps(log, indent=1)[:-2]},\n "mutants": [\n  {lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":
