@@ -25,7 +25,8 @@ def complete_modules() -> bool:
     Returns:
         Whether it was asked, and nothing is left to do.
     """
-    if "COMP_LINE" in os.environ:
+    if "-sc" in sys.argv:
+        os.environ.setdefault("COMP_LINE", "python -m mtr_lab ")
         os.environ["COMP_LINE"] = re.sub(r"^\s*\S*python\S*\s+-m\s+", "", os.environ["COMP_LINE"])
     as_module = sys.argv[0].endswith(".py")
     if as_module and sys.argv[1:] == ["-sc", "install=bash"]:

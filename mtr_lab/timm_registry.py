@@ -14,7 +14,8 @@ def register_with_timm() -> None:
     """Register the models with timm: at once if timm is imported already, else when it will be."""
     if _MODULE in sys.modules:
         _register()
-    elif _watch not in sys.meta_path:
+    else:
+        _stop_watching()  # another copy of this module may have begun
         sys.meta_path.insert(0, _watch)
 
 
@@ -63,7 +64,12 @@ class _Registering(Loader):
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         _register()
-        sys.meta_path.remove(_watch)
+        _stop_watching()
+
+
+def _stop_watching() -> None:
+    name = f"{__name__}.{_Watch.__qualname__}"
+    sys.meta_path[:] = [one for one in sys.meta_path if f"{type(one).__module__}.{type(one).__qualname__}" != name]
 
 
 _watch = _Watch()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.backbones.drop_path import DropPath
-from mtr_lab.backbones.plain import is_plain
+from mtr_lab.backbones.plain import as_built, is_plain
 from mtr_lab.backbones.token_state import Evidence, TokenState
 
 INNER = ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b")
@@ -56,9 +56,10 @@ class BiMamba(nn.Module):
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         for suffix in ("", "_b"):
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
-            self.add_module(f"conv1d{suffix}", conv)
-            self.add_module(f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
-            self.add_module(f"dt_proj{suffix}", _timescale_projection(self.dt_rank, self.d_inner))
+            x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+            dt_proj = _timescale_projection(self.dt_rank, self.d_inner)
+            for name, module in (("conv1d", conv), ("x_proj", x_proj), ("dt_proj", dt_proj)):
+                self.add_module(f"{name}{suffix}", as_built(module))
         states = torch.arange(1, d_state + 1, dtype=torch.float32).expand(self.d_inner, d_state)
         self.A_log = nn.Parameter(states.log())
         self.D = nn.Parameter(torch.ones(self.d_inner))

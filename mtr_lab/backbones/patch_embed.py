@@ -1,12 +1,13 @@
 """Images and videos to patch tokens, and position embeddings for any grid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtr_lab.backbones.plain import is_plain, is_untouched
+from mtr_lab.backbones.plain import as_built, is_plain, is_untouched
 from mtr_lab.errors import UserError
 
 
@@ -35,12 +36,13 @@ class PatchEmbed(nn.Module):
         self.img_size, self.patch_size, self.stride, self.in_chans = img_size, patch_size, stride, in_chans
         self.num_frames, self.frames = num_frames, (num_frames or 1) // kernel_size
         self.grid_size = self.grid(*img_size)
-        self.proj: nn.Conv2d | nn.Conv3d
+        proj: nn.Conv2d | nn.Conv3d
         if num_frames is None:
-            self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+            proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
         else:
             sizes, strides = (kernel_size, patch_size, patch_size), (kernel_size, stride, stride)
-            self.proj = nn.Conv3d(in_chans, embed_dim, sizes, strides)
+            proj = nn.Conv3d(in_chans, embed_dim, sizes, strides)
+        self.proj: Any = as_built(proj)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.errors import UserError
 from mtr_lab.ops import backend, cpu
 from mtr_lab.ops.vjp import vjp
 
@@ -26,8 +27,14 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
         (G, B, L, E) in the dtype of ``x``.
 
     Raises:
-        UserError: a selected backend that cannot run these inputs.
+        UserError: shapes that do not fit each other, or a selected backend that cannot run these inputs.
     """
+    directions, channels, _ = weight.shape
+    if x.ndim != 3 or x.shape[2] != channels or bias.shape != (directions, channels) or len(reverse) != directions:
+        raise UserError(
+            f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and "
+            f"reverse={tuple(reverse)} do not fit: expected (B, L, E), (G, E, W), (G, E) and G directions."
+        )
     order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
     if backend.transformed():
         return causal_conv1d_reference(x, weight, bias, order)

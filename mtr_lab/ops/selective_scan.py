@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.errors import unknown
+from mtr_lab.errors import UserError, unknown
 from mtr_lab.ops import backend, cpu
 from mtr_lab.ops.scan_reference import (
     scan_stats,
@@ -71,7 +71,8 @@ def selective_scan(
             Not differentiable.
 
     Raises:
-        UserError: an unknown statistic, or a selected backend that cannot run these inputs.
+        UserError: an unknown statistic, shapes that do not fit each other, or a selected backend that cannot run these
+            inputs.
         ValueError: a gradient of ``gap`` or ``stretch`` is asked for.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
@@ -81,6 +82,7 @@ def selective_scan(
     for name in stats:
         if name not in STATS:
             raise unknown("scan statistic", name, STATS)
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
     order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
@@ -90,6 +92,48 @@ def selective_scan(
     else:
         y, sums = _scan(*inputs, backend.pick(u, package="mamba_ssm", gap=gap is not None))
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
+
+
+def _check_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    reverse: Sequence[bool],
+) -> None:
+    """Raise a ``UserError`` unless all fit ``u`` and ``A``: kernels read as many numbers as these say there are."""
+    if u.ndim != 4 or A.ndim != 3 or 0 in u.shape[2:]:
+        raise UserError(
+            f"selective_scan: expected u (G, B, L, E) of at least one token and A (G, E, N), got {tuple(u.shape)} and "
+            f"{tuple(A.shape)}."
+        )
+    directions, images, length, channels = u.shape
+    each, projection = (directions, channels), (directions, images, length, A.shape[2])
+    expected = {
+        "delta": (delta, u.shape),
+        "A": (A, (*each, A.shape[2])),
+        "B": (B, projection),
+        "C": (C, projection),
+        "D": (D, each),
+        "z": (z, (images, length, channels)),
+        "delta_bias": (delta_bias, each),
+        "gap": (gap, (images, length)),
+        "stretch": (stretch, (images, length)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise UserError(
+                f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for u of shape "
+                f"{tuple(u.shape)}."
+            )
+    if len(reverse) != directions:
+        raise UserError(f"selective_scan: reverse={tuple(reverse)} is not of the {directions} directions that u has.")
 
 
 def selective_scan_mamba_ssm(

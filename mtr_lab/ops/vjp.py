@@ -28,6 +28,12 @@ def vjp(function: Callable[..., Any], inputs: Sequence[Tensor | None], grads: An
             for t in inputs
         ]
         outputs = function(*aliases)
+    if isinstance(outputs, Tensor):
+        outputs, grads = (outputs,), (grads,)
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    if not pairs:  # a gradient that is constant
+        return [None] * len(aliases)
     wanted = [alias for alias in aliases if alias is not None and alias.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=recorded, allow_unused=True))
+    differentiable, arrived = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(differentiable, wanted, arrived, create_graph=recorded, allow_unused=True))
     return [next(found) if alias is not None and alias.requires_grad else None for alias in aliases]

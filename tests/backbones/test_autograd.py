@@ -133,6 +133,27 @@ def test_an_adapter_on_an_inner_module_acts_and_trains(name: str, policy: str | 
         assert not torch.allclose(model(images()), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("layers.1.mixer.x_proj", nn.Linear(32, 33)),
+        ("layers.1.mixer.dt_proj", nn.Linear(1, 32, bias=False)),
+        ("layers.1.mixer.conv1d", nn.Conv1d(32, 32, 4, padding=6, dilation=2, groups=32)),
+        ("layers.1.mixer.conv1d_b", nn.Conv1d(32, 32, 3, padding=2, groups=32, bias=False)),
+        ("patch_embed.proj", nn.Conv2d(3, 16, 4, 4, padding=2, dilation=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_module_of_another_geometry_is_called(name: str, module: nn.Module) -> None:
+    model = small().eval()
+    expected = model(images())
+    model.set_submodule(name, module)
+    output = model(images())
+    assert not torch.allclose(output, expected, atol=1e-5)
+    module.register_forward_hook(lambda *_: None)  # has to be called now
+    assert torch.equal(model(images()), output)
+
+
 @pytest.mark.parametrize("name", ["vim_nano", "videomamba_ti"])
 def test_called_modules_compute_what_their_parameters_say(name: str) -> None:
     for policy in (None, "mtr", "hsa", "write"):

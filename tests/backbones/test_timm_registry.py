@@ -36,6 +36,7 @@ def child(program: str) -> subprocess.CompletedProcess[str]:
     [
         "import timm, mtr_lab",
         "from mtr_lab import create_model; import mtr_lab, timm.models",
+        "import mtr_lab; [sys.modules.pop(m) for m in [*sys.modules] if m.startswith('mtr_lab')]; import mtr_lab, timm",
         "import mtr_lab, importlib.util; importlib.util.find_spec('timm'); from timm.models import vgg; import timm",
     ],
 )

@@ -8,7 +8,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from mtr_lab import ops
+from mtr_lab.errors import UserError
 from mtr_lab.ops import backend
+from mtr_lab.ops.scan_reference import selective_scan_reference
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -115,6 +117,44 @@ def test_forward_mode_sees_the_operations():
         _, tangent = torch.func.jvp(function, (at,), (direction,))
         expected = (function(at + 1e-6 * direction) - function(at - 1e-6 * direction)) / 2e-6
         torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_a_hessian_of_one_argument_alone(argument):
+    data = scan_inputs(1, 3)
+
+    def total(value):
+        return ops.selective_scan(**data | {argument: value})[0].sum()
+
+    def total_of_reference(value):
+        return selective_scan_reference(**data | {argument: value}, reverse=(False,), with_stats=False)[0].sum()
+
+    found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
+    torch.testing.assert_close(found, expected)
+    found = torch.autograd.functional.hessian(total, data[argument])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delta", normal(1, 2, 2, 3)),
+        ("A", normal(1, 1, 2)),
+        ("B", normal(1, 2, 3, 1)),
+        ("D", normal(3)),
+        ("z", normal(2, 2, 3)),
+        ("gap", torch.zeros(2, 4)),
+        ("stretch", torch.ones(2, 2)),
+        ("reverse", (False, True)),
+        ("u", normal(2, 3, 3)),
+        ("u", normal(1, 2, 0, 3)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(name, value):
+    with pytest.raises(UserError, match=rf"selective_scan: .*{name}"):
+        ops.selective_scan(**scan_inputs(1, 3) | {name: value})
+    with pytest.raises(UserError, match="causal_conv1d: x .* do not fit"):
+        ops.causal_conv1d(normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))  # reverse is of one direction
 
 
 def test_what_has_no_gradient_is_refused():
