@@ -45,7 +45,7 @@ from mutations import SCOPES, Mutant, Statement, name_of
 ROOT = Path(__file__).parent.parent
 PRELOADED = ["torch", "torch._dynamo", "torchvision", "timm", "lightning", "torchmetrics", "numba", "hydra", "wandb"]
 PRELOADED += ["hypothesis", "segmentation_models_pytorch"]
-BUDGET = 300  # recorded seconds of tests that a mutant has to survive in each lane
+BUDGET = 120  # recorded seconds of tests that a mutant has to survive in each lane
 
 
 def record(tree: Path, folder: Path, workers: int) -> None:
