@@ -68,6 +68,12 @@ def test_the_same_number_at_each_reduction_up_to_rounding() -> None:
     assert max(counts) - min(counts) <= 2
 
 
+@pytest.mark.parametrize(("shape", "shares"), [("linear", [7, 6, 5, 4, 3, 2, 1]), ("front", [64, 32, 16, 8, 4, 2, 1])])
+def test_numbers_that_fall_from_reduction_to_reduction(shape: str, shares: list[int]) -> None:
+    counts = [count for count in make_schedule(outline("vim_nano"), MTR, ratio=0.3, schedule=shape).remove if count]
+    assert counts == pytest.approx([share / sum(shares) * sum(counts) for share in shares], abs=2)
+
+
 def test_numbers_in_proportion_to_weights() -> None:
     counts = make_schedule(outline("vim_s"), MTR, ratio=0.3, schedule={8: 0.5, 2: 2, 5: 1}).remove
     assert [block for block, count in enumerate(counts) if count] == [2, 5, 8]
