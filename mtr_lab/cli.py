@@ -47,7 +47,7 @@ NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "training.cutmix": (float, 0, 100),
     "training.ema_decay": (float, 0, 1),
 }
-"""What the numbers of the programs' own groups have to be; the other groups' are checked by whoever receives them."""
+"""Ranges of the numeric settings that no constructor checks."""
 OPTIONAL = ("backbone.num_classes",)
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}

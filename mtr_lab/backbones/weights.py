@@ -88,7 +88,7 @@ def build(
     config = resolve(registered, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
     feature_class = kwargs.pop("feature_cls", "getter")
-    for key in ("cache_dir", "pretrained_model_args"):  # timm's, of its own loader
+    for key in ("cache_dir", "pretrained_model_args"):  # timm's loader takes them, this one does not
         if kwargs.pop(key, None) is not None:
             raise UserError(f"{key} of {name} cannot be set: give a file as checkpoint=; HF_HUB_CACHE moves the cache.")
     if "in_chans" in kwargs:

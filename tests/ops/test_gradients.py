@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.ops import backend
+from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
 from mtr_lab.ops.scan_reference import selective_scan_reference
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -82,6 +83,17 @@ def test_norm_on_the_way_of_a_plan(residual):
     inputs = [t.requires_grad_() for t in inputs]
     assert gradcheck(reduced, inputs)
     assert gradgradcheck(reduced, inputs)
+
+
+def test_third_derivatives():
+    x, weight, bias = normal(1, 4, 2).requires_grad_(), normal(1, 2, 3), normal(1, 2)
+    found = []
+    for function in (ops.causal_conv1d, lambda *args: causal_conv1d_reference(*args, [0])):
+        value = function(x, weight, bias)
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+        found.append(value)
+    torch.testing.assert_close(*found)
 
 
 def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
