@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtr_lab.measure.speed import idle_and_stream_ms, measure_speed
+from mtr_lab.measure import speed as module
+from mtr_lab.measure.speed import LATENCY_CALLS, idle_and_stream_ms, measure_speed
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -24,6 +25,15 @@ def test_figures_are_images_a_second_and_milliseconds() -> None:
     assert speeds["fast"].img_per_s == pytest.approx(50, rel=0.3)
     assert speeds["slow"].latency_ms["p50"] == pytest.approx(40, rel=0.3)
     assert speeds["fast"].latency_ms["p50"] <= speeds["fast"].latency_ms["p95"]
+
+
+def test_latency_is_the_50th_and_the_95th_percentile_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(20 * (1 + LATENCY_CALLS)))  # each round: the batch, then its first image
+    monkeypatch.setattr(module, "_seconds", lambda run, device: float(next(times)))
+    latency = measure_speed({"a": sleeper(0)}, torch.zeros(2, 3), min_rounds=20, max_seconds=0)["a"].latency_ms
+    images = [1000 * t for t in range(20 * (1 + LATENCY_CALLS)) if t % (1 + LATENCY_CALLS)]
+    assert latency["p50"] == pytest.approx((images[49] + images[50]) / 2)
+    assert latency["p95"] == pytest.approx(0.95 * images[94] + 0.05 * images[95])
 
 
 def test_a_machine_that_slows_down_does_so_to_all_variants() -> None:

@@ -26,6 +26,13 @@ def test_it_names_software_and_machine_and_is_json() -> None:
     assert (found["cuda"] is None) == (not found["gpus"])
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
+def test_the_processor_is_named() -> None:
+    named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    if named:
+        assert environment()["cpu"] == named[0].partition(":")[2].strip()
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
 def test_the_commit_is_that_of_the_checkout_and_says_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "code.py").write_text("1")
