@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
-from mtr_lab.backbones import MODELS, VisionMamba, compile, create_model
+from mtr_lab.backbones import MODELS, compile, create_model
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
-from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes, model_exponentials
+from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes
 from mtr_lab.measure.speed import WARM_UP_CALLS, idle_and_stream_ms, rounds
 from mtr_lab.ops.backend import pick
 from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
@@ -80,13 +80,13 @@ class Case:
             size: int = self.resolution or model.pretrained_cfg["input_size"][-1]  # type: ignore[index, assignment]
             image = torch.empty(1, 3, size, size)
         cost: dict[str, Any]
-        if isinstance(model, VisionMamba) and schedule is not None:
+        if schedule is not None:
             cost = {
                 "tokens": list(schedule.tokens),
                 "reduction": schedule.reduction,
                 "flops": schedule.flops + schedule.flops_reduction,
                 "bytes": model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype]),
-                "exponentials": self.batch * model_exponentials(model, schedule.tokens),
+                "exponentials": self.batch * schedule.exponentials,
             }
         else:
             with FlopCounterMode(display=False) as counter, torch.no_grad():

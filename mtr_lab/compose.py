@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
 
-from mtr_lab.backbones import VisionMamba, create_model
+from mtr_lab.backbones import create_model
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification import Classification
 from mtr_lab.tasks.detection_task import Detection
@@ -26,14 +26,14 @@ from mtr_lab.tasks.task import Task
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 
 
-def make_model(config: DictConfig, **changes: Any) -> VisionMamba:
+def make_model(config: DictConfig, **changes: Any) -> Any:
     """The model of the ``backbone`` group; keys that are null keep the model's own values."""
     settings: dict[Any, Any] = {**OmegaConf.to_container(config, resolve=True), **changes}  # type: ignore[dict-item]
     arguments = {key: value for key, value in settings.items() if key != "name" and value is not None}
     return create_model(settings["name"], **arguments)
 
 
-def make_outline(config: DictConfig) -> VisionMamba:
+def make_outline(config: DictConfig) -> Any:
     """The same model without memory or weights, to check the rest of a configuration against."""
     with torch.device("meta"):
         return make_model(config)
@@ -51,7 +51,7 @@ def make_task(config: DictConfig) -> Task:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: Task, config: DictConfig, outline: VisionMamba) -> Any:
+def make_task_data(task: Task, config: DictConfig, outline: Any) -> Any:
     """The data of the ``dataset`` group for evaluating the task's model.
 
     Args:
@@ -79,7 +79,7 @@ def make_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
     return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 
-def make_datamodule(task: Task, config: DictConfig, model: VisionMamba, **arguments: Any) -> Any:
+def make_datamodule(task: Task, config: DictConfig, model: Any, **arguments: Any) -> Any:
     """The data of the ``dataset`` group, preprocessed as the model's weights expect.
 
     Raises:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from mtr_lab import ops
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.compose import (
     check_device,
     make_datamodule,
@@ -138,14 +138,14 @@ def check_resume(checkpoint: str, module: LightningModule) -> None:
         )
 
 
-def save_weights(model: nn.Module, backbone: VisionMamba, path: Path, label_names: Sequence[str] | None) -> None:
+def save_weights(model: nn.Module, backbone: Backbone, path: Path, label_names: Sequence[str] | None) -> None:
     """Store a model's parameters in half precision, with the names of its classes and its patch grid if not square."""
     state = {
         name: value.detach().to("cpu", torch.float16 if value.is_floating_point() else value.dtype).contiguous()
         for name, value in model.state_dict().items()
     }
     metadata = {"label_names": json.dumps(label_names)} if label_names else {}
-    rows, columns = backbone.patch_embed.grid_size
+    rows, columns = backbone.layouts()[0].grid
     if rows != columns:  # what a reader assumes; and the order of two entries would change the file's hash
         metadata["grid_size"] = json.dumps([rows, columns])
     with replace_file(path) as stream:

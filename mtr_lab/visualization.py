@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -10,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import blocks_of
 from mtr_lab.compose import make_model, make_outline, make_trainer
 from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
@@ -54,7 +55,7 @@ def visualize(
         if setting.policy != name:
             raise UserError(f"mtr.policy={setting.policy} only names the result: choose with reduction= or --policies.")
     outline = make_outline(config.backbone)
-    check_blocks(blocks or (), len(outline.blocks))
+    check_blocks(blocks or (), len(blocks_of(outline)))
     if config.mtr.schedule == AUTO:
         raise UserError(
             "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
@@ -63,10 +64,10 @@ def visualize(
     points = {}
     for name, setting in policies.items():
         points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
-    video = outline.patch_embed.num_frames is not None
+    video = len(outline.input_shape) == 4
     if video and not images:
         raise UserError(
-            f"backbone.num_frames={outline.patch_embed.num_frames} takes videos, and none is bundled: give an animated "
+            f"backbone.num_frames={outline.input_shape[1]} takes videos, and none is bundled: give an animated "
             "GIF or a folder of frames."
         )
     files = list(images) or _samples()
@@ -92,11 +93,11 @@ def _samples() -> list[Path]:
     return [folder / name for name in SAMPLES]
 
 
-def _load(file: Path, model: VisionMamba) -> Tensor:
+def _load(file: Path, model: Any) -> Tensor:
     """An image as the model's evaluation sees it, (3, H, W), or a video, (3, T, H, W)."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    if model.patch_embed.num_frames is not None:
-        return torch.stack([transform(frame) for frame in read_clip(file, model.patch_embed.num_frames)], dim=1)
+    if len(model.input_shape) == 4:
+        return torch.stack([transform(frame) for frame in read_clip(file, model.input_shape[1])], dim=1)
     try:
         image, _ = decode(file.read_bytes())
     except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error

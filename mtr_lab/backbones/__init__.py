@@ -3,19 +3,18 @@
 from typing import Any
 
 from mtr_lab.backbones import videomamba, vim
-from mtr_lab.backbones.bimamba import Block, Step
 from mtr_lab.backbones.cuda_graph import compile
+from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, run
 from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.pretrained import label_names
-from mtr_lab.backbones.token_state import Evidence, TokenState
-from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
 FAMILIES = (vim, videomamba)
 MODELS = tuple(name for family in FAMILIES for name in family.CONFIGS)
 
 
-def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
     """Create a model by its registered name.
 
     Args:
@@ -39,20 +38,21 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> VisionMa
     if name not in MODELS:
         raise unknown("backbone", name, MODELS)
     family = next(family for family in FAMILIES if name in family.CONFIGS)
-    model: VisionMamba = getattr(family, name)(pretrained=pretrained, **kwargs)
-    return model
+    return getattr(family, name)(pretrained=pretrained, **kwargs)
 
 
 __all__ = [
     "FAMILIES",
     "MODELS",
+    "Backbone",
     "Block",
-    "Evidence",
-    "Step",
-    "TokenState",
-    "VisionMamba",
+    "Stage",
+    "blocks_of",
     "compile",
     "create_model",
+    "first_state",
     "height_and_width",
     "label_names",
+    "last_state",
+    "run",
 ]

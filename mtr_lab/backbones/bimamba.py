@@ -1,4 +1,4 @@
-"""The bidirectional Mamba block the families share: norm, mixer, reduction step.
+"""The bidirectional Mamba mixer that Vim and VideoMamba share.
 
 Parameter names are the upstream ones (Vim's ``bimamba_type="v2"``, VideoMamba's ``bimamba=True``), so that the
 authors' checkpoints load strictly.
@@ -6,30 +6,20 @@ authors' checkpoints load strictly.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
-from mtr_lab.backbones.drop_path import DropPath
+from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.plain import as_built, is_plain
-from mtr_lab.backbones.token_state import Evidence, TokenState
+from mtr_lab.tokens import PATHS, Evidence
+from mtr_lab.tokens.positions import Positions
 
 INNER = ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b")
 """The modules of a mixer whose parameters are used without calling them, unless a hook or an adapter is on one."""
-
-
-class Step(Protocol):
-    """A reduction step attached to a block: reads the block's state and evidence, returns a shorter state."""
-
-    remove: int
-    """How many tokens to remove from each image; the step rests at 0."""
-    needs: tuple[str, ...]
-    """The evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
-
-    def __call__(self, state: TokenState, evidence: Evidence) -> TokenState: ...
 
 
 class BiMamba(nn.Module):
@@ -45,6 +35,7 @@ class BiMamba(nn.Module):
     Source: Zhu et al., "Vision Mamba", arXiv 2401.09417, algorithm 1.
     """
 
+    paths = (PATHS["forward"], PATHS["backward"])
     reverse = (False, True)
 
     def __init__(self, d_model: int, d_state: int, *, halve: bool, d_conv: int = 4, expand: int = 2) -> None:
@@ -69,16 +60,17 @@ class BiMamba(nn.Module):
         self._laid_out: tuple[Any, ops.Layout] | None = None
 
     def forward(
-        self, hidden: Tensor, *, gap: Tensor | None = None, stretch: Tensor | None = None, needs: Sequence[str] = ()
+        self, hidden: Tensor, positions: Positions | None = None, needs: Sequence[str] = ()
     ) -> tuple[Tensor, Evidence]:
         """Mix the tokens: (B, L, C) -> (B, L, C), and the evidence asked for.
 
         Args:
             hidden: normalised tokens, (B, L, C).
-            gap: (B, L), how many tokens are missing before each one; see ``mtr_lab.ops.selective_scan``.
-            stretch: (B, L), what Δ of each token is multiplied by.
+            positions: where they are; ``None`` for an unreduced sequence.
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
+        gap = None if positions is None else positions.gap(self.paths)
+        stretch = None if positions is None else positions.stretch
         xz = self.in_proj(hidden)
         stats = tuple(name for name in needs if name in ops.STATS)
         plain = all(is_plain(getattr(self, name)) for name in INNER)
@@ -92,8 +84,23 @@ class BiMamba(nn.Module):
             self.d_inner,
             b.transpose(0, 1) if "b" in needs else None,
             c.transpose(0, 1) if "c" in needs else None,
+            tuple(path.name for path in self.paths),
         )
         return self.out_proj(y), evidence
+
+    def costs(self, tokens: int) -> Costs:
+        """Of one sequence. The literature counts one of the directions, and the convolution with its padding."""
+        width, inner, rank, states = self.d_model, self.d_inner, self.dt_rank, self.d_state
+        projections = 3 * width * inner * tokens  # in_proj and out_proj
+        direction = tokens * inner * (self.d_conv + rank + 2 * states + rank)  # conv1d, x_proj, dt_proj
+        padding = self.d_conv * inner * (self.d_conv - 1)
+        scan = 9 * tokens * inner * states + 2 * tokens * inner
+        directions = len(self.paths)
+        return Costs(
+            flops=2 * (projections + directions * direction) + directions * scan,
+            literature=projections + direction + padding + scan,
+            exponentials=directions * tokens * inner * states,
+        )
 
     def _fused(
         self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
@@ -211,58 +218,6 @@ class BiMamba(nn.Module):
         """A parameter of the forward and of the backward direction, stacked: (G, *)."""
         modules = (getattr(self, module), getattr(self, f"{module}_b"))
         return torch.stack([getattr(m, parameter) for m in modules])
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation of the sum of the hidden and the residual stream."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(
-        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.rms_norm_add``."""
-        return ops.rms_norm_add(hidden, residual, self.weight, self.eps, plan=plan)
-
-
-class Block(nn.Module):
-    """Add, normalise, mix, and reduce where a step is attached.
-
-    ``step`` is set and removed by ``mtr_lab.reduction``; ``align`` makes the scan decay its state over the
-    places of tokens that are gone, ``stretch`` multiplies Δ of a token by its size to that power.
-    """
-
-    def __init__(self, mixer: BiMamba, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm = RMSNorm(mixer.d_model)
-        self.mixer = mixer
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.step: Step | None = None
-        self.align = False
-        self.stretch = 0.0
-
-    def forward(
-        self,
-        hidden: Tensor,
-        residual: Tensor | None,
-        index: Tensor,
-        size: Tensor,
-        special: Tensor,
-        source: Tensor | None = None,
-        plan: ops.Plan | None = None,
-    ) -> TokenState:
-        """The parts of one ``TokenState`` -> the next: ``block(*state)``, so that hooks on blocks see tensors."""
-        size = size.detach()  # a reentrant checkpoint calls every floating-point output of a block differentiable
-        normed, residual = self.norm(self.drop_path(hidden), residual, plan)
-        gap = F.pad(index.diff(dim=1) - 1, (1, 0)) if self.align else None
-        step = self.step if self.step is not None and self.step.remove > 0 else None
-        stretch = size**self.stretch if self.stretch else None
-        hidden, evidence = self.mixer(normed, gap=gap, stretch=stretch, needs=step.needs if step else ())
-        state = TokenState(hidden, residual, index, size, special, source)
-        return step(state, evidence) if step else state
 
 
 def _timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:

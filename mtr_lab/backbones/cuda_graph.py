@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab import ops
-from mtr_lab.backbones.bimamba import Block
+from mtr_lab.backbones.interface import Backbone
 
 WARM_UP_CALLS = 3  # so that compilation, autotuning and the libraries' workspaces stay out of the recording
 
@@ -47,7 +47,8 @@ class CompiledModel:
             raise ValueError(f"expected max_graphs >= 2, got {max_graphs}")
         self.model = model
         self._max_graphs = max_graphs
-        self._blocks = [module for module in model.modules() if isinstance(module, Block)]
+        self._backbones: list[Backbone] = [module for module in model.modules() if isinstance(module, Backbone)]
+        self._packing: list[Any] = [module for module in model.modules() if hasattr(module, "_laid_out")]
         # All graphs are of the same weights: those in ``_held``, in the state ``_state``.
         self._graphs: dict[tuple[Any, Any], Recording] = {}
         self._state: list[tuple[int, int]] = []
@@ -120,14 +121,10 @@ class CompiledModel:
     def _key(self, images: Tensor) -> tuple[Any, Any]:
         """The layout of the images, and all else that decides which kernels run on them."""
         layout = (images.shape, images.stride(), images.dtype, images.device)
-        schedule = tuple(
-            (block.step if remove else None, remove, block.align, block.stretch)
-            for block in self._blocks
-            for remove in (0 if block.step is None else block.step.remove,)
-        )
+        schedule = [None if backbone.reduction is None else backbone.reduction.key for backbone in self._backbones]
         precision = (torch.is_autocast_enabled(self.device_type), torch.get_autocast_dtype(self.device_type))
         pooling = getattr(self.model, "global_pool", None)
-        return layout, (schedule, ops.selected_backend(), self.model.training, pooling, *precision)
+        return layout, (*schedule, ops.selected_backend(), self.model.training, pooling, *precision)
 
     def _weights(self) -> list[Tensor]:
         """Parameters and buffers. ``nn.Module``'s own iterators take three times as long."""
@@ -142,9 +139,9 @@ class CompiledModel:
 
     def _weights_state(self) -> list[tuple[int, int]]:
         """Address and version of every weight: the first tells a cast or a move (``_held`` keeps the old addresses
-        taken), the second a change in place. Tensors made in inference mode have no version. Then the mixers' own
+        taken), the second a change in place. Tensors made in inference mode have no version. Then the modules' own
         copies of their weights (kept by the recordings), which they drop where a change is to be expected."""
-        copies = [(id(block.mixer._laid_out), 0) for block in self._blocks]
+        copies = [(id(module._laid_out), 0) for module in self._packing]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights()] + copies
 
 

@@ -1,20 +1,25 @@
 """The classifier the families are cases of: patches and a class token through bidirectional Mamba blocks."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mtr_lab import ops
-from mtr_lab.backbones.bimamba import BiMamba, Block, RMSNorm, drop_path_rates, initialise
+from mtr_lab.backbones.bimamba import BiMamba, drop_path_rates, initialise
+from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.drop_path import DropPath
-from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width, resize_positions
-from mtr_lab.backbones.pooling import check_pooling, mean_by_size, ordinary_tokens, special_first, take
-from mtr_lab.backbones.token_state import TokenState
+from mtr_lab.backbones.interface import ModelReduction, first_state, last_state, run
+from mtr_lab.backbones.norms import RMSNorm
+from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width, resize_channels, resize_positions
+from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import UserError
+from mtr_lab.tokens import Layout, TokenState, restore
+from mtr_lab.tokens.pooling import check_pooling, mean_by_size, special_first, take
 
 
 class VisionMamba(nn.Module, ABC):
@@ -55,9 +60,8 @@ class VisionMamba(nn.Module, ABC):
     """Outputs of the head, 0 without one."""
     num_prefix_tokens = 1
     """The class token, which leads in what ``forward_features`` returns, wherever it stands between the blocks."""
-    restore: Callable[[TokenState, tuple[int, int]], Tensor] | None = None
-    """Puts a traced state back on the grid of its image, (B, C, rows, columns); set and removed by
-    ``mtr_lab.reduction``."""
+    reduction: ModelReduction | None = None
+    """The policy in force; set and removed by ``mtr_lab.reduction``."""
     weights: dict[str, Any]
     """Where the parameters come from: ``source``, ``revision`` and ``sha256``."""
 
@@ -94,7 +98,7 @@ class VisionMamba(nn.Module, ABC):
             None if num_frames is None else nn.Parameter(torch.zeros(1, self.patch_embed.frames, embed_dim))
         )
         self.layers = nn.ModuleList(
-            Block(BiMamba(embed_dim, d_state, halve=self.halve), rate)
+            Block(BiMamba(embed_dim, d_state, halve=self.halve), RMSNorm(embed_dim), drop_path=rate)
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
@@ -109,6 +113,40 @@ class VisionMamba(nn.Module, ABC):
     def blocks(self) -> list[Block]:
         """The blocks in order."""
         return cast(list[Block], list(self.layers))
+
+    @property
+    def stages(self) -> list[Stage]:
+        """One, of all blocks."""
+        return [Stage(self.blocks, self.embed_dim, self.patch_embed.stride, self.patch_embed.patch_size)]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image (channels, H, W), or video (channels, T, H, W), of the model's own size."""
+        return self.patch_embed.input_shape
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the head."""
+        return self.norm_f
+
+    def layouts(self, img_size: Sequence[int] | None = None) -> list[Layout]:
+        """The tokens of an image of (height, width), or of a video's, by default of the model's own size.
+
+        Raises:
+            UserError: the size does not fit the patch grid.
+        """
+        height, width = img_size or self.patch_embed.img_size
+        return [self._layout(self.patch_embed.grid(height, width))]
+
+    def _layout(self, grid: tuple[int, int]) -> Layout:
+        frames = self.patch_embed.frames
+        return Layout(*grid, special=(self.class_position(frames * grid[0] * grid[1]),), frames=frames)
+
+    def costs(self, layouts: Sequence[Layout]) -> Costs:
+        """Of the patch embedding and the head. The literature charges the embedding for the class token too."""
+        embedding, head = self.patch_embed.proj.weight.numel(), self.num_features * self.num_classes
+        (layout,) = layouts
+        return Costs(2 * (layout.patches * embedding + head), layout.tokens * embedding + head)
 
     @abstractmethod
     def class_position(self, patches: int) -> int:
@@ -133,33 +171,29 @@ class VisionMamba(nn.Module, ABC):
         In half precision on a GPU, without gradients, one kernel does it all, unless ``patch_embed`` has a hook or an
         adapter on it and has to be called.
         """
-        positions = self.positions(self.patch_embed.grid_of(images))
-        place = self.class_position(positions.shape[1] - 1)
+        grid = self.patch_embed.grid_of(images)
+        positions, layout = self.positions(grid), self._layout(grid)
+        (place,) = layout.special
         if self.patch_embed.fuses:
             proj = self.patch_embed.proj
             inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
             if ops.makes_tokens(*inputs):
-                return TokenState.start(ops.patch_tokens(*inputs, place), [place], traced=traced)
+                return TokenState.start(ops.patch_tokens(*inputs, place), layout.special, layout, traced=traced)
         tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
-        return TokenState.start(tokens, [place], traced=traced)
+        return TokenState.start(tokens, layout.special, layout, traced=traced)
+
+    def enter(self, stage: int, state: TokenState) -> TokenState:
+        """There is no second stage."""
+        raise IndexError(stage)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """All blocks: (B, channels, H, W) -> the state after the last one, before the final norm."""
-        state = self.embed(images, traced=traced)
-        for block in self.blocks:
-            state = self.run_block(block, state)
-        return self._finished(state)
-
-    def run_block(self, block: Block, state: TokenState) -> TokenState:
-        """A block on the state before it, its activations recomputed in the backward pass if checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return TokenState(*checkpoint(block, *state, use_reentrant=False))
-        return TokenState(*block(*state))
+        return self._finished(last_state(self, images, traced=traced))
 
     def _finished(self, state: TokenState) -> TokenState:
         """What the last block leaves -> the state the final norm is given."""
-        state = state.settled()
-        return state._replace(hidden=self.drop_path(state.hidden))
+        state = state.applied()
+        return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """All tokens, normalised, the class token first: (B, channels, H, W) -> (B, L, C).
@@ -170,22 +204,26 @@ class VisionMamba(nn.Module, ABC):
 
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> the normalised class token, (B, C)."""
-        return self._normed(state.special_tokens())[:, 0]
+        return self._norm(state.special_tokens(), None)[:, 0]
 
     def classify(self, state: TokenState) -> Tensor:
         """The state after the last block -> logits (B, num_classes), as ``forward`` gives them."""
         if self.global_pool == "token":  # only this token needs the final norm
             features = self.class_features(state)
         elif self.global_pool == "avg":
-            features = mean_by_size(self._normed(state.hidden, state.residual), state)
+            features = mean_by_size(self._normed(state), state)
         else:
             features = self._all_features(state)
         return self.head(self.head_drop(features))
 
     def _all_features(self, state: TokenState) -> Tensor:
-        return special_first(self._normed(state.hidden, state.residual), state.special)
+        return special_first(self._normed(state), state.special)
 
-    def _normed(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+    def _normed(self, state: TokenState) -> Tensor:
+        state = state.applied()
+        return self._norm(state.raw_hidden, state.raw_residual)
+
+    def _norm(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """The final norm of both streams, (B, L, C), in the dtype of the parameters."""
         if isinstance(self.norm_f, nn.Identity):  # pruned
             return (hidden if residual is None else hidden + residual).to(self.cls_token.dtype)
@@ -223,7 +261,7 @@ class VisionMamba(nn.Module, ABC):
         if features.ndim == 3 and self.global_pool == "token":
             features = features[:, 0]
         elif features.ndim == 3 and self.global_pool == "avg":
-            if any(block.step is not None and block.step.remove > 0 for block in self.blocks):
+            if self.reduction is not None and self.reduction.key is not None:
                 raise UserError(
                     "global_pool='avg' of a patched model weights the tokens by their sizes, which forward_head is not "
                     "given: call the model itself, or classify(model.forward_state(images))."
@@ -277,17 +315,18 @@ class VisionMamba(nn.Module, ABC):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NLC.")
         wanted = self.blocks_at(indices)
-        grid, maps = self.patch_embed.grid_of(images), []
-        state = self.embed(images, traced=self.restore is not None)
-        for i, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
-            state = self.run_block(block, state)
+        state, maps = first_state(self, images, traced=self.reduction is not None), []
+        for i, (_, after) in enumerate(run(self, state)):
+            state = after
             if i in wanted:
-                state = state.settled()
-                stream = self._normed(state.hidden, state.residual) if norm else state.stream
+                state = state.applied()
+                stream = self._normed(state) if norm else state.stream
                 stream = stream.to(self.cls_token.dtype)
-                tokens = self._on_grid(state._replace(hidden=stream, residual=None), grid)
+                tokens = self._on_grid(state.with_streams(stream, None))
                 tokens = tokens.contiguous() if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
                 maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
+            if stop_early and i == max(wanted):
+                break
         return maps if intermediates_only else (self._all_features(self._finished(state)), maps)
 
     def blocks_at(self, indices: int | Sequence[int] | None) -> list[int]:
@@ -304,12 +343,13 @@ class VisionMamba(nn.Module, ABC):
                 raise UserError(f"indices={list(indices)}: the model has the blocks 0 to {depth - 1}, not {index}.")
         return [index % depth for index in indices]
 
-    def _on_grid(self, state: TokenState, grid: tuple[int, int]) -> Tensor:
+    def _on_grid(self, state: TokenState) -> Tensor:
         """The tokens of the patches, (B, C, rows, columns)."""
-        if self.restore is not None:
-            return self.restore(state, grid).to(state.hidden.dtype)
-        patches = take(state.hidden, ordinary_tokens(state.special, state.hidden.shape[1]))
-        return patches.transpose(1, 2).unflatten(2, grid)
+        assert state.layout is not None
+        if state.source is not None:
+            return restore(state, state.layout.grid).to(state.raw_hidden.dtype)
+        patches = state.layout.patch_positions(state.index.device).expand(len(state.index), -1)
+        return take(state.raw_hidden, patches).transpose(1, 2).unflatten(2, state.layout.grid)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -319,7 +359,7 @@ class VisionMamba(nn.Module, ABC):
         Raises:
             UserError: the model is patched, for a number of blocks that it will not have.
         """
-        if any(block.step is not None for block in self.blocks):
+        if self.reduction is not None:
             raise UserError("a patched model cannot lose blocks: call unpatch first, and patch what is left.")
         wanted = self.blocks_at(indices)
         self.layers = self.layers[: max(wanted) + 1]
@@ -332,6 +372,49 @@ class VisionMamba(nn.Module, ABC):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only what flows between blocks for the backward pass, and recompute the rest: less memory, more time."""
         self.grad_checkpointing = enable
+
+    def fit_weights(self, state: dict[str, Tensor], grid: Sequence[int] | None, label: str) -> bool:
+        """Adapt weights of another grid, number of frames or of channels to the model's, in place.
+
+        Position embeddings are interpolated, see ``resize_channels`` for the patch convolution.
+
+        Args:
+            state: the state dict.
+            grid: (rows, columns) of its position embeddings; ``None`` for a square one where that is possible.
+            label: of the weights, for errors.
+
+        Returns:
+            Whether the weights are for other channels.
+
+        Raises:
+            UserError: their number of patches fits no grid.
+        """
+        pos_embed = state.get("pos_embed")
+        if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit at all
+            state["pos_embed"] = self._fit_positions(pos_embed, grid, label)
+        temporal, frames = state.get("temporal_pos_embedding"), self.patch_embed.frames
+        if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, frames):
+            resized = F.interpolate(temporal.float().transpose(1, 2), size=frames, mode="linear")
+            state["temporal_pos_embedding"] = resized.transpose(1, 2)
+        kernel = state.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):
+            return False
+        state["patch_embed.proj.weight"] = resize_channels(kernel, self.in_chans)
+        return True
+
+    def _fit_positions(self, pos_embed: Tensor, stated: Sequence[int] | None, label: str) -> Tensor:
+        """Position embeddings on the model's grid. Almost all that do not state their grid are of a square one."""
+        patches, grid = pos_embed.shape[1] - 1, self.patch_embed.grid_size
+        side = math.isqrt(patches)
+        old = stated or ((side, side) if side * side == patches else grid)
+        if len(old) != 2 or old[0] * old[1] != patches:
+            model = f"not the {old[0]} x {old[1]} of the model"
+            shape = f"not the {stated} its metadata states" if stated else model
+            raise UserError(f"{label}: pos_embed has {patches} patches, {shape}, and no square grid either.")
+        if tuple(old) == grid:
+            return pos_embed
+        places = self.class_position(patches), self.class_position(grid[0] * grid[1])
+        return resize_positions(pos_embed.float(), places[0], (old[0], old[1]), places[1], grid)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters the authors exempt from weight decay, besides biases and norms."""

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import inspect
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,17 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtr_lab.backbones.hub import fetch, first_line
-from mtr_lab.backbones.patch_embed import resize_channels, resize_positions
-from mtr_lab.backbones.pooling import check_pooling
 from mtr_lab.backbones.pretrained import IMAGENET, label_names, resolve
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.tokens.pooling import check_pooling
 
 Model = TypeVar("Model", bound=VisionMamba)
 
@@ -103,7 +100,8 @@ def build(
 
     model = family(**{**defaults, **kwargs})
     model.weights = asdict(Weights("random"))
-    video = model.patch_embed.num_frames is not None
+    channels, *frames, height, width = model.input_shape
+    video = bool(frames)
     if video:  # the registered weights and classes are those of the model for images
         config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename")}
     same_classes = not video and model.num_classes == config["num_classes"]
@@ -111,7 +109,7 @@ def build(
         **config,
         "architecture": name,
         "num_classes": model.num_classes,
-        "input_size": (model.patch_embed.in_chans, *model.patch_embed.img_size),  # of a frame, in a video
+        "input_size": (channels, height, width),  # of a frame, in a video
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "label_names": label_names(config) if same_classes else None,
@@ -131,11 +129,16 @@ def build(
     elif pretrained:
         any_head = True
         checkpoint = _pretrained_file(name, config)
-    if checkpoint is not None and not model.cls_token.is_meta:
+    if checkpoint is not None and not is_meta(model):
         load_weights(model, checkpoint, revision, any_head=any_head)
     if features_only:
         return _feature_extractor(model, out_indices, feature_class)
     return model
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether the model is an outline on the meta device, which has no weights."""
+    return next(model.parameters()).is_meta
 
 
 def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:
@@ -189,9 +192,8 @@ def load_weights(
 ) -> None:
     """Load a checkpoint strictly, adapted to the model's grid, frames and channels if those are others.
 
-    Position embeddings are interpolated, see ``resize_channels`` for the patch convolution. Reads safetensors, or a
-    PyTorch file without executing anything in it. If the checkpoint is of a task's model, ``whole`` is that, and
-    ``model`` its ``backbone``.
+    ``model.fit_weights`` adapts it. Reads safetensors, or a PyTorch file without executing anything in it. If the
+    checkpoint is of a task's model, ``whole`` is that, and ``model`` its ``backbone``.
 
     Args:
         any_head: leave a head for other classes out of the checkpoint, as is done anyway for a model without one.
@@ -202,12 +204,9 @@ def load_weights(
     path, commit = fetch(str(checkpoint), revision)
     state = _read(path)
     prefix = "" if whole is None else "backbone."
-    pos_embed = state.get(f"{prefix}pos_embed")
-    if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] > 1:  # else it does not fit: _check says so
-        state[f"{prefix}pos_embed"] = _refit(pos_embed, model, path)
-    kernel, channels = state.get(f"{prefix}patch_embed.proj.weight"), model.in_chans
-    if adapted := kernel is not None and kernel.ndim > 1 and kernel.shape[1] not in (0, channels):
-        state[f"{prefix}patch_embed.proj.weight"] = resize_channels(kernel, channels)
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    adapted = model.fit_weights(own, _metadata(path, "grid_size", int), f"checkpoint {path}")
+    state.update({prefix + key: value for key, value in own.items()})
     if whole is None and "head.weight" in state and (any_head or model.num_classes == 0):
         head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
         if not head or head["head.weight"].shape != state["head.weight"].shape:
@@ -216,10 +215,6 @@ def load_weights(
                 classes = f"{len(state['head.weight'])} classes, the model {model.num_classes}"
                 warnings.warn(f"checkpoint {path.name} has {classes}: the head is left untrained.", stacklevel=5)
             state = {key: value for key, value in state.items() if not key.startswith("head.")} | head
-    temporal = state.get("temporal_pos_embedding")
-    if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, model.patch_embed.frames):
-        resized = F.interpolate(temporal.float().transpose(1, 2), size=model.patch_embed.frames, mode="linear")
-        state["temporal_pos_embedding"] = resized.transpose(1, 2)
     _check(state, whole or model, path)
     (whole or model).load_state_dict(state, strict=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -268,24 +263,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"checkpoint {path} holds no state dict: expected parameter names and tensors.")
     return content
-
-
-def _refit(pos_embed: Tensor, model: VisionMamba, path: Path) -> Tensor:
-    """Position embeddings on the model's grid, interpolated from that of the checkpoint if it is another.
-
-    A checkpoint that does not state its grid is taken to be of a square one where that is possible, for almost all are.
-    """
-    patches, grid = pos_embed.shape[1] - 1, model.patch_embed.grid_size
-    side = math.isqrt(patches)
-    stated = _metadata(path, "grid_size", int)
-    old = stated or ((side, side) if side * side == patches else grid)
-    if len(old) != 2 or old[0] * old[1] != patches:
-        shape = f"not the {old[0]} x {old[1]} of the model" if not stated else f"not the {stated} its metadata states"
-        raise UserError(f"checkpoint {path}: pos_embed has {patches} patches, {shape}, and no square grid either.")
-    if old == grid:
-        return pos_embed
-    places = model.class_position(patches), model.class_position(grid[0] * grid[1])
-    return resize_positions(pos_embed.float(), places[0], (old[0], old[1]), places[1], grid)
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:

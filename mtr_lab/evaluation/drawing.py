@@ -9,7 +9,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import Reduction
@@ -50,9 +49,7 @@ def draw_images(
             task.draw(evaluation, image, observe, drawn, datamodule.class_names, stem)
 
 
-def observe_images(
-    trainer: lightning.Trainer, model: VisionMamba, reduction: Reduction, images: Tensor
-) -> list[Observation]:
+def observe_images(trainer: lightning.Trainer, model: Any, reduction: Reduction, images: Tensor) -> list[Observation]:
     """``observe`` of images (B, 3, H, W), or videos (B, 3, T, H, W), in the trainer's precision and on its device."""
     with placed(model, trainer) as moved:
         return observe(model, reduction, moved(images))

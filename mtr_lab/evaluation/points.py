@@ -6,10 +6,8 @@ import lightning
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.placement import placed
-from mtr_lab.measure.flops import LITERATURE, model_flops
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Task
@@ -39,7 +37,7 @@ def operating_points(reduction: Reduction, settings: DictConfig) -> list[Operati
 
 
 def measured_points(
-    model: VisionMamba, settings: dict[str, Any], images: Tensor, trainer: lightning.Trainer, mtr: DictConfig
+    model: Any, settings: dict[str, Any], images: Tensor, trainer: lightning.Trainer, mtr: DictConfig
 ) -> list[OperatingPoint]:
     """``operating_points`` of ``mtr.schedule=auto``, measured in the trainer's precision and on its device.
 
@@ -76,7 +74,7 @@ def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, A
         "policy": point.policy,
         "ratio": point.ratio,
         "reduction": schedule.reduction,
-        "flops_literature": model_flops(task.backbone(model), schedule.tokens, LITERATURE),
+        "flops_literature": schedule.flops_literature,
         "flops_true": schedule.flops + schedule.flops_reduction,
         "flops_reduction": schedule.flops_reduction,
         **({} if head is None else {"flops_head": head}),

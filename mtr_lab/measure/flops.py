@@ -7,57 +7,52 @@ every matrix product and convolution, both directions, and the scan's count once
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtr_lab.backbones import VisionMamba
-from mtr_lab.backbones.bimamba import BiMamba
+from mtr_lab.backbones import Backbone, blocks_of
+from mtr_lab.backbones.costs import Costs
 
 LITERATURE, TRUE = "literature", "true"
 
 
-def block_flops(mixer: BiMamba, tokens: int, convention: str = TRUE) -> int:
-    """FLOPs of one block on one image of that many tokens."""
-    width, inner, rank, states = mixer.d_model, mixer.d_inner, mixer.dt_rank, mixer.d_state
-    padding = mixer.d_conv - 1 if convention == LITERATURE else 0
-    projections = 3 * width * inner * tokens  # in_proj and out_proj
-    direction = (
-        mixer.d_conv * inner * (tokens + padding)
-        + tokens * inner * (rank + 2 * states)  # x_proj
-        + tokens * rank * inner  # dt_proj
-    )
-    scan = 9 * tokens * inner * states + 2 * tokens * inner
-    if convention == LITERATURE:
-        return projections + direction + scan
-    directions = len(mixer.reverse)
-    return 2 * (projections + directions * direction) + directions * scan
-
-
-def model_flops(model: VisionMamba, tokens: Sequence[int] | None = None, convention: str = TRUE) -> int:
-    """FLOPs of the whole classifier on one image, class head included, a reduction's own cost not.
+def model_costs(
+    model: Backbone, remove: Sequence[int] | None = None, img_size: Sequence[int] | None = None
+) -> tuple[Costs, list[int]]:
+    """What the whole classifier costs for one image, its head included, a reduction's own cost not.
 
     Args:
-        tokens: how many tokens enter each block; by default those of an unreduced image of the model's own size.
-        convention: ``LITERATURE`` or ``TRUE``.
+        remove: how many tokens go after the mixer of each block, from each sequence of an image; none by default.
+        img_size: (height, width), the model's own by default.
+
+    Returns:
+        the costs, and how many tokens enter each block.
     """
-    tokens = tokens or [num_tokens(model)] * len(model.blocks)
-    embedding = model.patch_embed.proj.weight.numel()
-    head = model.num_features * model.num_classes
-    blocks = sum(block_flops(block.mixer, n, convention) for block, n in zip(model.blocks, tokens, strict=True))
-    if convention == LITERATURE:
-        return blocks + tokens[0] * embedding + head
-    return blocks + 2 * ((tokens[0] - 1) * embedding + head)
+    counts = iter(remove or [0] * len(blocks_of(model)))
+    layouts = model.layouts(img_size)
+    total, entering = model.costs(layouts), []
+    for stage, layout in zip(model.stages, layouts, strict=True):
+        tokens = layout.tokens
+        for block in stage.blocks:
+            entering.append(tokens)
+            tokens -= next(counts)
+            total += block.costs(entering[-1], tokens) * layout.sequences
+    return total, entering
 
 
-def num_tokens(model: VisionMamba, img_size: tuple[int, int] | None = None) -> int:
-    """Tokens of one unreduced image or video, class token included; of the model's own size unless another is given."""
-    rows, columns = model.patch_embed.grid(*img_size) if img_size else model.patch_embed.grid_size
-    return model.patch_embed.frames * rows * columns + 1
+def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
+    """FLOPs of the whole classifier for one image of its own size, in ``LITERATURE`` or ``TRUE`` convention.
+
+    ``remove`` as for :func:`model_costs`.
+    """
+    costs, _ = model_costs(model, remove)
+    return costs.flops if convention == TRUE else costs.literature
 
 
-def counted_flops(model: VisionMamba, images: Tensor) -> tuple[int, int]:
+def counted_flops(model: Any, images: Tensor) -> tuple[int, int]:
     """True FLOPs per image as ``torch.utils.flop_counter`` counts them on a real forward pass.
 
     Returns:

@@ -10,12 +10,13 @@
 A device may work at all three at once, so that the largest is the bound. Units: bytes, FLOPs, ms.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.measure.speed import call_ms
 
 SPECIAL_FUNCTIONS_PER_CLOCK = 16
@@ -61,28 +62,23 @@ def _fastest(run: Callable[[], object], device: torch.device) -> float:
     return min(times) / 1000
 
 
-def model_bytes(
-    model: VisionMamba, img_size: tuple[int, int], tokens: Sequence[int], batch: int, dtype: torch.dtype
-) -> int:
+def model_bytes(model: Any, img_size: tuple[int, int], tokens: Sequence[int], batch: int, dtype: torch.dtype) -> int:
     """The fewest bytes that a forward pass moves between the device's memory and the chip.
 
     Args:
+        model: a backbone.
         img_size: (height, width) of the images.
-        tokens: how many enter each block.
+        tokens: how many enter each block, from each sequence of an image.
         dtype: of weights, images and logits.
     """
     wide = torch.promote_types(dtype, torch.float32).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters())
-    channels, frames = model.patch_embed.in_chans, model.patch_embed.num_frames or 1
-    pixels = channels * frames * img_size[0] * img_size[1]
-    streams = 2 * model.embed_dim * (sum(tokens) + 1)
+    *channels, _, _ = model.input_shape
+    pixels = math.prod(channels) * img_size[0] * img_size[1]
+    entering, streams = iter(tokens), 2 * model.stages[-1].width  # read and written; at last one token, for the head
+    for stage, layout in zip(model.stages, model.layouts(img_size), strict=True):
+        streams += 2 * stage.width * layout.sequences * sum(next(entering) for _ in stage.blocks)
     return weights * dtype.itemsize + batch * ((pixels + model.num_classes) * dtype.itemsize + streams * wide)
-
-
-def model_exponentials(model: VisionMamba, tokens: Sequence[int]) -> int:
-    """exp(Δ A) of all scans of one image; ``tokens`` is how many enter each block."""
-    mixers = [block.mixer for block in model.blocks]
-    return sum(len(m.reverse) * n * m.d_inner * m.d_state for m, n in zip(mixers, tokens, strict=True))
 
 
 def bounds_ms(

@@ -1,14 +1,13 @@
 """What a policy did to an image, block by block, on the grid of its patches."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from mtr_lab.backbones import VisionMamba
-from mtr_lab.backbones.pooling import ordinary_tokens
 from mtr_lab.pictures.regions import PatchGrid
 from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 
@@ -53,7 +52,7 @@ class Observation:
 
 
 @torch.no_grad()
-def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Observation]:
+def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observation]:
     """Run images through a patched model and record what the policy does to each.
 
     Args:
@@ -67,23 +66,21 @@ def observe(model: VisionMamba, reduction: Reduction, images: Tensor) -> list[Ob
         UserError: the images do not fit the patch grid, or the reduction is not in force.
     """
     reduction.use(reduction.schedule)  # refuses where the model was unpatched or patched anew
-    embed = model.patch_embed
-    grid = PatchGrid(*embed.grid(*images.shape[-2:]), embed.patch_size, embed.stride)
+    (layout,), (stage,) = model.layouts(images.shape[-2:]), model.stages
+    grid = PatchGrid(layout.rows, layout.columns, stage.patch_size, stage.stride)
     blocks = trace_blocks(model, images)
-    start = blocks[0].before
-    # The original positions of the patches, in the order of the grid: all but the class token's.
-    patches = ordinary_tokens(start.special, start.index.shape[1])  # (B, frames · rows · columns)
-    frames = () if embed.num_frames is None else (embed.frames,)
+    patches = layout.patch_positions(images.device).expand(len(images), -1)  # (B, frames · rows · columns)
+    frames = (layout.frames,) if len(model.input_shape) == 4 else ()
     views = [_view(block, patches, (*frames, grid.rows, grid.columns)) for block in blocks]
     return [
         Observation(
             image=pixels,
             grid=grid,
-            backbone=model.pretrained_cfg["architecture"],
+            backbone=getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__),
             policy=reduction.policy.policy,
             score=reduction.policy.score,
             reduction=reduction.schedule.reduction,
-            tokens=start.index.shape[1],
+            tokens=layout.tokens,
             blocks=tuple(view[i] for view in views),
         )
         for i, pixels in enumerate(_pixels(model, images))
@@ -108,7 +105,7 @@ def _view(block: TracedBlock, patches: Tensor, shape: tuple[int, ...]) -> list[B
     ]
 
 
-def _pixels(model: VisionMamba, images: Tensor) -> np.ndarray:
+def _pixels(model: Any, images: Tensor) -> np.ndarray:
     """Normalised images or videos (B, 3, *) -> (B, *, 3) uint8."""
     data_config = resolve_model_data_config(model)
     mean, std = (images.new_tensor(data_config[key]) for key in ("mean", "std"))

@@ -3,8 +3,8 @@
 from mtr_lab.reduction.patch import Reduction, TracedBlock, patch, trace, trace_blocks, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
-from mtr_lab.reduction.restore import RESTORATIONS, check_restoration, follow, restore
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
+from mtr_lab.tokens import RESTORATIONS, check_restoration, follow, restore
 
 __all__ = [
     "AUTO",

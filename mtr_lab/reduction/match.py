@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr_lab.backbones import TokenState
+from mtr_lab.tokens import TokenState
 
 
 def cosine(features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

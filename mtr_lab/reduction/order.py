@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mtr_lab.backbones import TokenState
+from mtr_lab.tokens import TokenState
 
 
 def by_index(state: TokenState, importance: Tensor, target: Tensor, source: Tensor) -> Tensor:

@@ -1,45 +1,103 @@
 """Attach a policy to a model, and take it off again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import Evidence, TokenState, VisionMamba, height_and_width
+from mtr_lab import ops
+from mtr_lab.backbones import Backbone, blocks_of, first_state, height_and_width, run
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
-from mtr_lab.reduction.plan import carry
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
-from mtr_lab.reduction.restore import restore
-from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule, reducing_blocks
+from mtr_lab.reduction.schedule import AUTO, Schedule, block_places, make_schedule, reducing_blocks
 from mtr_lab.reduction.sensitivity import GreedySearch
+from mtr_lab.tokens import Evidence, Path, TokenState
 
 
-class ReductionStep(nn.Module):
-    """What ``patch`` attaches to a block: a policy and how many tokens to remove."""
+class InForce:
+    """The policy and the schedule that a model follows, one object for the model and all its blocks."""
 
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.policy = policy
-        self.remove = 0
-        self.needs = policy.needs
+    def __init__(self, policy: Policy, schedule: Schedule) -> None:
+        self.policy, self.schedule = policy, schedule
+        self.record_score: Callable[[Tensor], None] | None = None
+        """Given the importance (B, L) by which a block chooses, where tokens are chosen by importance."""
 
-    def forward(self, state: TokenState, evidence: Evidence) -> TokenState:
-        return carry(self.policy(state, evidence, self.remove), state)
+    @property
+    def acts(self) -> bool:
+        """Whether anything is removed."""
+        return any(self.schedule.remove)
+
+    @property
+    def key(self) -> tuple[Policy, Schedule] | None:
+        """Equal if and only if the forward pass is the same; ``None`` where nothing is reduced."""
+        return (self.policy, self.schedule) if self.acts else None
+
+    def on_picture(self, images: Tensor) -> Tensor:
+        """The images that the backbone is given instead."""
+        return images
+
+    def on_embedding(self, state: TokenState) -> TokenState:
+        """The tokens before the first block."""
+        return state
+
+
+class BlockInForce:
+    """What of it concerns one block."""
+
+    def __init__(self, in_force: InForce, block: int) -> None:
+        self._in_force, self._block = in_force, block
+
+    @property
+    def remove(self) -> int:
+        """How many tokens go after the mixer."""
+        return self._in_force.schedule.remove[self._block]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the scan's state decays over the places of removed tokens."""
+        return self._in_force.policy.align and self._in_force.acts
+
+    @property
+    def exponent(self) -> float:
+        """Δ of a token is multiplied by its size to this power."""
+        return self._in_force.policy.stretch if self._in_force.acts else 0.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The evidence to collect."""
+        return self._in_force.policy.needs if self.remove else ()
+
+    def paths(self, paths: Sequence[Path]) -> Sequence[Path]:
+        """Those of a mixer's paths that are to be scanned."""
+        return paths
+
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
+        """The tokens after the mixer, with a pending plan if some go."""
+        if not self.remove:
+            return state
+        policy, record = self._in_force.policy, self._in_force.record_score
+        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+            record(policy.importance(state, evidence))  # a pure function: what the policy computes
+        return state.reduced(policy(state, evidence, self.remove))
+
+    def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
+        """The plan by which tokens are merged for the MLP alone."""
+        return None
 
 
 class Reduction:
     """A patched model's handle: solves schedules for it and switches between them.
 
-    ``policy`` is the policy, ``config`` its configuration, ``schedule`` the schedule in force. ``images`` (B, channels,
+    ``policy`` is the policy, ``config`` its configuration. ``images`` (B, channels,
     H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``.
     """
 
     def __init__(
         self,
-        model: VisionMamba,
+        model: Backbone,
         config: dict[str, Any],
         img_size: tuple[int, int] | None = None,
         images: Tensor | None = None,
@@ -51,13 +109,16 @@ class Reduction:
         self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
         self._images = images
         self._search: GreedySearch | None = None
-        unpatch(model)
-        self._steps = [ReductionStep(self.policy) for _ in model.blocks]
-        for block, step in zip(model.blocks, self._steps, strict=True):
-            block.step = step
-            block.align, block.stretch = self.policy.align, self.policy.stretch
-        model.restore = restore
-        self.schedule = self.solve(0.0)
+        _detach(model)
+        self._in_force = InForce(self.policy, self.solve(0.0))
+        model.reduction = self._in_force
+        for number, block in enumerate(blocks_of(model)):
+            block.reduction = BlockInForce(self._in_force, number)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in force."""
+        return self._in_force.schedule
 
     def solve(self, ratio: float | None) -> Schedule:
         """The schedule that removes this share of the FLOPs, or the configured counts for ``None``.
@@ -76,16 +137,18 @@ class Reduction:
     def _measured(self, ratio: float, images: Tensor) -> dict[int, float]:
         """How the numbers removed at the blocks relate in the schedule found by measuring."""
         self._check_in_force()
-        training = self._model.training
-        self._model.eval()
+        model: Any = self._model
+        training, schedule = model.training, self.schedule
+        model.eval()
         try:
             if self._search is None:
-                blocks = reducing_blocks(len(self._steps), first_block=0, interval=1, layers=self.config["layers"])
-                self._search = GreedySearch(self._model, self._steps, self.policy, blocks, images)
+                places = block_places(model, self._img_size)
+                blocks = reducing_blocks(places, self.policy, first_block=0, interval=1, layers=self.config["layers"])
+                self._search = GreedySearch(model, self.use, self.policy, blocks, images)
             found = self._search.reach(ratio)
         finally:
-            self._model.train(training)
-            self.use(self.schedule)
+            model.train(training)
+            self.use(schedule)
         return {block: count for block, count in enumerate(found.remove) if count}
 
     def __repr__(self) -> str:
@@ -99,17 +162,15 @@ class Reduction:
             UserError: the model has been unpatched, or patched anew, since.
         """
         self._check_in_force()
-        for step, remove in zip(self._steps, schedule.remove, strict=True):
-            step.remove = remove
-        self.schedule = schedule
+        self._in_force.schedule = schedule
 
     def _check_in_force(self) -> None:
-        if any(block.step is not step for block, step in zip(self._model.blocks, self._steps, strict=True)):
+        if self._model.reduction is not self._in_force:
             raise UserError("this reduction is no longer in force: the model was unpatched or patched anew.")
 
 
 def patch(
-    model: VisionMamba,
+    model: nn.Module,
     policy: str = "mtr",
     *,
     ratio: float | None = None,
@@ -120,11 +181,11 @@ def patch(
 ) -> Reduction:
     """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
 
-    Each block gets a ``step`` that removes tokens after its mixer; parameters and state dict are untouched, and
-    ``unpatch`` restores the model bit for bit. A model that is already patched is patched anew.
+    Blocks remove tokens after their mixers; parameters and state dict are untouched, and ``unpatch`` restores the model
+    bit for bit. A model that is already patched is patched anew.
 
     Args:
-        model: a Vision Mamba model of this library.
+        model: a model of this library, or any other that describes itself as ``mtr_lab.backbones.Backbone`` does.
         policy: the name of a policy, a file in conf/reduction.
         ratio: share of the unreduced model's FLOPs to remove, the reduction's own cost charged.
         schedule: with a ratio, how the numbers removed at the blocks relate (``constant``, ``linear``, ``front``; or
@@ -140,13 +201,13 @@ def patch(
     Raises:
         UserError: an unknown policy or part, a ratio out of reach (states the maximum), a model of another library.
     """
-    _check(model, "patch")
+    backbone = _backbone(model, "patch")
     config = policy_config(policy, **parts)
     if schedule is not None:
         config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(model, config, None if img_size is None else height_and_width(img_size), images)
+    reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images)
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:
@@ -155,14 +216,15 @@ def patch(
     return reduction
 
 
-def unpatch(model: VisionMamba) -> None:
+def unpatch(model: nn.Module) -> None:
     """Take the reduction off again; the model computes what it did before ``patch``, bit for bit."""
-    _check(model, "unpatch")
-    model.restore = None
-    for block in model.blocks:
-        block.align, block.stretch = False, 0.0
-        del block.step  # a module: assigning None would leave its name behind
-        block.step = None
+    _detach(_backbone(model, "unpatch"))
+
+
+def _detach(model: Backbone) -> None:
+    model.reduction = None
+    for block in blocks_of(model):
+        block.reduction = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +241,7 @@ class TracedBlock:
     removes nothing, and for policies that choose by similarity alone."""
 
 
-def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
+def trace(model: nn.Module, images: Tensor) -> list[TokenState]:
     """Run the blocks and record the state after each: where every token is and which original tokens it holds.
 
     Args:
@@ -192,35 +254,28 @@ def trace(model: VisionMamba, images: Tensor) -> list[TokenState]:
     return [block.after for block in _trace(model, images, "trace")]
 
 
-def trace_blocks(model: VisionMamba, images: Tensor) -> list[TracedBlock]:
+def trace_blocks(model: nn.Module, images: Tensor) -> list[TracedBlock]:
     """As ``trace``, with the state before each block and the score that decided there."""
     return _trace(model, images, "trace_blocks")
 
 
-def _trace(model: VisionMamba, images: Tensor, caller: str) -> list[TracedBlock]:
-    _check(model, caller)
-    blocks: list[TracedBlock] = []
+def _trace(model: nn.Module, images: Tensor, caller: str) -> list[TracedBlock]:
+    backbone = _backbone(model, caller)
+    in_force = backbone.reduction
     scores: list[Tensor] = []  # of the block that is running, at most one
-
-    def record_score(step: ReductionStep, seen: tuple[TokenState, Evidence], _: TokenState) -> None:
-        if step.policy.prune_first or GROUPINGS[step.policy.grouping].ranked:
-            scores.append(step.policy.importance(*seen))  # a pure function: what the step itself has just computed
-
-    def record(_: nn.Module, before: tuple[Any, ...], after: TokenState) -> None:
-        score = scores.pop() if scores else None
-        blocks.append(TracedBlock(TokenState(*before).settled(), TokenState(*after).settled(), score))
-
-    steps = [block.step for block in model.blocks if isinstance(block.step, ReductionStep)]
-    hooks = [step.register_forward_hook(record_score) for step in steps]
-    hooks += [block.register_forward_hook(record) for block in model.blocks]
+    if isinstance(in_force, InForce):
+        in_force.record_score = scores.append
     try:
-        model.forward_state(images, traced=True)
+        return [
+            TracedBlock(before.applied(), after.applied(), scores.pop() if scores else None)
+            for before, after in run(backbone, first_state(backbone, images, traced=True))
+        ]
     finally:
-        for hook in hooks:
-            hook.remove()
-    return blocks
+        if isinstance(in_force, InForce):
+            in_force.record_score = None
 
 
-def _check(model: nn.Module, function: str) -> None:
-    if not isinstance(model, VisionMamba):
+def _backbone(model: nn.Module, function: str) -> Backbone:
+    if not isinstance(model, Backbone):
         raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {type(model).__name__}.")
+    return model

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtr_lab import ops
-from mtr_lab.backbones import TokenState
 from mtr_lab.ops import Plan
+from mtr_lab.tokens import TokenState
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
@@ -32,15 +31,6 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
     return Plan(dest, mass / total.gather(1, alive), keep, source)
 
 
-def carry(plan: Plan, state: TokenState) -> TokenState:
-    """What is known of the tokens after a plan; the two streams follow when they are next read."""
-    index, size, special = ops.carry_plan(plan, state.index, state.size, state.special)
-    source = state.source
-    if source is not None:
-        source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
-    return state._replace(index=index, size=size, special=special, source=source, plan=plan)
-
-
 def apply(plan: Plan, state: TokenState) -> TokenState:
-    """Carry out a plan on both streams and on all that is known of the tokens."""
-    return carry(plan, state).settled()
+    """The survivors of a plan, both streams reduced."""
+    return state.reduced(plan).applied()

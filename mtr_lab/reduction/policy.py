@@ -1,7 +1,7 @@
 """A reduction policy: which tokens go, and what becomes of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache, reduce
 from typing import Any
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.backbones import Evidence, TokenState, VisionMamba
-from mtr_lab.backbones.pooling import ordinary_tokens
+from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.group import GROUPINGS, ascending
@@ -18,10 +17,12 @@ from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
+from mtr_lab.tokens import PATHS, Evidence, TokenState
+from mtr_lab.tokens.pooling import ordinary_tokens
 
 EVIDENCE = (*ops.STATS, "b", "c")
 MERGES = ("mean", "size", "fuse", "prune")
-DIRECTIONS = {"both": slice(None), "forward": slice(0, 1), "backward": slice(1, 2)}
+BOTH = "both"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Policy:
     Args:
         policy: its name.
         score: importance, a name of ``score.SCORES``; a minus in front negates it.
-        directions: whose evidence counts, ``both`` scan directions, ``forward`` or ``backward``.
+        directions: whose evidence counts, ``both`` for all scan directions, or the name of one (``forward``, …).
         grouping: a name of ``group.GROUPINGS``.
         target_fraction: share of the tokens that are not sources which are targets (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
@@ -66,7 +67,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
-            "directions": DIRECTIONS,
+            "directions": (BOTH, *PATHS),
             "grouping": GROUPINGS,
             "matching": MATCHINGS,
             "features": FEATURES,
@@ -98,18 +99,23 @@ class Policy:
         """The evidence to collect."""
         return self.scoring.needs
 
-    def check(self, model: VisionMamba) -> None:
+    def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model lacks what the policy reads."""
-        directions = model.blocks[0].mixer.reverse
-        if not directions[DIRECTIONS[self.directions]]:
+        name, mixers = type(model).__name__, [block.mixer for block in blocks_of(model)]
+        scanned = list(dict.fromkeys(path.name for mixer in mixers for path in mixer.paths))
+        if self.needs and not scanned:
             raise UserError(
-                f"mtr.directions={self.directions}: {type(model).__name__} scans in {len(directions)} direction only. "
-                "Set mtr.directions=both, which takes what there is."
+                f"mtr.score={self.score} reads what a scan shows, and {name} has none: choose another score."
             )
-        if self.scoring.class_token and not _special_tokens(model):
+        if self.directions != BOTH and self.directions not in scanned:
             raise UserError(
-                f"mtr.score={self.score} compares tokens with the class token, and {type(model).__name__} has none: "
-                "choose another score, or a policy that does not need it (reduction=mtr, write, rmeeto, utr, hsa, …)."
+                f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
+                "mtr.directions=both, which takes what there is."
+            )
+        if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
+            raise UserError(
+                f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
+                "score, or a policy that does not need it (reduction=mtr, write, rmeeto, utr, hsa, …)."
             )
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
@@ -177,9 +183,8 @@ class Policy:
 
     def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
         """What is summed to the scores, (B, K, L), and by what the sums are divided."""
-        chosen = DIRECTIONS[self.directions]
-        projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
-        terms = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
+        chosen = evidence if self.directions == BOTH else evidence.along(self.directions)
+        terms = self.scoring.function(state, chosen)
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)
 
@@ -210,12 +215,6 @@ class Policy:
         _, sources, targets = self._sizes(length, special, remove)
         similarities = 2 * sources * targets * channels if self._matches(length, special, remove) else 0
         return similarities + 2 * 2 * remove * channels
-
-
-def _special_tokens(model: VisionMamba) -> int:
-    """How many tokens of an image are special, as the model itself says when it embeds one."""
-    blank = model.cls_token.new_zeros(1, *model.patch_embed.input_shape)
-    return model.embed(blank).special.shape[1]
 
 
 @cache

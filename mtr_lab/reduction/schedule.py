@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.measure.flops import model_flops, num_tokens
+from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.policy import Policy
 
 AUTO = "auto"
@@ -33,6 +33,10 @@ class Schedule:
     flops_reduction: int
     """Of the reduction's own steps."""
     flops_unreduced: int
+    flops_literature: int
+    """Of the backbone and class head as the literature counts them."""
+    exponentials: int
+    """exp(Δ A) of all scans."""
 
     @property
     def reduction(self) -> float:
@@ -40,11 +44,48 @@ class Schedule:
         return 1 - (self.flops + self.flops_reduction) / self.flops_unreduced
 
 
-def reducing_blocks(depth: int, first_block: int, interval: int, layers: str = "all") -> range:
-    """The blocks that reduce, from 0; never the last one, after which removing a token saves nothing.
+@dataclass(frozen=True)
+class Place:
+    """What a schedule has to know about one block."""
+
+    stage: int
+    tokens: int
+    """Of an unreduced sequence there."""
+    special: int
+    """How many of them are special."""
+    sequences: int
+    """Of one image."""
+    width: int
+    shows_evidence: bool
+    is_last: bool
+    """Of its stage: after it, removing a token saves nothing."""
+
+
+def block_places(model: Backbone, img_size: Sequence[int] | None = None) -> list[Place]:
+    """The places of all blocks for images of (height, width), by default the model's own size."""
+    return [
+        Place(
+            number,
+            layout.tokens,
+            len(layout.special),
+            layout.sequences,
+            stage.width,
+            bool(block.mixer.paths),
+            block is stage.blocks[-1],
+        )
+        for number, (stage, layout) in enumerate(zip(model.stages, model.layouts(img_size), strict=True))
+        for block in stage.blocks
+    ]
+
+
+def reducing_blocks(
+    places: Sequence[Place], policy: Policy, first_block: int, interval: int, layers: str = "all"
+) -> list[int]:
+    """The blocks that reduce, from 0: never the last one of a stage, nor one that lacks the evidence of the policy.
 
     ``layers`` narrows them to the ``lower`` or the ``upper`` half of the model, as Famba-V does.
     """
+    depth = len(places)
     if layers not in LAYERS:
         raise unknown("mtr.layers", str(layers), LAYERS)
     if not isinstance(interval, int) or interval < 1:
@@ -52,19 +93,28 @@ def reducing_blocks(depth: int, first_block: int, interval: int, layers: str = "
     start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
-    return range(max(first_block, start), stop, interval)
+    candidates = range(max(first_block, start), stop, interval)
+    return [block for block in candidates if _can_reduce(places[block], policy)]
 
 
-def possible_counts(policy: Policy, wanted: Iterable[int], length: int, special: int) -> list[int]:
-    """As many of the tokens wanted after each block as can go, of ``length`` with ``special`` of them protected."""
+def _can_reduce(place: Place, policy: Policy) -> bool:
+    return not place.is_last and (place.shows_evidence or not policy.needs)
+
+
+def possible_counts(policy: Policy, wanted: Iterable[int], places: Sequence[Place]) -> list[int]:
+    """As many of the tokens wanted after each block as can go."""
     counts: list[int] = []
-    for count in wanted:
-        counts.append(min(count, policy.capacity(length - sum(counts), special)))
+    stage, length = -1, 0
+    for count, place in zip(wanted, places, strict=True):
+        if place.stage != stage:
+            stage, length = place.stage, place.tokens
+        counts.append(min(count, policy.capacity(length, place.special)) if count else 0)
+        length -= counts[-1]
     return counts
 
 
 def make_schedule(
-    model: VisionMamba,
+    model: Backbone,
     policy: Policy,
     *,
     ratio: float | None = None,
@@ -90,21 +140,22 @@ def make_schedule(
         UserError: a ratio beyond what can be reached (states the maximum), counts that remove more than there is, or
             both a ratio and counts.
     """
-    depth, special = len(model.blocks), 1
-    length = num_tokens(model, img_size)
+    places = block_places(model, img_size)
+    depth, unreduced = len(places), model_costs(model, None, img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        tokens = [length - sum(remove[:i]) for i in range(depth)]
-        steps = zip(tokens, remove, strict=True)
-        own = sum(policy.flops(n, special, r, model.embed_dim) for n, r in steps)
-        unreduced = model_flops(model, [length] * depth)
-        return Schedule(tuple(remove), tuple(tokens), model_flops(model, tokens), own, unreduced)
+        costs, tokens = model_costs(model, remove, img_size)
+        own = sum(
+            policy.flops(n, place.special, count, place.width) * place.sequences
+            for n, count, place in zip(tokens, remove, places, strict=True)
+        )
+        return Schedule(tuple(remove), tuple(tokens), costs.flops, own, unreduced, costs.literature, costs.exponentials)
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError("mtr.schedule gives the counts itself: set mtr.ratio=null, or use mtr.schedule=constant.")
         counts: list[int] = list(schedule)
-        _check_counts(counts, length, depth, policy, special)
+        _check_counts(counts, policy, places)
         return cost(counts)
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
@@ -123,14 +174,14 @@ def make_schedule(
         _check_weights(schedule, depth)
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
-        blocks = reducing_blocks(depth, first_block, interval, layers)
+        blocks = reducing_blocks(places, policy, first_block, interval, layers)
         shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
 
     def at(wanted: Mapping[int, int]) -> Schedule:
         """As many of the wanted tokens as can go, block by block."""
-        return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], length, special))
+        return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], places))
 
-    return _solve(ratio, shape, length, at, cost)
+    return _solve(ratio, shape, max(place.tokens for place in places), at, cost)
 
 
 def _solve(
@@ -180,13 +231,20 @@ def _check_weights(weights: Mapping[int, float], depth: int) -> None:
         )
 
 
-def _check_counts(counts: list[int], length: int, depth: int, policy: Policy, special: int) -> None:
-    if len(counts) != depth or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"mtr.schedule must hold {depth} counts ≥ 0, one a block, got {counts}.")
-    for block, count in enumerate(counts):
-        if count > policy.capacity(length, special):
+def _check_counts(counts: list[int], policy: Policy, places: Sequence[Place]) -> None:
+    if len(counts) != len(places) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"mtr.schedule must hold {len(places)} counts ≥ 0, one a block, got {counts}.")
+    possible = possible_counts(policy, counts, places)
+    for block, (count, most) in enumerate(zip(counts, possible, strict=True)):
+        if count > most:
+            place = places[block]
+            gone = sum(n for n, other in zip(counts[:block], places, strict=False) if other.stage == place.stage)
             raise UserError(
-                f"mtr.schedule removes {count} tokens after block {block}: of the {length} there, {policy.policy} can "
-                f"remove at most {policy.capacity(length, special)}."
+                f"mtr.schedule removes {count} tokens after block {block}: of the {place.tokens - gone} there, "
+                f"{policy.policy} can remove at most {most}."
             )
-        length -= count
+        if count and not (places[block].shows_evidence or not policy.needs):
+            raise UserError(
+                f"mtr.schedule removes tokens after block {block}, whose mixer shows no evidence for "
+                f"mtr.score={policy.score}: set its count to 0, or choose another score."
+            )

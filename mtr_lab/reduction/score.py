@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr_lab.backbones import Evidence, TokenState
+from mtr_lab.tokens import Evidence, TokenState
 
 
 @dataclass(frozen=True)

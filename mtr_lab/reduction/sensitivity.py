@@ -1,17 +1,17 @@
 """``schedule=auto``: remove tokens where a few unlabelled images show that it moves the model's output least."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr_lab.backbones import Step, TokenState, VisionMamba
-from mtr_lab.measure.flops import num_tokens
+from mtr_lab.backbones import Backbone, first_state, run
 from mtr_lab.reduction.policy import Policy
-from mtr_lab.reduction.schedule import Schedule, make_schedule, possible_counts
+from mtr_lab.reduction.schedule import Schedule, block_places, make_schedule, possible_counts
+from mtr_lab.tokens import TokenState
 
 STRIDE = 0.05
 """The share of the FLOPs that one choice saves."""
@@ -36,21 +36,28 @@ class GreedySearch:
     the images before every block are kept.
 
     Args:
-        model: patched, each block with its step.
+        model: patched.
+        use: puts a schedule in force.
         blocks: those that may reduce.
         images: (B, channels, H, W), unlabelled, preprocessed and on the model's device.
     """
 
     def __init__(
-        self, model: VisionMamba, steps: Sequence[Step], policy: Policy, blocks: Iterable[int], images: Tensor
+        self,
+        model: Backbone,
+        use: Callable[[Schedule], None],
+        policy: Policy,
+        blocks: Iterable[int],
+        images: Tensor,
     ) -> None:
-        self._model, self._steps, self._policy = model, steps, policy
+        self._model, self._use, self._policy = model, use, policy
         self._size = (images.shape[-2], images.shape[-1])
+        self._places = block_places(model, self._size)
         self._prices = dict.fromkeys(blocks, 0.0)
-        nothing = self._cost([0] * len(steps))
+        nothing = self._cost([0] * len(self._places))
         self._path = [Choice(nothing, 0.0, 0.0)]
         with torch.no_grad():
-            self._states = self._run(0, model.embed(images), nothing)
+            self._states = self._run(0, first_state(model, images), nothing)
             self._unreduced = self._log_probs(self._states[-1])
 
     @torch.no_grad()
@@ -93,16 +100,17 @@ class GreedySearch:
         return with_more(bisect_left(range(current.tokens[block]), target, key=lambda n: with_more(n).reduction))
 
     def _cost(self, counts: Sequence[int]) -> Schedule:
-        possible = possible_counts(self._policy, counts, num_tokens(self._model, self._size), 1)
+        possible = possible_counts(self._policy, counts, self._places)
         return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size)
 
     def _run(self, first: int, state: TokenState, schedule: Schedule) -> list[TokenState]:
         """The blocks from ``first`` on: the states before each of them and after the last."""
-        states = [state]
-        for block, step, remove in list(zip(self._model.blocks, self._steps, schedule.remove, strict=True))[first:]:
-            step.remove = remove
-            states.append(TokenState(*block(*states[-1])))
-        return states
+        self._use(schedule)
+        states = []
+        for before, after in run(self._model, state, first):
+            states.append(before)
+            state = after
+        return [*states, state]
 
     def _log_probs(self, state: TokenState) -> Tensor:
         """(B, K) in float64 from the state after the last block."""

@@ -7,7 +7,6 @@ from typing import Any
 from lightning import LightningModule
 from omegaconf import DictConfig
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
@@ -31,30 +30,30 @@ class Classification(Task):
                 "Choose an even number, or training.mixup=0 training.cutmix=0."
             )
 
-    def backbone(self, model: VisionMamba) -> VisionMamba:
+    def backbone(self, model: Any) -> Any:
         return model
 
     def checkpoint(self, backbone: DictConfig) -> Path | None:
         return None
 
-    def data_arguments(self, outline: VisionMamba, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
         return {"model_classes": outline.pretrained_cfg["label_names"], "num_classes": outline.num_classes}
 
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> VisionMamba:
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Any:
         return create().eval()
 
-    def trained_model(self, create: CreateBackbone, num_classes: int) -> VisionMamba:
+    def trained_model(self, create: CreateBackbone, num_classes: int) -> Any:
         return create(num_classes=num_classes)
 
     def evaluation(
-        self, model: VisionMamba, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
+        self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> ClassifierEvaluation:
         return ClassifierEvaluation(model, reduction, points, cuda_graph)
 
     def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
         return score_point(predictions, point)
 
-    def training(self, model: VisionMamba, config: DictConfig) -> LightningModule:
+    def training(self, model: Any, config: DictConfig) -> LightningModule:
         settings = config.training
         return ClassifierTraining(
             model,

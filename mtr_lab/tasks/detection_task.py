@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule
 from omegaconf import DictConfig
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
@@ -40,13 +40,13 @@ class Detection(DenseTask):
     def check_training(self, config: DictConfig) -> None:
         self.check(config.trainer)
 
-    def data_arguments(self, outline: VisionMamba, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, outline: Backbone, checkpoint: Path | None) -> dict[str, Any]:
         return {**super().data_arguments(outline, checkpoint), "masks": self.settings["masks"]}
 
     def training_arguments(self) -> dict[str, Any]:
         return {"masks": self.settings["masks"]}
 
-    def assemble(self, backbone: VisionMamba, num_classes: int) -> Detector:
+    def assemble(self, backbone: Backbone, num_classes: int) -> Detector:
         return Detector(backbone, num_classes, **self.settings)
 
     def evaluation(

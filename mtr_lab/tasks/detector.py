@@ -22,7 +22,6 @@ from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_imag
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction import check_restoration
 from mtr_lab.tasks.features import FeatureMaps
@@ -189,9 +188,7 @@ class Detector(nn.Module):
         UserError: a setting the head does not know, or one that cannot be.
     """
 
-    def __init__(
-        self, backbone: VisionMamba, num_classes: int, *, restoration: str = "nearest", **settings: Any
-    ) -> None:
+    def __init__(self, backbone: Any, num_classes: int, *, restoration: str = "nearest", **settings: Any) -> None:
         super().__init__()
         check_restoration(restoration)
         known = inspect.signature(DetectionHead).parameters
@@ -200,12 +197,13 @@ class Detector(nn.Module):
                 raise unknown("setting task.", name, ["restoration", *list(known)[3:]])
         backbone.reset_classifier(0)
         self.backbone, self.restoration = backbone, restoration
-        self.head = DetectionHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, **settings)
+        stage = backbone.stages[-1]
+        self.head = DetectionHead(stage.width, stage.stride, num_classes, **settings)
 
     def features(self, images: Tensor) -> Tensor:
         """The tokens after the last block, restored and normalised: (B, 3, H, W) -> (B, C, H/s, W/s)."""
         (last,) = FeatureMaps(self.backbone, levels=1, restoration=self.restoration)(images)
-        normed, _ = self.backbone.norm_f(last.flatten(2).transpose(1, 2))
+        normed, _ = self.backbone.final_norm(last.flatten(2).transpose(1, 2))
         return normed.transpose(1, 2).unflatten(2, last.shape[2:])
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

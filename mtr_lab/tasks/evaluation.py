@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from mtr_lab.backbones import VisionMamba, compile
+from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.report.predictions import Predictions, point_name, top_classes
@@ -155,11 +155,11 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
         cuda_graph: run the model as ``mtr_lab.compile`` does.
     """
 
-    model: VisionMamba
+    model: Any
 
     def __init__(
         self,
-        model: VisionMamba,
+        model: Any,
         reduction: Reduction,
         points: Sequence[OperatingPoint],
         cuda_graph: bool = False,

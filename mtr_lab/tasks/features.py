@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone, blocks_of, first_state, run
 from mtr_lab.errors import UserError
-from mtr_lab.reduction import check_restoration, follow, restore
+from mtr_lab.tokens import check_restoration, follow, restore
 
 
 class FeatureMaps(nn.Module):
@@ -23,11 +23,11 @@ class FeatureMaps(nn.Module):
         UserError: an unknown restoration, a model of videos, or one with fewer blocks than levels.
     """
 
-    def __init__(self, backbone: VisionMamba, levels: int = 4, restoration: str = "nearest") -> None:
+    def __init__(self, backbone: Backbone, levels: int = 4, restoration: str = "nearest") -> None:
         super().__init__()
         check_restoration(restoration)
-        depth = len(backbone.blocks)
-        if backbone.patch_embed.num_frames is not None:
+        depth = len(blocks_of(backbone))
+        if len(backbone.input_shape) != 3:
             raise UserError("feature maps are of images: leave num_frames out (backbone.num_frames=null).")
         if depth < levels:
             raise UserError(f"a backbone of {depth} blocks has no {levels} depths: give it more (backbone.depth).")
@@ -36,25 +36,19 @@ class FeatureMaps(nn.Module):
         self.depths = [(i + 1) * depth // levels - 1 for i in range(levels)]
         """The blocks after which a map is taken, from 0."""
 
-    @property
-    def channels(self) -> int:
-        """Channels of every map."""
-        return self.backbone.embed_dim
-
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C, rows, columns) in float32, from the first depth to the last.
 
         Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
         """
-        grid = self.backbone.patch_embed.grid_of(images)
-        state, offset, maps = self.backbone.embed(images, traced=True), None, []
-        for i, block in enumerate(self.backbone.blocks):
-            before, state = state, self.backbone.run_block(block, state)
-            if self.restoration == "skip" and (state.plan is not None or offset is None):
-                whole = state._replace(plan=None, source=before.source)
-                state = state.settled()
-                offset = follow(offset, whole, state)
+        offset, stage, maps = None, None, []
+        blocks = run(self.backbone, first_state(self.backbone, images, traced=True))
+        for i, (before, after) in enumerate(blocks):
+            assert after.layout is not None
+            if after.layout is not stage:
+                offset, stage = None, after.layout
+            if self.restoration == "skip" and (after.pending is not None or offset is None):
+                offset = follow(offset, after._replace(pending=None, source=before.source), after)
             if i in self.depths:
-                state = state.settled()
-                maps.append(restore(state, grid, self.restoration, offset))
+                maps.append(stage.join(restore(after, stage.grid, self.restoration, offset)))
         return maps

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import LightningModule
 from omegaconf import DictConfig
 
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.data import SegmentationDataModule
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
@@ -31,7 +31,7 @@ class Segmentation(DenseTask):
         if trainer.cuda_graph:
             raise UserError("trainer.cuda_graph=true: a segmenter is evaluated without CUDA graphs. Set false.")
 
-    def assemble(self, backbone: VisionMamba, num_classes: int) -> Segmenter:
+    def assemble(self, backbone: Backbone, num_classes: int) -> Segmenter:
         known = list(inspect.signature(Segmenter).parameters)[2:]
         for name in self.settings:
             if name not in known:

@@ -16,7 +16,6 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.tasks.features import FeatureMaps
 
@@ -75,15 +74,14 @@ class Segmenter(nn.Module):
         UserError: a setting that cannot be.
     """
 
-    def __init__(
-        self, backbone: VisionMamba, num_classes: int, *, width: int = 96, restoration: str = "nearest"
-    ) -> None:
+    def __init__(self, backbone: Any, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
         super().__init__()
         FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
         backbone.reset_classifier(0)
-        backbone.norm_f.requires_grad_(False)  # the maps are those before it
+        backbone.final_norm.requires_grad_(False)  # the maps are those before it
         self.backbone, self.restoration = backbone, restoration
-        self.head = SegmentationHead(backbone.embed_dim, backbone.patch_embed.stride, num_classes, width)
+        stage = backbone.stages[-1]
+        self.head = SegmentationHead(stage.width, stage.stride, num_classes, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, K, H, W) in float32."""

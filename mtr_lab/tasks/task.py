@@ -10,15 +10,15 @@ from lightning import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mtr_lab.backbones import VisionMamba
-from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
+from mtr_lab.backbones import Backbone
+from mtr_lab.backbones.weights import checkpoint_label_names, is_meta, load_weights
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
 
 ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
-CreateBackbone = Callable[..., VisionMamba]
+CreateBackbone = Callable[..., Any]
 """Makes the backbone of the configuration; takes changes to it, as ``create_model``."""
 Observe = Callable[[Tensor], list[Observation]]
 """Images (B, 3, H, W) to what the reduction in force does to each."""
@@ -82,7 +82,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def backbone(self, model: Any) -> VisionMamba:
+    def backbone(self, model: Any) -> Any:
         """What a policy reduces of the task's model; its ``weights`` say where the whole model's are from."""
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def data_arguments(self, outline: VisionMamba, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
         """What the datamodule is told about the model that is evaluated, besides ``data_config``."""
 
     def training_arguments(self) -> dict[str, Any]:
@@ -167,14 +167,14 @@ class DenseTask(Task):
     """BACKBONE_<bundled>.safetensors in the package's assets are the whole model's weights."""
 
     @abstractmethod
-    def assemble(self, backbone: VisionMamba, num_classes: int) -> nn.Module:
+    def assemble(self, backbone: Backbone, num_classes: int) -> nn.Module:
         """The model on a backbone, its head untrained.
 
         Raises:
             UserError: settings that are unknown, or cannot be had.
         """
 
-    def backbone(self, model: Any) -> VisionMamba:
+    def backbone(self, model: Any) -> Any:
         return model.backbone
 
     def checkpoint(self, backbone: DictConfig) -> Path | None:
@@ -191,13 +191,13 @@ class DenseTask(Task):
             )
         return bundled
 
-    def data_arguments(self, outline: VisionMamba, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
         names = None if checkpoint is None else checkpoint_label_names(checkpoint)
         return {"model_classes": names, "num_classes": None if names is None else len(names)}
 
     def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> nn.Module:
         model: Any = self.assemble(create(pretrained=False, checkpoint=None), num_classes)
-        if checkpoint is not None and not model.backbone.cls_token.is_meta:
+        if checkpoint is not None and not is_meta(model.backbone):
             load_weights(model.backbone, checkpoint, whole=model)
         return model.eval()
 
@@ -205,4 +205,4 @@ class DenseTask(Task):
         return self.assemble(create(), num_classes)
 
     def head_flops(self, model: Any) -> int | None:
-        return model.head.flops(*model.backbone.patch_embed.img_size)
+        return model.head.flops(*model.backbone.input_shape[-2:])

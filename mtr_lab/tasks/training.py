@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from mtr_lab.backbones import VisionMamba
-
 
 class GraphedTraining:
     """A model's training pass, forward and backward, as CUDA graphs for batches of the shape of the first one.
@@ -70,7 +68,7 @@ class ClassifierTraining(LightningModule):
 
     def __init__(
         self,
-        model: VisionMamba,
+        model: Any,
         *,
         lr: float,
         weight_decay: float,

@@ -5,7 +5,7 @@ import torch
 
 import mtr_lab
 from mtr_lab import create_model
-from mtr_lab.measure.flops import LITERATURE, TRUE, block_flops, counted_flops, model_flops, num_tokens
+from mtr_lab.measure.flops import LITERATURE, TRUE, counted_flops, model_costs, model_flops
 
 
 def outline(name: str, **geometry: int):
@@ -34,9 +34,7 @@ def test_published_figures_to_the_last_digit(name: str, literature: int, true: i
 def test_reduced_figures_of_rmeeto(name: str, removed: int, expected: int) -> None:
     """Tokens leave before every even block from the second on."""
     model = outline(name)
-    tokens = [197 - removed * (block // 2) for block in range(24)]
-    # The patch embedding is charged for the tokens that enter the first block.
-    assert model_flops(model, tokens, LITERATURE) == expected
+    assert model_flops(model, [removed * (block % 2) for block in range(24)], LITERATURE) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,9 +49,10 @@ def test_counted_equals_analytic(name: str, frames: dict, ratio: float, batch: i
     model = create_model(name, **geometry, **frames)
     schedule = mtr_lab.patch(model, ratio=ratio).schedule
     with mtr_lab.ops.use_backend(backend):
-        counted = counted_flops(model, torch.randn(batch, *model.patch_embed.input_shape))
+        counted = counted_flops(model, torch.randn(batch, *model.input_shape))
     assert counted == (schedule.flops, schedule.flops_reduction)
-    assert schedule.flops == model_flops(model, schedule.tokens)
+    assert schedule.flops == model_flops(model, schedule.remove)
+    assert schedule.flops_literature == model_flops(model, schedule.remove, LITERATURE)
     assert (schedule.flops_reduction > 0) == (ratio > 0)
 
 
@@ -64,16 +63,22 @@ def test_a_reduction_after_the_last_block_is_counted() -> None:
 
 
 def test_tokens_of_another_size() -> None:
+    def entering(model, *size: int) -> int:
+        (layout,) = model.layouts(size or None)
+        _, tokens = model_costs(model, img_size=size or None)
+        assert set(tokens) == {layout.tokens}
+        return layout.tokens
+
     model = outline("vim_s")
-    assert num_tokens(model) == 197
-    assert num_tokens(model, (448, 224)) == 28 * 14 + 1
-    assert num_tokens(outline("vim_s_plus")) == 27 * 27 + 1
+    assert entering(model) == 197
+    assert entering(model, 448, 224) == 28 * 14 + 1
+    assert entering(outline("vim_s_plus")) == 27 * 27 + 1
     video = outline("videomamba_s", num_frames=8)
-    assert num_tokens(video) == 8 * 14 * 14 + 1
-    assert num_tokens(video, (448, 224)) == 8 * 28 * 14 + 1
-    assert num_tokens(outline("videomamba_s", num_frames=8, kernel_size=2)) == 4 * 14 * 14 + 1
+    assert entering(video) == 8 * 14 * 14 + 1
+    assert entering(video, 448, 224) == 8 * 28 * 14 + 1
+    assert entering(outline("videomamba_s", num_frames=8, kernel_size=2)) == 4 * 14 * 14 + 1
 
 
 def test_a_block_costs_in_proportion_to_its_tokens() -> None:
     mixer = outline("vim_s").blocks[0].mixer
-    assert block_flops(mixer, 100) == 100 * block_flops(mixer, 1)
+    assert mixer.costs(100).flops == 100 * mixer.costs(1).flops

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from slow_policies import mtr as slow_mtr
 
 from mtr_lab import UserError
-from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.reduction import apply, make_policy, policy_config
+from mtr_lab.tokens import Evidence, TokenState
 
 
 def policy(**changes):

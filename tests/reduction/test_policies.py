@@ -14,10 +14,10 @@ from slow_policies import policy as slow_policy
 
 import mtr_lab
 from mtr_lab import UserError, ops
-from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.backbones.vim import Vim
 from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
 from mtr_lab.reduction.score import SCORES, Score
+from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
@@ -221,11 +221,12 @@ def test_aligned_states_decay_over_the_gaps() -> None:
     images = torch.randn(2, 3, 32, 32)
     mtr_lab.patch(model.eval(), "hsa", schedule=[5, 0, 0])
     mixer = model.blocks[1].mixer
-    mixer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["gap"]), with_kwargs=True)
+    mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].gap(mixer.paths)))
     index = mtr_lab.trace(model, images)[0].index
     (gap,) = seen
-    assert gap.shape == (2, 12)
-    assert torch.equal(gap.cumsum(1) + torch.arange(12), index - index[:, :1])
+    assert gap.shape == (2, 2, 12)
+    assert torch.equal(gap[:, 0].cumsum(1) + torch.arange(12), index - index[:, :1])
+    assert torch.equal(gap[:, 1].cumsum(1) + torch.arange(12), index[:, -1:] - index.flip(1))
     assert gap.sum() > 0
     mtr_lab.patch(model, "random", schedule=[5, 0, 0])
     model(images)
@@ -284,6 +285,9 @@ class WithoutClassToken(Vim):
     def embed(self, images: torch.Tensor, *, traced: bool = False) -> TokenState:
         return TokenState.start(self.patch_embed(images), [], traced=traced)
 
+    def layouts(self, img_size=None) -> list[Layout]:
+        return [Layout(*layout.grid) for layout in super().layouts(img_size)]
+
 
 SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
 
@@ -297,7 +301,7 @@ def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) 
             UserError, match="mtr.score=class_token .* WithoutClassToken has none: choose another score"
         ):
             mtr_lab.patch(model, name, ratio=0.1)
-        assert all(block.step is None for block in model.blocks)
+        assert all(part.reduction is None for part in (model, *model.blocks))
     else:
         mtr_lab.patch(model, name, schedule=[3, 3, 0, 0])
         assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 30, 16)
@@ -306,8 +310,8 @@ def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) 
 def test_directions_and_evidence_a_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Vim(**SMALL)
     for block in model.blocks:
-        block.mixer.reverse = (False,)
-    with pytest.raises(UserError, match="mtr.directions=backward: Vim scans in 1 direction only"):
+        block.mixer.paths = (PATHS["columns"], PATHS["forward"])
+    with pytest.raises(UserError, match=r"mtr.directions=backward: Vim scans columns, forward\. Name one"):
         mtr_lab.patch(model, "mtr", ratio=0.1, directions="backward")
     monkeypatch.setitem(SCORES, "surprise", Score(SCORES["norm"].function, needs=("entropy",)))
     with pytest.raises(UserError, match="unknown evidence that mtr.score=-surprise reads 'entropy'.*b, c, delta"):
@@ -320,9 +324,7 @@ def test_stretched_tokens_take_longer_steps() -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
     seen = []
-    model.eval().blocks[1].mixer.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["stretch"]), with_kwargs=True
-    )
+    model.eval().blocks[1].mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].stretch))
     images = torch.randn(2, 3, 32, 32)
     mtr_lab.patch(model, "write", schedule=[5, 0, 0])
     size = mtr_lab.trace(model, images)[0].size

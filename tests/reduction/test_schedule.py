@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtr_lab import UserError, create_model
-from mtr_lab.measure.flops import block_flops, model_flops
+from mtr_lab.measure.flops import model_flops
 from mtr_lab.reduction import make_policy, make_schedule, policy_config
 
 MTR = make_policy(policy_config("mtr"))
@@ -58,7 +58,7 @@ def test_overshoot_of_the_published_settings(name: str, ratio: float) -> None:
     model = outline(name)
     schedule = make_schedule(model, MTR, ratio=ratio)
     last = max(block for block, count in enumerate(schedule.remove) if count)
-    one_token = sum(block_flops(block.mixer, 1) for block in model.blocks[last + 1 :])
+    one_token = sum(block.costs(1, 1).flops for block in model.blocks[last + 1 :])
     assert 0 <= (schedule.reduction - ratio) * schedule.flops_unreduced < one_token
 
 
@@ -89,7 +89,7 @@ def test_by_default_every_second_block_from_the_second_on() -> None:
 def test_the_reductions_own_cost_is_charged() -> None:
     model = outline("vim_s")
     schedule = make_schedule(model, MTR, ratio=0.3)
-    left = model_flops(model, schedule.tokens)
+    left = model_flops(model, schedule.remove)
     assert schedule.flops == left
     assert schedule.reduction == 1 - (left + schedule.flops_reduction) / model_flops(model)
     similarity_and_merge = [

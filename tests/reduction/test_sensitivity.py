@@ -114,6 +114,6 @@ def test_what_is_missing_is_said(model, images, monkeypatch: pytest.MonkeyPatch)
     mtr_lab.unpatch(model)
     with pytest.raises(UserError, match="no longer in force"):
         stale.solve(0.4)
-    monkeypatch.setattr(model, "embed", None)  # nothing is measured for a ratio that cannot be had
+    monkeypatch.setattr(model.layers[0], "forward", None)  # nothing is measured for a ratio that cannot be had
     with pytest.raises(UserError, match="out of reach"):
         mtr_lab.patch(model, "mtr", ratio=0.97, schedule="auto", images=images)

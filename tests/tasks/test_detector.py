@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 import mtr_lab
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError
 from mtr_lab.tasks.detector import STRIDES, DetectionHead, Detector, SimpleFeaturePyramid, to_original
 
 SMALL: dict[str, Any] = {"anchors": [[8], [16], [32], [48]], "ratios": [1.0], "width": 16, "hidden": 32}
 
 
-def small_backbone(**changes: Any) -> VisionMamba:
+def small_backbone(**changes: Any) -> Backbone:
     geometry = {"img_size": (64, 96), "patch_size": 8, "stride": 8, "depth": 2, "embed_dim": 32, "num_classes": 5}
     return mtr_lab.create_model("vim_ti", **{**geometry, **changes})
 

@@ -5,7 +5,7 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from mtr_lab import create_model, patch, unpatch
-from mtr_lab.backbones import VisionMamba
+from mtr_lab.backbones import Backbone
 from mtr_lab.data.label_maps import IGNORE
 from mtr_lab.errors import UserError
 from mtr_lab.report.segmentations import mean_iou
@@ -13,7 +13,7 @@ from mtr_lab.tasks.segmentation import SegmentationTraining, class_weights, conf
 from mtr_lab.tasks.segmenter import SegmentationHead, Segmenter, classify_pixels, join_windows
 
 
-def backbone(name: str = "vim_nano", **changes) -> VisionMamba:
+def backbone(name: str = "vim_nano", **changes) -> Backbone:
     torch.manual_seed(0)
     return create_model(name, **{"img_size": (64, 96), "depth": 8, "embed_dim": 16, **changes})
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtr_lab import ops
-from mtr_lab.backbones import Evidence, TokenState
 from mtr_lab.ops.gpu import plan as kernels
 from mtr_lab.ops.plan import carry_plan
 from mtr_lab.reduction.policy import make_policy, policy_config
+from mtr_lab.tokens import Evidence, TokenState
 
 
 def state(batch, length, special, channels=12, seed=0, summed=5):

@@ -1,11 +1,11 @@
-"""Put a reduced token sequence back on the grid of its image, for tasks that answer at every pixel."""
+"""Tokens and the grid of patches they come from: restore a reduced sequence, and convolve over it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtr_lab.backbones import TokenState
-from mtr_lab.backbones.pooling import ordinary_tokens
 from mtr_lab.errors import unknown
+from mtr_lab.tokens.pooling import ordinary_tokens, take
+from mtr_lab.tokens.state import TokenState
 
 RESTORATIONS = ("nearest", "skip", "interpolate")
 """``nearest``: a position takes the token that absorbed it, or where it was dropped the nearest survivor. ``skip``: its
@@ -24,8 +24,8 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offs
     """The residual stream of a reduced sequence on the grid of patches; exact where nothing was reduced.
 
     Args:
-        state: traced (``model.embed(images, traced=True)``), of images: M tokens, S of them special, which are no part
-            of the grid wherever they are now.
+        state: traced if it is reduced (``model.embed(images, traced=True)``), of images: M tokens, S of them special,
+            which are no part of the grid.
         grid: (rows, columns) of patches; L0 = rows · columns + S.
         how: one of ``RESTORATIONS``.
         offset: (B, L0, C) for ``skip``, see ``follow``.
@@ -35,13 +35,14 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offs
 
     Raises:
         UserError: an unknown restoration.
-        ValueError: the state is not traced, or there is no offset for ``skip``.
+        ValueError: the state is reduced and not traced, or there is no offset for ``skip``.
     """
     check_restoration(how)
+    state = state.applied()
+    if state.source is None and state.index.shape[1] == grid[0] * grid[1] + state.special.shape[1]:
+        state = state._replace(source=state.index)  # nothing was reduced
     if state.source is None or (how == "skip") != (offset is not None):
         raise ValueError("expected a traced state, and an offset for the restoration 'skip' alone")
-    state = state.settled()
-    assert state.source is not None
     patches = ordinary_tokens(state.index.gather(1, state.special), state.source.shape[1])  # original positions, (B, P)
     if offset is not None:
         everywhere = _take(state.stream, state.source) + offset
@@ -49,12 +50,41 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offs
     elif how == "interpolate":
         tokens = _interpolate(state, patches, grid)
     else:
-        source = state.source.gather(1, patches)
-        if _may_drop(state, source):
-            _, neighbour = _neighbours(state, patches, grid, 1)
-            source = torch.where(source < 0, neighbour[..., 0], source)
-        tokens = state.stream.gather(1, _rows(source, state.stream))
+        tokens = _unmerged(state.stream, state, patches, grid)
     return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
+    """A convolution over the grid of patches for tokens that may be fewer: at all positions, read at the survivors.
+
+    Every position takes the value of the token it has become part of, of the nearest survivor where it was dropped.
+
+    Args:
+        values: (B, L, C), of the tokens of ``state``.
+        state: traced where tokens are missing, with its layout and without special tokens.
+        conv: C channels to C', of stride 1 and with padding that keeps the grid.
+
+    Returns:
+        (B, L, C'); where nothing was reduced, the convolution itself.
+    """
+    layout = state.layout
+    assert layout is not None
+    assert not layout.special
+    if state.source is not None:
+        every = torch.arange(layout.patches, device=values.device).expand(len(values), -1)
+        values = _unmerged(values, state, every, layout.grid)
+    maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
+    return maps if state.source is None else take(maps, state.index)
+
+
+def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values (B, M, C) of the tokens at original positions ``patches`` (B, P): (B, P, C)."""
+    assert state.source is not None
+    source = state.source.gather(1, patches)
+    if _may_drop(state, source):
+        _, neighbour = _neighbours(state, patches, grid, 1)
+        source = torch.where(source < 0, neighbour[..., 0], source)
+    return take(values, source)
 
 
 def follow(offset: Tensor | None, before: TokenState, after: TokenState) -> Tensor:

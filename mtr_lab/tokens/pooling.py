@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtr_lab.backbones.token_state import TokenState
 from mtr_lab.errors import unknown
+from mtr_lab.tokens.state import TokenState
 
 POOLINGS = ("token", "avg", "")
 """``token``: the class token. ``avg``: the mean of the others, in which a token counts as many times as it stands for

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import mtr_lab
-from mtr_lab.backbones import TokenState
 from mtr_lab.reduction import apply, follow, policy_names, restore
 from mtr_lab.reduction.plan import make_plan
 from mtr_lab.tasks.features import FeatureMaps
+from mtr_lab.tokens import TokenState
 
 
 def tokens(*values: float) -> Tensor:
@@ -55,7 +55,7 @@ def test_a_position_takes_the_token_that_absorbed_it_through_several_reductions(
 
 @pytest.mark.parametrize(("into", "searches"), [(1, 0), (-1, 1)])
 def test_neighbours_are_searched_only_for_dropped_tokens(into: int, searches: int, monkeypatch) -> None:
-    module, calls = sys.modules["mtr_lab.reduction.restore"], []
+    module, calls = sys.modules["mtr_lab.tokens.grid"], []
     search = module._neighbours
     monkeypatch.setattr(module, "_neighbours", lambda *args: calls.append(args) or search(*args))
     restore(reduce(start(tokens(*VALUES), 3), {0: into}), GRID)
@@ -168,4 +168,4 @@ def test_what_cannot_be_restored() -> None:
     with pytest.raises(mtr_lab.UserError, match="feature maps are of images"):
         FeatureMaps(mtr_lab.create_model("videomamba_ti", depth=4, embed_dim=16, num_frames=2))
     with pytest.raises(ValueError, match="traced"):
-        restore(TokenState.start(tokens(*VALUES), [3]), GRID)
+        restore(reduce(TokenState.start(tokens(*VALUES), [3]), {0: 1}), GRID)

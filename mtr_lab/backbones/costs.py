@@ -1,0 +1,38 @@
+"""What a part of a model costs for one image, in both conventions of counting FLOPs."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``flops`` are true ones, 2 a multiply-accumulate; ``literature`` as papers count them, 1 a multiply-accumulate.
+
+    ``exponentials`` are those of exp(Δ A). Normalisations and activations are left out of all three.
+    """
+
+    flops: int = 0
+    literature: int = 0
+    exponentials: int = 0
+
+    @classmethod
+    def products(cls, multiply_accumulates: int) -> "Costs":
+        """The costs of matrix products or convolutions."""
+        return cls(2 * multiply_accumulates, multiply_accumulates)
+
+    def __add__(self, other: "Costs") -> "Costs":
+        return Costs(
+            self.flops + other.flops,
+            self.literature + other.literature,
+            self.exponentials + other.exponentials,
+        )
+
+    def __mul__(self, times: int) -> "Costs":
+        return Costs(times * self.flops, times * self.literature, times * self.exponentials)
+
+
+def linear_costs(module: nn.Module, tokens: int) -> Costs:
+    """The costs of all linear layers in a module, each called once with that many tokens."""
+    weights = (layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+    return Costs.products(tokens * sum(weights))

@@ -1,0 +1,128 @@
+"""What a backbone says of itself, and the loop that runs it.
+
+Schedules, FLOPs, roofline, tasks, pictures, bench, CUDA graphs and weights know this alone. A backbone is any module
+that has these members; it need not inherit anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mtr_lab.backbones.costs import Costs
+from mtr_lab.backbones.stage import Block, Stage
+from mtr_lab.tokens import Layout, TokenState
+
+
+class ModelReduction(Protocol):
+    """What a policy attaches to a backbone: one object that holds the operating point in force."""
+
+    @property
+    def key(self) -> Any:
+        """Hashable; equal if and only if the forward pass is the same. ``None`` where nothing is reduced."""
+
+    def on_picture(self, images: Tensor) -> Tensor:
+        """The images that the backbone is given instead."""
+
+    def on_embedding(self, state: TokenState) -> TokenState:
+        """The tokens before the first block, with a pending plan if some go."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A classifier of stages of blocks, itself a module. B images, C channels, K classes."""
+
+    reduction: Any
+    """The :class:`ModelReduction` in force, ``None`` for none; set and removed by ``mtr_lab.reduction``."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """In the order in which tokens pass through them."""
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head, 0 without one."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image (channels, H, W), or video (channels, T, H, W), of the model's own size."""
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the head, a module as those of blocks: (hidden, residual, plan) -> (normed, residual)."""
+
+    def layouts(self, img_size: Sequence[int] | None = None) -> list[Layout]:
+        """The tokens of each stage for images of (height, width), by default the model's own.
+
+        Raises:
+            UserError: the size does not fit.
+        """
+
+    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
+        """Images to the state before the first block. ``traced``: track where each original token goes."""
+
+    def enter(self, stage: int, state: TokenState) -> TokenState:
+        """The state after the last block of a stage to the state before the first block of ``stage``, the next one."""
+
+    def classify(self, state: TokenState) -> Tensor:
+        """The state after the last block -> logits (B, K)."""
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, none for 0 classes."""
+
+    def costs(self, layouts: Sequence[Layout]) -> Costs:
+        """For one image, of all that is not a block: the embedding, what is between stages, the head."""
+
+
+def blocks_of(model: Backbone) -> list[Block]:
+    """The blocks of all stages in order."""
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+def stage_of(model: Backbone, block: int) -> int:
+    """The number of the stage that a block belongs to."""
+    for number, stage in enumerate(model.stages):
+        if block < len(stage.blocks):
+            return number
+        block -= len(stage.blocks)
+    raise IndexError(block)
+
+
+def first_state(model: Backbone, images: Tensor, *, traced: bool = False) -> TokenState:
+    """Images (B, channels, H, W) to the state before the first block, as the policy in force has it."""
+    if model.reduction is None:
+        return model.embed(images, traced=traced)
+    return model.reduction.on_embedding(model.embed(model.reduction.on_picture(images), traced=traced))
+
+
+def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[TokenState, TokenState]]:
+    """Run the blocks from number ``first`` on; yields the states before and after each.
+
+    With ``model.grad_checkpointing``, a block's activations are computed again in the backward pass.
+    """
+    start = 0
+    for number, stage in enumerate(model.stages):
+        if first <= start > 0:
+            state = model.enter(number, state)
+        for block in stage.blocks[max(first - start, 0) :]:
+            after = run_block(model, block, state)
+            yield state, after
+            state = after
+        start += len(stage.blocks)
+
+
+def run_block(model: Backbone, block: Block, state: TokenState) -> TokenState:
+    """One block on the state before it."""
+    if getattr(model, "grad_checkpointing", False) and torch.is_grad_enabled():
+        return TokenState(*checkpoint(block, *state, use_reentrant=False))
+    return TokenState(*block(*state))
+
+
+def last_state(model: Backbone, images: Tensor, *, traced: bool = False) -> TokenState:
+    """Images (B, channels, H, W) to the state after the last block."""
+    state = first_state(model, images, traced=traced)
+    for _, after in run(model, state):
+        state = after
+    return state

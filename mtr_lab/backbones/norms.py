@@ -1,0 +1,21 @@
+"""Norms between blocks: they add the two streams, reduce them if a plan is pending, and normalise the sum."""
+
+import torch
+from torch import Tensor, nn
+
+from mtr_lab import ops
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of the sum of the hidden and the residual stream."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.rms_norm_add``."""
+        return ops.rms_norm_add(hidden, residual, self.weight, self.eps, plan=plan)

@@ -1,0 +1,19 @@
+"""Tokens between two blocks: their state, the grid and the paths they lie on."""
+
+from mtr_lab.tokens.grid import RESTORATIONS, check_restoration, convolve, follow, restore
+from mtr_lab.tokens.layout import Layout
+from mtr_lab.tokens.paths import PATHS, Path
+from mtr_lab.tokens.state import Evidence, TokenState
+
+__all__ = [
+    "PATHS",
+    "RESTORATIONS",
+    "Evidence",
+    "Layout",
+    "Path",
+    "TokenState",
+    "check_restoration",
+    "convolve",
+    "follow",
+    "restore",
+]

@@ -1,0 +1,69 @@
+"""What the positions of an unreduced token sequence are: patches of a grid, and special tokens among them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of one stage for images of one size: frame by frame, row by row, special tokens at fixed positions.
+
+    Args:
+        rows, columns: patches of one sequence; of one window, where a stage cuts the image into windows.
+        special: positions of the special tokens in the sequence, ascending.
+        frames: of a video, one after the other.
+        windows: (down, across), how many sequences an image is cut into; its sequences follow each other in the batch,
+            row by row.
+    """
+
+    rows: int
+    columns: int
+    special: tuple[int, ...] = ()
+    frames: int = 1
+    windows: tuple[int, int] = (1, 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of one frame of one sequence."""
+        return self.rows, self.columns
+
+    @property
+    def patches(self) -> int:
+        """Patches of one sequence."""
+        return self.frames * self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one sequence, the special ones included."""
+        return self.patches + len(self.special)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one image."""
+        return self.windows[0] * self.windows[1]
+
+    def patch_positions(self, device: torch.device) -> Tensor:
+        """(patches,) int64, the position of each patch in the sequence; made on the device, for CUDA graphs."""
+        patch = torch.arange(self.patches, device=device)
+        position = patch
+        for before, place in enumerate(self.special):
+            position = position + (patch >= place - before)
+        return position
+
+    def join(self, maps: Tensor) -> Tensor:
+        """Maps of sequences (B · sequences, C, rows, columns) to those of images (B, C, height, width) in patches."""
+        down, across = self.windows
+        if self.sequences == 1:
+            return maps
+        split = maps.unflatten(0, (-1, down, across))  # (B, down, across, C, rows, columns)
+        return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """The inverse of ``join``: maps of images to those of their sequences."""
+        down, across = self.windows
+        if self.sequences == 1:
+            return maps
+        split = maps.unflatten(3, (across, self.columns)).unflatten(2, (down, self.rows))  # (B, C, down, r, across, c)
+        return split.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

@@ -1,0 +1,102 @@
+"""The paths along which a block scans its tokens, and where the survivors of a reduction are on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtr_lab.tokens.layout import Layout
+from mtr_lab.tokens.state import TokenState
+
+
+@dataclass(frozen=True)
+class Path:
+    """One direction of a scan over the patches of a grid; special tokens keep their place in the sequence.
+
+    Args:
+        name: by which a policy asks for its evidence.
+        reverse: from the last token to the first.
+        columns: column by column instead of row by row.
+        snake: every other line in the opposite direction, so that neighbours on the path are neighbours in the image.
+    """
+
+    name: str
+    reverse: bool = False
+    columns: bool = False
+    snake: bool = False
+
+    @property
+    def is_raster(self) -> bool:
+        """Whether the path is the order of the tokens or its reverse, which a scan follows without a table."""
+        return not (self.columns or self.snake)
+
+    def order(self, layout: Layout, device: torch.device) -> Tensor:
+        """(L0,) int64, the positions of an unreduced sequence in the order of the path."""
+        lines = torch.arange(layout.patches, device=device).view(layout.frames, *layout.grid)
+        lines = (lines.transpose(1, 2) if self.columns else lines).flatten(0, 1)
+        if self.snake:
+            odd = torch.arange(len(lines), device=device) % 2 == 1
+            lines = torch.where(odd[:, None], lines.flip(1), lines)
+        patches = layout.patch_positions(device)
+        order = torch.arange(layout.tokens, device=device).scatter(0, patches, patches[lines.flatten()])
+        return order.flip(0) if self.reverse else order
+
+
+PATHS = {
+    path.name: path
+    for path in (
+        Path("forward"),
+        Path("backward", reverse=True),
+        Path("columns", columns=True),
+        Path("columns_backward", reverse=True, columns=True),
+        Path("snake", snake=True),
+        Path("snake_backward", reverse=True, snake=True),
+        Path("columns_snake", columns=True, snake=True),
+        Path("columns_snake_backward", reverse=True, columns=True, snake=True),
+    )
+}
+
+
+def order(state: TokenState, paths: Sequence[Path]) -> Tensor | None:
+    """The tokens of a state in the order of each path, as ``mtr_lab.ops.selective_scan`` takes it.
+
+    The survivors keep the order of their original positions along the path. Nothing is sorted: a survivor's place is
+    the number of survivors that come before it.
+
+    Returns:
+        (G, B, L) int64, or ``None`` where all paths are raster.
+    """
+    if all(path.is_raster for path in paths):
+        return None
+    step = _steps(state, paths)
+    occupied = step.new_zeros(*step.shape[:2], _layout(state).tokens).scatter_(2, step, 1)
+    place = (occupied.cumsum(2) - 1).gather(2, step)  # of each token among the survivors
+    tokens = torch.arange(place.shape[2], device=place.device).expand_as(place)
+    return torch.zeros_like(place).scatter_(2, place, tokens)
+
+
+def gap(state: TokenState, paths: Sequence[Path]) -> Tensor:
+    """How many tokens are missing just before each step of each path, (B, G, L) int64."""
+    if all(path.is_raster for path in paths):
+        missing = F.pad(state.index.diff(dim=1) - 1, (1, 1))  # before each token, and behind the last one
+        rows = [missing[:, 1:].flip(1) if path.reverse else missing[:, :-1] for path in paths]
+        return torch.stack(rows, dim=1)
+    read = order(state, paths)
+    assert read is not None
+    return F.pad(_steps(state, paths).gather(2, read).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
+
+
+def _steps(state: TokenState, paths: Sequence[Path]) -> Tensor:
+    """(G, B, L) int64, the step at which each path of the unreduced sequence reads the place of each token."""
+    tables = torch.stack([path.order(_layout(state), state.index.device) for path in paths])  # (G, L0)
+    steps = torch.arange(tables.shape[1], device=tables.device).expand_as(tables)
+    step_of = torch.zeros_like(tables).scatter_(1, tables, steps)
+    return step_of[:, state.index]
+
+
+def _layout(state: TokenState) -> Layout:
+    if state.layout is None:
+        raise ValueError("a path over the grid needs the state's layout: pass it to TokenState.start")
+    return state.layout
