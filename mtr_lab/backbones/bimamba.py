@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.plain import as_built, is_plain
-from mtr_lab.tokens import PATHS, Evidence
+from mtr_lab.tokens import PATHS, Evidence, Layout, Path
 from mtr_lab.tokens.positions import Positions
 
 INNER = ("conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b")
@@ -88,14 +88,17 @@ class BiMamba(nn.Module):
         )
         return self.out_proj(y), evidence
 
-    def costs(self, tokens: int) -> Costs:
-        """Of one sequence. The literature counts one of the directions, and the convolution with its padding."""
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[Path]) -> Costs:
+        """Of one sequence of so many tokens, scanned along ``paths``.
+
+        The literature counts one of the directions, and the convolution with its padding.
+        """
         width, inner, rank, states = self.d_model, self.d_inner, self.dt_rank, self.d_state
         projections = 3 * width * inner * tokens  # in_proj and out_proj
         direction = tokens * inner * (self.d_conv + rank + 2 * states + rank)  # conv1d, x_proj, dt_proj
         padding = self.d_conv * inner * (self.d_conv - 1)
         scan = 9 * tokens * inner * states + 2 * tokens * inner
-        directions = len(self.paths)
+        directions = len(paths)
         return Costs(
             flops=2 * (projections + directions * direction) + directions * scan,
             literature=projections + direction + padding + scan,

@@ -1,6 +1,6 @@
 """Blocks, and the stages they form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,8 +28,9 @@ class BlockReduction(Protocol):
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``; none where nothing goes."""
 
-    def paths(self, paths: Sequence[Path]) -> Sequence[Path]:
-        """Those of a mixer's paths that are to be scanned."""
+    @property
+    def chosen(self) -> Callable[[Sequence[Path]], Sequence[Path]] | None:
+        """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The tokens after the mixer, with a pending plan if some go."""
@@ -47,8 +48,8 @@ class Mixer(Protocol):
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed ones, and the evidence asked for, ``Evidence.none`` without a scan."""
 
-    def costs(self, tokens: int) -> Costs:
-        """Of one sequence of that many tokens."""
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[Path]) -> Costs:
+        """Of one sequence: so many tokens are left of ``layout``, and are scanned along ``paths``."""
 
 
 class Block(nn.Module):
@@ -98,7 +99,7 @@ class Block(nn.Module):
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            positions = Positions(state, reduction.aligned, reduction.exponent)
+            positions = Positions(state, reduction.aligned, reduction.exponent, reduction.chosen)
             hidden, evidence = self.mixer(normed, positions, reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
@@ -117,10 +118,17 @@ class Block(nn.Module):
         rows = plan.dest.clamp(min=0)[..., None].expand(-1, -1, merged.shape[2])
         return state.with_streams(merged.gather(1, rows).masked_fill((plan.dest < 0)[..., None], 0), residual)
 
-    def costs(self, entering: int, leaving: int) -> Costs:
-        """Of one sequence: ``entering`` tokens are mixed, ``leaving`` of them survive."""
-        own: Costs = self.mixer.costs(entering)
-        return own if self.mlp is None else own + linear_costs(self.mlp, leaving)
+    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[Path] | None = None) -> Costs:
+        """Of one sequence.
+
+        Args:
+            mixed: how many tokens the mixer is given.
+            transformed: how many the MLP is given, if there is one.
+            layout: of the unreduced tokens.
+            paths: those that are scanned, by default all of the mixer's.
+        """
+        own: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
+        return own if self.mlp is None else own + linear_costs(self.mlp, transformed)
 
 
 @dataclass(frozen=True)

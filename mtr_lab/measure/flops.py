@@ -6,7 +6,8 @@ every matrix product and convolution, both directions, and the scan's count once
 ``torch.utils.flop_counter`` sees of a forward pass. Normalisations and activations are left out of both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,40 +16,60 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.backbones.costs import Costs
+from mtr_lab.tokens import Path
 
 LITERATURE, TRUE = "literature", "true"
 
 
-def model_costs(
-    model: Backbone, remove: Sequence[int] | None = None, img_size: Sequence[int] | None = None
-) -> tuple[Costs, list[int]]:
-    """What the whole classifier costs for one image, its head included, a reduction's own cost not.
+@dataclass(frozen=True)
+class Work:
+    """How much of a model is computed for one image, beside the size of the image.
 
     Args:
-        remove: how many tokens go after the mixer of each block, from each sequence of an image; none by default.
-        img_size: (height, width), the model's own by default.
+        remove: how many tokens of each sequence go after the mixer of each block; none by default.
+        embedded: how many go before the first block.
+        mlp: (tokens, special ones among them) -> how many are merged for an MLP alone.
+        paths: the paths of a mixer -> those it scans.
+    """
+
+    remove: Sequence[int] | None = None
+    embedded: int = 0
+    mlp: Callable[[int, int], int] = lambda tokens, special: 0
+    paths: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths
+
+
+ALL = Work()
+"""An unreduced model's."""
+
+
+def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | None = None) -> tuple[Costs, list[int]]:
+    """What the whole classifier costs for one image, its head included, a reduction's own cost not.
+
+    ``img_size`` is (height, width), the model's own by default.
 
     Returns:
-        the costs, and how many tokens enter each block.
+        the costs, and how many tokens of a sequence enter each block.
     """
-    counts = iter(remove or [0] * len(blocks_of(model)))
-    layouts = model.layouts(img_size)
+    counts = iter(work.remove or [0] * len(blocks_of(model)))
+    layouts, gone = model.layouts(img_size), work.embedded
     total, entering = model.costs(layouts), []
     for stage, layout in zip(model.stages, layouts, strict=True):
-        tokens = layout.tokens
+        tokens, gone = layout.tokens - gone, 0
         for block in stage.blocks:
             entering.append(tokens)
             tokens -= next(counts)
-            total += block.costs(entering[-1], tokens) * layout.sequences
+            transformed = tokens - work.mlp(tokens, len(layout.special)) if block.mlp is not None else 0
+            own = block.costs(entering[-1], transformed, layout, work.paths(block.mixer.paths))
+            total += own * layout.sequences
     return total, entering
 
 
 def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
     """FLOPs of the whole classifier for one image of its own size, in ``LITERATURE`` or ``TRUE`` convention.
 
-    ``remove`` as for :func:`model_costs`.
+    ``remove`` is how many tokens of each sequence go after the mixer of each block; none by default.
     """
-    costs, _ = model_costs(model, remove)
+    costs, _ = model_costs(model, Work(remove))
     return costs.flops if convention == TRUE else costs.literature
 
 

@@ -11,6 +11,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of, first_state, height_and_width, run
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.schedule import AUTO, Schedule, block_places, make_schedule, reducing_blocks
 from mtr_lab.reduction.sensitivity import GreedySearch
@@ -26,22 +27,27 @@ class InForce:
         """Given the importance (B, L) by which a block chooses, where tokens are chosen by importance."""
 
     @property
-    def acts(self) -> bool:
-        """Whether anything is removed."""
-        return any(self.schedule.remove)
+    def acting(self) -> Policy | None:
+        """The policy, ``None`` where nothing is reduced."""
+        return self.policy if self.schedule.acts else None
 
     @property
     def key(self) -> tuple[Policy, Schedule] | None:
         """Equal if and only if the forward pass is the same; ``None`` where nothing is reduced."""
-        return (self.policy, self.schedule) if self.acts else None
+        return (self.policy, self.schedule) if self.schedule.acts else None
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone is given instead."""
-        return images
+        part = PICTURES[self.acting.picture] if self.acting else None
+        return images if part is None else part.change(images)
 
     def on_embedding(self, state: TokenState) -> TokenState:
-        """The tokens before the first block."""
-        return state
+        """The tokens before the first block, with a pending plan if some go."""
+        part = EMBEDDINGS[self.acting.embedding] if self.acting else None
+        if part is None:
+            return state
+        assert state.layout is not None
+        return state.reduced(part.plan(state, part.removes(state.layout)))
 
 
 class BlockInForce:
@@ -58,21 +64,26 @@ class BlockInForce:
     @property
     def aligned(self) -> bool:
         """Whether the scan's state decays over the places of removed tokens."""
-        return self._in_force.policy.align and self._in_force.acts
+        policy = self._in_force.acting
+        return policy is not None and policy.align
 
     @property
     def exponent(self) -> float:
         """Δ of a token is multiplied by its size to this power."""
-        return self._in_force.policy.stretch if self._in_force.acts else 0.0
+        policy = self._in_force.acting
+        return 0.0 if policy is None else policy.stretch
+
+    @property
+    def chosen(self) -> Callable[[Sequence[Path]], Sequence[Path]] | None:
+        """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
+        policy = self._in_force.acting
+        part = None if policy is None else SCANS[policy.paths]
+        return None if part is None else part.choose
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self._in_force.policy.needs if self.remove else ()
-
-    def paths(self, paths: Sequence[Path]) -> Sequence[Path]:
-        """Those of a mixer's paths that are to be scanned."""
-        return paths
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The tokens after the mixer, with a pending plan if some go."""
@@ -84,8 +95,12 @@ class BlockInForce:
         return state.reduced(policy(state, evidence, self.remove))
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
-        """The plan by which tokens are merged for the MLP alone."""
-        return None
+        """The plan by which tokens are merged for the MLP alone; ``None`` for none."""
+        policy = self._in_force.acting
+        part = None if policy is None else MLPS[policy.mlp]
+        if part is None:
+            return None
+        return part.plan(state, evidence, part.removes(state.index.shape[1], state.special.shape[1]))
 
 
 class Reduction:
@@ -142,7 +157,7 @@ class Reduction:
         model.eval()
         try:
             if self._search is None:
-                places = block_places(model, self._img_size)
+                places = block_places(model, self.policy, self._img_size)
                 blocks = reducing_blocks(places, self.policy, first_block=0, interval=1, layers=self.config["layers"])
                 self._search = GreedySearch(model, self.use, self.policy, blocks, images)
             found = self._search.reach(ratio)

@@ -1,7 +1,7 @@
 """A reduction policy: which tokens go, and what becomes of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, reduce
 from typing import Any
 
@@ -12,12 +12,14 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.measure.flops import Work
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.order import ORDERS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
-from mtr_lab.tokens import PATHS, Evidence, TokenState
+from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 from mtr_lab.tokens.pooling import ordinary_tokens
 
 EVIDENCE = (*ops.STATS, "b", "c")
@@ -46,6 +48,8 @@ class Policy:
         align: decay the scan's state over pruned tokens from the next block on (HSA).
         stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
             stands for several then writes, and lets the past fade, for longer.
+        picture, embedding, mlp, paths: what is done at other places, names of ``places.PICTURES``, ``EMBEDDINGS``,
+            ``MLPS`` and ``SCANS``.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -64,6 +68,10 @@ class Policy:
     order: str
     align: bool
     stretch: float
+    picture: str
+    embedding: str
+    mlp: str
+    paths: str
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -73,6 +81,10 @@ class Policy:
             "features": FEATURES,
             "merge": MERGES,
             "order": ORDERS,
+            "picture": PICTURES,
+            "embedding": EMBEDDINGS,
+            "mlp": MLPS,
+            "paths": SCANS,
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -98,6 +110,48 @@ class Policy:
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
+
+    @property
+    def acts_elsewhere(self) -> bool:
+        """Whether it does anything at another place than after a mixer."""
+        return any(table[name] for name, table in self._elsewhere())
+
+    def _elsewhere(self) -> list[tuple[str, Mapping[str, Any]]]:
+        return [(self.picture, PICTURES), (self.embedding, EMBEDDINGS), (self.mlp, MLPS), (self.paths, SCANS)]
+
+    def after_mixers(self) -> "Policy":
+        """The same without what it does elsewhere."""
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all")
+
+    def picture_size(self, model: Backbone, img_size: Sequence[int] | None) -> Sequence[int] | None:
+        """(height, width) of the picture that the backbone is given for one of ``img_size``; ``None``: its own size."""
+        part = PICTURES[self.picture]
+        if part is None:
+            return img_size
+        height, width = img_size or model.input_shape[-2:]
+        return part.size(height, width)
+
+    def embedded(self, layout: Layout) -> int:
+        """How many tokens of a sequence go before the first block."""
+        part = EMBEDDINGS[self.embedding]
+        return 0 if part is None else part.removes(layout)
+
+    def work(self, remove: Sequence[int], layout: Layout) -> Work:
+        """What is left to compute; ``layout`` is the first stage's."""
+        mlp, scan = MLPS[self.mlp], SCANS[self.paths]
+        work = Work(remove, self.embedded(layout))
+        work = work if mlp is None else replace(work, mlp=mlp.removes)
+        return work if scan is None else replace(work, paths=scan.choose)
+
+    def embedding_flops(self, layout: Layout, channels: int) -> int:
+        """True FLOPs of what is done before the first block, for one sequence."""
+        part = EMBEDDINGS[self.embedding]
+        return 0 if part is None else part.flops(layout, channels) + 2 * part.removes(layout) * channels
+
+    def mlp_flops(self, tokens: int, special: int, channels: int) -> int:
+        """True FLOPs of merging for an MLP, for one sequence."""
+        part = MLPS[self.mlp]
+        return 0 if part is None else part.flops(tokens, channels) + 2 * part.removes(tokens, special) * channels
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model lacks what the policy reads."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtr_lab.backbones import Backbone
+from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.policy import Policy
@@ -37,6 +37,13 @@ class Schedule:
     """Of the backbone and class head as the literature counts them."""
     exponentials: int
     """exp(Δ A) of all scans."""
+    elsewhere: bool
+    """Whether the policy acts at other places than after mixers, too."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything differs from the unreduced model."""
+        return self.elsewhere or any(self.remove)
 
     @property
     def reduction(self) -> float:
@@ -61,19 +68,21 @@ class Place:
     """Of its stage: after it, removing a token saves nothing."""
 
 
-def block_places(model: Backbone, img_size: Sequence[int] | None = None) -> list[Place]:
+def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[Place]:
     """The places of all blocks for images of (height, width), by default the model's own size."""
+    layouts = model.layouts(policy.picture_size(model, img_size))
+    embedded = [policy.embedded(layouts[0]), *[0] * (len(layouts) - 1)]
     return [
         Place(
             number,
-            layout.tokens,
+            layout.tokens - gone,
             len(layout.special),
             layout.sequences,
             stage.width,
             bool(block.mixer.paths),
             block is stage.blocks[-1],
         )
-        for number, (stage, layout) in enumerate(zip(model.stages, model.layouts(img_size), strict=True))
+        for number, (stage, layout, gone) in enumerate(zip(model.stages, layouts, embedded, strict=True))
         for block in stage.blocks
     ]
 
@@ -140,16 +149,24 @@ def make_schedule(
         UserError: a ratio beyond what can be reached (states the maximum), counts that remove more than there is, or
             both a ratio and counts.
     """
-    places = block_places(model, img_size)
-    depth, unreduced = len(places), model_costs(model, None, img_size)[0].flops
+    elsewhere = policy.acts_elsewhere and ratio != 0
+    places = block_places(model, policy if elsewhere else policy.after_mixers(), img_size)
+    depth, unreduced = len(places), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remove, img_size)
-        own = sum(
-            policy.flops(n, place.special, count, place.width) * place.sequences
-            for n, count, place in zip(tokens, remove, places, strict=True)
+        acting = policy if elsewhere else policy.after_mixers()
+        size = acting.picture_size(model, img_size)
+        layout = model.layouts(size)[0]
+        costs, tokens = model_costs(model, acting.work(remove, layout), size)
+        own = acting.embedding_flops(layout, model.stages[0].width) * layout.sequences
+        for block, n, count, place in zip(blocks_of(model), tokens, remove, places, strict=True):
+            step = policy.flops(n, place.special, count, place.width)
+            if block.mlp is not None:
+                step += acting.mlp_flops(n - count, place.special, place.width)
+            own += step * place.sequences
+        return Schedule(
+            tuple(remove), tuple(tokens), costs.flops, own, unreduced, costs.literature, costs.exponentials, elsewhere
         )
-        return Schedule(tuple(remove), tuple(tokens), costs.flops, own, unreduced, costs.literature, costs.exponentials)
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
@@ -193,7 +210,10 @@ def _solve(
 ) -> Schedule:
     """Scale the shape up to the first step that is enough, then take back what is too much, token by token."""
     wanted = dict.fromkeys(shape, 0)
-    best = 0.0
+    reached = at(wanted)
+    best = reached.reduction
+    if best >= ratio:  # by what the policy does at other places
+        return reached
     for scale in range(1, length):
         enough = {block: math.ceil(scale * part) for block, part in shape.items()}
         reached = at(enough)

@@ -52,7 +52,7 @@ class GreedySearch:
     ) -> None:
         self._model, self._use, self._policy = model, use, policy
         self._size = (images.shape[-2], images.shape[-1])
-        self._places = block_places(model, self._size)
+        self._places = block_places(model, policy, self._size)
         self._prices = dict.fromkeys(blocks, 0.0)
         nothing = self._cost([0] * len(self._places))
         self._path = [Choice(nothing, 0.0, 0.0)]

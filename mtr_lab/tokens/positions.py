@@ -1,7 +1,8 @@
 """Where a mixer's tokens are, for mixers that care."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,11 +19,27 @@ class Positions:
         state: of the tokens the mixer is given.
         aligned: let the scan's state decay over the places of removed tokens.
         exponent: Δ of a token is multiplied by its size to this power.
+        chosen: picks the paths to scan from a mixer's own; ``None`` for all of them.
     """
 
     state: TokenState
     aligned: bool = False
     exponent: float = 0.0
+    chosen: Callable[[Sequence[Path]], Sequence[Path]] | None = None
+
+    def scanned(self, along: Sequence[Path]) -> Sequence[Path]:
+        """Those of a mixer's paths that it is to scan."""
+        return along if self.chosen is None else self.chosen(along)
+
+    def scan(self, along: Sequence[Path]) -> dict[str, Any]:
+        """What ``mtr_lab.ops.selective_scan`` has to know about these paths, by its arguments' names."""
+        read = self.order(along)
+        return {
+            "reverse": [path.reverse and read is None for path in along],
+            "order": read,
+            "gap": self.gap(along),
+            "stretch": self.stretch,
+        }
 
     def order(self, along: Sequence[Path]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L), ``None`` for raster paths; see ``tokens.paths.order``."""

@@ -81,4 +81,4 @@ def test_tokens_of_another_size() -> None:
 
 def test_a_block_costs_in_proportion_to_its_tokens() -> None:
     mixer = outline("vim_s").blocks[0].mixer
-    assert mixer.costs(100).flops == 100 * mixer.costs(1).flops
+    assert mixer.costs(100, None, mixer.paths).flops == 100 * mixer.costs(1, None, mixer.paths).flops

@@ -3,7 +3,7 @@ import torch
 
 from mtr_lab import create_model
 from mtr_lab.measure import roofline
-from mtr_lab.measure.flops import model_costs
+from mtr_lab.measure.flops import Work, model_costs
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -42,7 +42,7 @@ def test_a_video_is_read_frame_by_frame() -> None:
 
 
 def test_exponentials_by_hand(model) -> None:
-    costs, tokens = model_costs(model, [3, 0])
+    costs, tokens = model_costs(model, Work([3, 0]))
     assert tokens == [7, 4]
     assert costs.exponentials == 2 * (7 + 4) * 16 * 4
 

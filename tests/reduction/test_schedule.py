@@ -58,7 +58,7 @@ def test_overshoot_of_the_published_settings(name: str, ratio: float) -> None:
     model = outline(name)
     schedule = make_schedule(model, MTR, ratio=ratio)
     last = max(block for block, count in enumerate(schedule.remove) if count)
-    one_token = sum(block.costs(1, 1).flops for block in model.blocks[last + 1 :])
+    one_token = sum(block.costs(1, 1, model.layouts()[0]).flops for block in model.blocks[last + 1 :])
     assert 0 <= (schedule.reduction - ratio) * schedule.flops_unreduced < one_token
 
 
