@@ -49,6 +49,6 @@ def detection_sheet(
         panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
     last = observation.blocks[-1]
     headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))
-    panels.append(token_panel(observation.image, last, observation.grid, 1))
+    panels.append(token_panel(observation.image, last, 1))
     note = f"boxes of a score of at least {LEAST_SCORE}  ·  {TOKENS}"
     return page(title(observation), [headings, panels], note)

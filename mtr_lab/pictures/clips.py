@@ -83,7 +83,7 @@ def _sheet(title: str, observation: Observation, rows: Sequence[tuple[Image.Imag
 
 def _token_row(observation: Observation, block: int, side: int) -> list[Image.Image]:
     view, scale = observation.blocks[block], _scale(observation, side)
-    return token_panels(observation.image, view, observation.grid, scale)
+    return token_panels(observation.image, view, scale)
 
 
 def _scale(observation: Observation, side: int) -> int:

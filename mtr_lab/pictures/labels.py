@@ -58,5 +58,5 @@ def segmentation_sheet(
         panels.append(label_panel(observation.image, labels, classes))
     last = observation.blocks[-1]
     headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))
-    panels.append(token_panel(observation.image, last, observation.grid, 1))
+    panels.append(token_panel(observation.image, last, 1))
     return page(title(observation), [headings, panels], TOKENS)

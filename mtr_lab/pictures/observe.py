@@ -8,6 +8,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from mtr_lab.backbones import Stage
 from mtr_lab.pictures.regions import PatchGrid
 from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 
@@ -16,8 +17,14 @@ from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 class BlockView:
     """One image after one block; maps are over its patches, (rows, columns); a video's are (frames, rows, columns)."""
 
+    grid: PatchGrid
+    """Of the block's stage; of a frame, in a video."""
+    unreduced: int
+    """How many tokens there are in its stage before any reduction, special ones included."""
+    entered: int
+    """How many enter the block."""
     tokens: int
-    """How many tokens are left, the class token included."""
+    """How many are left."""
     source: np.ndarray
     """int, the token each patch has become part of, ``DROPPED`` if none."""
     removed: np.ndarray
@@ -32,23 +39,18 @@ class Observation:
 
     image: np.ndarray
     """(H, W, 3) uint8, as the model sees it; a video is (T, H, W, 3)."""
-    grid: PatchGrid
-    """Of a frame, in a video."""
     backbone: str
     policy: str
     score: str
     """The name of the score."""
     reduction: float
     """The share of the unreduced FLOPs that is gone."""
-    tokens: int
-    """How many there are before the first block."""
     blocks: tuple[BlockView, ...]
 
     @property
     def reducing(self) -> list[int]:
         """The blocks that remove tokens."""
-        counts = [self.tokens, *(view.tokens for view in self.blocks)]
-        return [block for block in range(len(self.blocks)) if counts[block + 1] < counts[block]]
+        return [number for number, view in enumerate(self.blocks) if view.tokens < view.entered]
 
 
 @torch.no_grad()
@@ -66,41 +68,47 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
         UserError: the images do not fit the patch grid, or the reduction is not in force.
     """
     reduction.use(reduction.schedule)  # refuses where the model was unpatched or patched anew
-    (layout,), (stage,) = model.layouts(images.shape[-2:]), model.stages
-    grid = PatchGrid(layout.rows, layout.columns, stage.patch_size, stage.stride)
-    blocks = trace_blocks(model, images)
-    patches = layout.patch_positions(images.device).expand(len(images), -1)  # (B, frames · rows · columns)
-    frames = (layout.frames,) if len(model.input_shape) == 4 else ()
-    views = [_view(block, patches, (*frames, grid.rows, grid.columns)) for block in blocks]
+    stages = [stage for stage in model.stages for _ in stage.blocks]
+    video = len(model.input_shape) == 4
+    traced = zip(trace_blocks(model, images), stages, strict=True)
+    views = [_view(block, stage, video) for block, stage in traced]
     return [
         Observation(
             image=pixels,
-            grid=grid,
             backbone=getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__),
             policy=reduction.policy.policy,
             score=reduction.policy.score,
             reduction=reduction.schedule.reduction,
-            tokens=layout.tokens,
             blocks=tuple(view[i] for view in views),
         )
         for i, pixels in enumerate(_pixels(model, images))
     ]
 
 
-def _view(block: TracedBlock, patches: Tensor, shape: tuple[int, ...]) -> list[BlockView]:
+def _view(block: TracedBlock, stage: Stage, video: bool) -> list[BlockView]:
     before, after, score = block.before, block.after, block.score
+    layout = after.layout
+    assert layout is not None
     assert after.source is not None
+    patches = layout.patch_positions(after.source.device).expand(len(after.source), -1)
     everywhere = torch.zeros(after.source.shape, dtype=torch.float32, device=after.source.device)
 
     def over_patches(values: Tensor) -> np.ndarray:
-        """(B, L0) at the original positions -> (B, *shape)."""
-        return values.gather(1, patches).unflatten(1, shape).cpu().numpy()
+        """Of the sequences of the images (B · sequences, L0), at the original positions -> (B, *)."""
+        maps = values.gather(1, patches).unflatten(1, (layout.frames, *layout.grid))
+        maps = layout.join(maps)
+        return (maps if video else maps[:, 0]).cpu().numpy()
 
-    source = over_patches(after.source)
+    # The tokens of an image's sequences are numbered one after the other.
+    first = torch.arange(len(after.source), device=after.source.device) % layout.sequences * after.index.shape[1]
+    source = over_patches(torch.where(after.source < 0, after.source, after.source + first[:, None]))
     removed = over_patches(everywhere.scatter(1, before.index, 1).scatter(1, after.index, 0)) > 0
     scores = None if score is None else over_patches((everywhere + torch.nan).scatter(1, before.index, score))
+    grid = PatchGrid(*source.shape[-2:], stage.patch_size, stage.stride)
+    lengths = layout.tokens, before.index.shape[1], after.index.shape[1]
+    unreduced, entered, tokens = (length * layout.sequences for length in lengths)
     return [
-        BlockView(after.index.shape[1], source[i], removed[i], None if scores is None else scores[i])
+        BlockView(grid, unreduced, entered, tokens, source[i], removed[i], None if scores is None else scores[i])
         for i in range(len(source))
     ]
 

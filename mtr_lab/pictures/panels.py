@@ -27,22 +27,21 @@ def image_panel(image: np.ndarray, scale: int) -> Image.Image:
     return Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
 
 
-def token_panel(image: np.ndarray, view: BlockView, grid: PatchGrid, scale: int) -> Image.Image:
+def token_panel(image: np.ndarray, view: BlockView, scale: int) -> Image.Image:
     """The surviving tokens: single patches as they are, merged ones outlined in their mean colour, dropped ones pale.
 
     Args:
         image: (H, W, 3) uint8.
         view: what is left of its patches.
-        grid: their geometry.
         scale: by how much to enlarge.
     """
-    (panel,) = _token_panels(image[None], view.source[None], grid, scale)
+    (panel,) = _token_panels(image[None], view.source[None], view.grid, scale)
     return panel
 
 
-def token_panels(frames: np.ndarray, view: BlockView, grid: PatchGrid, scale: int) -> list[Image.Image]:
+def token_panels(frames: np.ndarray, view: BlockView, scale: int) -> list[Image.Image]:
     """As ``token_panel`` for a video (T, H, W, 3), a panel each frame; a merged token has one colour in all of them."""
-    return _token_panels(frames, view.source, grid, scale)
+    return _token_panels(frames, view.source, view.grid, scale)
 
 
 def _token_panels(frames: np.ndarray, source: np.ndarray, grid: PatchGrid, scale: int) -> list[Image.Image]:
@@ -73,21 +72,21 @@ def _token_panel(
     return Image.fromarray(panel.round().astype(np.uint8))
 
 
-def score_panel(view: BlockView, grid: PatchGrid, scale: int) -> Image.Image:
+def score_panel(view: BlockView, scale: int) -> Image.Image:
     """The scores of the tokens that entered the block, and their colour bar; grey where there was no token any more.
 
     A cross marks the tokens that the block removed. Where it chose by no score, the panel says so.
     """
     if view.score is None:
         reason = "chosen by\nsimilarity alone" if view.removed.any() else "this block\nremoves nothing"
-        return _message(reason, grid.paint(view.source, scale).shape)
+        return _message(reason, view.grid.paint(view.source, scale).shape)
     low, high = np.nanpercentile(view.score, _RANGE)
     colours = np.where(np.isnan(view.score)[..., None], _MISSING, viridis((view.score - low) / (high - low or 1)))
-    scores = Image.fromarray(grid.paint(colours, scale).round().astype(np.uint8))
+    scores = Image.fromarray(view.grid.paint(colours, scale).round().astype(np.uint8))
     draw = ImageDraw.Draw(scores)
-    arm = grid.stride * scale * 0.22
+    arm = view.grid.stride * scale * 0.22
     for row, column in np.argwhere(view.removed):
-        y, x = ((at * grid.stride + grid.patch_size / 2) * scale - 0.5 for at in (row, column))
+        y, x = ((at * view.grid.stride + view.grid.patch_size / 2) * scale - 0.5 for at in (row, column))
         for colour, width in ((PAPER, 4), (_MARK, 2)):
             draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width)
             draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width)

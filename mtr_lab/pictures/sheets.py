@@ -59,12 +59,12 @@ def policy_strip(observations: Sequence[Observation]) -> Image.Image:
         observations: the same image under each of them.
     """
     first = observations[0]
-    headings = [label("input", f"{first.tokens} tokens")]
+    headings = [label("input", f"{first.blocks[0].entered} tokens")]
     panels = [image_panel(first.image, _scale(first))]
     for each in observations:
         last = each.blocks[-1]
         headings.append(label(each.policy, f"{percent(each)} of FLOPs removed\n{last.tokens} tokens left"))
-        panels.append(token_panel(each.image, last, each.grid, _scale(each)))
+        panels.append(token_panel(each.image, last, _scale(each)))
     return page(f"{first.backbone}  ·  after the last block", [headings, panels], TOKENS)
 
 
@@ -104,8 +104,8 @@ def chosen_blocks(observation: Observation, blocks: Sequence[int] | None) -> Seq
 
 
 def _panels(observation: Observation, block: int) -> list[Image.Image]:
-    view, grid, scale = observation.blocks[block], observation.grid, _scale(observation)
-    return [token_panel(observation.image, view, grid, scale), score_panel(view, grid, scale)]
+    view, scale = observation.blocks[block], _scale(observation)
+    return [token_panel(observation.image, view, scale), score_panel(view, scale)]
 
 
 def _scale(observation: Observation) -> int:
@@ -126,7 +126,8 @@ def percent(observation: Observation) -> str:
 
 def token_count(observation: Observation, block: int) -> str:
     """How many tokens are left after a block."""
-    return f"{observation.blocks[block].tokens} of {observation.tokens} tokens"
+    view = observation.blocks[block]
+    return f"{view.tokens} of {view.unreduced} tokens"
 
 
 def title(observation: Observation) -> str:

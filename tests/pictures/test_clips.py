@@ -28,7 +28,7 @@ def test_the_maps_are_those_of_the_trace(policy: str) -> None:
     observations, states = observe(model, reduction, videos), mtr_lab.trace(model, videos)
     for i, observation in enumerate(observations):
         assert observation.image.shape == (6, 24, 32, 3)
-        assert observation.tokens == 3 * 2 * 3 + 1
+        assert observation.blocks[0].unreduced == 3 * 2 * 3 + 1
         before = set(range(19))
         for view, state in zip(observation.blocks, states, strict=True):
             after = set(state.index[i].tolist())

@@ -40,8 +40,8 @@ def test_the_maps_are_those_of_the_trace(model, images, policy: str) -> None:
     observations = observe(model, reduction, images)
     states = mtr_lab.trace(model, images)
     for i, observation in enumerate(observations):
-        assert observation.grid == PatchGrid(5, 8, 16, 8)
-        assert (observation.policy, observation.tokens) == (policy, 41)
+        assert {view.grid for view in observation.blocks} == {PatchGrid(5, 8, 16, 8)}
+        assert (observation.policy, observation.blocks[0].entered) == (policy, 41)
         assert observation.reduction == reduction.schedule.reduction
         assert [view.tokens for view in observation.blocks] == [state.hidden.shape[1] for state in states]
         assert observation.reducing == [block for block, count in enumerate(reduction.schedule.remove) if count]
