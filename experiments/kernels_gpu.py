@@ -21,6 +21,7 @@ from triton.testing import do_bench_cudagraph
 from mtr_lab import ops
 from mtr_lab.measure.roofline import Peaks, measure_peaks
 from mtr_lab.ops.gpu import norm, plan, project, scan, scan_backward
+from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 
@@ -94,7 +95,8 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     }
     if images > 8:  # training takes batches
         A, (b, c) = layout.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
-        backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z.contiguous())
+        inputs = ScanInputs(u, delta, A, b, c, layout.d, z, layout.timescale_bias, reverse=both)
+        backward = partial(scan_backward.selective_scan_backward, inputs, z.contiguous())
         kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)
 
     rows = []

@@ -11,6 +11,7 @@ from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.ops import backend
 from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
+from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -112,7 +113,7 @@ def test_gradients_are_operators_whose_layout_is_known(name):
     gap, stretch, grad = data["gap"], data["stretch"], normal(2, 3, 3)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     operator = torch.ops.mtr_lab.selective_scan_backward.default
-    torch.library.opcheck(operator, (*inputs, gap, stretch, grad, [1, 0], name), test_utils=checks)
+    torch.library.opcheck(operator, (*inputs, None, gap, stretch, [1, 0], grad, name), test_utils=checks)
     conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
     operator = torch.ops.mtr_lab.causal_conv1d_backward.default
     torch.library.opcheck(operator, (*conv, normal(2, 2, 5, 3), [0, 1], name), test_utils=checks)
@@ -139,7 +140,7 @@ def test_a_hessian_of_one_argument_alone(argument):
         return ops.selective_scan(**data | {argument: value})[0].sum()
 
     def total_of_reference(value):
-        return selective_scan_reference(**data | {argument: value}, reverse=(False,), with_stats=False)[0].sum()
+        return selective_scan_reference(ScanInputs(**data | {argument: value}), with_stats=False)[0].sum()
 
     found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
     torch.testing.assert_close(found, expected)
@@ -167,6 +168,11 @@ def test_shapes_that_do_not_fit_are_named(name, value):
         ops.selective_scan(**scan_inputs(1, 3) | {name: value})
     with pytest.raises(UserError, match="causal_conv1d: x .* do not fit"):
         ops.causal_conv1d(normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))  # reverse is of one direction
+
+
+def test_a_reading_order_is_not_supported_yet():
+    with pytest.raises(UserError, match="selective_scan: order is not supported yet"):
+        ops.selective_scan(**scan_inputs(1, 3), order=torch.zeros(1, 2, 3, dtype=torch.int64))
 
 
 def test_what_has_no_gradient_is_refused():
