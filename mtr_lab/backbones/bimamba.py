@@ -66,26 +66,38 @@ class BiMamba(nn.Module):
         self.A_b_log = nn.Parameter(states.log())
         self.D_b = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
-        self._laid_out: tuple[Any, ops.Layout] | None = None
+        self.packed = ops.PackedCache()
 
     def forward(
-        self, hidden: Tensor, *, gap: Tensor | None = None, stretch: Tensor | None = None, needs: Sequence[str] = ()
+        self,
+        hidden: Tensor,
+        *,
+        order: Tensor | None = None,
+        gap: Tensor | None = None,
+        stretch: Tensor | None = None,
+        needs: Sequence[str] = (),
     ) -> tuple[Tensor, Evidence]:
         """Mix the tokens: (B, L, C) -> (B, L, C), and the evidence asked for.
 
         Args:
             hidden: normalised tokens, (B, L, C).
-            gap: (B, L), how many tokens are missing before each one; see ``mtr_lab.ops.selective_scan``.
-            stretch: (B, L), what Δ of each token is multiplied by.
+            order, gap, stretch: as in ``mtr_lab.ops.selective_scan``.
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
         xz = self.in_proj(hidden)
         stats = tuple(name for name in needs if name in ops.STATS)
-        plain = all(is_plain(getattr(self, name)) for name in INNER)
-        if plain and ops.fuses(xz):
-            y, sums, b, c = self._fused(xz, gap, stretch, stats)
+        options: Any = {"reverse": self.reverse, "order": order, "gap": gap, "stretch": stretch, "stats": stats}
+        inner = [getattr(self, name) for name in INNER]
+        scale = 0.5 if self.halve else 1.0
+        if all(map(is_plain, inner)):
+            y, sums, b, c = ops.mamba_inner(xz, self._weights(inner), scale=scale, packed=self.packed, **options)
         else:
-            y, sums, b, c = self._composed(xz, gap, stretch, stats, plain)
+            self.packed.clear()
+            x, z = xz.chunk(2, dim=-1)
+            u, delta, b, c, bias = self._projected_by_modules(x, gap is not None)
+            A, D = ops.state_matrix((self.A_log, self.A_b_log)), torch.stack([self.D, self.D_b])
+            y, sums = ops.selective_scan(u, delta, A, b, c, D, z=z, delta_bias=bias, **options)
+            y = y if scale == 1 else y * scale
         evidence = Evidence(
             sums.detach().transpose(0, 1),
             stats,
@@ -95,60 +107,24 @@ class BiMamba(nn.Module):
         )
         return self.out_proj(y), evidence
 
-    def _fused(
-        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, L, 2E) -> what the output projection takes, the statistics, B and C; for inference."""
-        return ops.mamba_inner(
-            xz,
-            self._layout(xz.dtype),
-            rank=self.dt_rank,
-            states=self.d_state,
-            reverse=self.reverse,
-            gap=gap,
-            stretch=stretch,
-            stats=stats,
-            scale=0.5 if self.halve else 1.0,
+    def _weights(self, inner: Sequence[Any]) -> ops.MambaWeights:
+        """The parameters of both directions, those of the modules ``INNER`` among them."""
+        conv1d, conv1d_b, x_proj, x_proj_b, dt_proj, dt_proj_b = inner
+        return ops.MambaWeights(
+            conv_weight=(conv1d.weight, conv1d_b.weight),
+            conv_bias=(conv1d.bias, conv1d_b.bias),
+            x_proj=(x_proj.weight, x_proj_b.weight),
+            dt_proj=(dt_proj.weight, dt_proj_b.weight),
+            dt_bias=(dt_proj.bias, dt_proj_b.bias),
+            A_log=(self.A_log, self.A_b_log),
+            D=(self.D, self.D_b),
         )
-
-    def _composed(
-        self, xz: Tensor, gap: Tensor | None, stretch: Tensor | None, stats: tuple[str, ...], plain: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same from single, differentiable operations; unless ``plain``, the inner modules are called."""
-        if self._laid_out is not None and not torch.compiler.is_compiling():
-            self._laid_out = None  # a gradient may follow, and an optimiser that changes parameters unseen
-        x, z = xz.chunk(2, dim=-1)
-        u, delta, b, c, bias = self._projected(x) if plain else self._projected_by_modules(x, gap is not None)
-        y, sums = ops.selective_scan(
-            u,
-            delta,
-            self._a(),
-            b,
-            c,
-            torch.stack([self.D, self.D_b]),
-            z=z,
-            delta_bias=bias,
-            reverse=self.reverse,
-            gap=gap,
-            stretch=stretch,
-            stats=stats,
-        )
-        return y * 0.5 if self.halve else y, sums, b, c
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(B, L, E) -> u and Δ before its bias, (G, B, L, E), B and C, (G, B, L, N), and the bias, (G, E)."""
-        conv_weight = self._both("conv1d", "weight").squeeze(2)
-        u = ops.causal_conv1d(x, conv_weight, self._both("conv1d", "bias"), reverse=self.reverse)
-        projected = torch.bmm(u.flatten(1, 2), self._both("x_proj", "weight").transpose(1, 2))
-        low_rank, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.bmm(low_rank, self._both("dt_proj", "weight").transpose(1, 2))
-        b, c = (t.view(*u.shape[:3], self.d_state) for t in (b, c))
-        return u, delta.view_as(u), b, c, self._both("dt_proj", "bias")
 
     def _projected_by_modules(self, x: Tensor, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """As ``_projected``, by calling the modules of each direction, as the authors do: hooks and adapters act.
+        """What the scan reads, by calling the modules of each direction, as the authors do: hooks and adapters act.
 
-        Δ then comes with its bias, which is returned apart only where the scan is ``aligned`` and needs it.
+        Tokens (B, L, E) -> u and Δ, (G, B, L, E), B and C, (G, B, L, N), and the bias, (G, E). Δ comes with its bias,
+        which is returned apart only where the scan is ``aligned`` and needs it.
         """
         directions, biases = [], []
         for suffix, backward in zip(("", "_b"), self.reverse, strict=True):
@@ -165,52 +141,9 @@ class BiMamba(nn.Module):
         return u, delta, b, c, torch.stack(biases) if aligned else None
 
     def train(self, mode: bool = True) -> "BiMamba":
-        """Between training and evaluation parameters change."""
-        self._laid_out = None
+        """Drops the packed weights: parameters may have changed."""
+        self.packed.clear()
         return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_laid_out": None}
-
-    def _layout(self, dtype: torch.dtype) -> ops.Layout:
-        """The parameters in the kernels' layout: copied when one of them has changed, not at every call.
-
-        A change is seen by the tensors' versions, and expected after a pass with gradients (fused optimisers leave the
-        versions as they are) and after ``train`` or ``eval``. What writes to ``parameter.data`` has to call one of
-        these.
-        """
-        # Not named_parameters(), which would take longer than what it saves.
-        parameters = [self.A_log, self.A_b_log, self.D, self.D_b]
-        for name in INNER:
-            parameters += [p for p in getattr(self, name)._parameters.values() if p is not None]
-        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
-            return self._lay_out(dtype)
-        key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
-        if self._laid_out is None or self._laid_out[0] != key:
-            self._laid_out = key, self._lay_out(dtype)
-        return self._laid_out[1]
-
-    def _lay_out(self, dtype: torch.dtype) -> ops.Layout:
-        return ops.lay_out(
-            self._both("conv1d", "weight").squeeze(2),
-            self._both("conv1d", "bias"),
-            self._both("x_proj", "weight"),
-            self._both("dt_proj", "weight"),
-            self._both("dt_proj", "bias"),
-            self._a(),
-            torch.stack([self.D, self.D_b]),
-            dtype,
-        )
-
-    def _a(self) -> Tensor:
-        """The state matrix of both directions, (G, E, N), negative, in float32 (float64 for float64)."""
-        logarithms = torch.stack([self.A_log, self.A_b_log])
-        return -torch.exp(logarithms.to(torch.promote_types(logarithms.dtype, torch.float32)))
-
-    def _both(self, module: str, parameter: str) -> Tensor:
-        """A parameter of the forward and of the backward direction, stacked: (G, *)."""
-        modules = (getattr(self, module), getattr(self, f"{module}_b"))
-        return torch.stack([getattr(m, parameter) for m in modules])
 
 
 class RMSNorm(nn.Module):

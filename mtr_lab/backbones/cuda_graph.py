@@ -81,7 +81,8 @@ class CompiledModel:
         static.copy_(images)
         recording = self.capture(static, next(iter(self._graphs.values()), None))
         # A module may keep what it has made of its weights, in an attribute, until it is called with another dtype.
-        recording = replace(recording, held=[dict(vars(module)) for module in self.model.modules()])
+        held = [dict(vars(module)) for module in self.model.modules()]
+        recording = replace(recording, held=[*held, [block.mixer.packed.kept for block in self._blocks]])
         # The warm-up may have repacked the weights, in which case the older graphs read what is no longer used.
         self._held = [tensor.detach() for tensor in self._weights()]
         self._state = self._weights_state()
@@ -144,7 +145,7 @@ class CompiledModel:
         """Address and version of every weight: the first tells a cast or a move (``_held`` keeps the old addresses
         taken), the second a change in place. Tensors made in inference mode have no version. Then the mixers' own
         copies of their weights (kept by the recordings), which they drop where a change is to be expected."""
-        copies = [(id(block.mixer._laid_out), 0) for block in self._blocks]
+        copies = [(id(block.mixer.packed.kept), 0) for block in self._blocks]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights()] + copies
 
 

@@ -130,17 +130,16 @@ class VisionMamba(nn.Module, ABC):
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid.
 
-        In half precision on a GPU, without gradients, one kernel does it all, unless ``patch_embed`` has a hook or an
-        adapter on it and has to be called.
+        One operation does it all, unless ``patch_embed`` has to be called: patches overlap, or it has a hook or an
+        adapter on it.
         """
         positions = self.positions(self.patch_embed.grid_of(images))
         place = self.class_position(positions.shape[1] - 1)
         if self.patch_embed.fuses:
             proj = self.patch_embed.proj
-            inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
-            if ops.makes_tokens(*inputs):
-                return TokenState.start(ops.patch_tokens(*inputs, place), [place], traced=traced)
-        tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
+            tokens = ops.patch_tokens(images, proj.weight, proj.bias, self.cls_token, positions, place)
+        else:
+            tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
         return TokenState.start(tokens, [place], traced=traced)
 
     def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:

@@ -5,6 +5,7 @@ order; a direction that reads the sequence backwards is marked in ``reverse``, n
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.ops import backend, cpu
+from mtr_lab.ops import cpu
+from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs
 from mtr_lab.ops.scan_reference import (
     scan_stats,
@@ -90,10 +92,7 @@ def selective_scan(
     _check(inputs)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
-    if backend.transformed():
-        y, sums = selective_scan_portable(inputs, bool(stats))
-    else:
-        y, sums = _scan(*inputs, bool(stats), backend.pick(u, package="mamba_ssm", gap=gap is not None))
+    y, sums = SELECTIVE_SCAN(*inputs, bool(stats))
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
 
 
@@ -176,53 +175,90 @@ def selective_scan_triton(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor,
     return scan.selective_scan(inputs, with_stats)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "reference": selective_scan_reference,
-    "portable": selective_scan_portable,
-    "cpu": cpu.selective_scan,
-    "triton": selective_scan_triton,
-    "mamba_ssm": selective_scan_mamba_ssm,
-}
+def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Kernels in ``mtr_lab.ops.gpu``, deterministic."""
+    from mtr_lab.ops.gpu import scan_backward
+
+    return scan_backward.selective_scan_backward(inputs, grad)
 
 
-@torch.library.custom_op(
-    "mtr_lab::selective_scan",
-    mutates_args=(),
-    schema=f"({SCHEMA}, bool with_stats, str implementation) -> (Tensor, Tensor)",
-)
-def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *inputs, with_stats, implementation = arguments
-    return IMPLEMENTATIONS[implementation](ScanInputs(*inputs), with_stats)
+def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Sequence[Tensor | None]:
+    """The gradients of the authors' CUDA kernel, which have none themselves."""
+
+    def forward(*tensors: Any) -> Tensor:
+        return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), with_stats=False)[0]
+
+    return vjp(forward, inputs[:8], grad)
 
 
-@_scan.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    u, with_stats = arguments[0], arguments[-2]
+def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
+    """A function of ``ScanInputs`` and something more as one of the operator's arguments."""
+
+    def call(*arguments: Any) -> Any:
+        *inputs, more = arguments
+        return function(ScanInputs._make(inputs), more)
+
+    return call
+
+
+def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
+    """``_flat``, with contiguous gradients, and empty ones for inputs that are None: operators return tensors."""
+
+    def call(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in backward(inputs, grad))
+
+    return _flat(call)
+
+
+def _crosses_gaps(inputs: ScanInputs, _: Any) -> str:
+    return "" if inputs.gap is None else "cannot decay the state over removed tokens"
+
+
+def _has_no_gradient(inputs: ScanInputs, grad: Tensor) -> str:
+    return _crosses_gaps(inputs, grad) or ("has no second derivatives" if torch.is_grad_enabled() else "")
+
+
+def _like_result(*arguments: Any) -> tuple[Tensor, Tensor]:
+    u, with_stats = arguments[0], arguments[-1]
     sums_dtype = torch.promote_types(u.dtype, torch.float32)
     return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(STATS) * with_stats, dtype=sums_dtype)
 
 
-@torch.library.custom_op(
-    "mtr_lab::selective_scan_backward",
-    mutates_args=(),
-    schema=f"({SCHEMA}, Tensor grad, str implementation) -> ({', '.join(['Tensor'] * 8)})",
-)
-def _scan_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """The gradients of the first eight inputs; an empty tensor for one that is None."""
-    *flat, grad, implementation = arguments
-    inputs = ScanInputs(*flat)
-    if implementation == "triton":
-        from mtr_lab.ops.gpu import scan_backward
-
-        grads = scan_backward.selective_scan_backward(inputs, grad)
-    else:
-        grads = selective_scan_backward_reference(inputs, grad, loop=implementation == "reference")
-    return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in grads)
-
-
-@_scan_backward.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(arguments[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments[:8])
+
+
+SELECTIVE_SCAN = Operation(
+    "selective_scan",
+    [
+        Implementation("triton", _flat(selective_scan_triton), package="triton"),
+        Implementation("cpu", _flat(cpu.selective_scan)),
+        Implementation("mamba_ssm", _flat(selective_scan_mamba_ssm), unfit=_flat(_crosses_gaps), package="mamba_ssm"),
+        Implementation("reference", _flat(selective_scan_reference)),
+        Implementation("portable", _flat(selective_scan_portable)),
+    ],
+    schema=(f"{SCHEMA}, bool with_stats", "(Tensor, Tensor)"),
+    fake=_like_result,
+)
+
+SELECTIVE_SCAN_BACKWARD = Operation(
+    "selective_scan_backward",
+    [
+        Implementation("triton", _filled(selective_scan_backward_triton), package="triton"),
+        Implementation(
+            "mamba_ssm",
+            _flat(selective_scan_backward_mamba_ssm),
+            unfit=_flat(_has_no_gradient),
+            package="mamba_ssm",
+            composed=True,
+        ),
+        Implementation("reference", _filled(selective_scan_backward_reference)),
+        Implementation("portable", _filled(partial(selective_scan_backward_reference, loop=False))),
+    ],
+    schema=(f"{SCHEMA}, Tensor grad", f"({', '.join(['Tensor'] * 8)})"),
+    fake=_like_inputs,
+    strict=False,
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -232,18 +268,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ScanInputs._make((*ctx.saved_tensors, ctx.reverse))
-    name = backend.pick_differentiable(inputs.u, package="mamba_ssm", gap=inputs.gap is not None)
-    grads: Sequence[Tensor | None]
-    if name == "mamba_ssm" and not torch.is_grad_enabled():  # its gradients have none
-
-        def forward(*tensors: Any) -> Tensor:
-            return IMPLEMENTATIONS[name](ScanInputs._make((*tensors, *inputs[8:])), False)[0]
-
-        grads = vjp(forward, inputs[:8], grad)
-    else:
-        grads = _scan_backward(*inputs, grad, name)
-    return *(None if t is None else g for t, g in zip(inputs[:8], grads, strict=True)), *(None,) * 6
+    tensors = ctx.saved_tensors
+    grads = SELECTIVE_SCAN_BACKWARD(*tensors, ctx.reverse, grad)
+    return *(None if t is None else g for t, g in zip(tensors[:8], grads, strict=True)), *(None,) * 6
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -265,8 +292,8 @@ def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return *found, *(None,) * 4, found_grad, None
 
 
-_scan.register_autograd(_backward, setup_context=_setup)
-_scan_backward.register_autograd(_second_backward, setup_context=_setup_second)
+SELECTIVE_SCAN.operator.register_autograd(_backward, setup_context=_setup)
+SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_context=_setup_second)
 
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)

@@ -9,10 +9,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend
 from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
+from mtr_lab.ops.selective_scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -116,7 +116,7 @@ def test_gradients_are_operators_whose_layout_is_known(name):
     torch.library.opcheck(operator, (*inputs, None, gap, stretch, [1, 0], grad, name), test_utils=checks)
     conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
     operator = torch.ops.mtr_lab.causal_conv1d_backward.default
-    torch.library.opcheck(operator, (*conv, normal(2, 2, 5, 3), [0, 1], name), test_utils=checks)
+    torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
 
 
 def test_forward_mode_sees_the_operations():
@@ -202,7 +202,7 @@ def test_the_portable_scan_equals_the_loop(dtype):
 @pytest.mark.parametrize("device", ["mps", "xpu"])
 def test_other_devices_take_the_portable_scan(device):
     elsewhere = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
-    assert backend.pick(elsewhere, package="mamba_ssm") == "portable"
-    assert backend.pick_differentiable(elsewhere, package="mamba_ssm") == "portable"
+    inputs = *ScanInputs(elsewhere, *[None] * 5), None
+    assert SELECTIVE_SCAN.pick(*inputs).name == SELECTIVE_SCAN_BACKWARD.pick(*inputs).name == "portable"
     with ops.use_backend("reference"):
-        assert backend.pick(elsewhere, package="mamba_ssm") == "reference"
+        assert SELECTIVE_SCAN.pick(*inputs).name == SELECTIVE_SCAN_BACKWARD.pick(*inputs).name == "reference"

@@ -44,17 +44,18 @@ def main(backend: str, arch: str) -> None:
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
-    layout = ops.lay_out(
-        normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
-        normal(2, 64), torch.bfloat16,
-    )  # fmt: skip
+    vectors = [normal(2, 64) for _ in range(3)]
+    weights = ops.MambaWeights(
+        normal(2, 64, 1, 4), vectors[0], normal(2, 36, 64), normal(2, 64, 4), vectors[1], normal(2, 64, 16), vectors[2]
+    )
+    packed = ops.pack(weights, torch.bfloat16)
     tuned = project._convolve, project._timescales
     choices = [kernel.configs for kernel in tuned]
     for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        ops.mamba_inner(normal(1, 8, 128), layout, rank=4, states=16, reverse=BOTH)
-        project.project(normal(1, 8, 64), layout, torch.ones(1, 8), BOTH, True, True)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, *[False] * 3, 1.0)
+        project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, True, True)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
