@@ -21,6 +21,7 @@ from triton.testing import do_bench_cudagraph
 from mtr_lab import ops
 from mtr_lab.measure.roofline import Peaks, measure_peaks
 from mtr_lab.ops.gpu import norm, plan, project, scan, scan_backward
+from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 
@@ -47,18 +48,18 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     tokens, width, both = images * length, inner // 2, (False, True)
     in_proj, weight = normal(2 * inner, width, dtype=DTYPE), normal(width)
     x, z = normal(images, length, 2 * inner, dtype=DTYPE).chunk(2, dim=-1)
-    layout = ops.lay_out(
-        normal(2, inner, 4),
+    weights = ops.MambaWeights(
+        normal(2, inner, 1, 4),
         normal(2, inner),
         normal(2, rank + 2 * STATES, inner) * inner**-0.5,
         normal(2, inner, rank) * rank**-0.5,
         normal(2, inner) - 4,
-        -torch.arange(1.0, STATES + 1, device=DEVICE).expand(2, inner, STATES),
+        torch.arange(1.0, STATES + 1, device=DEVICE).log().expand(2, inner, STATES),
         normal(2, inner),
-        DTYPE,
     )
-    constants = layout.d, z, layout.timescale_bias, None, None
-    u, delta, projected, _ = project.project(x, layout, None, both, False, False)
+    packed = ops.pack(weights, DTYPE)
+    constants = packed.d, z, packed.timescale_bias, None, None
+    u, delta, projected, _ = project.project(x, packed, None, both, False, False)
     bc = projected[..., -2 * STATES :]
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
     terms, size = torch.rand(images, 2, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
@@ -74,12 +75,12 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
     kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
         "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
-        "project": (lambda: project.project(x, layout, None, both, False, False), 5 * row, small, 4 * element),
+        "project": (lambda: project.project(x, packed, None, both, False, False), 5 * row, small, 4 * element),
         "project, statistics": (
-            lambda: project.project(x, layout, None, both, True, True), 5 * row, small, 4 * element
+            lambda: project.project(x, packed, None, both, True, True), 5 * row, small, 4 * element
         ),
         "scan": (
-            lambda: scan.scan(u, delta, layout.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
+            lambda: scan.scan(u, delta, packed.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
         ),
         "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
@@ -93,8 +94,9 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
     }
     if images > 8:  # training takes batches
-        A, (b, c) = layout.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
-        backward = partial(scan_backward.selective_scan_backward, u, delta, A, b, c, *constants, both, z.contiguous())
+        A, (b, c) = packed.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)
+        inputs = ScanInputs(u, delta, A, b, c, packed.d, z, packed.timescale_bias, reverse=both)
+        backward = partial(scan_backward.selective_scan_backward, inputs, z.contiguous())
         kernels["scan, gradients"] = (backward, 10 * row, 0, 6 * element * STATES)
 
     rows = []

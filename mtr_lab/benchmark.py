@@ -23,7 +23,6 @@ from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes
 from mtr_lab.measure.speed import WARM_UP_CALLS, idle_and_stream_ms, rounds
-from mtr_lab.ops.backend import pick
 from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.bench_table import bench_table
@@ -304,7 +303,7 @@ def usable_backends(
         usable.append(name)
         with ops.use_backend(name):
             for dtype in dtypes:
-                pick(torch.empty(0, device=device, dtype=dtype), package="mamba_ssm")
+                ops.check_backend(torch.empty(0, device=device, dtype=dtype))
     if not usable:
         raise UserError("no backend of bench.backend can be used:\n" + "\n".join(notes))
     return usable, notes

@@ -36,7 +36,7 @@ from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.evaluation.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.measure.speed import Speed, measure_speed
-from mtr_lab.ops.backend import installed
+from mtr_lab.ops import installed
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.environment import environment
 from mtr_lab.report.key import Key, point_key, unreduced_key

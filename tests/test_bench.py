@@ -177,7 +177,7 @@ def test_a_failure_while_timing_is_one_too_and_if_all_fail_so_does_the_program(
 
 
 def test_a_backend_that_is_not_installed_is_left_out_with_a_note(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ops.backend._installed, "mamba_ssm", False)
+    monkeypatch.setitem(ops.registry._installed, "mamba_ssm", False)
     run = run_program(main, *SMALL, "bench.backend=[cpu,mamba_ssm]", "bench.policy=none")
     assert [row["backend"] for row in rows_of(run)] == ["cpu"]
     (note,) = json.loads((run.folder / "bench.json").read_text())["notes"]

@@ -48,7 +48,7 @@ class CompiledModel:
         self.model = model
         self._max_graphs = max_graphs
         self._backbones: list[Backbone] = [module for module in model.modules() if isinstance(module, Backbone)]
-        self._packing: list[Any] = [module for module in model.modules() if hasattr(module, "_laid_out")]
+        self._packing: list[Any] = [module for module in model.modules() if hasattr(module, "packed")]
         # All graphs are of the same weights: those in ``_held``, in the state ``_state``.
         self._graphs: dict[tuple[Any, Any], Recording] = {}
         self._state: list[tuple[int, int]] = []
@@ -82,7 +82,8 @@ class CompiledModel:
         static.copy_(images)
         recording = self.capture(static, next(iter(self._graphs.values()), None))
         # A module may keep what it has made of its weights, in an attribute, until it is called with another dtype.
-        recording = replace(recording, held=[dict(vars(module)) for module in self.model.modules()])
+        held = [dict(vars(module)) for module in self.model.modules()]
+        recording = replace(recording, held=[*held, [module.packed.kept for module in self._packing]])
         # The warm-up may have repacked the weights, in which case the older graphs read what is no longer used.
         self._held = [tensor.detach() for tensor in self._weights()]
         self._state = self._weights_state()
@@ -141,7 +142,7 @@ class CompiledModel:
         """Address and version of every weight: the first tells a cast or a move (``_held`` keeps the old addresses
         taken), the second a change in place. Tensors made in inference mode have no version. Then the modules' own
         copies of their weights (kept by the recordings), which they drop where a change is to be expected."""
-        copies = [(id(module._laid_out), 0) for module in self._packing]
+        copies = [(id(module.packed.kept), 0) for module in self._packing]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights()] + copies
 
 

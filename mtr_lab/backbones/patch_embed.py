@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtr_lab import ops
 from mtr_lab.backbones.plain import as_built, is_plain, is_untouched
 from mtr_lab.errors import UserError
 
@@ -118,12 +119,9 @@ class PatchEmbed(nn.Module):
 
         Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame.
         """
-        grid = self.grid_of(images)
+        self.grid_of(images)  # refuses what does not fit
         if self.tiles and is_plain(self.proj):
-            # Patches that do not overlap are a plain product, for which libraries are faster than for a convolution.
-            size = self.patch_size
-            patches = images.reshape(*images.shape[:2], grid[0], size, grid[1], size).permute(0, 2, 4, 1, 3, 5)
-            return F.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+            return ops.project_patches(images, self.proj.weight, self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
 
 

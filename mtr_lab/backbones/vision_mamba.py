@@ -168,18 +168,17 @@ class VisionMamba(nn.Module, ABC):
     def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid.
 
-        In half precision on a GPU, without gradients, one kernel does it all, unless ``patch_embed`` has a hook or an
-        adapter on it and has to be called.
+        One operation does it all, unless ``patch_embed`` has to be called: patches overlap, or it has a hook or an
+        adapter on it.
         """
         grid = self.patch_embed.grid_of(images)
         positions, layout = self.positions(grid), self._layout(grid)
         (place,) = layout.special
         if self.patch_embed.fuses:
             proj = self.patch_embed.proj
-            inputs = (images, proj.weight, cast(Tensor, proj.bias), self.cls_token, positions)
-            if ops.makes_tokens(*inputs):
-                return TokenState.start(ops.patch_tokens(*inputs, place), layout.special, layout, traced=traced)
-        tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
+            tokens = ops.patch_tokens(images, proj.weight, proj.bias, self.cls_token, positions, place)
+        else:
+            tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
         return TokenState.start(tokens, layout.special, layout, traced=traced)
 
     def enter(self, stage: int, state: TokenState) -> TokenState:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.tokens import Path
@@ -84,9 +85,5 @@ def counted_flops(model: Any, images: Tensor) -> tuple[int, int]:
         model(images)
     counts = counter.get_flop_counts()
     total = sum(counts["Global"].values())
-    # A step decides; its decision is carried out later, by operations that do nothing else that is counted.
-    moving = (torch.ops.mtr_lab.apply_plan, torch.ops.mtr_lab.rms_norm_add)
-    steps = [counted for module, counted in counts.items() if module.endswith(".step")]
-    decided = sum(flops for step in steps for op, flops in step.items() if op not in moving)
-    reduction = decided + sum(counts["Global"].get(op, 0) for op in moving)
+    reduction = sum(counts["Global"].get(op, 0) for op in ops.REDUCTION_OPS)
     return (total - reduction) // len(images), reduction // len(images)

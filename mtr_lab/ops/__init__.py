@@ -1,33 +1,61 @@
-"""The numerical primitives. Each has a plain PyTorch reference; ``backend`` decides which implementation runs."""
+"""The numerical primitives. Each has a plain PyTorch reference; ``registry`` picks which implementation runs."""
 
-from mtr_lab.ops.backend import BACKENDS, selected_backend, set_backend, use_backend
+import torch
+
 from mtr_lab.ops.causal_conv1d import causal_conv1d
-from mtr_lab.ops.mamba_inner import Layout, fuses, lay_out, mamba_inner
-from mtr_lab.ops.patch_tokens import add_class_token, makes_tokens, patch_tokens
-from mtr_lab.ops.plan import Plan, apply_plan, asymmetric_plan, carry_plan, decides
+from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
+from mtr_lab.ops.mamba_inner import mamba_inner
+from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
+from mtr_lab.ops.patch_tokens import add_class_token, patch_tokens, project_patches
+from mtr_lab.ops.plan import Plan, apply_plan, carry_plan, make_plan
+from mtr_lab.ops.registry import (
+    BACKENDS,
+    check_backend,
+    decompositions,
+    installed,
+    selected_backend,
+    set_backend,
+    use_backend,
+)
 from mtr_lab.ops.rms_norm import reduce_streams, rms_norm_add
 from mtr_lab.ops.selective_scan import STATS, selective_scan
 
+REDUCTION_OPS = (
+    torch.ops.mtr_lab.nearest,
+    torch.ops.mtr_lab.asymmetric_plan,
+    torch.ops.mtr_lab.apply_plan,
+    torch.ops.mtr_lab.rms_norm_add,
+)
+"""The operators whose FLOPs are those of a reduction: the last two are charged for carrying out a plan alone."""
+
 __all__ = [
     "BACKENDS",
+    "REDUCTION_OPS",
     "STATS",
-    "Layout",
+    "MambaWeights",
+    "PackedCache",
+    "PackedWeights",
     "Plan",
     "add_class_token",
     "apply_plan",
     "asymmetric_plan",
     "carry_plan",
     "causal_conv1d",
-    "decides",
-    "fuses",
-    "lay_out",
-    "makes_tokens",
+    "check_backend",
+    "decompositions",
+    "importance",
+    "installed",
+    "make_plan",
     "mamba_inner",
+    "nearest",
+    "pack",
     "patch_tokens",
+    "project_patches",
     "reduce_streams",
     "rms_norm_add",
     "selected_backend",
     "selective_scan",
     "set_backend",
+    "state_matrix",
     "use_backend",
 ]

@@ -1,8 +1,8 @@
 """Depthwise causal convolution followed by SiLU, all directions of a block at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend, cpu
+from mtr_lab.ops import cpu
+from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.vjp import vjp
 
 
@@ -35,10 +36,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
             f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and "
             f"reverse={tuple(reverse)} do not fit: expected (B, L, E), (G, E, W), (G, E) and G directions."
         )
-    order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
-    if backend.transformed():
-        return causal_conv1d_reference(x, weight, bias, order)
-    return _conv(x, weight, bias, order, backend.pick(x, package="causal_conv1d"))
+    # Integers, for the tracer of torch.jit takes no list of booleans.
+    return CAUSAL_CONV1D(x, weight, bias, [int(r) for r in reverse])
 
 
 def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
@@ -75,7 +74,7 @@ def causal_conv1d_backward_reference(
         spread = F.pad(grad_total, before if backward else after)
         grad_x = grad_x + sum(spread[:, width - 1 - k :][:, :length] * taps[:, k] for k in range(width))
     return (
-        grad_x.to(x.dtype),
+        grad_x.to(x.dtype).contiguous(),
         torch.stack(grad_weight).to(weight.dtype),
         torch.stack(grad_bias).to(bias.dtype),
     )
@@ -104,65 +103,72 @@ def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Seque
     return conv.causal_conv1d(x, weight, bias, reverse)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    "reference": causal_conv1d_reference,
-    "portable": causal_conv1d_reference,
-    "cpu": cpu.causal_conv1d,
-    "triton": causal_conv1d_triton,
-    "mamba_ssm": causal_conv1d_cuda,
-}
+def causal_conv1d_backward_triton(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients in two kernels."""
+    from mtr_lab.ops.gpu import conv
+
+    return conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
 
 
-@torch.library.custom_op("mtr_lab::causal_conv1d", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], implementation: str) -> Tensor:
-    return IMPLEMENTATIONS[implementation](x, weight, bias, reverse)
+def causal_conv1d_backward_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
+) -> Sequence[Tensor | None]:
+    """The gradients of the authors' CUDA kernel, which have none themselves."""
+    return vjp(partial(causal_conv1d_cuda, reverse=reverse), (x, weight, bias), grad)
 
 
-@_conv.register_fake
-def _(x, weight, bias, reverse, implementation):  # type: ignore[no-untyped-def]
-    return x.new_empty(weight.shape[0], *x.shape)
+def _recorded(*inputs: Any) -> str:
+    return "has no second derivatives" if torch.is_grad_enabled() else ""
 
 
-@torch.library.custom_op("mtr_lab::causal_conv1d_backward", mutates_args=())
-def _conv_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, reverse: Sequence[int], implementation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation == "triton":
-        from mtr_lab.ops.gpu import conv
+CAUSAL_CONV1D = Operation(
+    "causal_conv1d",
+    [
+        Implementation("triton", causal_conv1d_triton, package="triton"),
+        Implementation("cpu", cpu.causal_conv1d),
+        Implementation("mamba_ssm", causal_conv1d_cuda, package="causal_conv1d"),
+        Implementation("reference", causal_conv1d_reference),
+    ],
+    schema=("Tensor x, Tensor weight, Tensor bias, int[] reverse", "Tensor"),
+    fake=lambda x, weight, bias, reverse: x.new_empty(weight.shape[0], *x.shape),
+)
 
-        grads = conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
-    else:
-        grads = causal_conv1d_backward_reference(x, weight, bias, reverse, grad)
-    return tuple(t.contiguous() for t in grads)  # type: ignore[return-value]
-
-
-@_conv_backward.register_fake
-def _(x, weight, bias, grad, reverse, implementation):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+CAUSAL_CONV1D_BACKWARD = Operation(
+    "causal_conv1d_backward",
+    [
+        Implementation("triton", causal_conv1d_backward_triton, package="triton"),
+        Implementation(
+            "mamba_ssm", causal_conv1d_backward_cuda, unfit=_recorded, package="causal_conv1d", composed=True
+        ),
+        Implementation("reference", causal_conv1d_backward_reference),
+    ],
+    schema=("Tensor x, Tensor weight, Tensor bias, int[] reverse, Tensor grad", "(Tensor, Tensor, Tensor)"),
+    fake=lambda x, weight, bias, reverse, grad: tuple(t.new_empty(t.shape) for t in (x, weight, bias)),
+    strict=False,
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors)
+    x, weight, bias, ctx.reverse, *grad = inputs[:-1]
+    ctx.save_for_backward(x, weight, bias, *grad)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-    inputs = ctx.saved_tensors
-    name = backend.pick_differentiable(inputs[0], package="causal_conv1d")
-    if name == "mamba_ssm" and not torch.is_grad_enabled():  # its gradients have none
-        return *vjp(partial(IMPLEMENTATIONS[name], reverse=ctx.reverse), inputs, grad), None, None
-    return *_conv_backward(*inputs, grad, ctx.reverse, name), None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *CAUSAL_CONV1D_BACKWARD(*ctx.saved_tensors, ctx.reverse, grad), None, None
 
 
-def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Optional[Tensor], ...]:
+def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     def first(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         return causal_conv1d_backward_reference(x, weight, bias, ctx.reverse, grad)
 
-    return *vjp(first, ctx.saved_tensors, grads), None, None
+    *found, found_grad = vjp(first, ctx.saved_tensors, grads)
+    return *found, None, found_grad, None
 
 
-_conv.register_autograd(_backward, setup_context=_setup)
-_conv_backward.register_autograd(_second_backward, setup_context=_setup)
+CAUSAL_CONV1D.operator.register_autograd(_backward, setup_context=_setup)
+CAUSAL_CONV1D_BACKWARD.operator.register_autograd(_second_backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.causal_conv1d)

@@ -7,24 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtr_lab.ops.scan_inputs import ScanInputs
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[bool],
-    with_stats: bool,
-) -> tuple[Tensor, Tensor]:
+
+def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
+    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)

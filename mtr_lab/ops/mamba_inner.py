@@ -1,162 +1,178 @@
-"""What a block does between its two big projections, as one operation: for inference on a GPU.
+"""What a mixer does between its two big projections: convolution, projections and scan as one operation.
 
-It computes what ``causal_conv1d``, the projections to the low rank, B, C and Δ, and ``selective_scan`` compute one
-after the other, with fewer passes over memory and with the parameters laid out once.
+On a GPU, for inference, it is fused: fewer passes over memory, with parameters that are packed once.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import backend
-from mtr_lab.ops.causal_conv1d import causal_conv1d_flops
-from mtr_lab.ops.selective_scan import STATS, selective_scan_flops
-
-
-class Layout(NamedTuple):
-    """The parameters of a block's G directions as the kernels read them. R and N are padded with zeros."""
-
-    conv_weight: Tensor
-    """(G, W, E) float32."""
-    conv_bias: Tensor
-    """(G, E) float32."""
-    projection: Tensor
-    """(G, E, R + 2N) in the model's dtype: the low rank, R a power of two from 16 on, B, then C, N one from 8 on."""
-    timescale: Tensor
-    """(G, R, E) in the model's dtype."""
-    timescale_bias: Tensor
-    """(G, E) float32."""
-    a: Tensor
-    """(G, N, E) float32, negative, 0 where padded."""
-    d: Tensor
-    """(G, E) float32."""
-
-    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., R + 2N) -> the low rank, B and C."""
-        states = self.a.shape[1]
-        return projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
-
-
-def lay_out(
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dtype: torch.dtype,
-) -> Layout:
-    """Copy the parameters, stacked over G directions, into the kernels' layout for data of ``dtype``.
-
-    Args:
-        conv_weight: (G, E, W); ``conv_bias``, ``dt_bias`` and ``D`` (G, E).
-        x_proj: (G, R + 2N, E), the rows of the low rank first, then B, then C.
-        dt_proj: (G, E, R).
-        A: (G, E, N), negative.
-    """
-    states, rank = A.shape[2], dt_proj.shape[2]
-    more_rank, more_states = max(16, _power_of_2(rank)) - rank, max(8, _power_of_2(states)) - states
-    low_rank, b, c = x_proj.transpose(1, 2).split([rank, states, states], dim=2)
-    return Layout(
-        conv_weight.float().transpose(1, 2).contiguous(),
-        conv_bias.float().contiguous(),
-        torch.cat([F.pad(low_rank, (0, more_rank)), *(F.pad(t, (0, more_states)) for t in (b, c))], dim=2).to(dtype),
-        F.pad(dt_proj.transpose(1, 2), (0, 0, 0, more_rank)).to(dtype).contiguous(),
-        dt_bias.float().contiguous(),
-        F.pad(A.float().transpose(1, 2), (0, 0, 0, more_states)).contiguous(),
-        D.float().contiguous(),
-    )
-
-
-def fuses(data: Tensor) -> bool:
-    """Whether ``mamba_inner`` runs on this data: on a GPU, where no gradient can be asked for."""
-    return not torch.is_grad_enabled() and backend.pick(data) == "triton"
+from mtr_lab.ops.causal_conv1d import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
+from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
+from mtr_lab.ops.registry import Implementation, Operation, operator
+from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.scan_reference import selective_scan_portable
+from mtr_lab.ops.selective_scan import STATS, selective_scan, selective_scan_flops
 
 
 def mamba_inner(
     xz: Tensor,
-    layout: Layout,
+    weights: MambaWeights,
     *,
-    rank: int,
-    states: int,
-    reverse: Sequence[bool],
+    reverse: Sequence[bool] = (False,),
+    order: Tensor | None = None,
     gap: Tensor | None = None,
     stretch: Tensor | None = None,
     stats: Sequence[str] = (),
     scale: float = 1.0,
+    packed: PackedCache | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve, project and scan all directions, skip and gate included.
+    """Convolve, project and scan all directions, skip and gate included. Differentiable in ``xz`` and ``weights``.
 
     Args:
         xz: the input projection, (B, L, 2E): tokens, then their gate.
-        layout: the parameters, by ``lay_out``.
-        rank, states: of the model, without the layout's padding.
-        reverse, gap, stretch, stats: as in ``selective_scan``.
+        weights: the parameters of the G directions.
+        reverse, order, gap, stretch, stats: as in ``selective_scan``. The convolution reads in token order.
         scale: the result is multiplied by it.
+        packed: where the kernels' copy of ``weights`` is kept from call to call; without, it is made at every call. A
+            pass without these kernels clears it, since an optimiser may follow that changes parameters unseen.
 
     Returns:
         y: (B, L, E) in the dtype of ``xz``.
-        sums: (G, B, L, len(stats)) float32, in the order asked.
-        b, c: (G, B, L, N) float32, the input and output projections.
+        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order asked.
+        b, c: (G, B, L, N), the input and output projections: float32 from the kernels, else in the dtype of ``xz``.
+
+    Raises:
+        UserError: as ``selective_scan``.
     """
-    wanted, order = [name in stats for name in STATS], [int(r) for r in reverse]
-    y, sums, projected = _mamba_inner(xz, *layout, gap, stretch, order, rank, states, *wanted, scale)
+    options = {"reverse": reverse, "order": order, "gap": gap, "stretch": stretch, "stats": stats}
+    return MAMBA_INNER(xz, weights, packed, scale, **options)
+
+
+def _composed(
+    xz: Tensor,
+    weights: MambaWeights,
+    packed: PackedCache | None,
+    scale: float,
+    *,
+    reverse: Sequence[bool],
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One operation after the other."""
+    if packed is not None:
+        packed.clear()
+    x, z = xz.chunk(2, dim=-1)
+    u = causal_conv1d(x, stacked(weights.conv_weight).squeeze(2), stacked(weights.conv_bias), reverse=reverse)
+    x_proj, dt_proj = stacked(weights.x_proj).transpose(1, 2), stacked(weights.dt_proj).transpose(1, 2)
+    delta, _, b, c = _project(u, x_proj, dt_proj, weights.states)
+    D, bias = stacked(weights.D), stacked(weights.dt_bias)
+    y, sums = selective_scan(u, delta, weights.A, b, c, D, z=z, delta_bias=bias, reverse=reverse, **options)
+    return y if scale == 1 else y * scale, sums, b, c
+
+
+def _project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before its bias; low rank, B and C together; B; C."""
+    rank = dt_proj.shape[1]
+    projected = torch.bmm(u.flatten(1, 2), x_proj)
+    low_rank, b, c = projected.split([rank, states, states], dim=-1)
+    delta = torch.bmm(low_rank, dt_proj)
+    b, c = (t.view(*u.shape[:3], states) for t in (b, c))
+    return delta.view_as(u), projected, b, c
+
+
+def _fused(
+    xz: Tensor,
+    weights: MambaWeights,
+    packed: PackedCache | None,
+    scale: float,
+    *,
+    reverse: Sequence[bool],
+    order: None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    stats: Sequence[str],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
+    laid_out = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
+    wanted, directions = [name in stats for name in STATS], [int(r) for r in reverse]
+    rank, states = weights.rank, weights.states
+    y, sums, projected = _mamba_inner(xz, *laid_out, gap, stretch, directions, rank, states, *wanted, scale)
     emitted = [name for name in STATS if name in stats]
     if emitted != list(stats):
         sums = sums[..., [emitted.index(name) for name in stats]]
-    _, b, c = layout.split(projected)
+    _, b, c = laid_out.split(projected)
     return y, sums, b[..., :states], c[..., :states]
 
 
-@torch.library.custom_op("mtr_lab::mamba_inner", mutates_args=())
-def _mamba_inner(
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    projection: Tensor,
-    timescale: Tensor,
-    timescale_bias: Tensor,
-    a: Tensor,
-    d: Tensor,
-    gap: Optional[Tensor],
-    stretch: Optional[Tensor],
-    reverse: Sequence[int],
-    rank: int,
-    states: int,
-    with_delta: bool,
-    with_write: bool,
-    with_output: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _unfit(*inputs: Any, order: Tensor | None, **options: Any) -> str:
+    if torch.is_grad_enabled():
+        return "has no gradient of the fused mixer"
+    return "" if order is None else "reads tokens in their order or backwards"
+
+
+MAMBA_INNER = Operation(
+    "mamba_inner",
+    [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
+)
+
+
+def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import project, scan
 
+    xz, weights, gap, stretch, reverse, with_stats, scale = _unpack(*arguments)
+    with_delta, with_write, with_output = with_stats
     x, z = xz.chunk(2, dim=-1)
-    layout = Layout(conv_weight, conv_bias, projection, timescale, timescale_bias, a, d)
-    u, delta, projected, sums = project.project(x, layout, stretch, reverse, with_delta, with_write)
+    u, delta, projected, sums = project.project(x, weights, stretch, reverse, with_delta, with_write)
     y, output = scan.scan(
-        u, delta, a, projected[..., -2 * a.shape[1] :], d, z, timescale_bias, gap, None, reverse,
-        softplus=False, sums=False, output=with_output, scale=scale,
+        u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, gap, None,
+        reverse, softplus=False, sums=False, output=with_output, scale=scale,
     )  # fmt: skip
     if with_output:
         sums = torch.cat([sums, output[..., 2:]], dim=-1)
     return y, sums, projected
 
 
-@_mamba_inner.register_fake
-def _(  # type: ignore[no-untyped-def]
-    xz, conv_weight, conv_bias, projection, timescale, timescale_bias, a, d, gap, stretch, reverse, rank, states,
-    with_delta, with_write, with_output, scale
-):  # fmt: skip
+def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[bool], float]:
+    """The operator's arguments: xz, weights, gap, stretch, reverse, the statistics to emit and the scale."""
+    xz, *weights = arguments[:8]
+    gap, stretch, reverse, _, _, *with_stats, scale = arguments[8:]
+    return xz, PackedWeights(*weights), gap, stretch, reverse, with_stats, scale
+
+
+def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels' work on packed weights; a padded state stays zero."""
+    xz, weights, gap, stretch, reverse, with_stats, scale = _unpack(*arguments)
+    x, z = xz.chunk(2, dim=-1)
+    u = causal_conv1d_reference(x, weights.conv_weight.transpose(1, 2), weights.conv_bias, reverse)
+    delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
+    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, stretch)
+    y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), any(with_stats))
+    emitted = [sums[..., i : i + 1] for i, wanted in enumerate(with_stats) if wanted]
+    sums = torch.cat(emitted, dim=-1) if emitted else sums
+    return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()
+
+
+def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    xz, weights, _, _, reverse, with_stats, _ = _unpack(*arguments)
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
-    sums = xz.new_empty(*rows, with_delta + with_write + with_output, dtype=torch.float32)
-    projected = xz.new_empty(*rows, projection.shape[2], dtype=torch.float32)
+    sums = xz.new_empty(*rows, sum(with_stats), dtype=torch.float32)
+    projected = xz.new_empty(*rows, weights.projection.shape[2], dtype=torch.float32)
     return xz.new_empty(images, length, channels // 2), sums, projected
+
+
+_mamba_inner = operator(
+    "mamba_inner",
+    "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
+    "Tensor a, Tensor d, Tensor? gap, Tensor? stretch, int[] reverse, int rank, int states, bool with_delta, "
+    "bool with_write, bool with_output, float scale) -> (Tensor, Tensor, Tensor)",
+    run=_run_kernels,
+    fake=_like_result,
+    decomposition=_in_plain_pytorch,
+)
 
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner)
@@ -173,7 +189,3 @@ def mamba_inner_flops(  # type: ignore[no-untyped-def]
         + 2 * rows * channels * (rank + 2 * states + rank)
         + selective_scan_flops((directions, images, length, channels), None, (directions, channels, states))
     )
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()

@@ -1,12 +1,12 @@
-"""A reduction plan, and the operations that decide one and carry it out."""
+"""A reduction plan, and the operations that carry it out."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import backend
+from mtr_lab.ops.registry import Implementation, Operation
 
 
 class Plan(NamedTuple):
@@ -34,9 +34,33 @@ class Plan(NamedTuple):
         if self.start is not None:
             return self
         target, order = self.dest.gather(1, self.gone).sort(dim=1, stable=True)
-        survivors = torch.arange(self.keep.shape[1] + 1, device=self.dest.device).expand(len(self.dest), -1)
+        survivors = torch.arange(self.keep.shape[1] + 1, device=self.dest.device).expand(self.dest.shape[0], -1)
         start = torch.searchsorted(target, survivors.contiguous())
         return self._replace(gone=self.gone.gather(1, order), start=start)
+
+
+def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
+    """The plan that removes some tokens by merging them into others or dropping them.
+
+    Args:
+        source: (B, r) positions of the tokens to remove, all different within an image.
+        into: (B, r) the survivor each of them is merged into, -1 to drop it.
+        key: (B, L) floating point and finite; the survivors are put in ascending order of it.
+        mass: (B, L) tokens that become one are averaged with these weights (ones: the plain mean). No gradient flows
+            through them: a plan is a decision.
+    """
+    batch, length = key.shape
+    keep = key.scatter(1, source, torch.inf).argsort(dim=1, stable=True)[:, : length - source.shape[1]]
+
+    slots = torch.arange(keep.shape[1], device=key.device).expand(batch, -1)
+    dest = torch.full((batch, length), -1, dtype=torch.int64, device=key.device).scatter(1, keep, slots)
+    merged = torch.where(into < 0, -1, dest.gather(1, into.clamp(min=0)))
+    dest = dest.scatter(1, source, merged)
+
+    alive = dest.clamp(min=0)
+    mass = mass.detach().to(torch.float32).masked_fill(dest < 0, 0)
+    total = torch.zeros(keep.shape, dtype=torch.float32, device=key.device).scatter_add(1, alive, mass)
+    return Plan(dest, mass / total.gather(1, alive), keep, source)
 
 
 def apply_plan(
@@ -55,16 +79,18 @@ def apply_plan(
         (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
         nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
-    if backend.transformed():
-        return apply_plan_reference(x, dest, weight, keep, gone)
-    implementation = backend.pick(x)
-    if implementation == "triton":
-        *_, gone, start = Plan(dest, weight, keep, gone, start).listed()[:5]
-    return _apply(x, dest, weight, keep, gone, start, implementation)
+    return APPLY_PLAN(x, dest, weight, keep, gone, start)
 
 
-def apply_plan_reference(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor) -> Tensor:
+def apply_plan_reference(
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+) -> Tensor:
     """Gather and scatter-add, plain PyTorch."""
+    return merge_rows(x, weight, keep, gone, dest.gather(1, gone))
+
+
+def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Tensor) -> Tensor:
+    """``apply_plan`` with the destinations ``target`` (B, L - M) of the tokens that are ``gone``."""
     channels = x.shape[2]
     wide = torch.promote_types(x.dtype, torch.float32)
 
@@ -72,34 +98,25 @@ def apply_plan_reference(x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, 
         token = x.gather(1, index[..., None].expand(-1, -1, channels)).to(wide)
         return token * weight.gather(1, index)[..., None].to(wide)
 
-    target = dest.gather(1, gone)
     # A dropped token adds zero to position 0, which keeps every shape static.
-    merged = rows(gone).masked_fill_((target < 0)[..., None], 0)
-    out = rows(keep)
-    out.scatter_add_(1, target.clamp_(min=0)[..., None].expand(-1, -1, channels), merged)
-    return out.to(x.dtype)
+    merged = rows(gone).masked_fill((target < 0)[..., None], 0)
+    index = target.clamp(min=0)[..., None].expand(-1, -1, channels)
+    return rows(keep).scatter_add(1, index, merged).to(x.dtype)
 
 
-@torch.library.custom_op("mtr_lab::apply_plan", mutates_args=())
-def _apply(
-    x: Tensor,
-    dest: Tensor,
-    weight: Tensor,
-    keep: Tensor,
-    gone: Tensor,
-    start: Optional[Tensor],
-    implementation: str,
-) -> Tensor:
-    if start is not None and implementation == "triton":
-        from mtr_lab.ops.gpu import norm
+def _apply_triton(x: Tensor, *parts: Any) -> Tensor:
+    from mtr_lab.ops.gpu import norm
 
-        return norm.apply_plan(x, weight, keep, gone, start)
-    return apply_plan_reference(x, dest, weight, keep, gone)
+    plan: Any = Plan(*parts).listed()
+    return norm.apply_plan(x, plan.weight, plan.keep, plan.gone, plan.start)
 
 
-@_apply.register_fake
-def _(x, dest, weight, keep, gone, start, implementation):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0], keep.shape[1], x.shape[2])
+APPLY_PLAN = Operation(
+    "apply_plan",
+    [Implementation("triton", _apply_triton, package="triton"), Implementation("reference", apply_plan_reference)],
+    schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor gone, Tensor? start", "Tensor"),
+    fake=lambda x, dest, weight, keep, gone, start: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -115,7 +132,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return arrived * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
 
 
-_apply.register_autograd(_backward, setup_context=_setup)
+APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.apply_plan)
@@ -138,116 +155,37 @@ def carry_plan(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tupl
     """
     if plan.known is not None:
         return plan.known
-    return _carry(index, size, special, plan.dest, plan.keep, plan.gone, backend.pick(size))
+    return CARRY_PLAN(index, size, special, plan.dest, plan.keep, plan.gone)
 
 
-@torch.library.custom_op("mtr_lab::carry_plan", mutates_args=())
-def _carry(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor, implementation: str
+def carry_plan_reference(
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation == "triton":
-        from mtr_lab.ops.gpu import carry
-
-        return carry.carry(index, size, special, dest, keep, gone)
-    summed = torch.zeros_like(keep, dtype=size.dtype)
-    summed.scatter_add_(1, dest.clamp(min=0), size.masked_fill(dest < 0, 0))
+    """Gathers and a scatter-add, plain PyTorch."""
+    none = torch.zeros_like(keep, dtype=size.dtype)
+    summed = none.scatter_add(1, dest.clamp(min=0), size.masked_fill(dest < 0, 0))
     return index.gather(1, keep), summed, dest.gather(1, special)
 
 
-@_carry.register_fake
-def _(index, size, special, dest, keep, gone, implementation):  # type: ignore[no-untyped-def]
+def _carry_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from mtr_lab.ops.gpu import carry
+
+    return carry.carry(*inputs)
+
+
+def _like_survivors(
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return index.new_empty(keep.shape), size.new_empty(keep.shape), special.new_empty(special.shape)
 
 
-def decides(tokens: Tensor, removed: int) -> bool:
-    """Whether ``asymmetric_plan`` runs on these tokens, (B, L, C): on a GPU, for sequences of their length."""
-    if backend.pick(tokens) != "triton":
-        return False
-    from mtr_lab.ops.gpu import plan
-
-    return tokens.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
-
-
-def asymmetric_plan(
-    terms: Tensor,
-    scale: float,
-    index: Tensor,
-    size: Tensor,
-    special: Tensor,
-    hidden: Tensor | None,
-    residual: Tensor | None,
-    removed: int,
-    targets: int,
-    *,
-    by_size: bool,
-) -> Plan:
-    """Decide in kernels of its own what the parts of ``mtr_lab.reduction`` decide, where ``decides`` says it can.
-
-    The least important tokens merge into the most similar of the next least important; the order stays as it is. Only
-    for data ``decides`` is true of. A decision has no gradient.
-
-    Args:
-        terms: (B, K, L), of which each token's score is the sum over K, in float32, divided by ``scale``; 0 if that is
-            not a number, the largest one if it is infinite. Higher is more important; of equals the earlier goes first.
-        index, size, special: as ``carry_plan``; special tokens neither go nor take others in.
-        hidden, residual: (B, L, C); tokens are compared by the cosine of the sum of those given. With neither, tokens
-            are dropped.
-        removed: how many tokens go.
-        targets: how many may take them in.
-        by_size: tokens that become one are averaged with their sizes as weights, else with equal ones.
-
-    Returns:
-        The plan with all that is known of its survivors.
-    """
-    hidden, residual = (None if t is None else t.detach() for t in (hidden, residual))
-    dest, weight, keep, gone, start, *known = _asymmetric(
-        terms.detach(), scale, index, size, special, hidden, residual, removed, targets, by_size
-    )
-    return Plan(dest, weight, keep, gone, start, known=(known[0], known[1], known[2]))
-
-
-@torch.library.custom_op("mtr_lab::asymmetric_plan", mutates_args=())
-def _asymmetric(
-    terms: Tensor,
-    scale: float,
-    index: Tensor,
-    size: Tensor,
-    special: Tensor,
-    hidden: Optional[Tensor],
-    residual: Optional[Tensor],
-    removed: int,
-    targets: int,
-    by_size: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from mtr_lab.ops.gpu import plan
-
-    return plan.asymmetric_plan(terms, scale, index, size, special, hidden, residual, removed, targets, by_size)
-
-
-@_asymmetric.register_fake
-def _(terms, scale, index, size, special, hidden, residual, removed, targets, by_size):  # type: ignore[no-untyped-def]
-    images, length = size.shape
-    kept = length - removed
-    dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
-    weight = size.new_empty(size.shape, dtype=torch.float32)
-    return dest, weight, keep, gone, start, new_index, size.new_empty(images, kept), special.new_empty(special.shape)
-
-
-@register_flop_formula(torch.ops.mtr_lab.asymmetric_plan)
-def asymmetric_plan_flops(  # type: ignore[no-untyped-def]
-    terms_shape,
-    scale,
-    index_shape,
-    size_shape,
-    special_shape,
-    hidden_shape,
-    residual_shape,
-    removed,
-    targets,
-    *args,
-    out_shape=None,
-    **kwargs,
-) -> int:
-    """2 a multiply-accumulate of the similarities."""
-    compared = hidden_shape or residual_shape
-    return 2 * compared[0] * removed * targets * compared[2] if compared else 0
+CARRY_PLAN = Operation(
+    "carry_plan",
+    [Implementation("triton", _carry_triton, package="triton"), Implementation("reference", carry_plan_reference)],
+    schema=(
+        "Tensor index, Tensor size, Tensor special, Tensor dest, Tensor keep, Tensor gone",
+        "(Tensor, Tensor, Tensor)",
+    ),
+    fake=_like_survivors,
+    main=1,
+)

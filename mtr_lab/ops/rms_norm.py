@@ -1,14 +1,14 @@
 """Residual addition and RMS normalisation, the step between two blocks."""
 
-from typing import Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import backend
-from mtr_lab.ops.plan import Plan, apply_plan
+from mtr_lab.ops.plan import Plan, apply_plan, merge_rows
+from mtr_lab.ops.registry import Implementation, Operation, operator
 
 
 def rms_norm_add(
@@ -26,20 +26,41 @@ def rms_norm_add(
         normed: (B, M, C) in the dtype of ``hidden``.
         residual: (B, M, C), the sum, kept in float32 whatever the model's dtype (float64 for float64).
     """
-    inputs = [t for t in (hidden, residual, weight) if t is not None]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    if backend.pick(hidden) == "triton" and not differentiable:
-        if plan is None:
-            return _rms_norm_add(hidden, residual, weight, eps, *(None,) * 7)
-        own = plan.listed()
-        other = own if plan.residual is None else plan.residual.listed()
-        pieces = (p for part in (own, other) for p in (part.weight, part.gone, part.start))
-        return _rms_norm_add(hidden, residual, weight, eps, plan.keep, *pieces)
+    return RMS_NORM_ADD(hidden, residual, weight, eps, plan)
+
+
+def _composed(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None
+) -> tuple[Tensor, Tensor]:
+    """Carry out the plan, then add and normalise."""
     if plan is not None:
         hidden, residual = reduce_streams(plan, hidden, residual)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     residual = hidden.to(wide) if residual is None else hidden.to(wide) + residual
     return F.rms_norm(residual, weight.shape, weight.to(wide), eps).to(hidden.dtype), residual
+
+
+def _fused(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None
+) -> tuple[Tensor, Tensor]:
+    """One kernel, which finds the tokens it adds by the lists of the plan."""
+    if plan is None:
+        return _rms_norm_add(hidden, residual, weight, eps, *(None,) * 7)
+    own = plan.listed()
+    other = own if plan.residual is None else plan.residual.listed()
+    lists = (t for part in (own, other) for t in (part.weight, part.gone, part.start))
+    return _rms_norm_add(hidden, residual, weight, eps, plan.keep, *lists)
+
+
+def _unfit(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None) -> str:
+    differentiable = any(t is not None and t.requires_grad for t in (hidden, residual, weight))
+    return "has no gradient of the fused norm" if torch.is_grad_enabled() and differentiable else ""
+
+
+RMS_NORM_ADD = Operation(
+    "rms_norm_add",
+    [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
+)
 
 
 def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -49,30 +70,42 @@ def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple
     return apply_plan(hidden, *plan[:5]), residual
 
 
-@torch.library.custom_op("mtr_lab::rms_norm_add", mutates_args=())
-def _rms_norm_add(
-    hidden: Tensor,
-    residual: Optional[Tensor],
-    weight: Tensor,
-    eps: float,
-    keep: Optional[Tensor],
-    share: Optional[Tensor],
-    gone: Optional[Tensor],
-    start: Optional[Tensor],
-    residual_share: Optional[Tensor],
-    residual_gone: Optional[Tensor],
-    residual_start: Optional[Tensor],
-) -> tuple[Tensor, Tensor]:
+def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
     from mtr_lab.ops.gpu import norm
 
-    plan = keep, share, gone, start, residual_share, residual_gone, residual_start
-    return norm.rms_norm_add(hidden, residual, weight, eps, *plan)
+    return norm.rms_norm_add(*inputs)
 
 
-@_rms_norm_add.register_fake
-def _(hidden, residual, weight, eps, keep, *others):  # type: ignore[no-untyped-def]
+def _in_plain_pytorch(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: Tensor | None, *lists: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The kernel's work, with the plans of both streams as lists: weight, gone and start of each."""
+    if keep is not None:
+        hidden = _merge_lists(hidden, keep, *lists[:3])
+        residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
+    return _composed(hidden, residual, weight, eps, None)
+
+
+def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, gone: Tensor, start: Tensor) -> Tensor:
+    """``apply_plan`` of a plan whose tokens that are ``gone`` are in the order of their destinations."""
+    place = torch.arange(gone.shape[1], device=gone.device).expand(gone.shape)
+    target = torch.searchsorted(start, place.contiguous(), right=True) - 1
+    return merge_rows(x, weight, keep, gone, target)
+
+
+def _like_result(hidden: Tensor, residual: Any, weight: Tensor, eps: float, keep: Any, *lists: Any) -> tuple[Any, Any]:
     shape = (hidden.shape[0], hidden.shape[1] if keep is None else keep.shape[1], hidden.shape[2])
     return hidden.new_empty(shape), hidden.new_empty(shape, dtype=torch.float32)
+
+
+_rms_norm_add = operator(
+    "rms_norm_add",
+    "(Tensor hidden, Tensor? residual, Tensor weight, float eps, Tensor? keep, Tensor? share, Tensor? gone, "
+    "Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) -> (Tensor, Tensor)",
+    run=_run_kernel,
+    fake=_like_result,
+    decomposition=_in_plain_pytorch,
+)
 
 
 @register_flop_formula(torch.ops.mtr_lab.rms_norm_add)

@@ -10,27 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtr_lab.ops.scan_inputs import ScanInputs
 
-def selective_scan_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[int],
-    with_stats: bool,
-    *,
-    loop: bool = True,
-) -> tuple[Tensor, Tensor]:
+
+def selective_scan_reference(inputs: ScanInputs, with_stats: bool, *, loop: bool = True) -> tuple[Tensor, Tensor]:
     """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    out_dtype = u.dtype
-    u, delta, A, B, C, D = (t.to(dtype) for t in (u, delta, A, B, C, D))
+    *_, z, delta_bias, _, gap, stretch, reverse = inputs
+    dtype = torch.promote_types(inputs.u.dtype, torch.float32)
+    u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     delta = F.softplus(delta + bias[:, None, None, :])
     if stretch is not None:
@@ -45,12 +32,12 @@ def selective_scan_reference(
     total = y.sum(0)
     if z is not None:
         total = total * F.silu(z.to(dtype))
-    return total.to(out_dtype), scan_stats(delta, write, y) if with_stats else y.new_empty(*y.shape[:3], 0)
+    return total.to(inputs.u.dtype), scan_stats(delta, write, y) if with_stats else y.new_empty(*y.shape[:3], 0)
 
 
-def selective_scan_portable(*inputs: Any) -> tuple[Tensor, Tensor]:
+def selective_scan_portable(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The same without a loop, for devices that have no kernel here; it holds the states of all tokens at once."""
-    return selective_scan_reference(*inputs, loop=False)
+    return selective_scan_reference(inputs, with_stats, loop=False)
 
 
 def _in_reading_order(x: Tensor, reverse: Sequence[int]) -> Tensor:
@@ -128,30 +115,17 @@ def _recurrence_by_doubling(decay: Tensor, x: Tensor, *, adjoint: bool = False) 
 
 
 def selective_scan_backward_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    grad: Tensor,
-    reverse: Sequence[int],
-    *,
-    loop: bool = True,
+    inputs: ScanInputs, grad: Tensor, *, loop: bool = True
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the first eight arguments from that of y, ``grad`` (B, L, E), plain and differentiable.
+    """The gradients of the first eight inputs from that of y, ``grad`` (B, L, E), plain and differentiable.
 
     The adjoint of the state obeys the same recurrence, read backwards: with g_t the gradient of the ungated output,
     λ_t = g_t C_t + decay_{t+1} λ_{t+1}.
     """
     recurrence = _recurrence if loop else _recurrence_by_doubling
-    arguments = (u, delta, A, B, C, D, z, delta_bias)
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    u, delta, A, B, C, D, grad = (t.to(dtype) for t in (u, delta, A, B, C, D, grad))
+    *_, z, delta_bias, _, gap, stretch, reverse = inputs
+    dtype = torch.promote_types(inputs.u.dtype, torch.float32)
+    u, delta, A, B, C, D, grad = (t.to(dtype) for t in (*inputs[:6], grad))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     before = delta + bias[:, None, None, :]
     scale: Any = 1 if stretch is None else stretch[..., None].to(dtype)
@@ -193,7 +167,7 @@ def selective_scan_backward_reference(
     )
     return tuple(
         None if t is None or gradient is None else gradient.to(t.dtype)
-        for t, gradient in zip(arguments, grads, strict=True)
+        for t, gradient in zip(inputs[:8], grads, strict=True)
     )
 
 

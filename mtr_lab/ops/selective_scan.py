@@ -5,7 +5,8 @@ order; a direction that reads the sequence backwards is marked in ``reverse``, n
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.ops import backend, cpu
+from mtr_lab.ops import cpu
+from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs
 from mtr_lab.ops.scan_reference import (
     scan_stats,
     selective_scan_backward_reference,
@@ -36,6 +39,7 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     reverse: Sequence[bool] = (False,),
+    order: Tensor | None = None,
     gap: Tensor | None = None,
     stretch: Tensor | None = None,
     stats: Sequence[str] = (),
@@ -57,6 +61,7 @@ def selective_scan(
         z: gate before its SiLU, (B, L, E); ``None`` for no gate.
         delta_bias: (G, E).
         reverse: for each direction, whether it reads from the last token to the first.
+        order: (G, B, L) int64, the reading order of each direction; ``None`` for token order. Not supported yet.
         gap: (B, L), how many tokens were removed between each token and the one before it. The state decays over a
             gap of g as over g tokens with zero input, ``exp(g softplus(delta_bias) A)``, in whichever direction it
             is crossed. ``None`` for no gaps. Not differentiable.
@@ -82,32 +87,20 @@ def selective_scan(
     for name in stats:
         if name not in STATS:
             raise unknown("scan statistic", name, STATS)
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse)
+    # Integers, for the tracer of torch.jit takes no list of booleans.
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, tuple(int(r) for r in reverse))
+    _check(inputs)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
-    order = [int(r) for r in reverse]  # the tracer of torch.jit takes no list of booleans
-    inputs = (u, delta, A, B, C, D, z, delta_bias, gap, stretch, order, bool(stats))
-    if backend.transformed():
-        y, sums = selective_scan_portable(*inputs)
-    else:
-        y, sums = _scan(*inputs, backend.pick(u, package="mamba_ssm", gap=gap is not None))
+    y, sums = SELECTIVE_SCAN(*inputs, bool(stats))
     return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
 
 
-def _check_shapes(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[bool],
-) -> None:
+def _check(inputs: ScanInputs) -> None:
     """Raise a ``UserError`` unless all fit ``u`` and ``A``: kernels read as many numbers as these say there are."""
+    u, A, reverse = inputs.u, inputs.A, inputs.reverse
+    if inputs.order is not None:
+        raise UserError("selective_scan: order is not supported yet; leave it out, which is token order.")
     if u.ndim != 4 or A.ndim != 3 or 0 in u.shape[2:]:
         raise UserError(
             f"selective_scan: expected u (G, B, L, E) of at least one token and A (G, E, N), got {tuple(u.shape)} and "
@@ -116,17 +109,18 @@ def _check_shapes(
     directions, images, length, channels = u.shape
     each, projection = (directions, channels), (directions, images, length, A.shape[2])
     expected = {
-        "delta": (delta, u.shape),
-        "A": (A, (*each, A.shape[2])),
-        "B": (B, projection),
-        "C": (C, projection),
-        "D": (D, each),
-        "z": (z, (images, length, channels)),
-        "delta_bias": (delta_bias, each),
-        "gap": (gap, (images, length)),
-        "stretch": (stretch, (images, length)),
+        "delta": u.shape,
+        "A": (*each, A.shape[2]),
+        "B": projection,
+        "C": projection,
+        "D": each,
+        "z": (images, length, channels),
+        "delta_bias": each,
+        "gap": (images, length),
+        "stretch": (images, length),
     }
-    for name, (tensor, shape) in expected.items():
+    for name, shape in expected.items():
+        tensor = getattr(inputs, name)
         if tensor is not None and tensor.shape != shape:
             raise UserError(
                 f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for u of shape "
@@ -136,26 +130,14 @@ def _check_shapes(
         raise UserError(f"selective_scan: reverse={tuple(reverse)} is not of the {directions} directions that u has.")
 
 
-def selective_scan_mamba_ssm(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[int],
-    with_stats: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_mamba_ssm(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def channels_first(x: Tensor, flip: int) -> Tensor:  # (B, L, *) -> (B, *, L)
         return (x.flip(1) if flip else x).transpose(1, 2).contiguous()
 
+    u, delta, A, B, C, D, z, delta_bias, _, _, stretch, reverse = inputs
     if stretch is not None:
         if delta_bias is not None:
             delta = delta.float() + delta_bias.float()[:, None, None, :]
@@ -186,77 +168,97 @@ def selective_scan_mamba_ssm(
     return total.to(u.dtype), scan_stats(step, step * u.float(), per_direction)
 
 
-def selective_scan_triton(*inputs: Any) -> tuple[Tensor, Tensor]:
+def selective_scan_triton(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on channels-last data as it is."""
     from mtr_lab.ops.gpu import scan
 
-    return scan.selective_scan(*inputs)
+    return scan.selective_scan(inputs, with_stats)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "reference": selective_scan_reference,
-    "portable": selective_scan_portable,
-    "cpu": cpu.selective_scan,
-    "triton": selective_scan_triton,
-    "mamba_ssm": selective_scan_mamba_ssm,
-}
+def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Kernels in ``mtr_lab.ops.gpu``, deterministic."""
+    from mtr_lab.ops.gpu import scan_backward
+
+    return scan_backward.selective_scan_backward(inputs, grad)
 
 
-@torch.library.custom_op("mtr_lab::selective_scan", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Optional[Tensor],
-    delta_bias: Optional[Tensor],
-    gap: Optional[Tensor],
-    stretch: Optional[Tensor],
-    reverse: Sequence[int],
-    with_stats: bool,
-    implementation: str,
-) -> tuple[Tensor, Tensor]:
-    return IMPLEMENTATIONS[implementation](u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse, with_stats)
+def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Sequence[Tensor | None]:
+    """The gradients of the authors' CUDA kernel, which have none themselves."""
+
+    def forward(*tensors: Any) -> Tensor:
+        return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), with_stats=False)[0]
+
+    return vjp(forward, inputs[:8], grad)
 
 
-@_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse, with_stats, implementation):  # type: ignore[no-untyped-def]
+def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
+    """A function of ``ScanInputs`` and something more as one of the operator's arguments."""
+
+    def call(*arguments: Any) -> Any:
+        *inputs, more = arguments
+        return function(ScanInputs._make(inputs), more)
+
+    return call
+
+
+def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
+    """``_flat``, with contiguous gradients, and empty ones for inputs that are None: operators return tensors."""
+
+    def call(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in backward(inputs, grad))
+
+    return _flat(call)
+
+
+def _crosses_gaps(inputs: ScanInputs, _: Any) -> str:
+    return "" if inputs.gap is None else "cannot decay the state over removed tokens"
+
+
+def _has_no_gradient(inputs: ScanInputs, grad: Tensor) -> str:
+    return _crosses_gaps(inputs, grad) or ("has no second derivatives" if torch.is_grad_enabled() else "")
+
+
+def _like_result(*arguments: Any) -> tuple[Tensor, Tensor]:
+    u, with_stats = arguments[0], arguments[-1]
     sums_dtype = torch.promote_types(u.dtype, torch.float32)
     return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(STATS) * with_stats, dtype=sums_dtype)
 
 
-@torch.library.custom_op("mtr_lab::selective_scan_backward", mutates_args=())
-def _scan_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Optional[Tensor],
-    delta_bias: Optional[Tensor],
-    gap: Optional[Tensor],
-    stretch: Optional[Tensor],
-    grad: Tensor,
-    reverse: Sequence[int],
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = u, delta, A, B, C, D, z, delta_bias, gap, stretch
-    grads: Any
-    if implementation == "triton":
-        from mtr_lab.ops.gpu import scan_backward
-
-        grads = scan_backward.selective_scan_backward(*inputs, reverse, grad)
-    else:
-        grads = selective_scan_backward_reference(*inputs, grad, reverse, loop=implementation == "reference")
-    return tuple(u.new_empty(0) if t is None else t.contiguous() for t in grads)  # type: ignore[return-value]
+def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(arguments[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments[:8])
 
 
-@_scan_backward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, gap, stretch, grad, reverse, implementation):  # type: ignore[no-untyped-def]
-    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias))
+SELECTIVE_SCAN = Operation(
+    "selective_scan",
+    [
+        Implementation("triton", _flat(selective_scan_triton), package="triton"),
+        Implementation("cpu", _flat(cpu.selective_scan)),
+        Implementation("mamba_ssm", _flat(selective_scan_mamba_ssm), unfit=_flat(_crosses_gaps), package="mamba_ssm"),
+        Implementation("reference", _flat(selective_scan_reference)),
+        Implementation("portable", _flat(selective_scan_portable)),
+    ],
+    schema=(f"{SCHEMA}, bool with_stats", "(Tensor, Tensor)"),
+    fake=_like_result,
+)
+
+SELECTIVE_SCAN_BACKWARD = Operation(
+    "selective_scan_backward",
+    [
+        Implementation("triton", _filled(selective_scan_backward_triton), package="triton"),
+        Implementation(
+            "mamba_ssm",
+            _flat(selective_scan_backward_mamba_ssm),
+            unfit=_flat(_has_no_gradient),
+            package="mamba_ssm",
+            composed=True,
+        ),
+        Implementation("reference", _filled(selective_scan_backward_reference)),
+        Implementation("portable", _filled(partial(selective_scan_backward_reference, loop=False))),
+    ],
+    schema=(f"{SCHEMA}, Tensor grad", f"({', '.join(['Tensor'] * 8)})"),
+    fake=_like_inputs,
+    strict=False,
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -266,37 +268,32 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, gap, stretch = ctx.saved_tensors
-    name = backend.pick_differentiable(inputs[0], package="mamba_ssm", gap=gap is not None)
-    if name == "mamba_ssm" and not torch.is_grad_enabled():  # its gradients have none
-
-        def forward(*inputs: Tensor | None) -> Tensor:
-            return IMPLEMENTATIONS[name](*inputs, gap, stretch, ctx.reverse, False)[0]
-
-        return *vjp(forward, inputs, grad), *(None,) * 5
-    grads = _scan_backward(*inputs, gap, stretch, grad, ctx.reverse, name)
-    return *(None if t is None else g for t, g in zip(inputs, grads, strict=True)), *(None,) * 5
+    tensors = ctx.saved_tensors
+    grads = SELECTIVE_SCAN_BACKWARD(*tensors, ctx.reverse, grad)
+    return *(None if t is None else g for t, g in zip(tensors[:8], grads, strict=True)), *(None,) * 6
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.reverse, grad, _ = inputs
+    ctx.save_for_backward(*tensors, grad)
 
 
 def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, gap, stretch, grad = ctx.saved_tensors
+    *tensors, grad = ctx.saved_tensors
+    inputs = ScanInputs._make((*tensors, ctx.reverse))
 
     def first(*tensors: Any) -> tuple[Tensor, ...]:
-        arguments: Any = (*tensors[:-1], gap, stretch, tensors[-1], ctx.reverse)
-        return tuple(t for t in selective_scan_backward_reference(*arguments, loop=False) if t is not None)
+        *differentiable, grad = tensors
+        found = selective_scan_backward_reference(ScanInputs._make((*differentiable, *inputs[8:])), grad, loop=False)
+        return tuple(t for t in found if t is not None)
 
-    present = [g for t, g in zip(inputs, grads, strict=True) if t is not None]
-    *found, found_grad = vjp(first, [*inputs, grad], present)
-    return *found, None, None, found_grad, None, None
+    present = [g for t, g in zip(inputs[:8], grads, strict=True) if t is not None]
+    *found, found_grad = vjp(first, [*inputs[:8], grad], present)
+    return *found, *(None,) * 4, found_grad, None
 
 
-_scan.register_autograd(_backward, setup_context=_setup)
-_scan_backward.register_autograd(_second_backward, setup_context=_setup_second)
+SELECTIVE_SCAN.operator.register_autograd(_backward, setup_context=_setup)
+SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_context=_setup_second)
 
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)

@@ -104,7 +104,8 @@ def _view(block: TracedBlock, stage: Stage, video: bool) -> list[BlockView]:
     source = over_patches(torch.where(after.source < 0, after.source, after.source + first[:, None]))
     removed = over_patches(everywhere.scatter(1, before.index, 1).scatter(1, after.index, 0)) > 0
     scores = None if score is None else over_patches((everywhere + torch.nan).scatter(1, before.index, score))
-    grid = PatchGrid(*source.shape[-2:], stage.patch_size, stage.stride)
+    rows, columns = source.shape[-2:]
+    grid = PatchGrid(rows, columns, stage.patch_size, stage.stride)
     lengths = layout.tokens, before.index.shape[1], after.index.shape[1]
     unreduced, entered, tokens = (length * layout.sequences for length in lengths)
     return [

@@ -181,7 +181,7 @@ class Policy:
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them protected: "
                 f"at most {self.capacity(length, special)} can go."
             )
-        if self._is_asymmetric and ops.decides(state.hidden, remove):
+        if self._is_asymmetric:
             merges = self.merge != "prune"
             hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
             residual = state.residual if merges and self.features in ("stream", "residual") else None

@@ -16,13 +16,13 @@ class Positions:
     """What a block tells its mixer beside the normalised tokens.
 
     Args:
-        state: of the tokens the mixer is given.
+        state: of the tokens the mixer is given; ``None`` for an unreduced sequence that is scanned along raster paths.
         aligned: let the scan's state decay over the places of removed tokens.
         exponent: Δ of a token is multiplied by its size to this power.
         chosen: picks the paths to scan from a mixer's own; ``None`` for all of them.
     """
 
-    state: TokenState
+    state: TokenState | None = None
     aligned: bool = False
     exponent: float = 0.0
     chosen: Callable[[Sequence[Path]], Sequence[Path]] | None = None
@@ -43,17 +43,19 @@ class Positions:
 
     def order(self, along: Sequence[Path]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L), ``None`` for raster paths; see ``tokens.paths.order``."""
-        return paths.order(self.state, along)
+        return None if self.state is None else paths.order(self.state, along)
 
     def gap(self, along: Sequence[Path]) -> Tensor | None:
         """How many tokens are missing before each step of each path, (B, G, L), if the scan is ``aligned``."""
-        return paths.gap(self.state, along) if self.aligned else None
+        return paths.gap(self.state, along) if self.state is not None and self.aligned else None
 
     @property
     def stretch(self) -> Tensor | None:
         """(B, L), what Δ of each token is multiplied by; ``None`` for 1."""
-        return self.state.size**self.exponent if self.exponent else None
+        return self.state.size**self.exponent if self.state is not None and self.exponent else None
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """(B, L, C) -> (B, L, C'), a convolution over the grid; see ``tokens.grid.convolve``."""
+        if self.state is None:
+            raise ValueError("a convolution over the grid needs the state of the tokens")
         return grid.convolve(values, self.state, conv)

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend, cpu_kernels
+from mtr_lab.ops import cpu_kernels, registry
+from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.selective_scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
 
 
 def conv(x):
@@ -28,6 +30,11 @@ def scan(x):
     )
 
 
+def scan_of(data, gap=None):
+    """The inputs of the scan's operator, with as much of them as decides which implementation runs."""
+    return *ScanInputs(data, *[None] * 5, gap=gap), None
+
+
 @pytest.mark.parametrize(
     ("dtype", "device", "expected"),
     [
@@ -38,7 +45,7 @@ def scan(x):
     ],
 )
 def test_auto(dtype, device, expected):
-    assert backend.pick(torch.empty(0, dtype=dtype, device=device), package="mamba_ssm") == expected
+    assert SELECTIVE_SCAN.pick(*scan_of(torch.empty(0, dtype=dtype, device=device))).name == expected
 
 
 @pytest.mark.parametrize("operation", [conv, scan])
@@ -54,14 +61,14 @@ def test_unknown_backend_names_the_nearest():
 
 
 def test_missing_kernels_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(backend._installed, "mamba_ssm", False)
+    monkeypatch.setitem(registry._installed, "mamba_ssm", False)
     with pytest.raises(UserError, match="install the extra `cuda`"):
         ops.set_backend("mamba_ssm")
 
 
 @pytest.mark.parametrize("operation", [conv, scan])
 def test_cuda_kernels_refuse_the_cpu(monkeypatch, operation):
-    monkeypatch.setitem(backend._installed, "mamba_ssm", True)
+    monkeypatch.setitem(registry._installed, "mamba_ssm", True)
     with ops.use_backend("mamba_ssm"), pytest.raises(UserError, match="got torch.float32 on cpu"):
         operation(torch.ones(1, 3, 2))
 
@@ -134,8 +141,9 @@ assert torch.get_num_threads() == 1
 @pytest.mark.parametrize("installed", [True, False])
 def test_auto_on_a_gpu(dtype, installed, monkeypatch):
     for package in ("triton", "mamba_ssm"):
-        monkeypatch.setitem(backend._installed, package, installed)
+        monkeypatch.setitem(registry._installed, package, installed)
     data = types.SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
     expected = "triton" if installed and dtype != torch.float64 else "reference"
-    assert backend.pick(data, package="mamba_ssm", gap=True) == expected
-    assert backend.pick_differentiable(data, package="mamba_ssm") == expected
+    assert SELECTIVE_SCAN.pick(*scan_of(data, gap=torch.zeros(1, 1))).name == expected
+    with torch.no_grad():
+        assert SELECTIVE_SCAN_BACKWARD.pick(*scan_of(data)).name == expected

@@ -9,9 +9,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import backend
 from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
+from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
+from mtr_lab.ops.selective_scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -112,10 +113,10 @@ def test_gradients_are_operators_whose_layout_is_known(name):
     gap, stretch, grad = data["gap"], data["stretch"], normal(2, 3, 3)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     operator = torch.ops.mtr_lab.selective_scan_backward.default
-    torch.library.opcheck(operator, (*inputs, gap, stretch, grad, [1, 0], name), test_utils=checks)
+    torch.library.opcheck(operator, (*inputs, None, gap, stretch, [1, 0], grad, name), test_utils=checks)
     conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
     operator = torch.ops.mtr_lab.causal_conv1d_backward.default
-    torch.library.opcheck(operator, (*conv, normal(2, 2, 5, 3), [0, 1], name), test_utils=checks)
+    torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
 
 
 def test_forward_mode_sees_the_operations():
@@ -139,7 +140,7 @@ def test_a_hessian_of_one_argument_alone(argument):
         return ops.selective_scan(**data | {argument: value})[0].sum()
 
     def total_of_reference(value):
-        return selective_scan_reference(**data | {argument: value}, reverse=(False,), with_stats=False)[0].sum()
+        return selective_scan_reference(ScanInputs(**data | {argument: value}), with_stats=False)[0].sum()
 
     found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
     torch.testing.assert_close(found, expected)
@@ -169,6 +170,11 @@ def test_shapes_that_do_not_fit_are_named(name, value):
         ops.causal_conv1d(normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))  # reverse is of one direction
 
 
+def test_a_reading_order_is_not_supported_yet():
+    with pytest.raises(UserError, match="selective_scan: order is not supported yet"):
+        ops.selective_scan(**scan_inputs(1, 3), order=torch.zeros(1, 2, 3, dtype=torch.int64))
+
+
 def test_what_has_no_gradient_is_refused():
     data = scan_inputs(1, 3)
     with pytest.raises(ValueError, match="no gradient of gap and stretch"):
@@ -196,7 +202,7 @@ def test_the_portable_scan_equals_the_loop(dtype):
 @pytest.mark.parametrize("device", ["mps", "xpu"])
 def test_other_devices_take_the_portable_scan(device):
     elsewhere = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
-    assert backend.pick(elsewhere, package="mamba_ssm") == "portable"
-    assert backend.pick_differentiable(elsewhere, package="mamba_ssm") == "portable"
+    inputs = *ScanInputs(elsewhere, *[None] * 5), None
+    assert SELECTIVE_SCAN.pick(*inputs).name == SELECTIVE_SCAN_BACKWARD.pick(*inputs).name == "portable"
     with ops.use_backend("reference"):
-        assert backend.pick(elsewhere, package="mamba_ssm") == "reference"
+        assert SELECTIVE_SCAN.pick(*inputs).name == SELECTIVE_SCAN_BACKWARD.pick(*inputs).name == "reference"

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
+from mtr_lab.ops.scan_inputs import ScanInputs
 
 CUDA_KERNELS = [
     pytest.mark.gpu,
@@ -349,11 +350,10 @@ def test_compiles_without_graph_break(backend):
 
 @pytest.mark.parametrize(("backend", "with_stats"), [("reference", True), ("cpu", False)])
 def test_registration(backend, with_stats):
-    inputs = Case(length=3, gap=True, stretch=True).inputs()
-    tensors = [
-        v if k in ("gap", "stretch") or v is None else v.requires_grad_() for k, v in inputs.items() if k != "reverse"
-    ]
-    torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*tensors, [False, True], with_stats, backend))
+    inputs = ScanInputs(**Case(length=3, gap=True, stretch=True).inputs())
+    for tensor in inputs[:8]:
+        tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*inputs, with_stats, backend))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -17,11 +17,15 @@ STAGES = tl.constexpr(3)  # groups of tokens that a walk has under way or at wor
 
 
 def on_its_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, run where its first argument, a tensor, is: kernels are launched on the current device."""
+    """The function, run on the device of its first argument: kernels are launched on the current device.
+
+    The argument is a tensor, or a tuple whose first entry is one.
+    """
 
     @wraps(function)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        tensor: Any = args[0] if args else next(iter(options.values()))
+        first: Any = args[0] if args else next(iter(options.values()))
+        tensor = first[0] if isinstance(first, tuple) else first
         if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
             return function(*args, **options)
         with torch.cuda.device_of(tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
-from mtr_lab.ops.mamba_inner import Layout
+from mtr_lab.ops.packed import PackedWeights
 
 SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
@@ -107,7 +107,12 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
 
 @on_its_device
 def project(
-    x: Tensor, layout: Layout, stretch: Tensor | None, reverse: Sequence[int], with_delta: bool, with_write: bool
+    x: Tensor,
+    weights: PackedWeights,
+    stretch: Tensor | None,
+    reverse: Sequence[int],
+    with_delta: bool,
+    with_write: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve the tokens and project what the scan needs.
 
@@ -122,21 +127,21 @@ def project(
     """
     x = rows(x)
     images, length, channels = x.shape
-    directions, width, _ = layout.conv_weight.shape
-    rank = layout.timescale.shape[1]
+    directions, width, _ = weights.conv_weight.shape
+    rank = weights.timescale.shape[1]
     tokens = images * length
     u, delta = (x.new_empty(directions, images, length, channels) for _ in range(2))
     run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
     _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
-        x, layout.conv_weight, layout.conv_bias, u, length, run, channels, x.stride(1),
+        x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
         REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
     )  # fmt: skip
-    projected = _multiply(u.flatten(1, 2), layout.projection).unflatten(1, (images, length))
+    projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
     columns = with_delta + with_write
     parts = x.new_empty(blocks, directions, images, length, columns, dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
-        projected, layout.timescale, layout.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
+        projected, weights.timescale, weights.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
         parts if columns else projected, tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
         STRETCH=stretch is not None, TAKEN=with_delta, WRITTEN=with_write, PRECISION=precision(x.dtype),
     )  # fmt: skip

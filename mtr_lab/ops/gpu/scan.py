@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, processors, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.scan_inputs import ScanInputs
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
@@ -301,21 +302,9 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
 
 
 @on_its_device
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[int],
-    with_stats: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
+    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
     more = triton.next_power_of_2(A.shape[2]) - A.shape[2]  # states that stay zero

@@ -17,7 +17,6 @@ on which program finishes first.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from torch import Tensor
 from mtr_lab.ops.gpu import scan
 from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
+from mtr_lab.ops.scan_inputs import ScanInputs
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
 SEGMENTS = 24  # of a sequence, at most: each program sums up the others
@@ -39,34 +39,21 @@ VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of it
 
 
 @on_its_device
-def selective_scan_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    stretch: Tensor | None,
-    reverse: Sequence[int],
-    grad_y: Tensor,
-) -> tuple[Tensor | None, ...]:
+def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of ``selective_scan_reference`` in its floating-point inputs.
 
     Data may be float32, float16 or bfloat16 and weights of any floating dtype; the state and all sums are float32. The
     result is deterministic.
 
     Args:
-        u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse: as for ``selective_scan``. ``z`` is read in place if
-            its rows are evenly spaced and its last stride is 1.
+        inputs: as for ``selective_scan``. ``z`` is read in place if its rows are evenly spaced and contiguous each.
         grad_y: the gradient of the output, (B, L, E).
 
     Returns:
         The gradients of u, delta, A, B, C, D, z and delta_bias, each in the shape and dtype of its input, None for
         those that are None.
     """
+    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
     directions, images, length, channels = u.shape
     states = A.shape[2]
     padded = triton.next_power_of_2(states)

@@ -14,6 +14,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mtr_lab import ops
+from mtr_lab.ops.scan_inputs import ScanInputs
 
 BOTH = (False, True)
 compiled: set[str] = set()
@@ -43,32 +44,33 @@ def main(backend: str, arch: str) -> None:
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
-    layout = ops.lay_out(
-        normal(2, 64, 4), normal(2, 64), normal(2, 36, 64), normal(2, 64, 4), normal(2, 64), -normal(2, 64, 16).exp(),
-        normal(2, 64), torch.bfloat16,
-    )  # fmt: skip
+    vectors = [normal(2, 64) for _ in range(3)]
+    weights = ops.MambaWeights(
+        normal(2, 64, 1, 4), vectors[0], normal(2, 36, 64), normal(2, 64, 4), vectors[1], normal(2, 64, 16), vectors[2]
+    )
+    packed = ops.pack(weights, torch.bfloat16)
     tuned = project._convolve, project._timescales
     choices = [kernel.configs for kernel in tuned]
     for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        ops.mamba_inner(normal(1, 8, 128), layout, rank=4, states=16, reverse=BOTH)
-        project.project(normal(1, 8, 64), layout, torch.ones(1, 8), BOTH, True, True)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, *[False] * 3, 1.0)
+        project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, True, True)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
-    data += [normal(2, 64), torch.zeros(1, length), torch.ones(1, length)]
+    inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, length), torch.ones(1, length), BOTH)
     for width in (32, 0):  # the last for what follows
         scan.half_width = lambda *_, width=width: width
-        scan.selective_scan(*data, BOTH, True)
-    scan_backward.selective_scan_backward(*data, BOTH, normal(1, length, 64))
+        scan.selective_scan(inputs, True)
+    scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
     for length in (8, 512):  # one direction, nothing optional, a width that leaves threads without work
         single = torch.randn(1, 1, length, 33)
         b_and_c = torch.randn(2, 1, 1, length, 5)
-        plain = [single, single, -torch.ones(1, 33, 5), *b_and_c, torch.ones(1, 33), *(None,) * 4]
-        scan.selective_scan(*plain, (True,), False)
-        scan_backward.selective_scan_backward(*plain, (True,), single[0])
+        plain = ScanInputs(single, single, -torch.ones(1, 33, 5), *b_and_c, torch.ones(1, 33), reverse=(1,))
+        scan.selective_scan(plain, False)
+        scan_backward.selective_scan_backward(plain, single[0])
 
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
     conv.causal_conv1d(x, weight, bias, BOTH)

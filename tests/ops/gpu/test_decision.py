@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtr_lab import ops
+from mtr_lab.ops.decision import ASYMMETRIC_PLAN
 from mtr_lab.ops.gpu import plan as kernels
 from mtr_lab.ops.plan import carry_plan
 from mtr_lab.reduction.policy import make_policy, policy_config
@@ -24,8 +25,8 @@ def state(batch, length, special, channels=12, seed=0, summed=5):
 
 def decide(policy, before, evidence, remove):
     with ops.use_backend("triton"):
-        assert ops.decides(before.hidden, remove)
         found = policy(before, evidence, remove)
+        assert found.known is not None  # by the kernels
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
     expected = expected.listed()._replace(known=carry_plan(expected, before.index, before.size, before.special))
@@ -128,12 +129,22 @@ def test_nearly_equal_similarities():
     decide(make_policy(policy_config("mtr", features="residual")), before, evidence, 30)
 
 
-def test_long_sequences_and_many_tokens_are_left_to_the_parts():
+@pytest.mark.parametrize(
+    ("length", "removed", "dtype", "expected"),
+    [
+        (30, 4, torch.float32, "triton"),
+        (kernels.MAX_LENGTH + 1, 4, torch.float32, "reference"),
+        (300, kernels.MAX_REMOVED + 1, torch.float32, "reference"),
+        (30, 4, torch.float64, "reference"),
+    ],
+)
+def test_what_is_too_long_or_too_wide_is_left_to_the_parts(length, removed, dtype, expected):
+    terms, tokens, hidden = torch.empty(1, 2, length), torch.empty(1, length), torch.empty(1, length, 8, dtype=dtype)
+    inputs = terms, 1.0, tokens, tokens, tokens[:, :1], hidden, None, removed, 4, False
     with ops.use_backend("triton"):
-        assert not ops.decides(torch.empty(1, kernels.MAX_LENGTH + 1), 4)
-        assert not ops.decides(torch.empty(1, 300), kernels.MAX_REMOVED + 1)
+        assert ASYMMETRIC_PLAN.pick(*inputs).name == expected
     with ops.use_backend("reference"):
-        assert not ops.decides(torch.empty(1, 30), 4)
+        assert ASYMMETRIC_PLAN.pick(*inputs).name == "reference"
 
 
 @pytest.mark.parametrize("changes", [{"order": "importance"}, {"merge": "fuse"}, {"prune_first": 0.5}])

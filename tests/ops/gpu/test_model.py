@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
 from mtr_lab import ops
+from mtr_lab.backbones.bimamba import INNER
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
 from mtr_lab.ops.gpu import launch, project
@@ -24,6 +25,12 @@ def model(name="vim_ti", **geometry):
     for parameter in made.parameters():  # biases and skips too
         parameter.data += 0.02 * torch.randn_like(parameter)
     return made
+
+
+def packed(made):
+    mixer = made.blocks[0].mixer
+    weights = mixer._weights([getattr(mixer, name) for name in INNER])
+    return ops.pack(weights, torch.float32)
 
 
 def relative(found, expected):
@@ -115,10 +122,10 @@ def test_reduced_in_every_form_of_the_scan():
 
 def test_many_tokens_are_convolved_in_runs(monkeypatch):
     monkeypatch.setattr(project, "SMALL", 0)
-    layout = model().blocks[0].mixer._lay_out(torch.float32)
+    weights = packed(model())
     x = torch.randn(2, 37, 40)  # runs of 19 and 18 tokens
-    u, *_ = project.project(x, layout, None, (False, True), False, False)
-    expected = causal_conv1d_reference(x, layout.conv_weight.mT, layout.conv_bias, (False, True))
+    u, *_ = project.project(x, weights, None, (False, True), False, False)
+    expected = causal_conv1d_reference(x, weights.conv_weight.mT, weights.conv_bias, (False, True))
     torch.testing.assert_close(u, expected)
 
 
@@ -126,9 +133,9 @@ def test_many_tokens_are_convolved_in_runs(monkeypatch):
 def test_several_programs_share_the_channels_of_a_token(width, processors, monkeypatch):
     monkeypatch.setattr(project, "processors", lambda device: processors)
     assert project.channel_blocks(2 * 14, 2 * width, torch.device("cpu")) > 1
-    layout = model(embed_dim=width).blocks[0].mixer._lay_out(torch.float32)
+    weights = packed(model(embed_dim=width))
     x = torch.randn(2, 7, 2 * width)
-    u, delta, _, sums = project.project(x, layout, None, (False, True), True, True)
+    u, delta, _, sums = project.project(x, weights, None, (False, True), True, True)
     expected = torch.stack([delta.sum(-1), (delta * u).square().sum(-1)], dim=-1)
     torch.testing.assert_close(sums, expected)
 
@@ -155,7 +162,7 @@ def test_no_images(policy, backend):
         assert made(torch.randn(0, 3, 24, 24)).shape == (0, 3)
 
 
-def test_a_changed_parameter_is_laid_out_again():
+def test_a_changed_parameter_is_packed_again():
     made, images = model(depth=2), torch.randn(1, 3, 24, 24)
     with torch.no_grad(), ops.use_backend("triton"):
         before = made(images)
@@ -197,13 +204,13 @@ def test_changes_that_no_version_shows():
     torch.testing.assert_close(*outputs())
 
 
-def test_state_dict_and_copies_know_nothing_of_the_layout():
+def test_state_dict_and_copies_know_nothing_of_packed_weights():
     made, names = model(), set(model().state_dict())
     with torch.no_grad(), ops.use_backend("triton"):
         found = made(torch.ones(1, 3, 24, 24))
         assert set(made.state_dict()) == names
-        assert made.blocks[0].mixer._laid_out
-        assert copy.deepcopy(made).blocks[0].mixer._laid_out is None
+        assert made.blocks[0].mixer.packed.kept
+        assert copy.deepcopy(made).blocks[0].mixer.packed.kept is None
         assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), found)
 
 
@@ -247,9 +254,9 @@ def test_compiles_without_graph_break(policy):
 
 
 def test_registration():
-    layout = model().blocks[0].mixer._lay_out(torch.float32)
+    weights = packed(model())
     for wanted in ((False, False, False), (True, False, False), (False, True, True), (False, False, True)):
-        arguments = (torch.randn(1, 5, 80), *layout, None, None, [False, True], 2, 5, *wanted, 0.5)
+        arguments = (torch.randn(1, 5, 80), *weights, None, None, [False, True], 2, 5, *wanted, 0.5)
         torch.library.opcheck(
             torch.ops.mtr_lab.mamba_inner.default, arguments, test_utils=("test_schema", "test_faketensor")
         )

@@ -7,7 +7,8 @@ from covering import parametrize_covering
 from mtr_lab import ops
 from mtr_lab.ops.gpu import scan
 from mtr_lab.ops.gpu.scan import half_width
-from mtr_lab.ops.selective_scan import selective_scan_reference
+from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.scan_reference import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -43,7 +44,7 @@ def check(data, reverse, dtype):
     with ops.use_backend("triton"):
         y, sums = ops.selective_scan(**data, reverse=reverse, stats=ops.STATS)
     exact = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in data.items()}
-    expected, expected_sums = selective_scan_reference(**exact, reverse=reverse, with_stats=True)
+    expected, expected_sums = selective_scan_reference(ScanInputs(**exact, reverse=reverse), with_stats=True)
     assert y.dtype == dtype
     assert sums.dtype == torch.float32
     assert relative(y, expected) < TOLERANCE[dtype]

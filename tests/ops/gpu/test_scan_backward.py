@@ -9,7 +9,8 @@ from covering import parametrize_covering
 
 from mtr_lab.ops.gpu import scan_backward
 from mtr_lab.ops.gpu.scan_backward import selective_scan_backward
-from mtr_lab.ops.selective_scan import selective_scan_reference
+from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.scan_reference import selective_scan_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,12 +53,16 @@ def random_inputs(
     return inputs | dict.fromkeys(without)
 
 
+def gradients(grad_y, **inputs):
+    return selective_scan_backward(ScanInputs(**inputs), grad_y)
+
+
 def assert_equal_reference(inputs):
-    grads = dict(zip(NAMES, selective_scan_backward(**inputs), strict=True))
+    grads = dict(zip(NAMES, gradients(**inputs), strict=True))
 
     wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "grad_y"}
     leaves = {k: wide[k].requires_grad_() for k in NAMES if inputs[k] is not None}
-    y, _ = selective_scan_reference(**wide, with_stats=False)
+    y, _ = selective_scan_reference(ScanInputs(**wide), with_stats=False)
     exact = dict(zip(leaves, torch.autograd.grad(y, leaves.values(), inputs["grad_y"].double()), strict=True))
     for name in NAMES:
         if inputs[name] is None:
@@ -151,10 +156,10 @@ def test_extreme_gates(value):
 
 def test_an_image_does_not_depend_on_its_batch_mates():
     inputs = random_inputs(batch=3)
-    together = dict(zip(NAMES, selective_scan_backward(**inputs), strict=True))
+    together = dict(zip(NAMES, gradients(**inputs), strict=True))
     alone = {k: inputs[k][:, 1:2] for k in ("u", "delta", "B", "C")}
     alone |= {k: inputs[k][1:2] for k in ("z", "gap", "stretch", "grad_y")}
-    single = dict(zip(NAMES, selective_scan_backward(**inputs | alone), strict=True))
+    single = dict(zip(NAMES, gradients(**inputs | alone), strict=True))
     for name in ("u", "delta", "B", "C"):
         assert torch.equal(single[name][:, 0], together[name][:, 1])
     assert torch.equal(single["z"][0], together["z"][1])

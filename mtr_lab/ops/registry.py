@@ -1,0 +1,275 @@
+"""The one place that picks which implementation of an operation runs.
+
+An operation lists its implementations in the order in which ``auto`` prefers them. ``Operation.pick`` chooses once a
+call, by the selected backend, the device and dtype of the data, and what an implementation says of the inputs. The name
+of the choice is passed to the registered operator as a string, so that a traced or compiled graph records it.
+
+==========  =====================================================================================
+reference   plain PyTorch: any device, any floating dtype, what the others are tested against
+portable    plain PyTorch without a loop over tokens: what ``auto`` takes on devices that have no kernel here
+cpu         numba, float32 on the CPU
+triton      GPUs, float32, float16, bfloat16; kernels compiled on first use, no compiler to install
+mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed; ``auto`` prefers ``triton``
+==========  =====================================================================================
+
+A backend chooses the forward pass. The backward pass runs the implementation for that device that has gradients:
+``triton`` on a GPU, ``mamba_ssm`` there if it was selected, else plain PyTorch (``reference`` on a CPU, ``portable``
+on other devices). A backward pass that is recorded to be differentiated again is differentiated in plain PyTorch.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mtr_lab.errors import UserError, unknown
+
+BACKENDS = ("auto", "reference", "portable", "cpu", "triton", "mamba_ssm")
+
+_selected = "auto"
+_decompositions: dict[Any, Callable[..., Any]] = {}
+
+
+class _Kernels(NamedTuple):
+    """What the kernels of a backend run at all."""
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    in_words: str
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_KERNELS = {
+    "cpu": _Kernels("cpu", (torch.float32,), "float32 on the CPU"),
+    "triton": _Kernels("cuda", _FLOATS, "fp32, fp16 or bf16 on a GPU"),
+    "mamba_ssm": _Kernels("cuda", _FLOATS, "fp32, fp16 or bf16 on a CUDA device"),
+}
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; a stand-in for it in ``sys.modules`` without a spec does not count."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # its __spec__ is None
+        return False
+
+
+# Looked up once: the search of the import path is slow beside an operation, and cannot be traced.
+_installed = {package: installed(package) for package in ("triton", "mamba_ssm", "causal_conv1d")}
+# Triton's own switch: its kernels then run on the CPU.
+_interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+
+
+def set_backend(name: str) -> None:
+    """Select the implementation of all operations: one of ``BACKENDS``; ``auto`` picks the fastest known to fit.
+
+    Raises:
+        UserError: the name is unknown, or the package it needs is not installed.
+    """
+    global _selected
+    if name not in BACKENDS:
+        raise unknown("ops.backend", name, BACKENDS)
+    if name == "mamba_ssm" and not _installed["mamba_ssm"]:
+        raise UserError(
+            "ops.backend=mamba_ssm needs the packages mamba-ssm and causal-conv1d, which are not installed: "
+            "install the extra `cuda` (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
+        )
+    if name == "triton" and not _installed["triton"]:
+        raise UserError("ops.backend=triton needs the package triton, which PyTorch brings along on Linux: use auto.")
+    _selected = name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Select an implementation inside a ``with`` block."""
+    previous = _selected
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def selected_backend() -> str:
+    """The backend selected at present, ``auto`` unless changed."""
+    return _selected
+
+
+def check_backend(data: Tensor) -> None:
+    """Raise a ``UserError`` if the selected backend cannot run data of this dtype on this device."""
+    if reason := _unfit(_selected, data):
+        raise _refusal(reason)
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work, which see through plain PyTorch alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _fits(*inputs: Any, **options: Any) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of an operation.
+
+    Args:
+        name: the backend it belongs to.
+        run: takes the operation's inputs and returns its result.
+        unfit: takes the inputs and says why they cannot be run, beyond their device and dtype; empty if they can.
+        package: what it imports; where that is not installed, plain PyTorch takes its place.
+        composed: whether it is called in place of the registered operator, so that autograd sees what it does.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    unfit: Callable[..., str] = _fits
+    package: str | None = None
+    composed: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        return self.package is None or _installed[self.package]
+
+
+class Operation:
+    """An operation and its implementations, in the order in which ``auto`` prefers them. Call it with its inputs.
+
+    The last implementation is plain PyTorch, functional and without a loop over tokens. It runs everywhere; transforms
+    of functions see it, and an exported graph is decomposed to it.
+
+    Args:
+        name: of the operator, ``mtr_lab::name``.
+        implementations: at least one.
+        schema: the operator's arguments and result, as ``("Tensor x", "Tensor")``. ``None`` for a fused operation, the
+            kernels of which do the work of several others: it has no operator, and where no kernel fits, its parts run.
+        fake: the inputs to empty tensors of the result's shapes and dtypes.
+        main: the number of the input whose device and dtype decide.
+        strict: whether a selected backend that cannot run the inputs is an error; plain PyTorch runs them otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        implementations: Sequence[Implementation],
+        *,
+        schema: tuple[str, str] | None = None,
+        fake: Callable[..., Any] | None = None,
+        main: int = 0,
+        strict: bool = True,
+    ) -> None:
+        self.implementations = tuple(implementations)
+        self.portable = self.implementations[-1]
+        self._named = {implementation.name: implementation for implementation in implementations}
+        self._main, self._strict, self._fused = main, strict, schema is None
+        if schema is not None and fake is not None:
+            arguments, result = schema
+            self.operator = operator(
+                name,
+                f"({arguments}, str implementation) -> {result}",
+                run=lambda *inputs: self._named[inputs[-1]].run(*inputs[:-1]),
+                fake=lambda *inputs: fake(*inputs[:-1]),
+                decomposition=lambda *inputs: self.portable.run(*inputs[:-1]),
+            )
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        chosen = self.pick(*inputs, **options)
+        if self._fused or chosen.composed or transformed():
+            return chosen.run(*inputs, **options)
+        return self.operator(*inputs, chosen.name)
+
+    def pick(self, *inputs: Any, **options: Any) -> Implementation:
+        """The implementation that runs these inputs.
+
+        Raises:
+            UserError: a backend was selected explicitly and cannot run them.
+        """
+        if transformed():
+            return self.portable
+        data = inputs[self._main]
+        if _selected == "auto":
+            for implementation in self.implementations:
+                if _is_preferred(implementation, data) and not implementation.unfit(*inputs, **options):
+                    return implementation
+            return self.portable
+        chosen = self._named.get(_selected)
+        if chosen is None:
+            return self._plain(data)
+        reason = _unfit(_selected, data)
+        if not reason and chosen.is_installed:
+            reason = chosen.unfit(*inputs, **options)
+            if not reason:
+                return chosen
+            reason = "" if self._fused else reason
+        if reason and self._strict:
+            raise _refusal(reason)
+        return self._plain(data)
+
+    def _plain(self, data: Tensor) -> Implementation:
+        """Plain PyTorch: the reference where ``auto`` may take it."""
+        reference = self._named.get("reference")
+        return reference if reference is not None and _is_preferred(reference, data) else self.portable
+
+
+def _is_preferred(implementation: Implementation, data: Tensor) -> bool:
+    """Whether ``auto`` may take an implementation for data of this dtype on this device."""
+    kernels = _KERNELS.get(implementation.name)
+    if kernels is None:  # on other devices each token of a loop costs launches
+        return implementation.name == "portable" or data.device.type in ("cpu", "cuda")
+    return data.device.type == kernels.device and data.dtype in kernels.dtypes and implementation.is_installed
+
+
+def _unfit(backend: str, data: Tensor) -> str:
+    """Why a backend cannot run data of this dtype on this device; empty if it can."""
+    kernels = _KERNELS.get(backend)
+    if kernels is None:
+        return ""
+    here = data.device.type
+    if data.dtype in kernels.dtypes and (
+        here == kernels.device or (backend == "triton" and _interpreted and here == "cpu")
+    ):
+        return ""
+    return f"runs {kernels.in_words}, got {data.dtype} on {data.device}"
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"ops.backend={_selected} {reason}: use auto or reference.")
+
+
+def operator(
+    name: str,
+    schema: str,
+    *,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    decomposition: Callable[..., Any],
+) -> Any:
+    """Register the operator ``mtr_lab::name``.
+
+    Args:
+        schema: its arguments and result.
+        run: what computes it.
+        fake: returns empty tensors of the result's shapes and dtypes.
+        decomposition: what an exported graph has in its place: functional plain PyTorch.
+    """
+    registered = torch.library.custom_op(f"mtr_lab::{name}", run, mutates_args=(), schema=schema)
+    registered.register_fake(fake)
+    _decompositions[getattr(torch.ops.mtr_lab, name).default] = decomposition
+    return registered
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The operators of this library in plain PyTorch, for an exported program that is to run without the library.
+
+    ``torch.export.export(model, (images,)).run_decompositions(ops.decompositions())``
+    """
+    return dict(_decompositions)

@@ -1,0 +1,43 @@
+"""What every implementation of the selective scan, and of its gradient, is given."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+SCHEMA = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? delta_bias, Tensor? order, "
+    "Tensor? gap, Tensor? stretch, int[] reverse"
+)
+"""``ScanInputs`` as the arguments of a registered operator, which takes no tuple of tensors."""
+
+
+class ScanInputs(NamedTuple):
+    """The arguments of ``selective_scan``. G directions, B images, L tokens, E channels, N states.
+
+    Everything is channels-last and in token order; no implementation is given a flipped tensor.
+    """
+
+    u: Tensor
+    """Input after convolution and activation, (G, B, L, E)."""
+    delta: Tensor
+    """Timescale before bias and softplus, (G, B, L, E)."""
+    A: Tensor
+    """State matrix, negative, (G, E, N)."""
+    B: Tensor
+    """Input projection of each token, (G, B, L, N)."""
+    C: Tensor
+    """Output projection of each token, (G, B, L, N)."""
+    D: Tensor
+    """Skip connection, (G, E)."""
+    z: Tensor | None = None
+    """Gate before its SiLU, (B, L, E)."""
+    delta_bias: Tensor | None = None
+    """Bias of the timescale, (G, E)."""
+    order: Tensor | None = None
+    """Reading order, (G, B, L) int64: step s of direction g reads token ``order[g, b, s]``. None for token order."""
+    gap: Tensor | None = None
+    """Tokens removed between each token and the one before it, (B, L)."""
+    stretch: Tensor | None = None
+    """Positive factor of each token's Δ, (B, L)."""
+    reverse: tuple[int, ...] = (0,)
+    """For each direction, 1 where it reads from the last token to the first."""
