@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class Reduction:
     """A patched model's handle: solves schedules for it and switches between them.
 
     ``policy`` is the policy, ``config`` its configuration, ``schedule`` the schedule in force. ``images`` (B, channels,
-    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``.
+    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``. ``kind`` is the
+    class of the policy.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Reduction:
         config: dict[str, Any],
         img_size: tuple[int, int] | None = None,
         images: Tensor | None = None,
+        kind: type[Policy] = Policy,
     ) -> None:
         self.config = config
-        self.policy = make_policy(config)
+        self.policy = make_policy(config, kind)
         self.policy.check(model)
         self._model = model
         self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
@@ -110,7 +113,7 @@ class Reduction:
 
 def patch(
     model: VisionMamba,
-    policy: str = "mtr",
+    policy: str | Path | Policy = "mtr",
     *,
     ratio: float | None = None,
     schedule: str | Sequence[int] | None = None,
@@ -125,7 +128,8 @@ def patch(
 
     Args:
         model: a Vision Mamba model of this library.
-        policy: the name of a policy, a file in conf/reduction.
+        policy: the name of a policy, a file in conf/reduction; the path of a YAML file of your own, which ends in
+            ``.yaml`` or ``.yml``; or a ``Policy``.
         ratio: share of the unreduced model's FLOPs to remove, the reduction's own cost charged.
         schedule: with a ratio, how the numbers removed at the blocks relate (``constant``, ``linear``, ``front``; or
             ``auto``, measured on ``images``); instead of a ratio, how many tokens to remove after each block.
@@ -138,7 +142,8 @@ def patch(
         The handle, whose ``schedule`` says what is removed where and what it saves.
 
     Raises:
-        UserError: an unknown policy or part, a ratio out of reach (states the maximum), a model of another library.
+        UserError: an unknown policy or part, a file that is no policy's, a ratio out of reach (states the maximum), a
+            model of another library.
     """
     _check(model, "patch")
     config = policy_config(policy, **parts)
@@ -146,7 +151,8 @@ def patch(
         config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(model, config, None if img_size is None else height_and_width(img_size), images)
+    kind = type(policy) if isinstance(policy, Policy) else Policy
+    reduction = Reduction(model, config, None if img_size is None else height_and_width(img_size), images, kind)
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:

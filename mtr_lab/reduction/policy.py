@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.backbones.pooling import ordinary_tokens
-from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
@@ -227,38 +228,30 @@ def _capacity(policy: Policy, length: int, special: int) -> int:
     return 0
 
 
-@cache
 def policy_names() -> tuple[str, ...]:
-    """The policies there are: the files in conf/reduction."""
-    return tuple(sorted(path.stem for path in (CONF / "reduction").glob("*.yaml")))
+    """The policies of the package: the files in conf/reduction."""
+    return tuple(policy_files())
 
 
-def policy_config(name: str, **changes: Any) -> dict[str, Any]:
-    """A policy's configuration, from its file, with ``changes`` made to it.
+def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, Any]:
+    """A policy's configuration with ``changes`` made to it.
+
+    Args:
+        policy: the name of a policy of the package; the path of a YAML file; or a policy, whose schedule is then mtr's.
 
     Raises:
-        UserError: an unknown policy or key.
+        UserError: an unknown policy or key, or a file that is no policy's.
     """
-    if name not in policy_names():
-        raise unknown("policy", name, policy_names())
-    config = _read(name)
+    if isinstance(policy, Policy):
+        config = read_policy(find_policy("mtr")) | {field.name: getattr(policy, field.name) for field in fields(policy)}
+    else:
+        config = read_policy(find_policy(policy))
     for key in changes:
         if key not in config:
-            raise unknown(f"argument of policy {name}", key, config)
+            raise unknown(f"argument of policy {config['policy']}", key, config)
     return {**config, **changes}
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A file of conf/reduction on top of those its defaults list names."""
-    from omegaconf import OmegaConf  # not at every import of the library
-
-    own: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(CONF / "reduction" / f"{name}.yaml")))  # type: ignore[arg-type]
-    config: dict[str, Any] = {}
-    for base in own.pop("defaults", ["_self_"]):
-        config |= own if base == "_self_" else _read(base)
-    return config
-
-
-def make_policy(config: Mapping[str, Any]) -> Policy:
+def make_policy(config: Mapping[str, Any], kind: type[Policy] = Policy) -> Policy:
     """The policy a configuration describes; keys that belong to the schedule are left aside."""
-    return Policy(**{field.name: config[field.name] for field in fields(Policy)})
+    return kind(**{field.name: config[field.name] for field in fields(kind)})
