@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import mkdocs_gen_files
-import yaml
+
+from mtr_lab.policy_files import policy_files, read_policy
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.bench"}
@@ -41,26 +42,15 @@ def configuration() -> str:
 
 def policies() -> str:
     """A table of the policies' parts: what each file of conf/reduction adds to those it builds on."""
-    folder = ROOT / "conf" / "reduction"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    resolved = {name: read(folder, name) for name in names}
-    parts = [
-        key for key in resolved["mtr"] if any(config.get(key) != resolved["mtr"][key] for config in resolved.values())
-    ]
+    files = policy_files()
+    resolved = {name: read_policy(file) for name, file in files.items()}
+    parts = [key for key in resolved["mtr"] if any(config[key] != resolved["mtr"][key] for config in resolved.values())]
     rows = ["| policy | " + " | ".join(parts[1:]) + " |", "|---" * len(parts) + "|"]
     for name, config in resolved.items():
         own = [config[key] if config[key] == resolved["mtr"][key] else f"**{config[key]}**" for key in parts[1:]]
         rows.append(f"| `{name}` | " + " | ".join(map(str, own)) + " |")
-    sources = "\n\n".join(f"**`{name}`**: {head(folder / f'{name}.yaml')}" for name in names)
+    sources = "\n\n".join(f"**`{name}`**: {head(file)}" for name, file in files.items())
     return f"{(Path(__file__).parent / 'policies.md').read_text()}\n\n{sources}\n\n" + "\n".join(rows) + "\n"
-
-
-def read(folder: Path, name: str) -> dict[str, object]:
-    own = yaml.safe_load((folder / f"{name}.yaml").read_text())
-    config: dict[str, object] = {}
-    for base in own.pop("defaults", ["_self_"]):
-        config |= own if base == "_self_" else read(folder, base)
-    return config
 
 
 def head(file: Path) -> str:

@@ -19,11 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 from mtr_lab.backbones import MODELS, compile, create_model
+from mtr_lab.cli import config_folders
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.memory import peak_memory_mib
 from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_bytes
 from mtr_lab.measure.speed import WARM_UP_CALLS, idle_and_stream_ms, rounds
-from mtr_lab.reduction import Reduction, Schedule, policy_config, policy_names, unpatch
+from mtr_lab.policy_files import policy_files
+from mtr_lab.reduction import Reduction, Schedule, policy_config, unpatch
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.bench_table import bench_table
 from mtr_lab.report.environment import environment
@@ -60,7 +62,8 @@ class Case:
                 at = f"bench.competitors: {self.backbone} at bench.resolution={self.resolution}"
                 raise UserError(f"{at} cannot be had from timm: {error}") from error
         model = create_model(self.backbone, **size).eval()
-        reduction = Reduction(model, policy_config("mtr" if self.policy == NONE else self.policy))
+        policy = policy_files(config_folders())["mtr" if self.policy == NONE else self.policy]
+        reduction = Reduction(model, policy_config(policy))
         schedule = reduction.solve(self.ratio)
         reduction.use(schedule)
         if self.policy == NONE:
@@ -263,7 +266,7 @@ def read_cases(settings: DictConfig, device: torch.device) -> tuple[list[Case], 
         sizes,
         dtypes,
         axis("backend", partial(_check_name, known=ops.BACKENDS)),
-        axis("policy", partial(_check_name, known=(NONE, *policy_names()))),
+        axis("policy", partial(_check_name, known=(NONE, *policy_files(config_folders())))),
         axis("ratio", partial(check_number, kind=float, least=0, most=1)),
         graphs,
     ]

@@ -4,27 +4,31 @@ Nothing here needs PyTorch, which takes seconds to import: what Hydra answers by
 completion) and a mistake in the name of a key or a group are on the terminal before that.
 """
 
+import argparse
 import contextlib
 import math
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab import __version__
 from mtr_lab.completion import complete_modules
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.policy_files import policy_files, policy_name
 from mtr_lab.sweep import users_mistakes
 
 OPEN = ("dataset", "task", "trainer", "logger")
@@ -66,6 +70,8 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
         return
     if complete_modules():
         return
+    with user_mistakes():
+        _check_config_dir(_config_dir(sys.argv[1:]))
     started = False
 
     def guarded(config: DictConfig) -> object:
@@ -75,6 +81,7 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():
             _check(config, hydra.compose(config_name))
+            _name_policy(config, HydraConfig.get().runtime.choices)
             say(f"{announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(task)(config)
 
@@ -112,20 +119,69 @@ def user_mistakes() -> Iterator[None]:
         _exit(error)
 
 
-def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """``conf/<config_name>.yaml`` with overrides, for programs that take other arguments too.
+
+    Args:
+        config_dir: a folder of the user's with more files for the groups, as Hydra's ``--config-dir``.
 
     Raises:
         UserError: the overrides do not fit; says what there is.
     """
+    _check_config_dir(config_dir)
+    own = []
+    if config_dir is not None:
+        path = QuotedString(f"file://{config_dir.absolute()}", Quote.single).with_quotes()
+        own = [f"hydra.searchpath=[{path}]"]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config, default = hydra.compose(config_name, list(overrides)), hydra.compose(config_name)
+            config = hydra.compose(config_name, [*own, *overrides], return_hydra_config=True)
+            default = hydra.compose(config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(_explain(error, config_name))) from error
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
     _check(config, default)
+    _name_policy(config, choices)
     return config
+
+
+def config_folders() -> list[Path]:
+    """The user's folders of configuration files in the program that runs: ``--config-dir``, ``hydra.searchpath``."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and Path(source.path) != CONF]
+
+
+def _config_dir(arguments: Sequence[str]) -> Path | None:
+    """The folder of Hydra's option ``--config-dir`` on a command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--cfg", "-c")  # would be taken for the beginning of -cd
+    folder: Path | None = parser.parse_known_args(arguments)[0].config_dir
+    return folder
+
+
+def _check_config_dir(folder: Path | None) -> None:
+    """Raise a ``UserError`` if the folder does not exist, or one of its files would be hidden by one of the package."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UserError(f"--config-dir={folder}: there is no such folder.")
+    for ours in CONF.rglob("*.yaml"):
+        file = folder / ours.relative_to(CONF)
+        if file.exists() and not file.samefile(ours):
+            raise UserError(f"{file}: mtr_lab has a file of that name, and would take it. Give yours another name.")
+    policy_files([folder])
+
+
+def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Call the policy what its file is called; a ``UserError`` if ``mtr.policy`` is something else."""
+    if "mtr" in config:
+        config.mtr.policy = policy_name(choices["reduction"], config.mtr.policy)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -149,8 +205,8 @@ def _explain(error: Exception, config_name: str) -> Exception:
         return unknown(f"hydra/{group}", name, ["basic", *own, *EXTRAS])
     if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '(\w+)/([^']*)'", text)):
         group, name = match.groups()
-        if (CONF / group).is_dir():
-            return unknown(group, name, [path.stem for path in (CONF / group).glob("*.yaml")])
+        if error.options:
+            return unknown(group, name, error.options)
     if match := re.search(r"Could not override '([^']*)'", text):
         return unknown(
             "key",
@@ -167,6 +223,8 @@ def _check(config: DictConfig, default: DictConfig) -> None:
     """Refuse keys that were added to what a program reads, or taken from it, and the wrong kind of number or switch."""
     keys, known = _flatten(config, whole=OPEN), _flatten(default, whole=OPEN)
     for key in keys:
+        if key.startswith("reduction."):
+            raise UserError(f"{key}: a file in reduction/ has to begin with the line '# @package mtr'.")
         if key not in known:
             raise unknown("key", key, known, "python -m mtr_lab --cfg job prints them all (so do .train and .bench).")
     for key in known:

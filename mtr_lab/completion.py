@@ -27,7 +27,9 @@ def complete_modules() -> bool:
     """
     if "-sc" in sys.argv:
         os.environ.setdefault("COMP_LINE", "python -m mtr_lab ")
-        os.environ["COMP_LINE"] = re.sub(r"^\s*\S*python\S*\s+-m\s+", "", os.environ["COMP_LINE"])
+        os.environ["COMP_LINE"] = line = re.sub(r"^\s*\S*python\S*\s+-m\s+", "", os.environ["COMP_LINE"])
+        if folder := re.search(r"\s(?:--config-dir|-cd)[\s=]\s*(\S+)\s", line):
+            sys.argv += ["--config-dir", os.path.expanduser(folder[1])]
     as_module = sys.argv[0].endswith(".py")
     if as_module and sys.argv[1:] == ["-sc", "install=bash"]:
         print(BASH)

@@ -69,9 +69,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     Raises:
         UserError: anything in the configuration that cannot be carried out; another process uses the run folder.
     """
-    folder, chosen = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices["reduction"]
-    if config.mtr.policy != chosen:
-        raise UserError(f"mtr.policy={config.mtr.policy} only names the result: choose with reduction=, now {chosen}.")
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if config.backbone.num_frames is not None:
         raise UserError(
             f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "

@@ -51,9 +51,6 @@ def visualize(
     """
     ops.set_backend(config.ops.backend)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
-    for name, setting in policies.items():
-        if setting.policy != name:
-            raise UserError(f"mtr.policy={setting.policy} only names the result: choose with reduction= or --policies.")
     outline = make_outline(config.backbone)
     check_blocks(blocks or (), len(blocks_of(outline)))
     if config.mtr.schedule == AUTO:

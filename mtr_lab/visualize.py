@@ -13,7 +13,7 @@ def main() -> None:
     """Parse the command line: files and options, and Hydra overrides wherever they stand."""
     parser = argparse.ArgumentParser(
         prog="python -m mtr_lab.visualize",
-        usage="%(prog)s [IMAGE|CLIP ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [KEY=VALUE ...]",
+        usage="%(prog)s [IMAGE|CLIP ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [-cd DIR] [KEY=VALUE ...]",
         description="Draw which tokens a policy keeps, merges and drops, and the scores by which it chose: for each "
         "image IMAGE_POLICY.png (chosen blocks), IMAGE_POLICY.gif (through the depth) and IMAGE_policies.png (several "
         "policies at the same FLOPs). A CLIP is an animated GIF or a folder of frames, for a model of videos "
@@ -32,18 +32,24 @@ def main() -> None:
         "--policies", nargs="+", metavar="NAME", help=f"to compare; by default the chosen one and {', '.join(POLICIES)}"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="your own files for the groups: DIR/reduction/NAME.yaml"
+    )
     arguments, overrides = split_overrides(sys.argv[1:])
     options = parser.parse_args(arguments)
     swallowed = [name for name in options.policies or () if Path(name).exists()]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
     with user_mistakes():
-        config = compose("config", overrides)
+        config = compose("config", overrides, options.config_dir)
         chosen = config.mtr.policy
         compared = list(dict.fromkeys(options.policies or (chosen, *POLICIES)))
         what = f"{config.backbone.name} under {chosen} at mtr.ratio={config.mtr.ratio}"
         say(f"drawing {what}, compared: {', '.join(compared)}; writing to {options.output}")
-        policies = {name: compose("config", [*overrides, f"reduction={name}"]).mtr for name in {chosen, *compared}}
+        policies = {
+            name: compose("config", [*overrides, f"reduction={name}"], options.config_dir).mtr
+            for name in {chosen, *compared}
+        }
         # PyTorch is imported once the overrides have been checked.
         from mtr_lab.visualization import visualize
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from small_run import SMALL
@@ -15,7 +14,7 @@ import mtr_lab
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import train as train_program
-from mtr_lab.cli import user_mistakes
+from mtr_lab.cli import compose, user_mistakes
 from mtr_lab.configuration import CONF
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +94,7 @@ def test_the_first_line_says_what_will_be_done_before_pytorch_is_imported(tmp_pa
     ],
 )
 def test_every_program_says_what_it_does(program, name: str, overrides: list[str], expected: str) -> None:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        assert expected in program.announce(hydra.compose(name, overrides))
+    assert expected in program.announce(compose(name, overrides))
 
 
 def test_one_process_of_several_says_it(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +111,22 @@ def test_a_mistake_that_lightning_finds_is_the_users(capsys: pytest.CaptureFixtu
 
 COMPLETE = """
 eval "$("$1" -m mtr_lab -sc install=bash)"
-COMP_WORDS=("$1" -m mtr_lab mtr.ratio=0.3 backbone=vi) COMP_CWORD=4 COMP_LINE="${COMP_WORDS[*]}"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*"
 _mtr_lab
 echo "${COMPREPLY[@]}"
 """
 
 
+def completed(cwd: Path, *words: str) -> list[str]:
+    """What bash offers for the last word of ``python -m mtr_lab …``."""
+    done = run(["bash", "-c", COMPLETE, "bash", sys.executable, "-m", "mtr_lab", *words], cwd)
+    return sorted(done.stdout.split())
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_names(tmp_path: Path) -> None:
-    done = run(["bash", "-c", COMPLETE, "bash", sys.executable], tmp_path)
-    found = [f"backbone={path.stem}" for path in CONF.glob("backbone/vi*.yaml")]
-    assert sorted(done.stdout.split()) == sorted(found), done.stderr
+    expected = [f"backbone={path.stem}" for path in CONF.glob("backbone/vi*.yaml")]
+    assert completed(tmp_path, "mtr.ratio=0.3", "backbone=vi") == sorted(expected)
+    (tmp_path / "reduction").mkdir()
+    (tmp_path / "reduction" / "mtr_of_mine.yaml").write_text("# @package mtr\ndefaults: [mtr]\n")
+    assert completed(tmp_path, "--config-dir", ".", "reduction=m") == ["reduction=mtr", "reduction=mtr_of_mine"]

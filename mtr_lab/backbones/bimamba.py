@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.plain import as_built, is_plain
-from mtr_lab.tokens import PATHS, Evidence, Layout, Path
+from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
 
 INNER = ("conv1d", "x_proj", "dt_proj")
@@ -99,7 +99,7 @@ class BiMamba(nn.Module):
         )
         return self.out_proj(y), evidence
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[Path]) -> Costs:
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
         """Of one sequence of so many tokens, scanned along ``paths``.
 
         The literature counts one of the directions, and the convolution with its padding.
@@ -116,7 +116,7 @@ class BiMamba(nn.Module):
             exponentials=directions * tokens * inner * states,
         )
 
-    def _weights(self, paths: Sequence[Path], conv1d: Any, x_proj: Any, dt_proj: Any) -> ops.MambaWeights:
+    def _weights(self, paths: Sequence[ScanPath], conv1d: Any, x_proj: Any, dt_proj: Any) -> ops.MambaWeights:
         """The parameters of these directions, those of their modules ``INNER`` among them."""
         A_log, D = self._states(paths)
         return ops.MambaWeights(
@@ -129,13 +129,13 @@ class BiMamba(nn.Module):
             D=D,
         )
 
-    def _states(self, paths: Sequence[Path]) -> tuple[list[Tensor], list[Tensor]]:
+    def _states(self, paths: Sequence[ScanPath]) -> tuple[list[Tensor], list[Tensor]]:
         """A_log and D of these directions."""
         suffixes = [SUFFIX[path.name] for path in paths]
         return [getattr(self, f"A{s}_log") for s in suffixes], [getattr(self, f"D{s}") for s in suffixes]
 
     def _projected_by_modules(
-        self, x: Tensor, paths: Sequence[Path], *inner: list[Any], aligned: bool
+        self, x: Tensor, paths: Sequence[ScanPath], *inner: list[Any], aligned: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What the scan reads, by calling the modules of each direction, as the authors do: hooks and adapters act.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs, linear_costs
 from mtr_lab.backbones.drop_path import DropPath
-from mtr_lab.tokens import Evidence, Layout, Path, TokenState
+from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
 from mtr_lab.tokens.positions import Positions
 
 
@@ -29,7 +29,7 @@ class BlockReduction(Protocol):
         """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``; none where nothing goes."""
 
     @property
-    def chosen(self) -> Callable[[Sequence[Path]], Sequence[Path]] | None:
+    def chosen(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
@@ -42,13 +42,13 @@ class BlockReduction(Protocol):
 class Mixer(Protocol):
     """What mixes the tokens of a block: a module."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[ScanPath, ...]
     """The directions in which it scans, none if it shows no evidence (attention)."""
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed ones, and the evidence asked for, ``Evidence.none`` without a scan."""
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[Path]) -> Costs:
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
         """Of one sequence: so many tokens are left of ``layout``, and are scanned along ``paths``."""
 
 
@@ -118,7 +118,7 @@ class Block(nn.Module):
         rows = plan.dest.clamp(min=0)[..., None].expand(-1, -1, merged.shape[2])
         return state.with_streams(merged.gather(1, rows).masked_fill((plan.dest < 0)[..., None], 0), residual)
 
-    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[Path] | None = None) -> Costs:
+    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[ScanPath] | None = None) -> Costs:
         """Of one sequence.
 
         Args:

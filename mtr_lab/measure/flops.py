@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.backbones.costs import Costs
-from mtr_lab.tokens import Path
+from mtr_lab.tokens import ScanPath
 
 LITERATURE, TRUE = "literature", "true"
 
@@ -36,7 +36,7 @@ class Work:
     remove: Sequence[int] | None = None
     embedded: int = 0
     mlp: Callable[[int, int], int] = lambda tokens, special: 0
-    paths: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths
+    paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
 
 
 ALL = Work()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.schedule import AUTO, Schedule, block_places, make_schedule, reducing_blocks
 from mtr_lab.reduction.sensitivity import GreedySearch
-from mtr_lab.tokens import Evidence, Path, TokenState
+from mtr_lab.tokens import Evidence, ScanPath, TokenState
 
 
 class InForce:
@@ -74,7 +75,7 @@ class BlockInForce:
         return 0.0 if policy is None else policy.stretch
 
     @property
-    def chosen(self) -> Callable[[Sequence[Path]], Sequence[Path]] | None:
+    def chosen(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
         policy = self._in_force.acting
         part = None if policy is None else SCANS[policy.paths]
@@ -107,7 +108,8 @@ class Reduction:
     """A patched model's handle: solves schedules for it and switches between them.
 
     ``policy`` is the policy, ``config`` its configuration. ``images`` (B, channels,
-    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``.
+    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``. ``kind`` is the
+    class of the policy.
     """
 
     def __init__(
@@ -116,9 +118,10 @@ class Reduction:
         config: dict[str, Any],
         img_size: tuple[int, int] | None = None,
         images: Tensor | None = None,
+        kind: type[Policy] = Policy,
     ) -> None:
         self.config = config
-        self.policy = make_policy(config)
+        self.policy = make_policy(config, kind)
         self.policy.check(model)
         self._model = model
         self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
@@ -186,7 +189,7 @@ class Reduction:
 
 def patch(
     model: nn.Module,
-    policy: str = "mtr",
+    policy: str | Path | Policy = "mtr",
     *,
     ratio: float | None = None,
     schedule: str | Sequence[int] | None = None,
@@ -214,7 +217,8 @@ def patch(
         The handle, whose ``schedule`` says what is removed where and what it saves.
 
     Raises:
-        UserError: an unknown policy or part, a ratio out of reach (states the maximum), a model of another library.
+        UserError: an unknown policy or part, a file that is no policy's, a ratio out of reach (states the maximum), a
+            model of another library.
     """
     backbone = _backbone(model, "patch")
     config = policy_config(policy, **parts)
@@ -222,7 +226,8 @@ def patch(
         config["schedule"] = schedule
     elif ratio is None:
         raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
-    reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images)
+    kind = type(policy) if isinstance(policy, Policy) else Policy
+    reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images, kind)
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:

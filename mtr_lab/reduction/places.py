@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtr_lab.ops import Plan
-from mtr_lab.tokens import Evidence, Layout, Path, TokenState
+from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MlpPart:
 class PathsPart:
     """Fewer paths in a scan."""
 
-    choose: Callable[[Sequence[Path]], Sequence[Path]]
+    choose: Callable[[Sequence[ScanPath]], Sequence[ScanPath]]
     """The paths of a mixer -> those it scans, at least one."""
 
 

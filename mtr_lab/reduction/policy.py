@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
-from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.measure.flops import Work
+from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
+from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.plan import Plan, make_plan
@@ -23,13 +25,12 @@ from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 from mtr_lab.tokens.pooling import ordinary_tokens
 
 EVIDENCE = (*ops.STATS, "b", "c")
-MERGES = ("mean", "size", "fuse", "prune")
 BOTH = "both"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Score → group → match → plan, each step a named part. The defaults of a policy are its file in conf/reduction.
+    """Score → group → match → merge → order, each step a named part. Its defaults are its file in conf/reduction.
 
     Args:
         policy: its name.
@@ -39,8 +40,8 @@ class Policy:
         target_fraction: share of the tokens that are not sources which are targets (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
         features: what is compared, a name of ``match.FEATURES``.
-        merge: ``mean`` of the tokens that become one; the mean weighted by ``size``, how many tokens each stands for;
-            ``fuse`` all removed tokens into one, weighted by exp(score); or ``prune`` them.
+        merge: what becomes of the removed tokens, a name of ``merge.MERGES``: ``mean`` of those that become one, mean
+            weighted by ``size``, how many tokens each stands for, ``fuse`` them all into one, or ``prune`` them.
         prune_first: share of the removed tokens that is pruned by score before any grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
@@ -98,13 +99,22 @@ class Policy:
             value = getattr(self, share)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
-        if self.merge == "fuse" and self.grouping != "asymmetric":
-            raise UserError("mtr.merge=fuse fuses the least important tokens: it needs mtr.grouping=asymmetric.")
+        fitting = self.merging.groupings or GROUPINGS
+        if self.grouping not in fitting:
+            needed = " or ".join(fitting)
+            raise UserError(
+                f"mtr.merge={self.merge} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
+            )
 
     @property
     def scoring(self) -> Score:
         """The score's function and what it reads."""
         return SCORES[self.score.removeprefix("-")]
+
+    @property
+    def merging(self) -> Merge:
+        """What the merge rule does."""
+        return MERGES[self.merge]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -197,35 +207,35 @@ class Policy:
         if first and not grouping.ranked:
             tokens = tokens.sort(dim=1).values
 
-        if self.merge == "fuse":
-            source, target = tokens[:, : remove - first], tokens[:, remove - first : remove - first + 1]
-            into = target.expand(-1, remove - first)
-        else:
-            source, target = grouping.split(tokens, remove - first, self.target_fraction)
-            if self._matches(length, special, remove):
-                into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
-                if source.shape[1] > remove - first:
-                    chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
-                    source, into = source.gather(1, chosen), into.gather(1, chosen)
-            if self.merge == "prune":
-                into = torch.full_like(source, -1)
+        source, target = grouping.split(tokens, remove - first, self.target_fraction)
+        if self.merging.compares(sources, remove - first):
+            into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
+            if source.shape[1] > remove - first:
+                chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
+                source, into = source.gather(1, chosen), into.gather(1, chosen)
+        if self.merging.into == "one":
+            target = target[:, :1]
+            into = target.expand_as(source)
+        elif self.merging.into == "nothing":
+            into = torch.full_like(source, -1)
 
         source, into = torch.cat([pruned, source], dim=1), torch.cat([torch.full_like(pruned, -1), into], dim=1)
         key = ORDERS[self.order](state, importance, target, source)
-        plan = make_plan(source, into, key, self._mass(state, importance))
+        mass = self.merging.mass(state, importance)
+        plan = make_plan(source, into, key, mass)
         dropped = round(self.prune_share * (remove - first))
         if dropped == 0:
             return plan
         into = into.clone()
         into[:, first : first + dropped] = -1
-        return make_plan(source, into, key, self._mass(state, importance))._replace(residual=plan)
+        return make_plan(source, into, key, mass)._replace(residual=plan)
 
     @property
     def _is_asymmetric(self) -> bool:
         """Whether the policy is of the form ``ops.asymmetric_plan`` decides. It never leaves the original order."""
         return (
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
-            and self.merge in ("mean", "size", "prune")
+            and self.merging.kernel
             and self.prune_first == self.prune_share == 0
         )
 
@@ -242,21 +252,11 @@ class Policy:
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)
 
-    def _mass(self, state: TokenState, importance: Tensor) -> Tensor:
-        if self.merge == "fuse":
-            return importance.exp()
-        return state.size if self.merge == "size" else torch.ones_like(state.size)
-
     def _sizes(self, length: int, special: int, remove: int) -> tuple[int, int, int]:
         """How many tokens are pruned first, and how many candidate sources and targets there are after that."""
         first = round(self.prune_first * remove)
         pool = length - special - first
         return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
-
-    def _matches(self, length: int, special: int, remove: int) -> bool:
-        """Whether tokens have to be compared: to find where one goes, or which of the candidates go."""
-        first, sources, _ = self._sizes(length, special, remove)
-        return remove > first and self.merge != "fuse" and (self.merge != "prune" or sources > remove - first)
 
     def capacity(self, length: int, special: int) -> int:
         """How many of ``length`` tokens, ``special`` of them protected, one step can remove at most."""
@@ -266,8 +266,9 @@ class Policy:
         """True FLOPs of one reduction step on one image: the similarities, and applying the plan to two streams."""
         if remove == 0:
             return 0
-        _, sources, targets = self._sizes(length, special, remove)
-        similarities = 2 * sources * targets * channels if self._matches(length, special, remove) else 0
+        first, sources, targets = self._sizes(length, special, remove)
+        compared = self.merging.compares(sources, remove - first)
+        similarities = 2 * sources * targets * channels if compared else 0
         return similarities + 2 * 2 * remove * channels
 
 
@@ -280,38 +281,30 @@ def _capacity(policy: Policy, length: int, special: int) -> int:
     return 0
 
 
-@cache
 def policy_names() -> tuple[str, ...]:
-    """The policies there are: the files in conf/reduction."""
-    return tuple(sorted(path.stem for path in (CONF / "reduction").glob("*.yaml")))
+    """The policies of the package: the files in conf/reduction."""
+    return tuple(policy_files())
 
 
-def policy_config(name: str, **changes: Any) -> dict[str, Any]:
-    """A policy's configuration, from its file, with ``changes`` made to it.
+def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, Any]:
+    """A policy's configuration with ``changes`` made to it.
+
+    Args:
+        policy: the name of a policy of the package; the path of a YAML file; or a policy, whose schedule is then mtr's.
 
     Raises:
-        UserError: an unknown policy or key.
+        UserError: an unknown policy or key, or a file that is no policy's.
     """
-    if name not in policy_names():
-        raise unknown("policy", name, policy_names())
-    config = _read(name)
+    if isinstance(policy, Policy):
+        config = read_policy(find_policy("mtr")) | {field.name: getattr(policy, field.name) for field in fields(policy)}
+    else:
+        config = read_policy(find_policy(policy))
     for key in changes:
         if key not in config:
-            raise unknown(f"argument of policy {name}", key, config)
+            raise unknown(f"argument of policy {config['policy']}", key, config)
     return {**config, **changes}
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A file of conf/reduction on top of those its defaults list names."""
-    from omegaconf import OmegaConf  # not at every import of the library
-
-    own: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(CONF / "reduction" / f"{name}.yaml")))  # type: ignore[arg-type]
-    config: dict[str, Any] = {}
-    for base in own.pop("defaults", ["_self_"]):
-        config |= own if base == "_self_" else _read(base)
-    return config
-
-
-def make_policy(config: Mapping[str, Any]) -> Policy:
+def make_policy(config: Mapping[str, Any], kind: type[Policy] = Policy) -> Policy:
     """The policy a configuration describes; keys that belong to the schedule are left aside."""
-    return Policy(**{field.name: config[field.name] for field in fields(Policy)})
+    return kind(**{field.name: config[field.name] for field in fields(kind)})

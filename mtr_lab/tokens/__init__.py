@@ -2,7 +2,7 @@
 
 from mtr_lab.tokens.grid import RESTORATIONS, check_restoration, convolve, follow, restore
 from mtr_lab.tokens.layout import Layout
-from mtr_lab.tokens.paths import PATHS, Path
+from mtr_lab.tokens.paths import PATHS, ScanPath
 from mtr_lab.tokens.state import Evidence, TokenState
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "RESTORATIONS",
     "Evidence",
     "Layout",
-    "Path",
+    "ScanPath",
     "TokenState",
     "check_restoration",
     "convolve",

@@ -12,7 +12,7 @@ from mtr_lab.tokens.state import TokenState
 
 
 @dataclass(frozen=True)
-class Path:
+class ScanPath:
     """One direction of a scan over the patches of a grid; special tokens keep their place in the sequence.
 
     Args:
@@ -47,19 +47,19 @@ class Path:
 PATHS = {
     path.name: path
     for path in (
-        Path("forward"),
-        Path("backward", reverse=True),
-        Path("columns", columns=True),
-        Path("columns_backward", reverse=True, columns=True),
-        Path("snake", snake=True),
-        Path("snake_backward", reverse=True, snake=True),
-        Path("columns_snake", columns=True, snake=True),
-        Path("columns_snake_backward", reverse=True, columns=True, snake=True),
+        ScanPath("forward"),
+        ScanPath("backward", reverse=True),
+        ScanPath("columns", columns=True),
+        ScanPath("columns_backward", reverse=True, columns=True),
+        ScanPath("snake", snake=True),
+        ScanPath("snake_backward", reverse=True, snake=True),
+        ScanPath("columns_snake", columns=True, snake=True),
+        ScanPath("columns_snake_backward", reverse=True, columns=True, snake=True),
     )
 }
 
 
-def order(state: TokenState, paths: Sequence[Path]) -> Tensor | None:
+def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
     """The tokens of a state in the order of each path, as ``mtr_lab.ops.selective_scan`` takes it.
 
     The survivors keep the order of their original positions along the path. Nothing is sorted: a survivor's place is
@@ -77,7 +77,7 @@ def order(state: TokenState, paths: Sequence[Path]) -> Tensor | None:
     return torch.zeros_like(place).scatter_(2, place, tokens)
 
 
-def gap(state: TokenState, paths: Sequence[Path]) -> Tensor:
+def gap(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
     """How many tokens are missing just before each step of each path, (B, G, L) int64."""
     if all(path.is_raster for path in paths):
         missing = F.pad(state.index.diff(dim=1) - 1, (1, 1))  # before each token, and behind the last one
@@ -88,7 +88,7 @@ def gap(state: TokenState, paths: Sequence[Path]) -> Tensor:
     return F.pad(_steps(state, paths).gather(2, read).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
 
 
-def _steps(state: TokenState, paths: Sequence[Path]) -> Tensor:
+def _steps(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
     """(G, B, L) int64, the step at which each path of the unreduced sequence reads the place of each token."""
     tables = torch.stack([path.order(_layout(state), state.index.device) for path in paths])  # (G, L0)
     steps = torch.arange(tables.shape[1], device=tables.device).expand_as(tables)

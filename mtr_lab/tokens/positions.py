@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtr_lab.tokens import grid, paths
-from mtr_lab.tokens.paths import Path
+from mtr_lab.tokens.paths import ScanPath
 from mtr_lab.tokens.state import TokenState
 
 
@@ -25,13 +25,13 @@ class Positions:
     state: TokenState | None = None
     aligned: bool = False
     exponent: float = 0.0
-    chosen: Callable[[Sequence[Path]], Sequence[Path]] | None = None
+    chosen: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
 
-    def scanned(self, along: Sequence[Path]) -> Sequence[Path]:
+    def scanned(self, along: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """Those of a mixer's paths that it is to scan."""
         return along if self.chosen is None else self.chosen(along)
 
-    def scan(self, along: Sequence[Path]) -> dict[str, Any]:
+    def scan(self, along: Sequence[ScanPath]) -> dict[str, Any]:
         """What ``mtr_lab.ops.selective_scan`` has to know about these paths, by its arguments' names."""
         read = self.order(along)
         return {
@@ -41,11 +41,11 @@ class Positions:
             "stretch": self.stretch,
         }
 
-    def order(self, along: Sequence[Path]) -> Tensor | None:
+    def order(self, along: Sequence[ScanPath]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L), ``None`` for raster paths; see ``tokens.paths.order``."""
         return None if self.state is None else paths.order(self.state, along)
 
-    def gap(self, along: Sequence[Path]) -> Tensor | None:
+    def gap(self, along: Sequence[ScanPath]) -> Tensor | None:
         """How many tokens are missing before each step of each path, (B, G, L), if the scan is ``aligned``."""
         return paths.gap(self.state, along) if self.state is not None and self.aligned else None
 

@@ -16,6 +16,8 @@ import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
 from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
+from mtr_lab.reduction.group import GROUPINGS
+from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
@@ -272,12 +274,60 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
-        ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .* needs mtr.grouping=asymmetric"),
+        ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .*grouping=halves: it needs mtr.grouping=asymmetric"),
     ],
 )
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_policy(policy_config("mtr", **changes))
+
+
+@pytest.mark.parametrize(
+    ("merge", "grouping"), [(name, grouping) for name in MERGES for grouping in MERGES[name].groupings or GROUPINGS]
+)
+def test_all_may_be_pruned_by_score(merge: str, grouping: str) -> None:
+    state, evidence = random_state(2, 11, 5, 1), random_evidence(2, 11)
+    policy = make_policy(policy_config("mtr", merge=merge, grouping=grouping, prune_first=1.0))
+    plan = policy(state, evidence, 3)
+    least = policy.importance(state, evidence).scatter(1, state.special, torch.inf).argsort(dim=1)[:, :3]
+    assert plan.gone.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
+    assert (plan.dest.gather(1, plan.gone) == -1).all()
+
+
+def by_score(state: TokenState, importance: torch.Tensor) -> torch.Tensor:
+    return importance.clamp(min=0)
+
+
+@pytest.mark.parametrize(
+    "rule", [Merge(by_score), Merge(by_score, into="one"), Merge(into="nothing")], ids=["nearest", "one", "nothing"]
+)
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@torch.no_grad()
+def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policy and schedule ask the row alone: what it says happens, in a step and in a patched model."""
+    monkeypatch.setitem(MERGES, "toy", rule)
+    policy = make_policy(policy_config("mtr", merge="toy", grouping=grouping, score="norm"))
+    torch.manual_seed(0)
+    state, evidence = random_state(2, 14, 5, 1), random_evidence(2, 14)
+    plan = policy(state, evidence, 4)
+    into = plan.dest.gather(1, plan.gone)
+    assert plan.keep.shape == (2, 10)
+    assert (into == -1).all() == (rule.into == "nothing")
+    assert ((into == into[:, :1]).all(dim=1) == (rule.into != "nearest")).all() or rule.into == "nothing"
+    for b in range(2):
+        for target in into[b][into[b] >= 0]:
+            members = plan.dest[b] == target
+            mass = state.stream[b, members].norm(dim=-1)
+            torch.testing.assert_close(plan.weight[b, members], mass / mass.sum())
+    compared = rule.into == "nearest" or grouping != "asymmetric"
+    _, sources, targets = policy._sizes(14, 1, 4)
+    assert policy.flops(14, 1, 4, channels=5) == 4 * 4 * 5 + 2 * sources * targets * 5 * compared
+
+    model = mtr_lab.create_model("vim_ti", **SMALL).eval()
+    reduction = mtr_lab.patch(model, "mtr", ratio=0.2, merge="toy", grouping=grouping, score="norm")
+    assert reduction.schedule.reduction >= 0.2
+    sizes = mtr_lab.trace(model, torch.randn(2, 3, 24, 24))[-1].size.sum(1)
+    assert (sizes < 37).all() if rule.into == "nothing" else (sizes == 37).all()
 
 
 class WithoutClassToken(Vim):

@@ -1,0 +1,133 @@
+"""Policies as YAML files: the package's, in conf/reduction, and the user's own. A policy has its file's name.
+
+Nothing here needs PyTorch.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mtr_lab.configuration import CONF
+from mtr_lab.errors import UserError, unknown
+
+PACKAGE = CONF / "reduction"
+UNREDUCED = "none"
+"""What results call the unreduced model, and no policy may be called."""
+
+
+def policy_files(folders: Iterable[Path] = ()) -> dict[str, Path]:
+    """The files of all policies by name: the package's, and those in ``reduction`` of each of the user's folders.
+
+    Raises:
+        UserError: a file of the user's has the name of a policy of the package.
+    """
+    own = [file for folder in folders for file in sorted(folder.glob("reduction/*.yaml"))]
+    for file in own:
+        _check_file_name(file)
+    return {file.stem: file for file in [*sorted(PACKAGE.glob("*.yaml")), *own]}
+
+
+def find_policy(policy: str | Path) -> Path:
+    """The file of a policy of the package, given its name, or a file of the user's, given its path.
+
+    Raises:
+        UserError: an unknown name, or no path of a YAML file.
+    """
+    if str(policy).endswith((".yaml", ".yml")):
+        return Path(policy).expanduser()
+    files = policy_files()
+    if str(policy) not in files:
+        raise unknown("policy", policy, files, f"Give a .yaml file, or one of: {', '.join(files)}.")
+    return files[str(policy)]
+
+
+def read_policy(file: Path) -> dict[str, Any]:
+    """A policy's settings: its file on top of those that its defaults list names, beside it or in the package.
+
+    Raises:
+        UserError: the file cannot be read, has the name of another policy, or does not hold a policy's settings.
+    """
+    _check_file_name(file)
+    config = _read(file)
+    missing = [key for key in _settings() if key not in config]
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(missing)}: begin with defaults: [mtr, _self_].")
+    return {**config, "policy": policy_name(file.stem, config["policy"])}
+
+
+def policy_name(chosen: str, given: str | None) -> str:
+    """The name of the policy that is chosen: its file's.
+
+    Args:
+        chosen: the file, as it is chosen in its group.
+        given: the setting ``policy``, which may be left out.
+
+    Raises:
+        UserError: the setting is another name.
+    """
+    name = Path(chosen).name.removesuffix(".yaml")
+    if given not in (None, name):
+        raise UserError(
+            f"mtr.policy={given} only names the result: choose with reduction=, now {name}. "
+            "Leave policy out of a policy's file: it is the file's name."
+        )
+    return name
+
+
+def _check_file_name(file: Path) -> None:
+    if file.stem == UNREDUCED:
+        raise UserError(f"{file}: results call the unreduced model {UNREDUCED}. Give the policy's file another name.")
+    ours = PACKAGE / f"{file.stem}.yaml"
+    if ours.exists() and file.exists() and not ours.samefile(file):
+        raise UserError(f"{file}: mtr_lab has a policy called {file.stem}. Give the file another name.")
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings on top of those it builds on; ``above`` are the files that build on it."""
+    if file in above:
+        raise UserError(f"{file} builds on itself: {' → '.join(path.stem for path in (*above, file))}.")
+    own = _load(file)
+    bases = own.pop("defaults", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"defaults in {file}: expected a list of policies and _self_, got {bases!r}.")
+    config: dict[str, Any] = {}
+    for base in bases if "_self_" in bases else [*bases, "_self_"]:  # as Hydra does
+        config |= own if base == "_self_" else _read(_base(file, base), (*above, file))
+    for key in own:
+        if key not in _settings():
+            raise unknown(f"key in {file}", key, _settings())
+    return config
+
+
+@cache
+def _settings() -> tuple[str, ...]:
+    """The keys of a policy."""
+    return tuple(_load(PACKAGE / "mtr.yaml"))
+
+
+def _base(file: Path, name: str) -> Path:
+    beside, ours = file.parent / f"{name}.yaml", PACKAGE / f"{name}.yaml"
+    if beside.exists():
+        _check_file_name(beside)
+        return beside
+    if not ours.exists():
+        known = {path.stem for path in [*file.parent.glob("*.yaml"), *PACKAGE.glob("*.yaml")]} - {file.stem}
+        raise unknown(f"policy in the defaults of {file}", name, known)
+    return ours
+
+
+def _load(file: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf  # not at every import of the library
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except OSError as error:
+        raise UserError(f"cannot read the policy {file}: {error.strerror}.") from error
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the policy {file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a policy: expected settings like those of {PACKAGE / 'mtr.yaml'}.")
+    return {str(key): value for key, value in content.items()}
