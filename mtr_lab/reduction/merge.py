@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtr_lab.backbones import TokenState
+from mtr_lab.tokens import TokenState
 
 
 def equal(state: TokenState, importance: Tensor) -> Tensor:
