@@ -19,3 +19,19 @@ class RMSNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.rms_norm_add``."""
         return ops.rms_norm_add(hidden, residual, self.weight, self.eps, plan=plan)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of the sum of the hidden and the residual stream."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.layer_norm_add``."""
+        return ops.layer_norm_add(hidden, residual, self.weight, self.bias, self.eps, plan=plan)

@@ -1,0 +1,304 @@
+"""What holds for every backbone: the library's models, and toys that inherit nothing of it."""
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import TOYS, Toy
+
+import mtr_lab
+from mtr_lab import UserError, ops
+from mtr_lab.backbones import MODELS, Backbone, blocks_of
+from mtr_lab.measure.flops import counted_flops, model_flops
+from mtr_lab.ops import make_plan
+from mtr_lab.pictures import observe
+from mtr_lab.reduction import policy_config, policy_names, trace
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
+from mtr_lab.tasks.features import FeatureMaps
+from mtr_lab.tokens import restore
+from mtr_lab.tokens.pooling import ordinary_tokens
+
+SMALL = {"img_size": (24, 32), "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 5}
+VIDEO = {"num_frames": 2}
+BACKBONES: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: mtr_lab.create_model(name, **SMALL) for name in MODELS},
+    "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
+    **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
+}
+SOME = ["vim_ti", "videomamba_ti", "video", *TOYS]
+
+
+def make(name: str) -> Any:
+    torch.manual_seed(0)
+    model = BACKBONES[name]()
+    # Small random weights would leave the residual stream nearly as it was.
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return model.eval()
+
+
+def inputs(model: Any, count: int = 2) -> Tensor:
+    return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
+
+
+def counts(model: Any, number: int) -> list[int]:
+    """Remove so many tokens at the second block, and at the first of a second stage."""
+    starts = [0]
+    for stage in model.stages[:-1]:
+        starts.append(starts[-1] + len(stage.blocks))
+    return [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_it_is_a_backbone_and_says_what_it_computes(name: str) -> None:
+    model = make(name)
+    assert isinstance(model, Backbone)
+    layouts = model.layouts()
+    assert len(layouts) == len(model.stages)
+    state = model.embed(inputs(model))
+    assert state.layout == layouts[0]
+    assert state.hidden.shape == (2 * layouts[0].sequences, layouts[0].tokens, model.stages[0].width)
+    assert [tuple(row) for row in state.special.tolist()] == [layouts[0].special] * len(state.special)
+    assert counted_flops(model, inputs(model)) == (model_flops(model), 0)
+
+
+@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
+    model = make(name)
+    images = inputs(model)
+    before, weights = model(images), model.state_dict().keys()
+    special = all(layout.special for layout in model.layouts())
+    if policy in ("evit", "pumer") and not special:  # they compare tokens with the class token
+        with pytest.raises(UserError, match="class token"):
+            mtr_lab.patch(model, policy, schedule=counts(model, 3))
+    else:
+        schedule = mtr_lab.patch(model, policy, schedule=counts(model, 3)).schedule
+        reduced = model(images)
+        assert reduced.shape == before.shape
+        assert reduced.isfinite().all()
+        assert not torch.equal(reduced, before)
+        assert counted_flops(model, images) == (schedule.flops, schedule.flops_reduction)
+        assert model.state_dict().keys() == weights
+    mtr_lab.unpatch(model)
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_ratio_is_met_to_a_token_and_counted(name: str, ratio: float) -> None:
+    model = make(name)
+    schedule = mtr_lab.patch(model, "mtr", ratio=ratio, first_block=0, interval=1).schedule
+    assert schedule.reduction >= ratio
+    one_less = list(schedule.remove)
+    one_less[max(block for block, count in enumerate(one_less) if count)] -= 1
+    assert mtr_lab.patch(model, "mtr", schedule=one_less).schedule.reduction < ratio
+    mtr_lab.patch(model, "mtr", schedule=schedule.remove)
+    assert counted_flops(model, inputs(model)) == (schedule.flops, schedule.flops_reduction)
+    ends = [len(stage.blocks) for stage in model.stages]
+    assert all(schedule.remove[sum(ends[: i + 1]) - 1] == 0 for i in range(len(ends)))
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_every_original_token_is_traced_and_restored(name: str) -> None:
+    model = make(name)
+    schedule = mtr_lab.patch(model, "mtr", schedule=counts(model, 4)).schedule
+    states = trace(model, inputs(model))
+    layouts = [layout for layout, stage in zip(model.layouts(), model.stages, strict=True) for _ in stage.blocks]
+    for state, layout, entering, gone in zip(states, layouts, schedule.tokens, schedule.remove, strict=True):
+        assert state.hidden.shape[1] == entering - gone
+        assert state.layout == layout
+        for row, size, special in zip(state.source, state.size, state.special, strict=True):
+            assert torch.equal(row.bincount(minlength=entering - gone).float(), size)  # nothing was dropped
+            assert torch.equal(row[list(layout.special)], special)  # special tokens stay what they are
+            assert (size[special] == 1).all()
+        if layout.frames == 1:
+            maps = layout.join(restore(state, layout.grid))
+            height, width = layout.rows * layout.windows[0], layout.columns * layout.windows[1]
+            assert maps.shape == (2, state.hidden.shape[2], height, width)
+            positions = layout.patch_positions(maps.device).expand(len(state.source), -1)
+            rows = state.source.gather(1, positions)[..., None].expand(-1, -1, state.hidden.shape[2])
+            assert torch.equal(layout.cut(maps).flatten(2).transpose(1, 2), state.stream.gather(1, rows))
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_the_unreduced_model_and_one_with_nothing_to_remove_are_the_same(name: str) -> None:
+    model = make(name)
+    images = inputs(model)
+    before = model(images)
+    mtr_lab.patch(model, "hsa", schedule=counts(model, 0))
+    assert torch.equal(model(images), before)
+    assert model.reduction.key is None
+    trace(model, images)
+
+
+@pytest.mark.parametrize("name", [name for name in SOME if name != "video"])
+@torch.no_grad()
+def test_pictures_and_maps(name: str) -> None:
+    model = make(name)
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
+    for view, stage, layout in zip(
+        observe(model, reduction, inputs(model))[0].blocks,
+        [stage for stage in model.stages for _ in stage.blocks],
+        [layout for stage, layout in zip(model.stages, model.layouts(), strict=True) for _ in stage.blocks],
+        strict=True,
+    ):
+        height, width = layout.rows * layout.windows[0], layout.columns * layout.windows[1]
+        assert (view.grid.rows, view.grid.columns, view.grid.stride) == (height, width, stage.stride)
+        assert view.source.shape == (height, width)
+        assert len(set(view.source.flatten())) + len(layout.special) * layout.sequences == view.tokens
+        assert view.removed.sum() == view.entered - view.tokens
+    for restoration in ("nearest", "skip", "interpolate"):
+        maps = FeatureMaps(model, 2, restoration)(inputs(model))
+        last, layout = model.stages[-1], model.layouts()[-1]
+        expected = (2, last.width, layout.rows * layout.windows[0], layout.columns * layout.windows[1])
+        assert maps[-1].shape == expected
+        assert maps[-1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_the_operating_point_in_force_is_one_object(name: str) -> None:
+    model = make(name)
+    images = inputs(model)
+    assert model.reduction is None
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2))
+    first, key = reduction.schedule, model.reduction.key
+    two = model(images)
+    more = mtr_lab.reduction.make_schedule(model, reduction.policy, schedule=counts(model, 5))
+    reduction.use(more)
+    assert model.reduction.key != key
+    assert hash(model.reduction.key) is not None
+    five = model(images)
+    assert not torch.equal(two, five)
+    reduction.use(first)
+    assert model.reduction.key == key
+    assert torch.equal(model(images), two)
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_copies_and_pickles_keep_the_point_and_go_their_own_way(name: str) -> None:
+    model = make(name)
+    images = inputs(model)
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
+    expected = model(images)
+    stored = io.BytesIO()
+    torch.save(model, stored)
+    stored.seek(0)
+    others = [copy.deepcopy(model), torch.load(stored, weights_only=False)]
+    reduction.use(reduction.solve(0.0))
+    for other in others:
+        assert torch.equal(other(images), expected)
+        mtr_lab.unpatch(other)
+        assert torch.equal(other(images), model(images))
+
+
+@pytest.mark.parametrize("name", SOME)
+@torch.no_grad()
+def test_weights_go_round(name: str) -> None:
+    model, other = make(name), BACKBONES[name]().eval()
+    mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
+    mtr_lab.patch(other, "mtr", schedule=counts(model, 3))
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(model(inputs(model)), other(inputs(model)))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_gradients_reach_every_parameter_through_a_reduction(name: str) -> None:
+    model = make(name)
+    mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
+    model(inputs(model)).square().sum().backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert not idle
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("backend", ["cpu", "portable"])
+@torch.no_grad()
+def test_every_backend_computes_the_same(name: str, backend: str) -> None:
+    model = make(name)
+    mtr_lab.patch(model, "hsa", schedule=counts(model, 3))
+    with ops.use_backend("reference"):
+        expected = model(inputs(model))
+    with ops.use_backend(backend):
+        torch.testing.assert_close(model(inputs(model)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", [None, "mtr"])
+@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS])
+@torch.no_grad()
+def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
+    model = make(name)
+    if policy:
+        mtr_lab.patch(model, policy, schedule=counts(model, 3))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(model, (inputs(model),), dynamic_shapes=(batch,))
+    program = program.run_decompositions(ops.decompositions())
+    assert not [node.target for node in program.graph.nodes if "mtr_lab" in str(node.target)]
+    images = inputs(model, 3)
+    torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def pairs(state: Any, removed: int) -> Any:
+    """Merge the first ordinary tokens into their neighbours."""
+    tokens = ordinary_tokens(state.special, state.index.shape[1])
+    source, into = tokens[:, 0 : 2 * removed : 2], tokens[:, 1 : 2 * removed : 2]
+    return make_plan(source, into, state.index.double(), state.size)
+
+
+PLACES = {
+    "picture": (
+        PICTURES,
+        PicturePart(lambda height, width: (height // 2, width // 2), lambda images: images[..., ::2, ::2]),
+    ),
+    "embedding": (EMBEDDINGS, EmbeddingPart(lambda layout: 3, pairs, lambda layout, channels: 0)),
+    "mlp": (
+        MLPS,
+        MlpPart(
+            lambda tokens, special: (tokens - special) // 3,
+            lambda state, evidence, removed: pairs(state, removed),
+            lambda tokens, channels: 0,
+        ),
+    ),
+    "paths": (SCANS, PathsPart(lambda paths: paths[:1])),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [name for name in SOME if name != "video"])
+@torch.no_grad()
+def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy part acts, is charged to the FLOP, and leaves nothing behind."""
+    table, part = PLACES[place]
+    monkeypatch.setitem(table, "toy", part)
+    model = make(name)
+    images = inputs(model)
+    before = model(images)
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2), **{place: "toy"})
+    schedule = reduction.schedule
+    acts = {"mlp": any(block.mlp for block in model.blocks) if name in TOYS else False}
+    acts["paths"] = any(len(block.mixer.paths) > 1 for block in blocks_of(model))
+    plain = mtr_lab.reduction.make_schedule(model, reduction.policy.after_mixers(), schedule=schedule.remove)
+    assert (schedule.flops + schedule.flops_reduction < plain.flops + plain.flops_reduction) == acts.get(place, True)
+    assert model(images).shape == before.shape
+    assert counted_flops(model, images) == (schedule.flops, schedule.flops_reduction)
+    reduction.use(reduction.solve(0.0))
+    assert torch.equal(model(images), before)
+
+
+def test_a_part_elsewhere_counts_towards_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
+    model = make("vim_ti")
+    schedule = mtr_lab.patch(model, "mtr", ratio=0.5, picture="toy").schedule
+    assert schedule.reduction > 0.7
+    assert not any(schedule.remove)
+    assert policy_config("mtr")["picture"] == "none"
