@@ -58,7 +58,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         normal(2, inner),
     )
     packed = ops.pack(weights, DTYPE)
-    constants = packed.d, z, packed.timescale_bias, None, None
+    constants = packed.d, z, packed.timescale_bias, None, None, None
     u, delta, projected, _ = project.project(x, packed, None, both, False, False)
     bc = projected[..., -2 * STATES :]
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)

@@ -190,7 +190,10 @@ class Block(nn.Module):
         """The parts of one ``TokenState`` -> the next: ``block(*state)``, so that hooks on blocks see tensors."""
         size = size.detach()  # a reentrant checkpoint calls every floating-point output of a block differentiable
         normed, residual = self.norm(self.drop_path(hidden), residual, plan)
-        gap = F.pad(index.diff(dim=1) - 1, (1, 0)) if self.align else None
+        gap = None
+        if self.align:
+            missing = index.diff(dim=1) - 1
+            gap = F.pad(torch.stack([missing, missing.flip(1)], dim=1), (1, 0))
         step = self.step if self.step is not None and self.step.remove > 0 else None
         stretch = size**self.stretch if self.stretch else None
         hidden, evidence = self.mixer(normed, gap=gap, stretch=stretch, needs=step.needs if step else ())

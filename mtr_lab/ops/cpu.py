@@ -14,21 +14,21 @@ def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
-    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
     sums = u.new_empty(blocks if with_stats else 0, *u.shape[:3], 3)
-    # A backward scan arriving at the last token reads the column behind it, where there is no gap.
-    padded_gap = u.new_zeros(images, length + 1)
-    if gap is not None:
-        padded_gap[:, :length] = gap
+    if order is None:
+        steps = torch.arange(length)
+        order = torch.stack([steps.flip(0) if r else steps for r in reverse])[:, None].expand(-1, images, -1)
     cpu_kernels.run(
         cpu_kernels.scan,
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
-        *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias, padded_gap)),
+        *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
+        order.contiguous().numpy(),
+        _array(torch.zeros(images, len(u), length) if gap is None else gap),
         _array(torch.ones(images, length) if stretch is None else stretch),
-        np.array(reverse),
         z is not None,
         y.numpy(),
         sums.numpy(),

@@ -94,11 +94,12 @@ def _prefetch(typing_context, x, index):
 
 
 @_jit()
-def _row(x, step, g, image, t, ahead, first, width):
-    """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token t + ahead are fetched."""
-    at = g * step[0] + image * step[1] + t * step[2] + first
+def _row(x, step, g, image, t, later, first, width):
+    """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token ``later`` are fetched."""
+    start = g * step[0] + image * step[1] + first
     for j in range(0, width, CACHE_LINE):
-        _prefetch(x, at + ahead * step[2] + j)  # type: ignore[call-arg]
+        _prefetch(x, start + later * step[2] + j)  # type: ignore[call-arg]
+    at = start + t * step[2]
     return x[at : at + width]
 
 
@@ -153,7 +154,7 @@ def _token_stats(delta, write, y, out):
 
 @_jit(parallel=True)
 def scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, gap, stretch, reverse, gated, y, sums
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, stretch, gated, y, sums
 ):  # fmt: skip
     directions, channels, states = A.shape
     images, length, _ = y.shape
@@ -176,19 +177,19 @@ def scan(
                 for n in range(states):
                     exponent[n, j] = A[g, first + j, n] * LOG2E
 
-            ahead = -AHEAD if reverse[g] else AHEAD
             for step in range(length):
-                t = length - 1 - step if reverse[g] else step
-                u_t = _row(u, u_step, g, image, t, ahead, first, width)
-                delta_t = _row(delta, delta_step, g, image, t, ahead, first, width)
-                B_t = _row(B, B_step, g, image, t, ahead, 0, states)
-                C_t = _row(C, C_step, g, image, t, ahead, 0, states)
+                t = order[g, image, step]
+                later = order[g, image, min(step + AHEAD, length - 1)]
+                u_t = _row(u, u_step, g, image, t, later, first, width)
+                delta_t = _row(delta, delta_step, g, image, t, later, first, width)
+                B_t = _row(B, B_step, g, image, t, later, 0, states)
+                C_t = _row(C, C_step, g, image, t, later, 0, states)
                 y_t = y[image, t, first : first + width]
 
                 # Several short loops, since the compiler gives up on one over so many arrays.
                 for j in range(width):
                     dt[j] = _softplus(delta_t[j] + shift[j]) * stretch[image, t]
-                crossed = gap[image, t + reverse[g]]
+                crossed = gap[image, g, step]
                 for j in range(width):
                     decay[j] = dt[j] + crossed * idle[j]
                 for j in range(width):
@@ -201,7 +202,7 @@ def scan(
                 for j in range(width):
                     y_t[j] = out[j] if g == 0 else y_t[j] + out[j]
                 if gated and g == directions - 1:
-                    z_t = _row(z, z_step, 0, image, t, ahead, first, width)
+                    z_t = _row(z, z_step, 0, image, t, later, first, width)
                     for j in range(width):
                         y_t[j] *= _silu(z_t[j])
                 if sums.shape[0] > 0:
@@ -230,7 +231,7 @@ def conv(x, x_step, weight, bias, reverse, y):
                     back = taps - 1 - k
                     source = t + back if reverse[g] else t - back
                     if 0 <= source < length:
-                        x_s = _row(x, x_step, 0, image, source, AHEAD, first, width)
+                        x_s = _row(x, x_step, 0, image, source, source + AHEAD, first, width)
                         for j in range(width):
                             total[j] += tap[k, j] * x_s[j]
                 y_t = y[g, image, t, first : first + width]

@@ -127,8 +127,8 @@ def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, z = xz.chunk(2, dim=-1)
     u, delta, projected, sums = project.project(x, weights, stretch, reverse, with_delta, with_write)
     y, output = scan.scan(
-        u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, gap, None,
-        reverse, softplus=False, sums=False, output=with_output, scale=scale,
+        u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
+        None, reverse, softplus=False, sums=False, output=with_output, scale=scale,
     )  # fmt: skip
     if with_output:
         sums = torch.cat([sums, output[..., 2:]], dim=-1)

@@ -36,7 +36,7 @@ class ScanInputs(NamedTuple):
     order: Tensor | None = None
     """Reading order, (G, B, L) int64: step s of direction g reads token ``order[g, b, s]``. None for token order."""
     gap: Tensor | None = None
-    """Tokens removed between each token and the one before it, (B, L)."""
+    """(B, G, L) in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g."""
     stretch: Tensor | None = None
     """Positive factor of each token's Δ, (B, L)."""
     reverse: tuple[int, ...] = (0,)

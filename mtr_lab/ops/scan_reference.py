@@ -15,7 +15,7 @@ from mtr_lab.ops.scan_inputs import ScanInputs
 
 def selective_scan_reference(inputs: ScanInputs, with_stats: bool, *, loop: bool = True) -> tuple[Tensor, Tensor]:
     """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
-    *_, z, delta_bias, _, gap, stretch, reverse = inputs
+    *_, z, delta_bias, order, gap, stretch, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
@@ -24,10 +24,10 @@ def selective_scan_reference(inputs: ScanInputs, with_stats: bool, *, loop: bool
         delta = delta * stretch[..., None].to(dtype)
     write = delta * u
 
-    read = [_in_reading_order(t, reverse) for t in (delta, write, B, C)]
+    read = [in_reading_order(t, order, reverse) for t in (delta, write, B, C)]
     run: Callable[..., Tensor] = _token_by_token if loop else _all_tokens
-    y = run(*read, A, _crossed(gap, bias, A, reverse))
-    y = _in_reading_order(y, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
+    y = run(*read, A, _crossed(gap, bias, A))
+    y = in_token_order(y, order, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
 
     total = y.sum(0)
     if z is not None:
@@ -40,27 +40,29 @@ def selective_scan_portable(inputs: ScanInputs, with_stats: bool) -> tuple[Tenso
     return selective_scan_reference(inputs, with_stats, loop=False)
 
 
-def _in_reading_order(x: Tensor, reverse: Sequence[int]) -> Tensor:
-    """(G, B, L, *) with the backward directions flipped along L."""
-    return torch.stack([x[g].flip(1) if r else x[g] for g, r in enumerate(reverse)])
+def in_reading_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
+    """(G, B, L, K), token after token -> the same, step after step."""
+    if order is None:
+        return torch.stack([x[g].flip(1) if r else x[g] for g, r in enumerate(reverse)])
+    return x.gather(2, order[..., None].expand_as(x))
+
+
+def in_token_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
+    """What ``in_reading_order`` does, undone."""
+    return in_reading_order(x, None if order is None else order.argsort(-1), reverse)
 
 
 class Crossed(NamedTuple):
     """The gaps that each direction crosses on its way."""
 
     gap: Tensor
-    """(G, B, L), in reading order: over how many tokens the state decays before it reaches each one."""
+    """(G, B, L): over how many tokens the state decays before each step."""
     idle: Tensor
     """(G, E, N), the exponent of the decay over one of them."""
 
 
-def _crossed(gap: Tensor | None, bias: Tensor, A: Tensor, reverse: Sequence[int]) -> Crossed | None:
-    if gap is None:
-        return None
-    # A backward scan crosses the gap in front of token t + 1 when it arrives at token t.
-    after = F.pad(gap[:, 1:], (0, 1))
-    crossed = torch.stack([after if r else gap for r in reverse]).to(A.dtype)
-    return Crossed(_in_reading_order(crossed, reverse), F.softplus(bias)[..., None] * A)
+def _crossed(gap: Tensor | None, bias: Tensor, A: Tensor) -> Crossed | None:
+    return None if gap is None else Crossed(gap.transpose(0, 1).to(A.dtype), F.softplus(bias)[..., None] * A)
 
 
 def _decay(delta: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
@@ -123,32 +125,32 @@ def selective_scan_backward_reference(
     λ_t = g_t C_t + decay_{t+1} λ_{t+1}.
     """
     recurrence = _recurrence if loop else _recurrence_by_doubling
-    *_, z, delta_bias, _, gap, stretch, reverse = inputs
+    *_, z, delta_bias, order, gap, stretch, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D, grad = (t.to(dtype) for t in (*inputs[:6], grad))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     before = delta + bias[:, None, None, :]
     scale: Any = 1 if stretch is None else stretch[..., None].to(dtype)
 
-    step, u_s, B_s, C_s = (_in_reading_order(t, reverse) for t in (F.softplus(before) * scale, u, B, C))
-    crossed = _crossed(gap, bias, A, reverse)
+    step, u_s, B_s, C_s = (in_reading_order(t, order, reverse) for t in (F.softplus(before) * scale, u, B, C))
+    crossed = _crossed(gap, bias, A)
     decay, write = _decay(step, A, crossed), step * u_s
     states = recurrence(decay, write[..., None] * B_s[..., None, :])  # (G, B, L, E, N)
 
     grad_z = None
     if z is not None:
         gate, raw = torch.sigmoid(z.to(dtype)), z.to(dtype)
-        y = _in_reading_order((states * C_s[..., None, :]).sum(-1), reverse) + D[:, None, None, :] * u
+        y = in_token_order((states * C_s[..., None, :]).sum(-1), order, reverse) + D[:, None, None, :] * u
         grad_z = grad * y.sum(0) * gate * (1 + raw * (1 - gate))
         grad = grad * gate * raw
 
-    g = _in_reading_order(grad.expand_as(u), reverse)
+    g = in_reading_order(grad.expand_as(u), order, reverse)
     adjoint = recurrence(decay, g[..., None] * C_s[..., None, :], adjoint=True)
     grad_exponent = adjoint * decay * F.pad(states[:, :, :-1], (0, 0, 0, 0, 1, 0))
 
     grad_write = (adjoint * B_s[..., None, :]).sum(-1)
     grad_step = grad_write * u_s + (grad_exponent * A[:, None, None]).sum(-1)
-    grad_delta = _in_reading_order(grad_step, reverse) * scale * torch.sigmoid(before)
+    grad_delta = in_token_order(grad_step, order, reverse) * scale * torch.sigmoid(before)
     grad_A = (grad_exponent * step[..., None]).sum((1, 2))
     grad_bias = grad_delta.sum((1, 2))
     if crossed is not None:
@@ -156,11 +158,11 @@ def selective_scan_backward_reference(
         grad_A = grad_A + grad_idle * F.softplus(bias)[..., None]
         grad_bias = grad_bias + (grad_idle * A).sum(-1) * torch.sigmoid(bias)
     grads = (
-        _in_reading_order(grad_write * step, reverse) + grad * D[:, None, None, :],
+        in_token_order(grad_write * step, order, reverse) + grad * D[:, None, None, :],
         grad_delta,
         grad_A,
-        _in_reading_order((adjoint * write[..., None]).sum(-2), reverse),
-        _in_reading_order((states * g[..., None]).sum(-2), reverse),
+        in_token_order((adjoint * write[..., None]).sum(-2), order, reverse),
+        in_token_order((states * g[..., None]).sum(-2), order, reverse),
         (grad * u).sum((1, 2)),
         grad_z,
         None if delta_bias is None else grad_bias,

@@ -1,7 +1,8 @@
 """The selective scan of a Mamba block, all directions at once.
 
 Shapes: G directions, B images, L tokens, E = d_inner channels, N = d_state. Everything is channels-last and in token
-order; a direction that reads the sequence backwards is marked in ``reverse``, nothing is ever flipped by the caller.
+order: how a direction reads the sequence is said by ``reverse`` or ``order``, nothing is flipped or gathered by the
+caller.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ def selective_scan(
     *,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    reverse: Sequence[bool] = (False,),
+    reverse: Sequence[bool] | None = None,
     order: Tensor | None = None,
     gap: Tensor | None = None,
     stretch: Tensor | None = None,
@@ -60,11 +61,12 @@ def selective_scan(
         D: skip connection, (G, E).
         z: gate before its SiLU, (B, L, E); ``None`` for no gate.
         delta_bias: (G, E).
-        reverse: for each direction, whether it reads from the last token to the first.
-        order: (G, B, L) int64, the reading order of each direction; ``None`` for token order. Not supported yet.
-        gap: (B, L), how many tokens were removed between each token and the one before it. The state decays over a
-            gap of g as over g tokens with zero input, ``exp(g softplus(delta_bias) A)``, in whichever direction it
-            is crossed. ``None`` for no gaps. Not differentiable.
+        reverse: for each direction, whether it reads from the last token to the first; ``None`` for none of them.
+        order: (G, B, L) int64, for each direction and image a permutation of the tokens: step s of direction g reads
+            token ``order[g, b, s]``. ``None`` for token order, or its reverse. With it, ``reverse`` has to be all 0.
+        gap: (B, G, L), in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g, 0 for
+            s = 0. The state decays over a gap of n as over n tokens with zero input, ``exp(n softplus(delta_bias) A)``.
+            ``None`` for no gaps. Not differentiable.
         stretch: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
             lets the past fade, for longer. ``None`` for 1. Not differentiable.
         stats: which per-token sums over the channels to emit, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
@@ -88,7 +90,8 @@ def selective_scan(
         if name not in STATS:
             raise unknown("scan statistic", name, STATS)
     # Integers, for the tracer of torch.jit takes no list of booleans.
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, tuple(int(r) for r in reverse))
+    backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, backward)
     _check(inputs)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
@@ -98,9 +101,7 @@ def selective_scan(
 
 def _check(inputs: ScanInputs) -> None:
     """Raise a ``UserError`` unless all fit ``u`` and ``A``: kernels read as many numbers as these say there are."""
-    u, A, reverse = inputs.u, inputs.A, inputs.reverse
-    if inputs.order is not None:
-        raise UserError("selective_scan: order is not supported yet; leave it out, which is token order.")
+    u, A, order, reverse = inputs.u, inputs.A, inputs.order, inputs.reverse
     if u.ndim != 4 or A.ndim != 3 or 0 in u.shape[2:]:
         raise UserError(
             f"selective_scan: expected u (G, B, L, E) of at least one token and A (G, E, N), got {tuple(u.shape)} and "
@@ -116,7 +117,8 @@ def _check(inputs: ScanInputs) -> None:
         "D": each,
         "z": (images, length, channels),
         "delta_bias": each,
-        "gap": (images, length),
+        "order": (directions, images, length),
+        "gap": (images, directions, length),
         "stretch": (images, length),
     }
     for name, shape in expected.items():
@@ -128,35 +130,48 @@ def _check(inputs: ScanInputs) -> None:
             )
     if len(reverse) != directions:
         raise UserError(f"selective_scan: reverse={tuple(reverse)} is not of the {directions} directions that u has.")
+    if order is not None and order.dtype != torch.int64:
+        raise UserError(f"selective_scan: order has dtype {order.dtype}, expected torch.int64.")
+    if order is not None and any(reverse):
+        raise UserError(
+            f"selective_scan: reverse={reverse} with an order, expected all 0: reverse the rows of order instead."
+        )
 
 
 def selective_scan_mamba_ssm(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    def channels_first(x: Tensor, flip: int) -> Tensor:  # (B, L, *) -> (B, *, L)
-        return (x.flip(1) if flip else x).transpose(1, 2).contiguous()
+    u, delta, A, B, C, D, z, delta_bias, order, _, stretch, reverse = inputs
+    inverse = None if order is None else order.argsort(-1)
 
-    u, delta, A, B, C, D, z, delta_bias, _, _, stretch, reverse = inputs
+    def reordered(x: Tensor, g: int, order: Tensor | None) -> Tensor:  # (B, L, K)
+        if order is None:
+            return x.flip(1) if reverse[g] else x
+        return x.gather(1, order[g, ..., None].expand_as(x))
+
+    def read(x: Tensor, g: int) -> Tensor:  # (B, L, K) -> (B, K, L)
+        return reordered(x, g, order).to(u.dtype).transpose(1, 2).contiguous()
+
     if stretch is not None:
         if delta_bias is not None:
             delta = delta.float() + delta_bias.float()[:, None, None, :]
         delta, delta_bias = F.softplus(delta.float()) * stretch[..., None], None
     ys = []
-    for g, flip in enumerate(reverse):
+    for g in range(len(reverse)):
         y = selective_scan_fn(
-            channels_first(u[g], flip),
-            channels_first(delta[g].to(u.dtype), flip),
+            read(u[g], g),
+            read(delta[g], g),
             A[g].float(),
-            channels_first(B[g].to(u.dtype), flip),
-            channels_first(C[g].to(u.dtype), flip),
+            read(B[g], g),
+            read(C[g], g),
             D[g].float(),
             # The statistics are of the ungated output, which the fused gate would hide.
-            z=None if z is None or with_stats else channels_first(z.to(u.dtype), flip),
+            z=None if z is None or with_stats else read(z, g),
             delta_bias=None if delta_bias is None else delta_bias[g].float(),
             delta_softplus=stretch is None,
         ).transpose(1, 2)
-        ys.append(y.flip(1) if flip else y)
+        ys.append(reordered(y, g, inverse))
     if not with_stats:
         return torch.stack(ys).sum(0), u.new_empty(*u.shape[:3], 0, dtype=torch.float32)
     per_direction = torch.stack(ys).float()

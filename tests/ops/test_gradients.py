@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import reading, some_cells
 from torch.autograd import gradcheck, gradgradcheck
 
 from mtr_lab import ops
@@ -25,8 +26,8 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:
     images, channels, states = 2, 3, 2
     tokens, projections = (directions, images, length, channels), (directions, images, length, states)
-    gap = torch.arange(images * length).reshape(images, length) % 3
-    gap[:, 0] = 0
+    gap = torch.arange(images * directions * length).reshape(images, directions, length) % 3
+    gap[..., 0] = 0
     return {
         "u": normal(*tokens),
         "delta": normal(*tokens, seed=1),
@@ -59,6 +60,22 @@ def test_scan(reverse, length, absent, name):
         return ops.selective_scan(**data | dict(zip(present, tensors, strict=True)), reverse=reverse)[0]
 
     inputs = [data[argument].requires_grad_() for argument in present]
+    with ops.use_backend(name):
+        assert gradcheck(scan, inputs)
+        assert gradgradcheck(scan, inputs)
+
+
+@pytest.mark.parametrize("name", ["reference", "portable"])
+@pytest.mark.parametrize("paths", [("columns",), ("snake", "-columns"), ("snake", "-snake", "columns", "-columns")])
+def test_scan_along_paths(paths, name):
+    generator = torch.Generator().manual_seed(0)
+    order, gap = reading(paths, some_cells(2, 3, 9, generator), 9)
+    data = scan_inputs(len(paths), 3) | {"order": order, "gap": gap}
+
+    def scan(*tensors):
+        return ops.selective_scan(**data | dict(zip(ARGUMENTS, tensors, strict=True)))[0]
+
+    inputs = [data[argument].requires_grad_() for argument in ARGUMENTS]
     with ops.use_backend(name):
         assert gradcheck(scan, inputs)
         assert gradgradcheck(scan, inputs)
@@ -156,7 +173,10 @@ def test_a_hessian_of_one_argument_alone(argument):
         ("B", normal(1, 2, 3, 1)),
         ("D", normal(3)),
         ("z", normal(2, 2, 3)),
-        ("gap", torch.zeros(2, 4)),
+        ("gap", torch.zeros(2, 3)),
+        ("gap", torch.zeros(2, 2, 3)),
+        ("order", torch.zeros(2, 3, dtype=torch.int64)),
+        ("order", torch.zeros(1, 2, 3)),
         ("stretch", torch.ones(2, 2)),
         ("reverse", (False, True)),
         ("u", normal(2, 3, 3)),
@@ -170,9 +190,9 @@ def test_shapes_that_do_not_fit_are_named(name, value):
         ops.causal_conv1d(normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))  # reverse is of one direction
 
 
-def test_a_reading_order_is_not_supported_yet():
-    with pytest.raises(UserError, match="selective_scan: order is not supported yet"):
-        ops.selective_scan(**scan_inputs(1, 3), order=torch.zeros(1, 2, 3, dtype=torch.int64))
+def test_an_order_and_a_reversed_direction_exclude_each_other():
+    with pytest.raises(UserError, match=r"reverse=\(1,\) with an order, expected all 0"):
+        ops.selective_scan(**scan_inputs(1, 3), order=torch.arange(3).expand(1, 2, 3), reverse=(True,))
 
 
 def test_what_has_no_gradient_is_refused():

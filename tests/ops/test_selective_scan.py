@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from paths import reading, some_cells
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
@@ -31,6 +32,9 @@ IMPLEMENTATIONS = [
 ]
 
 
+FOUR = ("snake", "-snake", "columns", "-columns")
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """The sizes and options of one scan."""
@@ -38,7 +42,7 @@ class Case:
     length: int = 7
     channels: int = 5
     states: int = 3
-    reverse: tuple[bool, ...] = (False, True)
+    paths: tuple[str, ...] = ("rows", "-rows")
     batch: int = 2
     spread: float = 1.0  # scale of delta before softplus
     gate: bool = True
@@ -53,8 +57,9 @@ class Case:
         def normal(*shape):
             return torch.randn(*shape, generator=generator).to(device, dtype)
 
-        lead = (len(self.reverse), self.batch, self.length)
-        gap = torch.randint(0, 4, lead[1:], generator=generator).to(device)
+        lead = (len(self.paths), self.batch, self.length)
+        cells = some_cells(self.batch, self.length, 2 * self.length + 3, generator)
+        order, gap = (t.to(device) for t in reading(self.paths, cells, 2 * self.length + 3))
         stretch = (1 + 2 * torch.rand(lead[1:], generator=generator)).to(device, dtype)
         return {
             "u": normal(*lead, self.channels),
@@ -67,8 +72,12 @@ class Case:
             "delta_bias": normal(lead[0], self.channels) - 2 if self.bias else None,
             "gap": gap if self.gap else None,
             "stretch": stretch if self.stretch else None,
-            "reverse": self.reverse,
-        }
+        } | ({"reverse": [p == "-rows" for p in self.paths]} if self.raster else {"order": order})
+
+    @property
+    def raster(self):
+        """Whether the directions are those that need no order."""
+        return {*self.paths} <= {"rows", "-rows"}
 
 
 cases = st.builds(
@@ -76,7 +85,9 @@ cases = st.builds(
     length=st.integers(1, 300),
     channels=st.integers(1, 140),
     states=st.integers(1, 64),
-    reverse=st.sampled_from([(False,), (True,), (False, True), (True, False)]),
+    paths=st.sampled_from(
+        [("rows",), ("-rows",), ("rows", "-rows"), ("-rows", "rows"), ("snake",), ("rows", "columns"), FOUR]
+    ),
     batch=st.integers(1, 3),
     spread=st.sampled_from([1.0, 5.0, 50.0]),
     gate=st.booleans(),
@@ -86,25 +97,24 @@ cases = st.builds(
 )
 
 
-def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse):
-    """The recurrence token by token and direction by direction in float64; a gap is that many tokens of zero input.
+def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse=(), order=None):
+    """The recurrence step by step and direction by direction in float64; a gap is that many tokens of zero input.
 
     Returns the gated sum (B, L, E), each direction's output (G, B, L, E) and Δ (G, B, L, E).
     """
     u, delta, A, B, C, D = (x.cpu().double().numpy() for x in (u, delta, A, B, C, D))
     bias = np.zeros_like(D) if delta_bias is None else delta_bias.cpu().double().numpy()
-    gap = np.zeros(u.shape[1:3], int) if gap is None else gap.cpu().numpy()
+    if order is None:
+        order = [[range(u.shape[2])[:: -1 if back else 1]] * u.shape[1] for back in reverse]
     delta = np.logaddexp(0, delta + bias[:, None, None])
     if stretch is not None:
         delta = delta * stretch.cpu().double().numpy()[..., None]
     y = np.zeros_like(u)
-    directions, batch, length, _ = u.shape
-    for g, b in itertools.product(range(directions), range(batch)):
+    for g, b in itertools.product(range(len(u)), range(u.shape[1])):
         idle = np.exp(np.logaddexp(0, bias[g])[:, None] * A[g])  # (E, N)
         state = np.zeros_like(A[g])
-        for t in reversed(range(length)) if reverse[g] else range(length):
-            crossed = t + 1 if reverse[g] else t  # the gap lies in front of this token
-            for _ in range(gap[b, crossed] if crossed < length else 0):
+        for step, t in enumerate(order[g][b]):
+            for _ in range(0 if gap is None else gap[b, g, step]):
                 state = idle * state
             write = delta[g, b, t] * u[g, b, t]
             state = np.exp(delta[g, b, t][:, None] * A[g]) * state + write[:, None] * B[g, b, t]
@@ -131,10 +141,11 @@ def assert_close(actual, expected, magnitude, tolerance):
 @pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS)
 @settings(max_examples=15)
 @given(case=cases)
-@example(case=Case(length=1, channels=1, states=1, reverse=(False,), batch=1))
+@example(case=Case(length=1, channels=1, states=1, paths=("rows",), batch=1))
 @example(case=Case(length=1, channels=65, states=64, gap=True))
 @example(case=Case(length=300, channels=63, states=1, spread=100.0, gap=True))
-@example(case=Case(length=40, channels=64, reverse=(True, False), gate=False, bias=False))
+@example(case=Case(length=40, channels=64, paths=("-rows", "rows"), gate=False, bias=False))
+@example(case=Case(length=13, channels=65, paths=FOUR, gap=True, stretch=True))
 def test_scan_equals_the_loop_over_tokens(backend, dtype, tolerance, case):
     if backend == "mamba_ssm":
         inputs = dataclasses.replace(case, gap=False).inputs(dtype, "cuda")
@@ -202,13 +213,16 @@ def test_gap_decays_as_zero_input_tokens_do(backend, case):
     for name in ("u", "delta"):
         inputs[name][:, :, ~survives] = 0
 
-    gap = torch.diff(kept, prepend=torch.tensor([-1])) - 1
-    short = {name: inputs[name][:, :, kept] for name in ("u", "delta", "B", "C")}
+    cells = torch.arange(case.length).expand(case.batch, -1)
+    (order, _), (short_order, gap) = (reading(case.paths, c, case.length) for c in (cells, cells[:, kept]))
+    short = {name: inputs[name][:, :, kept] for name in ("u", "delta", "B", "C")} | {"gap": gap}
     if case.gate:
         short["z"] = inputs["z"][:, kept]
+    if not case.raster:
+        inputs["order"], short["order"] = order, short_order
     with ops.use_backend(backend):
         full, full_sums = ops.selective_scan(**inputs, stats=("output",))
-        y, sums = ops.selective_scan(**inputs | short | {"gap": gap.expand(case.batch, -1)}, stats=("output",))
+        y, sums = ops.selective_scan(**inputs | short, stats=("output",))
     tolerance = 1e-9 if backend == "reference" else 3e-5
     total, per_direction = magnitudes(inputs)
     assert_close(y, full[:, kept].double().numpy(), total[:, kept], tolerance)
@@ -227,9 +241,9 @@ def test_stats_come_in_the_order_asked(backend):
     assert none.shape == (2, 2, 7, 0)
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "gap", "stretch"])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "order", "gap", "stretch"])
 def test_cpu_takes_any_strides(name):
-    inputs = Case(length=9, channels=70, gap=True, stretch=True).inputs()
+    inputs = Case(length=9, channels=70, paths=("snake", "rows"), gap=True, stretch=True).inputs()
     with ops.use_backend("cpu"):
         expected, sums = ops.selective_scan(**inputs, stats=ops.STATS)
         half = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=-1).chunk(2, dim=-1)[1]
@@ -242,14 +256,14 @@ def test_cpu_takes_any_strides(name):
 
 
 def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
-    inputs = Case(batch=5, length=50, channels=130, states=16, gap=True, stretch=True).inputs()
+    inputs = Case(50, 130, 16, batch=5, paths=("snake", "-columns"), gap=True, stretch=True).inputs()
     threads = torch.get_num_threads()
     with ops.use_backend("cpu"):
         y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
         try:
             torch.set_num_threads(1)
             for b in range(5):
-                alone = {k: inputs[k][:, b : b + 1] for k in ("u", "delta", "B", "C")}
+                alone = {k: inputs[k][:, b : b + 1] for k in ("u", "delta", "B", "C", "order")}
                 alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap", "stretch")}
                 y_alone, sums_alone = ops.selective_scan(**inputs | alone, stats=ops.STATS)
                 assert torch.equal(y_alone[0], y[b])
@@ -276,7 +290,7 @@ def test_concurrent_callers_get_their_own_results():
 
 
 @pytest.mark.parametrize(
-    "case", [Case(length=4, gap=True, stretch=True), Case(length=3, gate=False, bias=False, reverse=(True,))]
+    "case", [Case(length=4, gap=True, stretch=True), Case(length=3, gate=False, bias=False, paths=("-rows",))]
 )
 def test_gradients(case):
     inputs = case.inputs(torch.float64)

@@ -224,8 +224,10 @@ def test_aligned_states_decay_over_the_gaps() -> None:
     mixer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["gap"]), with_kwargs=True)
     index = mtr_lab.trace(model, images)[0].index
     (gap,) = seen
-    assert gap.shape == (2, 12)
-    assert torch.equal(gap.cumsum(1) + torch.arange(12), index - index[:, :1])
+    assert gap.shape == (2, 2, 12)
+    forward, backward = (gap.cumsum(2) + torch.arange(12)).unbind(1)
+    assert torch.equal(forward, index - index[:, :1])
+    assert torch.equal(backward, (index[:, -1:] - index).flip(1))
     assert gap.sum() > 0
     mtr_lab.patch(model, "random", schedule=[5, 0, 0])
     model(images)

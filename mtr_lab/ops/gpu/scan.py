@@ -8,6 +8,9 @@ There are three forms, for a GPU is to be filled by any number of images. Many a
 the other, two channels a thread, so that what is read of B and C serves both. Few, of two opposite directions, are
 scanned by a program for each direction, in two launches: in the first both walk to the middle, in the second each adds
 to what the other has left behind. Hardly any are scanned in chunks of tokens, which is twice.
+
+Tokens are read in their order or in its reverse; with an ``order``, by number: the kernels are then others, compiled
+apart.
 """
 
 from collections.abc import Sequence
@@ -56,10 +59,10 @@ def _timescale(delta_t, there, bias_e, stretch, t, SOFTPLUS: tl.constexpr, STRET
 
 
 @triton.jit
-def _decay(dt, idle_e, gap, t, length, BACK: tl.constexpr, GAP: tl.constexpr):
-    if GAP:  # a backward scan crosses the gap in front of token t + 1 when it arrives at token t
-        crossed = t + 1 if BACK else t
-        dt += tl.load(gap + crossed, mask=crossed < length, other=0).to(tl.float32) * idle_e
+def _decay(dt, idle_e, gap, s, length, BACK: tl.constexpr, GAP: tl.constexpr):
+    """Δ with the gap that is crossed just before; s counts from the first token, whichever is read first."""
+    if GAP:
+        dt += tl.load(gap + (length - 1 - s if BACK else s)).to(tl.float32) * idle_e
     return dt
 
 
@@ -88,16 +91,25 @@ def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.const
 
 
 @triton.jit
-def _tokens(x, e, inside, U: tl.constexpr, step: tl.constexpr, EVEN: tl.constexpr):
-    """U rows of channels, ``step`` elements apart."""
-    at = x + tl.arange(0, U)[:, None] * step + e[None, :]
+def _rows(x, s0, order, step: tl.constexpr, SIGN: tl.constexpr, U: tl.constexpr):
+    """Pointers to U tokens of ``step`` elements, (U, 1): from s0 on by ``SIGN``, or those that ``order`` has there."""
+    if order is None:
+        return x + s0 * step + tl.arange(0, U)[:, None] * (SIGN * step)
+    else:
+        return x + tl.load(order + s0 + tl.arange(0, U))[:, None] * step
+
+
+@triton.jit
+def _tokens(x, s0, order, e, inside, step: tl.constexpr, SIGN: tl.constexpr, EVEN: tl.constexpr, U: tl.constexpr):
+    """Channels of U tokens."""
+    at = _rows(x, s0, order, step, SIGN, U) + e[None, :]
     return unstack(tl.load(at) if EVEN else tl.load(at, inside[None, :], 0), U)
 
 
 @triton.jit
-def _states(bc, U: tl.constexpr, step: tl.constexpr, NP: tl.constexpr):
-    """U rows of B and C side by side."""
-    return unstack(tl.load(bc + tl.arange(0, U)[:, None] * step + tl.arange(0, 2 * NP)[None, :]), U)
+def _states(bc, s0, order, step: tl.constexpr, SIGN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):
+    """B and C side by side of U tokens."""
+    return unstack(tl.load(_rows(bc, s0, order, step, SIGN, U) + tl.arange(0, 2 * NP)[None, :]), U)
 
 
 @triton.jit
@@ -109,7 +121,7 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
+def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
           channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
           GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
@@ -117,22 +129,23 @@ def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, le
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
-        t0 = first + SIGN * i
-        us = _tokens(u + t0 * channels, e, inside, U, SIGN * channels, EVEN)
-        dts = _tokens(delta + t0 * channels, e, inside, U, SIGN * channels, EVEN)
-        bcs = _states(bc + t0 * step_t, U, SIGN * step_t, NP)
+        s0 = first + SIGN * i
+        us = _tokens(u, s0, order, e, inside, channels, SIGN, EVEN, U)
+        dts = _tokens(delta, s0, order, e, inside, channels, SIGN, EVEN, U)
+        bcs = _states(bc, s0, order, step_t, SIGN, NP, U)
         ys, zs = us, us
         if not FIRST:
-            ys = _tokens(y + t0 * channels, e, inside, U, SIGN * channels, EVEN)
+            ys = _tokens(y, s0, order, e, inside, channels, SIGN, EVEN, U)
         if LAST and GATE:
-            zs = _tokens(z + t0 * step_z, e, inside, U, SIGN * step_z, EVEN)
-        y_at = y + t0 * channels + e
+            zs = _tokens(z, s0, order, e, inside, step_z, SIGN, EVEN, U)
+        y_at = y + s0 * channels + e
         for k in tl.static_range(U):
-            t = t0 + SIGN * k
+            s = s0 + SIGN * k
+            t = s if order is None else tl.load(order + s)
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             u_t = us[k].to(tl.float32)
             b_t, c_t = _b_and_c(bcs[k], NP, h.shape[1])
-            fade = tl.exp2(_decay(dt, idle_e, gap, t, length, BACK, GAP)[None, :] * a2)
+            fade = tl.exp2(_decay(dt, idle_e, gap, s, length, BACK, GAP)[None, :] * a2)
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
             y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
             at = sums + t * tl.num_programs(0) + tl.program_id(0)
@@ -148,44 +161,47 @@ def _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, first, count, le
                 y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))
             elif LAST:
                 y_t *= scale
+            into = y_at + SIGN * k * channels if order is None else y + t * channels + e
             if EVEN:
-                tl.store(y_at + SIGN * k * channels, y_t.to(y.dtype.element_ty))
+                tl.store(into, y_t.to(y.dtype.element_ty))
             else:
-                tl.store(y_at + SIGN * k * channels, y_t.to(y.dtype.element_ty), inside)
+                tl.store(into, y_t.to(y.dtype.element_ty), inside)
     return h
 
 
 @triton.jit
-def _direction(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, start, end, length, a2, d_e, bias_e, idle_e,
-               channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
+def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, start, end, length, a2, d_e, bias_e,
+               idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
                GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
                NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """Scan the tokens from ``start`` to ``end``, from the state h."""
+    """Scan the tokens from ``start`` to ``end``, those of ``order`` if there is one, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
-        h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole, length,
-                  a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole,
+                  length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
                   SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
-        h = _walk(h, u, delta, bc, z, gap, stretch, y, sums, e, inside, end - 1 - whole if BACK else start + whole,
-                  end - start - whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale,
-                  BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, 1)  # fmt: skip
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside,
+                  end - 1 - whole if BACK else start + whole, end - start - whole, length, a2, d_e, bias_e, idle_e,
+                  channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS,
+                  OUTPUT, EVEN, NP, 1)  # fmt: skip
     return h
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
-          REVERSE: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-          STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SPLIT: tl.constexpr,
-          NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
+          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr,
+          SPLIT: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """Directions ``FROM`` to ``TO`` of G."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     inside = e < channels
     start = tl.program_id(2) * chunk
     end = tl.minimum(start + chunk, length)
-    for g in tl.static_range(G):
+    for g in tl.static_range(FROM, TO):
         each = g * images + image
         a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e, inside,
                                              channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
@@ -199,7 +215,8 @@ def _scan(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, before, faded,
                 left = tl.load(_tile(before + other * NP * channels, e, channels, NP, CH), inside[None, :], 0)
                 h = tl.exp2(sum_e[None, :] * a2) * h + left
         _direction(h, u + each * length * channels, delta + each * length * channels,
-                   bc + g * step_g + image * step_b, z + image * length * step_z, gap + image * length,
+                   bc + g * step_g + image * step_b, z + image * length * step_z,
+                   None if order is None else order + each * length, gap + (image * G + g) * length,
                    stretch + image * length, y + image * length * channels,
                    sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e, bias_e, idle_e,
                    channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
@@ -232,8 +249,8 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, states,
             else:
                 start, end = 0, middle
             h = _direction(h, u + each * length * channels, delta + each * length * channels,
-                           bc + g * step_g + image * step_b, z + image * length * step_z, gap + image * length,
-                           stretch + image * length, y + image * length * channels,
+                           bc + g * step_g + image * step_b, z + image * length * step_z, None,
+                           gap + (image * 2 + g) * length, stretch + image * length, y + image * length * channels,
                            sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e,
                            bias_e, idle_e, channels, step_z, step_t,
                            2 * images.to(tl.int64) * length * tl.num_programs(0), scale, BACK, FIRST, not FIRST, GATE,
@@ -243,21 +260,22 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, states,
 
 
 @triton.jit
-def _left(h, total, u, delta, bc, gap, stretch, e, inside, first, count, length, a2, bias_e, idle_e,
+def _left(h, total, u, delta, bc, order, gap, stretch, e, inside, first, count, length, a2, bias_e, idle_e,
           channels: tl.constexpr, step_t: tl.constexpr, BACK: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
           STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """``_walk`` without an output: the state after ``count`` tokens, and the sum of Δ and the gaps crossed."""
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
-        t0 = first + SIGN * i
-        us = _tokens(u + t0 * channels, e, inside, U, SIGN * channels, EVEN)
-        dts = _tokens(delta + t0 * channels, e, inside, U, SIGN * channels, EVEN)
-        bcs = _states(bc + t0 * step_t, U, SIGN * step_t, NP)
+        s0 = first + SIGN * i
+        us = _tokens(u, s0, order, e, inside, channels, SIGN, EVEN, U)
+        dts = _tokens(delta, s0, order, e, inside, channels, SIGN, EVEN, U)
+        bcs = _states(bc, s0, order, step_t, SIGN, NP, U)
         for k in tl.static_range(U):
-            t = t0 + SIGN * k
+            s = s0 + SIGN * k
+            t = s if order is None else tl.load(order + s)
             dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
             write = dt * us[k].to(tl.float32)
-            dt = _decay(dt, idle_e, gap, t, length, BACK, GAP)
+            dt = _decay(dt, idle_e, gap, s, length, BACK, GAP)
             b_t, _ = _b_and_c(bcs[k], NP, h.shape[1])
             h = tl.exp2(dt[None, :] * a2) * h + write[None, :] * b_t[:, None]
             total += dt
@@ -265,7 +283,7 @@ def _left(h, total, u, delta, bc, gap, stretch, e, inside, first, count, length,
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
+def _chunk_states(u, delta, a, bc, d, bias, order, gap, stretch, before, faded,
                   images, length, channels: tl.constexpr, chunk, step_g, step_b, step_t: tl.constexpr,
                   REVERSE: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
                   STRETCH: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
@@ -280,8 +298,10 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
     at = each * tl.num_programs(2) + tl.program_id(2)
     u += each * length * channels
     delta += each * length * channels
-    gap += image * length
+    gap += (image * G + each // images) * length
     stretch += image * length
+    if order is not None:
+        order += each * length
     for g in tl.static_range(G):
         if each // images == g:
             a2, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
@@ -290,12 +310,12 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
             total = tl.zeros((CH,), tl.float32)
             bc_g = bc + g * step_g + image * step_b
             first = start + count - 1 if (REVERSE >> g) & 1 else start
-            h, total = _left(h, total, u, delta, bc_g, gap, stretch, e, inside, first, whole, length, a2, bias_e,
-                             idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
+            h, total = _left(h, total, u, delta, bc_g, order, gap, stretch, e, inside, first, whole, length, a2,
+                             bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
                              U)  # fmt: skip
             first = first - whole if (REVERSE >> g) & 1 else first + whole
-            h, total = _left(h, total, u, delta, bc_g, gap, stretch, e, inside, first, count - whole, length, a2,
-                             bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
+            h, total = _left(h, total, u, delta, bc_g, order, gap, stretch, e, inside, first, count - whole, length,
+                             a2, bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
                              1)  # fmt: skip
             tl.store(faded + at * channels + e, total, inside)
             tl.store(_tile(before + at * NP * channels, e, channels, NP, CH), h, inside[None, :])
@@ -304,14 +324,15 @@ def _chunk_states(u, delta, a, bc, d, bias, gap, stretch, before, faded,
 @on_its_device
 def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
-    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
     more = triton.next_power_of_2(A.shape[2]) - A.shape[2]  # states that stay zero
     return scan(
         u.contiguous(), delta.contiguous(), F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous(),
         torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3), D.float().contiguous(), z,
-        delta_bias.float().contiguous(), gap, stretch, reverse, softplus=True, sums=with_stats, output=with_stats,
+        delta_bias.float().contiguous(), order, gap, stretch, reverse, softplus=True, sums=with_stats,
+        output=with_stats,
     )  # fmt: skip
 
 
@@ -324,6 +345,7 @@ def scan(
     d: Tensor,
     z: Tensor | None,
     bias: Tensor,
+    order: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
     reverse: Sequence[int],
@@ -354,14 +376,17 @@ def scan(
     y = torch.empty_like(u[0])
     absent = y  # stands for a tensor the kernel does not read
     z_rows = absent if z is None else rows(z)
+    order = None if order is None else order.contiguous()
     gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
     mask = reverse_mask(reverse)
-    halves = half_width(images, channels, u.device) if directions == 2 and mask in (1, 2) else 0
+    opposite = directions == 2 and mask in (1, 2)
+    halves = half_width(images, channels, u.device) if opposite else 0
     width = halves or CHANNELS
     blocks = triton.cdiv(channels, width)
     size = 3 * directions * images * length * blocks if sums or output else 1
     parts = u.new_empty(size, dtype=torch.float32)
-    data = u, delta, a, bc, d, bias, z_rows, gaps, stretches, y, parts
+    data = u, delta, a, bc, d, bias, z_rows
+    rest = gaps, stretches, y, parts
     strides = z_rows.stride(1), *bc.stride()[:3]
     options = {
         "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
@@ -373,18 +398,23 @@ def scan(
         middle = length // (2 * UNROLL_HALF) * UNROLL_HALF
         for first in (True, False):
             _scan_half[blocks, images, directions](
-                *data, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
+                *data, *rest, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
             )
     else:
         chunk = chunk_length(length, images * blocks, u.device)
         chunks = triton.cdiv(length, chunk)
         before = faded = absent
         if chunks > 1:
-            before, faded = chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, chunk, softplus=softplus)
-        _scan[blocks, images, chunks](
-            *data, before, faded, length, channels, chunk, *strides, scale, G=directions, SPLIT=chunks > 1, U=UNROLL,
-            **options,
-        )  # fmt: skip
+            before, faded = chunk_states(
+                u, delta, a, bc, d, bias, order, gap, stretch, reverse, chunk, softplus=softplus
+            )
+        # With an order, a token is in another chunk of every direction: a launch a direction, for what it adds to.
+        launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
+        for first, last in launches:
+            _scan[blocks, images, chunks](
+                *data, order, *rest, before, faded, length, channels, chunk, *strides, scale, FROM=first, TO=last,
+                G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
+            )  # fmt: skip
     if not (sums or output):
         return y, parts.new_empty(directions, images, length, 0)
     return y, parts.view(3, directions, images, length, blocks).sum(-1).movedim(0, -1).contiguous()
@@ -397,6 +427,7 @@ def chunk_states(
     bc: Tensor,
     d: Tensor,
     bias: Tensor | None,
+    order: Tensor | None,
     gap: Tensor | None,
     stretch: Tensor | None,
     reverse: Sequence[int],
@@ -416,8 +447,9 @@ def chunk_states(
     absent = u  # stands for a tensor the kernel does not read
     gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
     _chunk_states[grid](
-        u, delta, a, bc, d, torch.zeros_like(d) if bias is None else bias, gaps, stretches, before, faded,
-        images, length, channels, chunk, *bc.stride()[:3],
+        u, delta, a, bc, d, torch.zeros_like(d) if bias is None else bias,
+        None if order is None else order.contiguous(), gaps, stretches, before, faded, images, length, channels,
+        chunk, *bc.stride()[:3],
         REVERSE=reverse_mask(reverse), G=directions, SOFTPLUS=softplus, GAP=gap is not None,
         STRETCH=stretch is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
     )  # fmt: skip

@@ -53,7 +53,7 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
         The gradients of u, delta, A, B, C, D, z and delta_bias, each in the shape and dtype of its input, None for
         those that are None.
     """
-    u, delta, A, B, C, D, z, delta_bias, _, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
     directions, images, length, channels = u.shape
     states = A.shape[2]
     padded = triton.next_power_of_2(states)
@@ -62,7 +62,8 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     a = F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous()
     bc = torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3)
     d = D.contiguous()
-    bias, gap, stretch = (None if t is None else t.contiguous() for t in (delta_bias, gap, stretch))
+    optional = delta_bias, order, gap, stretch
+    bias, order, gap, stretch = (None if t is None else t.contiguous() for t in optional)
     gate = None if z is None else rows(z)
 
     block = max(1, min(32, STATES // padded))
@@ -93,14 +94,16 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     strides = *bc.stride()[:3], 0 if gate is None else gate.stride(1)
     before = after = faded = None
     if segments > 1:
-        before, faded = scan.chunk_states(u, delta, a, bc, d, bias, gap, stretch, reverse, segment, softplus=True)
+        before, faded = scan.chunk_states(
+            u, delta, a, bc, d, bias, order, gap, stretch, reverse, segment, softplus=True
+        )
         after = torch.empty_like(before)
         _left_backwards[triton.cdiv(channels, scan.CHANNELS), directions * images, segments](
-            delta, a, bc, gate, bias, gap, stretch, grad_y, after, *strides, **shape,
+            delta, a, bc, gate, bias, order, gap, stretch, grad_y, after, *strides, **shape,
             NP=padded, BLOCK=scan.CHANNELS, U=FORWARDS, num_warps=1,
         )  # fmt: skip
     _scan_backward[grid](
-        u, delta, a, bc, d, gate, bias, gap, stretch, grad_y, before, after, faded, starts, arrivals,
+        u, delta, a, bc, d, gate, bias, order, gap, stretch, grad_y, before, after, faded, starts, arrivals,
         du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, FORWARDS=FORWARDS,
         BACKWARDS=BACKWARDS, num_warps=1, **REGISTERS,
     )  # fmt: skip
@@ -143,16 +146,23 @@ def _weights(a, bias, g, e, n, inside, channels, NP: tl.constexpr):
 
 
 @triton.jit
-def _tokens(x, t0, step, start, end, stride, column, inside, U: tl.constexpr):
+def _token(order, s, there):
+    """What is read at s: token s, or the one that ``order`` has there."""
+    return s if order is None else tl.load(order + s, there, 0)
+
+
+@triton.jit
+def _tokens(x, order, s0, step, start, end, stride, column, inside, U: tl.constexpr):
     """``column`` of U tokens, ``step`` apart; zeros outside the segment."""
-    t = t0 + step * tl.arange(0, U)
-    there = (t >= start) & (t < end)
+    s = s0 + step * tl.arange(0, U)
+    there = (s >= start) & (s < end)
+    t = _token(order, s, there)
     return unstack(tl.load(x + t[:, None] * stride + column[None, :], there[:, None] & inside[None, :], 0), U)
 
 
 @triton.jit
-def _timescale(raw, bias_e, idle, gap, stretch, t, step, there, length):
-    """Before and after softplus, the stretch and the gap of token t, and how long the state decays before it."""
+def _timescale(raw, bias_e, idle, gap, stretch, s, t, step, there, length):
+    """Before and after softplus, the stretch of token t, the gap before s, and how long the state decays before it."""
     x = raw.to(tl.float32) + bias_e
     dt = tl.where(there, softplus(x), 0)
     stretch_t = 1.0
@@ -162,36 +172,35 @@ def _timescale(raw, bias_e, idle, gap, stretch, t, step, there, length):
     gap_t = 0.0
     span = dt
     if gap is not None:
-        # A backward scan crosses the gap in front of token t + 1 when it arrives at token t.
-        crossed = tl.where(step > 0, t, t + 1)
-        gap_t = tl.load(gap + crossed, there & (crossed < length), 0).to(tl.float32)
+        gap_t = tl.load(gap + tl.where(step > 0, s, length - 1 - s), there, 0).to(tl.float32)
         span += gap_t * idle
     return x, dt, stretch_t, gap_t, span
 
 
 @triton.jit
-def _walk(h, kept, u, delta, bc, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e, n, inside,
-          a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
+def _walk(h, kept, u, delta, bc, order, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e, n,
+          inside, a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
     """The state after a chunk of tokens; ``KEEP``: the states they arrive at, too."""
     for i in tl.range(0, chunk, U, num_stages=STAGES):
-        t0 = first + step * i
-        us = _tokens(u, t0, step, start, end, channels, e, inside, U)
-        deltas = _tokens(delta, t0, step, start, end, channels, e, inside, U)
-        bs = _tokens(bc, t0, step, start, end, bc_l, n, n < NP, U)
+        s0 = first + step * i
+        us = _tokens(u, order, s0, step, start, end, channels, e, inside, U)
+        deltas = _tokens(delta, order, s0, step, start, end, channels, e, inside, U)
+        bs = _tokens(bc, order, s0, step, start, end, bc_l, n, n < NP, U)
         for j in tl.static_range(U):
-            t = t0 + step * j
+            s = s0 + step * j
             if KEEP:
                 tl.store(kept + (i + j) * NP * BLOCK + tile, h)
-            there = (t >= start) & (t < end)
-            _, dt, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, t, step, there, length)
+            there = (s >= start) & (s < end)
+            t = _token(order, s, there)
+            _, dt, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length)
             write = dt * us[j].to(tl.float32)
             h = tl.exp2(span[None, :] * a2) * h + write[None, :] * bs[j].to(tl.float32)[:, None]
     return h
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _left_backwards(delta, a, bc, z, bias, gap, stretch, dy, after, bc_g, bc_i, bc_l, z_l,
+def _left_backwards(delta, a, bc, z, bias, order, gap, stretch, dy, after, bc_g, bc_i, bc_l, z_l,
                     images, length, channels, segment, reverse,
                     NP: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """The gradient in the state that enters a segment, if that in the state that leaves it is zero."""
@@ -204,24 +213,27 @@ def _left_backwards(delta, a, bc, z, bias, gap, stretch, dy, after, bc_g, bc_i, 
     bc += g * bc_g + image * bc_i
     if z is not None:
         z += image * length * z_l
+    if order is not None:
+        order += each * length
     if gap is not None:
-        gap += image * length
+        gap += (image * (tl.num_programs(1) // images) + g) * length
     if stretch is not None:
         stretch += image * length
     last = tl.where(step > 0, end - 1, start)
     dh = tl.zeros((NP, BLOCK), tl.float32)
     for i in tl.range(0, end - start, U, num_stages=STAGES):
-        t0 = last - step * i
-        deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, U)
-        dys = _tokens(dy, t0, -step, start, end, channels, e, inside, U)
-        cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, U)
+        s0 = last - step * i
+        deltas = _tokens(delta, order, s0, -step, start, end, channels, e, inside, U)
+        dys = _tokens(dy, order, s0, -step, start, end, channels, e, inside, U)
+        cs = _tokens(bc + NP, order, s0, -step, start, end, bc_l, n, n < NP, U)
         zs = dys
         if z is not None:
-            zs = _tokens(z, t0, -step, start, end, z_l, e, inside, U)
+            zs = _tokens(z, order, s0, -step, start, end, z_l, e, inside, U)
         for j in tl.static_range(U):
-            t = t0 - step * j
-            there = (t >= start) & (t < end)
-            _, _, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, t, step, there, length)
+            s = s0 - step * j
+            there = (s >= start) & (s < end)
+            t = _token(order, s, there)
+            _, _, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length)
             dy_t = dys[j].to(tl.float32)
             if z is not None:
                 z_t = zs[j].to(tl.float32)
@@ -240,7 +252,7 @@ def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.cons
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after, faded, starts, arrivals,
+def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, stretch, dy, before, after, faded, starts, arrivals,
                    du, ddelta, da, dbc, dd, dz, dbias, bc_g, bc_i, bc_l, z_l,
                    images, length, channels, segment, reverse, chunk,
                    NP: tl.constexpr, BLOCK: tl.constexpr, FORWARDS: tl.constexpr, BACKWARDS: tl.constexpr):  # fmt: skip
@@ -259,8 +271,10 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
     if z is not None:
         z += image * length * z_l
         dz += row * channels
+    if order is not None:
+        order += each * length
     if gap is not None:
-        gap += image * length
+        gap += (image * (tl.num_programs(1) // images) + g) * length
     if stretch is not None:
         stretch += image * length
     dbc += (tl.program_id(0) * tl.num_programs(1) + each) * length * 2 * NP
@@ -287,8 +301,9 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
     origin = tl.where(step > 0, start, end - 1)
     for k in range(chunks - 1):
         tl.store(starts + k * NP * BLOCK + tile, h)
-        h = _walk(h, arrivals, u, delta, bc, gap, stretch, origin + step * k * chunk, step, start, end, bc_l, length,
-                  channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK, FORWARDS)  # fmt: skip
+        h = _walk(h, arrivals, u, delta, bc, order, gap, stretch, origin + step * k * chunk, step, start, end, bc_l,
+                  length, channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK,
+                  FORWARDS)  # fmt: skip
     tl.store(starts + (chunks - 1) * NP * BLOCK + tile, h)
     tl.debug_barrier()  # a state may be read by another thread than wrote it
 
@@ -299,26 +314,27 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
     for k in range(chunks - 1, -1, -1):
         first = origin + step * k * chunk
         h = tl.load(starts + k * NP * BLOCK + tile)
-        h = _walk(h, arrivals, u, delta, bc, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e,
-                  n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, FORWARDS)  # fmt: skip
+        h = _walk(h, arrivals, u, delta, bc, order, gap, stretch, first, step, start, end, bc_l, length, channels,
+                  chunk, e, n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, FORWARDS)  # fmt: skip
         tl.debug_barrier()
         for i in tl.range(0, chunk, BACKWARDS, num_stages=STAGES):
-            t0 = first + step * (chunk - 1 - i)
-            us = _tokens(u, t0, -step, start, end, channels, e, inside, BACKWARDS)
-            deltas = _tokens(delta, t0, -step, start, end, channels, e, inside, BACKWARDS)
-            dys = _tokens(dy, t0, -step, start, end, channels, e, inside, BACKWARDS)
-            bs = _tokens(bc, t0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
-            cs = _tokens(bc + NP, t0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
+            s0 = first + step * (chunk - 1 - i)
+            us = _tokens(u, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
+            deltas = _tokens(delta, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
+            dys = _tokens(dy, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
+            bs = _tokens(bc, order, s0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
+            cs = _tokens(bc + NP, order, s0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
             zs = dys
             if z is not None:
-                zs = _tokens(z, t0, -step, start, end, z_l, e, inside, BACKWARDS)
+                zs = _tokens(z, order, s0, -step, start, end, z_l, e, inside, BACKWARDS)
             for j in tl.static_range(BACKWARDS):
                 # h is the state after token t, arrival the one before it.
                 arrival = tl.load(arrivals + (chunk - 1 - i - j) * NP * BLOCK + tile)
-                t = t0 - step * j
-                there = (t >= start) & (t < end)
+                s = s0 - step * j
+                there = (s >= start) & (s < end)
+                t = _token(order, s, there)
                 x, dt, stretch_t, gap_t, span = _timescale(
-                    deltas[j], bias_e, idle, gap, stretch, t, step, there, length
+                    deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length
                 )
                 u_t, dy_t = us[j].to(tl.float32), dys[j].to(tl.float32)
                 b_t, c_t = bs[j].to(tl.float32)[:, None], cs[j].to(tl.float32)[:, None]
@@ -326,10 +342,12 @@ def _scan_backward(u, delta, a, bc, d, z, bias, gap, stretch, dy, before, after,
                 at = t * channels + e
                 if z is not None:
                     z_t = zs[j].to(tl.float32)
-                    s = tl.sigmoid(z_t)
+                    gate = tl.sigmoid(z_t)
                     y = tl.sum(h * c_t, 0) + d_e * u_t
-                    tl.store(dz + at, (dy_t * y * s * (1 + z_t * (1 - s))).to(dz.dtype.element_ty), inside & there)
-                    dy_t *= z_t * s
+                    tl.store(
+                        dz + at, (dy_t * y * gate * (1 + z_t * (1 - gate))).to(dz.dtype.element_ty), inside & there
+                    )
+                    dy_t *= z_t * gate
                 dh += dy_t[None, :] * c_t
                 tl.store(dbc + t * 2 * NP + n, tl.sum(dh * write[None, :], 1), (n < NP) & there)
                 tl.store(dbc + t * 2 * NP + NP + n, tl.sum(dy_t[None, :] * h, 1), (n < NP) & there)

@@ -60,11 +60,14 @@ def main(backend: str, arch: str) -> None:
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
-    inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, length), torch.ones(1, length), BOTH)
+    inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
     for width in (32, 0):  # the last for what follows
         scan.half_width = lambda *_, width=width: width
         scan.selective_scan(inputs, True)
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
+    ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
+    scan.selective_scan(ordered, True)
+    scan_backward.selective_scan_backward(ordered, normal(1, length, 64))
     for length in (8, 512):  # one direction, nothing optional, a width that leaves threads without work
         single = torch.randn(1, 1, length, 33)
         b_and_c = torch.randn(2, 1, 1, length, 5)

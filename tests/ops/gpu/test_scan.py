@@ -3,6 +3,7 @@
 import pytest
 import torch
 from covering import parametrize_covering
+from paths import reading, some_cells
 
 from mtr_lab import ops
 from mtr_lab.ops.gpu import scan
@@ -33,11 +34,18 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32):
         "D": normal(directions, channels),
         "z": normal(batch, length, 2 * channels).to(dtype)[..., channels:],
         "delta_bias": normal(directions, channels),
-        "gap": torch.randint(0, 4, (batch, length), generator=generator),
+        "gap": torch.randint(0, 4, (batch, directions, length), generator=generator),
         "stretch": 1 + normal(batch, length).abs(),
     }
-    data["gap"][:, 0] = 0
+    data["gap"][..., 0] = 0
     return data
+
+
+def along(paths, batch, length):
+    """The order and the gaps of random tokens, along these paths over a grid."""
+    cells = some_cells(batch, length, 2 * length + 3, torch.Generator().manual_seed(0))
+    order, gap = reading(paths, cells, 2 * length + 3)
+    return {"order": order.to(torch.get_default_device()), "gap": gap.to(torch.get_default_device())}
 
 
 def check(data, reverse, dtype):
@@ -69,11 +77,14 @@ def launched(monkeypatch):
     return launches
 
 
-def launches_of(form, length, channels):
+def launches_of(form, length, channels, apart=1):
+    """``apart``: the launches of a scan in chunks, one a direction where directions have orders."""
     if isinstance(form, int):
         return [("_scan_half", -(-channels // form))] * 2
     blocks = -(-channels // scan.CHANNELS)
-    return [("_chunk_states", blocks)] * (form == "chunks" and length > 8) + [("_scan", blocks)]
+    if form == "whole" or length <= 8:
+        return [("_scan", blocks)]
+    return [("_chunk_states", blocks)] + [("_scan", blocks)] * apart
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,20 @@ def test_every_form(form, dtype, reverse, length, channels, launched):
     assert launched == launches_of(form, length, channels)
 
 
+@pytest.mark.parametrize(
+    ("form", "dtype", "paths", "length", "channels"),
+    [
+        ("whole", torch.float32, ("snake", "-snake", "columns", "-columns"), 7, 64),
+        ("chunks", torch.bfloat16, ("columns", "snake"), 15, 70),
+    ],
+    indirect=["form"],
+)
+def test_orders(form, dtype, paths, length, channels, launched):
+    data = inputs(len(paths), 2, length, channels, 3, dtype) | along(paths, 2, length)
+    check(data, [0] * len(paths), dtype)
+    assert launched == launches_of(form, length, channels, len(paths))
+
+
 def test_nothing_optional():
     data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "stretch"])
     check(data, (True,), torch.float32)
@@ -101,18 +126,22 @@ def test_nothing_optional():
     form=["whole", "chunks", 16, 32],
     sizes=[(1, 70, 16), (9, 40, 5), (16, 64, 1), (22, 17, 2)],
     dtype=[torch.float32, torch.float16, torch.bfloat16],
-    reverse=[(False, True), (True, False)],
+    paths=[("rows", "-rows"), ("-rows", "rows"), ("snake", "columns"), ("columns", "-rows", "snake")],
     gate=[True, False],
     bias=[True, False],
     gap=[True, False],
     stretch=[True, False],
     indirect=["form"],
 )
-def test_options(form, sizes, dtype, reverse, gate, bias, gap, stretch, launched):
+def test_options(form, sizes, dtype, paths, gate, bias, gap, stretch, launched):
     present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
     absent = [name for name, given in present.items() if not given]
-    check(inputs(2, 2, *sizes, dtype) | dict.fromkeys(absent), reverse, dtype)
-    assert launched == launches_of(form, *sizes[:2])
+    data, raster = inputs(len(paths), 2, *sizes, dtype), {*paths} == {"rows", "-rows"}
+    if not raster:
+        data |= along(paths, 2, sizes[0])
+    check(data | dict.fromkeys(absent), [raster and path == "-rows" for path in paths], dtype)
+    form = form if raster or form == "chunks" else "whole"
+    assert launched == launches_of(form, *sizes[:2], 1 if raster else len(paths))
 
 
 @pytest.mark.parametrize("form", [16, "chunks"], indirect=True)

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from covering import parametrize_covering
+from paths import reading, some_cells
 
 from mtr_lab.ops.gpu import scan_backward
 from mtr_lab.ops.gpu.scan_backward import selective_scan_backward
@@ -22,7 +23,7 @@ def random_inputs(
     length=5,
     channels=3,
     states=4,
-    reverse=(False, True),
+    paths=("rows", "-rows"),
     batch=2,
     without=(),
     dtype=torch.float32,
@@ -34,7 +35,10 @@ def random_inputs(
     def normal(*shape, dtype=dtype):
         return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
-    g = len(reverse)
+    g = len(paths)
+    cells = some_cells(batch, length, 2 * length + 3, torch.Generator().manual_seed(0))
+    order, gap = (t.to(DEVICE) for t in reading(paths, cells, 2 * length + 3))
+    raster = {*paths} <= {"rows", "-rows"}
     projected = normal(g, batch, length, 3 + 2 * states)
     inputs = {
         "u": normal(g, batch, length, channels),
@@ -45,9 +49,10 @@ def random_inputs(
         "D": normal(g, channels, dtype=weight_dtype),
         "z": normal(batch, length, 2 * channels).chunk(2, dim=-1)[1],
         "delta_bias": normal(g, channels, dtype=weight_dtype) - 1,
-        "gap": torch.randint(0, 4, (batch, length), generator=generator).to(DEVICE),
+        "order": None if raster else order,
+        "gap": gap,
         "stretch": 1 + 2 * normal(batch, length, dtype=torch.float32).abs(),
-        "reverse": reverse,
+        "reverse": tuple(int(raster and path == "-rows") for path in paths),
         "grad_y": normal(batch, length, channels),
     }
     return inputs | dict.fromkeys(without)
@@ -60,7 +65,9 @@ def gradients(grad_y, **inputs):
 def assert_equal_reference(inputs):
     grads = dict(zip(NAMES, gradients(**inputs), strict=True))
 
-    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "grad_y"}
+    wide = {
+        k: v.double() if isinstance(v, torch.Tensor) and k != "order" else v for k, v in inputs.items() if k != "grad_y"
+    }
     leaves = {k: wide[k].requires_grad_() for k in NAMES if inputs[k] is not None}
     y, _ = selective_scan_reference(ScanInputs(**wide), with_stats=False)
     exact = dict(zip(leaves, torch.autograd.grad(y, leaves.values(), inputs["grad_y"].double()), strict=True))
@@ -86,9 +93,10 @@ def segments(request, monkeypatch):
     ("segments", "sizes"),
     [
         (1, {"length": 7, "channels": 35, "states": 3}),  # a chunk of 4 tokens and one of 3; 32 channels and 3
-        (3, {"length": 13, "reverse": (True, False), "dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}),
-        (1, {"length": 5, "reverse": (True, False, True), "dtype": torch.float16}),
-        (3, {"length": 13, "reverse": (False,), "batch": 1, "without": ("z", "delta_bias", "gap", "stretch")}),
+        (3, {"length": 13, "paths": ("-rows", "rows"), "dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}),
+        (1, {"length": 5, "paths": ("-rows", "rows", "-rows"), "dtype": torch.float16}),
+        (3, {"length": 13, "paths": ("rows",), "batch": 1, "without": ("z", "delta_bias", "gap", "stretch")}),
+        (3, {"length": 13, "paths": ("snake", "-columns")}),
     ],
     indirect=["segments"],
 )
@@ -101,7 +109,7 @@ def test_all_inputs_or_none(sizes):
 @parametrize_covering(
     segments=[1, 3],
     sizes=[(1, 1, 1), (7, 35, 16), (10, 9, 64), (13, 17, 24)],  # 1 to 4 chunks; 32, 8 and 16 channels a program
-    reverse=[(False, True), (True,), (False,)],
+    paths=[("rows", "-rows"), ("-rows",), ("rows",), ("columns", "-snake")],
     dtype=[torch.float32, torch.float16, torch.bfloat16],
     weight_dtype=[torch.float32, torch.bfloat16],
     batch=[1, 2],
@@ -112,10 +120,10 @@ def test_all_inputs_or_none(sizes):
     indirect=["segments"],
 )
 @pytest.mark.usefixtures("segments")
-def test_options(sizes, reverse, dtype, weight_dtype, batch, gate, bias, gap, stretch):
+def test_options(sizes, paths, dtype, weight_dtype, batch, gate, bias, gap, stretch):
     present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
     absent = [name for name, given in present.items() if not given]
-    assert_equal_reference(random_inputs(*sizes, reverse, batch, absent, dtype, weight_dtype))
+    assert_equal_reference(random_inputs(*sizes, paths, batch, absent, dtype, weight_dtype))
 
 
 @pytest.mark.slow
@@ -130,10 +138,13 @@ def test_inputs_of_different_dtypes():
 
 @pytest.mark.parametrize(
     "names",
-    [("u", "A", "B", "D", "z", "gap"), ("delta", "C", "delta_bias", "stretch", "grad_y")],  # not two of a shape
+    [
+        ("u", "A", "B", "D", "z", "gap"),
+        ("delta", "C", "delta_bias", "order", "stretch", "grad_y"),
+    ],  # not two of a shape
 )
 def test_any_strides(names):
-    inputs = random_inputs(length=3)
+    inputs = random_inputs(length=3, paths=("snake", "columns"))
     transposed = {name: inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2) for name in names}
     assert not any(tensor.is_contiguous() for tensor in transposed.values())
     assert_equal_reference(inputs | transposed)

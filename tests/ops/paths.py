@@ -1,0 +1,28 @@
+"""Paths over a grid of which only some cells have tokens: the reading order and the gaps that the scan is given."""
+
+import torch
+
+ROW = 5  # cells; the last row may have fewer
+
+
+def ranks(path: str, cells: int) -> torch.Tensor:
+    """At which step a path comes to each cell: "rows", "snake" or "columns"; after "-", from the last to the first."""
+    cell = torch.arange(cells)
+    row, column = cell // ROW, cell % ROW
+    key = {
+        "rows": cell,
+        "snake": row * ROW + torch.where(row % 2 == 0, column, ROW - 1 - column),
+        "columns": column * cells + row,
+    }[path.removeprefix("-")]
+    return (-key if path.startswith("-") else key).argsort().argsort()
+
+
+def reading(paths: tuple[str, ...], cell: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order (G, B, L) of tokens in these cells, (B, L), and the cells that each path skips, (B, G, L)."""
+    steps, order = torch.stack([ranks(path, cells)[cell] for path in paths]).sort(-1)
+    return order, torch.nn.functional.pad(steps.diff() - 1, (1, 0)).transpose(0, 1)
+
+
+def some_cells(images: int, tokens: int, cells: int, generator: torch.Generator) -> torch.Tensor:
+    """Cells that have a token, in ascending order, (B, L)."""
+    return torch.stack([torch.randperm(cells, generator=generator)[:tokens] for _ in range(images)]).sort(1).values
