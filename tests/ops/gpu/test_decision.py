@@ -163,5 +163,6 @@ def test_registration(dtype):
     before, _ = state(2, 20, 1)
     known = before.index, before.size, before.special
     arguments = (before.size[:, None].to(dtype), 1.0, *known, before.hidden.to(dtype), before.residual, 4, 7, True)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.mtr_lab.asymmetric_plan.default, arguments, test_utils=checks)
+    operator = torch.ops.mtr_lab.asymmetric_plan.default
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))
