@@ -105,7 +105,9 @@ def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[To
     start = 0
     for number, stage in enumerate(model.stages):
         if first <= start > 0:
+            tracks = state.offset is not None
             state = model.enter(number, state)
+            state = state.tracking_offset() if tracks else state
         for block in stage.blocks[max(first - start, 0) :]:
             after = run_block(model, block, state)
             yield state, after

@@ -90,11 +90,12 @@ class Block(nn.Module):
         source: Tensor | None = None,
         pending: ops.Plan | None = None,
         layout: Layout | None = None,
+        offset: Tensor | None = None,
     ) -> TokenState:
         """The parts of one ``TokenState`` -> the next: ``block(*state)``, so that hooks on blocks see tensors."""
         size = size.detach()  # a reentrant checkpoint calls every floating-point output of a block differentiable
         normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
-        state = TokenState(normed, residual, index, size, special, source, layout=layout)
+        state = TokenState(normed, residual, index, size, special, source, None, layout, offset)
         reduction = self.reduction
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))

@@ -19,7 +19,8 @@ from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width, resize_c
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import UserError
 from mtr_lab.tokens import Layout, TokenState, restore
-from mtr_lab.tokens.pooling import check_pooling, mean_by_size, special_first, take
+from mtr_lab.tokens.gather import take
+from mtr_lab.tokens.pooling import check_pooling, mean_by_size, special_first
 
 
 class VisionMamba(nn.Module, ABC):
@@ -347,7 +348,7 @@ class VisionMamba(nn.Module, ABC):
         assert state.layout is not None
         if state.source is not None:
             return restore(state, state.layout.grid).to(state.raw_hidden.dtype)
-        patches = state.layout.patch_positions(state.index.device).expand(len(state.index), -1)
+        patches = state.layout.patch_positions(state.index.device).expand(state.index.shape[0], -1)
         return take(state.raw_hidden, patches).transpose(1, 2).unflatten(2, state.layout.grid)
 
     def prune_intermediate_layers(

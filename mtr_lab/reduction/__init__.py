@@ -4,7 +4,7 @@ from mtr_lab.reduction.patch import Reduction, TracedBlock, patch, trace, trace_
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
-from mtr_lab.tokens import RESTORATIONS, check_restoration, follow, restore
+from mtr_lab.tokens import RESTORATIONS, check_restoration, restore
 
 __all__ = [
     "AUTO",
@@ -16,7 +16,6 @@ __all__ = [
     "TracedBlock",
     "apply",
     "check_restoration",
-    "follow",
     "make_policy",
     "make_schedule",
     "patch",

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone, blocks_of, first_state, run
 from mtr_lab.errors import UserError
-from mtr_lab.tokens import check_restoration, follow, restore
+from mtr_lab.tokens import check_restoration, restore
 
 
 class FeatureMaps(nn.Module):
@@ -41,14 +41,12 @@ class FeatureMaps(nn.Module):
 
         Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
         """
-        offset, stage, maps = None, None, []
-        blocks = run(self.backbone, first_state(self.backbone, images, traced=True))
-        for i, (before, after) in enumerate(blocks):
-            assert after.layout is not None
-            if after.layout is not stage:
-                offset, stage = None, after.layout
-            if self.restoration == "skip" and (after.pending is not None or offset is None):
-                offset = follow(offset, after._replace(pending=None, source=before.source), after)
+        state, maps = first_state(self.backbone, images, traced=True), []
+        if self.restoration == "skip":
+            state = state.tracking_offset()
+        for i, (_, after) in enumerate(run(self.backbone, state)):
             if i in self.depths:
-                maps.append(stage.join(restore(after, stage.grid, self.restoration, offset)))
+                layout = after.layout
+                assert layout is not None
+                maps.append(layout.join(restore(after, layout.grid, self.restoration)))
         return maps

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab.errors import unknown
-from mtr_lab.tokens.pooling import ordinary_tokens, take
+from mtr_lab.tokens.gather import take, take_or_zero
+from mtr_lab.tokens.pooling import ordinary_tokens
 from mtr_lab.tokens.state import TokenState
 
 RESTORATIONS = ("nearest", "skip", "interpolate")
@@ -20,7 +21,7 @@ def check_restoration(how: str) -> None:
         raise unknown("restoration", how, RESTORATIONS)
 
 
-def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offset: Tensor | None = None) -> Tensor:
+def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> Tensor:
     """The residual stream of a reduced sequence on the grid of patches; exact where nothing was reduced.
 
     Args:
@@ -28,25 +29,24 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest", offs
             which are no part of the grid.
         grid: (rows, columns) of patches; L0 = rows · columns + S.
         how: one of ``RESTORATIONS``.
-        offset: (B, L0, C) for ``skip``, see ``follow``.
 
     Returns:
-        (B, C, rows, columns), differentiable in the streams and the offset.
+        (B, C, rows, columns), differentiable in the streams.
 
     Raises:
         UserError: an unknown restoration.
-        ValueError: the state is reduced and not traced, or there is no offset for ``skip``.
+        ValueError: the state is reduced and not traced, or does not track the offset for ``skip``.
     """
     check_restoration(how)
     state = state.applied()
     if state.source is None and state.index.shape[1] == grid[0] * grid[1] + state.special.shape[1]:
         state = state._replace(source=state.index)  # nothing was reduced
-    if state.source is None or (how == "skip") != (offset is not None):
-        raise ValueError("expected a traced state, and an offset for the restoration 'skip' alone")
+    if state.source is None or (how == "skip" and state.offset is None):
+        raise ValueError("expected a traced state, one that tracks its offset for the restoration 'skip'")
     patches = ordinary_tokens(state.index.gather(1, state.special), state.source.shape[1])  # original positions, (B, P)
-    if offset is not None:
-        everywhere = _take(state.stream, state.source) + offset
-        tokens = everywhere.gather(1, _rows(patches, everywhere))
+    if how == "skip":
+        assert state.offset is not None
+        tokens = take(take_or_zero(state.stream, state.source) + state.offset, patches)
     elif how == "interpolate":
         tokens = _interpolate(state, patches, grid)
     else:
@@ -71,7 +71,7 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
     assert layout is not None
     assert not layout.special
     if state.source is not None:
-        every = torch.arange(layout.patches, device=values.device).expand(len(values), -1)
+        every = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
         values = _unmerged(values, state, every, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
     return maps if state.source is None else take(maps, state.index)
@@ -87,38 +87,10 @@ def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[in
     return take(values, source)
 
 
-def follow(offset: Tensor | None, before: TokenState, after: TokenState) -> Tensor:
-    """How far each original position is from the token that stands for it, once a reduction has been carried out.
-
-    Args:
-        offset: (B, L0, C) before it; ``None`` before the first one, when every position is its own token.
-        before, after: the traced state on both sides of the reduction.
-
-    Returns:
-        (B, L0, C): added to the token that absorbed the position it gives what was at the position before. A dropped
-        position keeps its last features.
-    """
-    assert before.source is not None
-    assert after.source is not None
-    value = _take(before.stream, before.source)
-    if offset is not None:
-        value = value + offset
-    return value - _take(after.stream, after.source)
-
-
 def _may_drop(state: TokenState, source: Tensor) -> bool:
     """Whether tokens may have been dropped; with a look at the data where nothing waits for it."""
     fewer = state.index.shape[1] < source.shape[1] + state.special.shape[1]
     return fewer and (source.device.type != "cpu" or torch.compiler.is_compiling() or bool((source < 0).any()))
-
-
-def _take(stream: Tensor, source: Tensor) -> Tensor:
-    """Tokens (B, M, C) at every original position, zero where it was dropped: (B, L0, C)."""
-    return stream.gather(1, _rows(source.clamp(min=0), stream)).masked_fill((source < 0)[..., None], 0)
-
-
-def _rows(index: Tensor, like: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, like.shape[-1])
 
 
 def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -130,7 +102,7 @@ def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> T
     weight = weight / weight.sum(-1, keepdim=True)
     tokens = torch.zeros((), device=weight.device)
     for k in range(count):  # one at a time: all at once would be (B, P, count, C)
-        tokens = tokens + weight[..., k, None] * state.stream.gather(1, _rows(neighbour[..., k], state.stream))
+        tokens = tokens + weight[..., k, None] * take(state.stream, neighbour[..., k])
     return tokens
 
 
@@ -140,7 +112,7 @@ def _neighbours(state: TokenState, patches: Tensor, grid: tuple[int, int], count
     number = torch.arange(patches.shape[1], device=patches.device).expand_as(patches)
     place = torch.zeros_like(state.source).scatter(1, patches, number).gather(1, state.index)  # of each token, (B, M)
     tokens = torch.stack([place // grid[1], place % grid[1]], dim=-1).float()
-    tokens = tokens.scatter(1, _rows(state.special, tokens), torch.inf)
+    tokens = tokens.scatter(1, state.special[..., None].expand(-1, -1, 2), torch.inf)
     everywhere = torch.stack([number // grid[1], number % grid[1]], dim=-1).float()
     squared = (everywhere[:, :, None] - tokens[:, None]).square().sum(-1)  # (B, P, M)
     nearest = squared.topk(count, dim=-1, largest=False)

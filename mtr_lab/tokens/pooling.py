@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtr_lab.errors import unknown
+from mtr_lab.tokens.gather import take
 from mtr_lab.tokens.state import TokenState
 
 POOLINGS = ("token", "avg", "")
@@ -21,11 +22,6 @@ def ordinary_tokens(special: Tensor, length: int) -> Tensor:
     """Positions of the tokens that are not protected, in order: special (B, S) -> (B, L - S)."""
     protected = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
     return protected.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
-
-
-def take(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Tokens (B, L, C) at positions (B, M): (B, M, C)."""
-    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def special_first(tokens: Tensor, special: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtr_lab import ops
+from mtr_lab.tokens.gather import take_or_zero
 from mtr_lab.tokens.layout import Layout
 
 
@@ -38,6 +39,9 @@ class TokenState(NamedTuple):
     """The plan that reduces ``raw_hidden`` and ``raw_residual`` to the L tokens; ``None`` if they are as long."""
     layout: Layout | None = None
     """What the original positions are; ``None`` if nobody asks."""
+    offset: Tensor | None = None
+    """(B, L0, C), by how much each original position differed from the token that it became part of when it did; a
+    dropped one from zero. Where it is tracked, for the restoration ``skip``."""
 
     @classmethod
     def start(
@@ -70,7 +74,20 @@ class TokenState(NamedTuple):
         source = state.source
         if source is not None:
             source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
-        return state._replace(index=index, size=size, special=special, source=source, pending=plan)
+        after = state._replace(index=index, size=size, special=special, source=source, pending=plan)
+        if state.offset is None:
+            return after
+        assert state.source is not None
+        assert source is not None
+        after = after.applied()
+        was = take_or_zero(state.stream, state.source) + state.offset
+        return after._replace(offset=was - take_or_zero(after.stream, source))
+
+    def tracking_offset(self) -> "TokenState":
+        """The same state, traced and before any reduction, from which on the offset is tracked."""
+        assert self.source is not None
+        nothing = torch.zeros(1, 1, 1, device=self.raw_hidden.device)
+        return self._replace(offset=nothing.expand(*self.source.shape, self.raw_hidden.shape[-1]))
 
     def applied(self) -> "TokenState":
         """The same state with the pending plan applied, for those who read the streams more than once."""

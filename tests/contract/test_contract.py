@@ -145,12 +145,9 @@ def test_the_unreduced_model_and_one_with_nothing_to_remove_are_the_same(name: s
 def test_pictures_and_maps(name: str) -> None:
     model = make(name)
     reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
-    for view, stage, layout in zip(
-        observe(model, reduction, inputs(model))[0].blocks,
-        [stage for stage in model.stages for _ in stage.blocks],
-        [layout for stage, layout in zip(model.stages, model.layouts(), strict=True) for _ in stage.blocks],
-        strict=True,
-    ):
+    views = observe(model, reduction, inputs(model))[0].blocks
+    places = [place for place in zip(model.stages, model.layouts(), strict=True) for _ in place[0].blocks]
+    for view, (stage, layout) in zip(views, places, strict=True):
         height, width = layout.rows * layout.windows[0], layout.columns * layout.windows[1]
         assert (view.grid.rows, view.grid.columns, view.grid.stride) == (height, width, stage.stride)
         assert view.source.shape == (height, width)

@@ -4,6 +4,7 @@ Each differs from Vim where another family does: no class token, four paths, two
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,18 +98,18 @@ class Toy(nn.Module):
         self.input_shape, self.special, self.windows = (3, *size), tuple(special), windows
         self.num_classes, self.reduction = num_classes, None
         self.patches = nn.Conv2d(3, widths[0], 4, 4)
-        self.tokens = nn.Parameter(torch.randn(len(special), widths[0]))
-        self.blocks = nn.ModuleList()
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        self.tokens = nn.Parameter(torch.randn(len(special), widths[0])) if special else None
+        self.blocks, self.ends = nn.ModuleList(), []
+        for width, depth in zip(widths, depths, strict=True):
             for _ in range(depth):
                 scans = len(self.blocks) not in attention
                 mixer = Scan(width, paths, grid=grid) if scans else Attention(width)
                 hidden = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
                 second = (hidden, norm(width)) if mlp else ()
                 self.blocks.append(Block(mixer, norm(width), *second))
-            self.ends = [*getattr(self, "ends", []), len(self.blocks)]
+            self.ends.append(len(self.blocks))
         self.widths = tuple(widths)
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.final_norm = norm(widths[-1])
         self.head = nn.Linear(widths[-1], num_classes)
 
@@ -132,7 +133,7 @@ class Toy(nn.Module):
         layout = self.layouts(size)[stage]
         tokens = layout.cut(maps).flatten(2).transpose(1, 2)
         for which, place in enumerate(self.special):
-            own = self.tokens[which].expand(len(tokens), 1, -1)
+            own = self.tokens[which].expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([tokens[:, :place], own, tokens[:, place:]], dim=1)
         return TokenState.start(tokens, self.special, layout, traced=traced or self.reduction is not None)
 
@@ -171,5 +172,5 @@ TOYS: dict[str, dict[str, Any]] = {
     "snakes": {"paths": SNAKES, "grid": True},
     "two_stages": {"size": (32, 32), "widths": (16, 32), "depths": (3, 3), "mlp": True, "norm": LayerNorm},
     "windows": {"size": (32, 32), "windows": (2, 2)},
-    "three_special_tokens": {"special": (1, 5, 20)},
+    "three_special_tokens": {"special": (0, 3, 8)},
 }

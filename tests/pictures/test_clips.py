@@ -50,13 +50,13 @@ def test_the_frames_are_those_the_model_sees() -> None:
 GRID = PatchGrid(1, 2, 4, 4)
 SOURCE = np.array([[[0, 1]], [[0, DROPPED]]])
 """The left patches of both layers one token, the upper right on its own, the lower right dropped."""
-VIEW = BlockView(2, SOURCE, np.zeros_like(SOURCE, dtype=bool), None)
+VIEW = BlockView(GRID, 4, 4, 2, SOURCE, np.zeros_like(SOURCE, dtype=bool), None)
 
 
 @pytest.mark.parametrize("span", [1, 2])
 def test_a_merged_token_has_one_colour_in_all_its_frames(span: int) -> None:
     frames = np.random.default_rng(0).integers(120, size=(2 * span, 4, 8, 3), dtype=np.uint8)
-    panels = [np.asarray(panel).astype(int) for panel in token_panels(frames, VIEW, GRID, 1)]
+    panels = [np.asarray(panel).astype(int) for panel in token_panels(frames, VIEW, 1)]
     assert len(panels) == 2 * span
     mean = frames[:, :, :4].reshape(-1, 3).mean(0)
     for i, panel in enumerate(panels):
@@ -69,10 +69,10 @@ def test_a_merged_token_has_one_colour_in_all_its_frames(span: int) -> None:
 
 def test_a_video_of_one_frame_looks_like_the_image() -> None:
     image = np.random.default_rng(0).integers(256, size=(4, 8, 3), dtype=np.uint8)
-    still = BlockView(2, SOURCE[1], np.zeros((1, 2), dtype=bool), None)
-    moving = BlockView(2, SOURCE[1:], np.zeros((1, 1, 2), dtype=bool), None)
+    still = BlockView(GRID, 4, 4, 2, SOURCE[1], np.zeros((1, 2), dtype=bool), None)
+    moving = BlockView(GRID, 4, 4, 2, SOURCE[1:], np.zeros((1, 1, 2), dtype=bool), None)
     (panel,) = token_panels(image[None], moving, GRID, 3)
-    assert np.array_equal(panel, token_panel(image, still, GRID, 3))
+    assert np.array_equal(panel, token_panel(image, still, 3))
 
 
 @pytest.fixture

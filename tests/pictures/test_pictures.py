@@ -94,12 +94,12 @@ def test_a_reduction_that_is_not_in_force_is_refused(model, images) -> None:
 GRID = PatchGrid(2, 2, 4, 4)
 IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 SCORE = np.array([[0.0, 1.0], [np.nan, np.nan]])
-VIEW = BlockView(3, np.array([[0, 0], [DROPPED, 1]]), np.array([[False, True], [False, False]]), SCORE)
+VIEW = BlockView(GRID, 4, 4, 3, np.array([[0, 0], [DROPPED, 1]]), np.array([[False, True], [False, False]]), SCORE)
 """The upper half one token, the lower left dropped, the lower right on its own."""
 
 
 def test_the_token_panel() -> None:
-    panel = np.asarray(token_panel(IMAGE, VIEW, GRID, 1)).astype(int)
+    panel = np.asarray(token_panel(IMAGE, VIEW, 1)).astype(int)
     assert (panel[5:, 5:] == IMAGE[5:, 5:]).all()
     mean = IMAGE[:4].reshape(-1, 3).mean(0).round()
     assert (abs(panel[:3] - mean) <= 1).all()  # the whole upper half, across the border of its patches
@@ -109,7 +109,7 @@ def test_the_token_panel() -> None:
 
 
 def test_the_score_panel() -> None:
-    panel = np.asarray(score_panel(VIEW, GRID, 10))
+    panel = np.asarray(score_panel(VIEW, 10))
     assert panel[5, 5].tolist() == viridis(np.array(0.0)).round().tolist() == [68, 1, 84]
     assert panel[5, 45].tolist() == [253, 231, 37]
     grey = panel[60, 20].tolist()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mtr_lab
-from mtr_lab.reduction import apply, follow, policy_names, restore
+from mtr_lab.reduction import apply, policy_names, restore
 from mtr_lab.reduction.plan import make_plan
 from mtr_lab.tasks.features import FeatureMaps
 from mtr_lab.tokens import TokenState
@@ -78,15 +78,12 @@ def test_interpolation_weighs_by_distance_and_leaves_survivors_alone() -> None:
 
 
 def test_skip_gives_back_what_was_merged_and_adds_what_its_token_has_gained() -> None:
-    before = start(tokens(*VALUES), 3)
-    after = reduce(before, {0: 1, 6: -1})
-    offset = follow(None, before, after)
-    assert flat(restore(after, GRID, "skip", offset)) == [0, 10, 20, 30, 40, 50]
-    gained = TokenState(after.hidden + 3, None, after.index, after.size, after.special, after.source)
-    assert flat(restore(gained, GRID, "skip", offset)) == [3, 13, 23, 33, 43, 50]  # the dropped one gains nothing
+    after = reduce(start(tokens(*VALUES), 3).tracking_offset(), {0: 1, 6: -1})
+    assert flat(restore(after, GRID, "skip")) == [0, 10, 20, 30, 40, 50]
+    gained = after.with_streams(after.hidden + 3, None)
+    assert flat(restore(gained, GRID, "skip")) == [3, 13, 23, 33, 43, 50]  # the dropped one gains nothing
     again = reduce(gained, {0: 1})  # the pair 0, 10, now 8, goes into 23
-    offset = follow(offset, gained, again)
-    assert flat(restore(again, GRID, "skip", offset)) == pytest.approx([3, 13, 23, 33, 43, 50])
+    assert flat(restore(again, GRID, "skip")) == pytest.approx([3, 13, 23, 33, 43, 50])
 
 
 @pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
@@ -167,5 +164,7 @@ def test_what_cannot_be_restored() -> None:
         FeatureMaps(mtr_lab.create_model("vim_ti", depth=3, embed_dim=16))
     with pytest.raises(mtr_lab.UserError, match="feature maps are of images"):
         FeatureMaps(mtr_lab.create_model("videomamba_ti", depth=4, embed_dim=16, num_frames=2))
+    with pytest.raises(ValueError, match="one that tracks its offset"):
+        restore(start(tokens(*VALUES), 3), GRID, "skip")
     with pytest.raises(ValueError, match="traced"):
         restore(reduce(TokenState.start(tokens(*VALUES), [3]), {0: 1}), GRID)
