@@ -22,7 +22,7 @@ def mamba_inner(
     xz: Tensor,
     weights: MambaWeights,
     *,
-    reverse: Sequence[bool] = (False,),
+    reverse: Sequence[bool],
     order: Tensor | None = None,
     gap: Tensor | None = None,
     stretch: Tensor | None = None,

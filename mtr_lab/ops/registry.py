@@ -103,7 +103,7 @@ def selected_backend() -> str:
 
 def check_backend(data: Tensor) -> None:
     """Raise a ``UserError`` if the selected backend cannot run data of this dtype on this device."""
-    if reason := _unfit(_selected, data):
+    if reason := _mismatch(_selected, data):
         raise _refusal(reason)
 
 
@@ -114,10 +114,6 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _fits(*inputs: Any, **options: Any) -> str:
-    return ""
-
-
 @dataclass(frozen=True)
 class Implementation:
     """One implementation of an operation.
@@ -125,14 +121,14 @@ class Implementation:
     Args:
         name: the backend it belongs to.
         run: takes the operation's inputs and returns its result.
-        unfit: takes the inputs and says why they cannot be run, beyond their device and dtype; empty if they can.
+        unfit: takes the inputs and says why it cannot run them, beyond their device and dtype; empty if it can.
         package: what it imports; where that is not installed, plain PyTorch takes its place.
         composed: whether it is called in place of the registered operator, so that autograd sees what it does.
     """
 
     name: str
     run: Callable[..., Any]
-    unfit: Callable[..., str] = _fits
+    unfit: Callable[..., str] = lambda *inputs, **options: ""
     package: str | None = None
     composed: bool = False
 
@@ -142,19 +138,19 @@ class Implementation:
 
 
 class Operation:
-    """An operation and its implementations, in the order in which ``auto`` prefers them. Call it with its inputs.
+    """An operation and its implementations; call it with its inputs.
 
-    The last implementation is plain PyTorch, functional and without a loop over tokens. It runs everywhere; transforms
-    of functions see it, and an exported graph is decomposed to it.
+    A fused operation does the work of several others. It has no operator: its kernels have one each, and where none
+    fits, the others run one by one, each by its own choice.
 
     Args:
         name: of the operator, ``mtr_lab::name``.
-        implementations: at least one.
-        schema: the operator's arguments and result, as ``("Tensor x", "Tensor")``. ``None`` for a fused operation, the
-            kernels of which do the work of several others: it has no operator, and where no kernel fits, its parts run.
-        fake: the inputs to empty tensors of the result's shapes and dtypes.
-        main: the number of the input whose device and dtype decide.
-        strict: whether a selected backend that cannot run the inputs is an error; plain PyTorch runs them otherwise.
+        implementations: in the order in which ``auto`` prefers them. The last is functional plain PyTorch without a
+            loop over tokens: it runs everywhere, ``torch.func`` sees through it, an exported graph decomposes to it.
+        schema: the operator's arguments and result, as ``("Tensor x", "Tensor")``; ``None`` for a fused operation.
+        fake: returns empty tensors of the result's shapes and dtypes, from the same inputs.
+        main: the index of the input whose device and dtype decide.
+        strict: whether it is an error if the selected backend cannot run the inputs; else plain PyTorch runs them.
     """
 
     def __init__(
@@ -204,12 +200,13 @@ class Operation:
         chosen = self._named.get(_selected)
         if chosen is None:
             return self._plain(data)
-        reason = _unfit(_selected, data)
+        reason = _mismatch(_selected, data)
         if not reason and chosen.is_installed:
             reason = chosen.unfit(*inputs, **options)
             if not reason:
                 return chosen
-            reason = "" if self._fused else reason
+            if self._fused:
+                return self._plain(data)
         if reason and self._strict:
             raise _refusal(reason)
         return self._plain(data)
@@ -228,7 +225,7 @@ def _is_preferred(implementation: Implementation, data: Tensor) -> bool:
     return data.device.type == kernels.device and data.dtype in kernels.dtypes and implementation.is_installed
 
 
-def _unfit(backend: str, data: Tensor) -> str:
+def _mismatch(backend: str, data: Tensor) -> str:
     """Why a backend cannot run data of this dtype on this device; empty if it can."""
     kernels = _KERNELS.get(backend)
     if kernels is None:
@@ -257,9 +254,9 @@ def operator(
 
     Args:
         schema: its arguments and result.
-        run: what computes it.
+        run: computes it.
         fake: returns empty tensors of the result's shapes and dtypes.
-        decomposition: what an exported graph has in its place: functional plain PyTorch.
+        decomposition: computes it in functional plain PyTorch, which takes its place in an exported graph.
     """
     registered = torch.library.custom_op(f"mtr_lab::{name}", run, mutates_args=(), schema=schema)
     registered.register_fake(fake)
@@ -268,7 +265,7 @@ def operator(
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The operators of this library in plain PyTorch, for an exported program that is to run without the library.
+    """Every operator of the library and its functional plain PyTorch, for programs that run without the library.
 
     ``torch.export.export(model, (images,)).run_decompositions(ops.decompositions())``
     """

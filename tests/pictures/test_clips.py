@@ -71,7 +71,7 @@ def test_a_video_of_one_frame_looks_like_the_image() -> None:
     image = np.random.default_rng(0).integers(256, size=(4, 8, 3), dtype=np.uint8)
     still = BlockView(GRID, 4, 4, 2, SOURCE[1], np.zeros((1, 2), dtype=bool), None)
     moving = BlockView(GRID, 4, 4, 2, SOURCE[1:], np.zeros((1, 1, 2), dtype=bool), None)
-    (panel,) = token_panels(image[None], moving, GRID, 3)
+    (panel,) = token_panels(image[None], moving, 3)
     assert np.array_equal(panel, token_panel(image, still, 3))
 
 

@@ -1,0 +1,96 @@
+"""The mixer's inner operation where no kernel fuses it, and the copy of its parameters that the kernels read."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtr_lab import ops
+
+G, E, W, R, N = 2, 3, 4, 2, 2
+SHAPES = ops.MambaWeights((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def stacked_weights() -> list[torch.Tensor]:
+    return [0.5 * normal(G, *shape, seed=seed) for seed, shape in enumerate(SHAPES)]
+
+
+def test_equals_the_operations_it_is_made_of():
+    xz, weights = normal(2, 5, 2 * E), ops.MambaWeights(*stacked_weights())
+    y, sums, b, c = ops.mamba_inner(xz, weights, reverse=(False, True), stats=("write",), scale=0.5)
+    x, z = xz.chunk(2, dim=-1)
+    u = ops.causal_conv1d(x, weights.conv_weight[:, :, 0], weights.conv_bias, reverse=(False, True))
+    low_rank, *expected = (u @ weights.x_proj.mT[:, None]).split([R, N, N], dim=-1)
+    delta, A = low_rank @ weights.dt_proj.mT[:, None], -weights.A_log.exp()
+    options = {"z": z, "delta_bias": weights.dt_bias, "reverse": (False, True), "stats": ("write",)}
+    total, expected_sums = ops.selective_scan(u, delta, A, *expected, weights.D, **options)
+    for one, other in zip((y, sums, b, c), (total / 2, expected_sums, *expected), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_every_parameter():
+    def run(xz, *weights):
+        y, _, b, c = ops.mamba_inner(xz, ops.MambaWeights(*weights), reverse=(False, True))
+        return y, b, c
+
+    inputs = [t.requires_grad_() for t in (normal(1, 3, 2 * E), *stacked_weights())]
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_one_tensor_a_direction_is_the_same():
+    xz, weights = normal(2, 5, 2 * E), ops.MambaWeights(*stacked_weights())
+    apart = ops.MambaWeights(*(tuple(field) for field in weights))
+    for one, other in zip(*(ops.mamba_inner(xz, w, reverse=(False, True)) for w in (weights, apart)), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(ops.pack(weights, torch.float16), ops.pack(apart, torch.float16), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_packed_weights_are_kept_until_a_parameter_changes():
+    weights, cache = ops.MambaWeights(*(tuple(field) for field in stacked_weights())), ops.PackedCache()
+    kept = cache.get(weights, torch.float32)
+    assert cache.get(weights, torch.float32) is kept
+    assert cache.get(weights, torch.float16).projection.dtype == torch.float16
+    for field in weights:
+        before = cache.get(weights, torch.float32)
+        field[1].mul_(2)
+        after = cache.get(weights, torch.float32)
+        assert after is not before
+        assert all(map(torch.equal, after, ops.pack(weights, torch.float32)))
+    weights.D[0].data.mul_(2)  # which no version shows
+    assert cache.get(weights, torch.float32) is after
+    cache.clear()
+    assert torch.equal(cache.get(weights, torch.float32).d[0], weights.D[0].float())
+    assert copy.deepcopy(cache).kept is None
+
+
+def test_a_pass_that_does_not_read_the_packed_weights_drops_them():
+    weights, cache = ops.MambaWeights(*stacked_weights()), ops.PackedCache()
+    cache.get(weights, torch.float64)
+    ops.mamba_inner(normal(1, 3, 2 * E), weights, reverse=(False, True), packed=cache)
+    assert cache.kept is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_packed_weights_are_padded_with_zeros(dtype):
+    weights = ops.MambaWeights(*stacked_weights())
+    packed = ops.pack(weights, dtype)
+    low_rank, b, c = packed.split(packed.projection)
+    assert (low_rank.shape[-1], b.shape[-1], c.shape[-1]) == (16, 8, 8)
+    found = torch.cat([low_rank[..., :R], b[..., :N], c[..., :N]], dim=-1)
+    assert torch.equal(found, weights.x_proj.mT.to(dtype))
+    assert not any(
+        t.any() for t in (low_rank[..., R:], b[..., N:], c[..., N:], packed.a[:, N:], packed.timescale[:, R:])
+    )
+
+
+def test_flops_of_its_parts():
+    with FlopCounterMode(display=False) as counter:
+        ops.mamba_inner(normal(3, 5, 2 * E), ops.MambaWeights(*stacked_weights()), reverse=(False, True))
+    rows = 3 * 5 * G
+    assert counter.get_total_flops() == rows * E * (2 * W + 2 * (R + 2 * N) + 2 * R + 9 * N + 2)
