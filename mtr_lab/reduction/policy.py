@@ -12,7 +12,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.backbones import Evidence, TokenState, VisionMamba
 from mtr_lab.backbones.pooling import ordinary_tokens
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
@@ -46,6 +46,7 @@ class Policy:
         align: decay the scan's state over pruned tokens from the next block on (HSA).
         stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
             stands for several then writes, and lets the past fade, for longer.
+        seed: of a score that draws random numbers; other scores ignore it.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -64,6 +65,7 @@ class Policy:
     order: str
     align: bool
     stretch: float
+    seed: int = 0  # which older configurations lack
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -86,6 +88,7 @@ class Policy:
             value = getattr(self, share)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
+        check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         fitting = self.merging.groupings or GROUPINGS
         if self.grouping not in fitting:
             needed = " or ".join(fitting)
@@ -102,6 +105,11 @@ class Policy:
     def merging(self) -> Merge:
         """What the merge rule does."""
         return MERGES[self.merge]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that another ``seed`` gives another result."""
+        return self.scoring.draws
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -189,7 +197,8 @@ class Policy:
         """What is summed to the scores, (B, K, L), and by what the sums are divided."""
         chosen = DIRECTIONS[self.directions]
         projections = {name: p[:, chosen] for name in ("b", "c") if (p := getattr(evidence, name)) is not None}
-        terms = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections))
+        seed = {"seed": self.seed} if self.draws else {}
+        terms = self.scoring.function(state, replace(evidence, sums=evidence.sums[:, chosen], **projections), **seed)
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)
 
@@ -254,4 +263,4 @@ def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, A
 
 def make_policy(config: Mapping[str, Any], kind: type[Policy] = Policy) -> Policy:
     """The policy a configuration describes; keys that belong to the schedule are left aside."""
-    return kind(**{field.name: config[field.name] for field in fields(kind)})
+    return kind(**{field.name: config[field.name] for field in fields(kind) if field.name in config})
