@@ -83,7 +83,8 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     settings = policy_settings(config.mtr)
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
-    points = operating_points(Reduction(outline, outlined), config.mtr)
+    outline_reduction = Reduction(outline, outlined)
+    points = operating_points(outline_reduction, config.mtr)
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
@@ -98,6 +99,8 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     model = make_task_model(task, config, datamodule.num_classes)
     backbone = task.backbone(model)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if not outline_reduction.policy.draws:
+        del resolved["mtr"]["seed"]  # no part of the key, nor of the result
     weights, data, machine = backbone.weights["sha256"], datamodule.identity(), _machine(trainer)
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
     key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])

@@ -21,12 +21,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.result import FILE_NAME, Result, read_result
 from mtr_lab.report.store import Busy
-from mtr_lab.report.table import published
+from mtr_lab.report.table import published, seed_tables
 
 ERROR_FILE = "error.json"
 
@@ -102,6 +103,10 @@ class Points(Callback):
         outcomes = [Outcome(**json.loads(path.read_text())) for path in files]
         shutil.rmtree(self._outcomes(config), ignore_errors=True)
         print(summary(config.hydra.sweep.dir, outcomes))
+        done = [outcome.folder for outcome in outcomes if outcome.status in ("computed", "finished")]
+        results = [read_result(folder) for folder in done if Path(folder, FILE_NAME).exists()]
+        for table in seed_tables(results):
+            Console().print(table)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if failed:
             raise SystemExit(2 if all(outcome.users for outcome in failed) else 1)

@@ -65,6 +65,25 @@ def point(folder: Path, part: str) -> Path:
     return found
 
 
+def test_seeds_are_swept_where_a_policy_draws(sweep, passes: Counter[str]) -> None:
+    """One row a ratio at the end; a policy that draws nothing is the same evaluation for every seed."""
+    run = sweep("reduction=mtr,random", "mtr.seed=0,1", "mtr.ratio=0.2")
+    assert run.code == 0, run.err
+    assert "4 points: 3 computed, 1 finished before" in run.out
+    assert passes == {"none@0": 2, "mtr@0.2": 2, "random@0.2": 4}
+    _, end = run.out.split("4 points: ")
+    assert [line.split()[0] for line in end.splitlines() if "20." in line] == ["random", "2"]
+    assert "2 seeds" in end
+    files = sorted(run.folder.glob("*/result.json"))
+    mtr, *random = sorted(map(read_result, files), key=lambda result: result["config"]["mtr"]["score"])
+    assert "seed" not in mtr["config"]["mtr"]
+    assert [result["config"]["mtr"]["seed"] for result in random] == [0, 1]
+    assert random[0]["key"]["config"] != random[1]["key"]["config"]
+    first, second = (load_predictions(folder) for folder in run.folder.glob("*=random*"))
+    assert np.array_equal(first.log_probs[0], second.log_probs[0])
+    assert not np.array_equal(first.log_probs[1], second.log_probs[1])
+
+
 def test_a_sweep_goes_on_where_it_stopped(sweep, passes: Counter[str]) -> None:
     first = sweep("reduction=mtr,random", "mtr.ratio=0.2")
     assert first.code == 0, first.err

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.flops import Work
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction.group import GROUPINGS, ascending
@@ -49,6 +49,7 @@ class Policy:
         align: decay the scan's state over pruned tokens from the next block on (HSA).
         stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
             stands for several then writes, and lets the past fade, for longer.
+        seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what is done at other places, names of ``places.PICTURES``, ``EMBEDDINGS``,
             ``MLPS`` and ``SCANS``.
 
@@ -69,10 +70,11 @@ class Policy:
     order: str
     align: bool
     stretch: float
-    picture: str
-    embedding: str
-    mlp: str
-    paths: str
+    seed: int = 0  # older configurations lack it and what follows
+    picture: str = "none"
+    embedding: str = "none"
+    mlp: str = "none"
+    paths: str = "all"
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -99,6 +101,7 @@ class Policy:
             value = getattr(self, share)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
+        check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         fitting = self.merging.groupings or GROUPINGS
         if self.grouping not in fitting:
             needed = " or ".join(fitting)
@@ -115,6 +118,11 @@ class Policy:
     def merging(self) -> Merge:
         """What the merge rule does."""
         return MERGES[self.merge]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that another ``seed`` gives another result."""
+        return self.scoring.draws
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -248,7 +256,7 @@ class Policy:
     def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
         """What is summed to the scores, (B, K, L), and by what the sums are divided."""
         chosen = evidence if self.directions == BOTH else evidence.along(self.directions)
-        terms = self.scoring.function(state, chosen)
+        terms = self.scoring.function(state, chosen, **({"seed": self.seed} if self.draws else {}))
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)
 
@@ -307,4 +315,4 @@ def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, A
 
 def make_policy(config: Mapping[str, Any], kind: type[Policy] = Policy) -> Policy:
     """The policy a configuration describes; keys that belong to the schedule are left aside."""
-    return kind(**{field.name: config[field.name] for field in fields(kind)})
+    return kind(**{field.name: config[field.name] for field in fields(kind) if field.name in config})

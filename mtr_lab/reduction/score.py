@@ -4,6 +4,7 @@ B images, L tokens, K terms: one for each of the G scan directions where evidenc
 position, else a single one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,13 +19,15 @@ from mtr_lab.tokens import Evidence, TokenState
 class Score:
     """A score and what it reads: evidence by name, and whether it compares tokens with the class token.
 
-    With ``mean`` the terms are sums over the channels, of which the mean is meant.
+    With ``mean`` the terms are sums over the channels, of which the mean is meant. A function that ``draws`` random
+    numbers is given the policy's ``seed``.
     """
 
-    function: Callable[[TokenState, Evidence], Tensor]
+    function: Callable[..., Tensor]
     needs: tuple[str, ...] = ()
     class_token: bool = False
     mean: bool = False
+    draws: bool = False
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
@@ -74,9 +77,10 @@ def none(state: TokenState, evidence: Evidence) -> Tensor:
     return torch.zeros_like(state.size)[:, None]
 
 
-def random(state: TokenState, evidence: Evidence) -> Tensor:
-    """A fixed random number for each original position: the same for an image whatever its batch and the machine."""
-    return torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()[:, None]
+def random(state: TokenState, evidence: Evidence, seed: int) -> Tensor:
+    """A random number for each original position: the same for all images, in any batch, on any machine."""
+    phase = seed * 78.233 % math.tau  # 0 for seed 0; the second coordinate of the well-known shader hash
+    return torch.frac(torch.sin((state.index + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()[:, None]
 
 
 SCORES = {
@@ -88,7 +92,7 @@ SCORES = {
     "c": Score(c, ("c",)),
     "class_token": Score(class_token, class_token=True),
     "norm": Score(norm),
-    "random": Score(random),
+    "random": Score(random, draws=True),
     "none": Score(none),
 }
 """A name with a minus in front, ``-delta``, is the negated score."""

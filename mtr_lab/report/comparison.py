@@ -75,6 +75,7 @@ def compare_all(
     points: Sequence[dict[str, np.ndarray]],
     pairs: Sequence[tuple[int, int]],
     *,
+    runs: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Difference]]:
@@ -83,6 +84,7 @@ def compare_all(
     Args:
         points: the same metrics of each point, (n,) values an image, all on the same images in the same order.
         pairs: (first, second), places in ``points``.
+        runs: over how many runs the values of each point are summed, whose mean is compared; by default one.
         resamples, seed: of the bootstrap over images (Efron 1979).
 
     Returns:
@@ -94,13 +96,13 @@ def compare_all(
     values = np.stack([point[name] for point in points for name in names], axis=1)
     # Sums, not means: those of hits and misses are exact, so that an end of an interval that is 0 is not 1e-17.
     sums = _resampled_sums(values, resamples, seed).reshape(resamples, len(points), len(names))
-    return [
-        {
-            name: _difference(points[i][name], points[j][name], sums[:, j, k] - sums[:, i, k])
-            for k, name in enumerate(names)
-        }
-        for i, j in pairs
-    ]
+    runs = runs or [1] * len(points)
+
+    def difference(i: int, j: int, k: int) -> Difference:
+        m, n, name = runs[i], runs[j], names[k]  # m · n times the difference of the means, without dividing
+        return _difference(n * points[i][name], m * points[j][name], m * sums[:, j, k] - n * sums[:, i, k], m * n)
+
+    return [{name: difference(i, j, k) for k, name in enumerate(names)} for i, j in pairs]
 
 
 def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these runs") -> None:
@@ -145,11 +147,11 @@ def _compare_segmentations(
     return {"miou": {"difference": difference, "ci": [lo, hi], "significant": lo > 0 or hi < 0}}
 
 
-def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray) -> Difference:
+def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray, scale: int) -> Difference:
     if np.array_equal(first, second):  # else their sums would differ by rounding
         return {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}
-    lo, hi = (float(end) / len(first) for end in np.quantile(resampled, [0.025, 0.975]))
-    return {"difference": float((second - first).mean()), "ci": [lo, hi], "significant": lo > 0 or hi < 0}
+    lo, hi = (float(end) / len(first) / scale for end in np.quantile(resampled, [0.025, 0.975]))
+    return {"difference": float((second - first).mean()) / scale, "ci": [lo, hi], "significant": lo > 0 or hi < 0}
 
 
 def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

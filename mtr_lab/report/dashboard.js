@@ -194,10 +194,10 @@
 
   function load(parsed) {
     data = parsed;
-    points = data.points.map(({ run: r, point: i, places: alike }) => {
+    points = data.points.map(({ run: r, point: i, places: alike, mean }) => {
       const run = data.runs[r];
-      const point = run.result.points[i];
-      const base = run.result.points.find((other) => other.policy === "none");
+      const point = mean ?? run.result.points[i]; // over seeds
+      const speedups = (mean ? alike : [[r, i]]).map(([s, j]) => speedup(data.runs[s].result.points, j));
       return {
         ...point,
         id: `${run.name}#${i}`,
@@ -213,7 +213,7 @@
         unreduced: point.policy === "none",
         p50: point.latency_ms?.p50,
         p95: point.latency_ms?.p95,
-        speedup: point.img_per_s && base?.img_per_s ? point.img_per_s / base.img_per_s : null,
+        speedup: speedups.includes(null) ? null : speedups.reduce((sum, value) => sum + value) / speedups.length,
       };
     });
     for (const point of points) point.series = seriesOf(point);
@@ -230,6 +230,11 @@
     }
   }
 
+  function speedup(points, i) {
+    const base = points.find((other) => other.policy === "none");
+    return points[i].img_per_s && base?.img_per_s ? points[i].img_per_s / base.img_per_s : null;
+  }
+
   const facetValue = (facet, point) => (facet.of ? facet.of(point) : point[facet.key]);
   const ratioName = (point) => (point.ratio == null ? "counts given" : `${figure(100 * point.ratio)} %`);
   const seriesOf = (point) =>
@@ -239,19 +244,24 @@
       const value = facetValue(facet, point);
       return value === null || !state.chosen[facet.key].size || state.chosen[facet.key].has(value);
     });
+  const averaged = () => visible.some((point) => point.seeds);
   const byCost = (a, b) => (a.ratio ?? a.reduction ?? 0) - (b.ratio ?? b.reduction ?? 0);
 
   /** What sets a point apart from others of its policy: its variant, and the settings that are not the same for all. */
   function setting(point, among = visible) {
     const varies = (key) => among.some((other) => other[key] !== point[key]);
     const keys = ["backbone", varies("dataset") ? "dataset" : "task", "hardware"];
-    return [point.variant, ...keys.filter(varies).map((key) => point[key])].filter(Boolean).join(" · ");
+    const seeds = point.seeds && `mean of ${point.seeds.length} seeds`;
+    return [point.variant, seeds, ...keys.filter(varies).map((key) => point[key])].filter(Boolean).join(" · ");
   }
 
   const label = (point, among = visible) =>
     [point.unreduced ? "unreduced" : point.policy, setting(point, among)].filter(Boolean).join(" · ");
 
+  /** The interval over images; of a mean over seeds, the standard deviation over them. */
   function interval(point, metric, write = metric.write) {
+    const sd = point[`${metric.key}_sd`];
+    if (sd != null) return `± ${write(sd)}`;
     const ends = point[`${metric.key}_ci`];
     return ends && ends[0] != null && ends[1] != null && ends[0] !== ends[1]
       ? `${write(ends[0])} – ${write(ends[1])}`
@@ -358,7 +368,10 @@
       for (const [series, members] of groupBy(family, (point) => point.series)) {
         const place = places.get(series);
         const ordered = [...members].sort(byCost);
-        const ends = (point) => point[`${metric.key}_ci`] ?? [null, null];
+        const ends = (point) => {
+          const [value, sd] = [point[metric.key], point[`${metric.key}_sd`]];
+          return sd == null ? (point[`${metric.key}_ci`] ?? [null, null]) : [value - sd, value + sd];
+        };
         const own = colour(policy, colours);
         const [dash] = DASHES[place % DASHES.length];
         traces.push({
@@ -923,7 +936,7 @@
     for (const [key, value] of Object.entries(point.result)) {
       if (key.endsWith("_ci")) [row[key.replace("_ci", "_lo")], row[key.replace("_ci", "_hi")]] = value;
       else if (key === "latency_ms") [row.latency_p50_ms, row.latency_p95_ms] = [value.p50, value.p95];
-      else if (key === "tokens") row.tokens = value.join(" ");
+      else if (key === "tokens" || key === "seeds") row[key] = value.join(" ");
       else if (key === "skipped") row.skipped = value.length;
       else if (typeof value !== "object" || value === null) row[key] = value;
     }
@@ -958,16 +971,17 @@
     "–": "--",
     "−": "$-$",
     "×": "$\\times$",
+    "±": "$\\pm$",
     "·": "$\\cdot$",
     Δ: "$\\Delta$",
     "√": "$\\surd$",
   };
-  const latexText = (text) => String(text).replace(/[\\{}$&#^_~%–−×·Δ√]/g, (c) => LATEX[c] ?? `\\${c}`);
+  const latexText = (text) => String(text).replace(/[\\{}$&#^_~%–−×±·Δ√]/g, (c) => LATEX[c] ?? `\\${c}`);
 
   function latex(columns, rows) {
     const row = (cells) => `${cells.join(" & ")} \\\\`;
     return [
-      "% needs \\usepackage{booktabs}; brackets: 95 % intervals",
+      `% needs \\usepackage{booktabs}; brackets: 95 % intervals${averaged() ? ", ±: standard deviation over seeds" : ""}`,
       `\\begin{tabular}{${columns.map((column) => (column.text ? "l" : "r")).join("")}}`,
       "\\toprule",
       row(columns.map((column) => column.head)),
@@ -1135,8 +1149,10 @@
     const speeds = point.runs
       .map((other) => other.result.points.find((p) => p.policy === "none")?.img_per_s)
       .filter((speed) => speed != null);
-    const repeated =
-      point.runs.length > 1
+    const repeated = point.seeds
+      ? `Mean of the seeds ${point.seeds.join(", ")}, ± the standard deviation over them: runs ` +
+        `${point.runs.map((other) => other.name).join(", ")}. Configuration and pictures are the first one's.`
+      : point.runs.length > 1
         ? `Found alike in ${point.runs.length} runs${speeds.length ? `, at ${figure(Math.min(...speeds))} to ${figure(Math.max(...speeds))} img/s` : ""}; shown is the median one.`
         : null;
     const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...children);
@@ -1289,7 +1305,8 @@
     drawLegend();
     const metric = metricNow();
     byId("tradeoff-caption").textContent =
-      "Bars: 95 % intervals (Wilson for shares, bootstrap over images for KL), where the result has them. " +
+      "Bars: 95 % intervals (Wilson for shares, bootstrap over images for KL), where the result has them" +
+      `${averaged() ? "; of a mean over seeds, ± a standard deviation" : ""}. ` +
       "Grey band: Pareto front of the points shown, " +
       `one a ${metric.own ? "backbone" : "task and dataset"} and number of images, and for speed one a hardware. Dashed: unreduced. ${metric.better < 0 ? "Lower is better. " : ""}` +
       "Speeds were measured run by run and have no interval: only those of one run were taken under the same conditions. " +
@@ -1298,13 +1315,14 @@
       (a, b) => byCost(a, b) || a.policy.localeCompare(b.policy) || a.variant.localeCompare(b.variant),
     );
     pointRows = table("points", pointColumns(), sorted);
-    const repeated = visible.filter((point) => point.runs.length > 1).length;
+    const repeated = visible.some((point) => point.runs.length > 1 && !point.seeds);
     byId("points-caption").textContent =
       "Small: the 95 % interval, or what the heading says in small. GFLOPs are true FLOPs of an image, two per " +
       "multiply-accumulate, the reduction's own cost charged; the literature counts multiply-accumulates and one direction." +
       (repeated
         ? " An unreduced model that several runs found alike is one row, with the speed of the median run."
-        : "");
+        : "") +
+      (averaged() ? " Runs that differ in mtr.seed alone are one row: the mean, ± the standard deviation over the seeds." : "");
     differenceRowsShown = drawDifferences();
     drawRuns();
   }

@@ -13,14 +13,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtr_lab.errors import UserError
 from mtr_lab.report import predictions
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.comparison import RESAMPLES, Sample, check_same_images, compare_all
 from mtr_lab.report.hardware import hardware
-from mtr_lab.report.key import NO_MATTER
 from mtr_lab.report.predictions import load_predictions, point_name
 from mtr_lab.report.result import FILE_NAME, PICTURES, Point, Result, read_result
+from mtr_lab.report.seeds import Place, mean_point, seed_groups
+from mtr_lab.report.settings import flatten
 
 PICTURE_BYTES = 4 << 20
 """The largest picture that is embedded."""
@@ -30,7 +33,6 @@ REPORT_PICTURE_BYTES = 48 << 20
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
 _SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
-_NOT_VARIANTS = (*NO_MATTER, "mtr.ratio", "mtr.policy", "pictures")  # what the point says itself, or nothing of it
 _NAMED_SETTINGS = 4  # in the name of a variant
 
 
@@ -68,8 +70,9 @@ class Reader:
         """What the page shows.
 
         Returns:
-            ``runs`` with their results word for word; ``points``, each a place in a run's result; ``differences``
-            between them in pairs; ``notes`` about what is left out, and why.
+            ``runs`` with their results word for word; ``points``, each a place in a run's result, or the mean of those
+            that differ in the seed alone; ``differences`` between them in pairs; ``notes`` about what is left out, and
+            why.
 
         Raises:
             UserError: a path does not exist, or a file or run folder named itself is not a result. A file found in a
@@ -90,8 +93,9 @@ class Reader:
                 self._read[file] = (stamp, run)
             runs.append(run)
             notes += run.notes
-        variants = _variants(runs)
-        differences, refused = _differences(runs)
+        seeds = seed_groups([run.result for run in runs])
+        variants = _variants(runs, seeds)
+        differences, refused = _differences(runs, seeds)
         pictures, left_out = _within_budget(runs)
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -107,7 +111,7 @@ class Reader:
                 }
                 for run, variant, embedded in zip(runs, variants, pictures, strict=True)
             ],
-            "points": list(_points(runs)),
+            "points": list(_points(runs, seeds)),
             "differences": differences,
             "notes": [*notes, *refused, *left_out],
         }
@@ -256,13 +260,17 @@ def _setting(run: Run) -> tuple[str, ...]:
     return run.result["task"], run.result["backbone"], run.result["dataset"]
 
 
-def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[dict[str, Any]]:
     """The points to show, each as a run and a place in its result; ``places`` are all that are the same.
 
     A sweep evaluates the unreduced model in each run, with one outcome but for the speed: it is shown once, as the run
-    with the median speed found it, of those that timed it with the same settings.
+    with the median speed found it, of those that timed it with the same settings. Points that differ in the seed alone,
+    the groups ``seeds``, are shown as their ``mean``, at the place of the first.
     """
-    equal: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    equal: dict[str, list[Place]] = defaultdict(list)
+    results = [run.result for run in runs]
+    means = {group[0]: group for group in seeds}
+    others = {place for group in seeds for place in group[1:]}
     for r, run in enumerate(runs):
         for i, point in enumerate(run.result["points"]):
             key: list[Any] = [r, i]
@@ -270,24 +278,32 @@ def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 content = {name: value for name, value in point.items() if name not in _SPEED}
                 key = [_setting(run), hardware(run.result["environment"]), run.result.get("weights"), content]
                 if any(name in point for name in _SPEED):
-                    settings = dict(_flatten(run.result["config"]))
+                    settings = dict(flatten(run.result["config"]))
                     key.append([settings.get(name) for name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
+        if places[0] in means:
+            group = means[places[0]]
+            r, i = group[0]
+            yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
+            continue
+        if places[0] in others:
+            continue
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
         r, i = by_speed[(len(places) - 1) // 2]
         yield {"run": r, "point": i, "places": places}
 
 
-def _variants(runs: Sequence[Run]) -> list[str]:
+def _variants(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:
     """What sets runs of the same policy apart: number of images, settings that differ, else the name, else ""."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
         groups[_setting(run), hardware(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
+    others = {place for group in seeds for place in group[1:]}  # are one point with the first
     for members in groups.values():
-        settings = {r: {"images": _images(runs[r]), **dict(_flatten(runs[r].result["config"]))} for r in members}
+        settings = {r: {"images": _images(runs[r]), **dict(flatten(runs[r].result["config"]))} for r in members}
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
         varied = [key for key in keys if len({flat.get(key) for flat in settings.values()}) > 1]
         for r in members:
@@ -295,8 +311,8 @@ def _variants(runs: Sequence[Run]) -> list[str]:
             variants[r] = ", ".join(named + ["…"] * (len(varied) > _NAMED_SETTINGS))
         alike: dict[tuple[str, str], list[int]] = defaultdict(list)
         for r in members:
-            for point in runs[r].result["points"]:
-                if point["policy"] != "none":
+            for i, point in enumerate(runs[r].result["points"]):
+                if point["policy"] != "none" and (r, i) not in others:
                     alike[variants[r], point_name(point["policy"], point["ratio"])].append(r)
         for r in {r for found in alike.values() if len(found) > 1 for r in found}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
@@ -309,19 +325,10 @@ def _images(run: Run) -> str:
     return str(point["images"] + len(point["skipped"]))
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The settings of a config that may name a variant, as one would type them."""
-    if prefix in _NOT_VARIANTS:
-        return
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, node if isinstance(node, str) else json.dumps(node)
-
-
-def _differences(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
+def _differences(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Each point against its run's unreduced one, and against those of other runs and policies at the same ratio.
+
+    Of points that differ in the seed alone, the mean over the seeds; it has the place of the first.
 
     Returns:
         the differences of all that can be paired, and why others cannot.
@@ -345,18 +352,28 @@ def _differences(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
                 notes.append(reason)
             alternatives.append([(r, run.sample)])
     found = []
+    grouped = {place for group in seeds for place in group}
     for members in (members for alternatives in sets.values() for members in alternatives):
-        places = [(r, i) for r, sample in members for i in range(len(sample.points))]
+        samples = dict(members)
+        single = [[(r, i)] for r, sample in members for i in range(len(sample.points)) if (r, i) not in grouped]
+        groups = [*single, *(group for group in seeds if all(r in samples for r, _ in group))]
+        places = [group[0] for group in groups]
         points: list[Point] = [runs[r].result["points"][i] for r, i in places]
         pairs = [
             (a, b)
             for a, b in combinations(range(len(places)), 2)
             if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _same_ratio(points[a], points[b]))
         ]
-        metrics = [sample.metrics[i] for _, sample in members for i in range(len(sample.points))]
-        for (a, b), difference in zip(pairs, compare_all(metrics, pairs), strict=True):
+        metrics = [_summed([samples[r].metrics[i] for r, i in group]) for group in groups]
+        differences = compare_all(metrics, pairs, runs=[len(group) for group in groups])
+        for (a, b), difference in zip(pairs, differences, strict=True):
             found.append({"first": places[a], "second": places[b], **difference})
     return found, notes
+
+
+def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The metrics of each image, summed over runs."""
+    return {name: np.sum([of_run[name] for of_run in metrics], axis=0) for name in metrics[0]}
 
 
 def _same_ratio(first: Point, second: Point) -> bool:

@@ -1,11 +1,13 @@
 """A result as one table for a terminal, 80 columns or wider."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from mtr_lab.report.result import Interval, Number, Point, Result
+from mtr_lab.report.result import Interval, Number, Result
+from mtr_lab.report.seeds import mean_point, seed_groups
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
 
 _NAMED_FILES = 3  # of the skipped ones, in the caption
@@ -17,7 +19,7 @@ class _Column(NamedTuple):
 
     heading: TwoLines
     key: str
-    cell: Callable[[Point], TwoLines]
+    cell: Callable[[Mapping[str, Any]], TwoLines]
 
 
 def result_table(result: Result) -> Table:
@@ -26,11 +28,32 @@ def result_table(result: Result) -> Table:
     Accuracies, agreement and FLOPs removed are in percent, with the interval of level 0.95 below. Metrics that no point
     has (those of other tasks, timing that was not asked for) get no column.
     """
-    points = result["points"]
+    return _table(result, result["points"], published(result))
+
+
+def seed_tables(results: Sequence[Result]) -> list[Table]:
+    """The mean over the runs that differ in ``mtr.seed`` alone, one row a ratio; no table where there are none.
+
+    The second line of a metric's cell is its standard deviation over the seeds. Runs of another backbone, task or
+    dataset are another table, below their unreduced model.
+    """
+    tables: dict[tuple[str, ...], list[list[tuple[int, int]]]] = defaultdict(list)
+    for group in seed_groups(results):
+        first = results[group[0][0]]
+        tables[first["backbone"], first["task"], first["dataset"]].append(group)
+    laid_out = []
+    for groups in tables.values():
+        first = results[groups[0][0][0]]
+        unreduced = [point for point in first["points"] if point["policy"] == "none"]
+        laid_out.append(_table(first, [*unreduced, *(mean_point(results, group) for group in groups)], []))
+    return laid_out
+
+
+def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[str]) -> Table:
     columns = [column for column in _COLUMNS if any(column.key in point for point in points)]
     return two_line_table(
         f"{result['backbone']} · {result['task']} · {result['dataset']}",
-        [*_caption(points), *published(result)],
+        [*_caption(points), *remarks],
         [column.heading for column in columns],
         ([column.cell(point) for column in columns] for point in points),
     )
@@ -48,13 +71,14 @@ def published(result: Result) -> list[str]:
     ]
 
 
-def _caption(points: list[Point]) -> list[str]:
+def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = {point["images"] for point in points}
     images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
     explained = {"kl": "KL in nats", "latency_ms": "p50, p95: latency of one image in ms"}
     shown = [text for key, text in explained.items() if any(key in point for point in points)]
     lines = [
         "; ".join([f"{images} images", "95 % intervals", *shown]),
+        *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
         "cut: share of true FLOPs removed; lit.: FLOPs as the literature counts them",
     ]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
@@ -85,19 +109,26 @@ def _short_nats(value: Number) -> str:
     return _nats(value).removeprefix("0")  # .140–.158 is no wider than an interval in percent
 
 
-def _interval(interval: Interval | None, written: Callable[[Number], str]) -> str:
-    """Nothing for the unreduced model's agreement with itself, which has no uncertainty."""
+def _uncertainty(point: Mapping[str, Any], key: str, written: Callable[[Number], str]) -> str:
+    """The spread over seeds or the interval; none of the unreduced model's agreement with itself, which is certain."""
+    if point.get(f"{key}_sd") is not None:
+        return f"± {written(point[f'{key}_sd'])}"
+    interval: Interval | None = point.get(f"{key}_ci")
     if not interval or interval[0] == interval[1]:
         return ""
     return "–".join(written(end) for end in interval)
 
 
-def _tokens(point: Point) -> TwoLines:
+def _policy(point: Mapping[str, Any]) -> TwoLines:
+    return point["policy"], f"{len(point['seeds'])} seeds" if "seeds" in point else ""
+
+
+def _tokens(point: Mapping[str, Any]) -> TwoLines:
     tokens = point["tokens"] or [0]
     return str(tokens[0]), f"→ {tokens[-1]}" if tokens[-1] != tokens[0] else ""
 
 
-def _latency(point: Point) -> TwoLines:
+def _latency(point: Mapping[str, Any]) -> TwoLines:
     latency = point.get("latency_ms")
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
@@ -106,13 +137,13 @@ def _share(heading: str, key: str) -> _Column:
     """A metric that is a fraction, in percent, with its interval."""
 
     def cell(point: Mapping[str, Any]) -> TwoLines:
-        return percent(point.get(key)), _interval(point.get(f"{key}_ci"), percent)
+        return percent(point.get(key)), _uncertainty(point, key, percent)
 
     return _Column((heading, "%"), key, cell)
 
 
 _COLUMNS = (
-    _Column(("policy", ""), "policy", lambda point: (point["policy"], "")),
+    _Column(("policy", ""), "policy", _policy),
     _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
     _Column(
         ("GFLOPs", "lit."),
@@ -127,7 +158,7 @@ _COLUMNS = (
     _share("AP", "map"),
     _share("AP50", "ap50"),
     _share("agree", "agreement"),
-    _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _interval(point.get("kl_ci"), _short_nats))),
+    _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _uncertainty(point, "kl", _short_nats))),
     _Column(
         ("img/s", "MiB"),
         "img_per_s",

@@ -259,6 +259,25 @@ def test_scores_are_what_they_say() -> None:
     assert set(SCORES) == {*expected, "class_token", "random", "none"}
 
 
+def test_random_scores_follow_the_seed_and_nothing_else() -> None:
+    """Seed 0 draws what was drawn before there were seeds; an image's batch and its content do not matter."""
+    state, evidence = random_state(3, 40, 5, 1), random_evidence(3, 40)
+    before = torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()
+    assert torch.equal(make_policy(policy_config("random")).importance(state, evidence), before)
+    positions = TokenState.start(torch.zeros(1, 2000, 1), [])
+    seeds = [0, 1, 2, 3, 1000, 2**32 - 1]
+    policies = [make_policy(policy_config("random", seed=seed)) for seed in seeds]
+    drawn = torch.cat([policy.importance(positions, random_evidence(1, 2000)) for policy in policies])
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert (drawn.mean(1) - 0.5).abs().max() < 0.03
+    assert (torch.corrcoef(drawn) - torch.eye(len(seeds))).abs().max() < 0.1
+    for policy, row in zip(policies, drawn, strict=True):
+        assert torch.equal(policy.importance(state, evidence), row[state.index])
+    assert [make_policy(policy_config(name)).draws for name in ("random", "mtr")] == [True, False]
+    assert make_policy(policy_config("mtr", score="-random")).draws
+
+
 @pytest.mark.parametrize(("directions", "which"), [("forward", 0), ("backward", 1)])
 def test_one_direction_alone(directions: str, which: int) -> None:
     state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
@@ -273,6 +292,8 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"directions": "up"}, "unknown mtr.directions 'up'"),
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
+        ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
+        ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
         ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .*grouping=halves: it needs mtr.grouping=asymmetric"),
     ],

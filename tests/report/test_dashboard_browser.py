@@ -168,6 +168,40 @@ def test_runs_over_other_numbers_of_images_share_no_front(browser: Any, tmp_path
         assert [trace["name"] for trace in traces(page, "cost")].count("Pareto front") == 2
 
 
+def test_seeds_are_one_point_with_its_spread(browser: Any, tmp_path: Path) -> None:
+    for i in range(3):
+        write_run(tmp_path / "runs" / str(i), "random", quality=1 + i, speed=100 + 20 * i, mtr={"seed": i})
+    write_run(tmp_path / "runs" / "mtr", "mtr")
+    data = build([tmp_path / "runs"], tmp_path / "report.html")
+    (mean,) = [point["mean"] for point in data["points"] if "mean" in point and point["mean"]["ratio"] == 0.4]
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        (drawn,) = [trace for trace in traces(page, "cost") if trace["name"].startswith("random")]
+        assert drawn["name"] == "random · mean of 3 seeds"
+        assert drawn["y"][1] == pytest.approx(100 * mean["top1"])
+        assert drawn["hi"][1] == pytest.approx(100 * mean["top1_sd"])
+        rows = [row for row in cells(page, "points") if row[0].startswith("random")]
+        assert len(rows) == 2
+        assert [row[0] for row in rows] == ["random\nmean of 3 seeds"] * 2
+        assert f"{100 * mean['top1']:.1f}\n± {100 * mean['top1_sd']:.1f}" in rows[1]
+        assert f"{mean['img_per_s']:.0f}\n× 1.40" in rows[1]
+        page.locator("#baseline").select_option(label="the unreduced model")
+        assert [row[0].split("\n")[0] for row in cells(page, "differences")].count("random") == 2
+        page.locator("#points .opener", has_text="random").nth(1).click()
+        assert "Mean of the seeds 0, 1, 2, ± the standard deviation" in page.locator("#details").inner_text()
+        page.keyboard.press("Escape")
+        actions = page.locator("#points-actions")
+        content = downloaded(page, actions.get_by_role("button", name="CSV")).decode()
+        (row,) = (
+            row for row in csv.DictReader(io.StringIO(content)) if (row["policy"], row["ratio"]) == ("random", "0.4")
+        )
+        assert (row["seeds"], float(row["top1"]), float(row["top1_sd"])) == ("0 1 2", mean["top1"], mean["top1_sd"])
+        assert (
+            rf"$\pm$ {100 * mean['top1_sd']:.1f}"
+            in downloaded(page, actions.get_by_role("button", name="LaTeX")).decode()
+        )
+        shot(page, "seeds", full_page=True)
+
+
 def test_filters_by_each_facet(page: Page) -> None:
     def shown() -> tuple[str, int]:
         return page.locator("#shown").inner_text().split(" points")[0], len(cells(page, "points"))
