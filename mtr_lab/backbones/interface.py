@@ -98,13 +98,13 @@ def first_state(model: Backbone, images: Tensor, *, traced: bool = False) -> Tok
 
 
 def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[TokenState, TokenState]]:
-    """Run the blocks from number ``first`` on; yields the states before and after each.
+    """Run the blocks from number ``first`` on, whose state before it is ``state``; yields those before and after each.
 
     With ``model.grad_checkpointing``, a block's activations are computed again in the backward pass.
     """
     start = 0
     for number, stage in enumerate(model.stages):
-        if first <= start > 0:
+        if first < start:
             tracks = state.offset is not None
             state = model.enter(number, state)
             state = state.tracking_offset() if tracks else state

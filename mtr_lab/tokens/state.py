@@ -137,6 +137,10 @@ class Evidence:
     c: Tensor | None = None
     directions: tuple[str, ...] = ("forward", "backward")
 
+    def __post_init__(self) -> None:
+        if len(self.directions) != self.sums.shape[1]:
+            raise ValueError(f"evidence of {self.sums.shape[1]} directions has the names {self.directions}")
+
     @classmethod
     def none(cls, hidden: Tensor) -> "Evidence":
         """Of a mixer that does not scan its tokens (B, L, C)."""

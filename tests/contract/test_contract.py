@@ -182,6 +182,16 @@ def test_the_operating_point_in_force_is_one_object(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOME)
+def test_a_schedule_is_measured(name: str) -> None:
+    """And a larger ratio goes on where a smaller one stopped, in whatever stage that was."""
+    model = make(name)
+    reduction = mtr_lab.patch(model, "mtr", ratio=0.1, schedule="auto", images=inputs(model))
+    anew = mtr_lab.patch(make(name), "mtr", ratio=0.2, schedule="auto", images=inputs(model))
+    assert reduction.solve(0.2).remove == anew.schedule.remove
+    assert anew.schedule.reduction >= 0.2
+
+
+@pytest.mark.parametrize("name", SOME)
 @torch.no_grad()
 def test_copies_and_pickles_keep_the_point_and_go_their_own_way(name: str) -> None:
     model = make(name)
