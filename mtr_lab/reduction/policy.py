@@ -32,7 +32,8 @@ class Policy:
     Args:
         policy: its name.
         score: importance, a name of ``score.SCORES``; a minus in front negates it.
-        directions: whose evidence counts, ``both`` scan directions, ``forward`` or ``backward``.
+        directions: whose evidence counts: ``both`` (all scan directions), or one of the model's by name, ``forward`` or
+            ``backward``.
         grouping: a name of ``group.GROUPINGS``.
         target_fraction: share of the tokens that are not sources which are targets (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
