@@ -38,7 +38,7 @@ def find_policy(policy: str | Path) -> Path:
         return Path(policy).expanduser()
     files = policy_files()
     if str(policy) not in files:
-        raise unknown("policy", policy, files, f"Give a .yaml file, or one of: {', '.join(files)}.")
+        raise unknown("policy", policy, files, f"Available: {', '.join(files)}; or a file that ends in .yaml.")
     return files[str(policy)]
 
 

@@ -102,7 +102,7 @@ def test_both_readers_agree(name: str) -> None:
         ("a.yaml", "defaults: [mtr]\npolicy: b\n", "mtr.policy=b only names the result: .*, now a"),
         ("mtr.yaml", SMALLEST, "mtr.yaml: mtr_lab has a policy called mtr. Give the file another name"),
         ("none.yml", SMALLEST, "none.yml: results call the unreduced model none. Give"),
-        ("mine", SMALLEST, "unknown policy .*mine'.* Give a .yaml file, or one of: evit, .*write"),
+        ("mine", SMALLEST, "unknown policy .*mine'.* Available: evit, .*write; or a file that ends in .yaml"),
     ],
 )
 def test_a_file_that_is_no_policy_is_explained(name: str, text: str | None, message: str, tmp_path: Path) -> None:

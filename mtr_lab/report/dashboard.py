@@ -268,11 +268,11 @@ def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[d
     the groups ``seeds``, are shown as their ``mean``, at the place of the first.
     """
     equal: dict[str, list[Place]] = defaultdict(list)
-    results = [run.result for run in runs]
-    means = {group[0]: group for group in seeds}
-    others = {place for group in seeds for place in group[1:]}
+    grouped = {place for group in seeds for place in group}
     for r, run in enumerate(runs):
         for i, point in enumerate(run.result["points"]):
+            if (r, i) in grouped:
+                continue
             key: list[Any] = [r, i]
             if point["policy"] == "none":
                 content = {name: value for name, value in point.items() if name not in _SPEED}
@@ -282,16 +282,13 @@ def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[d
                     key.append([settings.get(name) for name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
-        if places[0] in means:
-            group = means[places[0]]
-            r, i = group[0]
-            yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
-            continue
-        if places[0] in others:
-            continue
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
         r, i = by_speed[(len(places) - 1) // 2]
         yield {"run": r, "point": i, "places": places}
+    results = [run.result for run in runs]
+    for group in seeds:
+        r, i = group[0]
+        yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
 
 
 def _variants(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:

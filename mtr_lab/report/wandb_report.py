@@ -1,11 +1,12 @@
 """A report on Weights & Biases: the trade-off of all policies, the table of points, and how to read them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.predictions import point_name
-from mtr_lab.report.result import ACCURACIES, Number, Point, Result
+from mtr_lab.report.result import ACCURACIES, Number, Result
+from mtr_lab.report.seeds import mean_point, seed_groups
 from mtr_lab.report.wandb_login import wandb_mode
 
 
@@ -68,19 +69,25 @@ def _title(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result], accuracy: str | None) -> str:
-    """Markdown; the unreduced model of several runs once."""
+    """Markdown; the unreduced model of several runs once, runs of several seeds as their mean."""
+    groups = seed_groups(results)
+    means = {group[0]: mean_point(results, group) for group in groups}
+    others = {place for group in groups for place in group[1:]}
     rows = dict.fromkeys(
-        f"| {result['backbone']} | {result['dataset']} | {_cells(point, accuracy)} |"
-        for result in results
-        for point in result["points"]
+        f"| {result['backbone']} | {result['dataset']} | {_cells(means.get((r, i), point), accuracy)} |"
+        for r, result in enumerate(results)
+        for i, point in enumerate(result["points"])
+        if (r, i) not in others
     )
     heading = f"| backbone | dataset | point | FLOPs removed | {accuracy or '–'} | agreement | KL, nats |"
     return "\n".join([heading, "|---" * 7 + "|", *rows])
 
 
-def _cells(point: Point, accuracy: str | None) -> str:
-    values: dict[str, Any] = dict(point)
-    kl: Number = values.get("kl")
-    shares = [values.get("reduction"), values.get(accuracy or ""), values.get("agreement")]
-    cells = [point_name(point["policy"], point["ratio"]), *("–" if x is None else f"{100 * x:.1f} %" for x in shares)]
+def _cells(point: Mapping[str, Any], accuracy: str | None) -> str:
+    kl: Number = point.get("kl")
+    shares = [point.get("reduction"), point.get(accuracy or ""), point.get("agreement")]
+    name = point_name(point["policy"], point["ratio"])
+    if "seeds" in point:
+        name += f", mean of {len(point['seeds'])} seeds"
+    cells = [name, *("–" if x is None else f"{100 * x:.1f} %" for x in shares)]
     return " | ".join([*cells, "–" if kl is None else f"{kl:.3f}"])

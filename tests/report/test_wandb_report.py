@@ -1,5 +1,6 @@
 """Building a W&B report, against a server in this process."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def test_a_report_has_the_table_and_the_curves(result: Result, wandb_server: Wan
     assert saved["spec"].count("| vim_s | imagenet | mtr@0.4 | 40.2 % | 78.9 % | 90.0 % | 0.149 |") == 1
     assert '"mtr/top1"' in saved["spec"]
     assert '"mtr/kl"' in saved["spec"]
+
+
+def test_runs_of_several_seeds_are_one_row(result: Result, wandb_server: WandbServer) -> None:
+    runs = [copy.deepcopy(result) for _ in range(3)]
+    for seed, run in enumerate(runs):
+        run["config"] = {"mtr": {"seed": seed}}
+        run["points"][2]["kl"] = 0.1 + 0.02 * seed
+    build(runs, "lab", entity="me")
+    (saved,) = wandb_server.asked("upsertView")
+    assert saved["spec"].count("| mtr@0.4, mean of 3 seeds | 40.2 % | 78.9 % | 90.0 % | 0.120 |") == 1
+    assert saved["spec"].count("| mtr@0.4") == 1
+    assert saved["spec"].count("| none@0 |") == 1
 
 
 def test_a_refusal_is_the_users_to_know(result: Result, wandb_server: WandbServer) -> None:
