@@ -82,7 +82,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         "scan": (
             lambda: scan.scan(u, delta, packed.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
         ),
-        "add and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *(None,) * 7), 3 * row, 0, 0),
+        "add and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
     decide = partial(
         plan.asymmetric_plan, terms, 1.0, index, size, special, hidden, residual, removed, targets, by_size=False
@@ -91,7 +91,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     pieces = keep, *(share, gone, starts) * 2
     kernels |= {
         "plan": (decide, 6 * images * (removed + targets) * width, 0, 0),
-        "add, reduce and norm": (lambda: norm.rms_norm_add(hidden, residual, weight, 1e-5, *pieces), 3 * row, 0, 0),
+        "add, reduce and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *pieces), 3 * row, 0, 0),
     }
     if images > 8:  # training takes batches
         A, (b, c) = packed.a.transpose(1, 2).contiguous(), bc.split(STATES, dim=3)

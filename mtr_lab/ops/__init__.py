@@ -5,6 +5,7 @@ import torch
 from mtr_lab.ops.causal_conv1d import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.mamba_inner import mamba_inner
+from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.patch_tokens import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.plan import Plan, apply_plan, carry_plan, make_plan
@@ -17,14 +18,13 @@ from mtr_lab.ops.registry import (
     set_backend,
     use_backend,
 )
-from mtr_lab.ops.rms_norm import reduce_streams, rms_norm_add
 from mtr_lab.ops.selective_scan import STATS, selective_scan
 
 REDUCTION_OPS = (
     torch.ops.mtr_lab.nearest,
     torch.ops.mtr_lab.asymmetric_plan,
     torch.ops.mtr_lab.apply_plan,
-    torch.ops.mtr_lab.rms_norm_add,
+    torch.ops.mtr_lab.norm_add,
 )
 """The operators whose FLOPs are those of a reduction: the last two are charged for carrying out a plan alone."""
 
@@ -45,6 +45,7 @@ __all__ = [
     "decompositions",
     "importance",
     "installed",
+    "layer_norm_add",
     "make_plan",
     "mamba_inner",
     "nearest",

@@ -1,4 +1,4 @@
-"""Residual addition and RMS normalisation as a Triton kernel, which carries out a reduction plan on the way."""
+"""Residual addition and normalisation as a Triton kernel, which carries out a reduction plan on the way."""
 
 import torch
 import triton
@@ -24,9 +24,9 @@ def _merged(total, x, image, j, length, removed, channels, c, weight, gone, star
 
 
 @triton.jit(do_not_specialize=["length", "removed"])
-def _add_norm(hidden, residual, weight, normed, total, keep, share, gone, start, residual_share, residual_gone,
+def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, gone, start, residual_share, residual_gone,
               residual_start, length, removed, channels, eps, ADD: tl.constexpr, REDUCE: tl.constexpr,
-              C: tl.constexpr):  # fmt: skip
+              LAYER: tl.constexpr, C: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
     kept = length - removed
     image, j = (row // kept).to(tl.int64), row % kept
@@ -46,21 +46,26 @@ def _add_norm(hidden, residual, weight, normed, total, keep, share, gone, start,
                         residual_start)  # fmt: skip
     there = c < channels
     tl.store(total + row * channels + c, x, there)
+    if LAYER:
+        x = tl.where(there, x - tl.sum(x, 0) / channels, 0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     y = x * scale * tl.load(weight + c, there, 0).to(tl.float32)
+    if LAYER:
+        y += tl.load(bias + c, there, 0).to(tl.float32)
     tl.store(normed + row * channels + c, y.to(normed.dtype.element_ty), there)
 
 
 @on_its_device
-def rms_norm_add(
+def norm_add(
     hidden: Tensor,
     residual: Tensor | None,
     weight: Tensor,
+    bias: Tensor | None,
     eps: float,
     keep: Tensor | None,
     *lists: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The contract of ``mtr_lab.ops.rms_norm_add``, on a GPU, with the plan in pieces.
+    """The contract of ``mtr_lab.ops.layer_norm_add``, and of ``rms_norm_add`` without a bias; the plan is in pieces.
 
     Args:
         keep: of the plan.
@@ -72,9 +77,10 @@ def rms_norm_add(
     total = hidden.new_empty(images, kept, channels, dtype=torch.float32)
     absent = weight  # stands for a tensor the kernel does not read
     _add_norm[(images * kept,)](
-        hidden.contiguous(), absent if residual is None else residual.contiguous(), weight, normed, total,
+        hidden.contiguous(), absent if residual is None else residual.contiguous(), weight,
+        absent if bias is None else bias, normed, total,
         *(absent if t is None else t.contiguous() for t in (keep, *lists)), length, length - kept, channels, eps,
-        ADD=residual is not None, REDUCE=keep is not None, **_row(channels),
+        ADD=residual is not None, REDUCE=keep is not None, LAYER=bias is not None, **_row(channels),
     )  # fmt: skip
     return normed, total
 

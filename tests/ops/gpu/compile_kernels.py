@@ -90,10 +90,11 @@ def main(backend: str, arch: str) -> None:
         dest, share, keep, gone, start, *_ = plan.asymmetric_plan(
             torch.rand(1, 2, length), 2.0, index, size, special, *features, removed, length // 2, by_size=merge
         )
-        norm.rms_norm_add(hidden, residual, torch.ones(64), 1e-5, keep, *(share, gone, start) * 2)
+        norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, gone, start) * 2)
         norm.apply_plan(hidden, share, keep, gone, start)
         carry.carry(index, size, special, dest, keep, gone)
-    norm.rms_norm_add(hidden, None, torch.ones(64), 1e-5, *(None,) * 7)
+    norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
+    norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
     print(triton.__version__, *sorted(compiled))
 
 

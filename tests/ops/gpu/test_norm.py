@@ -31,13 +31,22 @@ def both(run):
             return run(), expected
 
 
+def add_norm(layer, hidden, residual, weight, **plan):
+    """LayerNorm or RMSNorm."""
+    bias = (weight.flip(0),) if layer else ()
+    return (ops.layer_norm_add if layer else ops.rms_norm_add)(hidden, residual, weight, *bias, **plan)
+
+
 @parametrize_covering(
-    channels=[1, 24, 192, 600], dtype=[torch.float32, torch.float16, torch.bfloat16], first=[True, False]
+    channels=[1, 24, 192, 600],
+    dtype=[torch.float32, torch.float16, torch.bfloat16],
+    first=[True, False],
+    layer=[True, False],
 )
-def test_add_and_normalise(channels, dtype, first):
+def test_add_and_normalise(channels, dtype, first, layer):
     hidden, weight = torch.randn(2, 3, channels).to(dtype), torch.rand(channels)
     residual = None if first else torch.randn(2, 3, channels)
-    (normed, total), (expected, expected_total) = both(lambda: ops.rms_norm_add(hidden, residual, weight))
+    (normed, total), (expected, expected_total) = both(lambda: add_norm(layer, hidden, residual, weight))
     assert normed.dtype == dtype
     assert torch.equal(total, expected_total)
     torch.testing.assert_close(normed, expected)
@@ -45,13 +54,13 @@ def test_add_and_normalise(channels, dtype, first):
 
 @pytest.mark.parametrize("shared_residual", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("removed", [9, 40])
-def test_a_plan_is_carried_out_on_the_way(removed, shared_residual, first):
+@pytest.mark.parametrize(("removed", "layer"), [(9, False), (40, False), (9, True)])
+def test_a_plan_is_carried_out_on_the_way(removed, layer, shared_residual, first):
     length = removed + 11
     hidden, weight = torch.randn(2, length, 24), torch.rand(24)
     residual = None if first else torch.randn(2, length, 24)
     plan = plans(2, length, removed, shared_residual)
-    (normed, total), expected = both(lambda: ops.rms_norm_add(hidden, residual, weight, plan=plan))
+    (normed, total), expected = both(lambda: add_norm(layer, hidden, residual, weight, plan=plan))
     assert normed.shape == (2, 11, 24)
     torch.testing.assert_close((normed, total), expected)
 
@@ -68,10 +77,10 @@ def test_registration():
     hidden, residual, weight = torch.randn(2, 20, 8).half(), torch.randn(2, 20, 8), torch.rand(8)
     lists = (plan.weight, *plan.listed()[3:5])
     for arguments in (
-        (hidden, None, weight, 1e-5, *[None] * 7),
-        (hidden, residual, weight, 1e-5, plan.keep, *lists * 2),
+        (hidden, None, weight, None, 1e-5, *[None] * 7),
+        (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2),
     ):
-        operator = torch.ops.mtr_lab.rms_norm_add.default
+        operator = torch.ops.mtr_lab.norm_add.default
         torch.library.opcheck(operator, arguments, test_utils=checks)
         found, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # it rounds between its steps

@@ -1,4 +1,4 @@
-"""Residual addition and RMS normalisation, the step between two blocks."""
+"""Residual addition and normalisation, the step between two blocks: RMSNorm, and LayerNorm where there is a bias."""
 
 from typing import Any
 
@@ -26,39 +26,61 @@ def rms_norm_add(
         normed: (B, M, C) in the dtype of ``hidden``.
         residual: (B, M, C), the sum, kept in float32 whatever the model's dtype (float64 for float64).
     """
-    return RMS_NORM_ADD(hidden, residual, weight, eps, plan)
+    return NORM_ADD(hidden, residual, weight, None, eps, plan)
+
+
+def layer_norm_add(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add ``hidden`` to the residual stream and normalise the sum to mean 0 and variance 1.
+
+    Arguments and result as of ``rms_norm_add``; ``bias`` is (C,).
+    """
+    return NORM_ADD(hidden, residual, weight, bias, eps, plan)
 
 
 def _composed(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
     """Carry out the plan, then add and normalise."""
     if plan is not None:
         hidden, residual = reduce_streams(plan, hidden, residual)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     residual = hidden.to(wide) if residual is None else hidden.to(wide) + residual
-    return F.rms_norm(residual, weight.shape, weight.to(wide), eps).to(hidden.dtype), residual
+    if bias is None:
+        normed = F.rms_norm(residual, weight.shape, weight.to(wide), eps)
+    else:
+        normed = F.layer_norm(residual, weight.shape, weight.to(wide), bias.to(wide), eps)
+    return normed.to(hidden.dtype), residual
 
 
 def _fused(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
     """One kernel, which finds the tokens it adds by the lists of the plan."""
     if plan is None:
-        return _rms_norm_add(hidden, residual, weight, eps, *(None,) * 7)
+        return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
     own = plan.listed()
     other = own if plan.residual is None else plan.residual.listed()
     lists = (t for part in (own, other) for t in (part.weight, part.gone, part.start))
-    return _rms_norm_add(hidden, residual, weight, eps, plan.keep, *lists)
+    return _norm_add(hidden, residual, weight, bias, eps, plan.keep, *lists)
 
 
-def _unfit(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, plan: Plan | None) -> str:
-    differentiable = any(t is not None and t.requires_grad for t in (hidden, residual, weight))
+def _unfit(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
+) -> str:
+    differentiable = any(t is not None and t.requires_grad for t in (hidden, residual, weight, bias))
     return "has no gradient of the fused norm" if torch.is_grad_enabled() and differentiable else ""
 
 
-RMS_NORM_ADD = Operation(
-    "rms_norm_add",
+NORM_ADD = Operation(
+    "norm_add",
     [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
 )
 
@@ -73,17 +95,23 @@ def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple
 def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
     from mtr_lab.ops.gpu import norm
 
-    return norm.rms_norm_add(*inputs)
+    return norm.norm_add(*inputs)
 
 
 def _in_plain_pytorch(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: Tensor | None, *lists: Tensor
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    keep: Tensor | None,
+    *lists: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The kernel's work, with the plans of both streams as lists: weight, gone and start of each."""
     if keep is not None:
         hidden = _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
-    return _composed(hidden, residual, weight, eps, None)
+    return _composed(hidden, residual, weight, bias, eps, None)
 
 
 def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, gone: Tensor, start: Tensor) -> Tensor:
@@ -93,24 +121,26 @@ def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, gone: Tensor, start: T
     return merge_rows(x, weight, keep, gone, target)
 
 
-def _like_result(hidden: Tensor, residual: Any, weight: Tensor, eps: float, keep: Any, *lists: Any) -> tuple[Any, Any]:
+def _like_result(
+    hidden: Tensor, residual: Any, weight: Tensor, bias: Any, eps: float, keep: Any, *lists: Any
+) -> tuple[Any, Any]:
     shape = (hidden.shape[0], hidden.shape[1] if keep is None else keep.shape[1], hidden.shape[2])
     return hidden.new_empty(shape), hidden.new_empty(shape, dtype=torch.float32)
 
 
-_rms_norm_add = operator(
-    "rms_norm_add",
-    "(Tensor hidden, Tensor? residual, Tensor weight, float eps, Tensor? keep, Tensor? share, Tensor? gone, "
-    "Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) -> (Tensor, Tensor)",
+_norm_add = operator(
+    "norm_add",
+    "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, "
+    "Tensor? share, Tensor? gone, Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) -> (Tensor, Tensor)",
     run=_run_kernel,
     fake=_like_result,
     decomposition=_in_plain_pytorch,
 )
 
 
-@register_flop_formula(torch.ops.mtr_lab.rms_norm_add)
-def rms_norm_add_flops(  # type: ignore[no-untyped-def]
-    hidden_shape, residual_shape, weight_shape, eps, keep_shape, share_shape, gone_shape, *args, **kwargs
+@register_flop_formula(torch.ops.mtr_lab.norm_add)
+def norm_add_flops(  # type: ignore[no-untyped-def]
+    hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, gone_shape, *args, **kwargs
 ) -> int:
     """Of the plan alone: 2 for every channel of every token that does not survive, in each stream."""
     streams = 1 if residual_shape is None else 2

@@ -12,19 +12,27 @@ def random_inputs(dtype, length=5, channels=33):
     return hidden, 3 * torch.randn(2, length, channels, generator=generator).to(wide), torch.linspace(-1, 2, channels)
 
 
+@pytest.mark.parametrize("layer", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],
 )
-def test_adds_then_normalises(dtype, tolerance, first):
+def test_adds_then_normalises(dtype, tolerance, first, layer):
     hidden, residual, weight = random_inputs(dtype)
-    normed, total = ops.rms_norm_add(hidden, None if first else residual, weight, eps=1e-3)
+    bias, stream = weight.flip(0), None if first else residual
+    normed, total = (
+        ops.layer_norm_add(hidden, stream, weight, bias, eps=1e-3)
+        if layer
+        else ops.rms_norm_add(hidden, stream, weight, eps=1e-3)
+    )
 
     expected = hidden.double().numpy() + (0 if first else residual.double().numpy())
     np.testing.assert_allclose(total.double().numpy(), expected, rtol=1e-6)
+    if layer:
+        expected = expected - expected.mean(-1, keepdims=True)
     mean_square = (expected**2).mean(-1, keepdims=True)
-    expected = expected / np.sqrt(mean_square + 1e-3) * weight.double().numpy()
+    expected = expected / np.sqrt(mean_square + 1e-3) * weight.double().numpy() + layer * bias.double().numpy()
     np.testing.assert_allclose(normed.double().numpy(), expected, rtol=tolerance, atol=tolerance)
     assert normed.dtype == dtype
     assert total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -41,3 +49,4 @@ def test_gradients():
     hidden, residual, weight = random_inputs(torch.float64, length=2, channels=3)
     inputs = [t.double().requires_grad_() for t in (hidden, residual, weight)]
     assert torch.autograd.gradcheck(ops.rms_norm_add, inputs)
+    assert torch.autograd.gradcheck(ops.layer_norm_add, [*inputs, weight.double().flip(0).requires_grad_()])
