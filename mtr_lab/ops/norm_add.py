@@ -130,8 +130,9 @@ def _like_result(
 
 _norm_add = operator(
     "norm_add",
-    "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, "
-    "Tensor? share, Tensor? gone, Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) -> (Tensor, Tensor)",
+    "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, Tensor? share, "
+    "Tensor? gone, Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) "
+    "-> (Tensor, Tensor)",
     run=_run_kernel,
     fake=_like_result,
     decomposition=_in_plain_pytorch,

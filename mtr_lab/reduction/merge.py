@@ -37,13 +37,11 @@ class Merge:
         into: what each removed token becomes part of: the ``nearest`` of the targets, as the policy's matching finds
             it, ``one`` target for all, the least important, or ``nothing``, which drops it.
         groupings: the names of ``group.GROUPINGS`` it works with, all of them if empty.
-        kernel: whether ``ops.asymmetric_plan`` can decide it on a GPU.
     """
 
     mass: Callable[[TokenState, Tensor], Tensor] = equal
     into: Literal["nearest", "one", "nothing"] = "nearest"
     groupings: tuple[str, ...] = ()
-    kernel: bool = False
 
     def compares(self, sources: int, remove: int) -> bool:
         """Whether tokens are compared: where each goes by its nearest target, or which ``remove`` of the sources go."""
@@ -51,10 +49,10 @@ class Merge:
 
 
 MERGES = {
-    "mean": Merge(kernel=True),
-    "size": Merge(by_size, kernel=True),
+    "mean": Merge(),
+    "size": Merge(by_size),
     "fuse": Merge(by_importance, into="one", groupings=("asymmetric",)),
-    "prune": Merge(into="nothing", kernel=True),
+    "prune": Merge(into="nothing"),
 }
 """``mean``: merged into the most similar target, a plain mean (MTR). ``size``: the same, weighted by size (ToMe).
 ``fuse``: all removed tokens become one (EViT). ``prune``: they are dropped."""

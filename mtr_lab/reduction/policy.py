@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.flops import Work
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
+from mtr_lab.reduction import merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
@@ -200,12 +201,12 @@ class Policy:
                 f"at most {self.capacity(length, special)} can go."
             )
         if self._is_asymmetric:
-            merges = self.merge != "prune"
+            merges, by_size = self.merging.into == "nearest", self.merging.mass is merge.by_size
             hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
             residual = state.residual if merges and self.features in ("stream", "residual") else None
-            known, by_size = (state.index, state.size, state.special), self.merge == "size"
+            metadata = state.index, state.size, state.special
             terms = self._terms(state, evidence)
-            return ops.asymmetric_plan(*terms, *known, hidden, residual, remove, targets, by_size=by_size)
+            return ops.asymmetric_plan(*terms, *metadata, hidden, residual, remove, targets, by_size=by_size)
         importance = self.importance(state, evidence)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]
@@ -243,15 +244,14 @@ class Policy:
         """Whether the policy is of the form ``ops.asymmetric_plan`` decides. It never leaves the original order."""
         return (
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
-            and self.merging.kernel
+            and self.merging.into in ("nearest", "nothing")
+            and self.merging.mass in (merge.equal, merge.by_size)
             and self.prune_first == self.prune_share == 0
         )
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
         """The score of each token, (B, L) float32; higher is more important."""
-        terms, scale = self._terms(state, evidence)
-        # By additions instead of a reduction over so few.
-        return torch.nan_to_num(reduce(torch.add, terms.unbind(1)) / scale).float()
+        return ops.importance(*self._terms(state, evidence))
 
     def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
         """What is summed to the scores, (B, K, L), and by what the sums are divided."""

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import mtr_lab
-from mtr_lab import UserError
+from mtr_lab import UserError, ops
 from mtr_lab.reduction import Policy, trace_blocks
 
 TINY = {"img_size": 48, "patch_size": 8, "stride": 8, "depth": 6, "embed_dim": 32, "num_classes": 5}
@@ -98,14 +98,15 @@ def test_trace_says_which_patches_each_token_holds(model, images) -> None:
 @pytest.mark.parametrize("policy", ["mtr", "write", "hsa", "utr", "pumer"])
 def test_traced_scores_are_those_the_policy_used(model, images, policy: str, monkeypatch) -> None:
     """Of B images and the L tokens that enter each block that reduces; no score elsewhere."""
-    used, importance = [], Policy.importance
+    used, terms = [], Policy._terms
     schedule = mtr_lab.patch(model, policy, ratio=0.3).schedule
     with monkeypatch.context() as patched:
-        patched.setattr(Policy, "importance", lambda *args: used.append(importance(*args)) or used[-1])
+        patched.setattr(Policy, "_terms", lambda *args: used.append(terms(*args)) or used[-1])
         model(images)
     blocks = trace_blocks(model, images)
     assert [block.score is not None for block in blocks] == [count > 0 for count in schedule.remove]
-    assert all(map(torch.equal, [block.score for block in blocks if block.score is not None], used))
+    for score, summed in zip([block.score for block in blocks if block.score is not None], used, strict=True):
+        assert torch.equal(score, ops.importance(*summed))
     for block, tokens in zip(blocks, schedule.tokens, strict=True):
         assert block.before.hidden.shape[:2] == (3, tokens)
     for block, state in zip(blocks, mtr_lab.trace(model, images), strict=True):
