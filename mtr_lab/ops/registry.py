@@ -167,6 +167,7 @@ class Operation:
         self.portable = self.implementations[-1]
         self._named = {implementation.name: implementation for implementation in implementations}
         self._main, self._strict, self._fused = main, strict, schema is None
+        self._kept: dict[tuple[str, torch.dtype], tuple[Implementation, ...]] = {}
         if schema is not None and fake is not None:
             arguments, result = schema
             self.operator = operator(
@@ -178,8 +179,10 @@ class Operation:
             )
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        chosen = self.pick(*inputs, **options)
-        if self._fused or chosen.composed or transformed():
+        if transformed():
+            return self.portable.run(*inputs, **options)
+        chosen = self._pick(inputs, options)
+        if self._fused or chosen.composed:
             return chosen.run(*inputs, **options)
         return self.operator(*inputs, chosen.name)
 
@@ -189,12 +192,13 @@ class Operation:
         Raises:
             UserError: a backend was selected explicitly and cannot run them.
         """
-        if transformed():
-            return self.portable
+        return self.portable if transformed() else self._pick(inputs, options)
+
+    def _pick(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Implementation:
         data = inputs[self._main]
         if _selected == "auto":
-            for implementation in self.implementations:
-                if _is_preferred(implementation, data) and not implementation.unfit(*inputs, **options):
+            for implementation in self._preferred(data.device.type, data.dtype):
+                if implementation.is_installed and not implementation.unfit(*inputs, **options):
                     return implementation
             return self.portable
         chosen = self._named.get(_selected)
@@ -214,15 +218,24 @@ class Operation:
     def _plain(self, data: Tensor) -> Implementation:
         """Plain PyTorch: the reference where ``auto`` may take it."""
         reference = self._named.get("reference")
-        return reference if reference is not None and _is_preferred(reference, data) else self.portable
+        fits = reference is not None and _may_prefer("reference", data.device.type, data.dtype)
+        return reference if reference is not None and fits else self.portable
+
+    def _preferred(self, device: str, dtype: torch.dtype) -> tuple[Implementation, ...]:
+        """The implementations that ``auto`` may take for such data; looked up at every call, so kept."""
+        kept = self._kept.get((device, dtype))
+        if kept is None:
+            kept = tuple(one for one in self.implementations if _may_prefer(one.name, device, dtype))
+            self._kept[device, dtype] = kept
+        return kept
 
 
-def _is_preferred(implementation: Implementation, data: Tensor) -> bool:
-    """Whether ``auto`` may take an implementation for data of this dtype on this device."""
-    kernels = _KERNELS.get(implementation.name)
+def _may_prefer(backend: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether ``auto`` may take a backend for data of this dtype on this device."""
+    kernels = _KERNELS.get(backend)
     if kernels is None:  # on other devices each token of a loop costs launches
-        return implementation.name == "portable" or data.device.type in ("cpu", "cuda")
-    return data.device.type == kernels.device and data.dtype in kernels.dtypes and implementation.is_installed
+        return backend == "portable" or device in ("cpu", "cuda")
+    return device == kernels.device and dtype in kernels.dtypes
 
 
 def _mismatch(backend: str, data: Tensor) -> str:
