@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mtr_lab.ops.scan_inputs import ScanInputs
 
+_NO_GAP, _NO_STRETCH = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
+
 
 def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
@@ -19,16 +21,13 @@ def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
     sums = u.new_empty(blocks if with_stats else 0, *u.shape[:3], 3)
-    if order is None:
-        steps = torch.arange(length)
-        order = torch.stack([steps.flip(0) if r else steps for r in reverse])[:, None].expand(-1, images, -1)
     cpu_kernels.run(
         cpu_kernels.scan,
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
-        order.contiguous().numpy(),
-        _array(torch.zeros(images, len(u), length) if gap is None else gap),
-        _array(torch.ones(images, length) if stretch is None else stretch),
+        _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
+        _NO_GAP if gap is None else _array(gap),
+        _NO_STRETCH if stretch is None else _array(stretch),
         z is not None,
         y.numpy(),
         sums.numpy(),
@@ -44,6 +43,13 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[boo
     y = x.new_empty(weight.shape[0], *x.shape)
     cpu_kernels.run(cpu_kernels.conv, *_rows(x[None]), _array(weight), _array(bias), np.array(reverse), y.numpy())
     return y
+
+
+@functools.lru_cache(256)
+def _raster(length: int, reverse: tuple[int, ...]) -> np.ndarray:
+    """(G, 1, L), the order of the tokens or its reverse."""
+    steps = np.arange(length)
+    return np.stack([steps[::-1] if backward else steps for backward in reverse])[:, None]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -163,6 +163,7 @@ def scan(
         image, block = divmod(np.int64(unit), blocks)
         first = block * BLOCK
         width = min(BLOCK, channels - first)
+        own = image if order.shape[1] > 1 else 0  # one order for all images, or one each
         # Lanes beyond the last channel hold zeros and stay zero.
         exponent = np.zeros((states, BLOCK), f32)
         state = np.zeros((states, BLOCK), f32)
@@ -178,18 +179,20 @@ def scan(
                     exponent[n, j] = A[g, first + j, n] * LOG2E
 
             for step in range(length):
-                t = order[g, image, step]
-                later = order[g, image, min(step + AHEAD, length - 1)]
+                t = order[g, own, step]
+                later = order[g, own, min(step + AHEAD, length - 1)]
                 u_t = _row(u, u_step, g, image, t, later, first, width)
                 delta_t = _row(delta, delta_step, g, image, t, later, first, width)
                 B_t = _row(B, B_step, g, image, t, later, 0, states)
                 C_t = _row(C, C_step, g, image, t, later, 0, states)
                 y_t = y[image, t, first : first + width]
 
+                longer = stretch[image, t] if stretch.shape[0] > 0 else f32(1)
+                crossed = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
+
                 # Several short loops, since the compiler gives up on one over so many arrays.
                 for j in range(width):
-                    dt[j] = _softplus(delta_t[j] + shift[j]) * stretch[image, t]
-                crossed = gap[image, g, step]
+                    dt[j] = _softplus(delta_t[j] + shift[j]) * longer
                 for j in range(width):
                     decay[j] = dt[j] + crossed * idle[j]
                 for j in range(width):
