@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab import ops
-from mtr_lab.backbones.interface import Backbone
+from mtr_lab.backbones.interface import missing_members
 
 WARM_UP_CALLS = 3  # so that compilation, autotuning and the libraries' workspaces stay out of the recording
 
@@ -47,7 +47,7 @@ class CompiledModel:
             raise ValueError(f"expected max_graphs >= 2, got {max_graphs}")
         self.model = model
         self._max_graphs = max_graphs
-        self._backbones: list[Backbone] = [module for module in model.modules() if isinstance(module, Backbone)]
+        self._backbones: list[Any] = [module for module in model.modules() if not missing_members(module)]
         self._packing: list[Any] = [module for module in model.modules() if hasattr(module, "packed")]
         # All graphs are of the same weights: those in ``_held``, in the state ``_state``.
         self._graphs: dict[tuple[Any, Any], Recording] = {}

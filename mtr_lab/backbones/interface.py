@@ -5,7 +5,7 @@ that has these members; it need not inherit anything.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ class ModelReduction(Protocol):
         """The tokens before the first block, with a pending plan if some go."""
 
 
-@runtime_checkable
 class Backbone(Protocol):
     """A classifier of stages of blocks, itself a module. B images, C channels, K classes."""
 
@@ -74,6 +73,14 @@ class Backbone(Protocol):
 
     def costs(self, layouts: Sequence[Layout]) -> Costs:
         """For one image, of all that is not a block: the embedding, what is between stages, the head."""
+
+
+MEMBERS = tuple(sorted(set(Backbone.__annotations__) | {name for name in vars(Backbone) if not name.startswith("_")}))
+
+
+def missing_members(model: object) -> list[str]:
+    """The members of :class:`Backbone` that an object lacks; it is a backbone if there are none."""
+    return [name for name in MEMBERS if not hasattr(model, name)]
 
 
 def blocks_of(model: Backbone) -> list[Block]:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtr_lab import ops
-from mtr_lab.backbones import Backbone, blocks_of, first_state, height_and_width, run
+from mtr_lab.backbones import Backbone, blocks_of, first_state, height_and_width, missing_members, run
+from mtr_lab.backbones.interface import MEMBERS
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
@@ -296,6 +297,8 @@ def _trace(model: nn.Module, images: Tensor, caller: str) -> list[TracedBlock]:
 
 
 def _backbone(model: nn.Module, function: str) -> Backbone:
-    if not isinstance(model, Backbone):
-        raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {type(model).__name__}.")
-    return model
+    if missing := missing_members(model):
+        name, described = type(model).__name__, len(missing) <= len(MEMBERS) // 2
+        lacks = f", which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone" if described else ""
+        raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {name}{lacks}.")
+    return model  # type: ignore[return-value]

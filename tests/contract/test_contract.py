@@ -12,7 +12,7 @@ from toys import TOYS, Toy
 
 import mtr_lab
 from mtr_lab import UserError, ops
-from mtr_lab.backbones import MODELS, Backbone, blocks_of
+from mtr_lab.backbones import MODELS, blocks_of, missing_members
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops import make_plan
 from mtr_lab.pictures import observe
@@ -57,7 +57,7 @@ def counts(model: Any, number: int) -> list[int]:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_is_a_backbone_and_says_what_it_computes(name: str) -> None:
     model = make(name)
-    assert isinstance(model, Backbone)
+    assert missing_members(model) == []
     layouts = model.layouts()
     assert len(layouts) == len(model.stages)
     state = model.embed(inputs(model))
@@ -300,6 +300,15 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     assert counted_flops(model, images) == (schedule.flops, schedule.flops_reduction)
     reduction.use(reduction.solve(0.0))
     assert torch.equal(model(images), before)
+
+
+def test_what_a_backbone_lacks_is_named() -> None:
+    model = make("windows")
+    del model.final_norm
+    with pytest.raises(UserError, match=r"got Toy, which lacks final_norm of mtr_lab\.backbones\.Backbone\."):
+        mtr_lab.patch(model, "mtr", ratio=0.1)
+    with pytest.raises(UserError, match=r"made by mtr_lab\.create_model, got Linear\.$"):
+        mtr_lab.patch(nn.Linear(2, 2), "mtr", ratio=0.1)
 
 
 def test_a_part_elsewhere_counts_towards_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
