@@ -59,7 +59,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     )
     packed = ops.pack(weights, DTYPE)
     constants = packed.d, z, packed.timescale_bias, None, None, None
-    u, delta, projected, _ = project.project(x, packed, None, both, False, False)
+    u, delta, projected, _ = project.project(x, packed, None, both, ())
     bc = projected[..., -2 * STATES :]
     hidden, residual = normal(images, length, width, dtype=DTYPE), normal(images, length, width)
     terms, size = torch.rand(images, 2, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
@@ -71,16 +71,16 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
     element = tokens * inner
     small = 8 * (rank + STATES) * element  # FLOPs of x_proj and dt_proj, both directions
-    off = {"softplus": False, "sums": False, "output": False}
     # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
     kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
         "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
-        "project": (lambda: project.project(x, packed, None, both, False, False), 5 * row, small, 4 * element),
+        "project": (lambda: project.project(x, packed, None, both, ()), 5 * row, small, 4 * element),
         "project, statistics": (
-            lambda: project.project(x, packed, None, both, True, True), 5 * row, small, 4 * element
+            lambda: project.project(x, packed, None, both, ("delta", "write")), 5 * row, small, 4 * element
         ),
         "scan": (
-            lambda: scan.scan(u, delta, packed.a, bc, *constants, both, **off), 6 * row, 0, 2 * element * STATES
+            lambda: scan.scan(u, delta, packed.a, bc, *constants, both, (), softplus=False),
+            6 * row, 0, 2 * element * STATES,
         ),
         "add and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip

@@ -18,7 +18,8 @@ from mtr_lab.ops.registry import (
     set_backend,
     use_backend,
 )
-from mtr_lab.ops.selective_scan import STATS, selective_scan
+from mtr_lab.ops.selective_scan import selective_scan
+from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (
     torch.ops.mtr_lab.nearest,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.statistics import STATISTICS
 
 _NO_GAP, _NO_STRETCH = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 
 
-def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
+def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
@@ -20,9 +21,10 @@ def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
-    sums = u.new_empty(blocks if with_stats else 0, *u.shape[:3], 3)
+    sums = u.new_empty(blocks, *u.shape[:3], len(stats))
+    numbers = {name: number for number, name in enumerate(STATISTICS)}
     cpu_kernels.run(
-        cpu_kernels.scan,
+        cpu_kernels.scan(tuple(statistic.term for statistic in STATISTICS.values())),
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
@@ -30,10 +32,11 @@ def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor
         _NO_STRETCH if stretch is None else _array(stretch),
         z is not None,
         y.numpy(),
+        np.array([numbers[name] for name in stats], dtype=np.int64),
         sums.numpy(),
     )
     # Added block by block, since the order in which a library sum adds may depend on the batch size.
-    return y, functools.reduce(torch.add, sums) if with_stats else y.new_empty(*u.shape[:3], 0)
+    return y, functools.reduce(torch.add, sums)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:

@@ -6,11 +6,15 @@ and the rows of the next tokens are fetched meanwhile, since they lie too far ap
 Each (image, channel block) belongs to one thread, which runs every direction: there are no races, and an image's result
 depends neither on its batch mates nor on the number of threads.
 
-All kernels stay in this file because numba's cache does not notice a change in another one.
+All kernels stay in this file because numba's cache does not notice a change in another one. The formulas of statistics,
+which come from elsewhere, are part of a kernel's name.
 """
 
+import functools
+import hashlib
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -22,6 +26,7 @@ from numba.extending import intrinsic
 BLOCK = 64
 CACHE_LINE = 16  # floats
 AHEAD = 4  # tokens between asking the memory for a row and using it
+GROUP = 16  # tokens whose statistics are summed up beside each other, since every addition of one waits for the last
 
 # OpenMP copes with callers in several threads and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
 # It must not run in a process forked after its first use, which no data loading worker does.
@@ -142,20 +147,51 @@ def _silu(x):
     return (x * e if x < f32(0) else x) / (f32(1) + e)
 
 
-@_jit(fastmath={"nsz", "contract", "reassoc"})
-def _token_stats(delta, write, y, out):
-    """Σ Δ, Σ (Δu)², Σ max(0, y) over a block; the only sums across channels, hence the only reordered ones."""
-    out[0] = out[1] = out[2] = f32(0)
-    for j in range(BLOCK):
-        out[0] += delta[j]
-        out[1] += write[j] * write[j]
-        out[2] += f32(0) if y[j] < f32(0) else y[j]
+@_jit()
+def _maximum(x, floor):
+    floor = f32(floor)
+    return floor if x < floor else x
 
 
-@_jit(parallel=True)
-def scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, stretch, gated, y, sums
+def _add_up_one_of(terms: tuple[Callable[..., Any], ...], first: int = 0) -> Any:
+    """A function that sums ``terms[which]`` over a block of channels: ``rows`` has Δ, u and y of a group of tokens."""
+    if not terms:
+        return _jit()(lambda which, rows, total: None)
+    term, otherwise = _jit()(terms[0]), _add_up_one_of(terms[1:], first + 1)
+
+    @_jit()
+    def add_up(which, rows, total):
+        if which == first:
+            total[:] = 0
+            for j in range(BLOCK):
+                for k in range(GROUP):
+                    total[k] += term(rows[0, k, j], rows[1, k, j], rows[2, k, j], _maximum)
+        else:
+            otherwise(which, rows, total)
+
+    return add_up
+
+
+@functools.cache
+def scan(terms: tuple[Callable[..., Any], ...]) -> Any:
+    """The kernel of the scan with the formulas of all statistics compiled into it.
+
+    A kernel for every choice of statistics would take seconds to compile for every choice.
+    """
+    code = [(term.__code__.co_code, term.__code__.co_consts, term.__code__.co_names) for term in terms]
+    kernel = FunctionType(_scan.__code__, globals() | {"_add_up": _add_up_one_of(terms)})
+    kernel.__qualname__ = f"scan_{hashlib.sha256(repr(code).encode()).hexdigest()[:16]}"
+    return _jit(parallel=True)(kernel)
+
+
+_add_up: Any = None  # in the kernels that ``scan`` makes, of their terms
+
+
+def _scan(
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, stretch, gated, y, stats,
+    sums,
 ):  # fmt: skip
+    """``stats``: the numbers of the terms to sum up, one for each of the last dimension of ``sums``."""
     directions, channels, states = A.shape
     images, length, _ = y.shape
     blocks = -(-channels // BLOCK)
@@ -168,6 +204,7 @@ def scan(
         exponent = np.zeros((states, BLOCK), f32)
         state = np.zeros((states, BLOCK), f32)
         skip, shift, idle, dt, decay, write, out = np.zeros((7, BLOCK), f32)
+        rows, total = np.zeros((3, GROUP, BLOCK), f32), np.zeros(GROUP, f32)
 
         for g in range(directions):
             state[:] = 0
@@ -208,8 +245,19 @@ def scan(
                     z_t = _row(z, z_step, 0, image, t, later, first, width)
                     for j in range(width):
                         y_t[j] *= _silu(z_t[j])
-                if sums.shape[0] > 0:
-                    _token_stats(dt, write, out, sums[block, g, image, t])
+                if len(stats) > 0:
+                    place = step % GROUP
+                    for j in range(width):
+                        rows[0, place, j] = dt[j]
+                    for j in range(width):
+                        rows[1, place, j] = u_t[j]
+                    for j in range(width):
+                        rows[2, place, j] = out[j]
+                    if place == GROUP - 1 or step == length - 1:
+                        for i in range(len(stats)):
+                            _add_up(stats[i], rows, total)
+                            for k in range(place + 1):
+                                sums[block, g, image, order[g, own, step - place + k], i] = total[k]
 
 
 @_jit(parallel=True)

@@ -15,7 +15,8 @@ from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, s
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_portable
-from mtr_lab.ops.selective_scan import STATS, selective_scan, selective_scan_flops
+from mtr_lab.ops.selective_scan import selective_scan, selective_scan_flops
+from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
 
 
 def mamba_inner(
@@ -97,14 +98,11 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
     laid_out = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
-    wanted, directions = [name in stats for name in STATS], [int(r) for r in reverse]
+    names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
-    y, sums, projected = _mamba_inner(xz, *laid_out, gap, stretch, directions, rank, states, *wanted, scale)
-    emitted = [name for name in STATS if name in stats]
-    if emitted != list(stats):
-        sums = sums[..., [emitted.index(name) for name in stats]]
+    y, sums, projected = _mamba_inner(xz, *laid_out, gap, stretch, directions, rank, states, names, scale)
     _, b, c = laid_out.split(projected)
-    return y, sums, b[..., :states], c[..., :states]
+    return y, as_asked(sums, stats), b[..., :states], c[..., :states]
 
 
 def _unfit(*inputs: Any, order: Tensor | None, **options: Any) -> str:
@@ -122,44 +120,40 @@ MAMBA_INNER = Operation(
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import project, scan
 
-    xz, weights, gap, stretch, reverse, with_stats, scale = _unpack(*arguments)
-    with_delta, with_write, with_output = with_stats
+    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
+    known = [name for name in stats if not STATISTICS[name].reads_output]
     x, z = xz.chunk(2, dim=-1)
-    u, delta, projected, sums = project.project(x, weights, stretch, reverse, with_delta, with_write)
-    y, output = scan.scan(
+    u, delta, projected, sums = project.project(x, weights, stretch, reverse, known)
+    y, more = scan.scan(
         u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
-        None, reverse, softplus=False, sums=False, output=with_output, scale=scale,
+        None, reverse, stats[len(known) :], softplus=False, scale=scale,
     )  # fmt: skip
-    if with_output:
-        sums = torch.cat([sums, output[..., 2:]], dim=-1)
-    return y, sums, projected
+    return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
 
 
-def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[bool], float]:
+def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[str], float]:
     """The operator's arguments: xz, weights, gap, stretch, reverse, the statistics to emit and the scale."""
     xz, *weights = arguments[:8]
-    gap, stretch, reverse, _, _, *with_stats, scale = arguments[8:]
-    return xz, PackedWeights(*weights), gap, stretch, reverse, with_stats, scale
+    gap, stretch, reverse, _, _, names, scale = arguments[8:]
+    return xz, PackedWeights(*weights), gap, stretch, reverse, names.split(), scale
 
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels' work on packed weights; a padded state stays zero."""
-    xz, weights, gap, stretch, reverse, with_stats, scale = _unpack(*arguments)
+    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
     x, z = xz.chunk(2, dim=-1)
     u = causal_conv1d_reference(x, weights.conv_weight.transpose(1, 2), weights.conv_bias, reverse)
     delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
     inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, stretch)
-    y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), any(with_stats))
-    emitted = [sums[..., i : i + 1] for i, wanted in enumerate(with_stats) if wanted]
-    sums = torch.cat(emitted, dim=-1) if emitted else sums
+    y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), stats)
     return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    xz, weights, _, _, reverse, with_stats, _ = _unpack(*arguments)
+    xz, weights, _, _, reverse, stats, _ = _unpack(*arguments)
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
-    sums = xz.new_empty(*rows, sum(with_stats), dtype=torch.float32)
+    sums = xz.new_empty(*rows, len(stats), dtype=torch.float32)
     projected = xz.new_empty(*rows, weights.projection.shape[2], dtype=torch.float32)
     return xz.new_empty(images, length, channels // 2), sums, projected
 
@@ -167,8 +161,8 @@ def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 _mamba_inner = operator(
     "mamba_inner",
     "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
-    "Tensor a, Tensor d, Tensor? gap, Tensor? stretch, int[] reverse, int rank, int states, bool with_delta, "
-    "bool with_write, bool with_output, float scale) -> (Tensor, Tensor, Tensor)",
+    "Tensor a, Tensor d, Tensor? gap, Tensor? stretch, int[] reverse, int rank, int states, str stats, float scale) "
+    "-> (Tensor, Tensor, Tensor)",
     run=_run_kernels,
     fake=_like_result,
     decomposition=_in_plain_pytorch,

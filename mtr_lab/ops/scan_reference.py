@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.statistics import channel_sums
 
 
-def selective_scan_reference(inputs: ScanInputs, with_stats: bool, *, loop: bool = True) -> tuple[Tensor, Tensor]:
+def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: bool = True) -> tuple[Tensor, Tensor]:
     """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
     *_, z, delta_bias, order, gap, stretch, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
@@ -32,12 +33,12 @@ def selective_scan_reference(inputs: ScanInputs, with_stats: bool, *, loop: bool
     total = y.sum(0)
     if z is not None:
         total = total * F.silu(z.to(dtype))
-    return total.to(inputs.u.dtype), scan_stats(delta, write, y) if with_stats else y.new_empty(*y.shape[:3], 0)
+    return total.to(inputs.u.dtype), channel_sums(stats, delta, u, y)
 
 
-def selective_scan_portable(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
+def selective_scan_portable(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The same without a loop, for devices that have no kernel here; it holds the states of all tokens at once."""
-    return selective_scan_reference(inputs, with_stats, loop=False)
+    return selective_scan_reference(inputs, stats, loop=False)
 
 
 def in_reading_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
@@ -171,8 +172,3 @@ def selective_scan_backward_reference(
         None if t is None or gradient is None else gradient.to(t.dtype)
         for t, gradient in zip(inputs[:8], grads, strict=True)
     )
-
-
-def scan_stats(delta: Tensor, write: Tensor, y: Tensor) -> Tensor:
-    """``STATS`` from Δ, Δu and the ungated output of each direction, all (G, B, L, E) -> (G, B, L, 3)."""
-    return torch.stack([delta.sum(-1), write.square().sum(-1), y.clamp(min=0).sum(-1)], dim=-1)

@@ -19,14 +19,12 @@ from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs
 from mtr_lab.ops.scan_reference import (
-    scan_stats,
     selective_scan_backward_reference,
     selective_scan_portable,
     selective_scan_reference,
 )
+from mtr_lab.ops.statistics import STATISTICS, as_asked, channel_sums, emitted
 from mtr_lab.ops.vjp import vjp
-
-STATS = ("delta", "write", "output")
 
 
 def selective_scan(
@@ -69,7 +67,7 @@ def selective_scan(
             ``None`` for no gaps. Not differentiable.
         stretch: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
             lets the past fade, for longer. ``None`` for 1. Not differentiable.
-        stats: which per-token sums over the channels to emit, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
+        stats: which per-token sums over the channels to compute, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
             Σ (Δ u)², ``output`` is Σ max(0, y) before the gate.
 
     Returns:
@@ -87,16 +85,16 @@ def selective_scan(
     arXiv 2409.18962.
     """
     for name in stats:
-        if name not in STATS:
-            raise unknown("scan statistic", name, STATS)
+        if name not in STATISTICS:
+            raise unknown("scan statistic", name, tuple(STATISTICS))
     # Integers, for the tracer of torch.jit takes no list of booleans.
     backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, backward)
     _check(inputs)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
         raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
-    y, sums = SELECTIVE_SCAN(*inputs, bool(stats))
-    return y, torch.stack([sums[..., STATS.index(s)] for s in stats], dim=-1) if stats else sums
+    y, sums = SELECTIVE_SCAN(*inputs, " ".join(emitted(stats)))  # the tracer takes no list of strings either
+    return y, as_asked(sums, stats)
 
 
 def _check(inputs: ScanInputs) -> None:
@@ -138,7 +136,7 @@ def _check(inputs: ScanInputs) -> None:
         )
 
 
-def selective_scan_mamba_ssm(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
+def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -167,12 +165,12 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, with_stats: bool) -> tuple[Tens
             read(C[g], g),
             D[g].float(),
             # The statistics are of the ungated output, which the fused gate would hide.
-            z=None if z is None or with_stats else read(z, g),
+            z=None if z is None or stats else read(z, g),
             delta_bias=None if delta_bias is None else delta_bias[g].float(),
             delta_softplus=stretch is None,
         ).transpose(1, 2)
         ys.append(reordered(y, g, inverse))
-    if not with_stats:
+    if not stats:
         return torch.stack(ys).sum(0), u.new_empty(*u.shape[:3], 0, dtype=torch.float32)
     per_direction = torch.stack(ys).float()
     total = per_direction.sum(0)
@@ -180,14 +178,14 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, with_stats: bool) -> tuple[Tens
         total = total * F.silu(z.float())
     step = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None, None, :]
     step = F.softplus(step) if stretch is None else step
-    return total.to(u.dtype), scan_stats(step, step * u.float(), per_direction)
+    return total.to(u.dtype), channel_sums(stats, step, u.float(), per_direction)
 
 
-def selective_scan_triton(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
+def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on channels-last data as it is."""
     from mtr_lab.ops.gpu import scan
 
-    return scan.selective_scan(inputs, with_stats)
+    return scan.selective_scan(inputs, stats)
 
 
 def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,7 +199,7 @@ def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Seque
     """The gradients of the authors' CUDA kernel, which have none themselves."""
 
     def forward(*tensors: Any) -> Tensor:
-        return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), with_stats=False)[0]
+        return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), stats=())[0]
 
     return vjp(forward, inputs[:8], grad)
 
@@ -214,6 +212,11 @@ def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
         return function(ScanInputs._make(inputs), more)
 
     return call
+
+
+def _emitting(scan: Callable[[ScanInputs, Sequence[str]], tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """``_flat``, with the names of the statistics in one string."""
+    return _flat(lambda inputs, names: scan(inputs, names.split()))
 
 
 def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
@@ -234,9 +237,9 @@ def _has_no_gradient(inputs: ScanInputs, grad: Tensor) -> str:
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, Tensor]:
-    u, with_stats = arguments[0], arguments[-1]
+    u, names = arguments[0], arguments[-1]
     sums_dtype = torch.promote_types(u.dtype, torch.float32)
-    return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(STATS) * with_stats, dtype=sums_dtype)
+    return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(names.split()), dtype=sums_dtype)
 
 
 def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
@@ -246,13 +249,15 @@ def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
 SELECTIVE_SCAN = Operation(
     "selective_scan",
     [
-        Implementation("triton", _flat(selective_scan_triton), package="triton"),
-        Implementation("cpu", _flat(cpu.selective_scan)),
-        Implementation("mamba_ssm", _flat(selective_scan_mamba_ssm), unfit=_flat(_crosses_gaps), package="mamba_ssm"),
-        Implementation("reference", _flat(selective_scan_reference)),
-        Implementation("portable", _flat(selective_scan_portable)),
+        Implementation("triton", _emitting(selective_scan_triton), package="triton"),
+        Implementation("cpu", _emitting(cpu.selective_scan)),
+        Implementation(
+            "mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=_flat(_crosses_gaps), package="mamba_ssm"
+        ),
+        Implementation("reference", _emitting(selective_scan_reference)),
+        Implementation("portable", _emitting(selective_scan_portable)),
     ],
-    schema=(f"{SCHEMA}, bool with_stats", "(Tensor, Tensor)"),
+    schema=(f"{SCHEMA}, str stats", "(Tensor, Tensor)"),
     fake=_like_result,
 )
 

@@ -362,12 +362,12 @@ def test_compiles_without_graph_break(backend):
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("backend", "with_stats"), [("reference", True), ("cpu", False)])
-def test_registration(backend, with_stats):
+@pytest.mark.parametrize(("backend", "stats"), [("reference", "delta output"), ("cpu", "")])
+def test_registration(backend, stats):
     inputs = ScanInputs(**Case(length=3, gap=True, stretch=True).inputs())
     for tensor in inputs[:8]:
         tensor.requires_grad_()
-    torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*inputs, with_stats, backend))
+    torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*inputs, stats, backend))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
-from mtr_lab.ops.gpu.scan import LOG2E, softplus
+from mtr_lab.ops.gpu.scan import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.packed import PackedWeights
 
 SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
@@ -65,12 +65,13 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
 
 @autotuned(
     _tiles((64, TILE, 4), (32, TILE, 4)),
-    key=["channels", "R", "G", "BLOCKS", "TAKEN", "WRITTEN"],
+    key=["channels", "R", "G", "BLOCKS", "STATS"],
 )
 @triton.jit(do_not_specialize=["tokens"])
-def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channels: tl.constexpr, step: tl.constexpr,
-                R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr, TAKEN: tl.constexpr,
-                WRITTEN: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+def _timescales(projected, weight, bias, stretch, u, delta, sums, terms, tokens, channels: tl.constexpr,
+                step: tl.constexpr, R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr,
+                STATS: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    """``STATS``: the names of the terms, for the tuner."""
     g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
     row = tl.arange(0, T)
@@ -78,8 +79,9 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
     at = g * tokens.to(tl.int64) + first + row
     r = tl.arange(0, R)
     rank = tl.load(projected + at[:, None] * step + r[None, :], inside[:, None], 0).to(weight.dtype.element_ty)
-    taken = tl.zeros((T,), tl.float32)
-    written = tl.zeros((T,), tl.float32)
+    totals = ()
+    for _ in tl.static_range(len(terms)):
+        totals = totals + (tl.zeros((T,), tl.float32),)
     SHARE: tl.constexpr = (channels + BLOCKS * E - 1) // (BLOCKS * E) * E
     for e0 in range(0, SHARE, E):
         e = tl.program_id(1) * SHARE + e0 + tl.arange(0, E)
@@ -93,16 +95,16 @@ def _timescales(projected, weight, bias, stretch, u, delta, sums, tokens, channe
         tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
         if channels % (BLOCKS * E) != 0:
             dt = tl.where(there[None, :], dt, 0)
-        if TAKEN:
-            taken += tl.sum(dt, 1)
-        if WRITTEN:
-            write = dt * tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
-            written += tl.sum(write * write, 1)
-    place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * (TAKEN + WRITTEN)
-    if TAKEN:
-        tl.store(place, taken, inside)
-    if WRITTEN:
-        tl.store(place + TAKEN, written, inside)
+        u_e = dt
+        if len(terms) > 0:  # the compiler leaves out what no term reads
+            u_e = tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
+        more = ()
+        for i in tl.static_range(len(terms)):
+            more = more + (totals[i] + tl.sum(terms[i](dt, u_e, None, maximum), 1),)
+        totals = more
+    place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * len(terms)
+    for i in tl.static_range(len(terms)):
+        tl.store(place + i, totals[i], inside)
 
 
 @on_its_device
@@ -111,19 +113,18 @@ def project(
     weights: PackedWeights,
     stretch: Tensor | None,
     reverse: Sequence[int],
-    with_delta: bool,
-    with_write: bool,
+    stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve the tokens and project what the scan needs.
 
     Args:
         x: (B, L, E), rows evenly spaced.
         stretch: (B, L), what Δ of each token is multiplied by.
-        with_delta, with_write: whether to emit Σ Δ and Σ (Δ u)² over the channels.
+        stats: the statistics to emit, of those that do not read the output.
 
     Returns:
         u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; low rank, B and C side by side,
-        (G, B, L, R + 2N) float32; the sums asked for, (G, B, L, 0 to 2) float32.
+        (G, B, L, R + 2N) float32; the statistics, (G, B, L, len(stats)) float32.
     """
     x = rows(x)
     images, length, channels = x.shape
@@ -138,14 +139,13 @@ def project(
     )  # fmt: skip
     projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
-    columns = with_delta + with_write
-    parts = x.new_empty(blocks, directions, images, length, columns, dtype=torch.float32)
+    parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
         projected, weights.timescale, weights.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
-        parts if columns else projected, tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
-        STRETCH=stretch is not None, TAKEN=with_delta, WRITTEN=with_write, PRECISION=precision(x.dtype),
+        parts, terms(stats), tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
+        STRETCH=stretch is not None, STATS=" ".join(stats), PRECISION=precision(x.dtype),
     )  # fmt: skip
-    return u, delta, projected, parts[0] if blocks == 1 or not columns else parts.sum(0)
+    return u, delta, projected, parts[0] if blocks == 1 or not stats else parts.sum(0)
 
 
 def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:

@@ -13,7 +13,9 @@ Tokens are read in their order or in its reverse; with an ``order``, by number: 
 apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, processors, registers, reverse_mask, rows, unstack
 from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.statistics import STATISTICS
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
@@ -46,6 +49,22 @@ def softplus(x):
     p = p * w - 0.49997127056121826
     p = p * w + 0.9999997615814209
     return tl.maximum(x, 0) + w * p
+
+
+@cache
+def _compiled(term: Callable[..., Any]) -> Any:
+    return triton.jit(term)
+
+
+def terms(stats: Sequence[str]) -> tuple[Any, ...]:
+    """The formulas of statistics as functions that a kernel, given them as an argument, calls."""
+    return tuple(_compiled(STATISTICS[name].term) for name in stats)
+
+
+@triton.jit
+def maximum(x, y):
+    """What the formulas of statistics are given."""
+    return tl.maximum(x, y)
 
 
 @triton.jit
@@ -121,11 +140,11 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, first, count, length, a2, d_e, bias_e, idle_e,
-          channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
+def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, first, count, length, a2, d_e, bias_e,
+          idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-          GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
-          NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
+          U: tl.constexpr):  # fmt: skip
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
@@ -149,11 +168,8 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, first, co
             h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
             y_t = d_e * u_t + tl.sum(h * c_t[:, None], 0)
             at = sums + t * tl.num_programs(0) + tl.program_id(0)
-            if SUMS:
-                tl.store(at, tl.sum(dt, 0))
-                tl.store(at + step_k, tl.sum(dt * dt * u_t * u_t, 0))
-            if OUTPUT:
-                tl.store(at + 2 * step_k, tl.sum(tl.maximum(y_t, 0), 0))
+            for i in tl.static_range(len(terms)):
+                tl.store(at + i * step_k, tl.sum(terms[i](dt, u_t, y_t, maximum), 0))
             if not FIRST:
                 y_t += ys[k].to(tl.float32)
             if LAST and GATE:
@@ -170,31 +186,31 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, first, co
 
 
 @triton.jit
-def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, start, end, length, a2, d_e, bias_e,
-               idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
+def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, start, end, length, a2, d_e,
+               bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, EVEN: tl.constexpr,
-               NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+               GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
+               U: tl.constexpr):  # fmt: skip
     """Scan the tokens from ``start`` to ``end``, those of ``order`` if there is one, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside, end - 1 if BACK else start, whole,
-                  length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE,
-                  SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, EVEN, NP, U)  # fmt: skip
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, end - 1 if BACK else start,
+                  whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST,
+                  GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, e, inside,
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside,
                   end - 1 - whole if BACK else start + whole, end - start - whole, length, a2, d_e, bias_e, idle_e,
-                  channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, SUMS,
-                  OUTPUT, EVEN, NP, 1)  # fmt: skip
+                  channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP,
+                  1)  # fmt: skip
     return h
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, before, faded,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
-          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr,
-          SPLIT: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
+          CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Directions ``FROM`` to ``TO`` of G."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -218,19 +234,19 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, before, fad
                    bc + g * step_g + image * step_b, z + image * length * step_z,
                    None if order is None else order + each * length, gap + (image * G + g) * length,
                    stretch + image * length, y + image * length * channels,
-                   sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e, bias_e, idle_e,
-                   channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
-                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT,
-                   channels % CH == 0, NP, U)  # fmt: skip
+                   sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e, bias_e,
+                   idle_e, channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
+                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP,
+                   U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
 @triton.jit(do_not_specialize=["length", "middle"])
-def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, states,
+def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, terms, states,
                length, channels: tl.constexpr, middle, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr,
                scale, REVERSE: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr,
-               NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+               GAP: tl.constexpr, STRETCH: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr,
+               U: tl.constexpr):  # fmt: skip
     """Two opposite directions, a program each, to the middle, or from there to where the other one came from. What the
     second half adds to is complete since the first was a launch of its own."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
@@ -251,10 +267,10 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, states,
             h = _direction(h, u + each * length * channels, delta + each * length * channels,
                            bc + g * step_g + image * step_b, z + image * length * step_z, None,
                            gap + (image * 2 + g) * length, stretch + image * length, y + image * length * channels,
-                           sums + each * length * tl.num_programs(0), e, inside, start, end, length, a2, d_e,
+                           sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e,
                            bias_e, idle_e, channels, step_z, step_t,
                            2 * images.to(tl.int64) * length * tl.num_programs(0), scale, BACK, FIRST, not FIRST, GATE,
-                           SOFTPLUS, GAP, STRETCH, SUMS, OUTPUT, channels % CH == 0, NP, U)  # fmt: skip
+                           SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP, U)  # fmt: skip
             if FIRST:
                 tl.store(state, h, inside[None, :])
 
@@ -322,7 +338,7 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, stretch, before, faded,
 
 
 @on_its_device
-def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor]:
+def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
     u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
     if delta_bias is None:
@@ -331,8 +347,7 @@ def selective_scan(inputs: ScanInputs, with_stats: bool) -> tuple[Tensor, Tensor
     return scan(
         u.contiguous(), delta.contiguous(), F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous(),
         torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3), D.float().contiguous(), z,
-        delta_bias.float().contiguous(), order, gap, stretch, reverse, softplus=True, sums=with_stats,
-        output=with_stats,
+        delta_bias.float().contiguous(), order, gap, stretch, reverse, stats, softplus=True,
     )  # fmt: skip
 
 
@@ -349,10 +364,9 @@ def scan(
     gap: Tensor | None,
     stretch: Tensor | None,
     reverse: Sequence[int],
+    stats: Sequence[str],
     *,
     softplus: bool,
-    sums: bool,
-    output: bool,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan`` with its constants laid out for the kernel.
@@ -363,14 +377,12 @@ def scan(
         bc: B and C side by side, (G, B, L, 2N), the last stride 1.
         z: (B, L, E), the last stride 1 and rows evenly spaced; ``None`` for no gate.
         softplus: whether ``delta`` still lacks bias and softplus; without, ``bias`` is read for gaps alone.
-        sums, output: whether to emit Σ Δ and Σ (Δ u)², and Σ max(0, y).
         scale: the result is multiplied by it.
 
     The directions' sum is kept in y, so that of two directions in half precision the first is rounded before the gate.
 
     Returns:
-        y (B, L, E), and the sums (G, B, L, 3) in float32, where those not asked for are undefined; without any,
-        (G, B, L, 0).
+        y (B, L, E), and the statistics (G, B, L, len(stats)) in float32.
     """
     directions, images, length, channels = u.shape
     y = torch.empty_like(u[0])
@@ -383,15 +395,13 @@ def scan(
     halves = half_width(images, channels, u.device) if opposite else 0
     width = halves or CHANNELS
     blocks = triton.cdiv(channels, width)
-    size = 3 * directions * images * length * blocks if sums or output else 1
-    parts = u.new_empty(size, dtype=torch.float32)
+    sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
     data = u, delta, a, bc, d, bias, z_rows
-    rest = gaps, stretches, y, parts
+    rest = gaps, stretches, y, sums, terms(stats)
     strides = z_rows.stride(1), *bc.stride()[:3]
     options = {
         "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
-        "STRETCH": stretch is not None, "SUMS": sums, "OUTPUT": output, "NP": a.shape[1], "CH": width, "num_warps": 1,
-        **REGISTERS,
+        "STRETCH": stretch is not None, "NP": a.shape[1], "CH": width, "num_warps": 1, **REGISTERS,
     }  # fmt: skip
     if halves:
         states = u.new_empty(directions, images, a.shape[1], channels, dtype=torch.float32)
@@ -415,9 +425,9 @@ def scan(
                 *data, order, *rest, before, faded, length, channels, chunk, *strides, scale, FROM=first, TO=last,
                 G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
             )  # fmt: skip
-    if not (sums or output):
-        return y, parts.new_empty(directions, images, length, 0)
-    return y, parts.view(3, directions, images, length, blocks).sum(-1).movedim(0, -1).contiguous()
+    if not stats:
+        return y, sums.view(directions, images, length, 0)
+    return y, sums.sum(-1).movedim(0, -1).contiguous()
 
 
 def chunk_states(

@@ -54,8 +54,8 @@ def main(backend: str, arch: str) -> None:
     for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, *[False] * 3, 1.0)
-        project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, True, True)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, "", 1.0)
+        project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
@@ -63,16 +63,16 @@ def main(backend: str, arch: str) -> None:
     inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
     for width in (32, 0):  # the last for what follows
         scan.half_width = lambda *_, width=width: width
-        scan.selective_scan(inputs, True)
+        scan.selective_scan(inputs, ops.STATS)
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
-    scan.selective_scan(ordered, True)
+    scan.selective_scan(ordered, ops.STATS)
     scan_backward.selective_scan_backward(ordered, normal(1, length, 64))
     for length in (8, 512):  # one direction, nothing optional, a width that leaves threads without work
         single = torch.randn(1, 1, length, 33)
         b_and_c = torch.randn(2, 1, 1, length, 5)
         plain = ScanInputs(single, single, -torch.ones(1, 33, 5), *b_and_c, torch.ones(1, 33), reverse=(1,))
-        scan.selective_scan(plain, False)
+        scan.selective_scan(plain, ())
         scan_backward.selective_scan_backward(plain, single[0])
 
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)

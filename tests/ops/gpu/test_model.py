@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from new_statistics import NEW
 from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
@@ -14,6 +15,7 @@ from mtr_lab.backbones.bimamba import INNER
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
 from mtr_lab.ops.gpu import launch, project
+from mtr_lab.ops.statistics import STATISTICS
 
 SLOW = pytest.mark.slow
 GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 3, "embed_dim": 20, "d_state": 5, "num_classes": 3}
@@ -27,10 +29,13 @@ def model(name="vim_ti", **geometry):
     return made
 
 
-def packed(made):
+def mixer_weights(made):
     mixer = made.blocks[0].mixer
-    weights = mixer._weights([getattr(mixer, name) for name in INNER])
-    return ops.pack(weights, torch.float32)
+    return mixer._weights([getattr(mixer, name) for name in INNER])
+
+
+def packed(made):
+    return ops.pack(mixer_weights(made), torch.float32)
 
 
 def relative(found, expected):
@@ -124,7 +129,7 @@ def test_many_tokens_are_convolved_in_runs(monkeypatch):
     monkeypatch.setattr(project, "SMALL", 0)
     weights = packed(model())
     x = torch.randn(2, 37, 40)  # runs of 19 and 18 tokens
-    u, *_ = project.project(x, weights, None, (False, True), False, False)
+    u, *_ = project.project(x, weights, None, (False, True), ())
     expected = causal_conv1d_reference(x, weights.conv_weight.mT, weights.conv_bias, (False, True))
     torch.testing.assert_close(u, expected)
 
@@ -135,8 +140,21 @@ def test_several_programs_share_the_channels_of_a_token(width, processors, monke
     assert project.channel_blocks(2 * 14, 2 * width, torch.device("cpu")) > 1
     weights = packed(model(embed_dim=width))
     x = torch.randn(2, 7, 2 * width)
-    u, delta, _, sums = project.project(x, weights, None, (False, True), True, True)
+    u, delta, _, sums = project.project(x, weights, None, (False, True), ("delta", "write"))
     expected = torch.stack([delta.sum(-1), (delta * u).square().sum(-1)], dim=-1)
+    torch.testing.assert_close(sums, expected)
+
+
+def test_new_statistics_of_the_fused_mixer(monkeypatch):
+    for name, statistic in NEW.items():
+        monkeypatch.setitem(STATISTICS, name, statistic)
+    weights, xz = mixer_weights(model()), torch.randn(1, 5, 80)
+    options = {"reverse": (False, True), "stats": ("absolute", "taken", "output", "delta")}
+    with torch.no_grad():
+        with ops.use_backend("triton"):
+            _, sums, *_ = ops.mamba_inner(xz, weights, **options)
+        with ops.use_backend("reference"):
+            _, expected, *_ = ops.mamba_inner(xz, weights, **options)
     torch.testing.assert_close(sums, expected)
 
 
@@ -255,8 +273,8 @@ def test_compiles_without_graph_break(policy):
 
 def test_registration():
     weights = packed(model())
-    for wanted in ((False, False, False), (True, False, False), (False, True, True), (False, False, True)):
-        arguments = (torch.randn(1, 5, 80), *weights, None, None, [False, True], 2, 5, *wanted, 0.5)
+    for stats in ("", "delta", "write output", "output"):
+        arguments = (torch.randn(1, 5, 80), *weights, None, None, [False, True], 2, 5, stats, 0.5)
         operator = torch.ops.mtr_lab.mamba_inner.default
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
         torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))

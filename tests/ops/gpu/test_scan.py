@@ -3,6 +3,7 @@
 import pytest
 import torch
 from covering import parametrize_covering
+from new_statistics import NEW
 from paths import reading, some_cells
 
 from mtr_lab import ops
@@ -10,6 +11,7 @@ from mtr_lab.ops.gpu import scan
 from mtr_lab.ops.gpu.scan import half_width
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
+from mtr_lab.ops.statistics import STATISTICS
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -48,11 +50,11 @@ def along(paths, batch, length):
     return {"order": order.to(torch.get_default_device()), "gap": gap.to(torch.get_default_device())}
 
 
-def check(data, reverse, dtype):
+def check(data, reverse, dtype, stats=ops.STATS):
     with ops.use_backend("triton"):
-        y, sums = ops.selective_scan(**data, reverse=reverse, stats=ops.STATS)
+        y, sums = ops.selective_scan(**data, reverse=reverse, stats=stats)
     exact = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in data.items()}
-    expected, expected_sums = selective_scan_reference(ScanInputs(**exact, reverse=reverse), with_stats=True)
+    expected, expected_sums = selective_scan_reference(ScanInputs(**exact, reverse=reverse), stats)
     assert y.dtype == dtype
     assert sums.dtype == torch.float32
     assert relative(y, expected) < TOLERANCE[dtype]
@@ -114,6 +116,13 @@ def test_orders(form, dtype, paths, length, channels, launched):
     data = inputs(len(paths), 2, length, channels, 3, dtype) | along(paths, 2, length)
     check(data, [0] * len(paths), dtype)
     assert launched == launches_of(form, length, channels, len(paths))
+
+
+@pytest.mark.parametrize("stats", [("output",), ("absolute", "write", "taken")])
+def test_the_statistics_asked_for(stats, monkeypatch):
+    for name, statistic in NEW.items():
+        monkeypatch.setitem(STATISTICS, name, statistic)
+    check(inputs(2, 1, 5, 20, 3), (False, True), torch.float32, stats)
 
 
 def test_nothing_optional():
