@@ -26,7 +26,7 @@ def _merged(total, x, image, j, length, removed, channels, c, weight, gone, star
 @triton.jit(do_not_specialize=["length", "removed"])
 def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, gone, start, residual_share, residual_gone,
               residual_start, length, removed, channels, eps, ADD: tl.constexpr, REDUCE: tl.constexpr,
-              LAYER: tl.constexpr, C: tl.constexpr):  # fmt: skip
+              C: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
     kept = length - removed
     image, j = (row // kept).to(tl.int64), row % kept
@@ -46,11 +46,11 @@ def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, gone, 
                         residual_start)  # fmt: skip
     there = c < channels
     tl.store(total + row * channels + c, x, there)
-    if LAYER:
+    if bias is not None:  # LayerNorm
         x = tl.where(there, x - tl.sum(x, 0) / channels, 0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     y = x * scale * tl.load(weight + c, there, 0).to(tl.float32)
-    if LAYER:
+    if bias is not None:
         y += tl.load(bias + c, there, 0).to(tl.float32)
     tl.store(normed + row * channels + c, y.to(normed.dtype.element_ty), there)
 
@@ -78,9 +78,9 @@ def norm_add(
     absent = weight  # stands for a tensor the kernel does not read
     _add_norm[(images * kept,)](
         hidden.contiguous(), absent if residual is None else residual.contiguous(), weight,
-        absent if bias is None else bias, normed, total,
+        bias, normed, total,
         *(absent if t is None else t.contiguous() for t in (keep, *lists)), length, length - kept, channels, eps,
-        ADD=residual is not None, REDUCE=keep is not None, LAYER=bias is not None, **_row(channels),
+        ADD=residual is not None, REDUCE=keep is not None, **_row(channels),
     )  # fmt: skip
     return normed, total
 

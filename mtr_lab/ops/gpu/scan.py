@@ -15,6 +15,7 @@ apart.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,7 +24,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, processors, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.launch import (
+    INTERPRETED,
+    STAGES,
+    fill,
+    on_its_device,
+    processors,
+    registers,
+    reverse_mask,
+    rows,
+    unstack,
+)
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
@@ -53,6 +64,8 @@ def softplus(x):
 
 @cache
 def _compiled(term: Callable[..., Any]) -> Any:
+    if INTERPRETED:  # which finds the language it has to patch among a function's globals
+        term = FunctionType(term.__code__, term.__globals__ | {"tl": tl})
     return triton.jit(term)
 
 

@@ -106,7 +106,7 @@ def test_of_equally_similar_targets_the_least_important_takes_the_token(run, mon
 def test_streams_of_a_half_precision_model(run, dtype, monkeypatch):
     monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 50, 1, channels=40)
-    before = before._replace(hidden=before.hidden.to(dtype))
+    before = before._replace(raw_hidden=before.hidden.to(dtype))
     decide(make_policy(policy_config("mtr")), before, evidence, 9)
 
 

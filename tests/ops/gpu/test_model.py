@@ -31,7 +31,8 @@ def model(name="vim_ti", **geometry):
 
 def mixer_weights(made):
     mixer = made.blocks[0].mixer
-    return mixer._weights([getattr(mixer, name) for name in INNER])
+    inner = [[getattr(mixer, name), getattr(mixer, f"{name}_b")] for name in INNER]
+    return mixer._weights(mixer.paths, *inner)
 
 
 def packed(made):
@@ -115,7 +116,7 @@ def test_trace():
     with torch.no_grad(), ops.use_backend("triton"):
         states = mtr_lab.trace(made, images)
     assert [state.hidden.shape[1] for state in states] == [7, 7, 5]
-    assert all(state.plan is None for state in states)
+    assert all(state.pending is None for state in states)
 
 
 @SLOW

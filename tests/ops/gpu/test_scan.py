@@ -45,7 +45,7 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32):
 
 def along(paths, batch, length):
     """The order and the gaps of random tokens, along these paths over a grid."""
-    cells = some_cells(batch, length, 2 * length + 3, torch.Generator().manual_seed(0))
+    cells = some_cells(batch, length, 2 * length + 3, torch.Generator(torch.get_default_device()).manual_seed(0))
     order, gap = reading(paths, cells, 2 * length + 3)
     return {"order": order.to(torch.get_default_device()), "gap": gap.to(torch.get_default_device())}
 

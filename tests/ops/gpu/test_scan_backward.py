@@ -36,7 +36,7 @@ def random_inputs(
         return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
     g = len(paths)
-    cells = some_cells(batch, length, 2 * length + 3, torch.Generator().manual_seed(0))
+    cells = some_cells(batch, length, 2 * length + 3, torch.Generator(torch.get_default_device()).manual_seed(0))
     order, gap = (t.to(DEVICE) for t in reading(paths, cells, 2 * length + 3))
     raster = {*paths} <= {"rows", "-rows"}
     projected = normal(g, batch, length, 3 + 2 * states)
