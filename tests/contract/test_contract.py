@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from smallest import Smallest
 from torch import Tensor, nn
 from toys import TOYS, Toy
 
@@ -28,8 +29,9 @@ BACKBONES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: mtr_lab.create_model(name, **SMALL) for name in MODELS},
     "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
+    "smallest": Smallest,
 }
-SOME = ["vim_ti", "videomamba_ti", "video", *TOYS]
+SOME = ["vim_ti", "videomamba_ti", "video", *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -241,7 +243,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, "mtr"])
-@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS])
+@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS, "smallest"])
 @torch.no_grad()
 def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
     model = make(name)
@@ -292,7 +294,7 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     before = model(images)
     reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2), **{place: "toy"})
     schedule = reduction.schedule
-    acts = {"mlp": any(block.mlp for block in model.blocks) if name in TOYS else False}
+    acts = {"mlp": any(block.mlp for block in blocks_of(model))}
     acts["paths"] = any(len(block.mixer.paths) > 1 for block in blocks_of(model))
     plain = mtr_lab.reduction.make_schedule(model, reduction.policy.after_mixers(), schedule=schedule.remove)
     assert (schedule.flops + schedule.flops_reduction < plain.flops + plain.flops_reduction) == acts.get(place, True)
