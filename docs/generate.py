@@ -81,7 +81,7 @@ PAGES = {
     "configuration.md": configuration(),
     "policies.md": policies(),
     "architecture.md": architecture(),
-    "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    "contributing.md": (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/pages/", "]("),
     "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
 }
 for page, text in PAGES.items():

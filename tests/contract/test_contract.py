@@ -17,7 +17,7 @@ from mtr_lab.backbones import MODELS, blocks_of, missing_members
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops import make_plan
 from mtr_lab.pictures import observe
-from mtr_lab.reduction import policy_config, policy_names, trace
+from mtr_lab.reduction import make_policy, policy_config, policy_names, trace
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
 from mtr_lab.tasks.features import FeatureMaps
 from mtr_lab.tokens import restore
@@ -77,7 +77,7 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     images = inputs(model)
     before, weights = model(images), model.state_dict().keys()
     special = all(layout.special for layout in model.layouts())
-    if policy in ("evit", "pumer") and not special:  # they compare tokens with the class token
+    if make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
             mtr_lab.patch(model, policy, schedule=counts(model, 3))
     else:
