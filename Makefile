@@ -29,7 +29,7 @@ format: $(VENV)/installed-test  ## Format the code, and mend what the linter can
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed-docs  ## The manual, in build/docs
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 	@echo build/docs/index.html
 
 # The bare environment, PyTorch included, takes several GB below build/ until the tests have run.

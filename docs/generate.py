@@ -1,9 +1,13 @@
 """Make the pages that are written elsewhere: at the top of the repository (README and others), and in conf/."""
 
 import re
+import sys
 from pathlib import Path
 
 import mkdocs_gen_files
+
+sys.path.insert(0, str(Path(__file__).parent))
+from architecture import draw
 
 from mtr_lab.policy_files import policy_files, read_policy
 
@@ -53,6 +57,11 @@ def policies() -> str:
     return f"{(Path(__file__).parent / 'policies.md').read_text()}\n\n{sources}\n\n" + "\n".join(rows) + "\n"
 
 
+def architecture() -> str:
+    """The rooms of the package, and the picture of their imports."""
+    return (Path(__file__).parent / "architecture.md").read_text().replace("{picture}", draw())
+
+
 def head(file: Path) -> str:
     """The comment a file begins with."""
     lines = [line[1:].strip() for line in file.read_text().splitlines() if re.match(r"# (?!@package)", line)]
@@ -71,7 +80,8 @@ PAGES = {
     "index.md": start(),
     "configuration.md": configuration(),
     "policies.md": policies(),
-    "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    "architecture.md": architecture(),
+    "contributing.md": (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/pages/", "]("),
     "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
 }
 for page, text in PAGES.items():

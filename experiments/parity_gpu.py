@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import mtr_lab
 from mtr_lab import ops
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.ops import Plan
+from mtr_lab.reduction import Policy
 from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.environment import environment
 
@@ -31,24 +31,21 @@ POINTS = ((None, 0.0), ("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4),
 
 
 @contextmanager
-def policies_replaced(model: VisionMamba, plans: list[Plan], *, record: bool) -> Iterator[None]:
+def policies_replaced(plans: list[Plan], *, record: bool) -> Iterator[None]:
     """Append every plan the policies decide to ``plans``, or take them from there instead."""
-    steps = [block.step for block in model.blocks if block.step is not None]
-    kept = [step.policy for step in steps]
-    for step, policy in zip(steps, kept, strict=True):
+    kept = Policy.__call__
 
-        def decide(*seen: Any, policy: Any = policy) -> Plan:
-            if not record:
-                return plans.pop(0)
-            plans.append(policy(*seen))
-            return plans[-1]
+    def decide(policy: Policy, *seen: Any) -> Plan:
+        if not record:
+            return plans.pop(0)
+        plans.append(kept(policy, *seen))
+        return plans[-1]
 
-        step.policy = decide
+    Policy.__call__ = decide
     try:
         yield
     finally:
-        for step, policy in zip(steps, kept, strict=True):
-            step.policy = policy
+        Policy.__call__ = kept
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -56,7 +53,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def compare(name: str, model: VisionMamba, batches: list[Tensor]) -> list[dict[str, Any]]:
+def compare(name: str, model: nn.Module, batches: list[Tensor]) -> list[dict[str, Any]]:
     rows = []
     for policy, ratio in POINTS:
         model.float()
@@ -66,7 +63,7 @@ def compare(name: str, model: VisionMamba, batches: list[Tensor]) -> list[dict[s
         with ops.use_backend("reference"):
             reference = []
             for images, recorded in zip(batches, plans, strict=True):
-                with policies_replaced(model, recorded, record=True):
+                with policies_replaced(recorded, record=True):
                     reference.append(model(images))
         expected = torch.cat(reference)
         for dtype in DTYPES:
@@ -75,7 +72,7 @@ def compare(name: str, model: VisionMamba, batches: list[Tensor]) -> list[dict[s
                 free, forced = [], []
                 for images, recorded in zip(batches, plans, strict=True):
                     free.append(model(images.to(dtype)))
-                    with policies_replaced(model, list(recorded), record=False):
+                    with policies_replaced(list(recorded), record=False):
                         forced.append(model(images.to(dtype)))
             same = (torch.cat(free).argmax(1) == expected.argmax(1)).float().mean()
             rows.append(

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtr_lab import create_model
-from mtr_lab.backbones import VisionMamba
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluate import PROBE_IMAGES
@@ -77,7 +76,7 @@ def four_views(images: Tensor) -> list[Tensor]:
     return [centre, centre.flip(-1), images[:, :, :112, :112], images[:, :, 16:, 16:].flip(-1)]
 
 
-def search(model: VisionMamba, policy: str, probes: Tensor, views: list[Tensor]) -> list[dict[str, Any]]:
+def search(model: nn.Module, policy: str, probes: Tensor, views: list[Tensor]) -> list[dict[str, Any]]:
     """At each ratio the KL of every schedule on the held-out images, and the winner."""
     automatic = Reduction(model, policy_config(policy, schedule="auto"), images=probes)
     schedules = {ratio: {"auto": automatic.solve(ratio)} for ratio in RATIOS}
@@ -117,7 +116,7 @@ def search(model: VisionMamba, policy: str, probes: Tensor, views: list[Tensor])
 
 
 def validate(
-    model: VisionMamba, policy: str, found: list[dict[str, Any]], data: ImageDataModule, unreduced: np.ndarray | None
+    model: nn.Module, policy: str, found: list[dict[str, Any]], data: ImageDataModule, unreduced: np.ndarray | None
 ) -> Predictions:
     """The unreduced model and the winners on the validation images; ``unreduced`` (1, n, K) if it is known already."""
     reduction = Reduction(model, policy_config(policy, schedule=found[0]["remove"]))
@@ -146,7 +145,7 @@ def validate(
 
 
 @torch.no_grad()
-def log_probs(model: VisionMamba, reduction: Reduction, schedule: Schedule, images: Tensor) -> np.ndarray:
+def log_probs(model: nn.Module, reduction: Reduction, schedule: Schedule, images: Tensor) -> np.ndarray:
     """(B, K)."""
     reduction.use(schedule)
     return model(images).log_softmax(-1).cpu().numpy()

@@ -43,7 +43,7 @@ class VisionMamba(nn.Module, ABC):
         num_frames: T, the frames of a video; None for images.
         kernel_size: how many frames a patch of a video spans; it divides T.
         drop_rate: dropout before the head while training.
-        global_pool: what the head is given, one of ``mtr_lab.backbones.pooling.POOLINGS``.
+        global_pool: what the head is given, one of ``mtr_lab.tokens.pooling.POOLINGS``.
 
     Raises:
         UserError: the sizes do not fit each other; ``num_frames`` of a family for images alone; an unknown pooling.

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones.hub import fetch, first_line
 from mtr_lab.backbones.pretrained import IMAGENET, label_names, resolve
-from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.tokens.pooling import check_pooling
 
-Model = TypeVar("Model", bound=VisionMamba)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 PUBLISHED_TOP1 = {
@@ -66,6 +65,7 @@ def build(
     ``weights`` (a dict of ``Weights``). On the meta device it is an outline: no weights are loaded.
 
     Args:
+        family: a :class:`Backbone` that is a module, with a ``head`` and a method ``fit_weights``.
         registered: the configuration of the name, see ``mtr_lab.backbones.pretrained``.
         pretrained: load the weights it names. The head stays untrained if it has another number of classes.
         defaults: the variant's geometry.
@@ -98,7 +98,7 @@ def build(
     if not isinstance(pretrained, bool):
         raise UserError(f"pretrained of {name}={pretrained}: expected true or false.")
 
-    model = family(**{**defaults, **kwargs})
+    model: Any = family(**{**defaults, **kwargs})
     model.weights = asdict(Weights("random"))
     channels, *frames, height, width = model.input_shape
     video = bool(frames)
@@ -154,7 +154,7 @@ def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:
     )
 
 
-def _feature_extractor(model: VisionMamba, out_indices: int | Sequence[int], feature_class: Any) -> Any:
+def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_class: Any) -> Any:
     """timm's wrapper: images to the maps of ``forward_intermediates``."""
     from timm.models._features import FeatureGetterNet
 
@@ -168,7 +168,7 @@ def _feature_extractor(model: VisionMamba, out_indices: int | Sequence[int], fea
 
 
 def _check_argument(label: str, key: str, value: Any) -> None:
-    """Raise a ``UserError`` unless the value is one that ``VisionMamba`` takes for ``key``."""
+    """Raise a ``UserError`` unless the value is one that a family takes for ``key``."""
     if key in ("stride", "num_frames") and value is None:
         return
     if key in ("drop_path_rate", "drop_rate"):
@@ -183,7 +183,7 @@ def _check_argument(label: str, key: str, value: Any) -> None:
 
 
 def load_weights(
-    model: VisionMamba,
+    model: Any,
     checkpoint: str | Path,
     revision: str = "main",
     whole: nn.Module | None = None,

@@ -114,6 +114,11 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_readable(data: Tensor) -> bool:
+    """Whether a look at the values of the data waits for no device and breaks no graph."""
+    return data.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One implementation of an operation.

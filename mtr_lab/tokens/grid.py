@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mtr_lab import ops
 from mtr_lab.errors import unknown
 from mtr_lab.tokens.gather import take, take_or_zero
 from mtr_lab.tokens.pooling import ordinary_tokens
@@ -90,7 +91,7 @@ def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[in
 def _may_drop(state: TokenState, source: Tensor) -> bool:
     """Whether tokens may have been dropped; with a look at the data where nothing waits for it."""
     fewer = state.index.shape[1] < source.shape[1] + state.special.shape[1]
-    return fewer and (source.device.type != "cpu" or torch.compiler.is_compiling() or bool((source < 0).any()))
+    return fewer and (not ops.is_readable(source) or bool((source < 0).any()))
 
 
 def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from smallest import Smallest
 from torch import Tensor, nn
 from toys import TOYS, Toy
 
@@ -16,7 +17,7 @@ from mtr_lab.backbones import MODELS, blocks_of, missing_members
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops import make_plan
 from mtr_lab.pictures import observe
-from mtr_lab.reduction import policy_config, policy_names, trace
+from mtr_lab.reduction import make_policy, policy_config, policy_names, trace
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
 from mtr_lab.tasks.features import FeatureMaps
 from mtr_lab.tokens import restore
@@ -28,8 +29,9 @@ BACKBONES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: mtr_lab.create_model(name, **SMALL) for name in MODELS},
     "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
+    "smallest": Smallest,
 }
-SOME = ["vim_ti", "videomamba_ti", "video", *TOYS]
+SOME = ["vim_ti", "videomamba_ti", "video", *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -75,7 +77,7 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     images = inputs(model)
     before, weights = model(images), model.state_dict().keys()
     special = all(layout.special for layout in model.layouts())
-    if policy in ("evit", "pumer") and not special:  # they compare tokens with the class token
+    if make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
             mtr_lab.patch(model, policy, schedule=counts(model, 3))
     else:
@@ -241,7 +243,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, "mtr"])
-@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS])
+@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS, "smallest"])
 @torch.no_grad()
 def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
     model = make(name)
@@ -292,7 +294,7 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     before = model(images)
     reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2), **{place: "toy"})
     schedule = reduction.schedule
-    acts = {"mlp": any(block.mlp for block in model.blocks) if name in TOYS else False}
+    acts = {"mlp": any(block.mlp for block in blocks_of(model))}
     acts["paths"] = any(len(block.mixer.paths) > 1 for block in blocks_of(model))
     plain = mtr_lab.reduction.make_schedule(model, reduction.policy.after_mixers(), schedule=schedule.remove)
     assert (schedule.flops + schedule.flops_reduction < plain.flops + plain.flops_reduction) == acts.get(place, True)
