@@ -59,8 +59,8 @@ class Backbone(Protocol):
             UserError: the size does not fit.
         """
 
-    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
-        """Images to the state before the first block. ``traced``: track where each original token goes."""
+    def embed(self, images: Tensor) -> TokenState:
+        """Images to the state before the first block."""
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         """The state after the last block of a stage to the state before the first block of ``stage``, the next one."""
@@ -97,11 +97,25 @@ def stage_of(model: Backbone, block: int) -> int:
     raise IndexError(block)
 
 
-def first_state(model: Backbone, images: Tensor, *, traced: bool = False) -> TokenState:
-    """Images (B, channels, H, W) to the state before the first block, as the policy in force has it."""
-    if model.reduction is None:
-        return model.embed(images, traced=traced)
-    return model.reduction.on_embedding(model.embed(model.reduction.on_picture(images), traced=traced))
+def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracking_offset: bool = False) -> TokenState:
+    """Images (B, channels, H, W) to the state before the first block, as the policy in force has it.
+
+    Args:
+        traced: track ``source``, which is tracked anyway where a later part of a reduced model needs it: a stage that
+            follows, or a mixer that convolves over the grid.
+        tracking_offset: track ``offset`` too, for the restoration ``skip``.
+    """
+    reduction = model.reduction
+    state = model.embed(images if reduction is None else reduction.on_picture(images))
+    if traced or tracking_offset or (reduction is not None and _needs_source(model)):
+        state = state.traced()
+    if tracking_offset:
+        state = state.tracking_offset()
+    return state if reduction is None else reduction.on_embedding(state)
+
+
+def _needs_source(model: Backbone) -> bool:
+    return len(model.stages) > 1 or any(getattr(block.mixer, "reads_grid", False) for block in blocks_of(model))
 
 
 def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[TokenState, TokenState]]:
@@ -112,9 +126,9 @@ def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[To
     start = 0
     for number, stage in enumerate(model.stages):
         if first < start:
-            tracks = state.offset is not None
-            state = model.enter(number, state)
-            state = state.tracking_offset() if tracks else state
+            before, state = state, model.enter(number, state)
+            state = state if before.source is None else state.traced()
+            state = state if before.offset is None else state.tracking_offset()
         for block in stage.blocks[max(first - start, 0) :]:
             after = run_block(model, block, state)
             yield state, after

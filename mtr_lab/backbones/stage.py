@@ -36,7 +36,7 @@ class BlockReduction(Protocol):
         """The tokens after the mixer, with a pending plan if some go."""
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
-        """The plan by which tokens are merged for the MLP alone; ``None`` for none."""
+        """The plan by which tokens are merged for the MLP alone, ``None`` for none. Evidence is of these tokens."""
 
 
 class Mixer(Protocol):
@@ -44,6 +44,7 @@ class Mixer(Protocol):
 
     paths: tuple[ScanPath, ...]
     """The directions in which it scans, none if it shows no evidence (attention)."""
+    # And ``reads_grid = True`` if it convolves over the grid: then ``source`` is tracked where tokens are reduced.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed ones, and the evidence asked for, ``Evidence.none`` without a scan."""
@@ -59,7 +60,8 @@ class Block(nn.Module):
         mixer: see :class:`Mixer`.
         norm: of (hidden, residual, plan) to (normed, residual), see ``mtr_lab.backbones.norms``.
         mlp, mlp_norm: the second half of the block, if it has one.
-        drop_path: stochastic depth while training.
+        drop_path: how often, while training, what enters the block is not added to the residual stream: the output of
+            the block before, as in the authors' code of Vim, and with an MLP that of this block's mixer too.
     """
 
     reduction: BlockReduction | None
@@ -105,7 +107,9 @@ class Block(nn.Module):
         state = state.with_streams(hidden, residual)
         if reduction is not None:
             state = reduction.after_mixer(state, evidence)
-        return state if self.mlp is None else self._transformed(state, evidence)
+        if self.mlp is None:
+            return state
+        return self._transformed(state, evidence if state.pending is None else evidence.of(state.pending.keep))
 
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The second half: the MLP, on fewer tokens where a policy merges them for it alone."""

@@ -166,7 +166,7 @@ class VisionMamba(nn.Module, ABC):
         patches = self.temporal_pos_embedding[:, :, None] + patches[:, None]  # (1, frames, rows · columns, C)
         return torch.cat([class_entry, patches.flatten(1, 2)], dim=1)
 
-    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
+    def embed(self, images: Tensor) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block; any size that fits the patch grid.
 
         One operation does it all, unless ``patch_embed`` has to be called: patches overlap, or it has a hook or an
@@ -180,7 +180,7 @@ class VisionMamba(nn.Module, ABC):
             tokens = ops.patch_tokens(images, proj.weight, proj.bias, self.cls_token, positions, place)
         else:
             tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, place)
-        return TokenState.start(tokens, layout.special, layout, traced=traced)
+        return TokenState.start(tokens, layout.special, layout)
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         """There is no second stage."""

@@ -62,7 +62,7 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
         UserError: none removes anything.
     """
     point = max(points, key=lambda point: point.schedule.reduction)
-    if not any(point.schedule.remove):
+    if not point.schedule.acts:
         raise UserError("there is nothing to draw where no token is removed: give an mtr.ratio above 0.")
     return point
 

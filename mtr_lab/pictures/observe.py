@@ -22,7 +22,7 @@ class BlockView:
     unreduced: int
     """How many tokens there are in its stage before any reduction, special ones included."""
     entered: int
-    """How many enter the block."""
+    """How many enter the block; before the first, those that go at the embedding are counted."""
     tokens: int
     """How many are left."""
     source: np.ndarray
@@ -68,10 +68,10 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
         UserError: the images do not fit the patch grid, or the reduction is not in force.
     """
     reduction.use(reduction.schedule)  # refuses where the model was unpatched or patched anew
-    stages = [stage for stage in model.stages for _ in stage.blocks]
+    stages = [(stage, block is stage.blocks[0]) for stage in model.stages for block in stage.blocks]
     video = len(model.input_shape) == 4
     traced = zip(trace_blocks(model, images), stages, strict=True)
-    views = [_view(block, stage, video) for block, stage in traced]
+    views = [_view(block, *stage, video) for block, stage in traced]
     return [
         Observation(
             image=pixels,
@@ -85,7 +85,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
     ]
 
 
-def _view(block: TracedBlock, stage: Stage, video: bool) -> list[BlockView]:
+def _view(block: TracedBlock, stage: Stage, is_first: bool, video: bool) -> list[BlockView]:
     before, after, score = block.before, block.after, block.score
     layout = after.layout
     assert layout is not None
@@ -102,11 +102,13 @@ def _view(block: TracedBlock, stage: Stage, video: bool) -> list[BlockView]:
     # The tokens of an image's sequences are numbered one after the other.
     first = torch.arange(len(after.source), device=after.source.device) % layout.sequences * after.index.shape[1]
     source = over_patches(torch.where(after.source < 0, after.source, after.source + first[:, None]))
-    removed = over_patches(everywhere.scatter(1, before.index, 1).scatter(1, after.index, 0)) > 0
+    # What goes at the embedding is shown with the first block.
+    present = everywhere + 1 if is_first else everywhere.scatter(1, before.index, 1)
+    removed = over_patches(present.scatter(1, after.index, 0)) > 0
     scores = None if score is None else over_patches((everywhere + torch.nan).scatter(1, before.index, score))
     rows, columns = source.shape[-2:]
     grid = PatchGrid(rows, columns, stage.patch_size, stage.stride)
-    lengths = layout.tokens, before.index.shape[1], after.index.shape[1]
+    lengths = layout.tokens, layout.tokens if is_first else before.index.shape[1], after.index.shape[1]
     unreduced, entered, tokens = (length * layout.sequences for length in lengths)
     return [
         BlockView(grid, unreduced, entered, tokens, source[i], removed[i], None if scores is None else scores[i])

@@ -85,7 +85,10 @@ class BlockInForce:
     @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
-        return self._in_force.policy.needs if self.remove else ()
+        policy = self._in_force.acting
+        part = None if policy is None else MLPS[policy.mlp]
+        own = self._in_force.policy.needs if self.remove else ()
+        return own if part is None else tuple(dict.fromkeys((*own, *part.needs)))
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The tokens after the mixer, with a pending plan if some go."""
@@ -178,9 +181,11 @@ class Reduction:
         """Put a schedule in force; the model's next forward pass follows it.
 
         Raises:
-            UserError: the model has been unpatched, or patched anew, since.
+            UserError: the model has been unpatched, or patched anew, since; the schedule is of another depth.
         """
         self._check_in_force()
+        if len(schedule.remove) != (depth := len(blocks_of(self._model))):
+            raise UserError(f"a schedule of {len(schedule.remove)} blocks does not fit a model of {depth}.")
         self._in_force.schedule = schedule
 
     def _check_in_force(self) -> None:

@@ -45,6 +45,8 @@ class MlpPart:
     """The plan that removes that many, from the state after the mixer."""
     flops: Callable[[int, int], int]
     """Of deciding, for one sequence of so many tokens and C channels; what the plan moves is charged besides."""
+    needs: tuple[str, ...] = ()
+    """The evidence it reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Policy:
         prune_first: share of the removed tokens that is pruned by score before any grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
-        order: of the survivors, a name of ``order.ORDERS``.
+        order: of the survivors in the sequence, a name of ``order.ORDERS``; paths over the grid keep to the grid.
         align: decay the scan's state over pruned tokens from the next block on (HSA).
         stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
             stands for several then writes, and lets the past fade, for longer.
@@ -98,6 +98,11 @@ class Policy:
         for part, table in tables.items():
             if getattr(self, part) not in table:
                 raise unknown(f"mtr.{part}", str(getattr(self, part)), table)
+        if self.align and self.order != "index":
+            raise UserError(
+                f"mtr.align counts the tokens missing between neighbours, which mtr.order={self.order} moves: set "
+                "mtr.order=index, or mtr.align=false."
+            )
         for share in ("target_fraction", "prune_first", "prune_share", "stretch"):
             value = getattr(self, share)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -174,17 +179,19 @@ class Policy:
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model lacks what the policy reads."""
-        name, mixers = type(model).__name__, [block.mixer for block in blocks_of(model)]
-        scanned = list(dict.fromkeys(path.name for mixer in mixers for path in mixer.paths))
-        if self.needs and not scanned:
+        name, scan = type(model).__name__, SCANS[self.paths]
+        mixers = [block.mixer.paths for block in blocks_of(model) if block.mixer.paths]
+        if self.needs and not mixers:
             raise UserError(
                 f"mtr.score={self.score} reads what a scan shows, and {name} has none: choose another score."
             )
-        if self.directions != BOTH and self.directions not in scanned:
-            raise UserError(
-                f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
-                "mtr.directions=both, which takes what there is."
-            )
+        for paths in mixers:
+            scanned = [path.name for path in (paths if scan is None else scan.choose(paths))]
+            if self.needs and self.directions != BOTH and self.directions not in scanned:
+                raise UserError(
+                    f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
+                    "mtr.directions=both, which takes what there is."
+                )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -255,7 +262,7 @@ class Policy:
 
     def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
         """What is summed to the scores, (B, K, L), and by what the sums are divided."""
-        chosen = evidence if self.directions == BOTH else evidence.along(self.directions)
+        chosen = evidence.along(self.directions) if self.needs and self.directions != BOTH else evidence
         terms = self.scoring.function(state, chosen, **({"seed": self.seed} if self.draws else {}))
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)

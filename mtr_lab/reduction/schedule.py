@@ -65,7 +65,7 @@ class Place:
     width: int
     shows_evidence: bool
     is_last: bool
-    """Of its stage: after it, removing a token saves nothing."""
+    """Whether removing a token saves nothing: it is the last of its stage, and no MLP follows its mixer."""
 
 
 def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[Place]:
@@ -80,7 +80,7 @@ def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None
             layout.sequences,
             stage.width,
             bool(block.mixer.paths),
-            block is stage.blocks[-1],
+            block is stage.blocks[-1] and block.mlp is None,
         )
         for number, (stage, layout, gone) in enumerate(zip(model.stages, layouts, embedded, strict=True))
         for block in stage.blocks
@@ -90,7 +90,9 @@ def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None
 def reducing_blocks(
     places: Sequence[Place], policy: Policy, first_block: int, interval: int, layers: str = "all"
 ) -> list[int]:
-    """The blocks that reduce, from 0: never the last one of a stage, nor one that lacks the evidence of the policy.
+    """The blocks that reduce, from 0: not the last one of the model or, unless an MLP follows its mixer, of a stage.
+
+    Nor one that lacks the evidence the policy reads.
 
     ``layers`` narrows them to the ``lower`` or the ``upper`` half of the model, as Famba-V does.
     """
@@ -188,7 +190,7 @@ def make_schedule(
     if ratio == 0:
         return cost([0] * depth)
     if isinstance(schedule, Mapping):
-        _check_weights(schedule, depth)
+        _check_weights(schedule, [_can_reduce(place, policy) for place in places])
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
         blocks = reducing_blocks(places, policy, first_block, interval, layers)
@@ -243,11 +245,13 @@ def _solve(
         found = trial
 
 
-def _check_weights(weights: Mapping[int, float], depth: int) -> None:
+def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> None:
+    allowed = [block for block, can in enumerate(can_reduce) if can]
     numbers = all(isinstance(number, int | float) for pair in weights.items() for number in pair)
-    if not weights or not numbers or not all(b in range(depth - 1) and 0 < w < math.inf for b, w in weights.items()):
+    if not weights or not numbers or not all(b in allowed and 0 < w < math.inf for b, w in weights.items()):
+        these = f"0 to {allowed[-1]}" if allowed == list(range(len(allowed))) else str(allowed)
         raise UserError(
-            f"mtr.schedule must give a weight above 0 for each block that reduces, of 0 to {depth - 2}, got {weights}."
+            f"mtr.schedule must give a weight above 0 for each block that reduces, of {these}, got {weights}."
         )
 
 

@@ -54,11 +54,12 @@ class GreedySearch:
         self._size = (images.shape[-2], images.shape[-1])
         self._places = block_places(model, policy, self._size)
         self._prices = dict.fromkeys(blocks, 0.0)
-        nothing = self._cost([0] * len(self._places))
-        self._path = [Choice(nothing, 0.0, 0.0)]
         with torch.no_grad():
-            self._states = self._run(0, first_state(model, images), nothing)
-            self._unreduced = self._log_probs(self._states[-1])
+            unreduced = make_schedule(model, policy, ratio=0.0, img_size=self._size)
+            self._unreduced = self._log_probs(self._from_images(images, unreduced)[-1])
+            nothing = self._cost([0] * len(self._places))  # after mixers; the policy may act elsewhere
+            self._states = self._from_images(images, nothing)
+            self._path = [Choice(nothing, self._moved(self._states[-1]), 0.0)]
 
     @torch.no_grad()
     def reach(self, ratio: float) -> Schedule:
@@ -80,8 +81,7 @@ class GreedySearch:
                 del self._prices[block]
                 continue
             states = self._run(block, self._states[block], more)
-            reduced = self._log_probs(states[-1])
-            kl = F.kl_div(reduced, self._unreduced, reduction="batchmean", log_target=True).item()
+            kl = self._moved(states[-1])
             self._prices[block] = (kl - current.kl) / saved
             if best is None or self._prices[block] < best.price:
                 best = Choice(more, kl, self._prices[block])
@@ -102,6 +102,15 @@ class GreedySearch:
     def _cost(self, counts: Sequence[int]) -> Schedule:
         possible = possible_counts(self._policy, counts, self._places)
         return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size)
+
+    def _from_images(self, images: Tensor, schedule: Schedule) -> list[TokenState]:
+        self._use(schedule)
+        return self._run(0, first_state(self._model, images), schedule)
+
+    def _moved(self, state: TokenState) -> float:
+        """KL of the output from a state after the last block to the unreduced output, nats an image."""
+        reduced = self._log_probs(state)
+        return F.kl_div(reduced, self._unreduced, reduction="batchmean", log_target=True).item()
 
     def _run(self, first: int, state: TokenState, schedule: Schedule) -> list[TokenState]:
         """The blocks from ``first`` on: the states before each of them and after the last."""

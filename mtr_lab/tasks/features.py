@@ -35,15 +35,19 @@ class FeatureMaps(nn.Module):
         self.restoration = restoration
         self.depths = [(i + 1) * depth // levels - 1 for i in range(levels)]
         """The blocks after which a map is taken, from 0."""
+        stages = [stage for stage in backbone.stages for _ in stage.blocks]
+        self.channels = [stages[depth].width for depth in self.depths]
+        """Of the maps."""
+        self.strides = [stages[depth].stride for depth in self.depths]
+        """Pixels between the cells of the maps."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C, rows, columns) in float32, from the first depth to the last.
 
         Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
         """
-        state, maps = first_state(self.backbone, images, traced=True), []
-        if self.restoration == "skip":
-            state = state.tracking_offset()
+        skips = self.restoration == "skip"
+        state, maps = first_state(self.backbone, images, traced=True, tracking_offset=skips), []
         for i, (_, after) in enumerate(run(self.backbone, state)):
             if i in self.depths:
                 layout = after.layout

@@ -26,8 +26,8 @@ class SegmentationHead(nn.Module):
     """Four maps (B, C, H/s, W/s), from shallow to deep, to logits (B, K, H/4, W/4).
 
     Args:
-        channels: C.
-        stride: s, pixels between the maps' cells: 4, 8, 16 or 32.
+        channels: C of each map.
+        strides: s of each map, pixels between its cells: 4, 8, 16 or 32.
         num_classes: K.
         width: channels of the decoder.
 
@@ -35,15 +35,17 @@ class SegmentationHead(nn.Module):
         UserError: another stride.
     """
 
-    def __init__(self, channels: int, stride: int, num_classes: int, width: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__()
-        if stride not in STRIDES:
-            raise UserError(f"the patches are {stride} pixels apart: a segmentation head takes {STRIDES}.")
+        for stride in strides:
+            if stride not in STRIDES:
+                raise UserError(f"the patches are {stride} pixels apart: a segmentation head takes {STRIDES}.")
         check_number("task.width", width, int, 1)
-        self.channels, self.stride, self.num_classes = channels, stride, num_classes
-        self.resample = nn.ModuleList(_resampling(channels, stride, target) for target in STRIDES)
+        self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
+        levels = zip(channels, strides, STRIDES, strict=True)
+        self.resample = nn.ModuleList(_resampling(*level) for level in levels)
         # It takes five maps and leaves out the two finest.
-        self.decoder = UPerNetDecoder([0, 0] + [channels] * len(STRIDES), len(STRIDES) + 1, width)
+        self.decoder = UPerNetDecoder([0, 0, *channels], len(STRIDES) + 1, width)
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -53,7 +55,8 @@ class SegmentationHead(nn.Module):
     def flops(self, height: int, width: int) -> int:
         """True FLOPs on the maps of one image of that size."""
         weight = next(self.parameters())
-        maps = [weight.new_zeros(1, self.channels, height // self.stride, width // self.stride)] * len(STRIDES)
+        levels = zip(self.channels, self.strides, strict=True)
+        maps = [weight.new_zeros(1, channels, height // stride, width // stride) for channels, stride in levels]
         training = self.training
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.eval()(maps)
@@ -76,12 +79,11 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: Any, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
         super().__init__()
-        FeatureMaps(backbone, len(STRIDES), restoration)  # checks its arguments
+        maps = FeatureMaps(backbone, len(STRIDES), restoration)
         backbone.reset_classifier(0)
         backbone.final_norm.requires_grad_(False)  # the maps are those before it
         self.backbone, self.restoration = backbone, restoration
-        stage = backbone.stages[-1]
-        self.head = SegmentationHead(stage.width, stage.stride, num_classes, width)
+        self.head = SegmentationHead(maps.channels, maps.strides, num_classes, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, K, H, W) in float32."""

@@ -26,7 +26,7 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> T
     """The residual stream of a reduced sequence on the grid of patches; exact where nothing was reduced.
 
     Args:
-        state: traced if it is reduced (``model.embed(images, traced=True)``), of images: M tokens, S of them special,
+        state: traced if it is reduced, of images: M tokens, S of them special,
             which are no part of the grid.
         grid: (rows, columns) of patches; L0 = rows · columns + S.
         how: one of ``RESTORATIONS``.

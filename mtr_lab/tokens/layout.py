@@ -24,6 +24,10 @@ class Layout:
     frames: int = 1
     windows: tuple[int, int] = (1, 1)
 
+    def __post_init__(self) -> None:
+        if list(self.special) != sorted(set(self.special)):
+            raise ValueError(f"positions of special tokens have to ascend, got {self.special}")
+
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of one frame of one sequence."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.state import TokenState
@@ -70,8 +72,11 @@ def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
     """
     if all(path.is_raster for path in paths):
         return None
-    step = _steps(state, paths)
-    occupied = step.new_zeros(*step.shape[:2], _layout(state).tokens).scatter_(2, step, 1)
+    tables = _tables(paths, _layout(state), state.index.device)
+    if state.index.shape[1] == tables.shape[1]:  # nothing was reduced
+        return tables[:, None].expand(-1, state.index.shape[0], -1)
+    step = _steps(tables, state)
+    occupied = step.new_zeros(*step.shape[:2], tables.shape[1]).scatter_(2, step, 1)
     place = (occupied.cumsum(2) - 1).gather(2, step)  # of each token among the survivors
     tokens = torch.arange(place.shape[2], device=place.device).expand_as(place)
     return torch.zeros_like(place).scatter_(2, place, tokens)
@@ -85,15 +90,31 @@ def gap(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
         return torch.stack(rows, dim=1)
     read = order(state, paths)
     assert read is not None
-    return F.pad(_steps(state, paths).gather(2, read).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
+    steps = _steps(_tables(paths, _layout(state), state.index.device), state)
+    return F.pad(steps.gather(2, read).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
 
 
-def _steps(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
+def _steps(tables: Tensor, state: TokenState) -> Tensor:
     """(G, B, L) int64, the step at which each path of the unreduced sequence reads the place of each token."""
-    tables = torch.stack([path.order(_layout(state), state.index.device) for path in paths])  # (G, L0)
     steps = torch.arange(tables.shape[1], device=tables.device).expand_as(tables)
-    step_of = torch.zeros_like(tables).scatter_(1, tables, steps)
-    return step_of[:, state.index]
+    return torch.zeros_like(tables).scatter_(1, tables, steps)[:, state.index]
+
+
+def _tables(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, the order of each path over an unreduced sequence; kept, unless a compiler or a mode watches."""
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return _make_tables(tuple(paths), layout, device)
+    return _kept_tables(tuple(paths), layout, device)
+
+
+def _make_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
+    return torch.stack([path.order(layout, device) for path in paths])
+
+
+@lru_cache(64)
+def _kept_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # else a later pass with gradients could not use it
+        return _make_tables(paths, layout, device)
 
 
 def _layout(state: TokenState) -> Layout:

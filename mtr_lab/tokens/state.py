@@ -44,16 +44,13 @@ class TokenState(NamedTuple):
     dropped one from zero. Where it is tracked, for the restoration ``skip``."""
 
     @classmethod
-    def start(
-        cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None, *, traced: bool = False
-    ) -> "TokenState":
+    def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
         """The state before the first block of a stage.
 
         Args:
             tokens: (B, L, C).
             special: positions of the special tokens.
             layout: what the positions are.
-            traced: track ``source``.
         """
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
@@ -61,7 +58,7 @@ class TokenState(NamedTuple):
         # Filled on the device: a copy from the host would keep the forward pass out of a CUDA graph.
         places = [torch.full((batch, 1), place, device=tokens.device) for place in special]
         positions = torch.cat(places or [index[:, :0]], dim=1)
-        return cls(tokens, None, index, size, positions, index if traced else None, layout=layout)
+        return cls(tokens, None, index, size, positions, layout=layout)
 
     def with_streams(self, hidden: Tensor, residual: Tensor | None) -> "TokenState":
         """The same tokens with other streams, of L tokens each."""
@@ -82,6 +79,10 @@ class TokenState(NamedTuple):
         after = after.applied()
         was = take_or_zero(state.stream, state.source) + state.offset
         return after._replace(offset=was - take_or_zero(after.stream, source))
+
+    def traced(self) -> "TokenState":
+        """The same state, before any reduction, from which on ``source`` is tracked."""
+        return self._replace(source=self.index)
 
     def tracking_offset(self) -> "TokenState":
         """The same state, traced and before any reduction, from which on the offset is tracked."""
@@ -151,6 +152,15 @@ class Evidence:
         at = self.directions.index(direction)
         b, c = (None if t is None else t[:, at : at + 1] for t in (self.b, self.c))
         return replace(self, sums=self.sums[:, at : at + 1], b=b, c=c, directions=(direction,))
+
+    def of(self, keep: Tensor) -> "Evidence":
+        """The evidence of the tokens at positions ``keep`` (B, M): the survivors of a plan."""
+
+        def kept(values: Tensor) -> Tensor:  # (B, G, L, K)
+            return values.gather(2, keep[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3]))
+
+        b, c = (None if t is None else kept(t) for t in (self.b, self.c))
+        return replace(self, sums=kept(self.sums), b=b, c=c)
 
     def projection(self, name: str) -> Tensor:
         """``b`` or ``c``, (B, G, L, N)."""

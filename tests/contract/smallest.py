@@ -71,9 +71,9 @@ class Smallest(nn.Module):
             raise UserError(f"images of {height} x {width} pixels: expected multiples of 4, the side of a patch.")
         return [Layout(rows=height // 4, columns=width // 4)]
 
-    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
+    def embed(self, images: Tensor) -> TokenState:
         (layout,) = self.layouts(images.shape[-2:])
-        return TokenState.start(self.patches(images).flatten(2).transpose(1, 2), (), layout, traced=traced)
+        return TokenState.start(self.patches(images).flatten(2).transpose(1, 2), (), layout)
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         raise IndexError(stage)  # there is no second stage

@@ -20,6 +20,7 @@ from mtr_lab.pictures import observe
 from mtr_lab.reduction import make_policy, policy_config, policy_names, trace
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
 from mtr_lab.tasks.features import FeatureMaps
+from mtr_lab.tasks.segmenter import Segmenter
 from mtr_lab.tokens import restore
 from mtr_lab.tokens.pooling import ordinary_tokens
 
@@ -103,8 +104,9 @@ def test_a_ratio_is_met_to_a_token_and_counted(name: str, ratio: float) -> None:
     assert mtr_lab.patch(model, "mtr", schedule=one_less).schedule.reduction < ratio
     mtr_lab.patch(model, "mtr", schedule=schedule.remove)
     assert counted_flops(model, inputs(model)) == (schedule.flops, schedule.flops_reduction)
-    ends = [len(stage.blocks) for stage in model.stages]
-    assert all(schedule.remove[sum(ends[: i + 1]) - 1] == 0 for i in range(len(ends)))
+    lasts = [stage.blocks[-1] for stage in model.stages]
+    for block, count in zip(blocks_of(model), schedule.remove, strict=True):
+        assert count == 0 or block.mlp is not None or not any(block is last for last in lasts)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -175,7 +177,7 @@ def test_the_operating_point_in_force_is_one_object(name: str) -> None:
     more = mtr_lab.reduction.make_schedule(model, reduction.policy, schedule=counts(model, 5))
     reduction.use(more)
     assert model.reduction.key != key
-    assert hash(model.reduction.key) is not None
+    assert {model.reduction.key: 0, key: 1}[key] == 1
     five = model(images)
     assert not torch.equal(two, five)
     reduction.use(first)
@@ -302,6 +304,89 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     assert counted_flops(model, images) == (schedule.flops, schedule.flops_reduction)
     reduction.use(reduction.solve(0.0))
     assert torch.equal(model(images), before)
+
+
+def test_what_a_model_cannot_do_is_said() -> None:
+    four, vim = make("four_paths"), make("vim_ti")
+    with pytest.raises(UserError, match=r"mtr\.align counts .* which mtr\.order=importance moves"):
+        mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
+    with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
+        mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
+    reduction = mtr_lab.patch(vim, "mtr", ratio=0.1)
+    with pytest.raises(UserError, match="a schedule of 6 blocks does not fit a model of 4"):
+        reduction.use(mtr_lab.patch(make("two_stages"), "mtr", ratio=0.1).schedule)
+
+
+@torch.no_grad()
+def test_one_of_several_directions_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name; a part that leaves it out is refused, and a score that reads no scan does not ask."""
+    model = make("four_paths")
+    chosen = [
+        mtr_lab.trace(model, inputs(model))[1].index
+        for direction in ("both", "columns", "columns_backward")
+        if mtr_lab.patch(model, "mtr", schedule=counts(model, 6), directions=direction, score="output")
+    ]
+    assert not torch.equal(chosen[0], chosen[1])
+    assert not torch.equal(chosen[1], chosen[2])
+    monkeypatch.setitem(SCANS, "toy", PLACES["paths"][1])
+    with pytest.raises(UserError, match=r"mtr\.directions=columns: Toy scans forward\."):
+        mtr_lab.patch(model, "mtr", ratio=0.1, directions="columns", paths="toy")
+    mtr_lab.patch(model, "random", schedule=counts(model, 3), directions="columns")
+    assert model(inputs(model)).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_part_of_an_mlp_reads_the_evidence_of_the_tokens_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = make("two_stages"), []
+
+    def plan(state: Any, evidence: Any, removed: int) -> Any:
+        seen.append((state.index.shape[1], evidence["delta"].shape[2], evidence["delta"][0, 0]))
+        return pairs(state, removed)
+
+    part = MlpPart(lambda tokens, special: 2, plan, lambda tokens, channels: 0, needs=("delta",))
+    monkeypatch.setitem(MLPS, "toy", part)
+    mtr_lab.patch(model, "mtr", schedule=counts(model, 5), mlp="toy")
+    model(inputs(model))
+    assert [tokens for tokens, _, _ in seen] == [64, 59, 59, 11, 11, 11]
+    assert all(tokens == shown for tokens, shown, _ in seen)
+    assert all(delta.max() > 0 for _, _, delta in seen)
+
+
+@torch.no_grad()
+def test_what_goes_at_the_embedding_is_restored_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EMBEDDINGS, "toy", PLACES["embedding"][1])
+    model = make("windows")
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 0), embedding="toy")
+    nearest, skip = (FeatureMaps(model, 1, how)(inputs(model))[0] for how in ("nearest", "skip"))
+    assert not torch.equal(nearest, skip)
+    first = observe(model, reduction, inputs(model))[0].blocks[0]
+    assert (first.entered, first.tokens, first.removed.sum()) == (64, 52, 12)
+
+
+def test_a_schedule_is_measured_on_the_model_as_it_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
+    model = make("vim_ti")
+    whole = mtr_lab.patch(model, "mtr", ratio=0.8, schedule="auto", images=inputs(model), picture="toy").schedule
+    assert whole.reduction >= 0.8
+    assert whole.tokens[0] == 3 * 4 + 1
+
+
+@pytest.mark.parametrize("name", [*SOME])
+@torch.no_grad()
+def test_half_precision(name: str) -> None:
+    model = make(name)
+    mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
+    expected = model(inputs(model))
+    found = model.bfloat16()(inputs(model).bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() / expected.norm() < 0.3  # another token may go where two are nearly alike
+
+
+@torch.no_grad()
+def test_a_segmentation_head_on_stages_of_different_widths() -> None:
+    model = Segmenter(make("two_stages"), 3, width=16).eval()
+    mtr_lab.patch(model.backbone, "mtr", schedule=counts(model.backbone, 3))
+    assert model(inputs(model.backbone)).shape == (2, 3, 32, 32)
 
 
 def test_what_a_backbone_lacks_is_named() -> None:

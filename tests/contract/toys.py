@@ -28,6 +28,7 @@ class Scan(nn.Module):
     def __init__(self, width: int, paths: Sequence[str], *, grid: bool) -> None:
         super().__init__()
         self.paths = tuple(PATHS[name] for name in paths)
+        self.reads_grid = grid
         self.inner = inner = 2 * width
         self.in_proj = nn.Linear(width, inner)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner) if grid else None
@@ -68,7 +69,8 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         q, k, v = self.qkv(hidden).chunk(3, dim=-1)
-        scores = torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5 + positions.state.size.log()[:, None]
+        weight = positions.state.size.log()[:, None].to(q.dtype)
+        scores = torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5 + weight
         return self.proj(torch.bmm(scores.softmax(-1), v)), Evidence.none(hidden)
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
@@ -129,21 +131,22 @@ class Toy(nn.Module):
             for i in range(len(self.widths))
         ]
 
-    def _start(self, maps: Tensor, stage: int, size: Sequence[int], traced: bool) -> TokenState:
+    def _start(self, maps: Tensor, stage: int, size: Sequence[int]) -> TokenState:
         layout = self.layouts(size)[stage]
         tokens = layout.cut(maps).flatten(2).transpose(1, 2)
         for which, place in enumerate(self.special):
             own = self.tokens[which].expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([tokens[:, :place], own, tokens[:, place:]], dim=1)
-        return TokenState.start(tokens, self.special, layout, traced=traced or self.reduction is not None)
+        return TokenState.start(tokens, self.special, layout)
 
-    def embed(self, images: Tensor, *, traced: bool = False) -> TokenState:
-        return self._start(self.patches(images), 0, images.shape[-2:], traced)
+    def embed(self, images: Tensor) -> TokenState:
+        return self._start(self.patches(images), 0, images.shape[-2:])
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
-        maps = self.downs[stage - 1](state.layout.join(restore(state, state.layout.grid)))
+        down = self.downs[stage - 1]
+        maps = down(state.layout.join(restore(state, state.layout.grid)).to(down.weight.dtype))
         size = [4 * 2**stage * side for side in maps.shape[-2:]]
-        return self._start(maps, stage, size, state.source is not None)
+        return self._start(maps, stage, size)
 
     def classify(self, state: TokenState) -> Tensor:
         normed, _ = self.final_norm(state.hidden, state.residual)

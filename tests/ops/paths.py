@@ -25,4 +25,5 @@ def reading(paths: tuple[str, ...], cell: torch.Tensor, cells: int) -> tuple[tor
 
 def some_cells(images: int, tokens: int, cells: int, generator: torch.Generator) -> torch.Tensor:
     """Cells that have a token, in ascending order, (B, L)."""
-    return torch.stack([torch.randperm(cells, generator=generator, device=generator.device)[:tokens] for _ in range(images)]).sort(1).values
+    orders = [torch.randperm(cells, generator=generator, device=generator.device) for _ in range(images)]
+    return torch.stack(orders)[:, :tokens].sort(1).values

@@ -354,8 +354,8 @@ def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypa
 class WithoutClassToken(Vim):
     """A stand-in for a family without a class token."""
 
-    def embed(self, images: torch.Tensor, *, traced: bool = False) -> TokenState:
-        return TokenState.start(self.patch_embed(images), [], traced=traced)
+    def embed(self, images: torch.Tensor) -> TokenState:
+        return TokenState.start(self.patch_embed(images), [])
 
     def layouts(self, img_size=None) -> list[Layout]:
         return [Layout(*layout.grid) for layout in super().layouts(img_size)]

@@ -42,13 +42,13 @@ def test_overlapping_patches() -> None:
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
 def test_the_head_takes_maps_of_any_stride(stride: int) -> None:
-    head = SegmentationHead(16, stride, 5, 16).eval()
+    head = SegmentationHead([16] * 4, [stride] * 4, 5, 16).eval()
     logits = head([torch.randn(1, 16, 192 // stride, 256 // stride) for _ in range(4)])
     assert logits.shape == (1, 5, 48, 64)
 
 
 def test_the_depth_of_a_map_matters() -> None:
-    head = SegmentationHead(16, 8, 5, 16).eval()
+    head = SegmentationHead([16] * 4, [8] * 4, 5, 16).eval()
     maps = [torch.randn(1, 16, 8, 12) for _ in range(4)]
     assert not torch.allclose(head(maps), head(maps[::-1]))
 
@@ -56,7 +56,7 @@ def test_the_depth_of_a_map_matters() -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: SegmentationHead(16, 12, 5, 16), "patches are 12 pixels apart"),
+        (lambda: SegmentationHead([16] * 4, [12] * 4, 5, 16), "patches are 12 pixels apart"),
         (lambda: Segmenter(backbone(depth=3), 5), "has no 4 depths"),
         (lambda: Segmenter(backbone(), 5, restoration="zero"), "unknown restoration 'zero'"),
         (lambda: Segmenter(backbone(), 5, width=0), r"task\.width"),
@@ -68,7 +68,7 @@ def test_settings_that_cannot_be(make, expected: str) -> None:
 
 
 def test_flops_of_the_head_grow_with_the_image() -> None:
-    head = SegmentationHead(16, 8, 5, 16)
+    head = SegmentationHead([16] * 4, [8] * 4, 5, 16)
     assert head.flops(128, 192) == pytest.approx(4 * head.flops(64, 96), rel=0.01)  # but for the pooled maps
     assert head.training
 

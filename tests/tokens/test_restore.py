@@ -18,7 +18,7 @@ def tokens(*values: float) -> Tensor:
 
 
 def start(values: Tensor, special: int) -> TokenState:
-    return TokenState.start(values, [special], traced=True)
+    return TokenState.start(values, [special]).traced()
 
 
 def reduce(state: TokenState, into: dict[int, int], order: list[float] | None = None) -> TokenState:
