@@ -12,7 +12,8 @@ from mtr_lab.tokens.state import TokenState
 RESTORATIONS = ("nearest", "skip", "interpolate")
 """``nearest``: a position takes the token that absorbed it, or where it was dropped the nearest survivor. ``skip``: its
 own last features, plus what the token that absorbed it has gained since (nothing, where it was dropped).
-``interpolate``: a position whose own token is gone takes the mean of the nearest survivors, weighted by 1/distance²."""
+``interpolate``: a position whose own token is gone takes the mean of the nearest survivors, weighted by 1/distance². Of
+survivors that are equally near, which one it is depends on the device."""
 _NEIGHBOURS = 4  # of an interpolated position
 
 
