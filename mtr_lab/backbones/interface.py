@@ -88,15 +88,6 @@ def blocks_of(model: Backbone) -> list[Block]:
     return [block for stage in model.stages for block in stage.blocks]
 
 
-def stage_of(model: Backbone, block: int) -> int:
-    """The number of the stage that a block belongs to."""
-    for number, stage in enumerate(model.stages):
-        if block < len(stage.blocks):
-            return number
-        block -= len(stage.blocks)
-    raise IndexError(block)
-
-
 def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracking_offset: bool = False) -> TokenState:
     """Images (B, channels, H, W) to the state before the first block, as the policy in force has it.
 
@@ -143,9 +134,9 @@ def run_block(model: Backbone, block: Block, state: TokenState) -> TokenState:
     return TokenState(*block(*state))
 
 
-def last_state(model: Backbone, images: Tensor, *, traced: bool = False) -> TokenState:
+def last_state(model: Backbone, images: Tensor) -> TokenState:
     """Images (B, channels, H, W) to the state after the last block."""
-    state = first_state(model, images, traced=traced)
+    state = first_state(model, images)
     for _, after in run(model, state):
         state = after
     return state

@@ -32,11 +32,11 @@ class BlockReduction(Protocol):
     def chosen(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
 
-    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
-        """The tokens after the mixer, with a pending plan if some go."""
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
+        """The tokens after the mixer, reduced if some go, and their evidence if anything still reads it."""
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
-        """The plan by which tokens are merged for the MLP alone, ``None`` for none. Evidence is of these tokens."""
+        """The plan by which tokens are merged for the MLP alone; ``None`` for none."""
 
 
 class Mixer(Protocol):
@@ -106,10 +106,8 @@ class Block(nn.Module):
             hidden, evidence = self.mixer(normed, positions, reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
-            state = reduction.after_mixer(state, evidence)
-        if self.mlp is None:
-            return state
-        return self._transformed(state, evidence if state.pending is None else evidence.of(state.pending.keep))
+            state, evidence = reduction.after_mixer(state, evidence)
+        return state if self.mlp is None else self._transformed(state, evidence)
 
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The second half: the MLP, on fewer tokens where a policy merges them for it alone."""

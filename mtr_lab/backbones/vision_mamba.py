@@ -186,9 +186,9 @@ class VisionMamba(nn.Module, ABC):
         """There is no second stage."""
         raise IndexError(stage)
 
-    def forward_state(self, images: Tensor, *, traced: bool = False) -> TokenState:
+    def forward_state(self, images: Tensor) -> TokenState:
         """All blocks: (B, channels, H, W) -> the state after the last one, before the final norm."""
-        return self._finished(last_state(self, images, traced=traced))
+        return self._finished(last_state(self, images))
 
     def _finished(self, state: TokenState) -> TokenState:
         """What the last block leaves -> the state the final norm is given."""

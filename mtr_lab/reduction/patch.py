@@ -90,14 +90,15 @@ class BlockInForce:
         own = self._in_force.policy.needs if self.remove else ()
         return own if part is None else tuple(dict.fromkeys((*own, *part.needs)))
 
-    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
-        """The tokens after the mixer, with a pending plan if some go."""
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
+        """The tokens after the mixer, reduced if some go, and their evidence if the part of the MLP reads it."""
         if not self.remove:
-            return state
+            return state, evidence
         policy, record = self._in_force.policy, self._in_force.record_score
         if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
             record(policy.importance(state, evidence))  # a pure function: what the policy computes
-        return state.reduced(policy(state, evidence, self.remove))
+        plan = policy(state, evidence, self.remove)
+        return state.reduced(plan), evidence.of(plan.keep) if MLPS[policy.mlp] else evidence
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan by which tokens are merged for the MLP alone; ``None`` for none."""

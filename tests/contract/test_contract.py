@@ -348,6 +348,8 @@ def test_the_part_of_an_mlp_reads_the_evidence_of_the_tokens_there_are(monkeypat
     mtr_lab.patch(model, "mtr", schedule=counts(model, 5), mlp="toy")
     model(inputs(model))
     assert [tokens for tokens, _, _ in seen] == [64, 59, 59, 11, 11, 11]
+    FeatureMaps(model, 2, "skip")(inputs(model))  # which reduces the streams at once
+    assert [tokens for tokens, _, _ in seen] == 2 * [64, 59, 59, 11, 11, 11]
     assert all(tokens == shown for tokens, shown, _ in seen)
     assert all(delta.max() > 0 for _, _, delta in seen)
 
