@@ -100,7 +100,7 @@ class BiMamba(nn.Module):
         return self.out_proj(y), evidence
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Of one sequence of so many tokens, scanned along ``paths``.
+        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``.
 
         The literature counts one of the directions, and the convolution with its padding.
         """

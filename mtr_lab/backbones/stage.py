@@ -50,7 +50,7 @@ class Mixer(Protocol):
         """Normalised tokens (B, L, C) -> mixed ones, and the evidence asked for, ``Evidence.none`` without a scan."""
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Of one sequence: so many tokens are left of ``layout``, and are scanned along ``paths``."""
+        """Costs of one sequence with ``tokens`` of the tokens of ``layout`` left, scanned along ``paths``."""
 
 
 class Block(nn.Module):

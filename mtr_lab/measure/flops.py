@@ -1,8 +1,8 @@
 """FLOPs of one image, in the literature's convention and in truth, analytically and as counted on a forward pass.
 
-Literature: multiply-accumulates; the scan as 9·L·E·N + 2·L·E; only one of the two scan directions; 4·E·(L + 3) for
+Literature: multiply-accumulates; the scan as 9·L·E·N + 2·L·E; only one of the scan directions; 4·E·(L + 3) for
 the convolution; the patch embedding charged for every token, the class token too. True: 2 per multiply-accumulate of
-every matrix product and convolution, both directions, and the scan's count once a direction; it is what
+every matrix product and convolution, all directions, and the scan's count once a direction; it is what
 ``torch.utils.flop_counter`` sees of a forward pass. Normalisations and activations are left out of both.
 """
 
@@ -66,7 +66,7 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
 
 
 def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
-    """FLOPs of the whole classifier for one image of its own size, in ``LITERATURE`` or ``TRUE`` convention.
+    """FLOPs of the classifier for one image of the model's input size, in the convention ``LITERATURE`` or ``TRUE``.
 
     ``remove`` is how many tokens of each sequence go after the mixer of each block; none by default.
     """

@@ -53,7 +53,7 @@ class InForce:
 
 
 class BlockInForce:
-    """What of it concerns one block."""
+    """The part of :class:`InForce` that one block reads."""
 
     def __init__(self, in_force: InForce, block: int) -> None:
         self._in_force, self._block = in_force, block
@@ -112,9 +112,8 @@ class BlockInForce:
 class Reduction:
     """A patched model's handle: solves schedules for it and switches between them.
 
-    ``policy`` is the policy, ``config`` its configuration. ``images`` (B, channels,
-    H, W), on the model's device, are what ``schedule=auto`` measures on; they also set ``img_size``. ``kind`` is the
-    class of the policy.
+    ``policy`` is the policy, ``config`` its configuration. ``images`` (B, channels, H, W), on the model's device, are
+    what ``schedule=auto`` measures on; they also set ``img_size``. ``kind`` is the class of the policy.
     """
 
     def __init__(

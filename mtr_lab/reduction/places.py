@@ -32,7 +32,7 @@ class EmbeddingPart:
     plan: Callable[[TokenState, int], Plan]
     """The plan that removes that many."""
     flops: Callable[[Layout, int], int]
-    """Of deciding, for one sequence and C channels; what the plan moves is charged besides."""
+    """(layout, channels) -> FLOPs of deciding, for one sequence; moving tokens is charged separately."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MlpPart:
     plan: Callable[[TokenState, Evidence, int], Plan]
     """The plan that removes that many, from the state after the mixer."""
     flops: Callable[[int, int], int]
-    """Of deciding, for one sequence of so many tokens and C channels; what the plan moves is charged besides."""
+    """(tokens, channels) -> FLOPs of deciding, for one sequence; moving tokens is charged separately."""
     needs: tuple[str, ...] = ()
     """The evidence it reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
