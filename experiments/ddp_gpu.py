@@ -33,8 +33,8 @@ from mtr_lab import create_model, ops
 from mtr_lab.data.batches import Collate, ImageLoader
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.reduction import Reduction, policy_config
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 
 DISTINCT = 512  # images; the others are the same again

@@ -19,8 +19,8 @@ from timm.data import resolve_model_data_config
 
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 IMAGES, DISTINCT, CLASSES = 20_000, 100, 10
 SIZE = (500, 375)  # as most of ImageNet

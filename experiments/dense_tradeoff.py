@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from mtr_lab.report.comparison import compare
-from mtr_lab.report.predictions import load_predictions
-from mtr_lab.report.result import read_result
+from mtr_lab.results.comparison import compare
+from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.schema import read_result
 
 
 def main(sweep: Path, out: Path) -> None:

@@ -20,10 +20,10 @@ from triton.testing import do_bench_cudagraph
 
 from mtr_lab import ops
 from mtr_lab.measure.roofline import Peaks, measure_peaks
-from mtr_lab.ops.gpu import norm, plan, project, scan, scan_backward
+from mtr_lab.ops.gpu import decision, norm, project, scan, scan_backward
 from mtr_lab.ops.scan_inputs import ScanInputs
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 SHAPES = {  # images, tokens, d_inner, dt rank
     "vim_ti, batch 256": (256, 197, 384, 12),
@@ -85,7 +85,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         "add and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
     decide = partial(
-        plan.asymmetric_plan, terms, 1.0, index, size, special, hidden, residual, removed, targets, by_size=False
+        decision.asymmetric_plan, terms, 1.0, index, size, special, hidden, residual, removed, targets, by_size=False
     )
     _, share, keep, gone, starts, *_ = decide()
     pieces = keep, *(share, gone, starts) * 2

@@ -23,8 +23,8 @@ import mtr_lab
 from mtr_lab import ops
 from mtr_lab.ops import Plan
 from mtr_lab.reduction import Policy
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 POINTS = ((None, 0.0), ("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4), ("random", 0.4))

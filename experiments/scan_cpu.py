@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from mtr_lab import ops
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 SHAPES = {"batch": 8, "length": 197, "d_inner": 384, "d_state": 16}
 THREADS = 2

@@ -27,9 +27,9 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluate import PROBE_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
-from mtr_lab.report.comparison import compare
-from mtr_lab.report.environment import environment
-from mtr_lab.report.predictions import (
+from mtr_lab.results.comparison import compare
+from mtr_lab.results.environment import environment
+from mtr_lab.results.predictions import (
     Predictions,
     kl_divergence,
     load_predictions,

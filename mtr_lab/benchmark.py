@@ -26,9 +26,9 @@ from mtr_lab.measure.roofline import Peaks, bounds_ms, measure_peaks, model_byte
 from mtr_lab.measure.speed import WARM_UP_CALLS, idle_and_stream_ms, rounds
 from mtr_lab.policy_files import policy_files
 from mtr_lab.reduction import Reduction, Schedule, policy_config, unpatch
-from mtr_lab.report.atomic import replace_file
 from mtr_lab.report.bench_table import bench_table
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 NONE = "none"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

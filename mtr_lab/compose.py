@@ -18,9 +18,9 @@ from timm.data import resolve_model_data_config
 
 from mtr_lab.backbones import create_model
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.tasks.classification import Classification
-from mtr_lab.tasks.detection_task import Detection
-from mtr_lab.tasks.segmentation_task import Segmentation
+from mtr_lab.tasks.classification.task import Classification
+from mtr_lab.tasks.detection.task import Detection
+from mtr_lab.tasks.segmentation.task import Segmentation
 from mtr_lab.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}

@@ -38,14 +38,14 @@ from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.measure.speed import Speed, measure_speed
 from mtr_lab.ops import installed
 from mtr_lab.reduction import AUTO, Reduction
-from mtr_lab.report.environment import environment
-from mtr_lab.report.key import Key, point_key, unreduced_key
 from mtr_lab.report.loggers import log_result
-from mtr_lab.report.predictions import FILE_NAME as PREDICTIONS
-from mtr_lab.report.result import FILE_NAME as RESULT
-from mtr_lab.report.result import PICTURES, Result, read_result, write_result
-from mtr_lab.report.store import Unreduced, claim, find_finished, write_point
 from mtr_lab.report.table import result_table
+from mtr_lab.results.environment import environment
+from mtr_lab.results.keys import Key, point_key, unreduced_key
+from mtr_lab.results.predictions import FILE_NAME as PREDICTIONS
+from mtr_lab.results.schema import FILE_NAME as RESULT
+from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
+from mtr_lab.results.store import Unreduced, claim, find_finished, write_point
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Evaluation, Task

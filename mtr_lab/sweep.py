@@ -24,10 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.result import FILE_NAME, Result, read_result
-from mtr_lab.report.store import Busy
 from mtr_lab.report.table import published, seed_tables
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.schema import FILE_NAME, Result, read_result
+from mtr_lab.results.store import Busy
 
 ERROR_FILE = "error.json"
 

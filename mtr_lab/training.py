@@ -27,8 +27,8 @@ from mtr_lab.compose import (
     make_trainer,
 )
 from mtr_lab.errors import UserError
-from mtr_lab.report.atomic import replace_file
-from mtr_lab.report.environment import environment
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import environment
 
 
 def train(config: DictConfig) -> Path:

@@ -1,5 +1,6 @@
 """Run the programs in this process, as the command line does."""
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -42,3 +43,11 @@ def run_program(tmp_path: Path, run_command: Callable) -> Callable:
         return SimpleNamespace(**vars(run_command(main, f"hydra.run.dir={folder}", *overrides)), folder=folder)
 
     return run
+
+
+@pytest.fixture
+def result() -> dict:
+    """A result of three points, to change at will."""
+    from example_result import RESULT
+
+    return copy.deepcopy(RESULT)

@@ -13,11 +13,11 @@ from small_dense import BCCD, DETECTION, QUICK, bccd
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.errors import UserError
-from mtr_lab.report.comparison import Sample, compare
-from mtr_lab.report.detections import Detections, score_detections
-from mtr_lab.report.predictions import load_predictions
-from mtr_lab.report.result import read_result
-from mtr_lab.report.store import joined
+from mtr_lab.results.comparison import Sample, compare
+from mtr_lab.results.detections import Detections, score_detections
+from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.schema import read_result
+from mtr_lab.results.store import joined
 from mtr_lab.train import main as train_main
 
 EVALUATION = [*DETECTION, *QUICK]

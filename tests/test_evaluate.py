@@ -17,8 +17,8 @@ from mtr_lab.compose import make_outline
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.report.predictions import load_predictions
-from mtr_lab.report.result import read_result
+from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 
@@ -127,7 +127,7 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
 def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = (*SMALL, "mtr.ratio=0.2", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}")
     with monkeypatch.context() as broken:
-        broken.setattr("mtr_lab.tasks.classification.save_depth", lambda *_: 1 / 0)
+        broken.setattr("mtr_lab.tasks.classification.task.save_depth", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_program(main, *again, "pictures=1")
         assert not (tmp_path / "run" / "result.json").exists()

@@ -24,9 +24,9 @@ from small_run import SMALL
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.configuration import CONF
-from mtr_lab.report import key as keys
-from mtr_lab.report.predictions import load_predictions
-from mtr_lab.report.result import read_result
+from mtr_lab.results import keys
+from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.schema import read_result
 from mtr_lab.sweep import point_folder
 from mtr_lab.tasks.evaluation import ClassifierEvaluation
 
@@ -296,7 +296,7 @@ def test_damaged_unreduced_predictions_are_computed_again(sweep, passes: Counter
 def test_a_crash_while_writing_leaves_no_result(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep("mtr.ratio=0.2").folder
     with monkeypatch.context() as patch:
-        patch.setattr("mtr_lab.report.store.write_result", lambda *args: 1 / 0)
+        patch.setattr("mtr_lab.results.store.write_result", lambda *args: 1 / 0)
         sweep("mtr.ratio=0.2", "resume=false")
     assert not list(folder.glob("*/result.json"))
     assert "1 computed" in sweep("mtr.ratio=0.2").out

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.tasks.training import ClassifierTraining
+from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.train import main
 from mtr_lab.training import WeightEMA
 

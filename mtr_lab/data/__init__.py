@@ -1,8 +1,8 @@
 """Images in, batches out: datasets, class names and their mapping to a model's outputs."""
 
 from mtr_lab.data.classes import imagenet_classes, map_classes
-from mtr_lab.data.datamodule import ImageDataModule
-from mtr_lab.data.detection import DetectionDataModule
-from mtr_lab.data.segmentation import SegmentationDataModule
+from mtr_lab.data.classification.datamodule import ImageDataModule
+from mtr_lab.data.detection.datamodule import DetectionDataModule
+from mtr_lab.data.segmentation.datamodule import SegmentationDataModule
 
 __all__ = ["DetectionDataModule", "ImageDataModule", "SegmentationDataModule", "imagenet_classes", "map_classes"]

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from mtr_lab.data.timm_sources import StreamSource
+from mtr_lab.data.classification.timm_sources import StreamSource
 from mtr_lab.errors import UserError
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
-from mtr_lab.report.predictions import AnyPredictions
-from mtr_lab.report.store import Unreduced, joined
+from mtr_lab.results.predictions import AnyPredictions
+from mtr_lab.results.store import Unreduced, joined
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task

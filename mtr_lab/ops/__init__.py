@@ -2,12 +2,12 @@
 
 import torch
 
-from mtr_lab.ops.causal_conv1d import causal_conv1d
+from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
-from mtr_lab.ops.mamba_inner import mamba_inner
+from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
+from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
-from mtr_lab.ops.patch_tokens import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.plan import Plan, apply_plan, carry_plan, make_plan
 from mtr_lab.ops.registry import (
     BACKENDS,
@@ -19,7 +19,7 @@ from mtr_lab.ops.registry import (
     set_backend,
     use_backend,
 )
-from mtr_lab.ops.selective_scan import selective_scan
+from mtr_lab.ops.scan import selective_scan
 from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (

@@ -129,13 +129,13 @@ def _decide_in_kernels(*inputs: Any) -> Plan:
 
 
 def _unfit(terms: Tensor, scale: float, index: Tensor, *inputs: Any) -> str:
-    from mtr_lab.ops.gpu import plan
+    from mtr_lab.ops.gpu import decision as kernels
 
     hidden, residual, removed = inputs[2:5]
     if any(t is not None and t.dtype == torch.float64 for t in (hidden, residual)):
         return "compares tokens in float32"
-    fits = index.shape[1] <= plan.MAX_LENGTH and removed <= plan.MAX_REMOVED
-    return "" if fits else f"removes at most {plan.MAX_REMOVED} of {plan.MAX_LENGTH} tokens"
+    fits = index.shape[1] <= kernels.MAX_LENGTH and removed <= kernels.MAX_REMOVED
+    return "" if fits else f"removes at most {kernels.MAX_REMOVED} of {kernels.MAX_LENGTH} tokens"
 
 
 ASYMMETRIC_PLAN = Operation(
@@ -148,9 +148,9 @@ ASYMMETRIC_PLAN = Operation(
 
 
 def _run_kernels(*inputs: Any) -> tuple[Tensor, ...]:
-    from mtr_lab.ops.gpu import plan
+    from mtr_lab.ops.gpu import decision as kernels
 
-    return plan.asymmetric_plan(*inputs)
+    return kernels.asymmetric_plan(*inputs)
 
 
 def _in_plain_pytorch(*inputs: Any) -> tuple[Tensor, ...]:

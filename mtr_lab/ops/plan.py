@@ -168,9 +168,9 @@ def carry_plan_reference(
 
 
 def _carry_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from mtr_lab.ops.gpu import carry
+    from mtr_lab.ops.gpu import metadata
 
-    return carry.carry(*inputs)
+    return metadata.update_metadata(*inputs)
 
 
 def _like_survivors(

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from mtr_lab.errors import UserError
 from mtr_lab.pictures.panels import FAINT, INK, PAPER, font
-from mtr_lab.report.atomic import replace_file
+from mtr_lab.results.atomic import replace_file
 
 _GAP, _MARGIN = 16, 24
 _LARGE, _NORMAL, _SMALL = 24, 19, 16  # of letters, in pixels

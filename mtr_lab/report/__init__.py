@@ -1,1 +1,1 @@
-"""Results and their views: ``result`` and ``predictions`` on disk, ``table`` in a terminal, ``loggers`` elsewhere."""
+"""Views of results: tables in a terminal, the HTML dashboard, Lightning loggers, Weights & Biases."""

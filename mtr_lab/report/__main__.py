@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mtr_lab.errors import UserError
 from mtr_lab.report import wandb_report
-from mtr_lab.report.dashboard import Reader, build
-from mtr_lab.report.dashboard_live import make_server
+from mtr_lab.report.dashboard.live import make_server
+from mtr_lab.report.dashboard.page import Reader, build
 
 WANDB = "wandb="
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from mtr_lab.report.hardware import hardware
 from mtr_lab.report.table import figure, percent
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.results.hardware import hardware
 
 _HEADINGS = (
     ("backbone", "backend"),

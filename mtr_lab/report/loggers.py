@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from mtr_lab.report.predictions import point_name
-from mtr_lab.report.result import ACCURACIES, Point, Result
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.schema import ACCURACIES, Point, Result
 
 _COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
 _CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from mtr_lab.report.result import Interval, Number, Result
-from mtr_lab.report.seeds import mean_point, seed_groups
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.results.schema import Interval, Number, Result
+from mtr_lab.results.seeds import mean_point, seed_groups
 
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"

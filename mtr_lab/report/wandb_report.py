@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.predictions import point_name
-from mtr_lab.report.result import ACCURACIES, Number, Result
-from mtr_lab.report.seeds import mean_point, seed_groups
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.schema import ACCURACIES, Number, Result
+from mtr_lab.results.seeds import mean_point, seed_groups
 
 
 def build(results: Sequence[Result], project: str, *, entity: str | None = None, title: str | None = None) -> str:

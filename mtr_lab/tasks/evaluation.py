@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
-from mtr_lab.report.predictions import Predictions, point_name, top_classes
+from mtr_lab.results.predictions import Predictions, point_name, top_classes
 from mtr_lab.tasks.ranks import Gathering
 
 

@@ -58,7 +58,7 @@ class Task(ABC):
 
     A new one is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
     settings below ``task``, a default dataset), a datamodule for conf/dataset, which has ``class_names``,
-    ``num_classes``, ``identity()`` and the loaders, and a kind of predictions in ``mtr_lab.report.predictions``.
+    ``num_classes``, ``identity()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
 
     Args:
         settings: the ``task`` group without its name.
@@ -117,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Any, point: int) -> Mapping[str, Any]:
-        """``images``, the metrics of one point and their intervals, keys of ``mtr_lab.report.result.Point``."""
+        """``images``, the metrics of one point and their intervals, keys of ``mtr_lab.results.schema.Point``."""
 
     def head_flops(self, model: Any) -> int | None:
         """True FLOPs of what a dense task adds to the backbone, for one image; ``None`` where nothing is apart."""
@@ -153,7 +153,7 @@ class Task(ABC):
 
 
 def adamw_settings(config: DictConfig) -> dict[str, Any]:
-    """What every task's training takes of the ``training`` group, see :func:`mtr_lab.tasks.training.adamw`."""
+    """What every task's training takes of the ``training`` group, see ``adamw``."""
     return {name: config.training[name] for name in ("lr", "weight_decay", "warmup_epochs")}
 
 

@@ -32,7 +32,7 @@ class Positions:
         return along if self.chosen is None else self.chosen(along)
 
     def scan(self, along: Sequence[ScanPath]) -> dict[str, Any]:
-        """What ``mtr_lab.ops.selective_scan`` has to know about these paths, by its arguments' names."""
+        """What ``mtr_lab.ops.scan`` has to know about these paths, by its arguments' names."""
         read = self.order(along)
         return {
             "reverse": [path.reverse and read is None for path in along],

@@ -20,7 +20,7 @@ from mtr_lab.pictures import observe
 from mtr_lab.reduction import make_policy, policy_config, policy_names, trace
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
 from mtr_lab.tasks.features import FeatureMaps
-from mtr_lab.tasks.segmenter import Segmenter
+from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.tokens import restore
 from mtr_lab.tokens.pooling import ordinary_tokens
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mtr_lab.data import SegmentationDataModule
-from mtr_lab.data.label_maps import IGNORE, LabelMapSource
+from mtr_lab.data.segmentation.label_maps import IGNORE, LabelMapSource
 from mtr_lab.errors import UserError
 
 DATA = {"input_size": (3, 32, 48), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

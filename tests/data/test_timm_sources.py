@@ -36,7 +36,7 @@ def test_reader_with_encoded_bytes_keeps_names_and_never_shows_a_neighbour(
     """A map-style timm dataset as ``hfds/`` makes it, over a local reader."""
     root = folders(a=2, b=2)
     dataset = ImageDataset(str(root), reader=ReaderImageFolder(str(root)))
-    monkeypatch.setattr("mtr_lab.data.timm_sources.create_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr("mtr_lab.data.classification.timm_sources.create_dataset", lambda *_, **__: dataset)
     data = module(source="hfds/pets", holdout=0.5)
     (batch,) = data.test_dataloader()
     assert list(batch["id"]) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
@@ -76,7 +76,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stream]:
     def install(**options: Any) -> Stream:
         reader = Stream(**options)
         dataset = IterableImageDataset("", reader=reader)
-        monkeypatch.setattr("mtr_lab.data.timm_sources.create_dataset", lambda *_, **__: dataset)
+        monkeypatch.setattr("mtr_lab.data.classification.timm_sources.create_dataset", lambda *_, **__: dataset)
         return reader
 
     return install

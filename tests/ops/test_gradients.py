@@ -10,10 +10,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
+from mtr_lab.ops.convolution import causal_conv1d_reference
+from mtr_lab.ops.scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
-from mtr_lab.ops.selective_scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr_lab.report.predictions import Predictions, point_name, save_predictions, score_point, top_classes
-from mtr_lab.report.result import Result, write_result
+from mtr_lab.results.predictions import Predictions, point_name, save_predictions, score_point, top_classes
+from mtr_lab.results.schema import Result, write_result
 
 ENVIRONMENT = {
     "python": "3.11.7",

@@ -21,13 +21,13 @@ import pytest
 from dashboard_runs import data_block, write_run, write_sweep
 
 from mtr_lab import UserError
-from mtr_lab.report import dashboard
 from mtr_lab.report.__main__ import main
-from mtr_lab.report.comparison import compare, compare_all
-from mtr_lab.report.dashboard import Reader, build, page, to_json
-from mtr_lab.report.dashboard_live import _Source, make_server
-from mtr_lab.report.predictions import load_predictions
-from mtr_lab.report.result import write_result
+from mtr_lab.report.dashboard import page as dashboard
+from mtr_lab.report.dashboard.live import _Source, make_server
+from mtr_lab.report.dashboard.page import Reader, build, page, to_json
+from mtr_lab.results.comparison import compare, compare_all
+from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.schema import write_result
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

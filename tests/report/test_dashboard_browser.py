@@ -17,8 +17,8 @@ import pytest
 from dashboard_runs import ENVIRONMENT, write_run, write_sweep
 from test_dashboard import PIXEL
 
-from mtr_lab.report.dashboard import build
-from mtr_lab.report.dashboard_live import make_server
+from mtr_lab.report.dashboard.live import make_server
+from mtr_lab.report.dashboard.page import build
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

@@ -19,8 +19,8 @@ from wandb_server import WandbServer
 
 from mtr_lab.configuration import CONF
 from mtr_lab.report.loggers import log_result, wandb_logger
-from mtr_lab.report.result import Result, write_result
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.schema import Result, write_result
 
 WANDB_VARIABLES = (
     "WANDB_MODE",

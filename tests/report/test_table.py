@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mtr_lab.report.result import Result
 from mtr_lab.report.table import result_table
+from mtr_lab.results.schema import Result
 
 
 def render(result: Result, width: int = 80) -> str:

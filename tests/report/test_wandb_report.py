@@ -9,8 +9,8 @@ from wandb_server import WandbServer
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.__main__ import main
-from mtr_lab.report.result import Result, write_result
 from mtr_lab.report.wandb_report import build
+from mtr_lab.results.schema import Result, write_result
 
 pytest.importorskip("wandb_workspaces")
 

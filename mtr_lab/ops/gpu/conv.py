@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import on_its_device, reverse_mask
+from mtr_lab.ops.gpu.occupancy import on_its_device, reverse_mask
 
 CHANNELS = 64
 VARYING = ["length", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import on_its_device
+from mtr_lab.ops.gpu.occupancy import on_its_device
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
+from mtr_lab.ops.gpu.occupancy import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.packed import PackedWeights
 

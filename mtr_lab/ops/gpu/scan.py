@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.launch import (
+from mtr_lab.ops.gpu.occupancy import (
     INTERPRETED,
     STAGES,
     fill,

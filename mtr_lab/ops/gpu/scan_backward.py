@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.launch import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.occupancy import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
 from mtr_lab.ops.gpu.scan import LOG2E, softplus
 from mtr_lab.ops.scan_inputs import ScanInputs
 

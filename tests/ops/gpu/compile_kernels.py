@@ -40,7 +40,7 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import carry, conv, norm, patch_tokens, plan, project, scan, scan_backward
+    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
@@ -81,18 +81,18 @@ def main(backend: str, arch: str) -> None:
 
     for size, width in ((16, 384), (14, 24)):
         parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)
-        patch_tokens.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
+        embedding.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
 
     for length, removed, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
         hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
         index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
         features = (hidden, residual) if merge else (None, None)
-        dest, share, keep, gone, start, *_ = plan.asymmetric_plan(
+        dest, share, keep, gone, start, *_ = decision.asymmetric_plan(
             torch.rand(1, 2, length), 2.0, index, size, special, *features, removed, length // 2, by_size=merge
         )
         norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, gone, start) * 2)
         norm.apply_plan(hidden, share, keep, gone, start)
-        carry.carry(index, size, special, dest, keep, gone)
+        metadata.update_metadata(index, size, special, dest, keep, gone)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
     print(triton.__version__, *sorted(compiled))

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
+from mtr_lab.ops.convolution import causal_conv1d_reference
 from mtr_lab.ops.gpu.conv import causal_conv1d, causal_conv1d_backward
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended

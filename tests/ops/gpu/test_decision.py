@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mtr_lab import ops
 from mtr_lab.ops.decision import ASYMMETRIC_PLAN
-from mtr_lab.ops.gpu import plan as kernels
+from mtr_lab.ops.gpu import decision as kernels
 from mtr_lab.ops.plan import carry_plan
 from mtr_lab.reduction.policy import make_policy, policy_config
 from mtr_lab.tokens import Evidence, TokenState

@@ -13,8 +13,8 @@ import mtr_lab
 from mtr_lab import ops
 from mtr_lab.backbones.bimamba import INNER
 from mtr_lab.measure.flops import counted_flops, model_flops
-from mtr_lab.ops.causal_conv1d import causal_conv1d_reference
-from mtr_lab.ops.gpu import launch, project
+from mtr_lab.ops.convolution import causal_conv1d_reference
+from mtr_lab.ops.gpu import occupancy, project
 from mtr_lab.ops.statistics import STATISTICS
 
 SLOW = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_kernels_are_launched_where_their_data_is(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
-    where = launch.on_its_device(lambda tensor, more=0: (current[0], more))
+    where = occupancy.on_its_device(lambda tensor, more=0: (current[0], more))
     data = SimpleNamespace(is_cuda=True, get_device=lambda: 3)
     assert where(data, more=1) == where(tensor=data, more=1) == (3, 1)
     assert where(SimpleNamespace(is_cuda=True, get_device=lambda: 0)) == (0, 0)

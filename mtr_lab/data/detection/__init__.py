@@ -1,0 +1,1 @@
+"""Images annotated with objects."""

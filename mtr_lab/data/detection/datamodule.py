@@ -1,0 +1,228 @@
+"""Detection data for Lightning: training, held-out and evaluation images with their objects."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_masks
+from torch import Tensor
+
+from mtr_lab.data.annotated import AnnotatedImages
+from mtr_lab.data.batches import EntryCollate
+from mtr_lab.data.classes import map_classes
+from mtr_lab.data.detection.canvas import Augmentation, Canvas
+from mtr_lab.data.detection.coco import CocoSource
+from mtr_lab.data.detection.objects import Objects, ObjectSource
+from mtr_lab.data.detection.voc import VocSource
+from mtr_lab.data.folders import find_root
+from mtr_lab.data.random_window import check_options
+from mtr_lab.data.splits import SplitDataModule
+from mtr_lab.errors import UserError, unknown
+
+SOURCES: dict[str, type[VocSource] | type[CocoSource]] = {"voc": VocSource, "coco": CocoSource}
+
+
+class DetectionDataModule(SplitDataModule[ObjectSource]):
+    """Images with objects, as batches that a detector takes.
+
+    All images are brought onto one canvas, the model's input, which they fill as far as their shape allows, from the
+    top left; the rest is of the mean colour. So every image has the same number of tokens. A batch of B images is
+    {"image": (B, 3, H, W), "size": B (height, width) of what an image covers of it, "original_size": B (height, width),
+    "objects": B dicts, "id", "hash", "skipped"}. Of objects there are ``boxes`` (n, 4) float32, left, top, right,
+    bottom, ``labels`` (n,) int64 from 0 and, if asked for, ``masks`` (n, ·, ·) uint8: while training in pixels of the
+    canvas, without those to ignore; else in pixels of the original image, with ``iscrowd`` (n,) for those.
+
+    Args:
+        name: what the dataset is called in results and messages.
+        data_config: timm's ``input_size`` (3, H, W), ``mean``, ``std``.
+        root: the directory; ``pkg://package/path`` inside an installed package.
+        source: ``"voc"`` or ``"coco"``: how it is annotated, see :class:`VocSource` and :class:`CocoSource`.
+        classes: names in the order of the labels, if not all that occur.
+        train_split, test_split: names of splits.
+        masks: read outlines as well, which VOC's boxes do not have.
+        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
+        batch_size, num_workers, on_error: as those of :class:`SplitDataModule`.
+        model_classes, num_classes: of the model's outputs, if it has weights already.
+        train_transform: ``scale``, ``turns`` and ``color_jitter`` of :class:`Augmentation`.
+        seed: fixes the order of the training images.
+
+    Attributes:
+        class_names, num_classes: of the labels in the batches.
+        num_images: how many evaluation images there are.
+
+    Raises:
+        UserError: anything above is not as expected.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data_config: Mapping[str, Any],
+        root: str | None,
+        source: str,
+        classes: Sequence[str] | None = None,
+        train_split: str = "train",
+        test_split: str = "val",
+        masks: bool = False,
+        holdout: float = 0.0,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        on_error: str = "fail",
+        model_classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        train_transform: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name,
+            train_split=train_split,
+            test_split=test_split,
+            holdout=holdout,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_error=on_error,
+            seed=seed,
+        )
+        if source not in SOURCES:
+            raise unknown("dataset.source", source, SOURCES)
+        if masks and source == "voc":
+            raise UserError("dataset.source=voc has boxes alone: outlines need dataset.source=coco.")
+        self._root = find_root(self.name, None if root is None else str(root), of_classes=False)
+        self._kind, self._classes, self._masks = SOURCES[source], classes, masks
+        self._normalise = data_config["mean"], data_config["std"]
+        fill = tuple(255 * value for value in data_config["mean"])
+        self._canvas = Canvas(tuple(data_config["input_size"][1:]), fill)
+        self._collate = DetectionCollate(self._canvas.size)
+        self._augmentation = _augmentation(self._canvas, train_transform)
+        self.class_names: Sequence[str] = model_classes or self._test_source.classes
+        self.num_classes = num_classes or len(self.class_names)
+        self._test_labels = map_classes(self._test_source.classes, model_classes, self.num_classes)
+        self.num_images = len(self._test_source)
+
+    def _open(self, split: str, training: bool) -> ObjectSource:
+        source: ObjectSource = self._kind(self._root, split, self._classes)
+        if source.degenerate:
+            print(f"{source.location}: {source.degenerate} boxes without area are left out.")
+        return source
+
+    def _training_images(self, augmented: bool) -> "DetectionImages":
+        labels = map_classes(self._train_source.classes, self.class_names, self.num_classes)
+        return self._images(self._train_source, labels, self._augmentation if augmented else None)
+
+    def _evaluation_images(self) -> "DetectionImages":
+        return self._images(self._test_source, self._test_labels, None)
+
+    def _images(
+        self, source: ObjectSource, label_map: Sequence[int] | None, augmentation: Augmentation | None
+    ) -> "DetectionImages":
+        return DetectionImages(
+            source, label_map, self._canvas, augmentation, self._normalise, masks=self._masks, on_error=self._on_error
+        )
+
+
+class DetectionImages(AnnotatedImages[ObjectSource]):
+    """Entries of a batch as ``DetectionDataModule`` describes it, augmented ones for training or original ones."""
+
+    def __init__(
+        self,
+        source: ObjectSource,
+        label_map: Sequence[int] | None,
+        canvas: Canvas,
+        augmentation: Augmentation | None,
+        normalise: tuple[Sequence[float], Sequence[float]],
+        *,
+        masks: bool,
+        on_error: str,
+    ) -> None:
+        super().__init__(source, normalise, on_error)
+        self.label_map, self.canvas, self.augmentation, self.masks = label_map, canvas, augmentation, masks
+
+    def annotated(self, index: int, image: Tensor) -> dict[str, Any]:
+        where, objects = f"image {self.source.id(index)} of {self.source.location}", self.source.objects(index)
+        height, width = image.shape[-2:]
+        boxes = torch.from_numpy(objects.boxes).clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        if len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
+            raise UserError(f"{where}: a box lies beyond its {width} x {height} pixels.")
+        labels = torch.from_numpy(objects.labels)
+        labels = labels if self.label_map is None else torch.tensor(self.label_map, dtype=torch.int64)[labels]
+        try:
+            masks = torch.from_numpy(outline_masks(objects, height, width)) if self.masks else None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        ignore = torch.from_numpy(objects.ignore)
+        if self.augmentation is None:
+            scene = self.canvas.whole(image, boxes, None)
+            found = {"boxes": boxes, "labels": labels, "iscrowd": ignore}
+            found |= {} if masks is None else {"masks": masks}
+        else:
+            scene = self.augmentation(image, boxes[~ignore], None if masks is None else masks[~ignore])
+            found = {"boxes": scene.boxes, "labels": labels[~ignore][scene.kept]}
+            found |= {} if scene.masks is None else {"masks": scene.masks}
+        return {
+            "image": self.normalised(scene.image),
+            "size": scene.size,
+            "original_size": (height, width),
+            "objects": found,
+        }
+
+
+class DetectionCollate(EntryCollate):
+    """Batches as ``DetectionDataModule`` describes them.
+
+    ``size`` (H, W) shapes one none of whose images could be decoded.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images = [entry["image"] for entry in entries]
+        return {
+            "image": torch.stack(images) if images else torch.empty(0, 3, *self.size),
+            **{key: [entry[key] for entry in entries] for key in ("size", "original_size", "objects")},
+        }
+
+
+def outline_masks(objects: Objects, height: int, width: int) -> np.ndarray:
+    """Masks (n, height, width) uint8 of an image's objects.
+
+    Raises:
+        UserError: an object has no outline, or one that is none.
+    """
+    masks = np.zeros((len(objects.boxes), height, width), np.uint8)
+    for mask, outline in zip(masks, objects.outlines or (), strict=True):
+        try:
+            mask[:] = coco_masks.decode(_run_lengths(outline, height, width))
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"an object's segmentation is no outline: {str(outline)[:80]}. Expected polygons [x, y, …] or "
+                "run lengths of the image's size."
+            ) from error
+    return masks
+
+
+def _run_lengths(outline: Any, height: int, width: int) -> Any:
+    """An outline as COCO writes it, in the library's form; what the library would not survive is refused here."""
+    if isinstance(outline, dict):
+        counts = outline["counts"]
+        if list(outline["size"]) != [height, width]:
+            raise ValueError("of another size")
+        if isinstance(counts, str):
+            return outline
+        if sum(counts) != height * width:
+            raise ValueError("not as many pixels as the image has")
+        return coco_masks.frPyObjects(outline, height, width)
+    polygons = [[float(value) for value in polygon] for polygon in outline]
+    if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
+        raise ValueError("not three points")
+    return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+
+
+def _augmentation(canvas: Canvas, options: Mapping[str, Any]) -> Augmentation:
+    check_options(options, "turns")
+    (low, high), turns = options["scale"], options["turns"]
+    if not isinstance(turns, bool):
+        raise UserError(f"dataset.train_transform.turns={turns}: expected true or false.")
+    return Augmentation(canvas, (low, high), turns, options["color_jitter"])

@@ -1,0 +1,246 @@
+"""A whole reduction decision in Triton: rank, match, merge and the survivors' order, each in a launch."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device
+
+MAX_LENGTH = 16384
+MAX_REMOVED = 2048
+RUN = 512  # tokens that one program sorts; of more, the runs are merged in a launch more
+
+
+@triton.jit
+def _keys(terms, special, i, length, step_term, step_token, scale, TERMS: tl.constexpr, SPECIALS: tl.constexpr):
+    """Distinct integers in the order in which tokens go: the least important first, of equals the earlier."""
+    score = tl.load(terms + i * step_token, i < length, 0).to(tl.float32)
+    for k in tl.static_range(1, TERMS):
+        score += tl.load(terms + k * step_term + i * step_token, i < length, 0).to(tl.float32)
+    score = tl.div_rn(score, scale)
+    score = tl.where(score == score, score, 0) + 0.0  # of two zeros the positive
+    score = tl.minimum(tl.maximum(score, -3.4028234663852886e38), 3.4028234663852886e38)
+    bits = score.to(tl.int32, bitcast=True)
+    key = tl.where(i < length, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+    for s in tl.static_range(SPECIALS):
+        key = tl.where(i == tl.load(special + s).to(tl.int32), 0x7FFFFFFF, key)  # the protected last
+    return (key.to(tl.int64) << 32) | i
+
+
+@triton.jit
+def _features(hidden, residual, row, there, channels, c, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr):
+    at = row[:, None] * channels + c[None, :]
+    there = there[:, None] & (c < channels)[None, :]
+    x = tl.load((hidden if HIDDEN else residual) + at, there, 0).to(tl.float32)
+    if HIDDEN and RESIDUAL:
+        x += tl.load(residual + at, there, 0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _halves(x):
+    """The bits of float32 numbers that matrix units read, and what they leave."""
+    high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def _removed(order, best, size, k, removed, MATCH: tl.constexpr):
+    """The removed tokens k, into which tokens they merge (-1: none), and how many original tokens they stand for."""
+    there = k < removed
+    source = tl.load(order + k, there, 0x7FFFFFFF)
+    target = tl.where(there, -1, 0x7FFFFFFF)
+    if MATCH:
+        place = 0x7FFFFFFF - (tl.load(best + k, there, 0x7FFFFFFF) & 0x7FFFFFFF).to(tl.int32)
+        target = tl.load(order + removed + place, there, 0x7FFFFFFF)
+    return source, target, tl.load(size + source, there, 0)
+
+
+@triton.jit
+def _survivors(order, best, index, size, special, dest, weight, keep, start, new_index, new_size, new_special, image, i,
+               length, removed, SPECIALS: tl.constexpr, MATCH: tl.constexpr, BY_SIZE: tl.constexpr,
+               BLOCK: tl.constexpr):  # fmt: skip
+    """Write where the survivors among the tokens i go, and what they are made of."""
+    first, kept = image * length, length - removed
+    order, best = order + first, best + image * removed
+    own = tl.load(size + i, i < length, 1)
+    slot, gone, begin, gained, total = i, i * 0, i * 0, i * 0.0, own
+    for k in range(0, removed, BLOCK):
+        source, target, mass = _removed(order, best, size, k + tl.arange(0, BLOCK), removed, MATCH)
+        source, target = source[:, None], target[:, None]
+        slot -= tl.sum((source < i[None, :]).to(tl.int32), 0)
+        gone += tl.sum((source == i[None, :]).to(tl.int32), 0)
+        begin += tl.sum((target < i[None, :]).to(tl.int32), 0)
+        gained += tl.sum((target == i[None, :]).to(tl.float32), 0)
+        total += tl.sum(tl.where(target == i[None, :], mass[:, None], 0), 0)
+    survives = (i < length) & (gone == 0)
+    to = image * kept + slot
+    tl.store(dest + first + i, slot.to(tl.int64), survives)
+    tl.store(weight + first + i, tl.div_rn(own, total) if BY_SIZE else tl.div_rn(1.0, 1.0 + gained), survives)
+    tl.store(keep + to, i.to(tl.int64), survives)
+    tl.store(new_index + to, tl.load(index + i, survives, 0), survives)
+    tl.store(new_size + to, total, survives)
+    start += image * (kept + 1)
+    tl.store(start + slot, begin.to(tl.int64), survives)
+    tl.store(start + kept + i * 0, removed.to(tl.int64), i == length - 1)
+    for s in tl.static_range(SPECIALS):
+        protected = i == tl.load(special + image * SPECIALS + s).to(tl.int32)
+        tl.store(new_special + image * SPECIALS + s + i * 0, slot.to(tl.int64), protected)
+
+
+@triton.jit
+def _sources(order, best, size, dest, weight, gone, image, r, length, removed, MATCH: tl.constexpr,
+             BY_SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Write where the removed tokens r go, and list them by it."""
+    first = image * length
+    order, best = order + first, best + image * removed
+    own, into, own_mass = _removed(order, best, size, r, removed, MATCH)
+    there = r < removed
+    merges = there & (into >= 0)
+    slot, place, sharing, total = into, r * 0, r * 0.0, tl.load(size + into, merges, 1)
+    for k0 in range(0, removed, BLOCK):
+        k = k0 + tl.arange(0, BLOCK)
+        source, target, mass = _removed(order, best, size, k, removed, MATCH)
+        source, target = source[:, None], target[:, None]
+        same = target == into[None, :]
+        slot -= tl.sum((source < into[None, :]).to(tl.int32), 0)
+        place += tl.sum(((target < into[None, :]) | (same & (k[:, None] < r[None, :]))).to(tl.int32), 0)
+        sharing += tl.sum(same.to(tl.float32), 0)
+        total += tl.sum(tl.where(same, mass[:, None], 0), 0)
+    share = tl.div_rn(own_mass, total) if BY_SIZE else tl.div_rn(1.0, 1.0 + sharing)
+    tl.store(gone + image * removed + place, own.to(tl.int64), there)
+    tl.store(dest + first + own, tl.where(merges, slot, -1).to(tl.int64), there)
+    tl.store(weight + first + own, tl.where(merges, share, 0), there)
+
+
+@triton.jit(do_not_specialize=["length", "removed", "step_image", "step_term"])
+def _sort_block(terms, special, keys, order, best, length, removed, step_image, step_term, step_token, scale,
+                TERMS: tl.constexpr, SPECIALS: tl.constexpr, WHOLE: tl.constexpr, LP: tl.constexpr):  # fmt: skip
+    """Sort some tokens among themselves: all of an image, or their keys alone."""
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    own = _keys(terms + image * step_image, special + image * SPECIALS, i, length, step_term, step_token, scale, TERMS,
+                SPECIALS)  # fmt: skip
+    ranked = tl.sort(own)
+    if WHOLE:
+        tl.store(order + image * length + i, (ranked & 0x7FFFFFFF).to(tl.int32), i < length)
+    else:
+        tl.store(keys + image * length + i, ranked, i < length)
+    tl.store(best + image * removed + i, tl.full((LP,), -(2**63), tl.int64), i < removed)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
+    """Write some tokens to ``order`` where they stand in it: after as many as every sorted run has that go before."""
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    keys, order = keys + image * length, order + image * length
+    own = tl.load(keys + i, i < length, 0)
+    rank = i * 0
+    for run in range(0, length, RUN):
+        before = i * 0
+        half = RUN // 2
+        while half > 0:
+            at = run + before + half - 1
+            before += tl.where(tl.load(keys + at, at < length, 2**63 - 1) < own, half, 0)
+            half //= 2
+        at = run + before
+        rank += before + (tl.load(keys + at, at < length, 2**63 - 1) < own).to(tl.int32)
+    tl.store(order + rank, (own & 0x7FFFFFFF).to(tl.int32), i < length)
+
+
+@triton.jit(do_not_specialize=["length", "removed", "targets"])
+def _match_block(hidden, residual, order, best, length, removed, targets, channels, HIDDEN: tl.constexpr,
+                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr):  # fmt: skip
+    """Keep the most similar of some targets for each of some sources, as integers of which the largest wins."""
+    image = tl.program_id(0).to(tl.int64)
+    r, m = tl.program_id(1) * RP + tl.arange(0, RP), tl.program_id(2) * TP + tl.arange(0, TP)
+    is_source, is_target = r < removed, m < targets
+    first = image * length
+    source = first + tl.load(order + first + r, is_source, 0)
+    target = first + tl.load(order + first + removed + m, is_target, 0)
+    similarity = tl.zeros((RP, TP), tl.float32)
+    square = tl.zeros((TP,), tl.float32)
+    for c0 in tl.range(0, channels, 32, num_stages=STAGES):
+        c = c0 + tl.arange(0, 32)
+        a = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
+        b = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
+        square += tl.sum(b * b, 1)
+        a, a_rest = _halves(a)
+        b, b_rest = _halves(tl.trans(b))
+        similarity = tl.dot(a_rest, b, similarity, input_precision="tf32")
+        similarity = tl.dot(a, b_rest, similarity, input_precision="tf32")
+        similarity = tl.dot(a, b, similarity, input_precision="tf32")
+    similarity = similarity / tl.maximum(tl.sqrt(square), 1e-12)[None, :] + 0.0  # of two zeros the positive
+    bits = similarity.to(tl.int32, bitcast=True)
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - m)[None, :]
+    key = tl.max(tl.where(is_target[None, :], key, -(2**63)), 1)
+    tl.atomic_max(best + image * removed + r, key, is_source)
+
+
+@triton.jit(do_not_specialize=["length", "removed", "step_index", "step_size"])
+def _merge_block(order, best, index, size, special, dest, weight, keep, gone, start, new_index, new_size, new_special,
+                 length, removed, step_index, step_size, SPECIALS: tl.constexpr, MATCH: tl.constexpr,
+                 BY_SIZE: tl.constexpr, LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    index, size = index + image * step_index, size + image * step_size
+    _survivors(order, best, index, size, special, dest, weight, keep, start, new_index, new_size, new_special, image, i,
+               length, removed, SPECIALS, MATCH, BY_SIZE, BLOCK)  # fmt: skip
+    if tl.program_id(1) * LP < removed:
+        _sources(order, best, size, dest, weight, gone, image, i, length, removed, MATCH, BY_SIZE, BLOCK)
+
+
+@on_its_device
+def asymmetric_plan(
+    terms: Tensor,
+    scale: float,
+    index: Tensor,
+    size: Tensor,
+    special: Tensor,
+    hidden: Tensor | None,
+    residual: Tensor | None,
+    removed: int,
+    targets: int,
+    by_size: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The contract of ``mtr_lab.ops.asymmetric_plan``.
+
+    Returns:
+        dest, weight, keep, gone and start of a ``Plan``; index, size and special positions of the survivors.
+    """
+    images, _, length = terms.shape
+    kept = length - removed
+    order, best = special.new_empty(images, length, dtype=torch.int32), special.new_empty(images, removed)
+    dest, keep, gone, start, new_index = (special.new_empty(images, n) for n in (length, kept, removed, kept + 1, kept))
+    weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
+    new_special = special.new_empty(special.shape)
+    found = dest, weight, keep, gone, start, new_index, new_size, new_special
+    # Before the first reduction all images share a row.
+    index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
+    special = special.contiguous()
+
+    features = residual if hidden is None else hidden
+    streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
+    ranking = {"TERMS": terms.shape[1], "SPECIALS": special.shape[1]}
+    merging = {"MATCH": features is not None, "BY_SIZE": by_size}
+    whole = length <= RUN
+    keys = best if whole else special.new_empty(images, length)
+    _sort_block[images, triton.cdiv(length, RUN)](
+        terms, special, keys, order, best, length, removed, *terms.stride(), scale, **ranking, WHOLE=whole,
+        LP=triton.next_power_of_2(length) if whole else RUN, num_warps=8,
+    )  # fmt: skip
+    if not whole:
+        _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
+    if features is not None:
+        # A long sequence reuses what it reads; in a short one many small programs hide each other's waiting.
+        rows, columns, warps = (64, 64, 4) if removed > 64 else (max(16, triton.next_power_of_2(removed)), 32, 2)
+        _match_block[images, triton.cdiv(removed, rows), triton.cdiv(targets, columns)](
+            *streams, order, best, length, removed, targets, features.shape[2], HIDDEN=hidden is not None,
+            RESIDUAL=residual is not None, RP=rows, TP=columns, num_warps=warps,
+        )  # fmt: skip
+    tokens = 64
+    _merge_block[images, triton.cdiv(length, tokens)](
+        order, best, index, size, special, *found, length, removed, index.stride(0), size.stride(0),
+        SPECIALS=special.shape[1], **merging, LP=tokens, BLOCK=min(max(16, triton.next_power_of_2(removed)), 64),
+        num_warps=2,
+    )  # fmt: skip
+    return found

@@ -1,0 +1,46 @@
+"""What is known of the tokens after a plan that was decided elsewhere, in one Triton kernel; one program an image."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtr_lab.ops.gpu.occupancy import on_its_device
+
+
+@triton.jit(do_not_specialize=["length", "removed", "specials"])
+def _update_metadata(index, size, special, dest, keep, gone, new_index, new_size, new_special,
+                     length, removed, specials, M: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    first, kept = image * length, length - removed
+    j = tl.arange(0, M)
+    there = j < kept
+    i = tl.load(keep + image * kept + j, there, 0)
+    tl.store(new_index + image * kept + j, tl.load(index + first + i, there, 0), there)
+    total = tl.load(size + first + i, there, 0)
+    for k in range(removed):
+        other = tl.load(gone + image * removed + k)
+        total += tl.where(j == tl.load(dest + first + other), tl.load(size + first + other), 0)
+    tl.store(new_size + image * kept + j, total, there)
+    s = tl.arange(0, S)
+    place = tl.load(special + image * specials + s, s < specials, 0)
+    tl.store(new_special + image * specials + s, tl.load(dest + first + place, s < specials, 0), s < specials)
+
+
+@on_its_device
+def update_metadata(
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The original index, size and special positions of the survivors: (B, M), (B, M), (B, S)."""
+    images, length = index.shape
+    kept = keep.shape[1]
+    new_index, new_size, new_special = (
+        index.new_empty(images, kept),
+        size.new_empty(images, kept),
+        special.new_empty(special.shape),
+    )
+    _update_metadata[(images,)](
+        *(t.contiguous() for t in (index, size, special, dest, keep, gone)), new_index, new_size, new_special,
+        length, length - kept, special.shape[1], M=triton.next_power_of_2(kept),
+        S=triton.next_power_of_2(max(special.shape[1], 1)), num_warps=4,
+    )  # fmt: skip
+    return new_index, new_size, new_special

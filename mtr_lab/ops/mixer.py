@@ -1,0 +1,185 @@
+"""What a mixer does between its two big projections: convolution, projections and scan as one operation.
+
+On a GPU, for inference, it is fused: fewer passes over memory, with parameters that are packed once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
+from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
+from mtr_lab.ops.registry import Implementation, Operation, operator
+from mtr_lab.ops.scan import selective_scan, selective_scan_flops
+from mtr_lab.ops.scan_inputs import ScanInputs
+from mtr_lab.ops.scan_reference import selective_scan_portable
+from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
+
+
+def mamba_inner(
+    xz: Tensor,
+    weights: MambaWeights,
+    *,
+    reverse: Sequence[bool],
+    order: Tensor | None = None,
+    gap: Tensor | None = None,
+    stretch: Tensor | None = None,
+    stats: Sequence[str] = (),
+    scale: float = 1.0,
+    packed: PackedCache | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Convolve, project and scan all directions, skip and gate included. Differentiable in ``xz`` and ``weights``.
+
+    Args:
+        xz: the input projection, (B, L, 2E): tokens, then their gate.
+        weights: the parameters of the G directions.
+        reverse, order, gap, stretch, stats: as in ``selective_scan``. The convolution reads in token order.
+        scale: the result is multiplied by it.
+        packed: where the kernels' copy of ``weights`` is kept from call to call; without, it is made at every call. A
+            pass without these kernels clears it, since an optimiser may follow that changes parameters unseen.
+
+    Returns:
+        y: (B, L, E) in the dtype of ``xz``.
+        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order asked.
+        b, c: (G, B, L, N), the input and output projections: float32 from the kernels, else in the dtype of ``xz``.
+
+    Raises:
+        UserError: as ``selective_scan``.
+    """
+    options = {"reverse": reverse, "order": order, "gap": gap, "stretch": stretch, "stats": stats}
+    return MAMBA_INNER(xz, weights, packed, scale, **options)
+
+
+def _composed(
+    xz: Tensor,
+    weights: MambaWeights,
+    packed: PackedCache | None,
+    scale: float,
+    *,
+    reverse: Sequence[bool],
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One operation after the other."""
+    if packed is not None:
+        packed.clear()
+    x, z = xz.chunk(2, dim=-1)
+    u = causal_conv1d(x, stacked(weights.conv_weight).squeeze(2), stacked(weights.conv_bias), reverse=reverse)
+    x_proj, dt_proj = stacked(weights.x_proj).transpose(1, 2), stacked(weights.dt_proj).transpose(1, 2)
+    delta, _, b, c = _project(u, x_proj, dt_proj, weights.states)
+    D, bias = stacked(weights.D), stacked(weights.dt_bias)
+    y, sums = selective_scan(u, delta, weights.A, b, c, D, z=z, delta_bias=bias, reverse=reverse, **options)
+    return y if scale == 1 else y * scale, sums, b, c
+
+
+def _project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before its bias; low rank, B and C together; B; C."""
+    rank = dt_proj.shape[1]
+    projected = torch.bmm(u.flatten(1, 2), x_proj)
+    low_rank, b, c = projected.split([rank, states, states], dim=-1)
+    delta = torch.bmm(low_rank, dt_proj)
+    b, c = (t.view(*u.shape[:3], states) for t in (b, c))
+    return delta.view_as(u), projected, b, c
+
+
+def _fused(
+    xz: Tensor,
+    weights: MambaWeights,
+    packed: PackedCache | None,
+    scale: float,
+    *,
+    reverse: Sequence[bool],
+    order: None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    stats: Sequence[str],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
+    laid_out = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
+    names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
+    rank, states = weights.rank, weights.states
+    y, sums, projected = _mamba_inner(xz, *laid_out, gap, stretch, directions, rank, states, names, scale)
+    _, b, c = laid_out.split(projected)
+    return y, as_asked(sums, stats), b[..., :states], c[..., :states]
+
+
+def _unfit(*inputs: Any, order: Tensor | None, **options: Any) -> str:
+    if torch.is_grad_enabled():
+        return "has no gradient of the fused mixer"
+    return "" if order is None else "reads tokens in their order or backwards"
+
+
+MAMBA_INNER = Operation(
+    "mamba_inner",
+    [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
+)
+
+
+def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mtr_lab.ops.gpu import project, scan
+
+    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
+    known = [name for name in stats if not STATISTICS[name].reads_output]
+    x, z = xz.chunk(2, dim=-1)
+    u, delta, projected, sums = project.project(x, weights, stretch, reverse, known)
+    y, more = scan.scan(
+        u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
+        None, reverse, stats[len(known) :], softplus=False, scale=scale,
+    )  # fmt: skip
+    return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
+
+
+def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[str], float]:
+    """The operator's arguments: xz, weights, gap, stretch, reverse, the statistics to emit and the scale."""
+    xz, *weights = arguments[:8]
+    gap, stretch, reverse, _, _, names, scale = arguments[8:]
+    return xz, PackedWeights(*weights), gap, stretch, reverse, names.split(), scale
+
+
+def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels' work on packed weights; a padded state stays zero."""
+    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
+    x, z = xz.chunk(2, dim=-1)
+    u = causal_conv1d_reference(x, weights.conv_weight.transpose(1, 2), weights.conv_bias, reverse)
+    delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
+    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, stretch)
+    y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), stats)
+    return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()
+
+
+def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    xz, weights, _, _, reverse, stats, _ = _unpack(*arguments)
+    images, length, channels = xz.shape
+    rows = (len(reverse), images, length)
+    sums = xz.new_empty(*rows, len(stats), dtype=torch.float32)
+    projected = xz.new_empty(*rows, weights.projection.shape[2], dtype=torch.float32)
+    return xz.new_empty(images, length, channels // 2), sums, projected
+
+
+_mamba_inner = operator(
+    "mamba_inner",
+    "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
+    "Tensor a, Tensor d, Tensor? gap, Tensor? stretch, int[] reverse, int rank, int states, str stats, float scale) "
+    "-> (Tensor, Tensor, Tensor)",
+    run=_run_kernels,
+    fake=_like_result,
+    decomposition=_in_plain_pytorch,
+)
+
+
+@register_flop_formula(torch.ops.mtr_lab.mamba_inner)
+def mamba_inner_flops(  # type: ignore[no-untyped-def]
+    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, stretch, reverse, rank, states,
+    *args, out_shape=None, **kwargs
+) -> int:  # fmt: skip
+    """The convolution's, the scan's, and 2 a multiply-accumulate of the projections, padding left out."""
+    directions, width, channels = conv_shape
+    images, length, _ = xz_shape
+    rows = directions * images * length
+    return (
+        causal_conv1d_flops((images, length, channels), (directions, channels, width))
+        + 2 * rows * channels * (rank + 2 * states + rank)
+        + selective_scan_flops((directions, images, length, channels), None, (directions, channels, states))
+    )

@@ -1,0 +1,1 @@
+"""Results on disk: what every program writes and reads."""

@@ -1,0 +1,179 @@
+"""``result.json``: what one run found, at every point of the trade-off between accuracy and cost.
+
+The types below are the schema, word for word: a result in Python is the parsed file. Shares, accuracies and intervals
+are fractions, not percent. The unreduced model is a point with policy "none" and ratio 0. A number that is not finite
+is stored as null.
+"""
+
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, Union
+
+from mtr_lab.errors import UserError
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import Environment
+from mtr_lab.results.keys import Key
+
+FILE_NAME = "result.json"
+PICTURES = "pictures"  # the folder beside it
+ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
+"""The metric of each task by which points are first compared."""
+Number = float | None
+Interval = list[Number]  # [lo, hi], level 0.95
+
+
+class Latency(TypedDict):
+    """Percentiles of the time of one image, ms."""
+
+    p50: Number
+    p95: Number
+
+
+class Point(TypedDict):
+    """One model at one operating point."""
+
+    policy: str
+    ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
+    reduction: Number  # the achieved share, of the true FLOPs
+    flops_literature: Number
+    flops_true: Number  # an image, the reduction's own cost contained
+    flops_reduction: Number  # that cost alone
+    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
+    tokens: list[int]  # entering each block
+    images: int  # that the metrics are over
+    skipped: list[str]  # files that could not be read
+
+    top1: NotRequired[Number]
+    top1_ci: NotRequired[Interval]
+    top5: NotRequired[Number]
+    top5_ci: NotRequired[Interval]
+    agreement: NotRequired[Number]  # share of images with the unreduced model's top-1 class
+    agreement_ci: NotRequired[Interval]
+    kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
+    kl_ci: NotRequired[Interval]
+
+    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
+    miou_ci: NotRequired[Interval]
+    miou_difference: NotRequired[Number]  # to the unreduced model
+    miou_difference_ci: NotRequired[Interval]  # paired, image by image
+    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
+    map_ci: NotRequired[Interval]
+    ap50: NotRequired[Number]
+    ap50_ci: NotRequired[Interval]
+
+    img_per_s: NotRequired[Number]
+    latency_ms: NotRequired[Latency]
+    peak_mib: NotRequired[Number]
+
+
+class Unreduced(TypedDict):
+    """Where the unreduced model's predictions come from."""
+
+    key: str
+    reused: bool  # computed by another point of the sweep, under the same key
+
+
+class Result(TypedDict):
+    """One run of one task."""
+
+    schema: Literal[1]
+    task: str
+    backbone: str
+    dataset: str
+    config: dict[str, Any]
+    environment: Environment
+    points: list[Point]
+    weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
+    key: NotRequired[Key]  # of the evaluation: with an equal one it need not be done again
+    unreduced: NotRequired[Unreduced]
+    logged: NotRequired[list[str]]  # the loggers that have been given it
+
+
+def write_result(result: Result, directory: str | Path) -> Path:
+    """Write ``directory/result.json``, complete or not at all, and return its path.
+
+    NumPy and PyTorch numbers become plain ones, tuples lists, paths and other objects their text.
+    """
+    path = Path(directory) / FILE_NAME
+    text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    with replace_file(path) as stream:
+        stream.write(text.encode() + b"\n")
+    return path
+
+
+def read_result(path: str | Path) -> Result:
+    """Read a result from its file or from the folder that holds it.
+
+    Keys the schema does not know are kept.
+
+    Raises:
+        UserError: there is no such file, it is not JSON, or it does not follow this schema; the message names the file
+            and the first field that is wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the result {path}: {error.strerror}. Give a {FILE_NAME} or its folder."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a result: it is not valid JSON ({error}).") from error
+    if isinstance(result, dict) and result.get("schema", 1) != 1:
+        raise UserError(
+            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schema 1: "
+            "read it with the version that wrote it, or run the evaluation again."
+        )
+    problem = _mismatch(result, Result, "")
+    if problem:
+        raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _mismatch(value: Any, kind: Any, where: str) -> str | None:
+    """The first place where ``value`` is not of type ``kind``, in words, or None."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return None
+    if origin is NotRequired:
+        return _mismatch(value, arguments[0], where)
+    if origin in (Union, types.UnionType):
+        found = [_mismatch(value, argument, where) for argument in arguments]
+        return None if None in found else found[0]
+    if origin is Literal:
+        return None if value in arguments else f"{where} is {value!r}, not {arguments[0]!r}"
+    if origin is list and isinstance(value, list):
+        problems = (_mismatch(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, problems), None)
+    if typing.is_typeddict(kind) and isinstance(value, dict):
+        missing = sorted(kind.__required_keys__ - value.keys())
+        if missing:
+            return f"{where or 'it'} has no {', '.join(missing)}"
+        hints = typing.get_type_hints(kind, include_extras=True).items()
+        prefix = f"{where}." if where else ""
+        problems = (_mismatch(value[key], hint, prefix + key) for key, hint in hints if key in value)
+        return next(filter(None, problems), None)
+    plain = dict if typing.is_typeddict(kind) else origin or kind
+    expected = (int, float) if plain is float else plain
+    if isinstance(value, expected) and isinstance(value, bool) == (plain is bool):
+        return None
+    return f"{where or 'it'} is {type(value).__name__}, not {plain.__name__}"

@@ -1,0 +1,77 @@
+"""Classification as a task: the model is the backbone with its own head."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from omegaconf import DictConfig
+
+from mtr_lab.data import ImageDataModule
+from mtr_lab.errors import UserError
+from mtr_lab.pictures import save_depth
+from mtr_lab.reduction import Reduction
+from mtr_lab.results.predictions import Predictions, score_point
+from mtr_lab.tasks.classification.training import ClassifierTraining
+from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
+
+
+class Classification(Task):
+    __doc__ = Task.__doc__
+    name = "classification"
+    metrics = ("top1", "top5", "agreement", "kl")
+    datamodule = ImageDataModule
+
+    def check_training(self, config: DictConfig) -> None:
+        if (config.training.mixup or config.training.cutmix) and config.dataset.batch_size % 2:
+            raise UserError(
+                f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
+                "Choose an even number, or training.mixup=0 training.cutmix=0."
+            )
+
+    def backbone(self, model: Any) -> Any:
+        return model
+
+    def checkpoint(self, backbone: DictConfig) -> Path | None:
+        return None
+
+    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
+        return {"model_classes": outline.pretrained_cfg["label_names"], "num_classes": outline.num_classes}
+
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Any:
+        return create().eval()
+
+    def trained_model(self, create: CreateBackbone, num_classes: int) -> Any:
+        return create(num_classes=num_classes)
+
+    def evaluation(
+        self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
+    ) -> ClassifierEvaluation:
+        return ClassifierEvaluation(model, reduction, points, cuda_graph)
+
+    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
+        return score_point(predictions, point)
+
+    def training(self, model: Any, config: DictConfig) -> LightningModule:
+        settings = config.training
+        return ClassifierTraining(
+            model,
+            **adamw_settings(config),
+            label_smoothing=settings.label_smoothing,
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            cuda_graph=config.trainer.cuda_graph,
+        )
+
+    def draw(
+        self,
+        evaluation: ClassifierEvaluation,
+        image: Mapping[str, Any],
+        observe: Observe,
+        points: Sequence[OperatingPoint],
+        class_names: Sequence[str],
+        stem: Path,
+    ) -> None:
+        (observation,) = observe(image["image"])
+        save_depth(observation, None, stem)

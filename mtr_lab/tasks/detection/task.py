@@ -1,0 +1,79 @@
+"""Detection as a task: Faster or Mask R-CNN on a backbone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from omegaconf import DictConfig
+
+from mtr_lab.backbones import Backbone
+from mtr_lab.data import DetectionDataModule
+from mtr_lab.errors import UserError
+from mtr_lab.pictures import detection_sheet, save_picture
+from mtr_lab.reduction import Reduction
+from mtr_lab.results.detections import Detections, score_detections
+from mtr_lab.tasks.detection.evaluation import DetectionEvaluation, DetectionTraining
+from mtr_lab.tasks.detection.model import Detector
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
+
+
+class Detection(DenseTask):
+    __doc__ = DenseTask.__doc__
+    name = "detection"
+    metrics = ("map", "ap50")
+    datamodule = DetectionDataModule
+    bundled = "bccd"
+
+    def check(self, trainer: DictConfig) -> None:
+        if trainer.cuda_graph:
+            raise UserError(
+                "trainer.cuda_graph=true: a detector finds another number of boxes in each image. Set false."
+            )
+        if str(trainer.precision) in ("16-true", "bf16-true"):
+            mixed = str(trainer.precision).replace("true", "mixed")
+            raise UserError(
+                f"trainer.precision={trainer.precision}: boxes need 32 bits. Use trainer.precision={mixed}."
+            )
+
+    def check_training(self, config: DictConfig) -> None:
+        self.check(config.trainer)
+
+    def data_arguments(self, outline: Backbone, checkpoint: Path | None) -> dict[str, Any]:
+        return {**super().data_arguments(outline, checkpoint), "masks": self.settings["masks"]}
+
+    def training_arguments(self) -> dict[str, Any]:
+        return {"masks": self.settings["masks"]}
+
+    def assemble(self, backbone: Backbone, num_classes: int) -> Detector:
+        return Detector(backbone, num_classes, **self.settings)
+
+    def evaluation(
+        self, model: Detector, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
+    ) -> DetectionEvaluation:
+        return DetectionEvaluation(model, reduction, points)
+
+    def score(self, predictions: Detections, point: int) -> Mapping[str, Any]:
+        return score_detections(predictions, point)
+
+    def training(self, model: Detector, config: DictConfig) -> LightningModule:
+        return DetectionTraining(model, **adamw_settings(config))
+
+    def draw(
+        self,
+        evaluation: DetectionEvaluation,
+        image: Mapping[str, Any],
+        observe: Observe,
+        points: Sequence[OperatingPoint],
+        class_names: Sequence[str],
+        stem: Path,
+    ) -> None:
+        batch = {**image, "original_size": image["size"]}
+        found = {}
+        for point in points:
+            (detection,) = evaluation.detect_at(point, batch)
+            boxes, scores, labels = (detection[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
+            found[point.name] = (boxes, scores, labels.astype(int))
+        (observation,) = observe(image["image"])
+        save_picture(detection_sheet(observation, found, class_names), stem.with_name(f"{stem.name}.png"))

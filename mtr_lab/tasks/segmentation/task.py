@@ -1,0 +1,70 @@
+"""Semantic segmentation as a task: UPerNet on a backbone's maps."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from omegaconf import DictConfig
+
+from mtr_lab.backbones import Backbone
+from mtr_lab.data import SegmentationDataModule
+from mtr_lab.errors import UserError, unknown
+from mtr_lab.pictures import save_picture, segmentation_sheet
+from mtr_lab.reduction import Reduction
+from mtr_lab.results.segmentations import Segmentations, score_segmentations
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.segmentation.evaluation import SegmentationEvaluation, SegmentationTraining
+from mtr_lab.tasks.segmentation.model import Segmenter
+from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
+
+
+class Segmentation(DenseTask):
+    __doc__ = DenseTask.__doc__
+    name = "segmentation"
+    metrics = ("miou",)
+    datamodule = SegmentationDataModule
+    bundled = "camvid"
+
+    def check(self, trainer: DictConfig) -> None:
+        if trainer.cuda_graph:
+            raise UserError("trainer.cuda_graph=true: a segmenter is evaluated without CUDA graphs. Set false.")
+
+    def assemble(self, backbone: Backbone, num_classes: int) -> Segmenter:
+        known = list(inspect.signature(Segmenter).parameters)[2:]
+        for name in self.settings:
+            if name not in known:
+                raise unknown("setting task.", name, known)
+        return Segmenter(backbone, num_classes, **self.settings)
+
+    def evaluation(
+        self, model: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
+    ) -> SegmentationEvaluation:
+        return SegmentationEvaluation(model, reduction, points)
+
+    def score(self, predictions: Segmentations, point: int) -> Mapping[str, Any]:
+        return score_segmentations(predictions, point)
+
+    def training(self, model: Segmenter, config: DictConfig) -> LightningModule:
+        return SegmentationTraining(model, **adamw_settings(config), cuda_graph=config.trainer.cuda_graph)
+
+    def single_images(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        windows = batch["image"].split([len(places) for places in batch["windows"]])
+        for image, single in zip(windows, super().single_images(batch), strict=True):
+            yield {**single, "image": image}
+
+    def draw(
+        self,
+        evaluation: SegmentationEvaluation,
+        image: Mapping[str, Any],
+        observe: Observe,
+        points: Sequence[OperatingPoint],
+        class_names: Sequence[str],
+        stem: Path,
+    ) -> None:
+        """The first of its windows: what the model sees at once."""
+        first = image["image"][:1]
+        found = {point.name: evaluation.forward_at(point, first)[0].argmax(0).cpu().numpy() for point in points}
+        (observation,) = observe(first)
+        save_picture(segmentation_sheet(observation, found, class_names), stem.with_name(f"{stem.name}.png"))

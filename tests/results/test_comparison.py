@@ -1,0 +1,66 @@
+"""Paired differences between runs."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtr_lab import UserError
+from mtr_lab.measure.statistics import bootstrap_interval
+from mtr_lab.results.comparison import compare, per_image
+from mtr_lab.results.predictions import Predictions, top_classes
+
+
+def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Predictions:
+    """A run whose unreduced point is the same for all, and whose second point is off by ``noise``."""
+    base = np.random.default_rng(1).normal(size=(n, 6)) * 3
+    logits = np.stack([base, base + noise * np.random.default_rng(seed).normal(size=(n, 6))])
+    log_probs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+    labels = np.where(np.random.default_rng(2).random(n) < 0.8, base.argmax(-1), 0)
+    ids = np.array([f"{images}/{i}" for i in range(n)])
+    top5 = top_classes(torch.from_numpy(log_probs)).numpy()
+    return Predictions(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
+
+
+def test_differences_equal_a_brute_force_bootstrap() -> None:
+    first, second = run(3), run(4, noise=2.0)
+    found = compare(first, 1, second, 1, resamples=2000, seed=5)
+    correct = [(r.top5[1, :, 0] == r.labels).astype(float) for r in (first, second)]
+    paired = correct[1] - correct[0]
+    assert found["top1"]["difference"] == pytest.approx(paired.mean())
+    rng = np.random.default_rng(99)
+    means = [rng.choice(paired, len(paired)).mean() for _ in range(2000)]
+    assert found["top1"]["ci"] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    p, q = np.exp(first.log_probs[0].astype(float)), first.log_probs
+    kl_first = (p * (q[0] - q[1])).sum(-1)
+    kl_second = (p * (second.log_probs[0] - second.log_probs[1])).sum(-1)
+    assert found["kl"]["difference"] == pytest.approx((kl_second - kl_first).mean(), abs=1e-5)
+    assert found["kl"]["significant"]
+    assert found["agreement"]["difference"] < 0
+
+
+@pytest.mark.parametrize("n", [1, 101, 200])
+def test_intervals_are_those_of_the_mean_difference(n: int) -> None:
+    first, second = run(3, n), run(4, n, noise=2.0)
+    metrics = [per_image(first, 1), per_image(second, 1)]
+    for name, found in compare(first, 1, second, 1, seed=5).items():
+        expected = bootstrap_interval(metrics[1][name] - metrics[0][name], seed=5)
+        assert found["ci"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_point_does_not_differ_from_itself() -> None:
+    for difference in compare(run(3), 1, run(3), 1).values():
+        assert difference == {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}
+
+
+def test_pairing_makes_the_interval_narrower() -> None:
+    """Two points that agree on most images: the paired interval is narrower than the images' own spread would give."""
+    first, second = run(3), run(3, noise=1.05)
+    lo, hi = compare(first, 1, second, 1)["top1"]["ci"]
+    assert hi - lo < 0.08  # unpaired: about 2 · 1.96 · √(2 · 0.8 · 0.2 / 200) = 0.16
+
+
+def test_runs_on_other_images_are_refused() -> None:
+    with pytest.raises(UserError, match="cannot be paired: 200 and 150 images, 150 of them in common"):
+        compare(run(3), 1, run(3, n=150), 1)
+    with pytest.raises(UserError, match="0 of them in common"):
+        compare(run(3), 1, run(3, images=1), 1)

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtr_lab.errors import UserError
+from mtr_lab.results.schema import Result, read_result, write_result
+
+
+def test_a_result_returns_from_its_file_and_its_folder(result: Result, tmp_path: Path) -> None:
+    path = write_result(result, tmp_path / "run")
+    assert path == tmp_path / "run" / "result.json"
+    assert read_result(path) == read_result(path.parent) == result
+
+
+def test_dense_and_untimed_points_are_results_too(result: Result, tmp_path: Path) -> None:
+    for point in result["points"]:
+        for key in ("top1", "top1_ci", "top5", "top5_ci", "img_per_s", "latency_ms", "peak_mib"):
+            del point[key]  # type: ignore[misc]
+        point["miou"] = 0.41
+    result["points"][1]["ratio"] = None
+    del result["weights"]
+    assert read_result(write_result(result, tmp_path)) == result
+
+
+def test_numbers_of_libraries_become_plain_and_infinite_ones_null(result: Result, tmp_path: Path) -> None:
+    result["points"][0]["top1"] = np.float32(0.5)  # type: ignore[typeddict-item]
+    result["points"][0]["tokens"] = torch.tensor([197, 83])  # type: ignore[typeddict-item]
+    result["points"][0]["kl"] = float("nan")
+    result["points"][0]["kl_ci"] = (0.0, np.inf)  # type: ignore[typeddict-item]
+    result["config"]["root"] = tmp_path
+    read = read_result(write_result(result, tmp_path))
+    assert [read["points"][0][key] for key in ("top1", "tokens", "kl", "kl_ci")] == [0.5, [197, 83], None, [0.0, None]]
+    assert read["config"]["root"] == str(tmp_path)
+
+
+def test_keys_of_others_are_kept(result: Result, tmp_path: Path) -> None:
+    path = write_result({**result, "note": "mine"}, tmp_path)  # type: ignore[typeddict-unknown-key]
+    assert read_result(path)["note"] == "mine"  # type: ignore[typeddict-item]
+
+
+def change(path: tuple[Any, ...], value: Any):  # type: ignore[no-untyped-def]
+    def apply(result: Any) -> Any:
+        inner = result
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        return result
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda result: [], "it is list, not dict"),
+        (lambda result: {"a": 1}, "it has no backbone, config"),
+        (change(("points", 1), {}), r"points\[1\] has no flops_literature, flops_reduction"),
+        (change(("points",), None), "points is NoneType, not list"),
+        (change(("points", 2, "top1"), "0.8"), r"points\[2\]\.top1 is str, not float"),
+        (change(("points", 2, "tokens"), [197, 8.5]), r"points\[2\]\.tokens\[1\] is float, not int"),
+        (change(("points", 0, "images"), True), r"points\[0\]\.images is bool, not int"),
+        (change(("points", 0, "latency_ms"), {"p50": 1.0}), r"points\[0\]\.latency_ms has no p95"),
+        (change(("config",), []), "config is list, not dict"),
+        (change(("schema",), 2), r"has schema 2, this version of mtr_lab reads schema 1"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_its_name_and_place(
+    damage: Any, message: str, result: Result, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(damage(result)))
+    with pytest.raises(UserError, match=rf"other\.json.*{message}"):
+        read_result(path)
+
+
+def test_missing_and_truncated_files_are_user_errors(result: Result, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path.name}.*result\.json.*No such file"):
+        read_result(tmp_path)
+    path = write_result(result, tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"result\.json is not a result: it is not valid JSON"):
+        read_result(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"result\.json is not a result"):
+        read_result(path)
