@@ -55,13 +55,13 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         self,
         *,
         name: str,
-        train_split: str,
-        test_split: str,
-        holdout: float,
-        batch_size: int,
-        num_workers: int,
-        on_error: str,
-        seed: int,
+        train_split: str = "train",
+        test_split: str = "val",
+        holdout: float = 0.0,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        on_error: str = "fail",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if on_error not in ("fail", "skip"):
@@ -172,7 +172,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
     def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
         """Batches of ``count`` training images, or of all."""
-        chosen = spread(len(self._train_source), count)
+        chosen = subsample(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))
 
     def _training_indices(self, held_out: bool) -> list[int]:
@@ -189,10 +189,10 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         )
 
 
-def spread(length: int, count: int) -> list[int]:
+def subsample(length: int, count: int) -> list[int]:
     """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
-    some = min(count, length)
-    return [i * length // some for i in range(some)]
+    count = min(count, length)
+    return [i * length // count for i in range(count)]
 
 
 class EpochShuffle(Sampler[int]):
