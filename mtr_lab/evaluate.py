@@ -21,11 +21,11 @@ from mtr_lab import ops
 from mtr_lab.compose import (
     check_device,
     make_loggers,
-    make_outline,
+    make_meta_model,
+    make_meta_task_model,
     make_task,
     make_task_data,
     make_task_model,
-    make_task_outline,
     make_trainer,
 )
 from mtr_lab.data.shard import ShardedEvaluation
@@ -77,9 +77,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    task, outline = make_task(config.task), make_outline(config.backbone)
+    task, outline = make_task(config.task), make_meta_model(config.backbone)
     datamodule = make_task_data(task, config, outline)
-    outline = task.backbone(make_task_outline(task, config, datamodule.num_classes))
+    outline = task.backbone(make_meta_task_model(task, config, datamodule.num_classes))
     settings = policy_settings(config.mtr)
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings

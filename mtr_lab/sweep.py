@@ -32,7 +32,7 @@ from mtr_lab.results.store import Busy
 ERROR_FILE = "error.json"
 
 
-def users_mistakes() -> tuple[type[Exception], ...]:
+def user_errors() -> tuple[type[Exception], ...]:
     """The exceptions that are mistakes in what was asked for; Lightning's is one only where Lightning is imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (UserError, OmegaConfBaseException, *([lightning.MisconfigurationException] if lightning else []))
@@ -78,7 +78,7 @@ class Points(Callback):
         returned = job_return._return_value
         outcome = Outcome(str(folder), "computed")
         if job_return.status == JobStatus.FAILED:
-            busy, users = isinstance(returned, Busy), isinstance(returned, users_mistakes())
+            busy, users = isinstance(returned, Busy), isinstance(returned, user_errors())
             outcome = Outcome(str(folder), "busy" if busy else "failed", f"{returned}" or repr(returned), users)
             print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
             if not busy:

@@ -13,7 +13,7 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
-from mtr_lab.compose import make_outline
+from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
@@ -172,7 +172,7 @@ def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
             expected = {"nano_policies": "imagenette"}
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
-            reduction = Reduction(make_outline(config.backbone), policy_settings(config.mtr))
+            reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
             assert [point.ratio for point in points] == [0, *config.mtr.ratio]
             seen.append((config.backbone, config.mtr))
