@@ -28,7 +28,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.evaluate import PROBE_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.predictions import (
     Predictions,
     kl_divergence,
@@ -60,7 +60,7 @@ def main(root: str, out: Path, policies: list[str]) -> None:
         if not (folder / "search.json").exists():
             probes = data.probe_images(PROBE_IMAGES).to(DEVICE)
             found = search(model, policy, probes, four_views(whole.normalise(held_out["image"].to(DEVICE))))
-            record = {"environment": environment(), "policy": policy, "ratios": found}
+            record = {"environment": describe_environment(), "policy": policy, "ratios": found}
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
             found = json.loads((folder / "search.json").read_text())["ratios"]

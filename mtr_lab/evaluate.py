@@ -40,12 +40,12 @@ from mtr_lab.ops import installed
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
-from mtr_lab.results.environment import environment
-from mtr_lab.results.keys import Key, point_key, unreduced_key
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.results.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
-from mtr_lab.results.store import Unreduced, claim, find_finished, write_point
+from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
 from mtr_lab.sweep import Evaluated, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Evaluation, Task
@@ -101,9 +101,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if not outline_reduction.policy.draws:
         del resolved["mtr"]["seed"]  # no part of the key, nor of the result
-    weights, data, machine = backbone.weights["sha256"], datamodule.identity(), _machine(trainer)
+    weights, data, machine = backbone.weights["sha256"], datamodule.fingerprint(), _machine(trainer)
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
-    key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
+    key = evaluation_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
     sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
     if launches:
         with claim(folder, wait=config.objective is not None):
@@ -127,7 +127,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
             points = measured_points(backbone, settings, probes, trainer, config.mtr)
         share = unreduced_key(resolved, weights, data, machine)
         make_evaluation = make_evaluations(task, model, settings, config)
-        unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
+        unreduced = UnreducedCache(sweep / "unreduced" / share) if sweep else None
         found = predict(points, make_evaluation, trainer, batches, unreduced)
         evaluation = make_evaluation(points)
         speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
@@ -141,7 +141,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
             "unreduced": {"key": share, "reused": found.reused},
             "logged": [],
             "config": resolved,
-            "environment": {**environment(), "device": machine[0]},
+            "environment": {**describe_environment(), "device": machine[0]},
             "points": [
                 {
                     **describe(task, model, point),  # type: ignore[typeddict-item]
@@ -154,7 +154,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         }
         if config.pictures:
             draw_images(task, evaluation, strongest(points), datamodule, trainer, config.pictures, folder / PICTURES)
-        for file in write_point(result, found.predictions, folder):
+        for file in write_run(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
     return Evaluated(result, True, objective_value(result, config.objective))
@@ -211,7 +211,7 @@ def objective_value(result: Result, metric: str | None) -> float | None:
 
 def _machine(trainer: lightning.Trainer) -> list[str]:
     """What a speed, and the last digit of a prediction, depend on besides configuration and code; the device first."""
-    here, device = environment(), trainer.strategy.root_device
+    here, device = describe_environment(), trainer.strategy.root_device
     if device.type == "cuda":
         kernels = installed("mamba_ssm")
         return [torch.cuda.get_device_name(device), f"mamba_ssm {kernels}"]

@@ -28,7 +28,7 @@ from mtr_lab.compose import (
 )
 from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 
 def train(config: DictConfig) -> Path:
@@ -77,7 +77,7 @@ def train(config: DictConfig) -> Path:
     save_weights(module.model, task.backbone(module.model), weights, datamodule.class_names)
     record = {
         "config": OmegaConf.to_container(config, resolve=True),
-        "environment": environment(),
+        "environment": describe_environment(),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

@@ -191,7 +191,7 @@ def test_the_code_is_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = []
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("c.txt", "")):
         (tmp_path / name).write_text(text)
-        found.append(keys.code.__wrapped__())
+        found.append(keys.code_hash.__wrapped__())
     assert len(set(found)) == 3
     assert found[2] == found[3]
 
@@ -213,7 +213,7 @@ def test_points_that_fail_are_listed_and_the_others_computed(
         raise ZeroDivisionError("by zero")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtr_lab.evaluate.write_point", broken)
+        patch.setattr("mtr_lab.evaluate.write_run", broken)
         run = sweep("mtr.ratio=0.2,0.3,0.99")
     assert run.code == 1
     assert "3 points: 1 finished before (resume=false computes them again), 2 failed" in run.out

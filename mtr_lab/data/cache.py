@@ -160,5 +160,5 @@ class _Decoder(Dataset[tuple[int, str] | Skipped | UserError]):
 
 def _key(images: Images, shape: tuple[int, ...]) -> str:
     versions = [importlib.metadata.version(package) for package in _PACKAGES]
-    parts = [images.source.identity(), repr(images.prepare.transform), shape, versions]
+    parts = [images.source.fingerprint(), repr(images.prepare.transform), shape, versions]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

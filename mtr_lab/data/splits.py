@@ -22,7 +22,7 @@ class SplitSource(Protocol):
 
     def __len__(self) -> int: ...
     def id(self, index: int) -> str: ...
-    def identity(self) -> str: ...
+    def fingerprint(self) -> str: ...
 
 
 Source = TypeVar("Source", bound=SplitSource)
@@ -102,9 +102,9 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         """What decides whether a training image is held out."""
         return self._train_source.id(index)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of the evaluation images and their labels that is cheap to have and changes when they do."""
-        return self._test_source.identity()
+        return self._test_source.fingerprint()
 
     def setup(self, stage: str) -> None:
         """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""

@@ -13,7 +13,7 @@ from torch import nn
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
 from mtr_lab.results.predictions import AnyPredictions
-from mtr_lab.results.store import Unreduced, joined
+from mtr_lab.results.store import UnreducedCache, concat_points
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
@@ -61,7 +61,7 @@ def predict(
     make_evaluation: EvaluationMaker,
     trainer: lightning.Trainer,
     batches: LightningDataModule,
-    unreduced: Unreduced | None,
+    unreduced: UnreducedCache | None,
 ) -> Found:
     """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
 
@@ -76,7 +76,7 @@ def predict(
     if unreduced is None:
         return run(points)
     if unreduced.load() is None:
-        with unreduced.claimed() as mine:
+        with unreduced.try_lock() as mine:
             if mine and unreduced.load() is None:
                 found = run(points)
                 unreduced.save(found.predictions)
@@ -84,12 +84,12 @@ def predict(
     reduced = run(points[1:])
     with unreduced.lock:
         stored = unreduced.load()
-        together = None if stored is None else joined(stored, reduced.predictions)
+        together = None if stored is None else concat_points(stored, reduced.predictions)
         if together is not None:
             return Found(together, reduced.skipped, True)
         alone = run(points[:1]).predictions
         unreduced.save(alone)
-    together = joined(alone, reduced.predictions)
+    together = concat_points(alone, reduced.predictions)
     if together is None:
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
     return Found(together, reduced.skipped, False)

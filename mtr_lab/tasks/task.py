@@ -29,7 +29,7 @@ class Evaluation(Protocol):
 
     ``skipped`` are the names of the images that could not be read, ``predictions()`` is what was found in all others:
     a dataclass of arrays in ``mtr_lab.report`` with ``ids``, ``hashes``, ``labels``, ``points``, ``select`` and
-    ``followed_by``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
+    ``concat``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
     all processes on rank 0, after ``gather()``.
     """
 
@@ -58,7 +58,7 @@ class Task(ABC):
 
     A new one is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
     settings below ``task``, a default dataset), a datamodule for conf/dataset, which has ``class_names``,
-    ``num_classes``, ``identity()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
+    ``num_classes``, ``fingerprint()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
 
     Args:
         settings: the ``task`` group without its name.

@@ -105,14 +105,14 @@ def test_evaluation_is_in_the_same_order_every_time(module: Module) -> None:
 
 
 def test_an_image_that_cannot_be_read_stops_or_is_named(module: Module, tmp_path: Path) -> None:
-    identity = module().identity()
+    identity = module().fingerprint()
     damage(tmp_path, "v1")
     with pytest.raises(UserError, match=r"cannot decode image .*v1.* of .*dataset\.on_error=skip"):
         list(module().test_dataloader())
     first, second = module(on_error="skip").test_dataloader()
     assert (names([first]), names([second])) == (["v0"], ["v2"])
     assert [Path(id).stem for id in first["skipped"]] == ["v1"]
-    assert module().identity() != identity
+    assert module().fingerprint() != identity
 
 
 def test_a_batch_without_any_image(module: Module, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class CocoSource:
         """The image's file name."""
         return self._files[index]
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of the annotations, and of every image's size and time of change."""
         digest = hashlib.blake2b(self._digest.encode(), digest_size=16)
         for index, id in enumerate(self._files):

@@ -57,7 +57,7 @@ class VocSource:
         """The name in the list."""
         return self._ids[index]
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of every image's size and time of change, and of what its annotation says."""
         digest = hashlib.blake2b(digest_size=16)
         for index, id in enumerate(self._ids):

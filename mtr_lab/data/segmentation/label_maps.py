@@ -89,7 +89,7 @@ class LabelMapSource:
     def path(self, index: int) -> Path:
         return self._paths[index]
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of the names, sizes and times of change of all images and label maps, and of the classes."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=16)
         for index in range(len(self)):
