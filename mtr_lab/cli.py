@@ -29,7 +29,7 @@ from mtr_lab.completion import complete_modules
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import policy_files, policy_name
-from mtr_lab.sweep import users_mistakes
+from mtr_lab.sweep import user_errors
 
 OPEN = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
@@ -77,7 +77,7 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
+        # mtr_lab.sweep.Jobs takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with user_mistakes() if alone else contextlib.nullcontext():
             _check(config, hydra.compose(config_name))
@@ -115,7 +115,7 @@ def user_mistakes() -> Iterator[None]:
     """End the program with code 2 and one message at a mistake in what was asked for."""
     try:
         yield
-    except users_mistakes() as error:
+    except user_errors() as error:
         _exit(error)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import blocks_of
-from mtr_lab.compose import make_model, make_outline, make_trainer
+from mtr_lab.compose import make_meta_model, make_model, make_trainer
 from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
@@ -51,8 +51,8 @@ def visualize(
     """
     ops.set_backend(config.ops.backend)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
-    outline = make_outline(config.backbone)
-    check_blocks(blocks or (), len(blocks_of(outline)))
+    meta_model = make_meta_model(config.backbone)
+    check_blocks(blocks or (), len(blocks_of(meta_model)))
     if config.mtr.schedule == AUTO:
         raise UserError(
             "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
@@ -60,15 +60,15 @@ def visualize(
         )
     points = {}
     for name, setting in policies.items():
-        points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
-    video = len(outline.input_shape) == 4
+        points[name] = strongest(operating_points(Reduction(meta_model, policy_settings(setting)), setting))
+    video = len(meta_model.input_shape) == 4
     if video and not images:
         raise UserError(
-            f"backbone.num_frames={outline.input_shape[1]} takes videos, and none is bundled: give an animated "
+            f"backbone.num_frames={meta_model.input_shape[1]} takes videos, and none is bundled: give an animated "
             "GIF or a folder of frames."
         )
     files = list(images) or _samples()
-    inputs = [_load(file, outline) for file in files]
+    inputs = [_load(file, meta_model) for file in files]
 
     model, chosen = make_model(config.backbone).eval(), config.mtr.policy
     seen = {}
