@@ -83,7 +83,7 @@ def run_program(config_name: str, function: str, announce: Callable[[DictConfig]
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
+        # mtr_lab.sweep.Jobs takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with exit_on_user_error() if alone else contextlib.nullcontext():
             _check(config, hydra.compose(config_name))

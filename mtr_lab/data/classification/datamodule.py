@@ -140,13 +140,13 @@ class ImageDataModule(SplitDataModule[Any]):
         self._test_source.split_over(num_workers)
         return self._loader(self._evaluation_images(), num_workers=num_workers)
 
-    def probe_images(self, count: int) -> Tensor:
+    def calibration_images(self, count: int) -> Tensor:
         """As those of :class:`SplitDataModule`, normalised; of a stream the first."""
-        return self.normalise(super().probe_images(count))
+        return self.normalise(super().calibration_images(count))
 
-    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+    def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
         if not isinstance(self._train_source, StreamSource):
-            return super()._probe_batches(count)
+            return super()._calibration_batches(count)
         self._train_source.split_over(0)
         loader = self._loader(self._training_images(augmented=False), num_workers=0)
         return islice(loader, -(-count // self._batch_size))
