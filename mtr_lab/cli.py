@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "training.mixup": (float, 0, 100),
     "training.cutmix": (float, 0, 100),
     "training.ema_decay": (float, 0, 1),
+    "training.ratio_warmup_epochs": (int, 0, math.inf),
 }
 """Ranges of the numeric settings that no constructor checks."""
 OPTIONAL = ("backbone.num_classes",)

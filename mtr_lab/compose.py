@@ -115,13 +115,16 @@ def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any
     if shares:
         arguments["use_distributed_sampler"] = False
         if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
-            arguments["plugins"] = [LightningEnvironment()]  # one task of a job: the processes are ours to start
+            arguments["plugins"] = [
+                *arguments.get("plugins", []),
+                LightningEnvironment(),
+            ]  # one task of a job: the processes are ours to start
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1 and not shares:
-        instead = "Choose trainer=ddp" if distributed else "Set trainer.devices=1, and start several runs"
+        instead = "Choose trainer=ddp to use several devices" if distributed else "Set trainer.devices=1"
         raise UserError(
             f"trainer.devices={config.devices} starts {trainer.world_size} processes, which trainer=ddp does for "
-            f"evaluation alone. {instead} to use several devices."
+            f"evaluation and training. {instead}."
         )
     if trainer.world_size == 1 and shares:  # without a process group, then
         config.strategy = "auto"

@@ -6,16 +6,18 @@ import re
 import shutil
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import LightningModule
 from safetensors.torch import load_file
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.train import main
-from mtr_lab.training import WeightEMA
+from mtr_lab.training.averaging import WeightEMA
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 SMALL = [
@@ -78,46 +80,50 @@ def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.parametrize("stops_at", ["start", "middle", "end"])
 def test_a_run_is_resumed_where_it_stopped(
-    run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str
 ) -> None:
-    """Two epochs at once, and one epoch, an interruption, and the second, end in the same weights, bit for bit."""
-    options = [  # without augmentation, whose random numbers are not part of the state
+    """Augmentation, mixup, stochastic depth and the average are those of an uninterrupted run, bit for bit."""
+    options = [
         *SMALL,
         f"dataset.root={root}",
-        "dataset.train_transform.scale=[1,1]",
-        "+dataset.train_transform.ratio=[1,1]",
-        "dataset.train_transform.hflip=0",
-        "dataset.train_transform.color_jitter=0",
-        "training.mixup=0",
-        "training.cutmix=0",
-        "training.ema_decay=0",  # the weights themselves, not an average that has hardly moved
+        "dataset.holdout=0.2",
+        "backbone.drop_path_rate=0.3",
+        "training.ema_decay=0.5",
         "training.epochs=2",
     ]
     straight = run_program(main, *options)
     assert straight.code == 0, straight.err
     expected = load_file(straight.folder / "model.safetensors")
 
-    def stop(module: ClassifierTraining) -> None:
-        if module.current_epoch == 1:
+    metrics = (straight.folder / "metrics.csv").read_text()
+    final = json.loads((straight.folder / "training.json").read_text())["final"]
+
+    def stop(module: ClassifierTraining, *_: object) -> None:
+        if module.current_epoch == 1 and (stops_at == "start" or module.global_step == 4):
             raise ConnectionError("interrupted")
 
-    shutil.rmtree(straight.folder)
-    with monkeypatch.context() as patched:
-        patched.setattr(ClassifierTraining, "on_train_epoch_start", stop)
-        with pytest.raises(ConnectionError):
-            run_program(main, *options)
-    assert not (straight.folder / "model.safetensors").exists()
+    if stops_at != "end":  # else the run is resumed when there is nothing left to do
+        shutil.rmtree(straight.folder)
+        hook = "on_train_epoch_start" if stops_at == "start" else "on_train_batch_end"
+        with monkeypatch.context() as patched:
+            patched.setattr(ClassifierTraining, hook, stop)
+            with pytest.raises(ConnectionError):
+                run_program(main, *options)
+        assert not (straight.folder / "model.safetensors").exists()
     last = shutil.copy(straight.folder / "last.ckpt", tmp_path / "last.ckpt")
     resumed = run_program(main, *options, f"training.resume={last}")
     assert resumed.code == 0, resumed.err
     record = json.loads((resumed.folder / "training.json").read_text())
-    assert (record["epochs"], record["steps"]) == (2, 8)
+    assert (record["epochs"], record["steps"]) == (2, 6)
     found = load_file(resumed.folder / "model.safetensors")
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-    halfway = torch.load(last, weights_only=False)["state_dict"]
-    assert not torch.equal(halfway["model.head.weight"].half(), expected["head.weight"])
+    drop = {"img_per_s"}
+    assert {**record["final"], **dict.fromkeys(drop)} == {**final, **dict.fromkeys(drop)}
+    speed = re.compile(r",[\d.]+$", re.MULTILINE)
+    assert speed.sub("", (resumed.folder / "metrics.csv").read_text()) == speed.sub("", metrics)
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(run_program, root: Path, tmp_path: Path) -> None:
@@ -147,7 +153,14 @@ def test_images_that_cannot_be_read_are_left_out_and_named(run_program, root: Pa
         (["+trainer.max_epochs=3"], r"trainer\.max_epochs cannot be set"),
         (["dataset.batch_size=5"], r"dataset\.batch_size=5: mixup and cutmix mix the images of a batch in pairs"),
         (["backbone.drop_path_rate=2"], r"drop_path_rate of vim_nano=2: expected a number from 0 to 0\.99"),
-        (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes"),
+        (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes.*Choose trainer=ddp"),
+        (["trainer=ddp", "trainer.devices=3"], r"batch_size=4 is shared out equally over 3 devices.*multiple of 3"),
+        (["trainer=ddp", "trainer.devices=4"], r"mixup and cutmix mix the images.*a multiple of 8"),
+        (["mtr.ratio=[0.2,0.3]"], r"mtr\.ratio=\[0\.2, 0\.3\]: training takes one ratio"),
+        (["mtr.ratio=0.99"], r"mtr\.ratio=0\.99 is out of reach"),
+        (["reduction=write"], r"reduction=write: give the share of the FLOPs to remove"),
+        (["mtr.ratio=0.2", "mtr.schedule=auto"], r"mtr\.schedule=auto is measured on trained weights"),
+        (["mtr.ratio=null", "mtr.schedule=[0,1,0]", "training.ratio_warmup_epochs=2"], "needs an mtr.ratio to rise to"),
         (["trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 leaves nothing to do"),
         (["training.epoch=3"], "unknown key 'training.epoch'.*'training.epochs'"),
     ],
@@ -172,29 +185,37 @@ def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, t
     assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
 
 
+class Counting(LightningModule):
+    """A module with weights and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+
+
 def test_the_average_of_the_weights_is_exponential_and_reads_nothing_from_the_device() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.BatchNorm1d(3)
-    module = ClassifierTraining(  # of anything
-        mtr_lab.create_model("vim_nano", depth=1, embed_dim=16), lr=1e-3, weight_decay=0, warmup_epochs=0,
-        label_smoothing=0, mixup=0, cutmix=0,
-    )  # fmt: skip
-    module.model.extra = model
-    ema = WeightEMA(0.9, torch.device("cpu"))
-    ema.setup(None, module, "fit")  # type: ignore[arg-type]
-    average = ema._average_model
-    assert average is not None
-    expected, bias = model.bias.detach().clone(), average.module.model.extra.bias
-    for step in range(3):
+    module, ema, trainer = Counting(), WeightEMA(0.9), SimpleNamespace(global_step=0)
+    ema.on_fit_start(trainer, module)
+    expected = module.norm.bias.detach().clone()
+    for step in range(1, 4):
         with torch.no_grad():
-            model.bias += 1
-        model.num_batches_tracked += 1
+            module.norm.bias += 1
+        module.norm.num_batches_tracked += 1
+        trainer.global_step = step
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "__bool__", lambda tensor: pytest.fail("a wait"))
-            average.update_parameters(module)
-        expected = 0.9 * expected + 0.1 * model.bias
-        torch.testing.assert_close(bias, expected)
-        assert average.module.model.extra.num_batches_tracked == step + 1
+            for read in ("__bool__", "item", "tolist"):
+                patch.setattr(torch.Tensor, read, lambda tensor: pytest.fail("a wait"))
+            ema.on_train_batch_end(trainer, module)
+            ema.on_train_batch_end(trainer, module)  # gradients accumulate: no step
+        expected = 0.9 * expected + 0.1 * module.norm.bias
+    weights = module.norm.bias.detach().clone()
+    ema.on_validation_epoch_start(trainer, module)
+    torch.testing.assert_close(module.norm.bias, expected)
+    assert module.norm.num_batches_tracked == 3
+    ema.on_validation_epoch_end(trainer, module)
+    assert torch.equal(module.norm.bias, weights)
+    ema.on_fit_end(trainer, module)
+    torch.testing.assert_close(module.norm.bias, expected)
 
 
 def test_the_bundled_model_is_what_its_record_says() -> None:

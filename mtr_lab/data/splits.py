@@ -3,16 +3,17 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Subset
 
 from mtr_lab.data.batches import ImageLoader
+from mtr_lab.data.epochs import EpochShuffle, InEpoch
 from mtr_lab.data.images import Entry
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -39,10 +40,10 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         name: what the dataset is called in results and messages.
         train_split, test_split: names of the splits.
         holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
-        batch_size: images in a batch.
+        batch_size: images in a batch; of training, on all devices together.
         num_workers: processes that decode, at most one a CPU.
         on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
-        seed: fixes the order of the training images.
+        seed: fixes the order and the augmentation of the training images.
 
     Raises:
         UserError: anything above is not as expected.
@@ -114,21 +115,31 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
     def train_dataloader(self) -> ImageLoader:
         """The training images that are not held out, shuffled and augmented, in full batches.
 
+        Order and augmentation are functions of the seed, the epoch and the image. Of several devices each has an equal
+        share of every batch, so that a step sees the same images on any number of them.
+
         Raises:
             UserError: there are fewer than a batch takes.
         """
-        dataset, kept = self._training_images(augmented=True), self._training_indices(held_out=False)
-        if len(kept) < self._batch_size:
-            raise UserError(
-                f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images: lower it."
-            )
+        sampler = self._training_sampler()
         return self._loader(
-            Subset(dataset, kept),
-            sampler=EpochShuffle(len(kept), self._seed),
+            InEpoch(self._training_images(augmented=True), self._seed),
+            batch_size=sampler.share,
+            sampler=sampler,
             drop_last=True,
             persistent_workers=self._num_workers > 0,
             generator=torch.Generator().manual_seed(self._seed),  # of the workers' seeds
         )
+
+    def _training_sampler(self) -> EpochShuffle:
+        """The training images of this process, one of those that the trainer counts."""
+        kept = self._training_indices(held_out=False)
+        if len(kept) < self._batch_size:
+            raise UserError(
+                f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images: lower it."
+            )
+        rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return EpochShuffle(kept, self._batch_size, self._seed, rank, ranks)
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """The held-out training images, preprocessed as for evaluation; no loader where nothing is held out.
@@ -182,10 +193,9 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
     def _loader(self, dataset: Dataset[Entry], **options: Any) -> ImageLoader:
         return ImageLoader(
             dataset,
-            batch_size=self._batch_size,
             collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
-            **{"num_workers": self._num_workers, **options},
+            **{"batch_size": self._batch_size, "num_workers": self._num_workers, **options},
         )
 
 
@@ -193,26 +203,6 @@ def subsample(length: int, count: int) -> list[int]:
     """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
     count = min(count, length)
     return [i * length // count for i in range(count)]
-
-
-class EpochShuffle(Sampler[int]):
-    """A random order that is a function of the seed and the epoch, so that a resumed run goes on in the same one.
-
-    Lightning calls ``set_epoch``.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self._epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        return iter(torch.randperm(self._length, generator=generator).tolist())
 
 
 def is_held_out(key: str, share: float) -> bool:

@@ -40,7 +40,7 @@ class DenseTraining(LightningModule, ABC):
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         shown = {"train_loss": loss, **{f"train_{name}": value for name, value in losses.items()}}
-        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(batch["id"]))
+        self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -77,9 +77,13 @@ class Task(ABC):
         """Raise a ``UserError`` for settings of the ``trainer`` group that the task cannot be carried out with."""
         return None
 
-    def check_training(self, config: DictConfig) -> None:
-        """Raise a ``UserError`` for settings that the task cannot be trained with."""
-        return None
+    def check_training(self, config: DictConfig, devices: int) -> None:
+        """Raise a ``UserError`` for settings that the task cannot be trained with on this number of devices."""
+        if config.dataset.batch_size % devices:
+            raise UserError(
+                f"dataset.batch_size={config.dataset.batch_size} is shared out equally over {devices} devices: choose "
+                f"a multiple of {devices}."
+            )
 
     @abstractmethod
     def backbone(self, model: Any) -> Any:

@@ -121,8 +121,20 @@ class ImageDataModule(SplitDataModule[Any]):
             batch["image"] = self.trainer.precision_plugin.convert_input(self.normalise(batch["image"]))
         return batch
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        several = self.trainer is not None and self.trainer.world_size > 1
+        if stage == "fit" and several and isinstance(self._train_source, StreamSource):
+            raise UserError(
+                f"dataset.source={self._source} is a stream, which one device trains on: set trainer=default, or "
+                "choose a source with random access such as hfds/."
+            )
+
     def train_dataloader(self) -> ImageLoader:
-        """As that of :class:`SplitDataModule`; of a stream, which shuffles itself, nothing is held out."""
+        """As that of :class:`SplitDataModule`; of a stream, which shuffles itself, nothing is held out.
+
+        A stream begins anew when a run is resumed, so that such a run is not repeated bit for bit.
+        """
         if not isinstance(self._train_source, StreamSource):
             return super().train_dataloader()
         self._train_source.split_over(self._num_workers)

@@ -24,11 +24,13 @@ class Classification(Task):
     metrics = ("top1", "top5", "agreement", "kl")
     datamodule = ImageDataModule
 
-    def check_training(self, config: DictConfig) -> None:
-        if (config.training.mixup or config.training.cutmix) and config.dataset.batch_size % 2:
+    def check_training(self, config: DictConfig, devices: int) -> None:
+        super().check_training(config, devices)
+        if (config.training.mixup or config.training.cutmix) and config.dataset.batch_size // devices % 2:
+            even = "an even number" if devices == 1 else f"a multiple of {2 * devices}"
             raise UserError(
                 f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
-                "Choose an even number, or training.mixup=0 training.cutmix=0."
+                f"Choose {even}, or training.mixup=0 training.cutmix=0."
             )
 
     def backbone(self, model: Any) -> Any:

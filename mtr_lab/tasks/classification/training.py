@@ -44,7 +44,7 @@ class ClassifierTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(model) if cuda_graph else model.__call__
+        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(model, model) if cuda_graph else model.__call__
         self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
         self.label_smoothing = label_smoothing
         self.mixup = (
@@ -67,7 +67,7 @@ class ClassifierTraining(LightningModule):
             loss = F.cross_entropy(self._logits(images), labels)
         else:
             loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.label_smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:

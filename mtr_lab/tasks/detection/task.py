@@ -38,7 +38,8 @@ class Detection(DenseTask):
                 f"trainer.precision={trainer.precision}: boxes need 32 bits. Use trainer.precision={mixed}."
             )
 
-    def check_training(self, config: DictConfig) -> None:
+    def check_training(self, config: DictConfig, devices: int) -> None:
+        super().check_training(config, devices)
         self.check(config.trainer)
 
     def data_arguments(self, meta_model: Backbone, checkpoint: Path | None) -> dict[str, Any]:

@@ -37,7 +37,9 @@ class SegmentationTraining(DenseTraining):
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(segmenter, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
-        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
+        self._logits: Callable[[Tensor], Tensor] = (
+            GraphedTraining(segmenter, segmenter.backbone) if cuda_graph else segmenter.__call__
+        )
         classes = segmenter.head.num_classes
         self.register_buffer("class_weights", torch.ones(classes))
         self.dice = DiceLoss("multiclass", ignore_index=IGNORE)

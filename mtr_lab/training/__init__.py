@@ -1,0 +1,1 @@
+"""A training run: its loop's callbacks, its checkpoint, its files."""

@@ -1,0 +1,87 @@
+"""last.ckpt: all that a run needs to go on, written after every epoch, read without running code."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from mtr_lab.errors import UserError
+from mtr_lab.results.atomic import replace_file
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Checkpoints of tensors and plain containers alone, that are complete or what they were before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: it cannot be written: the disk is full, say.
+        """
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            with replace_file(Path(path)) as stream:
+                stream.write(content.getbuffer())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}. What it held before, if anything, is intact: make room and go "
+                "on with training.resume=LAST.CKPT."
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        return checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes a checkpoint at the end of every epoch.
+
+    Args:
+        path: of the file.
+        settings: what the course of the run depends on; see :func:`check_resume`.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = path, dict(settings)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self._path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self._settings
+
+
+def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` unless the file is the checkpoint of a run of the same model and settings."""
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
+    try:
+        loaded = torch.load(path, "cpu", weights_only=True)
+        shapes = {key: value.shape for key, value in loaded["current_model_state"].items()}
+        before = dict(loaded["settings"])
+    except Exception as error:  # of damaged or foreign bytes PyTorch raises anything
+        raise UserError(f"training.resume={path} is not the last.ckpt of an earlier run: {error!r}.") from error
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    if shapes != expected:
+        differ = sorted(key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key))
+        raise UserError(
+            f"training.resume={path} is of another model: {len(differ)} parameters differ, {differ[0]} for one. "
+            "Give the backbone the geometry, and the dataset the classes, of that run."
+        )
+    changed = [
+        f"{key}={settings.get(key)} (there {before.get(key)})"
+        for key in sorted(before.keys() | settings.keys())
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"training.resume={path} is of a run with other settings: {', '.join(changed)}. Give those of that run, or "
+            "start a new one from its weights: backbone.checkpoint=RUN/model.safetensors."
+        )

@@ -1,0 +1,139 @@
+"""The course of a run: a row an epoch, in metrics.csv, as a picture and as the table at the end."""
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from rich.table import Table
+
+from mtr_lab.results.atomic import replace_file
+
+Row = dict[str, float]
+TABLE_ROWS = 8
+
+
+class History(Callback):
+    """Collects loss, metrics, learning rate and images per second of every epoch, those before a resume included.
+
+    ``rows`` has a row an epoch: ``epoch`` from 0, ``step``, ``lr``, ``img_per_s`` without validation, and what the
+    module has logged. Rank 0 writes them to ``folder/metrics.csv`` after every epoch.
+
+    Args:
+        folder: of the run.
+        batch_size: images in a step, on all devices together.
+    """
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        self.rows: list[Row] = []
+        self._folder, self._batch_size = folder, batch_size
+        self._start, self._seconds, self._validated = 0.0, 0.0, False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds, self._validated = 0.0, False
+        self._start = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        fresh = {name: value for name, value in logged.items() if self._validated or not name.startswith("val_")}
+        images = trainer.num_training_batches * self._batch_size
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step - 1,
+                "lr": learning_rate(trainer),
+                **dict(sorted(fresh.items())),
+                "img_per_s": images / self._seconds,
+            }
+        )
+        if trainer.is_global_zero:
+            write_csv(self.rows, self._folder / "metrics.csv")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"], checkpoint["skipped"] = self.rows, sorted(pl_module.skipped)  # type: ignore[arg-type]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.rows = checkpoint["history"]
+        pl_module.skipped.update(checkpoint["skipped"])  # type: ignore[operator, union-attr]
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Count the time until the device has done what it was given."""
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        self._seconds += time.perf_counter() - self._start
+
+
+class TrainingBar(TQDMProgressBar):
+    """Lightning's progress bar with the loss of the last step and the learning rate.
+
+    It is drawn every 20 steps, since reading the loss waits for the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+        self._loss: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._loss = outputs["loss"] if outputs else self._loss
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        loss = {} if self._loss is None else {"loss": f"{self._loss.item():.3f}"}
+        return {**loss, **metrics, "lr": f"{learning_rate(trainer):.1e}"}
+
+
+def learning_rate(trainer: Trainer) -> float:
+    """That of the next step."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def last_values(rows: Sequence[Row]) -> Row:
+    """The last value of everything that was logged."""
+    return {name: value for row in rows for name, value in row.items()}
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """A column a name; empty where an epoch has no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(last_values(rows)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replace_file(path) as stream:
+        stream.write(text.getvalue().encode())
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """At most ``TABLE_ROWS`` of the epochs, evenly spread, the last among them."""
+    names = [name for name in last_values(rows) if name != "step"]
+    made = Table(title=title, title_justify="left")
+    for name in names:
+        made.add_column(name, justify="right")
+    count = min(len(rows), TABLE_ROWS)
+    for row in [rows[len(rows) * (i + 1) // count - 1] for i in range(count)]:
+        made.add_row(*(_cell(name, row) for name in names))
+    return made
+
+
+def _cell(name: str, row: Mapping[str, float]) -> str:
+    if name not in row:
+        return ""
+    if name == "epoch":
+        return f"{row[name] + 1:.0f}"
+    return f"{row[name]:.0f}" if name == "img_per_s" else f"{row[name]:.3g}" if name == "lr" else f"{row[name]:.4f}"

@@ -1,0 +1,235 @@
+"""Train a task's model; the run folder receives its weights, log and recipe."""
+
+import hashlib
+import json
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from safetensors.torch import save
+from torch import nn
+
+from mtr_lab import ops
+from mtr_lab.backbones import Backbone
+from mtr_lab.compose import (
+    check_device,
+    make_datamodule,
+    make_loggers,
+    make_meta_model,
+    make_model,
+    make_task,
+    make_trainer,
+)
+from mtr_lab.errors import UserError
+from mtr_lab.evaluation.points import policy_settings
+from mtr_lab.launch import has_to_launch, launch
+from mtr_lab.reduction import Reduction, Schedule
+from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.tasks.ranks import Gathering
+from mtr_lab.tasks.task import Task
+from mtr_lab.training.averaging import WeightEMA
+from mtr_lab.training.checkpoint import LastCheckpoint, PlainCheckpointIO, check_resume
+from mtr_lab.training.curve import draw_curve
+from mtr_lab.training.history import History, TrainingBar, last_values, table
+from mtr_lab.training.randomness import SeedEpochs
+from mtr_lab.training.reduced import ReducedTraining, epoch_ratios
+
+
+def train(config: DictConfig) -> Path:
+    """Train what ``conf/train.yaml`` describes.
+
+    Returns:
+        The run folder. It holds ``model.safetensors`` (weights averaged over the last steps, half precision, class
+        names in its metadata), ``last.ckpt`` to resume from, ``metrics.csv`` and ``curve.svg`` (a row and a point an
+        epoch), and ``training.json`` (recipe, final figures, SHA-256).
+
+    Raises:
+        UserError: anything in the configuration that training is not possible with, before it starts; a disk that is
+            full.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    ops.set_backend(config.ops.backend)
+    check_device(config.trainer)
+    settings = config.training
+    task, meta_model = make_task(config.task), make_meta_model(config.backbone)
+    datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **task.training_arguments())
+    create = partial(make_model, config.backbone)
+    with torch.device("meta"):
+        outline: Any = task.trained_model(create, datamodule.num_classes)
+    schedules = make_schedules(task.backbone(outline), config)
+    if settings.resume is not None:
+        check_resume(str(settings.resume), task.training(outline, config), resume_settings(config))
+    history = History(folder, config.dataset.batch_size)
+    trainer = make_trainer(
+        config.trainer,
+        distributed=True,
+        max_epochs=settings.epochs,
+        logger=[logger for logger in make_loggers(config.logger) if not isinstance(logger, CSVLogger)],  # see History
+        callbacks=[
+            SeedEpochs(config.seed),
+            *make_reduction(task, config, schedules),
+            WeightEMA(settings.ema_decay),
+            history,
+            *([TrainingBar()] if config.trainer.enable_progress_bar else []),
+            LastCheckpoint(folder / "last.ckpt", resume_settings(config)),
+        ],
+        plugins=[PlainCheckpointIO()],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    task.check_training(config, trainer.world_size)
+    if has_to_launch(trainer):
+        return launch(train, config, trainer.num_devices)
+
+    seed_everything(config.seed, workers=True, verbose=False)
+    module: Any = task.training(task.trained_model(create, datamodule.num_classes), config)
+    if settings.freeze_backbone:
+        freeze_backbone(task, module.model)
+    if trainer.is_global_zero and not config.dataset.holdout:
+        print(
+            "nothing is validated while training: dataset.holdout=0 holds out no training images, and those of "
+            f"{config.dataset.test_split} are for python -m mtr_lab"
+        )
+    start = time.perf_counter()
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # nothing is held out
+    with exit_on_signals():
+        trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
+    skipped = gather_names(module.skipped)
+    if not trainer.is_global_zero:
+        return folder
+
+    weights = folder / "model.safetensors"
+    save_weights(module.model, task.backbone(module.model), weights, datamodule.class_names)
+    draw_curve(history.rows, folder / "curve.svg")
+    record = {
+        "config": OmegaConf.to_container(config, resolve=True),
+        "environment": describe_environment(),
+        "devices": trainer.world_size,
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "reduction": describe_schedule(config, schedules),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "final": {name: value for name, value in last_values(history.rows).items() if name not in ("epoch", "step")},
+        "skipped": skipped,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    with replace_file(folder / "training.json") as stream:
+        stream.write(f"{json.dumps(record, indent=1)}\n".encode())
+    minutes = (time.perf_counter() - start) / 60
+    Console().print(
+        table(history.rows, f"{trainer.current_epoch} epochs, {trainer.global_step} steps, {minutes:.1f} min")
+    )
+    print(f"wrote {weights} and, beside it, training.json, metrics.csv, curve.svg and last.ckpt")
+    return folder
+
+
+def make_schedules(backbone: Backbone, config: DictConfig) -> list[Schedule]:
+    """The schedules of epochs 0, 1, …, of which the last one holds from then on; none if nothing is reduced.
+
+    Raises:
+        UserError: they cannot be had, or a policy was chosen and no ratio.
+    """
+    ratios = epoch_ratios(config.mtr, config.training.ratio_warmup_epochs)
+    if not ratios:
+        given = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+        if "reduction" in given and "mtr.ratio" not in given:
+            raise UserError(
+                f"reduction={config.mtr.policy}: give the share of the FLOPs to remove while training, mtr.ratio=0.4, "
+                "or mtr.ratio=0 for an unreduced model."
+            )
+        return []
+    reduction = Reduction(backbone, policy_settings(config.mtr))
+    return [reduction.solve(ratio) for ratio in ratios]
+
+
+def make_reduction(task: Task, config: DictConfig, schedules: Sequence[Schedule]) -> list[Callback]:
+    """What patches the model, if it is reduced."""
+    return [ReducedTraining(policy_settings(config.mtr), schedules, task.backbone)] if schedules else []
+
+
+def describe_schedule(config: DictConfig, schedules: Sequence[Schedule]) -> dict[str, Any] | None:
+    """What the model that was validated removes, and the epochs that removed less."""
+    if not schedules:
+        return None
+    return {
+        "policy": config.mtr.policy,
+        "ratio": config.mtr.ratio,
+        "reduction": schedules[-1].reduction,
+        "tokens": list(schedules[-1].tokens),
+        "warmup": [schedule.reduction for schedule in schedules[:-1]],
+    }
+
+
+def resume_settings(config: DictConfig) -> dict[str, Any]:
+    """What decides the course of a run, by key, besides the model and the data; devices and paths do not."""
+    training: Any = OmegaConf.to_container(config.training, resolve=True)
+    mtr: Any = OmegaConf.to_container(config.mtr, resolve=True)
+    groups = {
+        "training": {key: training[key] for key in training if key != "resume"},
+        "mtr": mtr if mtr["ratio"] != 0 else {},
+    }
+    flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+    chosen = ("dataset.batch_size", "dataset.holdout", "dataset.train_transform", "trainer.precision", "seed")
+    for key in chosen:
+        value = OmegaConf.select(config, key)
+        flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return flat
+
+
+def freeze_backbone(task: Task, model: nn.Module) -> None:
+    """Train the head of a dense task alone."""
+    backbone = task.backbone(model)
+    if backbone is model:
+        raise UserError(
+            "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
+        )
+    backbone.requires_grad_(False)
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Exit with code 128 + number at SIGINT and SIGTERM; Lightning's handlers would exit with 1 and 0."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def gather_names(names: set[str]) -> list[str]:
+    """On rank 0, those of all processes, sorted."""
+    gathering, mine = Gathering[list[str]](), sorted(names)
+    gathering.put(mine)
+    return sorted(set(chain.from_iterable(gathering.finish([mine]))))
+
+
+def save_weights(model: nn.Module, backbone: Backbone, path: Path, label_names: Sequence[str] | None) -> None:
+    """Store a model's parameters in half precision, with the names of its classes and its patch grid if not square."""
+    state = {
+        name: value.detach().to("cpu", torch.float16 if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    metadata = {"label_names": json.dumps(label_names)} if label_names else {}
+    rows, columns = backbone.layouts()[0].grid
+    if rows != columns:  # what a reader assumes; and the order of two entries would change the file's hash
+        metadata["grid_size"] = json.dumps([rows, columns])
+    with replace_file(path) as stream:
+        stream.write(save(state, metadata or None))
