@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +185,86 @@ def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, t
     run = run_program(main, *options, f"training.resume={last}", "backbone.depth=4")
     assert run.code == 2
     assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
+
+
+def test_a_run_of_other_settings_is_not_resumed(run_program, root: Path, tmp_path: Path) -> None:
+    options = [*SMALL, f"dataset.root={root}"]
+    last = shutil.copy(run_program(main, *options, "training.epochs=1").folder / "last.ckpt", tmp_path / "last.ckpt")
+    run = run_program(main, *options, f"training.resume={last}", "training.epochs=2", "mtr.ratio=0.1")
+    assert run.code == 2
+    assert "of a run with other settings" in run.err
+    assert "training.epochs=2 (there 1)" in run.err
+    assert "mtr.ratio=0.1 (there None)" in run.err
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_no_code(run_program, root: Path, tmp_path: Path) -> None:
+    torch.save({"current_model_state": {}, "settings": Payload(tmp_path / "ran")}, tmp_path / "last.ckpt")
+    run = run_program(main, *SMALL, f"dataset.root={root}", f"training.resume={tmp_path / 'last.ckpt'}")
+    assert run.code == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    run_program, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def full(descriptor: int) -> None:
+        sizes.append(os.fstat(descriptor).st_size)
+        if len([size for size in sizes if size > 10_000]) == 2:  # the second checkpoint
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
+    assert run.code == 2
+    assert re.search(r"cannot write .*last\.ckpt: No space left on device", run.err), run.err
+    assert torch.load(run.folder / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert sorted(path.name for path in run.folder.iterdir() if path.name.startswith(".")) in ([], [".hydra"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_its_code(
+    run_program, root: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(ClassifierTraining, "on_train_epoch_end", lambda module: os.kill(os.getpid(), number))
+    run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
+    assert run.code == 128 + number
+    assert not (run.folder / "model.safetensors").exists()
+
+
+def test_a_reduced_model_is_trained_and_its_weights_are_plain(
+    run_program, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def noted(module: ClassifierTraining, batch: dict, index: int) -> None:
+        used.append((module.training, module.model.reduction.schedule.reduction))
+
+    monkeypatch.setattr(ClassifierTraining, "on_train_batch_start", noted)
+    monkeypatch.setattr(ClassifierTraining, "on_validation_batch_start", noted)
+    overrides = ["reduction=write", "mtr.ratio=0.3", "training.ratio_warmup_epochs=1", "training.epochs=2"]
+    run = run_program(main, *SMALL, f"dataset.root={root}", "dataset.holdout=0.2", "backbone.depth=6", *overrides)
+    assert run.code == 0, run.err
+    assert "reduced by write at mtr.ratio=0.3" in run.out
+    record = json.loads((run.folder / "training.json").read_text())["reduction"]
+    assert (record["policy"], record["ratio"]) == ("write", 0.3)
+    assert 0.3 <= record["reduction"] < 0.4
+    assert 0.15 <= record["warmup"][0] < record["reduction"]
+    (halfway,) = record["warmup"]
+    assert [share for training, share in used if training] == [*[halfway] * 3, *[record["reduction"]] * 3]
+    assert {share for training, share in used if not training} == {record["reduction"]}
+    plain = mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=48, num_classes=3)
+    assert load_file(run.folder / "model.safetensors").keys() == plain.state_dict().keys()
 
 
 class Counting(LightningModule):

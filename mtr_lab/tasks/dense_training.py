@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from mtr_lab.tasks.empty_batch import loss_of_nothing
 from mtr_lab.tasks.optimizer import adamw
 
 
@@ -36,7 +37,7 @@ class DenseTraining(LightningModule, ABC):
     def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor | None:
         self.skipped.update(batch["skipped"])
         if not len(batch["id"]):
-            return None
+            return loss_of_nothing(self)
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         shown = {"train_loss": loss, **{f"train_{name}": value for name, value in losses.items()}}

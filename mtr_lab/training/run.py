@@ -104,7 +104,8 @@ def train(config: DictConfig) -> Path:
             f"{config.dataset.test_split} are for python -m mtr_lab"
         )
     start = time.perf_counter()
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # nothing is held out
+    for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
+        warnings.filterwarnings("ignore", message=noise)  # nothing is held out; of sides of 1 strides do not matter
     with exit_on_signals():
         trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
     skipped = gather_names(module.skipped)

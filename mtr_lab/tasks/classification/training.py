@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtr_lab.backbones.graphed_training import GraphedTraining
+from mtr_lab.tasks.empty_batch import loss_of_nothing
 from mtr_lab.tasks.optimizer import adamw
 
 
@@ -61,7 +62,7 @@ class ClassifierTraining(LightningModule):
         if self.mixup is not None and len(images) % 2:  # an image was skipped; mixing takes pairs
             images, labels = images[:-1], labels[:-1]
         if not len(images):
-            return None
+            return loss_of_nothing(self)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)  # labels become soft, smoothing included
             loss = F.cross_entropy(self._logits(images), labels)
@@ -77,7 +78,7 @@ class ClassifierTraining(LightningModule):
         logits = self.model(batch["image"])
         self.val_top1(logits, batch["label"])
         loss = F.cross_entropy(logits, batch["label"])
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(logits))
+        self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(logits))
         self.log("val_top1", self.val_top1, on_epoch=True, prog_bar=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

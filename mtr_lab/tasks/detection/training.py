@@ -27,5 +27,5 @@ class DetectionTraining(DenseTraining):
 
     def on_validation_epoch_end(self) -> None:
         figures = average_precisions(self.val_ap)
-        self.log_dict({f"val_{name}": value for name, value in figures.items()}, prog_bar=True)
+        self.log_dict({f"val_{name}": value for name, value in figures.items()}, prog_bar=True, sync_dist=True)
         self.val_ap.reset()

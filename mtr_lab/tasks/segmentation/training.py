@@ -63,7 +63,7 @@ class SegmentationTraining(DenseTraining):
             self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True)
+        self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True, sync_dist=True)
         self._confusion.zero_()
 
 

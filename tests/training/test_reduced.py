@@ -1,0 +1,47 @@
+"""A reduced model learns: every policy has gradients, a step does what its schedule says, the ratio rises by epochs."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+import mtr_lab
+from mtr_lab.reduction import Reduction, policy_config, policy_names
+from mtr_lab.training.reduced import epoch_ratios
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_every_parameter_has_a_gradient_under_every_policy(policy: str) -> None:
+    torch.manual_seed(0)
+    model = mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=48, num_classes=3).train()
+    mtr_lab.patch(model, policy, ratio=0.2)
+    logits = model(torch.randn(2, 3, 48, 48))
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if not name.startswith("layers.5.mixer.A"):  # evit puts the class token first: in the last block it has no past
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_training_step_saves_what_the_schedule_says() -> None:
+    model = mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=64, num_classes=3).train()
+    reduction = Reduction(model, policy_config("mtr"))
+
+    def flops(ratio: float) -> int:
+        reduction.use(reduction.solve(ratio))
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 3, 64, 64)).sum().backward()
+        return counter.get_total_flops()
+
+    unreduced, reduced = flops(0.0), flops(0.4)
+    assert reduced < 0.7 * unreduced
+
+
+@pytest.mark.parametrize(
+    ("ratio", "warmup_epochs", "expected"),
+    [(0.0, 3, []), (0.4, 0, [0.4]), (0.4, 3, [0.1, 0.2, 0.3, 0.4]), (None, 0, [None])],
+)
+def test_the_ratio_rises_in_equal_steps(ratio: float | None, warmup_epochs: int, expected: list) -> None:
+    mtr = OmegaConf.create({"ratio": ratio, "schedule": "constant"})
+    assert epoch_ratios(mtr, warmup_epochs) == pytest.approx(expected)
