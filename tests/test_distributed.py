@@ -1,5 +1,6 @@
 """``trainer=ddp``: the figures of one process, whoever starts the others, and what becomes of all when one fails."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -18,7 +19,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from launched import fail, gather
 from omegaconf import OmegaConf
-from small_dense import DETECTION, SEGMENTATION
+from safetensors.torch import load_file
+from small_dense import DATA, DETECTION, SEGMENTATION
 from small_run import SMALL
 from torch.distributed.launcher.api import LaunchConfig
 
@@ -28,6 +30,8 @@ from mtr_lab.configuration import CONF
 from mtr_lab.launch import has_to_launch, launch
 from mtr_lab.results.predictions import load_predictions
 from mtr_lab.results.schema import read_result
+from mtr_lab.tasks.classification.training import ClassifierTraining
+from mtr_lab.train import main as train_main
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 WHOLE = [*(override for override in SMALL if "limit" not in override), "backbone.img_size=64", "mtr.ratio=0.3"]
@@ -255,3 +259,62 @@ def test_batches_are_gathered_in_their_order(hydra_config) -> None:
     assert gathered == [list(range(batches)) for batches in (0, 1, 7, 8)]
     assert told == "of 0"
     assert start_method == multiprocessing.get_start_method()  # of the data loader's workers
+
+
+@pytest.fixture
+def training_folder(tmp_path: Path) -> list[str]:
+    """Overrides to train on twelve of the bundled images, three classes, without randomness of a process's own."""
+    for wnid in sorted(path.name for path in SAMPLE.glob("n*"))[:3]:
+        images = sorted((SAMPLE / wnid).iterdir())
+        for split, chosen in (("train", images[:5]), ("val", images[5:6])):
+            (tmp_path / "images" / split / wnid).mkdir(parents=True)
+            for image in chosen:
+                shutil.copy(image, tmp_path / "images" / split / wnid)
+    return [
+        f"dataset.root={tmp_path / 'images'}",
+        "dataset.num_workers=0",
+        "dataset.batch_size=4",
+        "dataset.holdout=0.2",
+        *("backbone.depth=3", "backbone.embed_dim=16", "backbone.img_size=48"),
+        *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+        *("training.mixup=0", "training.cutmix=0", "training.epochs=2", "training.warmup_epochs=0"),
+        "training.ema_decay=0.5",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(run_program, training_folder: list[str], tmp_path: Path) -> None:
+    """Order, augmentation, gradients and average; also if a run of one process is resumed by two."""
+    alone = run_program(train_main, *training_folder)
+    assert alone.code == 0, alone.err
+    expected = load_file(alone.folder / "model.safetensors")
+    losses = (alone.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[3]
+    shutil.rmtree(alone.folder)
+
+    def same(overrides: list[str]) -> None:
+        run = run_program(train_main, *training_folder, *DDP, *overrides)
+        assert run.code == 0, run.err
+        assert run.out.count("model.safetensors") == 1
+        record = json.loads((run.folder / "training.json").read_text())
+        assert (record["devices"], record["epochs"]) == (2, 2)
+        assert record["final"]["train_loss"] == pytest.approx(float(losses), rel=1e-4)
+        for name, value in load_file(run.folder / "model.safetensors").items():
+            torch.testing.assert_close(value, expected[name], rtol=5e-3, atol=1e-4)
+
+    same([])
+    with pytest.MonkeyPatch.context() as patch:  # one process, one epoch
+        stop = lambda module: module.current_epoch == 0 or pytest.fail("stopped")  # noqa: E731
+        patch.setattr(ClassifierTraining, "on_train_epoch_start", stop)
+        with pytest.raises(pytest.fail.Exception):
+            run_program(train_main, *training_folder)
+    last = shutil.copy(alone.folder / "last.ckpt", tmp_path / "one.ckpt")
+    same([f"training.resume={last}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [("detection", DETECTION), ("segmentation", SEGMENTATION)])
+def test_two_processes_train_a_dense_task(run_program, tmp_path: Path, name: str, options: list[str]) -> None:
+    training = ["dataset.batch_size=4", "dataset.holdout=0.4", "training.epochs=2", "training.warmup_epochs=0"]
+    run = run_program(train_main, *options, *DATA[name](tmp_path / "data"), *training, *DDP, "mtr.ratio=0.1")
+    assert run.code == 0, run.err
+    assert json.loads((run.folder / "training.json").read_text())["steps"] == 2
