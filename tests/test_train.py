@@ -82,9 +82,11 @@ def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("stops_at", ["start", "middle", "end"])
+@pytest.mark.parametrize(
+    ("stops_at", "train_cache"), [("start", "null"), ("middle", "null"), ("middle", "device"), ("end", "null")]
+)
 def test_a_run_is_resumed_where_it_stopped(
-    run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str
+    run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str, train_cache: str
 ) -> None:
     """Augmentation, mixup, stochastic depth and the average are those of an uninterrupted run, bit for bit."""
     options = [
@@ -94,6 +96,7 @@ def test_a_run_is_resumed_where_it_stopped(
         "backbone.drop_path_rate=0.3",
         "training.ema_decay=0.5",
         "training.epochs=2",
+        f"dataset.train_cache={train_cache}",
     ]
     straight = run_program(main, *options)
     assert straight.code == 0, straight.err
@@ -128,18 +131,22 @@ def test_a_run_is_resumed_where_it_stopped(
     assert speed.sub("", (resumed.folder / "metrics.csv").read_text()) == speed.sub("", metrics)
 
 
-def test_images_that_cannot_be_read_are_left_out_and_named(run_program, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train_cache", ["null", "device"])
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    run_program, root: Path, tmp_path: Path, train_cache: str
+) -> None:
     damaged = Path(shutil.copytree(root, tmp_path / "images"))
     broken = [sorted((damaged / "train").rglob("*.JPEG"))[i] for i in (0, 7)]
     for file in broken:
         file.write_bytes(b"damaged")
     options = [*SMALL, f"dataset.root={damaged}", "dataset.batch_size=6", "training.epochs=2"]
+    options += [f"dataset.train_cache={train_cache}"]
     assert run_program(main, *options).code == 2
     run = run_program(main, *options, "dataset.on_error=skip")
     assert run.code == 0, run.err
     record = json.loads((run.folder / "training.json").read_text())
     assert record["skipped"] == [f"{file.parent.name}/{file.name}" for file in broken]
-    assert record["steps"] == 6
+    assert record["steps"] == (6 if train_cache == "null" else 4)  # full batches of what could be read
 
 
 @pytest.mark.parametrize(
@@ -155,6 +162,8 @@ def test_images_that_cannot_be_read_are_left_out_and_named(run_program, root: Pa
         (["+trainer.max_epochs=3"], r"trainer\.max_epochs cannot be set"),
         (["dataset.batch_size=5"], r"dataset\.batch_size=5: mixup and cutmix mix the images of a batch in pairs"),
         (["backbone.drop_path_rate=2"], r"drop_path_rate of vim_nano=2: expected a number from 0 to 0\.99"),
+        (["dataset.train_cache=gpu"], "unknown dataset.train_cache 'gpu'.*device"),
+        (["dataset.train_cache=device", "dataset.train_transform.re_prob=0.2"], r"does without .*\.re_prob=0\.2"),
         (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes.*Choose trainer=ddp"),
         (["trainer=ddp", "trainer.devices=3"], r"batch_size=4 is shared out equally over 3 devices.*multiple of 3"),
         (["trainer=ddp", "trainer.devices=4"], r"mixup and cutmix mix the images.*a multiple of 8"),

@@ -121,7 +121,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         Raises:
             UserError: there are fewer than a batch takes.
         """
-        sampler = self._training_sampler()
+        sampler = self._training_sampler(self._training_indices(held_out=False))
         return self._loader(
             InEpoch(self._training_images(augmented=True), self._seed),
             batch_size=sampler.share,
@@ -131,9 +131,8 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
             generator=torch.Generator().manual_seed(self._seed),  # of the workers' seeds
         )
 
-    def _training_sampler(self) -> EpochShuffle:
-        """The training images of this process, one of those that the trainer counts."""
-        kept = self._training_indices(held_out=False)
+    def _training_sampler(self, kept: Sequence[int]) -> EpochShuffle:
+        """Orders images for this process, one of those that the trainer counts."""
         if len(kept) < self._batch_size:
             raise UserError(
                 f"dataset.batch_size={self._batch_size} is more than the {len(kept)} training images: lower it."

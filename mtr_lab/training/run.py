@@ -183,8 +183,14 @@ def resume_settings(config: DictConfig) -> dict[str, Any]:
         "mtr": mtr if mtr["ratio"] != 0 else {},
     }
     flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
-    chosen = ("dataset.batch_size", "dataset.holdout", "dataset.train_transform", "trainer.precision", "seed")
-    for key in chosen:
+    dataset = ("batch_size", "holdout", "train_transform", "train_cache")
+    trainer = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+    for key in (
+        *(f"dataset.{name}" for name in dataset),
+        *(f"trainer.{name}" for name in trainer),
+        "backbone.drop_path_rate",
+        "seed",
+    ):
         value = OmegaConf.select(config, key)
         flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return flat

@@ -1,7 +1,9 @@
 """Image classification data for Lightning: training, held-out and evaluation images of one dataset."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,8 @@ from torch import Tensor
 from mtr_lab.data.batches import Collate, ImageLoader
 from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
+from mtr_lab.data.classification.augmentation import Augmentation
+from mtr_lab.data.classification.device_images import DeviceImages, DeviceLoader
 from mtr_lab.data.classification.timm_sources import StreamSource, open_timm
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
 from mtr_lab.data.images import Images, ImageSource, ImageStream, Preparation
@@ -47,6 +51,8 @@ class ImageDataModule(SplitDataModule[Any]):
         on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
         cache: directory that keeps the evaluation images as they are after resize and crop, so that they are decoded
             once and for all; see :class:`~mtr_lab.data.cache.CachedImages`.
+        train_cache: ``"device"`` decodes the training images once a run, resizes them whole to the size that evaluation
+            crops from, and keeps them on the device, which augments them; for training sets that fit there.
         model_classes: class names in the order of the model's outputs, if known.
         num_classes: how many outputs the model has; ``None``: as many as the dataset has classes.
         train_transform: options of ``timm.data.create_transform`` for training (``scale``, ``auto_augment``, …).
@@ -72,6 +78,7 @@ class ImageDataModule(SplitDataModule[Any]):
         classes: str | Sequence[str] | None = None,
         batch_size: int = 50,
         cache: str | None = None,
+        train_cache: str | None = None,
         model_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         train_transform: Mapping[str, Any] | None = None,
@@ -99,6 +106,15 @@ class ImageDataModule(SplitDataModule[Any]):
                 f"dataset.holdout={self._holdout}: nothing can be held out of the stream {source}, as its order "
                 "changes. Set dataset.holdout=0, or choose a source with random access such as hfds/."
             )
+        self._augmentation: Augmentation | None = None
+        if train_cache is not None:
+            if train_cache != "device":
+                raise unknown("dataset.train_cache", train_cache, ["device", "null"])
+            self._augmentation = _device_augmentation(data_config, train_transform or {})
+            if isinstance(self._test_source, StreamSource):
+                raise UserError(f"dataset.train_cache=device: the stream {source} cannot be kept. Set it to null.")
+        height, width = (math.floor(side / data_config["crop_pct"]) for side in data_config["input_size"][1:])
+        self._kept_size = (height, width)  # of a training image on the device
         self._test_classes = name_classes(self._test_source.classes, classes)
         self.class_names = model_classes or self._test_classes
         if num_classes is None and self.class_names is not None:
@@ -113,6 +129,11 @@ class ImageDataModule(SplitDataModule[Any]):
         """What the model takes, (B, 3, H, W) float32, of uint8 evaluation images of that shape, on their device."""
         mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
         return images.float().div_(255).sub_(mean).div_(std)
+
+    def _standardise(self, images: Tensor) -> Tensor:
+        """The same of images from 0 to 1."""
+        mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
+        return (images - mean) / std
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Lightning's hook: evaluation images are normalised on the device, in the trainer's precision."""
@@ -130,16 +151,25 @@ class ImageDataModule(SplitDataModule[Any]):
                 "choose a source with random access such as hfds/."
             )
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> ImageLoader | DeviceLoader:  # type: ignore[override]
         """As that of :class:`SplitDataModule`; of a stream, which shuffles itself, nothing is held out.
 
         A stream begins anew when a run is resumed, so that such a run is not repeated bit for bit.
         """
         if not isinstance(self._train_source, StreamSource):
-            return super().train_dataloader()
+            return super().train_dataloader() if self._augmentation is None else self._device_loader(self._augmentation)
         self._train_source.split_over(self._num_workers)
         dataset = self._training_images(augmented=True)
         return self._loader(dataset, drop_last=True, persistent_workers=self._num_workers > 0)
+
+    def _device_loader(self, augmentation: Augmentation) -> DeviceLoader:
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        images: Any = self._training_images(augmented=False)
+        kept = DeviceImages(
+            images, self._training_indices(held_out=False), self._kept_size, device, self._num_workers, self.name
+        )
+        sampler = self._training_sampler(range(len(kept)))
+        return DeviceLoader(kept, augmentation, self._standardise, sampler, self._seed)
 
     def test_dataloader(self) -> ImageLoader:
         """The evaluation images, in the same order and batches every time.
@@ -220,6 +250,31 @@ class ImageDataModule(SplitDataModule[Any]):
 def _channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     """(3, 1, 1), once for all batches: the copy waits for all that the device has to do."""
     return torch.tensor(values, device=device).view(3, 1, 1)
+
+
+def _device_augmentation(data_config: Mapping[str, Any], options: Mapping[str, Any]) -> Augmentation:
+    """What of timm's options a device does; the others have to be off."""
+    known = {field.name for field in fields(Augmentation)} - {"size"}
+    given = {"interpolation": data_config["interpolation"], **options}
+    for option, value in given.items():
+        if option not in known and value:
+            raise UserError(
+                f"dataset.train_cache=device does without dataset.train_transform.{option}={value}: set that to null, "
+                f"or train_cache. On the device there are {', '.join(sorted(known))}."
+            )
+    chosen: dict[str, Any] = {option: given[option] for option in known & given.keys() if given[option] is not None}
+    if chosen["interpolation"] not in ("bilinear", "bicubic"):
+        raise UserError(
+            f"dataset.train_cache=device resizes by bilinear or bicubic interpolation, not {chosen['interpolation']}: "
+            "set dataset.train_transform.interpolation, or train_cache to null."
+        )
+    jitter = chosen.get("color_jitter") or 0.0
+    if not isinstance(jitter, int | float):
+        raise UserError(
+            f"dataset.train_cache=device takes one number for dataset.train_transform.color_jitter, not {jitter}."
+        )
+    height, width = data_config["input_size"][1:]
+    return Augmentation(size=(height, width), **{**chosen, "color_jitter": jitter})
 
 
 def _training_transform(data_config: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
