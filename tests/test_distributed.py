@@ -288,7 +288,7 @@ def test_two_processes_train_as_one_does(run_program, training_folder: list[str]
     alone = run_program(train_main, *training_folder)
     assert alone.code == 0, alone.err
     expected = load_file(alone.folder / "model.safetensors")
-    losses = (alone.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[3]
+    losses = (alone.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[4]
     shutil.rmtree(alone.folder)
 
     def same(overrides: list[str]) -> None:

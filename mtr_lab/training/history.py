@@ -55,8 +55,8 @@ class History(Callback):
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step - 1,
                 "lr": learning_rate(trainer),
-                **dict(sorted(fresh.items())),
                 "img_per_s": images / self._seconds,
+                **dict(sorted(fresh.items())),
             }
         )
         if trainer.is_global_zero:
@@ -136,4 +136,6 @@ def _cell(name: str, row: Mapping[str, float]) -> str:
         return ""
     if name == "epoch":
         return f"{row[name] + 1:.0f}"
-    return f"{row[name]:.0f}" if name == "img_per_s" else f"{row[name]:.3g}" if name == "lr" else f"{row[name]:.4f}"
+    if name in ("lr", "img_per_s"):
+        return f"{row[name]:.3g}" if row[name] < 100 else f"{row[name]:.0f}"
+    return f"{row[name]:.4f}"
