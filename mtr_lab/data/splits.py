@@ -1,4 +1,4 @@
-"""Which images of a dataset's two splits are trained on, held out, evaluated and probed, and how they are loaded."""
+"""Training, held-out, evaluation and calibration images of a dataset with two splits, and their loaders."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from mtr_lab.errors import UserError, check_number, unknown
 
 
 class SplitSource(Protocol):
-    """The images of one split, in any order."""
+    """The images of one split, in random access."""
 
     def __len__(self) -> int: ...
     def id(self, index: int) -> str: ...
@@ -29,23 +29,23 @@ Source = TypeVar("Source", bound=SplitSource)
 
 
 class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
-    """Training, held-out, evaluation and probe images of a dataset that has a split for training and one to evaluate.
+    """Base of the data modules: a training split, part of which may be held out, and an evaluation split.
 
-    A subclass says how a split is opened, what its images become, and how they become a batch (``_collate``). Its
-    constructor opens the split to evaluate, so that what is wrong with it is found before a model exists; that for
-    training is opened by ``setup("fit")`` or at first use.
+    A subclass opens splits, preprocesses their images, and collates them (``_collate``). Its constructor opens the
+    evaluation split, so that mistakes show before a model is loaded; ``setup("fit")`` or the first use opens the
+    training split.
 
     Args:
-        name: what the dataset is called in results and messages.
+        name: the dataset's name in results and messages.
         train_split, test_split: names of the splits.
-        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
-        batch_size: images in a batch.
-        num_workers: processes that decode, at most one a CPU.
-        on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
-        seed: fixes the order of the training images.
+        holdout: share of the training images held out for validation, chosen by a hash of their ids.
+        batch_size: number of images in a batch.
+        num_workers: number of processes that decode, at most one per CPU.
+        on_error: what to do with an image that cannot be decoded: ``"fail"``, or ``"skip"`` and report it.
+        seed: determines the order of the training images.
 
     Raises:
-        UserError: anything above is not as expected.
+        UserError: an option is invalid.
     """
 
     name: str
@@ -76,19 +76,19 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
     @abstractmethod
     def _open(self, split: str, training: bool) -> Source:
-        """The images of a split, for training or to be evaluated.
+        """The images of a split, for training or evaluation.
 
         Raises:
-            UserError: there are none, or what is known of them is wrong.
+            UserError: the split has no images, or wrong annotations.
         """
 
     @abstractmethod
     def _training_images(self, augmented: bool) -> Dataset[Entry]:
-        """Entries of all training images, held-out ones included: augmented, or as for evaluation."""
+        """Entries of all training images, including the held-out ones: augmented, or preprocessed as for evaluation."""
 
     @abstractmethod
     def _evaluation_images(self) -> Dataset[Entry]:
-        """Entries of the images to evaluate."""
+        """Entries of the evaluation images."""
 
     @cached_property
     def _test_source(self) -> Source:
@@ -99,7 +99,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return self._open(self._train_split, training=True)
 
     def _holdout_key(self, index: int) -> str:
-        """What decides whether a training image is held out."""
+        """The string whose hash decides whether a training image is held out."""
         return self._train_source.id(index)
 
     def identity(self) -> str:
@@ -107,7 +107,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return self._test_source.identity()
 
     def setup(self, stage: str) -> None:
-        """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""
+        """Open the training images if ``stage`` is ``"fit"``, so that mistakes in them show before training."""
         if stage == "fit":
             self._training_images(augmented=True)
 
@@ -115,7 +115,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         """The training images that are not held out, shuffled and augmented, in full batches.
 
         Raises:
-            UserError: there are fewer than a batch takes.
+            UserError: they are fewer than a batch.
         """
         dataset, kept = self._training_images(augmented=True), self._training_indices(held_out=False)
         if len(kept) < self._batch_size:
@@ -127,20 +127,20 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
             sampler=EpochShuffle(len(kept), self._seed),
             drop_last=True,
             persistent_workers=self._num_workers > 0,
-            generator=torch.Generator().manual_seed(self._seed),  # of the workers' seeds
+            generator=torch.Generator().manual_seed(self._seed),  # for the seeds of the workers
         )
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
-        """The held-out training images, preprocessed as for evaluation; no loader where nothing is held out.
+        """The held-out training images, preprocessed as for evaluation; no loader if ``holdout`` is 0.
 
         Raises:
-            UserError: some are to be held out, and the share is too small for one.
+            UserError: ``holdout`` is too small for a single image.
         """
         if not self._holdout:
             return []
         held_out = self._training_indices(held_out=True)
         if not held_out:
-            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: choose more.")
+            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: raise it.")
         dataset = Subset(self._training_images(augmented=False), held_out)
         return self._loader(dataset, persistent_workers=self._num_workers > 0)
 
@@ -171,7 +171,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return torch.cat([batch["image"] for batch in batches])[:count]
 
     def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
-        """Batches of ``count`` training images, or of all."""
+        """Batches with ``count`` training images, or with all if they are fewer."""
         chosen = subsample(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))
 
@@ -190,13 +190,13 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
 
 def subsample(length: int, count: int) -> list[int]:
-    """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
+    """``count`` evenly spaced indices below ``length``, starting at 0; all of them if ``length`` is smaller."""
     count = min(count, length)
     return [i * length // count for i in range(count)]
 
 
 class EpochShuffle(Sampler[int]):
-    """A random order that is a function of the seed and the epoch, so that a resumed run goes on in the same one.
+    """A random order that depends on seed and epoch only, so that a resumed run continues with the same order.
 
     Lightning calls ``set_epoch``.
     """
@@ -216,6 +216,6 @@ class EpochShuffle(Sampler[int]):
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """The same answer for the same key on every machine, in every order and however many images there are."""
+    """Whether a hash of ``key`` falls into the share: independent of machine, order and number of images."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
