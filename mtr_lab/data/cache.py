@@ -66,7 +66,7 @@ class CachedImages(Dataset[Entry]):
             size = np.prod(self._shape) / 2**30
             raise UserError(
                 f"dataset.cache={folder}: cannot keep {len(images)} images ({size:.1f} GiB) there: {error.strerror}. "
-                "Set dataset.cache to another directory, or to null for no cache."
+                "Set another directory, or dataset.cache=null for no cache."
             ) from error
 
     def __len__(self) -> int:
@@ -160,5 +160,5 @@ class _Decoder(Dataset[tuple[int, str] | Skipped | UserError]):
 
 def _key(images: Images, shape: tuple[int, ...]) -> str:
     versions = [importlib.metadata.version(package) for package in _PACKAGES]
-    parts = [images.source.identity(), repr(images.prepare.transform), shape, versions]
+    parts = [images.source.fingerprint(), repr(images.prepare.transform), shape, versions]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

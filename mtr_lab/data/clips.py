@@ -10,7 +10,7 @@ from mtr_lab.errors import UserError
 
 
 def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
-    """RGB frames evenly spaced in time: the video is cut into ``num_frames`` equal parts, and each gives its middle frame.
+    """RGB frames of a video, evenly spaced: the middle frame of each of ``num_frames`` equal parts.
 
     Args:
         path: an animated image (GIF, WebP, PNG), or a folder of frames in natural order (``2.png`` before ``10.png``).
@@ -45,7 +45,7 @@ def _read(file: Path) -> Image.Image:
 def _frame_indices(path: Path, available: int, num_frames: int) -> list[int]:
     if available < num_frames:
         raise UserError(
-            f"the video {path} has {available} frames, fewer than backbone.num_frames={num_frames}: give "
+            f"the video {path} has too few frames ({available}) for backbone.num_frames={num_frames}: give "
             "a longer animated GIF or folder of frames, or lower backbone.num_frames."
         )
     return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]

@@ -153,7 +153,7 @@ class FolderSource:
         """The id."""
         return self.ids[index]
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of every file's class, path, size and time of change; reads no file.
 
         A copy that keeps the times (``rsync -a``, ``cp -p``, ``tar``) is the same data, wherever it lies.

@@ -22,7 +22,7 @@ class SplitSource(Protocol):
 
     def __len__(self) -> int: ...
     def id(self, index: int) -> str: ...
-    def identity(self) -> str: ...
+    def fingerprint(self) -> str: ...
 
 
 Source = TypeVar("Source", bound=SplitSource)
@@ -102,9 +102,9 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         """The string whose hash decides whether a training image is held out."""
         return self._train_source.id(index)
 
-    def identity(self) -> str:
-        """A hash of the evaluation images and their labels that is cheap to have and changes when they do."""
-        return self._test_source.identity()
+    def fingerprint(self) -> str:
+        """A hash of the evaluation images and their labels, computed without decoding images."""
+        return self._test_source.fingerprint()
 
     def setup(self, stage: str) -> None:
         """Open the training images if ``stage`` is ``"fit"``, so that mistakes in them show before training."""
@@ -148,29 +148,27 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         """The evaluation images, in the same order and batches every time."""
         return self._loader(self._evaluation_images())
 
-    def probe_images(self, count: int) -> Tensor:
-        """Training images, spread evenly over the split, as the model takes them when it is evaluated.
-
-        For what is chosen on images and must not be chosen on those it is evaluated on.
+    def calibration_images(self, count: int) -> Tensor:
+        """Training images, evenly spaced over the split and preprocessed as for evaluation, to choose settings on.
 
         Returns:
-            (count, 3, H, W) or, where there are fewer or some cannot be decoded, less.
+            (count, 3, H, W); fewer images if the split is smaller, or if some cannot be decoded.
 
         Raises:
-            UserError: there are no training images, or they are the evaluation images.
+            UserError: the training split is missing, empty, or the evaluation split.
         """
         if self._train_split == self._test_split:
             raise UserError(
-                f"dataset.train_split and dataset.test_split are both {self._test_split}: what is chosen on training "
-                "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
+                f"dataset.train_split and dataset.test_split are both {self._test_split}: settings chosen on training "
+                "images cannot be evaluated on the same images. Set dataset.train_split to another split."
             )
-        batches = list(self._probe_batches(count))
+        batches = list(self._calibration_batches(count))
         if not any(len(batch["id"]) for batch in batches):
             tried = sum(len(batch["skipped"]) for batch in batches)
-            raise UserError(f"not one of {tried} training images of {self.name} could be read.")
+            raise UserError(f"none of {tried} training images of {self.name} could be read.")
         return torch.cat([batch["image"] for batch in batches])[:count]
 
-    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+    def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
         """Batches with ``count`` training images, or with all if they are fewer."""
         chosen = subsample(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))

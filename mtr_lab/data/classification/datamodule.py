@@ -117,7 +117,7 @@ class ImageDataModule(SplitDataModule[Any]):
         return batch
 
     def train_dataloader(self) -> ImageLoader:
-        """As in :class:`SplitDataModule`; a stream is used whole and in its own shuffled order."""
+        """As in :class:`SplitDataModule`; a stream shuffles itself and holds nothing out."""
         if not isinstance(self._train_source, StreamSource):
             return super().train_dataloader()
         self._train_source.split_over(self._num_workers)
@@ -135,13 +135,13 @@ class ImageDataModule(SplitDataModule[Any]):
         self._test_source.split_over(num_workers)
         return self._loader(self._evaluation_images(), num_workers=num_workers)
 
-    def probe_images(self, count: int) -> Tensor:
+    def calibration_images(self, count: int) -> Tensor:
         """As in :class:`SplitDataModule`, normalised; from a stream, the first images."""
-        return self.normalise(super().probe_images(count))
+        return self.normalise(super().calibration_images(count))
 
-    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+    def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
         if not isinstance(self._train_source, StreamSource):
-            return super()._probe_batches(count)
+            return super()._calibration_batches(count)
         self._train_source.split_over(0)
         loader = self._loader(self._training_images(augmented=False), num_workers=0)
         return islice(loader, -(-count // self._batch_size))
