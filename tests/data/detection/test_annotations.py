@@ -303,7 +303,7 @@ def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
         ({"train_transform": {"scale": [2, 1], "turns": True, "color_jitter": 0}}, r"least factor before the largest"),
         ({"train_transform": {"scale": 1, "turns": True, "color_jitter": 0}}, r"expected two factors"),
         ({"train_transform": {"scale": [1, 1], "turns": 1, "color_jitter": 0}}, r"turns=1: expected true or false"),
-        ({"model_classes": ["wbc"], "num_classes": 1}, r"not in the file the model's"),
+        ({"model_classes": ["wbc"], "num_classes": 1}, r"not among the model's"),
     ],
 )
 def test_options_that_cannot_be(voc: Write, options: dict[str, Any], expected: str) -> None:
