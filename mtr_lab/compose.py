@@ -152,8 +152,6 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
 def check_device(config: DictConfig) -> None:
     """Raise a ``UserError`` if the ``trainer`` group asks for a device this machine does not have."""
     graph = config.get("cuda_graph", False)
-    if not isinstance(graph, bool):
-        raise UserError(f"trainer.cuda_graph={graph}: expected true or false.")
     if graph and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         present = "is present" if not torch.cuda.is_available() else "is to be used (trainer.accelerator=cpu)"
         raise UserError(f"trainer.cuda_graph=true: no CUDA device {present}. Set trainer.cuda_graph=false.")
