@@ -1,5 +1,6 @@
 """The ``mtr-lab`` command: one name for all programs. A program joins as one line of ``COMMANDS``."""
 
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -63,13 +64,27 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"mtr_lab {__version__}")
         return
+    if arguments == ["-sc", "query=bash"]:
+        arguments = _complete(arguments)
     try:
-        command, rest = split_command(arguments)
+        command, sys.argv[1:] = split_command(arguments)
     except UserError as error:
         print(f"mtr_lab: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    sys.argv = [f"mtr-lab {command.name}", *rest]
     pkgutil.resolve_name(command.program)()
+
+
+def _complete(arguments: list[str]) -> list[str]:
+    """Print the commands that the line being typed may go on with; hand the rest of the line to its command."""
+    program, _, line = os.environ.get("COMP_LINE", "mtr-lab ").partition(" ")
+    first, blank, rest = line.lstrip().partition(" ")
+    names = [command.name for command in COMMANDS]
+    if not blank:
+        print(*(name for name in names if name.startswith(first)))
+    elif first in names:
+        os.environ["COMP_LINE"] = f"{program} {rest}"
+        return [first, *arguments]
+    return arguments
 
 
 def split_command(arguments: list[str]) -> tuple[Command, list[str]]:
