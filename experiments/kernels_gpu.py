@@ -23,7 +23,7 @@ from mtr_lab.measure.roofline import Peaks, measure_peaks
 from mtr_lab.ops.gpu import decision, norm, project, scan, scan_backward
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 SHAPES = {  # images, tokens, d_inner, dt rank
     "vim_ti, batch 256": (256, 197, 384, 12),
@@ -120,7 +120,7 @@ def main() -> None:
     peaks = measure_peaks(DEVICE, DTYPE)
     result: dict[str, Any] = {
         "schema": 1,
-        "environment": {**environment(), "triton": triton.__version__},
+        "environment": {**describe_environment(), "triton": triton.__version__},
         "kernels": [],
     }
     for name, shape in SHAPES.items():

@@ -16,7 +16,7 @@ def announce(config: DictConfig) -> str:
 PROGRAM = Program(
     command="mtr-lab eval",
     config_name="config",
-    function="mtr_lab.evaluate:evaluate",
+    function="mtr_lab.evaluation.run:evaluate",
     announce=announce,
     about="Evaluate a model unreduced and under a token-reduction policy: accuracy, FLOPs, images per second. By "
     "default the bundled model on 500 bundled images; needs no network. Writes result.json to hydra.run.dir.",

@@ -62,7 +62,7 @@ def run_program(program: Program) -> None:
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # In a sweep mtr_lab.sweep.Points notes the mistake and goes on.
+        # In a sweep mtr_lab.sweep.Jobs notes the mistake and goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with exit_on_user_error() if alone else contextlib.nullcontext():
             check_settings(config, hydra.compose(program.config_name))

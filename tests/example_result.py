@@ -1,6 +1,6 @@
 """A result of three points."""
 
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.schema import Point, Result
 
 
@@ -36,6 +36,6 @@ RESULT: Result = {
     "dataset": "imagenet",
     "weights": {"source": "bundled", "sha256": "0" * 64},
     "config": {"mtr": {"ratio": [0.2, 0.4]}, "seed": 0},
-    "environment": environment(),
+    "environment": describe_environment(),
     "points": [point("none", 0.0, 0.805, 0.0), point("mtr", 0.2, 0.801, 0.0312), point("mtr", 0.4, 0.789, 0.149)],
 }

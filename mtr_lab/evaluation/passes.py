@@ -13,13 +13,13 @@ from torch import nn
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
 from mtr_lab.results.predictions import AnyPredictions
-from mtr_lab.results.store import Unreduced, joined
+from mtr_lab.results.store import UnreducedCache, concat_points
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
 
 
-class Found(NamedTuple):
+class PassResult(NamedTuple):
     """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
 
     predictions: AnyPredictions
@@ -37,13 +37,13 @@ def make_evaluations(task: Task, model: nn.Module, settings: dict[str, Any], con
 
 
 @contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """Let the processes that ``follow`` this one go when the block has ended well; they die with it if it has not."""
+def lead() -> Iterator[None]:
+    """Release the worker ranks on success; on an error the agent terminates them."""
     yield
     from_rank_zero(None)
 
 
-def follow(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
+def serve_passes(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
     """Do this process's share of every pass that rank 0 begins, until it has ended."""
     points: list[OperatingPoint] | None
     while (points := from_rank_zero(None)) is not None:
@@ -61,22 +61,22 @@ def predict(
     make_evaluation: EvaluationMaker,
     trainer: lightning.Trainer,
     batches: LightningDataModule,
-    unreduced: Unreduced | None,
-) -> Found:
+    unreduced: UnreducedCache | None,
+) -> PassResult:
     """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
 
     While another process computes it the reduced points are run; if that process fails, it is run here after all.
     """
 
-    def run(points: list[OperatingPoint]) -> Found:
+    def run(points: list[OperatingPoint]) -> PassResult:
         evaluation = make_evaluation(from_rank_zero(points))
         run_pass(evaluation, trainer, batches)
-        return Found(evaluation.predictions(), evaluation.skipped, False)
+        return PassResult(evaluation.predictions(), evaluation.skipped, False)
 
     if unreduced is None:
         return run(points)
     if unreduced.load() is None:
-        with unreduced.claimed() as mine:
+        with unreduced.try_lock() as mine:
             if mine and unreduced.load() is None:
                 found = run(points)
                 unreduced.save(found.predictions)
@@ -84,12 +84,12 @@ def predict(
     reduced = run(points[1:])
     with unreduced.lock:
         stored = unreduced.load()
-        together = None if stored is None else joined(stored, reduced.predictions)
+        together = None if stored is None else concat_points(stored, reduced.predictions)
         if together is not None:
-            return Found(together, reduced.skipped, True)
+            return PassResult(together, reduced.skipped, True)
         alone = run(points[:1]).predictions
         unreduced.save(alone)
-    together = joined(alone, reduced.predictions)
+    together = concat_points(alone, reduced.predictions)
     if together is None:
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return Found(together, reduced.skipped, False)
+    return PassResult(together, reduced.skipped, False)

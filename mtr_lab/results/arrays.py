@@ -20,7 +20,7 @@ def check_shapes(arrays: object, expected: Mapping[str, tuple[int, ...]]) -> Non
             raise ValueError(f"expected {name} of shape {shape}, got {getattr(arrays, name).shape}")
 
 
-def concatenated(first: Arrays, second: Arrays, fields: Iterable[str]) -> Arrays:
+def concat_fields(first: Arrays, second: Arrays, fields: Iterable[str]) -> Arrays:
     """``first`` with, in these fields, the entries of ``second`` after its own along the first dimension."""
     joined = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in fields}
     return replace(first, **joined)

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from mtr_lab.results.arrays import check_shapes, concatenated
+from mtr_lab.results.arrays import check_shapes, concat_fields
 from mtr_lab.results.average_precision import Matches, average_precision
 
 _OF_DETECTIONS = ("image", "label", "score", "box", "found")
@@ -43,10 +43,10 @@ class Detections:
         point = np.searchsorted(chosen, self.point[rows])
         return replace(self, points=self.points[points], figures=self.figures[points], point=point, **detections)
 
-    def followed_by(self, other: "Detections") -> "Detections":
+    def concat(self, other: "Detections") -> "Detections":
         """The points of both, which are of the same images."""
         moved = replace(other, point=other.point + len(self.points))
-        return concatenated(self, moved, ("points", "figures", "point", *_OF_DETECTIONS))
+        return concat_fields(self, moved, ("points", "figures", "point", *_OF_DETECTIONS))
 
     def matches(self, point: int) -> Matches:
         """What one point found."""

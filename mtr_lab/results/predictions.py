@@ -12,7 +12,7 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
-from mtr_lab.results.arrays import check_shapes, concatenated
+from mtr_lab.results.arrays import check_shapes, concat_fields
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.detections import Detections
 from mtr_lab.results.segmentations import Segmentations
@@ -47,9 +47,9 @@ class Predictions:
         """Some of the points, for all images."""
         return replace(self, points=self.points[points], top5=self.top5[points], log_probs=self.log_probs[points])
 
-    def followed_by(self, other: "Predictions") -> "Predictions":
+    def concat(self, other: "Predictions") -> "Predictions":
         """The points of both, which are of the same images."""
-        return concatenated(self, other, _OF_POINTS)
+        return concat_fields(self, other, _OF_POINTS)
 
 
 AnyPredictions: TypeAlias = Predictions | Detections | Segmentations

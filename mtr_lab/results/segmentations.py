@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from mtr_lab.results.arrays import check_shapes, concatenated
+from mtr_lab.results.arrays import check_shapes, concat_fields
 
 RESAMPLES = 2000
 """Of the images, for an interval."""
@@ -31,9 +31,9 @@ class Segmentations:
         """Some of the points, for all images."""
         return replace(self, points=self.points[points], confusion=self.confusion[points])
 
-    def followed_by(self, other: "Segmentations") -> "Segmentations":
+    def concat(self, other: "Segmentations") -> "Segmentations":
         """The points of both, which are of the same images."""
-        return concatenated(self, other, ("points", "confusion"))
+        return concat_fields(self, other, ("points", "confusion"))
 
 
 class SegmentationScore(TypedDict):

@@ -74,14 +74,14 @@ def _problem(folder: Path, key: Key) -> str | None:
     return None
 
 
-def write_point(result: Result, predictions: AnyPredictions, folder: Path) -> list[Path]:
+def write_run(result: Result, predictions: AnyPredictions, folder: Path) -> list[Path]:
     """Write both files of a run; ``result.json`` comes last, so that where it is the run is complete."""
     (folder / result_file.FILE_NAME).unlink(missing_ok=True)
     predictions_path = save_predictions(predictions, folder)
     return [write_result(result, folder), predictions_path]
 
 
-class Unreduced:
+class UnreducedCache:
     """The unreduced model's predictions, computed by one point of a sweep and read by the others.
 
     ``lock`` is held by whoever computes them.
@@ -93,7 +93,7 @@ class Unreduced:
         self.lock = FileLock(folder / LOCK_NAME)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[bool]:
+    def try_lock(self) -> Iterator[bool]:
         """Whether the lock could be had without waiting; inside, it is held if so."""
         try:
             self.lock.acquire(blocking=False)
@@ -120,7 +120,7 @@ class Unreduced:
         save_predictions(predictions.select(slice(1)), self.folder)
 
 
-def joined(unreduced: AnyPredictions, reduced: AnyPredictions) -> AnyPredictions | None:
+def concat_points(unreduced: AnyPredictions, reduced: AnyPredictions) -> AnyPredictions | None:
     """Both as one run, the unreduced model's point first; ``None`` if they are not of the same images in one order."""
     same = all(np.array_equal(getattr(unreduced, name), getattr(reduced, name)) for name in ("ids", "hashes", "labels"))
-    return unreduced.followed_by(reduced) if same else None  # type: ignore[arg-type]
+    return unreduced.concat(reduced) if same else None  # type: ignore[arg-type]

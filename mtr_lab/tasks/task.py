@@ -29,7 +29,7 @@ class Evaluation(Protocol):
 
     ``skipped`` are the names of the images that could not be read, ``predictions()`` is what was found in all others:
     a dataclass of arrays in ``mtr_lab.report`` with ``ids``, ``hashes``, ``labels``, ``points``, ``select`` and
-    ``followed_by``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
+    ``concat``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
     all processes on rank 0, after ``gather()``.
     """
 
@@ -58,7 +58,7 @@ class Task(ABC):
 
     A new one is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
     settings below ``task``, a default dataset), a datamodule for conf/dataset, which has ``class_names``,
-    ``num_classes``, ``identity()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
+    ``num_classes``, ``fingerprint()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
 
     Args:
         settings: the ``task`` group without its name.
@@ -94,7 +94,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
         """What the datamodule is told about the model that is evaluated, besides ``data_config``."""
 
     def training_arguments(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> nn.Module:
-        """The model with its weights; on the meta device its outline, which finds mistakes in the settings."""
+        """The model with its weights; on the meta device its meta_model, which finds mistakes in the settings."""
 
     @abstractmethod
     def trained_model(self, create: CreateBackbone, num_classes: int) -> nn.Module:
@@ -191,7 +191,7 @@ class DenseTask(Task):
             )
         return bundled
 
-    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
         names = None if checkpoint is None else checkpoint_label_names(checkpoint)
         return {"model_classes": names, "num_classes": None if names is None else len(names)}
 

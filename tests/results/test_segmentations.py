@@ -55,7 +55,7 @@ def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     run = segmentations()
     save_predictions(run, tmp_path)
     loaded = load_predictions(tmp_path)
-    together = run.select(slice(1)).followed_by(run.select(slice(1, None)))
+    together = run.select(slice(1)).concat(run.select(slice(1, None)))
     for field in dataclasses.fields(Segmentations):
         assert np.array_equal(getattr(loaded, field.name), getattr(run, field.name)), field.name
         assert np.array_equal(getattr(together, field.name), getattr(run, field.name)), field.name

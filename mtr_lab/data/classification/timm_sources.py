@@ -62,7 +62,7 @@ class IndexedSource:
         """What decides whether an image is held out: the index, as file names may cost reading every image."""
         return str(index)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash that changes with the data, see ``_identity``."""
         return _identity(self.location, self._root, self._split, self._dataset)
 
@@ -92,7 +92,7 @@ class StreamSource:
         self._epoch += 1
         return iter(self._dataset)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash that changes with the data, see ``_identity``."""
         return _identity(self.location, self._root, self._split, self._dataset)
 

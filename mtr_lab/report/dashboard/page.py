@@ -19,7 +19,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.results import predictions
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.comparison import RESAMPLES, Sample, check_same_images, compare_all
-from mtr_lab.results.hardware import hardware
+from mtr_lab.results.environment import hardware_name
 from mtr_lab.results.predictions import load_predictions, point_name
 from mtr_lab.results.schema import FILE_NAME, PICTURES, Point, Result, read_result
 from mtr_lab.results.seeds import Place, mean_point, seed_groups
@@ -104,7 +104,7 @@ class Reader:
                 {
                     "name": run.name,
                     "variant": variant,
-                    "hardware": hardware(run.result["environment"]),
+                    "hardware": hardware_name(run.result["environment"]),
                     "paired": run.sample is not None,
                     "result": run.result,
                     "pictures": embedded,
@@ -276,7 +276,7 @@ def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[d
             key: list[Any] = [r, i]
             if point["policy"] == "none":
                 content = {name: value for name, value in point.items() if name not in _SPEED}
-                key = [_setting(run), hardware(run.result["environment"]), run.result.get("weights"), content]
+                key = [_setting(run), hardware_name(run.result["environment"]), run.result.get("weights"), content]
                 if any(name in point for name in _SPEED):
                     settings = dict(flatten(run.result["config"]))
                     key.append([settings.get(name) for name in _SPEED_SETTINGS])
@@ -296,7 +296,7 @@ def _variants(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
-        groups[_setting(run), hardware(run.result["environment"]), policies].append(r)
+        groups[_setting(run), hardware_name(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
     others = {place for group in seeds for place in group[1:]}  # are one point with the first
     for members in groups.values():

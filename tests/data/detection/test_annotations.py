@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mtr_lab.data import DetectionDataModule
-from mtr_lab.data.detection.canvas import Augmentation, Canvas
+from mtr_lab.data.detection.transforms import Augmentation, Canvas
 from mtr_lab.errors import UserError
 
 Write = Callable[..., Path]
@@ -205,7 +205,7 @@ def test_a_missing_image_stops_or_is_named(voc: Write) -> None:
         list(module(root, "voc").test_dataloader())
     (batch,) = module(root, "voc", on_error="skip").test_dataloader()
     assert (list(batch["id"]), batch["skipped"]) == (["a"], ["b"])
-    assert module(root, "voc").identity() != module(voc(a=[], b=[]), "voc", classes=["rbc"]).identity()
+    assert module(root, "voc").fingerprint() != module(voc(a=[], b=[]), "voc", classes=["rbc"]).fingerprint()
 
 
 def write_xml(root: Path, content: str) -> None:

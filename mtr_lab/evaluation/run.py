@@ -31,7 +31,7 @@ from mtr_lab.compose import (
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.drawing import draw_images
-from mtr_lab.evaluation.passes import follow, leading, make_evaluations, predict
+from mtr_lab.evaluation.passes import lead, make_evaluations, predict, serve_passes
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.evaluation.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch, launch
@@ -40,21 +40,21 @@ from mtr_lab.ops import installed
 from mtr_lab.reduction import AUTO, Reduction
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
-from mtr_lab.results.environment import environment
-from mtr_lab.results.keys import Key, point_key, unreduced_key
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.results.predictions import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
-from mtr_lab.results.store import Unreduced, claim, find_finished, write_point
-from mtr_lab.sweep import Evaluated, sweep_folder
+from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
+from mtr_lab.sweep import JobResult, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Evaluation, Task
 
-PROBE_IMAGES = 128
+CALIBRATION_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
 
 
-def evaluate(config: DictConfig) -> Evaluated | None:
+def evaluate(config: DictConfig) -> JobResult | None:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
     Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
@@ -88,7 +88,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
-    probes = probe_images(datamodule) if automatic else None
+    probes = calibration_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
@@ -101,9 +101,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if not outline_reduction.policy.draws:
         del resolved["mtr"]["seed"]  # no part of the key, nor of the result
-    weights, data, machine = backbone.weights["sha256"], datamodule.identity(), _machine(trainer)
+    weights, data, machine = backbone.weights["sha256"], datamodule.fingerprint(), _machine(trainer)
     measured_on = None if probes is None else hashlib.blake2b(probes.numpy().tobytes(), digest_size=16).hexdigest()
-    key = point_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
+    key = evaluation_key(resolved, weights, [data, measured_on], machine if config.timing.batch_size else [])
     sweep, named = sweep_folder(), dict(zip(config.logger, loggers, strict=True))
     if launches:
         with claim(folder, wait=config.objective is not None):
@@ -115,9 +115,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     if trainer.world_size > 1:
         trainer.strategy.setup_environment()
         if not trainer.is_global_zero:
-            follow(make_evaluations(task, model, settings, config), trainer, batches)
+            serve_passes(make_evaluations(task, model, settings, config), trainer, batches)
             return None
-    with claim(folder, wait=config.objective is not None), leading():
+    with claim(folder, wait=config.objective is not None), lead():
         finished = take_finished(config, folder, key, named)
         if finished is not None:
             return finished
@@ -127,7 +127,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
             points = measured_points(backbone, settings, probes, trainer, config.mtr)
         share = unreduced_key(resolved, weights, data, machine)
         make_evaluation = make_evaluations(task, model, settings, config)
-        unreduced = Unreduced(sweep / "unreduced" / share) if sweep else None
+        unreduced = UnreducedCache(sweep / "unreduced" / share) if sweep else None
         found = predict(points, make_evaluation, trainer, batches, unreduced)
         evaluation = make_evaluation(points)
         speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
@@ -141,7 +141,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
             "unreduced": {"key": share, "reused": found.reused},
             "logged": [],
             "config": resolved,
-            "environment": {**environment(), "device": machine[0]},
+            "environment": {**describe_environment(), "device": machine[0]},
             "points": [
                 {
                     **describe(task, model, point),  # type: ignore[typeddict-item]
@@ -154,13 +154,13 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         }
         if config.pictures:
             draw_images(task, evaluation, strongest(points), datamodule, trainer, config.pictures, folder / PICTURES)
-        for file in write_point(result, found.predictions, folder):
+        for file in write_run(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
-    return Evaluated(result, True, objective_value(result, config.objective))
+    return JobResult(result, True, objective_value(result, config.objective))
 
 
-def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> Evaluated | None:
+def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> JobResult | None:
     """What was finished before under this key, in the claimed ``folder`` or elsewhere in the sweep; handed over."""
     finished = find_finished(folder, key, sweep_folder()) if config.resume else None
     if finished is None:
@@ -168,7 +168,7 @@ def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[s
     print(f"{finished}: finished before; resume=false computes it again.")
     with contextlib.nullcontext() if finished == folder else claim(finished, wait=True):
         result = hand_over(finished, loggers)
-    return Evaluated(result, False, objective_value(result, config.objective))
+    return JobResult(result, False, objective_value(result, config.objective))
 
 
 def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
@@ -211,17 +211,17 @@ def objective_value(result: Result, metric: str | None) -> float | None:
 
 def _machine(trainer: lightning.Trainer) -> list[str]:
     """What a speed, and the last digit of a prediction, depend on besides configuration and code; the device first."""
-    here, device = environment(), trainer.strategy.root_device
+    here, device = describe_environment(), trainer.strategy.root_device
     if device.type == "cuda":
         kernels = installed("mamba_ssm")
         return [torch.cuda.get_device_name(device), f"mamba_ssm {kernels}"]
     return [device.type, str(here["cpu"]), f"{here['threads']} threads"]
 
 
-def probe_images(datamodule: Any) -> Tensor:
+def calibration_images(datamodule: Any) -> Tensor:
     """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
     try:
-        return datamodule.probe_images(PROBE_IMAGES)
+        return datamodule.calibration_images(CALIBRATION_IMAGES)
     except UserError as error:
         raise UserError(
             f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "
