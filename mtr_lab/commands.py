@@ -47,10 +47,10 @@ examples:
 
 more:
   mtr-lab COMMAND --help      examples, groups and options of a command
-  mtr-lab COMMAND --cfg job   all settings of eval, train or bench, with comments
+  mtr-lab COMMAND --cfg job   settings of eval, train or bench, with comments
   mtr-lab --version           the version
   mtr-lab backbone=vim_s      without a command: eval
-  python -m mtr_lab           the same as mtr-lab eval; mtr_lab.train, … likewise
+  python -m mtr_lab           the same as mtr-lab eval; mtr_lab.train, … too
 
 {exit_codes}"""
 

@@ -54,11 +54,11 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                f"{parameters / 1e6:.1f} M",
+                f"{parameters / 1e6:.1f}M",
                 f"{config['input_size'][-1]}²",
                 f"{costs.flops / 1e9:.2f}",
                 f"{costs.literature / 1e9:.2f}",
-                "–" if published is None else f"{100 * published:.1f} %",
+                "–" if published is None else f"{100 * published:.1f}%",
                 config.get("hf_hub_id", "bundled"),
             )
         )

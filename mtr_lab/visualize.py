@@ -25,7 +25,7 @@ def main() -> None:
     """Parse the command line: files and options, and Hydra overrides wherever they stand."""
     parser = argparse.ArgumentParser(
         prog="mtr-lab visualize",
-        usage="%(prog)s [IMAGE ...] [OPTION ...] [GROUP=CHOICE ...] [KEY=VALUE ...]",
+        usage="%(prog)s [IMAGE ...] [OPTION ...] [KEY=VALUE ...]",
         description=wrap(ABOUT),
         epilog="\n\n".join([examples(*EXAMPLES), groups("config", ("backbone", "reduction")), EXIT_CODES]),
         formatter_class=HelpFormatter,
