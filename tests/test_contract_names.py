@@ -15,7 +15,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.results.schema import Point, Result
 
 GROUPS = {
-    "backbone": "vim_nano vim_ti vim_s vim_b vim_ti_plus vim_s_plus videomamba_ti videomamba_s videomamba_m videomamba_b",
+    "backbone": "vim_nano vim_ti vim_s vim_b vim_ti_plus vim_s_plus videomamba_ti videomamba_s videomamba_m "
+    "videomamba_b",
     "dataset": "imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
     "camvid_sample camvid ade20k voc_segmentation",
     "task": "classification detection segmentation",
@@ -53,15 +54,9 @@ POINT = (
 def test_commands_and_modules() -> None:
     named = {command.name: command.program for command in COMMANDS}
     assert {"eval", "train", "bench", "report", "visualize", "models", "policies"} <= set(named)
-    for module in (
-        "mtr_lab.__main__",
-        "mtr_lab.train",
-        "mtr_lab.bench",
-        "mtr_lab.report.__main__",
-        "mtr_lab.visualize",
-    ):
-        assert f"{module}:main" in named.values()
-        assert callable(pkgutil.resolve_name(f"{module}:main"))
+    for module in ("__main__", "train", "bench", "report.__main__", "visualize"):
+        assert f"mtr_lab.{module}:main" in named.values()
+        assert callable(pkgutil.resolve_name(f"mtr_lab.{module}:main"))
 
 
 @pytest.mark.parametrize("group", GROUPS)
