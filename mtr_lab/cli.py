@@ -150,17 +150,14 @@ def show_config(
 
 
 def print_on_rank_zero(line: str) -> None:
-    """Print a line at once, in one process of several.
-
-    To stdout, as all that says how a program gets on; stderr has nothing but what went wrong.
-    """
+    """Print a line to stdout, on rank 0 alone. Progress goes to stdout, errors go to stderr."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(line, flush=True)
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program with code 2 and one message at a mistake in what was asked for."""
+    """End the program with code 2 and one message at a mistake of the user."""
     try:
         yield
     except user_errors() as error:
@@ -204,7 +201,7 @@ def _compose(
 
 
 def config_folders() -> list[Path]:
-    """The user's folders of configuration files in the program that runs: ``--config-dir``, ``hydra.searchpath``."""
+    """The user's configuration folders in the running program: ``--config-dir``, ``hydra.searchpath``."""
     if not HydraConfig.initialized():
         return []
     sources = HydraConfig.get().runtime.config_sources
@@ -212,20 +209,20 @@ def config_folders() -> list[Path]:
 
 
 def _check_config_dir(folder: Path | None) -> None:
-    """Raise a ``UserError`` if the folder does not exist, or one of its files would be hidden by one of the package."""
+    """Raise a ``UserError`` if the folder does not exist, or a file in it has the name of one of the package's."""
     if folder is None:
         return
     if not folder.is_dir():
-        raise UserError(f"--config-dir={folder}: there is no such folder.")
+        raise UserError(f"--config-dir={folder}: the folder does not exist.")
     for ours in CONF.rglob("*.yaml"):
         file = folder / ours.relative_to(CONF)
         if file.exists() and not file.samefile(ours):
-            raise UserError(f"{file}: mtr_lab has a file of that name, and would take it. Give yours another name.")
+            raise UserError(f"{file}: mtr_lab has a file of that name, which hides yours. Give yours another name.")
     policy_files([folder])
 
 
 def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Call the policy what its file is called; a ``UserError`` if ``mtr.policy`` is something else."""
+    """Set ``mtr.policy`` to the name of the policy's file; raise a ``UserError`` if it is another name."""
     if "mtr" in config:
         config.mtr.policy = policy_name(choices["reduction"], config.mtr.policy)
 

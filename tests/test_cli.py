@@ -145,7 +145,7 @@ def test_a_file_or_a_word_where_an_override_is_expected(
         (["--ratio", "0.4", "backbone=vim_s"], "Type mtr.ratio=0.4"),
         (["backbone=vim_s", "--backbone", "vim_b"], "Type backbone=vim_b"),
         (["mtr.ratio=0.3", "dog.jpg"], "Type mtr-lab visualize dog.jpg"),
-        (["--config-dir", "/nowhere"], "--config-dir=/nowhere: there is no such folder"),
+        (["--config-dir", "/nowhere"], "--config-dir=/nowhere: the folder does not exist"),
     ],
 )
 def test_a_program_ends_with_the_message_and_code_2(run_command, arguments: list[str], expected: str) -> None:

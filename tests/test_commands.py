@@ -119,7 +119,7 @@ def test_the_commented_configuration_is_the_configuration(program: str, override
 
 def test_comments_are_those_of_the_chosen_files() -> None:
     lines = show_config("config", ["reduction=tome", "task=segmentation"]).splitlines()
-    assert "  ratio: [0.2, 0.3, 0.4]  # share of the FLOPs to remove, one or several" in lines
+    assert "  ratio: [0.2, 0.3, 0.4]  # share of the FLOPs to remove: a number or a list" in lines
     assert any(line.startswith("# ToMe (arXiv 2210.09461)") for line in lines[: lines.index("mtr:")])
     assert any(line.startswith("  img_size: [360, 480]  # height, width") for line in lines)
     assert any(line.startswith("  on_error: fail  # ") for line in lines)  # of the file that camvid_sample builds on
