@@ -86,7 +86,7 @@ def search(model: nn.Module, policy: str, calibration: Tensor, views: list[Tenso
             try:
                 schedules[ratio][f"{shape} {first}/{interval}"] = reduction.solve(ratio)
             except UserError:
-                continue  # out of reach with so few reductions
+                continue  # these blocks cannot remove enough tokens
     unreduced = [log_probs(model, reduction, reduction.solve(0.0), view) for view in views]
 
     def kl(schedule: Schedule, which: slice) -> list[float]:

@@ -97,7 +97,7 @@ OF_DETECTION = [
     (["task.anchors=[[8],[16]]"], "2 lists of anchors"),
     (["+task.depth=3"], r"unknown setting task\. 'depth'"),
     (["task.name=detecting"], r"unknown task\.name 'detecting'. Did you mean 'detection'"),
-    (["task.masks=true"], r"dataset\.source=voc has boxes alone"),
+    (["task.masks=true"], r"dataset\.source=voc has boxes only"),
     (["trainer.precision=bf16-true"], r"boxes need 32 bits\. Use trainer\.precision=bf16-mixed"),
     (["dataset=bccd"], r"dataset 'bccd' needs a directory.*dataset\.root=DIR"),
 ]

@@ -145,8 +145,8 @@ def test_videos_from_a_gif_and_from_a_folder(visualize, tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         ([], ["backbone.num_frames=4 takes videos", "an animated GIF or a folder of frames"]),
-        (["short.gif"], ["short.gif has 3 of the 4 frames"]),
-        (["empty"], ["empty has 0 of the 4 frames"]),
+        (["short.gif"], ["short.gif has too few frames (3)"]),
+        (["empty"], ["empty has too few frames (0)"]),
         (["nowhere.gif"], ["cannot read the video nowhere.gif", "No such file"]),
         (["clip.mp4"], ["cannot read the video clip.mp4", "ffmpeg -i VIDEO"]),
         (["short.gif", "backbone=vim_ti"], ["num_frames=4: Vim takes images alone"]),
