@@ -38,7 +38,7 @@ class Positions:
             "reverse": [path.reverse and read is None for path in along],
             "order": read,
             "gap": self.gap(along),
-            "stretch": self.stretch,
+            "delta_scale": self.delta_scale,
         }
 
     def order(self, along: Sequence[ScanPath]) -> Tensor | None:
@@ -50,7 +50,7 @@ class Positions:
         return paths.gap(self.state, along) if self.state is not None and self.aligned else None
 
     @property
-    def stretch(self) -> Tensor | None:
+    def delta_scale(self) -> Tensor | None:
         """(B, L), what Δ of each token is multiplied by; ``None`` for 1."""
         return self.state.size**self.exponent if self.state is not None and self.exponent else None
 

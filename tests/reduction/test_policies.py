@@ -311,8 +311,8 @@ def test_all_may_be_pruned_by_score(merge: str, grouping: str) -> None:
     policy = make_policy(policy_config("mtr", merge=merge, grouping=grouping, prune_first=1.0))
     plan = policy(state, evidence, 3)
     least = policy.importance(state, evidence).scatter(1, state.special, torch.inf).argsort(dim=1)[:, :3]
-    assert plan.gone.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
-    assert (plan.dest.gather(1, plan.gone) == -1).all()
+    assert plan.removed.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
+    assert (plan.dest.gather(1, plan.removed) == -1).all()
 
 
 def by_score(state: TokenState, importance: torch.Tensor) -> torch.Tensor:
@@ -331,7 +331,7 @@ def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypa
     torch.manual_seed(0)
     state, evidence = random_state(2, 14, 5, 1), random_evidence(2, 14)
     plan = policy(state, evidence, 4)
-    into = plan.dest.gather(1, plan.gone)
+    into = plan.dest.gather(1, plan.removed)
     assert plan.keep.shape == (2, 10)
     assert (into == -1).all() == (rule.into == "nothing")
     assert ((into == into[:, :1]).all(dim=1) == (rule.into != "nearest")).all() or rule.into == "nothing"
@@ -396,7 +396,7 @@ def test_stretched_tokens_take_longer_steps() -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
     seen = []
-    model.eval().blocks[1].mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].stretch))
+    model.eval().blocks[1].mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].delta_scale))
     images = torch.randn(2, 3, 32, 32)
     mtr_lab.patch(model, "write", schedule=[5, 0, 0])
     size = mtr_lab.trace(model, images)[0].size

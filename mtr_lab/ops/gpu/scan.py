@@ -27,10 +27,10 @@ from torch import Tensor
 from mtr_lab.ops.gpu.occupancy import (
     INTERPRETED,
     STAGES,
-    fill,
+    num_sms,
     on_its_device,
-    processors,
     registers,
+    resident_warps,
     reverse_mask,
     rows,
     unstack,
@@ -81,12 +81,12 @@ def maximum(x, y):
 
 
 @triton.jit
-def _timescale(delta_t, there, bias_e, stretch, t, SOFTPLUS: tl.constexpr, STRETCH: tl.constexpr):
+def _timescale(delta_t, mask, bias_e, delta_scale, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr):
     dt = delta_t.to(tl.float32)
     if SOFTPLUS:
-        dt = tl.where(there, softplus(dt + bias_e), 0)
-    if STRETCH:
-        dt *= tl.load(stretch + t)
+        dt = tl.where(mask, softplus(dt + bias_e), 0)
+    if DELTA_SCALE:
+        dt *= tl.load(delta_scale + t)
     return dt
 
 
@@ -110,15 +110,15 @@ def _tile(x, e, channels: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _constants(a, d, bias, e, inside, channels: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
+def _constants(a, d, bias, e, mask, channels: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
                NP: tl.constexpr, CH: tl.constexpr):  # fmt: skip
-    a2 = tl.load(_tile(a, e, channels, NP, CH), inside[None, :], 0) * LOG2E
-    d_e = tl.load(d + e, inside, 0).to(tl.float32)
+    a2 = tl.load(_tile(a, e, channels, NP, CH), mask[None, :], 0) * LOG2E
+    d_e = tl.load(d + e, mask, 0).to(tl.float32)
     bias_e, idle_e = d_e, d_e
     if SOFTPLUS:
-        bias_e = tl.load(bias + e, inside, 0).to(tl.float32)
+        bias_e = tl.load(bias + e, mask, 0).to(tl.float32)
     if GAP:
-        idle_e = softplus(tl.load(bias + e, inside, 0).to(tl.float32))
+        idle_e = softplus(tl.load(bias + e, mask, 0).to(tl.float32))
     return a2, d_e, bias_e, idle_e
 
 
@@ -132,10 +132,10 @@ def _rows(x, s0, order, step: tl.constexpr, SIGN: tl.constexpr, U: tl.constexpr)
 
 
 @triton.jit
-def _tokens(x, s0, order, e, inside, step: tl.constexpr, SIGN: tl.constexpr, EVEN: tl.constexpr, U: tl.constexpr):
+def _tokens(x, s0, order, e, mask, step: tl.constexpr, SIGN: tl.constexpr, EVEN: tl.constexpr, U: tl.constexpr):
     """Channels of U tokens."""
     at = _rows(x, s0, order, step, SIGN, U) + e[None, :]
-    return unstack(tl.load(at) if EVEN else tl.load(at, inside[None, :], 0), U)
+    return unstack(tl.load(at) if EVEN else tl.load(at, mask[None, :], 0), U)
 
 
 @triton.jit
@@ -153,28 +153,28 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, first, count, length, a2, d_e, bias_e,
+def _walk(h, u, delta, bc, z, order, gap, delta_scale, y, sums, terms, e, mask, first, count, length, a2, d_e, bias_e,
           idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-          GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
+          GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
     """Scan ``count`` tokens from ``first`` on, U at a time, which divides their number."""
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
-        us = _tokens(u, s0, order, e, inside, channels, SIGN, EVEN, U)
-        dts = _tokens(delta, s0, order, e, inside, channels, SIGN, EVEN, U)
+        us = _tokens(u, s0, order, e, mask, channels, SIGN, EVEN, U)
+        dts = _tokens(delta, s0, order, e, mask, channels, SIGN, EVEN, U)
         bcs = _states(bc, s0, order, step_t, SIGN, NP, U)
         ys, zs = us, us
         if not FIRST:
-            ys = _tokens(y, s0, order, e, inside, channels, SIGN, EVEN, U)
+            ys = _tokens(y, s0, order, e, mask, channels, SIGN, EVEN, U)
         if LAST and GATE:
-            zs = _tokens(z, s0, order, e, inside, step_z, SIGN, EVEN, U)
+            zs = _tokens(z, s0, order, e, mask, step_z, SIGN, EVEN, U)
         y_at = y + s0 * channels + e
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
+            dt = _timescale(dts[k], mask, bias_e, delta_scale, t, SOFTPLUS, DELTA_SCALE)
             u_t = us[k].to(tl.float32)
             b_t, c_t = _b_and_c(bcs[k], NP, h.shape[1])
             fade = tl.exp2(_decay(dt, idle_e, gap, s, length, BACK, GAP)[None, :] * a2)
@@ -194,115 +194,115 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, fi
             if EVEN:
                 tl.store(into, y_t.to(y.dtype.element_ty))
             else:
-                tl.store(into, y_t.to(y.dtype.element_ty), inside)
+                tl.store(into, y_t.to(y.dtype.element_ty), mask)
     return h
 
 
 @triton.jit
-def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, start, end, length, a2, d_e,
+def _direction(h, u, delta, bc, z, order, gap, delta_scale, y, sums, terms, e, mask, start, end, length, a2, d_e,
                bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
+               GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
                U: tl.constexpr):  # fmt: skip
     """Scan the tokens from ``start`` to ``end``, those of ``order`` if there is one, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, end - 1 if BACK else start,
+        h = _walk(h, u, delta, bc, z, order, gap, delta_scale, y, sums, terms, e, mask, end - 1 if BACK else start,
                   whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST,
-                  GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP, U)  # fmt: skip
+                  GATE, SOFTPLUS, GAP, DELTA_SCALE, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside,
+        h = _walk(h, u, delta, bc, z, order, gap, delta_scale, y, sums, terms, e, mask,
                   end - 1 - whole if BACK else start + whole, end - start - whole, length, a2, d_e, bias_e, idle_e,
-                  channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP,
-                  1)  # fmt: skip
+                  channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, DELTA_SCALE, EVEN,
+                  NP, 1)  # fmt: skip
     return h
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, before, faded,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, before, faded,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
-          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
+          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
           CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Directions ``FROM`` to ``TO`` of G."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    inside = e < channels
+    mask = e < channels
     start = tl.program_id(2) * chunk
     end = tl.minimum(start + chunk, length)
     for g in tl.static_range(FROM, TO):
-        each = g * images + image
-        a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e, inside,
+        row = g * images + image
+        a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e, mask,
                                              channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
         h = tl.zeros((NP, CH), tl.float32)
         if SPLIT:  # the state that the chunks before this one leave behind
             chunks = tl.num_programs(2)
             passed = chunks - 1 - tl.program_id(2) if (REVERSE >> g) & 1 else tl.program_id(2)
             for j in tl.range(0, passed, num_stages=STAGES):
-                other = each * chunks + (chunks - 1 - j if (REVERSE >> g) & 1 else j)
-                sum_e = tl.load(faded + other * channels + e, inside, 0)
-                left = tl.load(_tile(before + other * NP * channels, e, channels, NP, CH), inside[None, :], 0)
+                other = row * chunks + (chunks - 1 - j if (REVERSE >> g) & 1 else j)
+                sum_e = tl.load(faded + other * channels + e, mask, 0)
+                left = tl.load(_tile(before + other * NP * channels, e, channels, NP, CH), mask[None, :], 0)
                 h = tl.exp2(sum_e[None, :] * a2) * h + left
-        _direction(h, u + each * length * channels, delta + each * length * channels,
+        _direction(h, u + row * length * channels, delta + row * length * channels,
                    bc + g * step_g + image * step_b, z + image * length * step_z,
-                   None if order is None else order + each * length, gap + (image * G + g) * length,
-                   stretch + image * length, y + image * length * channels,
-                   sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e, bias_e,
+                   None if order is None else order + row * length, gap + (image * G + g) * length,
+                   delta_scale + image * length, y + image * length * channels,
+                   sums + row * length * tl.num_programs(0), terms, e, mask, start, end, length, a2, d_e, bias_e,
                    idle_e, channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
-                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP,
+                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, channels % CH == 0, NP,
                    U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
 @triton.jit(do_not_specialize=["length", "middle"])
-def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, terms, states,
+def _scan_half(u, delta, a, bc, d, bias, z, gap, delta_scale, y, sums, terms, states,
                length, channels: tl.constexpr, middle, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr,
                scale, REVERSE: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr,
+               GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr,
                U: tl.constexpr):  # fmt: skip
     """Two opposite directions, a program each, to the middle, or from there to where the other one came from. What the
     second half adds to is complete since the first was a launch of its own."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    inside = e < channels
+    mask = e < channels
     for g in tl.static_range(2):
         if tl.program_id(2) == g:
-            each = g * images + image
+            row = g * images + image
             a2, d_e, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
-                                                  inside, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
-            state = _tile(states + each * NP * channels, e, channels, NP, CH)
+                                                  mask, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
+            state = _tile(states + row * NP * channels, e, channels, NP, CH)
             BACK: tl.constexpr = (REVERSE >> g) & 1
-            h = tl.zeros((NP, CH), tl.float32) if FIRST else tl.load(state, inside[None, :], 0)
+            h = tl.zeros((NP, CH), tl.float32) if FIRST else tl.load(state, mask[None, :], 0)
             if BACK == FIRST:
                 start, end = middle, length
             else:
                 start, end = 0, middle
-            h = _direction(h, u + each * length * channels, delta + each * length * channels,
+            h = _direction(h, u + row * length * channels, delta + row * length * channels,
                            bc + g * step_g + image * step_b, z + image * length * step_z, None,
-                           gap + (image * 2 + g) * length, stretch + image * length, y + image * length * channels,
-                           sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e,
+                           gap + (image * 2 + g) * length, delta_scale + image * length, y + image * length * channels,
+                           sums + row * length * tl.num_programs(0), terms, e, mask, start, end, length, a2, d_e,
                            bias_e, idle_e, channels, step_z, step_t,
                            2 * images.to(tl.int64) * length * tl.num_programs(0), scale, BACK, FIRST, not FIRST, GATE,
-                           SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP, U)  # fmt: skip
+                           SOFTPLUS, GAP, DELTA_SCALE, channels % CH == 0, NP, U)  # fmt: skip
             if FIRST:
-                tl.store(state, h, inside[None, :])
+                tl.store(state, h, mask[None, :])
 
 
 @triton.jit
-def _left(h, total, u, delta, bc, order, gap, stretch, e, inside, first, count, length, a2, bias_e, idle_e,
+def _left(h, total, u, delta, bc, order, gap, delta_scale, e, mask, first, count, length, a2, bias_e, idle_e,
           channels: tl.constexpr, step_t: tl.constexpr, BACK: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-          STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          DELTA_SCALE: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """``_walk`` without an output: the state after ``count`` tokens, and the sum of Δ and the gaps crossed."""
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
-        us = _tokens(u, s0, order, e, inside, channels, SIGN, EVEN, U)
-        dts = _tokens(delta, s0, order, e, inside, channels, SIGN, EVEN, U)
+        us = _tokens(u, s0, order, e, mask, channels, SIGN, EVEN, U)
+        dts = _tokens(delta, s0, order, e, mask, channels, SIGN, EVEN, U)
         bcs = _states(bc, s0, order, step_t, SIGN, NP, U)
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], inside, bias_e, stretch, t, SOFTPLUS, STRETCH)
+            dt = _timescale(dts[k], mask, bias_e, delta_scale, t, SOFTPLUS, DELTA_SCALE)
             write = dt * us[k].to(tl.float32)
             dt = _decay(dt, idle_e, gap, s, length, BACK, GAP)
             b_t, _ = _b_and_c(bcs[k], NP, h.shape[1])
@@ -312,55 +312,55 @@ def _left(h, total, u, delta, bc, order, gap, stretch, e, inside, first, count, 
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _chunk_states(u, delta, a, bc, d, bias, order, gap, stretch, before, faded,
+def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, before, faded,
                   images, length, channels: tl.constexpr, chunk, step_g, step_b, step_t: tl.constexpr,
                   REVERSE: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-                  STRETCH: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+                  DELTA_SCALE: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     EVEN: tl.constexpr = channels % CH == 0
     e = tl.program_id(0) * CH + tl.arange(0, CH)
-    inside = e < channels
-    each = tl.program_id(1).to(tl.int64)
-    image = each % images
+    mask = e < channels
+    row = tl.program_id(1).to(tl.int64)
+    image = row % images
     start = tl.program_id(2) * chunk
     count = tl.minimum(chunk, length - start)
     whole = count // U * U
-    at = each * tl.num_programs(2) + tl.program_id(2)
-    u += each * length * channels
-    delta += each * length * channels
-    gap += (image * G + each // images) * length
-    stretch += image * length
+    at = row * tl.num_programs(2) + tl.program_id(2)
+    u += row * length * channels
+    delta += row * length * channels
+    gap += (image * G + row // images) * length
+    delta_scale += image * length
     if order is not None:
-        order += each * length
+        order += row * length
     for g in tl.static_range(G):
-        if each // images == g:
+        if row // images == g:
             a2, _, bias_e, idle_e = _constants(a + g * channels * NP, d + g * channels, bias + g * channels, e,
-                                                  inside, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
+                                                  mask, channels, SOFTPLUS, GAP, NP, CH)  # fmt: skip
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
             bc_g = bc + g * step_g + image * step_b
             first = start + count - 1 if (REVERSE >> g) & 1 else start
-            h, total = _left(h, total, u, delta, bc_g, order, gap, stretch, e, inside, first, whole, length, a2,
-                             bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
+            h, total = _left(h, total, u, delta, bc_g, order, gap, delta_scale, e, mask, first, whole, length, a2,
+                             bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, DELTA_SCALE, EVEN, NP,
                              U)  # fmt: skip
             first = first - whole if (REVERSE >> g) & 1 else first + whole
-            h, total = _left(h, total, u, delta, bc_g, order, gap, stretch, e, inside, first, count - whole, length,
-                             a2, bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, STRETCH, EVEN, NP,
-                             1)  # fmt: skip
-            tl.store(faded + at * channels + e, total, inside)
-            tl.store(_tile(before + at * NP * channels, e, channels, NP, CH), h, inside[None, :])
+            h, total = _left(h, total, u, delta, bc_g, order, gap, delta_scale, e, mask, first, count - whole, length,
+                             a2, bias_e, idle_e, channels, step_t, (REVERSE >> g) & 1, SOFTPLUS, GAP, DELTA_SCALE, EVEN,
+                             NP, 1)  # fmt: skip
+            tl.store(faded + at * channels + e, total, mask)
+            tl.store(_tile(before + at * NP * channels, e, channels, NP, CH), h, mask[None, :])
 
 
 @on_its_device
 def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
-    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
     more = triton.next_power_of_2(A.shape[2]) - A.shape[2]  # states that stay zero
     return scan(
         u.contiguous(), delta.contiguous(), F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous(),
         torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3), D.float().contiguous(), z,
-        delta_bias.float().contiguous(), order, gap, stretch, reverse, stats, softplus=True,
+        delta_bias.float().contiguous(), order, gap, delta_scale, reverse, stats, softplus=True,
     )  # fmt: skip
 
 
@@ -375,7 +375,7 @@ def scan(
     bias: Tensor,
     order: Tensor | None,
     gap: Tensor | None,
-    stretch: Tensor | None,
+    delta_scale: Tensor | None,
     reverse: Sequence[int],
     stats: Sequence[str],
     *,
@@ -402,19 +402,19 @@ def scan(
     absent = y  # stands for a tensor the kernel does not read
     z_rows = absent if z is None else rows(z)
     order = None if order is None else order.contiguous()
-    gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
+    gaps, delta_scales = (absent if t is None else t.contiguous() for t in (gap, delta_scale))
     mask = reverse_mask(reverse)
     opposite = directions == 2 and mask in (1, 2)
-    halves = half_width(images, channels, u.device) if opposite else 0
+    halves = choose_form(images, channels, u.device) if opposite else 0
     width = halves or CHANNELS
     blocks = triton.cdiv(channels, width)
     sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
     data = u, delta, a, bc, d, bias, z_rows
-    rest = gaps, stretches, y, sums, terms(stats)
+    rest = gaps, delta_scales, y, sums, terms(stats)
     strides = z_rows.stride(1), *bc.stride()[:3]
     options = {
         "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
-        "STRETCH": stretch is not None, "NP": a.shape[1], "CH": width, "num_warps": 1, **REGISTERS,
+        "DELTA_SCALE": delta_scale is not None, "NP": a.shape[1], "CH": width, "num_warps": 1, **REGISTERS,
     }  # fmt: skip
     if halves:
         states = u.new_empty(directions, images, a.shape[1], channels, dtype=torch.float32)
@@ -429,7 +429,7 @@ def scan(
         before = faded = absent
         if chunks > 1:
             before, faded = chunk_states(
-                u, delta, a, bc, d, bias, order, gap, stretch, reverse, chunk, softplus=softplus
+                u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, chunk, softplus=softplus
             )
         # With an order, a token is in another chunk of every direction: a launch a direction, for what it adds to.
         launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
@@ -452,7 +452,7 @@ def chunk_states(
     bias: Tensor | None,
     order: Tensor | None,
     gap: Tensor | None,
-    stretch: Tensor | None,
+    delta_scale: Tensor | None,
     reverse: Sequence[int],
     chunk: int,
     *,
@@ -468,23 +468,23 @@ def chunk_states(
     before = u.new_empty(directions, images, grid[2], a.shape[1], channels, dtype=torch.float32)
     faded = u.new_empty(directions, images, grid[2], channels, dtype=torch.float32)
     absent = u  # stands for a tensor the kernel does not read
-    gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
+    gaps, delta_scales = (absent if t is None else t.contiguous() for t in (gap, delta_scale))
     _chunk_states[grid](
         u, delta, a, bc, d, torch.zeros_like(d) if bias is None else bias,
-        None if order is None else order.contiguous(), gaps, stretches, before, faded, images, length, channels,
+        None if order is None else order.contiguous(), gaps, delta_scales, before, faded, images, length, channels,
         chunk, *bc.stride()[:3],
         REVERSE=reverse_mask(reverse), G=directions, SOFTPLUS=softplus, GAP=gap is not None,
-        STRETCH=stretch is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
+        DELTA_SCALE=delta_scale is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
     )  # fmt: skip
     return before, faded
 
 
-def half_width(images: int, channels: int, device: torch.device) -> int:
+def choose_form(images: int, channels: int, device: torch.device) -> int:
     """How many channels a program of ``_scan_half`` is to have; 0 where another form is faster.
 
     The limits are those measured on an H100 at 197 tokens; at 4 097, chunks are faster up to 1.4 walks.
     """
-    walks = 2 * images * channels / 32 / processors(device)  # of 32 channels in one direction, on a multiprocessor
+    walks = 2 * images * channels / 32 / num_sms(device)  # of 32 channels in one direction, on a multiprocessor
     if walks < 1 or walks >= 40:
         return 0
     return 16 if walks < 8 else 32
@@ -495,6 +495,6 @@ def chunk_length(length: int, warps: int, device: torch.device) -> int:
 
     Those are whole groups of ``UNROLL``.
     """
-    room = fill(device) // max(warps, 1)
+    room = resident_warps(device) // max(warps, 1)
     wanted = min(room, CHUNKS, length // MIN_CHUNK)
     return length if room < LEAST_ROOM or wanted < 2 else UNROLL * triton.cdiv(length, wanted * UNROLL)

@@ -35,7 +35,7 @@ def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtr_lab.ops.gpu import scan
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+        monkeypatch.setattr(scan, "choose_form", lambda *_: 0)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Of the scan: whole sequences, chunks of them, or two directions that meet, by the channels of their programs."""
     from mtr_lab.ops.gpu import scan
 
-    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else 0)
-    monkeypatch.setattr(scan, "fill", lambda device: 100 if request.param == "chunks" else 0)
+    monkeypatch.setattr(scan, "choose_form", lambda *_: request.param if isinstance(request.param, int) else 0)
+    monkeypatch.setattr(scan, "resident_warps", lambda device: 100 if request.param == "chunks" else 0)
     monkeypatch.setattr(scan, "MIN_CHUNK", 4)
     return request.param
 

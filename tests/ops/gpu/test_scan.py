@@ -8,7 +8,7 @@ from paths import reading, some_cells
 
 from mtr_lab import ops
 from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.scan import half_width
+from mtr_lab.ops.gpu.scan import choose_form
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
 from mtr_lab.ops.statistics import STATISTICS
@@ -37,7 +37,7 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32):
         "z": normal(batch, length, 2 * channels).to(dtype)[..., channels:],
         "delta_bias": normal(directions, channels),
         "gap": torch.randint(0, 4, (batch, directions, length), generator=generator),
-        "stretch": 1 + normal(batch, length).abs(),
+        "delta_scale": 1 + normal(batch, length).abs(),
     }
     data["gap"][..., 0] = 0
     return data
@@ -126,7 +126,7 @@ def test_the_statistics_asked_for(stats, monkeypatch):
 
 
 def test_nothing_optional():
-    data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "stretch"])
+    data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "delta_scale"])
     check(data, (True,), torch.float32)
 
 
@@ -139,11 +139,11 @@ def test_nothing_optional():
     gate=[True, False],
     bias=[True, False],
     gap=[True, False],
-    stretch=[True, False],
+    delta_scale=[True, False],
     indirect=["form"],
 )
-def test_options(form, sizes, dtype, paths, gate, bias, gap, stretch, launched):
-    present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
+def test_options(form, sizes, dtype, paths, gate, bias, gap, delta_scale, launched):
+    present = {"z": gate, "delta_bias": bias, "gap": gap, "delta_scale": delta_scale}
     absent = [name for name, given in present.items() if not given]
     data, raster = inputs(len(paths), 2, *sizes, dtype), {*paths} == {"rows", "-rows"}
     if not raster:
@@ -181,7 +181,7 @@ def test_softplus_is_accurate_over_the_whole_range():
     [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (20, 1, 12), (4097, 1, 516), (4097, 2, 4097)],
 )
 def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
-    monkeypatch.setattr(scan, "fill", lambda device: 8)
+    monkeypatch.setattr(scan, "resident_warps", lambda device: 8)
     assert scan.chunk_length(length, warps, torch.device("cpu")) == expected
 
 
@@ -199,5 +199,5 @@ def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, mo
     ],
 )
 def test_few_images_are_scanned_in_halves(images, channels, expected, monkeypatch):
-    monkeypatch.setattr(scan, "processors", lambda device: 132)
-    assert half_width(images, channels, torch.device("cuda")) == expected
+    monkeypatch.setattr(scan, "num_sms", lambda device: 132)
+    assert choose_form(images, channels, torch.device("cuda")) == expected
