@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
-from mtr_lab.ops.gpu.scan import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.packed import PackedWeights
 
 SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU

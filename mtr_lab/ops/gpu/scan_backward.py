@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu import scan
+from mtr_lab.ops.gpu.formulas import LOG2E, softplus
 from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device, registers, resident_warps, reverse_mask, rows, unstack
-from mtr_lab.ops.gpu.scan import LOG2E, softplus
+from mtr_lab.ops.gpu.scan_chunks import CHANNELS, chunk_states
 from mtr_lab.ops.scan_inputs import ScanInputs
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
@@ -94,13 +94,11 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     strides = *bc.stride()[:3], 0 if gate is None else gate.stride(1)
     before = after = faded = None
     if segments > 1:
-        before, faded = scan.chunk_states(
-            u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, segment, softplus=True
-        )
+        before, faded = chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, segment, softplus=True)
         after = torch.empty_like(before)
-        _left_backwards[triton.cdiv(channels, scan.CHANNELS), directions * images, segments](
+        _left_backwards[triton.cdiv(channels, CHANNELS), directions * images, segments](
             delta, a, bc, gate, bias, order, gap, delta_scale, grad_y, after, *strides, **shape,
-            NP=padded, BLOCK=scan.CHANNELS, U=FORWARDS, num_warps=1,
+            NP=padded, BLOCK=CHANNELS, U=FORWARDS, num_warps=1,
         )  # fmt: skip
     _scan_backward[grid](
         u, delta, a, bc, d, gate, bias, order, gap, delta_scale, grad_y, before, after, faded, starts, arrivals,

@@ -40,10 +40,10 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward
+    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward, scan_chunks
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
-    scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
+    scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
     weights = ops.MambaWeights(
         normal(2, 64, 1, 4), vectors[0], normal(2, 36, 64), normal(2, 64, 4), vectors[1], normal(2, 64, 16), vectors[2]
@@ -61,8 +61,8 @@ def main(backend: str, arch: str) -> None:
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
     inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
-    for width in (32, 0):  # the last for what follows
-        scan.choose_form = lambda *_, width=width: width
+    for width in (32, None):  # the last for what follows
+        scan.half_width = lambda *_, width=width: width
         scan.selective_scan(inputs, ops.STATS)
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))

@@ -7,8 +7,8 @@ from new_statistics import NEW
 from paths import reading, some_cells
 
 from mtr_lab import ops
-from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.scan import choose_form
+from mtr_lab.ops.gpu import scan, scan_chunks
+from mtr_lab.ops.gpu.scan import half_width
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
 from mtr_lab.ops.statistics import STATISTICS
@@ -67,15 +67,15 @@ def launched(monkeypatch):
     launches = []
 
     class Kernel:
-        def __init__(self, name):
-            self.name, self.kernel = name, getattr(scan, name)
+        def __init__(self, module, name):
+            self.name, self.kernel = name, getattr(module, name)
 
         def __getitem__(self, grid):
             launches.append((self.name, grid[0]))
             return self.kernel[grid]
 
-    for name in ("_scan", "_scan_half", "_chunk_states"):
-        monkeypatch.setattr(scan, name, Kernel(name))
+    for module, name in ((scan, "_scan"), (scan, "_scan_half"), (scan_chunks, "_chunk_states")):
+        monkeypatch.setattr(module, name, Kernel(module, name))
     return launches
 
 
@@ -181,23 +181,23 @@ def test_softplus_is_accurate_over_the_whole_range():
     [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (20, 1, 12), (4097, 1, 516), (4097, 2, 4097)],
 )
 def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
-    monkeypatch.setattr(scan, "resident_warps", lambda device: 8)
-    assert scan.chunk_length(length, warps, torch.device("cpu")) == expected
+    monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 8)
+    assert scan_chunks.chunk_length(length, warps, torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(
     ("images", "channels", "expected"),
     [
-        (2, 768, 0),
+        (2, 768, None),
         (3, 768, 16),
-        (2, 1000, 0),
+        (2, 1000, None),
         (8, 768, 16),
         (21, 768, 16),
         (22, 768, 32),
         (109, 768, 32),
-        (110, 768, 0),
+        (110, 768, None),
     ],
 )
 def test_few_images_are_scanned_in_halves(images, channels, expected, monkeypatch):
     monkeypatch.setattr(scan, "num_sms", lambda device: 132)
-    assert choose_form(images, channels, torch.device("cuda")) == expected
+    assert half_width(images, channels, torch.device("cuda")) == expected
