@@ -89,7 +89,7 @@ def test_images_that_are_not_square_and_patches_that_overlap(visualize) -> None:
         (["--blocks", "x"], ["invalid int value: 'x'"]),
         (["--policies", "mtr", "mtrr"], ["unknown reduction 'mtrr'", "'mtr'"]),
         (["--policies", "mtr", "hsa", "mtr.policy=mtr"], ["mtr.policy=mtr only names the result"]),
-        (["--colour"], ["unrecognized arguments: --colour"]),
+        (["--colour"], ["unknown option --colour"]),
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'"]),
         (["+foo=1"], ["unknown key 'foo'"]),
         (["~mtr.score"], ["the key mtr.score is missing"]),

@@ -38,7 +38,7 @@ class Positions:
             "reverse": [path.reverse and read is None for path in along],
             "order": read,
             "gap": self.gap(along),
-            "stretch": self.delta_scale,
+            "delta_scale": self.delta_scale,
         }
 
     def order(self, along: Sequence[ScanPath]) -> Tensor | None:
