@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtr_lab.data import ImageDataModule, images
+from mtr_lab.data import ImageDataModule
+from mtr_lab.data.classification import images
 from mtr_lab.errors import UserError
 
 Folders = Callable[..., Path]
