@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from mtr_lab import ops as ops
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
-    from mtr_lab.reduction.patch import patch, trace, unpatch
+    from mtr_lab.reduction.patching import patch, unpatch
+    from mtr_lab.reduction.tracing import trace
 else:
     # What needs PyTorch is imported when it is first asked for (PEP 562), so that a program can answer before that.
     _HOMES = {
