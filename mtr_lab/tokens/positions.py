@@ -32,7 +32,7 @@ class Positions:
         return available if self.choose_paths is None else self.choose_paths(available)
 
     def scan_arguments(self, scanned: Sequence[ScanPath]) -> dict[str, Any]:
-        """The arguments of ``mtr_lab.ops.scan`` that describe these paths."""
+        """The arguments of ``mtr_lab.ops.selective_scan`` that describe these paths."""
         order = self.order(scanned)
         return {
             "reverse": [path.reverse and order is None for path in scanned],
