@@ -15,9 +15,8 @@ from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.errors import UserError
 from mtr_lab.results.comparison import Sample, compare
 from mtr_lab.results.detections import Detections, score_detections
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.results.store import concat_points
 from mtr_lab.train import main as train_main
 
 EVALUATION = [*DETECTION, *QUICK]
@@ -69,7 +68,7 @@ def test_points_are_compared_in_pairs(run_program) -> None:
     assert isinstance(predictions, Detections)
     first, second = predictions.select(slice(1)), predictions.select(slice(1, None))
     for field in dataclasses.fields(Detections):  # one run's points after another's
-        together = concat_points(first, second)
+        together = first.concat(second)
         assert np.array_equal(getattr(together, field.name), getattr(predictions, field.name)), field.name
     found = compare(predictions, 0, predictions, 1)
     difference = predictions.figures[1] - predictions.figures[0]

@@ -7,7 +7,7 @@ from PIL import Image
 from small_dense import CAMVID, QUICK, SEGMENTATION
 
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.results.segmentations import Segmentations, score_segmentations
 

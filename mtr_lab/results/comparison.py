@@ -7,8 +7,9 @@ from typing import TypedDict
 import numpy as np
 
 from mtr_lab.errors import UserError
+from mtr_lab.results.classifications import Classifications, kl_divergence
 from mtr_lab.results.detections import Detections, resampled_precision
-from mtr_lab.results.predictions import AnyPredictions, Predictions, kl_divergence
+from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.segmentations import Segmentations, interval, mean_iou, resampled_iou
 
 RESAMPLES = 10_000
@@ -32,9 +33,9 @@ class Sample:
     metrics: list[dict[str, np.ndarray]]  # of each point: its metrics, (n,) values an image
 
     @classmethod
-    def of(cls, predictions: AnyPredictions) -> "Sample":
+    def of(cls, predictions: Predictions) -> "Sample":
         """Raises a ``UserError`` for dense tasks, whose metrics are no means over images."""
-        if not isinstance(predictions, Predictions):
+        if not isinstance(predictions, Classifications):
             raise UserError(
                 "the metrics of detection and segmentation are no means over images: "
                 "mtr_lab.results.comparison.compare pairs them."
@@ -44,7 +45,7 @@ class Sample:
 
 
 def compare(
-    first: AnyPredictions, i: int, second: AnyPredictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
+    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
     """How point ``j`` of one run differs from point ``i`` of another, image by image.
 
@@ -65,7 +66,7 @@ def compare(
         return _compare_detections(first, i, second, j, seed)
     if isinstance(first, Segmentations) and isinstance(second, Segmentations):
         return _compare_segmentations(first, i, second, j, seed)
-    if not isinstance(first, Predictions) or not isinstance(second, Predictions):
+    if not isinstance(first, Classifications) or not isinstance(second, Classifications):
         raise UserError("these runs cannot be paired: they are of different tasks.")
     points = [per_image(first, i), per_image(second, j)]
     return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0]
@@ -115,7 +116,7 @@ def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these
         )
 
 
-def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
+def per_image(predictions: Classifications, point: int) -> dict[str, np.ndarray]:
     """``top1`` and ``agreement`` (0 or 1) and ``kl`` (nats) of a point for each image, (n,)."""
     best = predictions.top5[point, :, 0]
     return {

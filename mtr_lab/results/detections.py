@@ -1,27 +1,28 @@
 """``predictions.npz`` of a detection run: what every point found in every image, and what the figures follow from."""
 
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import numpy as np
 
-from mtr_lab.results.arrays import check_shapes, concat_fields
 from mtr_lab.results.average_precision import Matches, average_precision
+from mtr_lab.results.predictions import Predictions
 
 _OF_DETECTIONS = ("image", "label", "score", "box", "found")
 RESAMPLES = 500
 """Of the images, for an interval."""
 
 
-@dataclass(frozen=True)
-class Detections:
-    """n images, p points, K classes, d detections in all images and at all points."""
+@dataclass(frozen=True, eq=False)
+class Detections(Predictions):
+    """n images, p points, K classes, d detections in all images and at all points.
 
-    ids: np.ndarray  # (n,) str, the image's name within its dataset
-    hashes: np.ndarray  # (n,) str, of the image file's content
-    labels: np.ndarray  # (n, K) int64, how many objects of a class an image has, those to ignore left out
-    points: np.ndarray  # (p,) str, see point_name
-    figures: np.ndarray  # (p, 2) float64, map and ap50 of the points, as torchmetrics finds them
+    ``labels`` (n, K) int64 are the number of objects of each class in an image, without those to ignore.
+    """
+
+    of_points = ("figures",)
+
+    figures: np.ndarray  # (p, 2) float64, AP and AP50 of the points as torchmetrics computes them
     point: np.ndarray  # (d,) int64
     image: np.ndarray  # (d,) int64
     label: np.ndarray  # (d,) int64, class from 0
@@ -32,21 +33,18 @@ class Detections:
     def __post_init__(self) -> None:
         n, p, d = len(self.ids), len(self.points), len(self.point)
         expected = {"hashes": (n,), "labels": (n, *self.labels.shape[1:2]), "figures": (p, 2), "image": (d,)}
-        expected |= {"label": (d,), "score": (d,), "box": (d, 4), "found": (d, 10)}
-        check_shapes(self, expected)
+        self.check_shapes(expected | {"label": (d,), "score": (d,), "box": (d, 4), "found": (d, 10)})
 
-    def select(self, points: slice) -> "Detections":
-        """The first of the points, for all images."""
+    def select(self, points: slice) -> Self:
         chosen = range(len(self.points))[points]
         rows = np.isin(self.point, chosen)
         detections = {name: getattr(self, name)[rows] for name in _OF_DETECTIONS}
-        point = np.searchsorted(chosen, self.point[rows])
-        return replace(self, points=self.points[points], figures=self.figures[points], point=point, **detections)
+        return replace(super().select(points), point=np.searchsorted(chosen, self.point[rows]), **detections)
 
-    def concat(self, other: "Detections") -> "Detections":
-        """The points of both, which are of the same images."""
-        moved = replace(other, point=other.point + len(self.points))
-        return concat_fields(self, moved, ("points", "figures", "point", *_OF_DETECTIONS))
+    def concat(self, other: Self) -> Self:
+        detections = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _OF_DETECTIONS}
+        point = np.concatenate([self.point, other.point + len(self.points)])
+        return replace(super().concat(other), point=point, **detections)
 
     def matches(self, point: int) -> Matches:
         """What one point found."""

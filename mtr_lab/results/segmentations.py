@@ -1,39 +1,31 @@
 """``predictions.npz`` of a segmentation run: the confusion matrix of every image at every point."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
-from mtr_lab.results.arrays import check_shapes, concat_fields
+from mtr_lab.results.predictions import Predictions
 
 RESAMPLES = 2000
 """Of the images, for an interval."""
 
 
-@dataclass(frozen=True)
-class Segmentations:
-    """n images, p points, K classes."""
+@dataclass(frozen=True, eq=False)
+class Segmentations(Predictions):
+    """n images, p points, K classes.
 
-    ids: np.ndarray  # (n,) str, the image's name within its dataset
-    hashes: np.ndarray  # (n,) str, of the image file's content
-    labels: np.ndarray  # (n, K) int64, how many pixels of a class an image has, those to ignore left out
-    points: np.ndarray  # (p,) str, see point_name
-    confusion: np.ndarray  # (p, n, K, K) int32, pixels by their class and by the class that was found
+    ``labels`` (n, K) int64 are the number of pixels of each class in an image, without those to ignore.
+    """
+
+    of_points = ("confusion",)
+
+    confusion: np.ndarray  # (p, n, K, K) int32, pixels by true class and by predicted class
 
     def __post_init__(self) -> None:
         n, p, k = len(self.ids), len(self.points), self.labels.shape[-1]
-        expected = {"hashes": (n,), "labels": (n, k), "confusion": (p, n, k, k)}
-        check_shapes(self, expected)
-
-    def select(self, points: slice) -> "Segmentations":
-        """Some of the points, for all images."""
-        return replace(self, points=self.points[points], confusion=self.confusion[points])
-
-    def concat(self, other: "Segmentations") -> "Segmentations":
-        """The points of both, which are of the same images."""
-        return concat_fields(self, other, ("points", "confusion"))
+        self.check_shapes({"hashes": (n,), "labels": (n, k), "confusion": (p, n, k, k)})
 
 
 class SegmentationScore(TypedDict):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
-from mtr_lab.results.predictions import Predictions, point_name, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
+from mtr_lab.results.predictions import point_name
 from mtr_lab.tasks.ranks import Gathering
 
 
@@ -199,7 +200,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
             self.keep(self._pending())
             self._pending = None
 
-    def predictions(self) -> Predictions:
+    def predictions(self) -> Classifications:
         """What the model predicted for every image that could be read, at every point; on rank 0.
 
         Raises:
@@ -214,7 +215,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
                     f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
-        return Predictions(
+        return Classifications(
             **images,
             labels=np.concatenate([batch.labels for batch in self.batches]),
             points=np.array([point.name for point in self.points]),

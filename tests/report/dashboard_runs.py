@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr_lab.results.predictions import Predictions, point_name, save_predictions, score_point, top_classes
+from mtr_lab.results.classifications import Classifications, score_point, top_classes
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import save_predictions
 from mtr_lab.results.schema import Result, write_result
 
 ENVIRONMENT = {
@@ -52,7 +54,7 @@ def write_run(
     labels = np.where(numbers % 5 > 0, base.argmax(-1), 0)
     point_names = np.array([point_name(*point) for point in points])
     top5 = top_classes(torch.from_numpy(log_probs)).numpy()
-    predictions = Predictions(names, names, labels, point_names, top5, log_probs)
+    predictions = Classifications(names, names, labels, point_names, top5, log_probs)
     result: Result = {
         "schema": 1,
         "task": "classification",

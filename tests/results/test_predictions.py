@@ -9,22 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from mtr_lab.errors import UserError
-from mtr_lab.results.predictions import (
-    Predictions,
-    load_predictions,
-    point_name,
-    save_predictions,
-    score_point,
-    top_classes,
-)
+from mtr_lab.results.classifications import Classifications, score_point, top_classes
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 
 
-def predictions(images: int = 37, classes: int = 11, points: int = 3) -> Predictions:
+def predictions(images: int = 37, classes: int = 11, points: int = 3) -> Classifications:
     """Random logits, each point further from the first."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(points, images, classes, generator=generator).cumsum(dim=0)
     log_probs = logits.log_softmax(dim=-1)
-    return Predictions(
+    return Classifications(
         ids=np.array([f"class/ïmage {i}.png" for i in range(images)]),
         hashes=np.array([f"{i:064x}" for i in range(images)]),
         labels=torch.randint(classes, (images,), generator=generator).numpy(),
@@ -39,7 +34,7 @@ def test_predictions_return_from_their_file_and_their_folder(tmp_path: Path) -> 
     path = save_predictions(written, tmp_path)
     assert path.name == "predictions.npz"
     for read in (load_predictions(path), load_predictions(tmp_path)):
-        for field in dataclasses.fields(Predictions):
+        for field in dataclasses.fields(Classifications):
             np.testing.assert_array_equal(getattr(read, field.name), getattr(written, field.name))
     assert read.top5.dtype == np.int32
     assert read.log_probs.dtype == np.float32

@@ -9,7 +9,7 @@ import pytest
 
 from mtr_lab.errors import UserError
 from mtr_lab.results.comparison import Sample, compare
-from mtr_lab.results.predictions import load_predictions, save_predictions
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 from mtr_lab.results.segmentations import Segmentations, mean_iou, resampled_iou, score_segmentations
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.results import predictions
+from mtr_lab.results import predictions_file
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.comparison import RESAMPLES, Sample, check_same_images, compare_all
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import load_predictions, point_name
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import FILE_NAME, PICTURES, Point, Result, read_result
 from mtr_lab.results.seeds import Place, mean_point, seed_groups
 from mtr_lab.results.settings import flatten
@@ -202,7 +203,7 @@ def to_json(data: dict[str, Any]) -> str:
 def _read_run(file: Path, name: str) -> Run:
     result, notes, sample = read_result(file), [], None
     names = [point_name(point["policy"], point["ratio"]) for point in result["points"]]
-    if (file.parent / predictions.FILE_NAME).exists():
+    if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
             if sample.points != names:
@@ -230,7 +231,7 @@ def _pictures(file: Path) -> list[Path]:
 
 
 def _stamp(file: Path) -> list[tuple[str, int, int]]:
-    found = [path for path in (file, file.parent / predictions.FILE_NAME, *_pictures(file)) if path.exists()]
+    found = [path for path in (file, file.parent / predictions_file.FILE_NAME, *_pictures(file)) if path.exists()]
     return [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found]
 
 

@@ -11,7 +11,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, score_point
+from mtr_lab.results.classifications import Classifications, score_point
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
 from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
@@ -50,7 +50,7 @@ class Classification(Task):
     ) -> ClassifierEvaluation:
         return ClassifierEvaluation(model, reduction, points, cuda_graph)
 
-    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
+    def score(self, predictions: Classifications, point: int) -> Mapping[str, Any]:
         return score_point(predictions, point)
 
     def training(self, model: Any, config: DictConfig) -> LightningModule:
