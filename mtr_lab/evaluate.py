@@ -132,7 +132,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         evaluation = make_evaluation(points)
         speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
         result: Result = {
-            "schema": 1,
+            "schema": 2,
             "task": config.task.name,
             "backbone": config.backbone.name,
             "dataset": datamodule.name,

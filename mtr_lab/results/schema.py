@@ -18,6 +18,7 @@ from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
 
 FILE_NAME = "result.json"
+SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # the folder beside it
 ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
 """The metric of each task by which points are first compared."""
@@ -39,9 +40,9 @@ class Point(TypedDict):
     ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
     reduction: Number  # the achieved share, of the true FLOPs
     flops_literature: Number
-    flops_true: Number  # an image, the reduction's own cost contained
-    flops_reduction: Number  # that cost alone
-    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
+    flops_true: Number  # of one image, with the cost of the reduction itself
+    flops_overhead: Number  # of one image: that cost alone
+    flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
     images: int  # that the metrics are over
     skipped: list[str]  # files that could not be read
@@ -79,7 +80,7 @@ class Unreduced(TypedDict):
 class Result(TypedDict):
     """One run of one task."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     task: str
     backbone: str
     dataset: str
@@ -124,15 +125,30 @@ def read_result(path: str | Path) -> Result:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not a result: it is not valid JSON ({error}).") from error
-    if isinstance(result, dict) and result.get("schema", 1) != 1:
+    if isinstance(result, dict) and result.get("schema", SCHEMA) not in (1, SCHEMA):
         raise UserError(
-            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schema 1: "
+            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schemas 1 and {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again."
         )
+    result = upgrade(result)
     problem = _mismatch(result, Result, "")
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
+
+
+def upgrade(result: Any) -> Any:
+    """Bring a result of schema 1 to schema 2, where ``flops_reduction`` is called ``flops_overhead``."""
+    if not isinstance(result, dict) or result.get("schema") != 1:
+        return result
+    upgraded = {**result, "schema": SCHEMA}
+    if isinstance(result.get("points"), list):
+        renamed = {"flops_reduction": "flops_overhead"}
+        upgraded["points"] = [
+            {renamed.get(key, key): value for key, value in point.items()} if isinstance(point, dict) else point
+            for point in result["points"]
+        ]
+    return upgraded
 
 
 def _plain(value: Any) -> Any:

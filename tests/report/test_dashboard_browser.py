@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gpu = {**ENVIRONMENT, "gpus": ["A GPU"]}
     write_run(folder / "sweep" / "gpu", "mtr", environment=gpu, backbone="vim_s", speed=5000)
     dense = write_run(folder / "dense", "mtr", task="segmentation", dataset="ade20k")
-    kept = {"policy", "ratio", "reduction", "flops_literature", "flops_true", "flops_reduction", "tokens", "images"}
+    kept = {"policy", "ratio", "reduction", "flops_literature", "flops_true", "flops_overhead", "tokens", "images"}
     for i, point in enumerate(dense["points"]):
         for key in point.keys() - kept - {"skipped"}:
             del point[key]
@@ -476,7 +476,7 @@ def test_a_result_with_next_to_nothing_is_shown(browser: Any, tmp_path: Path) ->
         assert "not measured" in page.locator("#details").inner_text()
 
 
-_REQUIRED = ("flops_literature", "flops_true", "flops_reduction")
+_REQUIRED = ("flops_literature", "flops_true", "flops_overhead")
 
 
 def test_live_points_appear_without_a_reload(browser: Any, tmp_path: Path) -> None:

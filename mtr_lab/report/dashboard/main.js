@@ -1125,7 +1125,7 @@
       ["FLOPs, true", shown(point.flops_true, (v) => `${figure(1e-9 * v)} G`)],
       [
         "of these, the reduction's own",
-        point.unreduced ? null : shown(point.flops_reduction, (v) => `${figure(1e-6 * v)} M`),
+        point.unreduced ? null : shown(point.flops_overhead, (v) => `${figure(1e-6 * v)} M`),
       ],
       ["FLOPs, literature", shown(point.flops_literature, (v) => `${figure(1e-9 * v)} G`)],
       ...METRICS.filter((metric) => point[metric.key] != null).map((metric) => [
