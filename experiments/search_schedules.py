@@ -27,9 +27,11 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluate import PROBE_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
-from mtr_lab.results.classifications import Classifications, kl_divergence, score_point, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare
 from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.metrics import score
+from mtr_lab.results.metrics.kl import kl_divergence
 from mtr_lab.results.predictions import point_name
 from mtr_lab.results.predictions_file import load_predictions, save_predictions
 
@@ -153,7 +155,7 @@ def write_comparison(out: Path) -> None:
     points = []
     for policy, record in records.items():
         for i, entry in enumerate(record["ratios"], start=1):
-            point = {"policy": policy, **entry, **score_point(runs[policy], i)}
+            point = {"policy": policy, **entry, **score(runs[policy], i)}
             if policy != "write":
                 point["difference_to_write"] = compare(runs["write"], i, runs[policy], i)
             elif (out / "common").exists():

@@ -14,7 +14,8 @@ import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.errors import UserError
 from mtr_lab.results.comparison import Sample, compare
-from mtr_lab.results.detections import Detections, score_detections
+from mtr_lab.results.detections import Detections
+from mtr_lab.results.metrics import score
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.train import main as train_main
@@ -39,7 +40,7 @@ def test_a_run_on_the_bundled_images(run_program) -> None:
     assert isinstance(predictions, Detections)
     assert predictions.points.tolist() == ["none@0", "mtr@0.2"]
     assert predictions.labels.sum(axis=0)[0] > 50  # red blood cells
-    assert score_detections(predictions, 1)["ap50"] == reduced["ap50"]
+    assert score(predictions, 1)["ap50"] == reduced["ap50"]
     (picture,) = (run.folder / "pictures").iterdir()
     assert picture.name == "000_BloodImage_00000.png"
     assert Image.open(picture).width > 4 * 96
@@ -74,7 +75,7 @@ def test_points_are_compared_in_pairs(run_program) -> None:
     difference = predictions.figures[1] - predictions.figures[0]
     assert [found["map"]["difference"], found["ap50"]["difference"]] == difference.tolist()
     assert compare(predictions, 1, predictions, 1)["map"]["ci"] == [0, 0]
-    with pytest.raises(UserError, match="no means over images"):
+    with pytest.raises(UserError, match="computed from all images together"):
         Sample.of(predictions)
 
 

@@ -1,16 +1,15 @@
-"""``predictions.npz`` of a detection run: what every point found in every image, and what the figures follow from."""
+"""The predictions of a detection run: the detections of every image at every point."""
 
 from dataclasses import dataclass, replace
-from typing import Self, TypedDict
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 
-from mtr_lab.results.average_precision import Matches, average_precision
+from mtr_lab.results.average_precision import Matches, resampled_precision
 from mtr_lab.results.predictions import Predictions
 
 _OF_DETECTIONS = ("image", "label", "score", "box", "found")
-RESAMPLES = 500
-"""Of the images, for an interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +19,7 @@ class Detections(Predictions):
     ``labels`` (n, K) int64 are the number of objects of each class in an image, without those to ignore.
     """
 
+    task = "detection"
     of_points = ("figures",)
 
     figures: np.ndarray  # (p, 2) float64, AP and AP50 of the points as torchmetrics computes them
@@ -47,44 +47,18 @@ class Detections(Predictions):
         return replace(super().concat(other), point=point, **detections)
 
     def matches(self, point: int) -> Matches:
-        """What one point found."""
+        """The detections of one point, matched with the objects of their images."""
         rows = self.point == point
         return Matches(
             self.image[rows], self.label[rows], self.score[rows], self.box[rows], self.found[rows], self.labels
         )
 
+    def resampled(self, point: int) -> np.ndarray:
+        """See ``resampled_precision``; computed once for each point, since two metrics read it."""
+        if point not in self._resampled:
+            self._resampled[point] = resampled_precision(self.matches(point))
+        return self._resampled[point]
 
-class DetectionScore(TypedDict):
-    """The metrics of one point; fractions, intervals [lo, hi] of level 0.95 from a bootstrap over images."""
-
-    images: int
-    map: float
-    map_ci: list[float]
-    ap50: float
-    ap50_ci: list[float]
-
-
-def score_detections(detections: Detections, point: int) -> DetectionScore:
-    """The metrics of one point of a detection run."""
-    resampled = resampled_precision(detections.matches(point))
-    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
-    mean, half = (float(value) for value in detections.figures[point])
-    return {
-        "images": len(detections.ids),
-        "map": mean,
-        "map_ci": [float(low[0]), float(high[0])],
-        "ap50": half,
-        "ap50_ci": [float(low[1]), float(high[1])],
-    }
-
-
-def resampled_precision(matches: Matches, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """AP and AP50 of images drawn with replacement, (resamples, 2); the same draws for the same number of images.
-
-    Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
-    """
-    rng = np.random.default_rng(seed)
-    n = len(matches.objects)
-    draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples))
-    found = [average_precision(matches, counts) for counts in draws]
-    return np.array([(each.mean(), each[0]) for each in found])
+    @cached_property
+    def _resampled(self) -> dict[int, np.ndarray]:
+        return {}

@@ -14,6 +14,7 @@ class Predictions:
     Point 0 is the unreduced model, as in ``result.json``.
     """
 
+    task: ClassVar[str]
     of_points: ClassVar[tuple[str, ...]]
     """The subclass's fields whose first dimension is that of the points."""
 

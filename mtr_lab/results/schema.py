@@ -16,12 +16,11 @@ from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
+from mtr_lab.results.metrics import all_metrics
 
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # the folder beside it
-ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
-"""The metric of each task by which points are first compared."""
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -34,7 +33,10 @@ class Latency(TypedDict):
 
 
 class Point(TypedDict):
-    """One model at one operating point."""
+    """One model at one operating point.
+
+    It also has the metrics of its task, of ``mtr_lab.results.metrics``: each key is a Number, ``KEY_ci`` an Interval.
+    """
 
     policy: str
     ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
@@ -46,24 +48,6 @@ class Point(TypedDict):
     tokens: list[int]  # entering each block
     images: int  # that the metrics are over
     skipped: list[str]  # files that could not be read
-
-    top1: NotRequired[Number]
-    top1_ci: NotRequired[Interval]
-    top5: NotRequired[Number]
-    top5_ci: NotRequired[Interval]
-    agreement: NotRequired[Number]  # share of images with the unreduced model's top-1 class
-    agreement_ci: NotRequired[Interval]
-    kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
-    kl_ci: NotRequired[Interval]
-
-    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
-    miou_ci: NotRequired[Interval]
-    miou_difference: NotRequired[Number]  # to the unreduced model
-    miou_difference_ci: NotRequired[Interval]  # paired, image by image
-    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
-    map_ci: NotRequired[Interval]
-    ap50: NotRequired[Number]
-    ap50_ci: NotRequired[Interval]
 
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]
@@ -131,7 +115,7 @@ def read_result(path: str | Path) -> Result:
             "read it with the version that wrote it, or run the evaluation again."
         )
     result = upgrade(result)
-    problem = _mismatch(result, Result, "")
+    problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
@@ -163,6 +147,18 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return str(value)
+
+
+def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
+    keys = [key for metric in all_metrics() for key in metric.keys]
+    kinds = dict.fromkeys(keys, Number) | dict.fromkeys((f"{key}_ci" for key in keys), Interval)
+    problems = (
+        _mismatch(point[key], kind, f"points[{i}].{key}")
+        for i, point in enumerate(points)
+        for key, kind in kinds.items()
+        if key in point
+    )
+    return next(filter(None, problems), None)
 
 
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:

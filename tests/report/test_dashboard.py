@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import data_block, write_run, write_sweep
+from example_runs import data_block, write_run, write_sweep
 
 from mtr_lab import UserError
 from mtr_lab.report.__main__ import main

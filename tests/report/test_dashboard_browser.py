@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_runs import ENVIRONMENT, write_run, write_sweep
+from example_runs import ENVIRONMENT, write_run, write_sweep
 from test_dashboard import PIXEL
 
 from mtr_lab.report.dashboard.live import make_server

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import ENVIRONMENT, write_run
+from example_runs import ENVIRONMENT, write_run
 from rich.console import Console
 
 from mtr_lab.report.dashboard.page import Reader

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from mtr_lab.errors import UserError
+from mtr_lab.report.axes import axes
 from mtr_lab.results import predictions_file
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.comparison import RESAMPLES, Sample, check_same_images, compare_all
+from mtr_lab.results.comparison import Sample, check_same_images, compare_all
 from mtr_lab.results.environment import hardware_name
 from mtr_lab.results.predictions import point_name
 from mtr_lab.results.predictions_file import load_predictions
+from mtr_lab.results.resampling import RESAMPLES
 from mtr_lab.results.schema import FILE_NAME, PICTURES, Point, Result, read_result
 from mtr_lab.results.seeds import Place, mean_point, seed_groups
 from mtr_lab.results.settings import flatten
@@ -100,6 +102,7 @@ class Reader:
         pictures, left_out = _within_budget(runs)
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "axes": axes(),
             "resamples": RESAMPLES,
             "runs": [
                 {

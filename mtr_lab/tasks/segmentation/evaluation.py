@@ -10,7 +10,8 @@ from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 
 from mtr_lab.data.segmentation.label_maps import IGNORE
-from mtr_lab.results.segmentations import Segmentations, mean_iou
+from mtr_lab.results.metrics.miou import mean_iou
+from mtr_lab.results.segmentations import Segmentations
 from mtr_lab.tasks.classification.training import GraphedTraining
 from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite

@@ -1,4 +1,4 @@
-"""Run folders for the dashboard: results and predictions that belong together."""
+"""Run folders: results and the predictions they were computed from."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr_lab.results.classifications import Classifications, score_point, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
+from mtr_lab.results.metrics import score
 from mtr_lab.results.predictions import point_name
 from mtr_lab.results.predictions_file import save_predictions
 from mtr_lab.results.schema import Result, write_result
@@ -73,7 +74,7 @@ def write_run(
                 "flops_overhead": 4.1e4 * (ratio > 0),
                 "tokens": [197 - round(10 * ratio) * 12 * (block // 2) for block in range(8)],
                 "skipped": [],
-                **score_point(predictions, i),
+                **score(predictions, i),
                 "img_per_s": speed * (1 + ratio),
                 "latency_ms": {"p50": 20 * (1 - ratio / 2), "p95": 31.5},
                 "peak_mib": 48.9,
