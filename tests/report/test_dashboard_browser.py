@@ -128,8 +128,8 @@ def test_charts_show_the_numbers_of_the_files(page: Page, folder: Path) -> None:
                 expected[f"{name}#{i}"] = pytest.approx((point["flops_true"] / 1e9, 100 * point["top1"], high))
     assert drawn == expected
     assert "unreduced" in page.locator("#cost .plot").inner_text()
-    assert page.locator("#cost .xtitle").text_content() == "FLOPs an image, true, G"
-    assert page.locator("#speed .xtitle").text_content() == "Images per second, measured"
+    assert page.locator("#cost .xtitle").text_content() == "True GFLOPs per image"
+    assert page.locator("#speed .xtitle").text_content() == "Images per second"
     assert "3 of 13 points not drawn: no measured speed or no Top-1." in page.locator("#speed .missing").inner_text()
     shot(page, "1280", full_page=True)
 

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import WandbServer
 
+import mtr_lab.sweep  # noqa: F401  (registers the resolvers that the configuration uses)
 from mtr_lab.configuration import CONF
 from mtr_lab.report.loggers import log_result, wandb_logger
 from mtr_lab.report.wandb_login import wandb_mode

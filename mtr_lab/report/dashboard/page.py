@@ -33,6 +33,8 @@ PICTURE_BYTES = 4 << 20
 REPORT_PICTURE_BYTES = 48 << 20
 """The most that all pictures of a report may be together."""
 
+_SCRIPTS = ["format", "dom", "styles", "data", "charts", "tokens", "tables", "differences", "downloads", "details", "filters", "main"]
+"""The files of the page's script, in this order: what one computes while it is loaded stands in those before it."""
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
 _SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
@@ -174,9 +176,11 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
     except ImportError as error:
         raise UserError("the report's charts need Plotly: pip install 'mtr-lab[report]'.") from error
     files = importlib.resources.files("mtr_lab.report.dashboard")
-    template, style, script = (
-        (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "main.js")
+    template, style, *parts = (
+        (files / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", *(f"{name}.js" for name in _SCRIPTS))
     )
+    script = "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])  # one scope, apart from Plotly's
     # What is hashed is what a browser reads: lines that end in a line feed, up to the end tag, which is not within.
     scripts = [text.replace("\r\n", "\n").replace("</script", r"<\/script") for text in (get_plotlyjs(), script)]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -187,7 +191,7 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "connect-src": "'self'" if live else "'none'",
         "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
     }
-    parts = {
+    values = {
         "live": str(live).lower(),
         "policy": "; ".join(f"{name} {value}" for name, value in sources.items()),
         "style": style,
@@ -195,7 +199,7 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "plotly": scripts[0],
         "script": scripts[1],
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def to_json(data: dict[str, Any]) -> str:
