@@ -33,7 +33,10 @@ PICTURE_BYTES = 4 << 20
 REPORT_PICTURE_BYTES = 48 << 20
 """The most that all pictures of a report may be together."""
 
-_SCRIPTS = ["format", "dom", "styles", "data", "charts", "tokens", "tables", "differences", "downloads", "details", "filters", "main"]
+_SCRIPTS = (
+    *("format", "dom", "styles", "data", "charts", "tokens", "tables"),
+    *("differences", "downloads", "details", "filters", "main"),
+)
 """The files of the page's script, in this order: what one computes while it is loaded stands in those before it."""
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
