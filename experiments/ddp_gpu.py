@@ -35,7 +35,8 @@ from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.reduction import Reduction, policy_config
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import describe_environment
-from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
+from mtr_lab.tasks.evaluation import OperatingPoint
 
 DISTINCT = 512  # images; the others are the same again
 PASSES = 3

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
-from mtr_lab.evaluate import PROBE_IMAGES
+from mtr_lab.evaluation.run import CALIBRATION_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
 from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare
@@ -54,8 +54,8 @@ def main(root: str, out: Path, policies: list[str]) -> None:
         folder = out / policy
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "search.json").exists():
-            probes = data.probe_images(PROBE_IMAGES).to(DEVICE)
-            found = search(model, policy, probes, four_views(whole.normalise(held_out["image"].to(DEVICE))))
+            calibration = data.calibration_images(CALIBRATION_IMAGES).to(DEVICE)
+            found = search(model, policy, calibration, four_views(whole.normalise(held_out["image"].to(DEVICE))))
             record = {"environment": describe_environment(), "policy": policy, "ratios": found}
             (folder / "search.json").write_text(json.dumps(record, indent=1) + "\n")
         if not (folder / "predictions.npz").exists():
@@ -72,9 +72,9 @@ def four_views(images: Tensor) -> list[Tensor]:
     return [centre, centre.flip(-1), images[:, :, :112, :112], images[:, :, 16:, 16:].flip(-1)]
 
 
-def search(model: nn.Module, policy: str, probes: Tensor, views: list[Tensor]) -> list[dict[str, Any]]:
+def search(model: nn.Module, policy: str, calibration: Tensor, views: list[Tensor]) -> list[dict[str, Any]]:
     """At each ratio the KL of every schedule on the held-out images, and the winner."""
-    automatic = Reduction(model, policy_config(policy, schedule="auto"), images=probes)
+    automatic = Reduction(model, policy_config(policy, schedule="auto"), images=calibration)
     schedules = {ratio: {"auto": automatic.solve(ratio)} for ratio in RATIOS}
     for first, interval, shape in CANDIDATES:
         reduction = Reduction(model, policy_config(policy, first_block=first, interval=interval, schedule=shape))

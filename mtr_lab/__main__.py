@@ -7,7 +7,7 @@ from mtr_lab.cli import run_program
 
 def main() -> None:
     """The ``mtr-lab`` command."""
-    run_program("config", "mtr_lab.evaluate:evaluate", announce)
+    run_program("config", "mtr_lab.evaluation.run:evaluate", announce)
 
 
 def announce(config: DictConfig) -> str:

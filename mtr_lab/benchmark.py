@@ -86,7 +86,7 @@ class Case:
             cost = {
                 "tokens": list(schedule.tokens),
                 "reduction": schedule.reduction,
-                "flops": schedule.flops + schedule.flops_reduction,
+                "flops": schedule.flops + schedule.flops_overhead,
                 "bytes": model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype]),
                 "exponentials": self.batch * schedule.exponentials,
             }

@@ -25,17 +25,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab import __version__
-from mtr_lab.completion import complete_modules
+from mtr_lab.completion import answer_completion
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import policy_files, policy_name
-from mtr_lab.sweep import users_mistakes
+from mtr_lab.sweep import user_errors
 
-OPEN = ("dataset", "task", "trainer", "logger")
+OPEN_GROUPS = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of what their ``_target_`` names; more of them may be given than their files have."""
 _OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
 
-NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
+RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "backbone.num_classes": (int, 1, math.inf),
     "timing.batch_size": (int, 0, math.inf),  # 0: no timing
@@ -54,36 +54,42 @@ NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
 """Ranges of the numeric settings that no constructor checks."""
 OPTIONAL = ("backbone.num_classes",)
 
-EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+PLUGIN_EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+    "ray": "ray",
+    "optuna": "optuna",
+}
 """Hydra's plugins, and the extra each comes with."""
 
 
-def run_program(config_name: str, task: str, announce: Callable[[DictConfig], str]) -> None:
-    """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``task`` with it.
+def run_program(config_name: str, function: str, announce: Callable[[DictConfig], str]) -> None:
+    """Compose ``conf/<config_name>.yaml`` with the command line's overrides and call ``function`` with it.
 
     Args:
-        task: ``module:function``; the module is imported once the overrides have been checked.
+        function: ``module:function``; the module is imported once the overrides have been checked.
         announce: says in a line what the configuration asks for; printed before the import.
     """
     if sys.argv[1:] == ["--version"]:  # Hydra would state its own
         print(f"mtr_lab {__version__}")
         return
-    if complete_modules():
+    if answer_completion():
         return
-    with user_mistakes():
+    with exit_on_user_error():
         _check_config_dir(_config_dir(sys.argv[1:]))
     started = False
 
     def guarded(config: DictConfig) -> object:
         nonlocal started
         started = True
-        # mtr_lab.sweep.Points takes note of the mistakes in a sweep's points, and the sweep goes on.
+        # mtr_lab.sweep.Jobs takes note of the mistakes in a sweep's points, and the sweep goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
-        with user_mistakes() if alone else contextlib.nullcontext():
+        with exit_on_user_error() if alone else contextlib.nullcontext():
             _check(config, hydra.compose(config_name))
             _name_policy(config, HydraConfig.get().runtime.choices)
-            say(f"{announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
-            return pkgutil.resolve_name(task)(config)
+            print_on_rank_zero(f"{announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
+            return pkgutil.resolve_name(function)(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed as a traceback
     try:
@@ -101,7 +107,7 @@ def run_program(config_name: str, task: str, announce: Callable[[DictConfig], st
         _exit(UserError(f"{where}{error}"))
 
 
-def say(line: str) -> None:
+def print_on_rank_zero(line: str) -> None:
     """Print a line at once, in one process of several.
 
     To stdout, as all that says how a program gets on; stderr has nothing but what went wrong.
@@ -111,11 +117,11 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def user_mistakes() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """End the program with code 2 and one message at a mistake in what was asked for."""
     try:
         yield
-    except users_mistakes() as error:
+    except user_errors() as error:
         _exit(error)
 
 
@@ -199,10 +205,10 @@ def _explain(error: Exception, config_name: str) -> Exception:
     text = str(error)
     if match := re.search(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/([^']*)'", text):
         group, name = match.groups()
-        if name in EXTRAS:
-            return UserError(f"hydra/{group}={name} needs an extra: pip install 'mtr-lab[{EXTRAS[name]}]'.")
+        if name in PLUGIN_EXTRAS:
+            return UserError(f"hydra/{group}={name} needs an extra: pip install 'mtr-lab[{PLUGIN_EXTRAS[name]}]'.")
         own = [path.stem for path in (CONF / "hydra" / group).glob("*.yaml")]
-        return unknown(f"hydra/{group}", name, ["basic", *own, *EXTRAS])
+        return unknown(f"hydra/{group}", name, ["basic", *own, *PLUGIN_EXTRAS])
     if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '(\w+)/([^']*)'", text)):
         group, name = match.groups()
         if error.options:
@@ -221,7 +227,7 @@ def _explain(error: Exception, config_name: str) -> Exception:
 
 def _check(config: DictConfig, default: DictConfig) -> None:
     """Refuse keys that were added to what a program reads, or taken from it, and the wrong kind of number or switch."""
-    keys, known = _flatten(config, whole=OPEN), _flatten(default, whole=OPEN)
+    keys, known = _flatten(config, whole=OPEN_GROUPS), _flatten(default, whole=OPEN_GROUPS)
     for key in keys:
         if key.startswith("reduction."):
             raise UserError(f"{key}: a file in reduction/ has to begin with the line '# @package mtr'.")
@@ -234,9 +240,9 @@ def _check(config: DictConfig, default: DictConfig) -> None:
 
 
 def _check_numbers(config: DictConfig) -> None:
-    """Raise a ``UserError`` for a number of ``NUMBERS``, or a switch, that is not as it has to be."""
+    """Raise a ``UserError`` for a number of ``RANGES``, or a switch, that is not as it has to be."""
     missing = object()
-    for key, (kind, least, most) in NUMBERS.items():
+    for key, (kind, least, most) in RANGES.items():
         value = OmegaConf.select(config, key, default=missing)
         if value is not missing and not (value is None and key in OPTIONAL):
             check_number(key, value, kind, least, most)

@@ -19,7 +19,7 @@ COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o default -F _mtr_lab python python3"""
 
 
-def complete_modules() -> bool:
+def answer_completion() -> bool:
     """Answer ``-sc install=bash`` of ``python -m mtr_lab``, if that was asked, and let Hydra understand a query of it.
 
     Returns:

@@ -33,7 +33,7 @@ def make_model(config: DictConfig, **changes: Any) -> Any:
     return create_model(settings["name"], **arguments)
 
 
-def make_outline(config: DictConfig) -> Any:
+def make_meta_model(config: DictConfig) -> Any:
     """The same model without memory or weights, to check the rest of a configuration against."""
     with torch.device("meta"):
         return make_model(config)
@@ -51,24 +51,24 @@ def make_task(config: DictConfig) -> Task:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: Task, config: DictConfig, outline: Any) -> Any:
+def make_task_data(task: Task, config: DictConfig, meta_model: Any) -> Any:
     """The data of the ``dataset`` group for evaluating the task's model.
 
     Args:
         config: the whole configuration.
-        outline: of the backbone, as it is with the classes it was trained on.
+        meta_model: of the backbone, as it is with the classes it was trained on.
 
     Raises:
         UserError: the data, the head's settings or the classes cannot be had.
     """
     task.check(config.trainer)
-    arguments = task.data_arguments(outline, task.checkpoint(config.backbone))
-    datamodule = make_datamodule(task, config.dataset, outline, **arguments)
-    make_task_outline(task, config, datamodule.num_classes)
+    arguments = task.data_arguments(meta_model, task.checkpoint(config.backbone))
+    datamodule = make_datamodule(task, config.dataset, meta_model, **arguments)
+    make_meta_task_model(task, config, datamodule.num_classes)
     return datamodule
 
 
-def make_task_outline(task: Task, config: DictConfig, num_classes: int) -> Any:
+def make_meta_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
     """The task's model without memory or weights, to check the rest of a configuration against."""
     with torch.device("meta"):
         return make_task_model(task, config, num_classes)

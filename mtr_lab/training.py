@@ -21,8 +21,8 @@ from mtr_lab.compose import (
     check_device,
     make_datamodule,
     make_loggers,
+    make_meta_model,
     make_model,
-    make_outline,
     make_task,
     make_trainer,
 )
@@ -46,10 +46,10 @@ def train(config: DictConfig) -> Path:
     check_device(config.trainer)
     settings = config.training
     seed_everything(config.seed, workers=True, verbose=False)
-    task, outline = make_task(config.task), make_outline(config.backbone)
+    task, meta_model = make_task(config.task), make_meta_model(config.backbone)
     task.check_training(config)
     arguments = task.training_arguments()
-    datamodule = make_datamodule(task, config.dataset, outline, seed=config.seed, **arguments)
+    datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **arguments)
     create = partial(make_model, config.backbone)
     with torch.device("meta"):
         task.trained_model(create, datamodule.num_classes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import blocks_of
-from mtr_lab.compose import make_model, make_outline, make_trainer
+from mtr_lab.compose import make_meta_model, make_model, make_trainer
 from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
@@ -21,7 +21,7 @@ from mtr_lab.evaluation.points import operating_points, policy_settings, stronge
 from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
 from mtr_lab.reduction import AUTO, Reduction
 
-SAMPLES = ("n02102040/n02102040_3141.JPEG", "n03028079/n03028079_14310.JPEG", "n03888257/n03888257_30680.JPEG")
+SAMPLE_IMAGES = ("n02102040/n02102040_3141.JPEG", "n03028079/n03028079_14310.JPEG", "n03888257/n03888257_30680.JPEG")
 
 
 def visualize(
@@ -51,8 +51,8 @@ def visualize(
     """
     ops.set_backend(config.ops.backend)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
-    outline = make_outline(config.backbone)
-    check_blocks(blocks or (), len(blocks_of(outline)))
+    meta_model = make_meta_model(config.backbone)
+    check_blocks(blocks or (), len(blocks_of(meta_model)))
     if config.mtr.schedule == AUTO:
         raise UserError(
             "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
@@ -60,15 +60,15 @@ def visualize(
         )
     points = {}
     for name, setting in policies.items():
-        points[name] = strongest(operating_points(Reduction(outline, policy_settings(setting)), setting))
-    video = len(outline.input_shape) == 4
+        points[name] = strongest(operating_points(Reduction(meta_model, policy_settings(setting)), setting))
+    video = len(meta_model.input_shape) == 4
     if video and not images:
         raise UserError(
-            f"backbone.num_frames={outline.input_shape[1]} takes videos, and none is bundled: give an animated "
+            f"backbone.num_frames={meta_model.input_shape[1]} takes videos, and none is bundled: give an animated "
             "GIF or a folder of frames."
         )
     files = list(images) or _samples()
-    inputs = [_load(file, outline) for file in files]
+    inputs = [_load(file, meta_model) for file in files]
 
     model, chosen = make_model(config.backbone).eval(), config.mtr.policy
     seen = {}
@@ -87,7 +87,7 @@ def visualize(
 
 def _samples() -> list[Path]:
     folder = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
-    return [folder / name for name in SAMPLES]
+    return [folder / name for name in SAMPLE_IMAGES]
 
 
 def _load(file: Path, model: Any) -> Tensor:

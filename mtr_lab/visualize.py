@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtr_lab.cli import compose, say, split_overrides, user_mistakes
+from mtr_lab.cli import compose, exit_on_user_error, print_on_rank_zero, split_overrides
 
-POLICIES = ("mtr", "write", "hsa", "random")
+DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
 
 
 def main() -> None:
@@ -29,7 +29,10 @@ def main() -> None:
         "--blocks", nargs="+", type=int, metavar="N", help="counted from 0; by default four that reduce"
     )
     parser.add_argument(
-        "--policies", nargs="+", metavar="NAME", help=f"to compare; by default the chosen one and {', '.join(POLICIES)}"
+        "--policies",
+        nargs="+",
+        metavar="NAME",
+        help=f"to compare; by default the chosen one and {', '.join(DEFAULT_POLICIES)}",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     parser.add_argument(
@@ -40,12 +43,12 @@ def main() -> None:
     swallowed = [name for name in options.policies or () if Path(name).exists()]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
-    with user_mistakes():
+    with exit_on_user_error():
         config = compose("config", overrides, options.config_dir)
         chosen = config.mtr.policy
-        compared = list(dict.fromkeys(options.policies or (chosen, *POLICIES)))
+        compared = list(dict.fromkeys(options.policies or (chosen, *DEFAULT_POLICIES)))
         what = f"{config.backbone.name} under {chosen} at mtr.ratio={config.mtr.ratio}"
-        say(f"drawing {what}, compared: {', '.join(compared)}; writing to {options.output}")
+        print_on_rank_zero(f"drawing {what}, compared: {', '.join(compared)}; writing to {options.output}")
         policies = {
             name: compose("config", [*overrides, f"reduction={name}"], options.config_dir).mtr
             for name in {chosen, *compared}

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from small_dense import SMALL as DENSE
 from small_run import SMALL
 
-from mtr_lab.compose import check_device, make_model, make_outline, make_task, make_task_data, make_trainer
+from mtr_lab.compose import check_device, make_meta_model, make_model, make_task, make_task_data, make_trainer
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
@@ -19,7 +19,7 @@ Check = Callable[[DictConfig], object]
 
 
 def data(config: DictConfig) -> None:
-    make_task_data(make_task(config.task), config, make_outline(config.backbone))
+    make_task_data(make_task(config.task), config, make_meta_model(config.backbone))
 
 
 def model(config: DictConfig) -> None:
@@ -27,7 +27,7 @@ def model(config: DictConfig) -> None:
 
 
 def points(config: DictConfig) -> None:
-    operating_points(Reduction(make_outline(config.backbone), policy_settings(config.mtr)), config.mtr)
+    operating_points(Reduction(make_meta_model(config.backbone), policy_settings(config.mtr)), config.mtr)
 
 
 def trainer(config: DictConfig) -> None:

@@ -68,7 +68,7 @@ def equal(one: Path, other: Path) -> bool:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launched processes are forked from one that has imported everything; what they print is lost."""
-    multiprocessing.set_forkserver_preload(["mtr_lab.evaluate"])
+    multiprocessing.set_forkserver_preload(["mtr_lab.evaluation.run"])
     monkeypatch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
 
 

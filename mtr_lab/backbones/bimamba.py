@@ -30,7 +30,7 @@ class BiMamba(nn.Module):
     Args:
         d_model: width C of the token stream.
         d_state: N, states a channel.
-        halve: divide the sum of the two directions by two, as Vim does (VideoMamba does not).
+        average_directions: divide the sum of the two directions by two, as Vim does (VideoMamba does not).
         d_conv: width of the causal convolution.
         expand: d_inner = expand · d_model.
 
@@ -39,12 +39,14 @@ class BiMamba(nn.Module):
 
     paths = (PATHS["forward"], PATHS["backward"])
 
-    def __init__(self, d_model: int, d_state: int, *, halve: bool, d_conv: int = 4, expand: int = 2) -> None:
+    def __init__(
+        self, d_model: int, d_state: int, *, average_directions: bool, d_conv: int = 4, expand: int = 2
+    ) -> None:
         super().__init__()
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
         self.dt_rank = math.ceil(d_model / 16)
-        self.halve = halve
+        self.average_directions = average_directions
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         for suffix in SUFFIX.values():
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
@@ -71,12 +73,12 @@ class BiMamba(nn.Module):
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
         positions = positions or Positions()
-        paths = positions.scanned(self.paths)
+        paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        options = {**positions.scan(paths), "stats": stats}
+        options = {**positions.scan_arguments(paths), "stats": stats}
         xz = self.in_proj(hidden)
         inner = [[getattr(self, name + SUFFIX[path.name]) for path in paths] for name in INNER]
-        scale = 0.5 if self.halve else 1.0
+        scale = 0.5 if self.average_directions else 1.0
         if all(is_plain(module) for modules in inner for module in modules):
             y, sums, b, c = ops.mamba_inner(
                 xz, self._weights(paths, *inner), scale=scale, packed=self.packed, **options

@@ -69,7 +69,7 @@ class PatchEmbed(nn.Module):
         return self.num_frames is None and self.stride == self.patch_size
 
     @property
-    def fuses(self) -> bool:
+    def can_fuse(self) -> bool:
         """Whether this module and its projection may be used without calling them: no hook or adapter is on them."""
         return self.tiles and is_untouched(self) and is_plain(self.proj)
 

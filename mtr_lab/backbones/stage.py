@@ -21,7 +21,7 @@ class BlockReduction(Protocol):
         """Whether the scan's state decays over the places of removed tokens."""
 
     @property
-    def exponent(self) -> float:
+    def size_exponent(self) -> float:
         """Δ of a token is multiplied by its size to this power."""
 
     @property
@@ -29,7 +29,7 @@ class BlockReduction(Protocol):
         """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``; none where nothing goes."""
 
     @property
-    def chosen(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
@@ -102,7 +102,7 @@ class Block(nn.Module):
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            positions = Positions(state, reduction.aligned, reduction.exponent, reduction.chosen)
+            positions = Positions(state, reduction.aligned, reduction.size_exponent, reduction.choose_paths)
             hidden, evidence = self.mixer(normed, positions, reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:

@@ -16,7 +16,7 @@ from mtr_lab.backbones.weights import build
 
 class VideoMamba(VisionMamba):
     __doc__ = VisionMamba.__doc__
-    halve = False
+    average_directions = False
     video = True
 
     def class_position(self, patches: int) -> int:

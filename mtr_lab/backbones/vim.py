@@ -18,7 +18,7 @@ IMAGENETTE = (
 
 class Vim(VisionMamba):
     __doc__ = VisionMamba.__doc__
-    halve = True
+    average_directions = True
 
     def class_position(self, patches: int) -> int:
         """The middle: half of the patches, rounded down, come before it."""

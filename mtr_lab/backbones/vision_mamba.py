@@ -49,7 +49,7 @@ class VisionMamba(nn.Module, ABC):
         UserError: the sizes do not fit each other; ``num_frames`` of a family for images alone; an unknown pooling.
     """
 
-    halve: bool
+    average_directions: bool
     """Whether a block divides the sum of its two directions by two."""
     video = False
     """Whether there are models for videos in the family. The class token leads in them."""
@@ -99,7 +99,11 @@ class VisionMamba(nn.Module, ABC):
             None if num_frames is None else nn.Parameter(torch.zeros(1, self.patch_embed.frames, embed_dim))
         )
         self.layers = nn.ModuleList(
-            Block(BiMamba(embed_dim, d_state, halve=self.halve), RMSNorm(embed_dim), drop_path=rate)
+            Block(
+                BiMamba(embed_dim, d_state, average_directions=self.average_directions),
+                RMSNorm(embed_dim),
+                drop_path=rate,
+            )
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
@@ -175,7 +179,7 @@ class VisionMamba(nn.Module, ABC):
         grid = self.patch_embed.grid_of(images)
         positions, layout = self.positions(grid), self._layout(grid)
         (place,) = layout.special
-        if self.patch_embed.fuses:
+        if self.patch_embed.can_fuse:
             proj = self.patch_embed.proj
             tokens = ops.patch_tokens(images, proj.weight, proj.bias, self.cls_token, positions, place)
         else:

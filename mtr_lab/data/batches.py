@@ -27,7 +27,7 @@ class EntryCollate(ABC):
     """
 
     @abstractmethod
-    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def stack(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch of B images, which may be none, without what all batches have."""
 
     def __call__(self, entries: Sequence[Entry]) -> dict[str, Any] | UserError:
@@ -36,7 +36,7 @@ class EntryCollate(ABC):
                 return entry
         decoded = [entry for entry in entries if isinstance(entry, dict)]
         return {
-            **self.stacked(decoded),
+            **self.stack(decoded),
             "id": np.array([entry["id"] for entry in decoded], np.str_),
             "hash": np.array([entry["hash"] for entry in decoded], np.str_),
             "skipped": [entry.id for entry in entries if isinstance(entry, Skipped)],
@@ -113,7 +113,7 @@ class Collate(EntryCollate):
     input_size: tuple[int, int, int]
     ring: PinnedRing | None = None
 
-    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def stack(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images, labels = [entry["image"] for entry in entries], [entry["label"] for entry in entries]
         if self.ring is not None:
             return {"image": self.ring.put(images), "label": np.array(labels, np.int64)}
@@ -131,7 +131,7 @@ class ImageLoader(DataLoader[Any]):
                 raise batch
             yield batch
 
-    def lent(self) -> Iterator[dict[str, Any]]:
+    def zero_copy(self) -> Iterator[dict[str, Any]]:
         """The batches, each of which stays as it is until the next one is asked for.
 
         Where ``Collate`` takes evaluation images, uint8 and all of one size, from workers for a loader that pins, they
@@ -154,7 +154,7 @@ class ImageLoader(DataLoader[Any]):
             yield {**batch, "image": ring.images(batch["image"], len(label)), "label": label}
 
 
-class CopiedAhead:
+class Prefetcher:
     """Batches with their tensors on a GPU, copied there while it computes on the batch before.
 
     A batch is given out when the next one has come. For the copy not to hold up the host, the images have to be in
@@ -170,7 +170,7 @@ class CopiedAhead:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         copies = _copying_stream(self._device)
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
-        for batch in self._batches.lent() if isinstance(self._batches, ImageLoader) else self._batches:
+        for batch in self._batches.zero_copy() if isinstance(self._batches, ImageLoader) else self._batches:
             with torch.cuda.stream(copies):
                 coming = {key: self._moved(value) for key, value in batch.items()}
                 copied = copies.record_event()

@@ -20,8 +20,8 @@ from mtr_lab.data.images import Entry, Images, Skipped, Undecodable
 from mtr_lab.errors import UserError
 
 PIXELS, INDEX = "pixels.u8", "index.npz"
-_RESIZERS = ("pillow", "torchvision", "timm")
-_AT_ONCE = 64  # images a worker decodes before it reports
+_PACKAGES = ("pillow", "torchvision", "timm")
+_CHUNK = 64  # images a worker decodes before it reports
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class CachedImages(Dataset[Entry]):
         try:
             with np.load(self._folder / INDEX, allow_pickle=False) as arrays:
                 index = _Index(**arrays)
-            found, expected = (self._folder / PIXELS).stat().st_size, np.prod(self._shape)
-            if found != expected:
-                raise ValueError(f"{PIXELS} has {found} bytes, not {expected}")
+            size, expected = (self._folder / PIXELS).stat().st_size, np.prod(self._shape)
+            if size != expected:
+                raise ValueError(f"{PIXELS} has {size} bytes, not {expected}")
             if any(len(array) != len(self) for array in vars(index).values()):
                 raise ValueError(f"{INDEX} is of another number of images")
         except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
@@ -121,14 +121,14 @@ class CachedImages(Dataset[Entry]):
             hashes=np.zeros(len(self), dtype="U32"),
         )
         decoder = _Decoder(self._images, folder / PIXELS, self._shape)
-        loader: DataLoader[Any] = DataLoader(decoder, batch_size=_AT_ONCE, num_workers=num_workers, collate_fn=list)
+        loader: DataLoader[Any] = DataLoader(decoder, batch_size=_CHUNK, num_workers=num_workers, collate_fn=list)
         label = f"decoding {name} into {self._folder.parent}"
         for start, batch in enumerate(track(loader, label, console=Console(stderr=True), disable=len(loader) < 2)):
-            for i, found in enumerate(batch, start * _AT_ONCE):
-                if isinstance(found, UserError):
-                    raise found
-                if not isinstance(found, Skipped):
-                    index.labels[i], index.hashes[i] = found
+            for i, entry in enumerate(batch, start * _CHUNK):
+                if isinstance(entry, UserError):
+                    raise entry
+                if not isinstance(entry, Skipped):
+                    index.labels[i], index.hashes[i] = entry
                     index.decoded[i] = True
         np.savez(folder / INDEX, **vars(index))
         for path in (folder / PIXELS, folder / INDEX):
@@ -159,6 +159,6 @@ class _Decoder(Dataset[tuple[int, str] | Skipped | UserError]):
 
 
 def _key(images: Images, shape: tuple[int, ...]) -> str:
-    versions = [importlib.metadata.version(package) for package in _RESIZERS]
+    versions = [importlib.metadata.version(package) for package in _PACKAGES]
     parts = [images.source.fingerprint(), repr(images.prepare.transform), shape, versions]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -36,13 +36,13 @@ def name_classes(source_classes: Sequence[str] | None, classes: str | Sequence[s
     if isinstance(classes, str) and list(source_classes) == sorted(source_classes):
         raise UserError(
             f"dataset.classes={classes}: the dataset numbers its classes alphabetically "
-            f"({_examples(source_classes)}), not in the order of {classes}. Rename the class folders to its names "
-            f"({_examples(names)}), or list the name of each in dataset.classes."
+            f"({_quote_some(source_classes)}), not in the order of {classes}. Rename the class folders to its names "
+            f"({_quote_some(names)}), or list the name of each in dataset.classes."
         )
     if len(source_classes) != len(names):
         raise UserError(
             f"dataset.classes names {len(names)} classes, the dataset has {len(source_classes)} "
-            f"({_examples(source_classes)}): name each of them, in this order, or leave dataset.classes out."
+            f"({_quote_some(source_classes)}): name each of them, in this order, or leave dataset.classes out."
         )
     return names
 
@@ -65,7 +65,7 @@ def map_classes(
     """
     if model_classes is not None and len(model_classes) != num_classes:
         raise UserError(
-            f"the model has {num_classes} outputs but {len(model_classes)} class names ({_examples(model_classes)}): "
+            f"the model has {num_classes} outputs but {len(model_classes)} class names ({_quote_some(model_classes)}): "
             "give one name for each output, or none."
         )
     if dataset_classes is None:
@@ -74,7 +74,7 @@ def map_classes(
         if len(dataset_classes) == num_classes:
             return None
         raise UserError(
-            f"the dataset has {len(dataset_classes)} classes ({_examples(dataset_classes)}) and the model "
+            f"the dataset has {len(dataset_classes)} classes ({_quote_some(dataset_classes)}) and the model "
             f"{num_classes} outputs, whose names its weights do not say: choose weights trained on these classes, "
             "train the model on this dataset, or choose another dataset."
         )
@@ -83,14 +83,14 @@ def map_classes(
     if missing:
         raise UserError(
             f"the dataset has {len(dataset_classes)} classes, the model {num_classes}, and {len(missing)} of the "
-            f"dataset's are not among the model's: {_examples(missing)} (the model knows {_examples(model_classes)}). "
-            "Rename the class folders to the model's names, list the names in label order in dataset.classes "
-            "(dataset.classes=imagenet-1k where label i is ImageNet-1k class i), or choose weights trained on "
-            "these classes."
+            f"dataset's are not among the model's: {_quote_some(missing)} (the model knows "
+            f"{_quote_some(model_classes)}). Rename the class folders to the model's names, list the names in label "
+            "order in dataset.classes (dataset.classes=imagenet-1k where label i is ImageNet-1k class i), or choose "
+            "weights trained on these classes."
         )
     return [output[name] for name in dataset_classes]
 
 
-def _examples(names: Sequence[str]) -> str:
+def _quote_some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     return f"{shown}, …" if len(names) > 3 else shown

@@ -22,10 +22,10 @@ def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
     try:
         if path.is_dir():
             files = sorted((file for file in path.iterdir() if is_image_file(file.name)), key=_by_number)
-            return [_read(files[i]) for i in _spread(path, len(files), num_frames)]
+            return [_read(files[i]) for i in _frame_indices(path, len(files), num_frames)]
         with Image.open(path) as animation:
             frames = []
-            for i in _spread(path, getattr(animation, "n_frames", 1), num_frames):
+            for i in _frame_indices(path, getattr(animation, "n_frames", 1), num_frames):
                 animation.seek(i)
                 frames.append(animation.convert("RGB"))
             return frames
@@ -43,7 +43,7 @@ def _read(file: Path) -> Image.Image:
         return frame.convert("RGB")
 
 
-def _spread(path: Path, available: int, num_frames: int) -> list[int]:
+def _frame_indices(path: Path, available: int, num_frames: int) -> list[int]:
     if available < num_frames:
         raise UserError(
             f"the video {path} has {available} of the {num_frames} frames that backbone.num_frames asks for: give a "

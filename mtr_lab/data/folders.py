@@ -59,22 +59,22 @@ def find_imagenette(root: str | None, split: str) -> Path:
     directory = find_root("imagenette", root) if root else cache / "mtr_lab"
     if (directory / split).is_dir():
         return directory
-    found = directory / "imagenette2"
-    if not found.is_dir() and directory.is_dir() and _holds_class_folders(directory):
+    unpacked = directory / "imagenette2"
+    if not unpacked.is_dir() and directory.is_dir() and _holds_class_folders(directory):
         return directory  # class folders without splits, or something else, which whoever reads it will name
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / ".imagenette.lock"):
-            if not found.is_dir():
+            if not unpacked.is_dir():
                 with TemporaryDirectory(dir=directory) as unfinished:
                     Imagenette(unfinished, split="val", download=True)
-                    (Path(unfinished) / found.name).rename(found)
+                    (Path(unfinished) / unpacked.name).rename(unpacked)
     except (OSError, RuntimeError) as error:  # no network, no space; a file that is not what it should be
         raise UserError(
             f"dataset 'imagenette' is not in {directory} and cannot be downloaded ({error}): unpack imagenette2.tgz "
             "(https://github.com/fastai/imagenette) and set dataset.root=DIR to the directory with train and val in it."
         ) from error
-    return found
+    return unpacked
 
 
 def evaluation_directory(root: Path, split: str) -> Path:

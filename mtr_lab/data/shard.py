@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import IterableDataset, Sampler
 
-from mtr_lab.data.batches import CopiedAhead, ImageLoader
+from mtr_lab.data.batches import ImageLoader, Prefetcher
 from mtr_lab.errors import UserError
 
 
@@ -37,7 +37,7 @@ class ShardedEvaluation(LightningDataModule):
         self._data.trainer = self.trainer
         assert self.trainer is not None
         batches, device = self._share(), self.trainer.strategy.root_device
-        return CopiedAhead(batches, device) if device.type == "cuda" else batches
+        return Prefetcher(batches, device) if device.type == "cuda" else batches
 
     def _share(self) -> Iterable[Any]:
         loader: ImageLoader = self._data.test_dataloader()

@@ -1,4 +1,4 @@
-"""Which images of a dataset's two splits are trained on, held out, evaluated and probed, and how they are loaded."""
+"""The images of a dataset's two splits: to train on, held out, to evaluate, to calibrate on; and their loaders."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ Source = TypeVar("Source", bound=SplitSource)
 
 
 class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
-    """Training, held-out, evaluation and probe images of a dataset that has a split for training and one to evaluate.
+    """Training, held-out, evaluation and calibration images of a dataset with two splits, one of them for training.
 
     A subclass says how a split is opened, what its images become, and how they become a batch (``_collate``). Its
     constructor opens the split to evaluate, so that what is wrong with it is found before a model exists; that for
@@ -55,13 +55,13 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         self,
         *,
         name: str,
-        train_split: str,
-        test_split: str,
-        holdout: float,
-        batch_size: int,
-        num_workers: int,
-        on_error: str,
-        seed: int,
+        train_split: str = "train",
+        test_split: str = "val",
+        holdout: float = 0.0,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        on_error: str = "fail",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if on_error not in ("fail", "skip"):
@@ -148,7 +148,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         """The evaluation images, in the same order and batches every time."""
         return self._loader(self._evaluation_images())
 
-    def probe_images(self, count: int) -> Tensor:
+    def calibration_images(self, count: int) -> Tensor:
         """Training images, spread evenly over the split, as the model takes them when it is evaluated.
 
         For what is chosen on images and must not be chosen on those it is evaluated on.
@@ -164,15 +164,15 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
                 f"dataset.train_split and dataset.test_split are both {self._test_split}: what is chosen on training "
                 "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
             )
-        batches = list(self._probe_batches(count))
+        batches = list(self._calibration_batches(count))
         if not any(len(batch["id"]) for batch in batches):
             tried = sum(len(batch["skipped"]) for batch in batches)
             raise UserError(f"not one of {tried} training images of {self.name} could be read.")
         return torch.cat([batch["image"] for batch in batches])[:count]
 
-    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+    def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
         """Batches of ``count`` training images, or of all."""
-        chosen = spread(len(self._train_source), count)
+        chosen = subsample(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))
 
     def _training_indices(self, held_out: bool) -> list[int]:
@@ -189,10 +189,10 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         )
 
 
-def spread(length: int, count: int) -> list[int]:
+def subsample(length: int, count: int) -> list[int]:
     """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
-    some = min(count, length)
-    return [i * length // some for i in range(some)]
+    count = min(count, length)
+    return [i * length // count for i in range(count)]
 
 
 class EpochShuffle(Sampler[int]):

@@ -19,7 +19,7 @@ from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
 
 
-class Found(NamedTuple):
+class PassResult(NamedTuple):
     """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
 
     predictions: Predictions
@@ -37,13 +37,13 @@ def make_evaluations(task: Task, model: nn.Module, settings: dict[str, Any], con
 
 
 @contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """Let the processes that ``follow`` this one go when the block has ended well; they die with it if it has not."""
+def lead() -> Iterator[None]:
+    """Release the worker ranks on success; on an error the agent terminates them."""
     yield
     from_rank_zero(None)
 
 
-def follow(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
+def serve_passes(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
     """Do this process's share of every pass that rank 0 begins, until it has ended."""
     points: list[OperatingPoint] | None
     while (points := from_rank_zero(None)) is not None:
@@ -62,16 +62,16 @@ def predict(
     trainer: lightning.Trainer,
     batches: LightningDataModule,
     unreduced: UnreducedCache | None,
-) -> Found:
+) -> PassResult:
     """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
 
     While another process computes it the reduced points are run; if that process fails, it is run here after all.
     """
 
-    def run(points: list[OperatingPoint]) -> Found:
+    def run(points: list[OperatingPoint]) -> PassResult:
         evaluation = make_evaluation(from_rank_zero(points))
         run_pass(evaluation, trainer, batches)
-        return Found(evaluation.predictions(), evaluation.skipped, False)
+        return PassResult(evaluation.predictions(), evaluation.skipped, False)
 
     if unreduced is None:
         return run(points)
@@ -85,9 +85,9 @@ def predict(
     with unreduced.lock:
         stored = unreduced.load()
         if stored is not None and stored.has_images_of(reduced.predictions):
-            return Found(stored.concat(reduced.predictions), reduced.skipped, True)
+            return PassResult(stored.concat(reduced.predictions), reduced.skipped, True)
         alone = run(points[:1]).predictions
         unreduced.save(alone)
     if not alone.has_images_of(reduced.predictions):
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return Found(alone.concat(reduced.predictions), reduced.skipped, False)
+    return PassResult(alone.concat(reduced.predictions), reduced.skipped, False)

@@ -28,15 +28,15 @@ class Work:
 
     Args:
         remove: how many tokens of each sequence go after the mixer of each block; none by default.
-        embedded: how many go before the first block.
-        mlp: (tokens, special ones among them) -> how many are merged for an MLP alone.
-        paths: the paths of a mixer -> those it scans.
+        removed_at_embedding: how many go before the first block.
+        merged_for_mlp: (tokens, special ones among them) -> how many are merged for an MLP alone.
+        choose_paths: the paths of a mixer -> those it scans.
     """
 
     remove: Sequence[int] | None = None
-    embedded: int = 0
-    mlp: Callable[[int, int], int] = lambda tokens, special: 0
-    paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
+    removed_at_embedding: int = 0
+    merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
+    choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
 
 
 ALL = Work()
@@ -52,15 +52,15 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
         the costs, and how many tokens of a sequence enter each block.
     """
     counts = iter(work.remove or [0] * len(blocks_of(model)))
-    layouts, gone = model.layouts(img_size), work.embedded
+    layouts, gone = model.layouts(img_size), work.removed_at_embedding
     total, entering = model.costs(layouts), []
     for stage, layout in zip(model.stages, layouts, strict=True):
         tokens, gone = layout.tokens - gone, 0
         for block in stage.blocks:
             entering.append(tokens)
             tokens -= next(counts)
-            transformed = tokens - work.mlp(tokens, len(layout.special)) if block.mlp is not None else 0
-            own = block.costs(entering[-1], transformed, layout, work.paths(block.mixer.paths))
+            transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
+            own = block.costs(entering[-1], transformed, layout, work.choose_paths(block.mixer.paths))
             total += own * layout.sequences
     return total, entering
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from mtr_lab.pictures.observe import Observation
+from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
 from mtr_lab.pictures.panels import image_panel, token_panels
-from mtr_lab.pictures.sheets import TOKENS, chosen_blocks, percent, spread, title, token_count
+from mtr_lab.pictures.sheets import TOKENS, chosen_blocks, evenly_spaced, percent, title, token_count
 
 _SHEET_SIDE, _ANIMATION_SIDE = 150, 300  # a frame is enlarged to at least so many pixels
 _SHEET_FRAMES = 8
@@ -40,10 +40,10 @@ def clip_policies(observations: Sequence[Observation]) -> Image.Image:
         observations: the same video under each of them.
     """
     rows = []
-    for each in observations:
-        last = len(each.blocks) - 1
-        text = f"{percent(each)} of FLOPs removed\n{token_count(each, last)}"
-        rows.append((label(each.policy, text), _token_row(each, last, _SHEET_SIDE)))
+    for observation in observations:
+        last = len(observation.blocks) - 1
+        text = f"{percent(observation)} of FLOPs removed\n{token_count(observation, last)}"
+        rows.append((label(observation.policy, text), _token_row(observation, last, _SHEET_SIDE)))
     return _sheet(f"{observations[0].backbone}  ·  after the last block", observations[0], rows)
 
 
@@ -75,7 +75,7 @@ def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path
 def _sheet(title: str, observation: Observation, rows: Sequence[tuple[Image.Image, list[Image.Image]]]) -> Image.Image:
     """Labelled rows of a panel each frame, the input above them."""
     scale = _scale(observation, _SHEET_SIDE)
-    shown = spread(range(len(observation.image)), _SHEET_FRAMES)
+    shown = evenly_spaced(range(len(observation.image)), _SHEET_FRAMES)
     headings = [label(""), *(label(f"frame {i + 1}") for i in shown)]
     labelled = [(label("input"), [image_panel(frame, scale) for frame in observation.image]), *rows]
     return page(title, [headings, *([head, *(panels[i] for i in shown)] for head, panels in labelled)], _NOTE)

@@ -63,7 +63,7 @@ def page(title: str, rows: Sequence[Sequence[Image.Image]], note: str) -> Image.
 
 def write_gif(pages: Sequence[Image.Image], stream: BinaryIO, page_ms: int, last_page_ms: int) -> None:
     """Write pages of one size as an animation that goes round for ever, each shown for so many milliseconds."""
-    first, *others = [each.quantize(256) for each in pages]
+    first, *others = [picture.quantize(256) for picture in pages]
     durations = [page_ms] * len(others) + [last_page_ms]
     first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
 

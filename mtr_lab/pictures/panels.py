@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtr_lab.pictures.observe import BlockView
-from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, outlines, region_sizes
+from mtr_lab.pictures.observation import BlockView
+from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, region_borders, region_sizes
 
 INK, FAINT, PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
 _MISSING = (228, 228, 231)
@@ -48,9 +48,9 @@ def _token_panels(frames: np.ndarray, source: np.ndarray, grid: PatchGrid, scale
     """T frames, and the tokens (T / kernel_size, rows, columns) that their patches have become part of."""
     span = len(frames) // len(source)  # frames of a patch
     source, merged = (values.repeat(span, 0) for values in (source, region_sizes(source) > 1))
-    colours = mean_colours(frames, np.stack([grid.paint(each) for each in source]))
-    each_frame = zip(frames, source, merged, colours, strict=True)
-    return [_token_panel(*frame, grid, scale) for frame in each_frame]
+    colours = mean_colours(frames, np.stack([grid.paint(frame) for frame in source]))
+    per_frame = zip(frames, source, merged, colours, strict=True)
+    return [_token_panel(*frame, grid, scale) for frame in per_frame]
 
 
 def _token_panel(
@@ -65,7 +65,7 @@ def _token_panel(
     grey = large.mean(axis=-1, keepdims=True)
     panel = np.where(merged[..., None], flat, large)
     panel = np.where(dropped[..., None], 0.15 * grey + 0.85 * np.array(_MISSING), panel)
-    border = outlines(tokens, merged)
+    border = region_borders(tokens, merged)
     lines = panel[border]
     dark = np.where(dropped[..., None], panel, flat)[border].mean(axis=-1, keepdims=True) < 170
     panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # to be seen on white, too
@@ -100,8 +100,8 @@ def score_panel(view: BlockView, scale: int) -> Image.Image:
 
 def viridis(share: np.ndarray) -> np.ndarray:
     """Shares from 0 to 1, any shape, to colours (*, 3) from 0 to 255; NaN is dark."""
-    places = np.linspace(0, 1, len(_VIRIDIS))
-    return np.stack([np.interp(np.nan_to_num(share), places, _VIRIDIS[:, c]) for c in range(3)], axis=-1)
+    stops = np.linspace(0, 1, len(_VIRIDIS))
+    return np.stack([np.interp(np.nan_to_num(share), stops, _VIRIDIS[:, c]) for c in range(3)], axis=-1)
 
 
 def _colour_bar(top: str, bottom: str, height: int) -> Image.Image:
@@ -119,6 +119,6 @@ def _colour_bar(top: str, bottom: str, height: int) -> Image.Image:
 
 def _message(text: str, shape: tuple[int, ...]) -> Image.Image:
     panel = Image.new("RGB", (shape[1], shape[0]), _MISSING)
-    place = shape[1] / 2, shape[0] / 2
-    ImageDraw.Draw(panel).multiline_text(place, text, fill=FAINT, font=font(18), anchor="mm", align="center")
+    middle = shape[1] / 2, shape[0] / 2
+    ImageDraw.Draw(panel).multiline_text(middle, text, fill=FAINT, font=font(18), anchor="mm", align="center")
     return panel

@@ -57,7 +57,7 @@ def mean_colours(image: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return colours
 
 
-def outlines(tokens: np.ndarray, merged: np.ndarray) -> np.ndarray:
+def region_borders(tokens: np.ndarray, merged: np.ndarray) -> np.ndarray:
     """The pixels on either side of a border of a merged region, (H, W) bool.
 
     A border runs between two pixels of different tokens, ``merged`` (H, W) for at least one of the two; there is none

@@ -7,7 +7,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from mtr_lab.errors import UserError
-from mtr_lab.pictures.observe import Observation
+from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
 from mtr_lab.pictures.panels import PAPER, image_panel, score_panel, token_panel
 
@@ -46,9 +46,9 @@ def depth_frames(observation: Observation) -> list[Image.Image]:
         headings = [label(f"block {block}", token_count(observation, block)), label(f"score: {observation.score}")]
         pages.append(page(title(observation), [headings, _panels(observation, block)], f"{TOKENS}\n{_SCORES}"))
     frames = []
-    for each in pages:
+    for picture in pages:
         frames.append(Image.new("RGB", (max(p.width for p in pages), max(p.height for p in pages)), PAPER))
-        frames[-1].paste(each, (0, 0))
+        frames[-1].paste(picture, (0, 0))
     return frames
 
 
@@ -61,10 +61,12 @@ def policy_strip(observations: Sequence[Observation]) -> Image.Image:
     first = observations[0]
     headings = [label("input", f"{first.blocks[0].entered} tokens")]
     panels = [image_panel(first.image, _scale(first))]
-    for each in observations:
-        last = each.blocks[-1]
-        headings.append(label(each.policy, f"{percent(each)} of FLOPs removed\n{last.tokens} tokens left"))
-        panels.append(token_panel(each.image, last, _scale(each)))
+    for observation in observations:
+        last = observation.blocks[-1]
+        headings.append(
+            label(observation.policy, f"{percent(observation)} of FLOPs removed\n{last.tokens} tokens left")
+        )
+        panels.append(token_panel(observation.image, last, _scale(observation)))
     return page(f"{first.backbone}  ·  after the last block", [headings, panels], TOKENS)
 
 
@@ -100,7 +102,7 @@ def chosen_blocks(observation: Observation, blocks: Sequence[int] | None) -> Seq
         UserError: there is no such block.
     """
     check_blocks(blocks or (), len(observation.blocks))
-    return spread(observation.reducing, 4) if blocks is None else blocks
+    return evenly_spaced(observation.reducing, 4) if blocks is None else blocks
 
 
 def _panels(observation: Observation, block: int) -> list[Image.Image]:
@@ -112,7 +114,7 @@ def _scale(observation: Observation) -> int:
     return -(-_SIDE // max(observation.image.shape[:2]))
 
 
-def spread(blocks: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(blocks: Sequence[int], count: int) -> list[int]:
     """Up to ``count`` of the blocks, evenly spread from the first to the last."""
     if len(blocks) <= count:
         return list(blocks)

@@ -1,7 +1,7 @@
 """Which tokens may go and which may take them in.
 
-B images, L tokens, S of them protected. A grouping yields candidate sources (B, A) and targets (B, T), positions in the
-sequence; how many there are depends on L, S and r alone, so shapes are static. Protected tokens are in neither.
+B images, L tokens, S of them special. A grouping yields candidate sources (B, A) and targets (B, T), positions in the
+sequence; how many there are depends on L, S and r alone, so shapes are static. Special tokens are in neither.
 """
 
 from collections.abc import Callable

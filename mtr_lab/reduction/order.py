@@ -17,7 +17,7 @@ def by_index(state: TokenState, importance: Tensor, target: Tensor, source: Tens
 
 
 def by_importance(state: TokenState, importance: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """The protected tokens first, then from the most to the least important."""
+    """The special tokens first, then from the most to the least important."""
     return (-importance.double()).scatter(1, state.special, -torch.finfo(torch.float64).max)
 
 

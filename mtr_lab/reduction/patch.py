@@ -15,12 +15,12 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
-from mtr_lab.reduction.schedule import AUTO, Schedule, block_places, make_schedule, reducing_blocks
+from mtr_lab.reduction.schedule import AUTO, Schedule, block_infos, make_schedule, reducing_blocks
 from mtr_lab.reduction.sensitivity import GreedySearch
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
 
 
-class InForce:
+class ActiveReduction:
     """The policy and the schedule that a model follows, one object for the model and all its blocks."""
 
     def __init__(self, policy: Policy, schedule: Schedule) -> None:
@@ -52,10 +52,10 @@ class InForce:
         return state.reduced(part.plan(state, part.removes(state.layout)))
 
 
-class BlockInForce:
-    """The part of :class:`InForce` that one block reads."""
+class ActiveBlockReduction:
+    """The part of :class:`ActiveReduction` that one block reads."""
 
-    def __init__(self, in_force: InForce, block: int) -> None:
+    def __init__(self, in_force: ActiveReduction, block: int) -> None:
         self._in_force, self._block = in_force, block
 
     @property
@@ -70,13 +70,13 @@ class BlockInForce:
         return policy is not None and policy.align
 
     @property
-    def exponent(self) -> float:
+    def size_exponent(self) -> float:
         """Δ of a token is multiplied by its size to this power."""
         policy = self._in_force.acting
         return 0.0 if policy is None else policy.stretch
 
     @property
-    def chosen(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
         policy = self._in_force.acting
         part = None if policy is None else SCANS[policy.paths]
@@ -132,10 +132,10 @@ class Reduction:
         self._images = images
         self._search: GreedySearch | None = None
         _detach(model)
-        self._in_force = InForce(self.policy, self.solve(0.0))
+        self._in_force = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._in_force
         for number, block in enumerate(blocks_of(model)):
-            block.reduction = BlockInForce(self._in_force, number)
+            block.reduction = ActiveBlockReduction(self._in_force, number)
 
     @property
     def schedule(self) -> Schedule:
@@ -164,8 +164,8 @@ class Reduction:
         model.eval()
         try:
             if self._search is None:
-                places = block_places(model, self.policy, self._img_size)
-                blocks = reducing_blocks(places, self.policy, first_block=0, interval=1, layers=self.config["layers"])
+                infos = block_infos(model, self.policy, self._img_size)
+                blocks = reducing_blocks(infos, self.policy, first_block=0, interval=1, layers=self.config["layers"])
                 self._search = GreedySearch(model, self.use, self.policy, blocks, images)
             found = self._search.reach(ratio)
         finally:
@@ -289,7 +289,7 @@ def _trace(model: nn.Module, images: Tensor, caller: str) -> list[TracedBlock]:
     backbone = _backbone(model, caller)
     in_force = backbone.reduction
     scores: list[Tensor] = []  # of the block that is running, at most one
-    if isinstance(in_force, InForce):
+    if isinstance(in_force, ActiveReduction):
         in_force.record_score = scores.append
     try:
         return [
@@ -297,7 +297,7 @@ def _trace(model: nn.Module, images: Tensor, caller: str) -> list[TracedBlock]:
             for before, after in run(backbone, first_state(backbone, images, traced=True))
         ]
     finally:
-        if isinstance(in_force, InForce):
+        if isinstance(in_force, ActiveReduction):
             in_force.record_score = None
 
 

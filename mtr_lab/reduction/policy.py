@@ -136,14 +136,14 @@ class Policy:
         return self.scoring.needs
 
     @property
-    def acts_elsewhere(self) -> bool:
+    def acts_at_other_places(self) -> bool:
         """Whether it does anything at another place than after a mixer."""
-        return any(table[name] for name, table in self._elsewhere())
+        return any(table[name] for name, table in self._parts_at_other_places())
 
-    def _elsewhere(self) -> list[tuple[str, Mapping[str, Any]]]:
+    def _parts_at_other_places(self) -> list[tuple[str, Mapping[str, Any]]]:
         return [(self.picture, PICTURES), (self.embedding, EMBEDDINGS), (self.mlp, MLPS), (self.paths, SCANS)]
 
-    def after_mixers(self) -> "Policy":
+    def only_after_mixers(self) -> "Policy":
         """The same without what it does elsewhere."""
         return replace(self, picture="none", embedding="none", mlp="none", paths="all")
 
@@ -155,7 +155,7 @@ class Policy:
         height, width = img_size or model.input_shape[-2:]
         return part.size(height, width)
 
-    def embedded(self, layout: Layout) -> int:
+    def removed_at_embedding(self, layout: Layout) -> int:
         """How many tokens of a sequence go before the first block."""
         part = EMBEDDINGS[self.embedding]
         return 0 if part is None else part.removes(layout)
@@ -163,9 +163,9 @@ class Policy:
     def work(self, remove: Sequence[int], layout: Layout) -> Work:
         """What is left to compute; ``layout`` is the first stage's."""
         mlp, scan = MLPS[self.mlp], SCANS[self.paths]
-        work = Work(remove, self.embedded(layout))
-        work = work if mlp is None else replace(work, mlp=mlp.removes)
-        return work if scan is None else replace(work, paths=scan.choose)
+        work = Work(remove, self.removed_at_embedding(layout))
+        work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
+        return work if scan is None else replace(work, choose_paths=scan.choose)
 
     def embedding_flops(self, layout: Layout, channels: int) -> int:
         """True FLOPs of what is done before the first block, for one sequence."""
@@ -204,7 +204,7 @@ class Policy:
         first, sources, targets = self._sizes(length, special, remove)
         if not 0 < remove < length - special or sources < remove - first or targets < 1:
             raise UserError(
-                f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them protected: "
+                f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
                 f"at most {self.capacity(length, special)} can go."
             )
         if self._is_asymmetric:
@@ -274,7 +274,7 @@ class Policy:
         return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
 
     def capacity(self, length: int, special: int) -> int:
-        """How many of ``length`` tokens, ``special`` of them protected, one step can remove at most."""
+        """How many of ``length`` tokens, ``special`` of them special, one step can remove at most."""
         return _capacity(self, length, special)
 
     def flops(self, length: int, special: int, remove: int, channels: int) -> int:

@@ -30,29 +30,29 @@ class Schedule:
     """How many tokens enter each block."""
     flops: int
     """Of the backbone and class head at these token counts."""
-    flops_reduction: int
+    flops_overhead: int
     """Of the reduction's own steps."""
     flops_unreduced: int
     flops_literature: int
     """Of the backbone and class head as the literature counts them."""
     exponentials: int
     """exp(Δ A) of all scans."""
-    elsewhere: bool
+    at_other_places: bool
     """Whether the policy acts at other places than after mixers, too."""
 
     @property
     def acts(self) -> bool:
         """Whether anything differs from the unreduced model."""
-        return self.elsewhere or any(self.remove)
+        return self.at_other_places or any(self.remove)
 
     @property
     def reduction(self) -> float:
         """The share of the unreduced FLOPs that is gone, the reduction's own cost charged."""
-        return 1 - (self.flops + self.flops_reduction) / self.flops_unreduced
+        return 1 - (self.flops + self.flops_overhead) / self.flops_unreduced
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockInfo:
     """What a schedule has to know about one block."""
 
     stage: int
@@ -63,17 +63,17 @@ class Place:
     sequences: int
     """Of one image."""
     width: int
-    shows_evidence: bool
+    has_evidence: bool
     is_last: bool
     """Whether removing a token saves nothing: it is the last of its stage, and no MLP follows its mixer."""
 
 
-def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[Place]:
-    """The places of all blocks for images of (height, width), by default the model's own size."""
+def block_infos(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[BlockInfo]:
+    """The infos of all blocks for images of (height, width), by default the model's own size."""
     layouts = model.layouts(policy.picture_size(model, img_size))
-    embedded = [policy.embedded(layouts[0]), *[0] * (len(layouts) - 1)]
+    embedding = [policy.removed_at_embedding(layouts[0]), *[0] * (len(layouts) - 1)]
     return [
-        Place(
+        BlockInfo(
             number,
             layout.tokens - gone,
             len(layout.special),
@@ -82,13 +82,13 @@ def block_places(model: Backbone, policy: Policy, img_size: Sequence[int] | None
             bool(block.mixer.paths),
             block is stage.blocks[-1] and block.mlp is None,
         )
-        for number, (stage, layout, gone) in enumerate(zip(model.stages, layouts, embedded, strict=True))
+        for number, (stage, layout, gone) in enumerate(zip(model.stages, layouts, embedding, strict=True))
         for block in stage.blocks
     ]
 
 
 def reducing_blocks(
-    places: Sequence[Place], policy: Policy, first_block: int, interval: int, layers: str = "all"
+    infos: Sequence[BlockInfo], policy: Policy, first_block: int, interval: int, layers: str = "all"
 ) -> list[int]:
     """The blocks that reduce, from 0: not the last one of the model or, unless an MLP follows its mixer, of a stage.
 
@@ -96,7 +96,7 @@ def reducing_blocks(
 
     ``layers`` narrows them to the ``lower`` or the ``upper`` half of the model, as Famba-V does.
     """
-    depth = len(places)
+    depth = len(infos)
     if layers not in LAYERS:
         raise unknown("mtr.layers", str(layers), LAYERS)
     if not isinstance(interval, int) or interval < 1:
@@ -105,21 +105,21 @@ def reducing_blocks(
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
     candidates = range(max(first_block, start), stop, interval)
-    return [block for block in candidates if _can_reduce(places[block], policy)]
+    return [block for block in candidates if _can_reduce(infos[block], policy)]
 
 
-def _can_reduce(place: Place, policy: Policy) -> bool:
-    return not place.is_last and (place.shows_evidence or not policy.needs)
+def _can_reduce(info: BlockInfo, policy: Policy) -> bool:
+    return not info.is_last and (info.has_evidence or not policy.needs)
 
 
-def possible_counts(policy: Policy, wanted: Iterable[int], places: Sequence[Place]) -> list[int]:
+def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
     """As many of the tokens wanted after each block as can go."""
     counts: list[int] = []
     stage, length = -1, 0
-    for count, place in zip(wanted, places, strict=True):
-        if place.stage != stage:
-            stage, length = place.stage, place.tokens
-        counts.append(min(count, policy.capacity(length, place.special)) if count else 0)
+    for count, info in zip(wanted, infos, strict=True):
+        if info.stage != stage:
+            stage, length = info.stage, info.tokens
+        counts.append(min(count, policy.capacity(length, info.special)) if count else 0)
         length -= counts[-1]
     return counts
 
@@ -151,30 +151,37 @@ def make_schedule(
         UserError: a ratio beyond what can be reached (states the maximum), counts that remove more than there is, or
             both a ratio and counts.
     """
-    elsewhere = policy.acts_elsewhere and ratio != 0
-    places = block_places(model, policy if elsewhere else policy.after_mixers(), img_size)
-    depth, unreduced = len(places), model_costs(model, img_size=img_size)[0].flops
+    at_other_places = policy.acts_at_other_places and ratio != 0
+    infos = block_infos(model, policy if at_other_places else policy.only_after_mixers(), img_size)
+    depth, unreduced = len(infos), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        acting = policy if elsewhere else policy.after_mixers()
+        acting = policy if at_other_places else policy.only_after_mixers()
         size = acting.picture_size(model, img_size)
         layout = model.layouts(size)[0]
         costs, tokens = model_costs(model, acting.work(remove, layout), size)
         own = acting.embedding_flops(layout, model.stages[0].width) * layout.sequences
-        for block, n, count, place in zip(blocks_of(model), tokens, remove, places, strict=True):
-            step = policy.flops(n, place.special, count, place.width)
+        for block, n, count, info in zip(blocks_of(model), tokens, remove, infos, strict=True):
+            step = policy.flops(n, info.special, count, info.width)
             if block.mlp is not None:
-                step += acting.mlp_flops(n - count, place.special, place.width)
-            own += step * place.sequences
+                step += acting.mlp_flops(n - count, info.special, info.width)
+            own += step * info.sequences
         return Schedule(
-            tuple(remove), tuple(tokens), costs.flops, own, unreduced, costs.literature, costs.exponentials, elsewhere
+            tuple(remove),
+            tuple(tokens),
+            costs.flops,
+            own,
+            unreduced,
+            costs.literature,
+            costs.exponentials,
+            at_other_places,
         )
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError("mtr.schedule gives the counts itself: set mtr.ratio=null, or use mtr.schedule=constant.")
         counts: list[int] = list(schedule)
-        _check_counts(counts, policy, places)
+        _check_counts(counts, policy, infos)
         return cost(counts)
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
@@ -190,17 +197,17 @@ def make_schedule(
     if ratio == 0:
         return cost([0] * depth)
     if isinstance(schedule, Mapping):
-        _check_weights(schedule, [_can_reduce(place, policy) for place in places])
+        _check_weights(schedule, [_can_reduce(info, policy) for info in infos])
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
-        blocks = reducing_blocks(places, policy, first_block, interval, layers)
+        blocks = reducing_blocks(infos, policy, first_block, interval, layers)
         shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
 
     def at(wanted: Mapping[int, int]) -> Schedule:
         """As many of the wanted tokens as can go, block by block."""
-        return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], places))
+        return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
-    return _solve(ratio, shape, max(place.tokens for place in places), at, cost)
+    return _solve(ratio, shape, max(info.tokens for info in infos), at, cost)
 
 
 def _solve(
@@ -255,19 +262,19 @@ def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> 
         )
 
 
-def _check_counts(counts: list[int], policy: Policy, places: Sequence[Place]) -> None:
-    if len(counts) != len(places) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"mtr.schedule must hold {len(places)} counts ≥ 0, one a block, got {counts}.")
-    possible = possible_counts(policy, counts, places)
+def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo]) -> None:
+    if len(counts) != len(infos) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one a block, got {counts}.")
+    possible = possible_counts(policy, counts, infos)
     for block, (count, most) in enumerate(zip(counts, possible, strict=True)):
         if count > most:
-            place = places[block]
-            gone = sum(n for n, other in zip(counts[:block], places, strict=False) if other.stage == place.stage)
+            info = infos[block]
+            gone = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
             raise UserError(
-                f"mtr.schedule removes {count} tokens after block {block}: of the {place.tokens - gone} there, "
+                f"mtr.schedule removes {count} tokens after block {block}: of the {info.tokens - gone} there, "
                 f"{policy.policy} can remove at most {most}."
             )
-        if count and not (places[block].shows_evidence or not policy.needs):
+        if count and not (infos[block].has_evidence or not policy.needs):
             raise UserError(
                 f"mtr.schedule removes tokens after block {block}, whose mixer shows no evidence for "
                 f"mtr.score={policy.score}: set its count to 0, or choose another score."

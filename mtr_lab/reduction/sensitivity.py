@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtr_lab.backbones import Backbone, first_state, run
 from mtr_lab.reduction.policy import Policy
-from mtr_lab.reduction.schedule import Schedule, block_places, make_schedule, possible_counts
+from mtr_lab.reduction.schedule import Schedule, block_infos, make_schedule, possible_counts
 from mtr_lab.tokens import TokenState
 
 STRIDE = 0.05
@@ -52,12 +52,12 @@ class GreedySearch:
     ) -> None:
         self._model, self._use, self._policy = model, use, policy
         self._size = (images.shape[-2], images.shape[-1])
-        self._places = block_places(model, policy, self._size)
+        self._infos = block_infos(model, policy, self._size)
         self._prices = dict.fromkeys(blocks, 0.0)
         with torch.no_grad():
             unreduced = make_schedule(model, policy, ratio=0.0, img_size=self._size)
             self._unreduced = self._log_probs(self._from_images(images, unreduced)[-1])
-            nothing = self._cost([0] * len(self._places))  # after mixers; the policy may act elsewhere
+            nothing = self._cost([0] * len(self._infos))  # after mixers; the policy may act at other places, too
             self._states = self._from_images(images, nothing)
             self._path = [Choice(nothing, self._moved(self._states[-1]), 0.0)]
 
@@ -100,7 +100,7 @@ class GreedySearch:
         return with_more(bisect_left(range(current.tokens[block]), target, key=lambda n: with_more(n).reduction))
 
     def _cost(self, counts: Sequence[int]) -> Schedule:
-        possible = possible_counts(self._policy, counts, self._places)
+        possible = possible_counts(self._policy, counts, self._infos)
         return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size)
 
     def _from_images(self, images: Tensor, schedule: Schedule) -> list[TokenState]:

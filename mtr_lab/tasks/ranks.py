@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 """How long the others wait for rank 0, which times models and waits for locks. They learn at once if it is gone."""
 
 
@@ -103,4 +103,4 @@ def _several() -> bool:
 @cache
 def _hosts() -> Any:
     """Gloo beside NCCL: what is gathered is in the hosts' memory, and gloo notices a process that has died."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)

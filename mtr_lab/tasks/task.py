@@ -99,7 +99,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
         """What the datamodule is told about the model that is evaluated, besides ``data_config``."""
 
     def training_arguments(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> nn.Module:
-        """The model with its weights; on the meta device its outline, which finds mistakes in the settings."""
+        """The model with its weights; on the meta device its meta_model, which finds mistakes in the settings."""
 
     @abstractmethod
     def trained_model(self, create: CreateBackbone, num_classes: int) -> nn.Module:
@@ -196,7 +196,7 @@ class DenseTask(Task):
             )
         return bundled
 
-    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
         names = None if checkpoint is None else checkpoint_label_names(checkpoint)
         return {"model_classes": names, "num_classes": None if names is None else len(names)}
 

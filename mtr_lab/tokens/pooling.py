@@ -19,18 +19,18 @@ def check_pooling(how: str) -> None:
 
 
 def ordinary_tokens(special: Tensor, length: int) -> Tensor:
-    """Positions of the tokens that are not protected, in order: special (B, S) -> (B, L - S)."""
-    protected = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
-    return protected.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
+    """Positions of the tokens that are not special, in order: special (B, S) -> (B, L - S)."""
+    is_special = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
+    return is_special.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
 
 
 def special_first(tokens: Tensor, special: Tensor) -> Tensor:
-    """Tokens (B, L, C), the protected ones at ``special`` (B, S) moved to the front, the others in their order."""
+    """Tokens (B, L, C), the special ones at ``special`` (B, S) moved to the front, the others in their order."""
     return take(tokens, torch.cat([special, ordinary_tokens(special, tokens.shape[1])], dim=1))
 
 
 def mean_by_size(tokens: Tensor, state: TokenState) -> Tensor:
-    """Mean (B, C) of the tokens (B, L, C) of a state that are not protected, weighted by their sizes."""
+    """Mean (B, C) of the tokens (B, L, C) of a state that are not special, weighted by their sizes."""
     weight = state.size.scatter(1, state.special, 0.0)
     mean = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     return mean.to(tokens.dtype)

@@ -18,27 +18,27 @@ class Positions:
     Args:
         state: of the tokens the mixer is given; ``None`` for an unreduced sequence that is scanned along raster paths.
         aligned: let the scan's state decay over the places of removed tokens.
-        exponent: Δ of a token is multiplied by its size to this power.
-        chosen: picks the paths to scan from a mixer's own; ``None`` for all of them.
+        size_exponent: Δ of a token is multiplied by its size to this power.
+        choose_paths: picks the paths to scan from a mixer's own; ``None`` for all of them.
     """
 
     state: TokenState | None = None
     aligned: bool = False
-    exponent: float = 0.0
-    chosen: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
+    size_exponent: float = 0.0
+    choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
 
-    def scanned(self, along: Sequence[ScanPath]) -> Sequence[ScanPath]:
+    def select_paths(self, along: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """Those of a mixer's paths that it is to scan."""
-        return along if self.chosen is None else self.chosen(along)
+        return along if self.choose_paths is None else self.choose_paths(along)
 
-    def scan(self, along: Sequence[ScanPath]) -> dict[str, Any]:
+    def scan_arguments(self, along: Sequence[ScanPath]) -> dict[str, Any]:
         """What ``mtr_lab.ops.scan`` has to know about these paths, by its arguments' names."""
         read = self.order(along)
         return {
             "reverse": [path.reverse and read is None for path in along],
             "order": read,
             "gap": self.gap(along),
-            "stretch": self.stretch,
+            "stretch": self.delta_scale,
         }
 
     def order(self, along: Sequence[ScanPath]) -> Tensor | None:
@@ -50,9 +50,9 @@ class Positions:
         return paths.gap(self.state, along) if self.state is not None and self.aligned else None
 
     @property
-    def stretch(self) -> Tensor | None:
+    def delta_scale(self) -> Tensor | None:
         """(B, L), what Δ of each token is multiplied by; ``None`` for 1."""
-        return self.state.size**self.exponent if self.state is not None and self.exponent else None
+        return self.state.size**self.size_exponent if self.state is not None and self.size_exponent else None
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """(B, L, C) -> (B, L, C'), a convolution over the grid; see ``tokens.grid.convolve``."""

@@ -56,6 +56,6 @@ def test_directions_are_halved_in_vim_alone(name: str, file: str) -> None:
     model = create_model(name, **arguments).eval()
     model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")})
     for block in model.blocks:
-        block.mixer.halve = not block.mixer.halve
+        block.mixer.average_directions = not block.mixer.average_directions
     with torch.no_grad():
         assert relative_error(model(golden["input"]), golden["logits"]) > 1e-2

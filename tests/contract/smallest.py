@@ -34,7 +34,7 @@ class Mixer(nn.Module):
         delta, gate, b, c = self.project(hidden).split([self.width, self.width, self.states, self.states], dim=-1)
         inputs = hidden, delta, -self.A_log.exp(), b, c, self.D, self.delta_bias
         u, delta, A, b, c, D, bias = (t[None] for t in inputs)  # G = 1 direction
-        stats, path = tuple(name for name in needs if name in ops.STATS), positions.scan(self.paths)
+        stats, path = tuple(name for name in needs if name in ops.STATS), positions.scan_arguments(self.paths)
         y, sums = ops.selective_scan(u, delta, A, b, c, D, z=gate, delta_bias=bias, stats=stats, **path)
         b, c = b.transpose(0, 1), c.transpose(0, 1)  # (B, G, L, N)
         return y, Evidence(sums.detach().transpose(0, 1), stats, self.width, b, c, ("forward",))

@@ -38,14 +38,14 @@ class Scan(nn.Module):
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
-        paths = positions.scanned(self.paths)
+        paths = positions.select_paths(self.paths)
         u = self.in_proj(hidden)
         u = F.silu(u if self.conv is None else positions.convolve(u, self.conv))
         shared = u, *self.x_proj(u).split([self.inner, STATES, STATES], dim=-1)
         u, delta, b, c = (t.expand(len(paths), *t.shape) for t in shared)
         A, D = (t.expand(len(paths), *t.shape) for t in (-self.A_log.exp(), self.D))
         stats = tuple(name for name in needs if name in ops.STATS)
-        y, sums = ops.selective_scan(u, delta, A, b, c, D, stats=stats, **positions.scan(paths))
+        y, sums = ops.selective_scan(u, delta, A, b, c, D, stats=stats, **positions.scan_arguments(paths))
         b, c = (t.transpose(0, 1) if name in needs else None for name, t in (("b", b), ("c", c)))
         names = tuple(path.name for path in paths)
         return self.out_proj(y), Evidence(sums.detach().transpose(0, 1), stats, self.inner, b, c, names)

@@ -7,7 +7,7 @@ def mtr(score, features, hidden, residual, special, remove, target_fraction):
     """One reduction step on one image.
 
     Args:
-        score: L importances. features, hidden, residual: L lists of C numbers. special: protected positions.
+        score: L importances. features, hidden, residual: L lists of C numbers. special: positions of special tokens.
 
     Returns:
         reduced hidden and residual, the survivors' positions in order, and for each token the survivor's rank.

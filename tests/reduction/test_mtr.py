@@ -80,7 +80,7 @@ def test_size_weighted_merging_conserves_the_mean() -> None:
 @given(data=st.data())
 def test_equals_the_slow_reference(data: st.DataObject) -> None:
     length = data.draw(st.integers(3, 24), label="tokens")
-    specials = data.draw(st.integers(0, min(3, length - 2)), label="protected")
+    specials = data.draw(st.integers(0, min(3, length - 2)), label="special")
     remove = data.draw(st.integers(1, length - specials - 1), label="removed")
     fraction = data.draw(st.sampled_from([0.01, 0.3, 0.5, 1.0]), label="target fraction")
     batch, channels = 3, data.draw(st.sampled_from([1, 3, 8]), label="channels")
@@ -162,7 +162,7 @@ def test_similarity_compares_the_configured_features(features: str) -> None:
 @pytest.mark.parametrize("remove", [0, -1, 7, 8])
 def test_removing_more_than_there_is(remove: int) -> None:
     hidden = torch.randn(1, 8, 3)
-    with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them protected: at most 6 can go"):
+    with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them special: at most 6 can go"):
         policy()(state(hidden, hidden, [[0]]), evidence(torch.rand(1, 8)), remove)
 
 

@@ -54,7 +54,7 @@ def pick_evidence(evidence: Evidence, rows: torch.Tensor) -> Evidence:
 @given(name=st.sampled_from(BASELINES), data=st.data())
 def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(4, 20), label="tokens")
-    special = data.draw(st.integers(1, 2), label="protected")
+    special = data.draw(st.integers(1, 2), label="special")
     policy = make_policy(policy_config(name))
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
@@ -108,7 +108,7 @@ def test_write_equals_a_loop_over_tokens(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_invariants(name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(5, 40), label="tokens")
-    special = data.draw(st.integers(1, 2), label="protected")
+    special = data.draw(st.integers(1, 2), label="special")
     channels = data.draw(st.integers(1, 7), label="channels")
     policy = make_policy(policy_config(name))
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
@@ -396,7 +396,7 @@ def test_stretched_tokens_take_longer_steps() -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
     seen = []
-    model.eval().blocks[1].mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].stretch))
+    model.eval().blocks[1].mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].delta_scale))
     images = torch.randn(2, 3, 32, 32)
     mtr_lab.patch(model, "write", schedule=[5, 0, 0])
     size = mtr_lab.trace(model, images)[0].size

@@ -8,7 +8,8 @@ import torch
 
 from mtr_lab import create_model
 from mtr_lab.reduction import Reduction, policy_config
-from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
+from mtr_lab.tasks.evaluation import OperatingPoint
 
 
 def batch(first: int, images: int) -> dict[str, Any]:

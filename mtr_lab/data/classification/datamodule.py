@@ -66,33 +66,18 @@ class ImageDataModule(SplitDataModule[Any]):
     def __init__(
         self,
         *,
-        name: str,
         data_config: Mapping[str, Any],
         root: str | None = None,
         source: str = "imagefolder",
         classes: str | Sequence[str] | None = None,
-        train_split: str = "train",
-        test_split: str = "val",
-        holdout: float = 0.0,
         batch_size: int = 50,
-        num_workers: int = 0,
-        on_error: str = "fail",
         cache: str | None = None,
         model_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         train_transform: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        **split: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            train_split=train_split,
-            test_split=test_split,
-            holdout=holdout,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_error=on_error,
-            seed=seed,
-        )
+        super().__init__(batch_size=batch_size, **split)
         if not isinstance(classes, str | Sequence | None):
             raise UserError(f"dataset.classes={classes}: expected a list of names, or imagenet-1k.")
         self._root = None if root is None else str(root)  # a directory may be called 5, which YAML takes for a number
@@ -109,10 +94,10 @@ class ImageDataModule(SplitDataModule[Any]):
                 f"dataset.cache={cache}: the images of the stream {source} cannot be kept, as only their order tells "
                 "them apart. Set dataset.cache=null, or choose a source with random access such as hfds/."
             )
-        if holdout and isinstance(self._test_source, StreamSource):
+        if self._holdout and isinstance(self._test_source, StreamSource):
             raise UserError(
-                f"dataset.holdout={holdout}: nothing can be held out of the stream {source}, as its order changes. "
-                "Set dataset.holdout=0, or choose a source with random access such as hfds/."
+                f"dataset.holdout={self._holdout}: nothing can be held out of the stream {source}, as its order "
+                "changes. Set dataset.holdout=0, or choose a source with random access such as hfds/."
             )
         self._test_classes = name_classes(self._test_source.classes, classes)
         self.class_names = model_classes or self._test_classes
@@ -126,7 +111,7 @@ class ImageDataModule(SplitDataModule[Any]):
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the model takes, (B, 3, H, W) float32, of uint8 evaluation images of that shape, on their device."""
-        mean, std = (_of_channels(tuple(values), images.device) for values in (self._mean, self._std))
+        mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
         return images.float().div_(255).sub_(mean).div_(std)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -155,13 +140,13 @@ class ImageDataModule(SplitDataModule[Any]):
         self._test_source.split_over(num_workers)
         return self._loader(self._evaluation_images(), num_workers=num_workers)
 
-    def probe_images(self, count: int) -> Tensor:
+    def calibration_images(self, count: int) -> Tensor:
         """As those of :class:`SplitDataModule`, normalised; of a stream the first."""
-        return self.normalise(super().probe_images(count))
+        return self.normalise(super().calibration_images(count))
 
-    def _probe_batches(self, count: int) -> Iterable[dict[str, Any]]:
+    def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
         if not isinstance(self._train_source, StreamSource):
-            return super()._probe_batches(count)
+            return super()._calibration_batches(count)
         self._train_source.split_over(0)
         loader = self._loader(self._training_images(augmented=False), num_workers=0)
         return islice(loader, -(-count // self._batch_size))
@@ -220,7 +205,7 @@ class ImageDataModule(SplitDataModule[Any]):
 
 
 @cache
-def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     """(3, 1, 1), once for all batches: the copy waits for all that the device has to do."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 

@@ -38,11 +38,12 @@ class CocoSource:
             parsed = json.loads(content)
             images = sorted(parsed["images"], key=lambda image: image["id"])
             names = {
-                each["id"]: str(each["name"]) for each in sorted(parsed["categories"], key=lambda each: each["id"])
+                category["id"]: str(category["name"])
+                for category in sorted(parsed["categories"], key=lambda category: category["id"])
             }
             annotations = list(parsed["annotations"])
             self._files = [str(image["file_name"]) for image in images]
-            places = {image["id"]: place for place, image in enumerate(images)}
+            index_of = {image["id"]: index for index, image in enumerate(images)}
         except ValueError as error:
             raise UserError(f"the annotations {path} are not valid JSON: {error}. Replace the file.") from error
         except (KeyError, TypeError) as error:
@@ -55,22 +56,21 @@ class CocoSource:
         self.classes = tuple(classes or names.values())
         self._directory = root / split
         self.degenerate = 0
-        rows = defaultdict(list)
-        outlines = defaultdict(list)
+        rows, segmentations = defaultdict(list), defaultdict(list)
         for annotation in annotations:
-            image, category, box, ignore, outline = _parse(annotation, path)
-            if image not in places:
+            image, category, box, ignore, segmentation = _parse(annotation, path)
+            if image not in index_of:
                 raise UserError(f"{path}: annotation {annotation.get('id')} is of image {image}, which is not there.")
             if category not in names:
                 raise unknown(f"category_id in {path}:", category, map(str, names))
             if names[category] not in self.classes:
                 raise unknown(f"class in {path}:", names[category], self.classes)
             if check_box(box, f"{path}, annotation {annotation.get('id')}"):
-                rows[places[image]].append((box, self.classes.index(names[category]), ignore))
-                outlines[places[image]].append(outline)
+                rows[index_of[image]].append((box, self.classes.index(names[category]), ignore))
+                segmentations[index_of[image]].append(segmentation)
             else:
                 self.degenerate += 1
-        self._objects = [Objects.of(rows[place], outlines[place]) for place in range(len(images))]
+        self._objects = [Objects.of(rows[i], segmentations[i]) for i in range(len(images))]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -100,8 +100,8 @@ def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[floa
         image, category = annotation["image_id"], annotation["category_id"]
         hash((image, category))  # a list is no id
         left, top, width, height = map(float, annotation["bbox"])
-        ignore, outline = bool(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
-        return image, category, [left, top, left + width, top + height], ignore, outline
+        ignore, segmentation = bool(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
+        return image, category, [left, top, left + width, top + height], ignore, segmentation
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot read the annotation {str(annotation)[:100]}: {error!r}. Expected image_id, category_id "

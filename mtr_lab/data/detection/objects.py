@@ -21,17 +21,19 @@ class Objects:
     """(n,) int64, classes from 0."""
     ignore: np.ndarray
     """(n,) bool: a crowd or a difficult object, neither trained on nor missed if it is not found."""
-    outlines: tuple[Any, ...] | None = None
+    segmentations: tuple[Any, ...] | None = None
     """Polygons or run lengths, as COCO writes them; None where there are boxes alone."""
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Sequence[float], int, bool]], outlines: Sequence[Any] | None = None) -> "Objects":
+    def of(
+        cls, rows: Sequence[tuple[Sequence[float], int, bool]], segmentations: Sequence[Any] | None = None
+    ) -> "Objects":
         """From (box, class, ignored), one an object."""
         return cls(
             np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
             np.array([row[1] for row in rows], np.int64),
             np.array([row[2] for row in rows], bool),
-            None if outlines is None else tuple(outlines),
+            None if segmentations is None else tuple(segmentations),
         )
 
 

@@ -30,17 +30,17 @@ class VocSource:
         self._root = _voc_directory(root)
         listing = self._root / "ImageSets" / "Main" / f"{split}.txt"
         if not listing.is_file():
-            there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
-            raise UserError(f"{listing} does not exist; the splits there: {there}. {_LAYOUT}")
+            splits = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
+            raise UserError(f"{listing} does not exist; the splits there: {splits}. {_LAYOUT}")
         self.location = str(listing)
         self._ids = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
         if not self._ids:
             raise UserError(f"{listing} names no image. {_LAYOUT}")
-        found = [_read(self._annotation(id)) for id in self._ids]
-        self.classes = tuple(classes or sorted({name for objects in found for name, _, _ in objects}))
+        annotations = [_read(self._annotation(id)) for id in self._ids]
+        self.classes = tuple(classes or sorted({name for objects in annotations for name, _, _ in objects}))
         self.degenerate = 0
         self._objects = []
-        for id, objects in zip(self._ids, found, strict=True):
+        for id, objects in zip(self._ids, annotations, strict=True):
             rows = []
             for name, box, difficult in objects:
                 if name not in self.classes:
@@ -78,11 +78,11 @@ class VocSource:
 
 
 def _voc_directory(root: Path) -> Path:
-    within = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    found = [path for path in within if (path / "ImageSets" / "Main").is_dir()]
-    if not found:
+    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    matching = [path for path in candidates if (path / "ImageSets" / "Main").is_dir()]
+    if not matching:
         raise UserError(f"dataset.root: {root} is no directory in Pascal VOC's layout. {_LAYOUT}")
-    return found[0]
+    return matching[0]
 
 
 def _read(path: Path) -> list[tuple[str, list[float], bool]]:
@@ -94,9 +94,9 @@ def _read(path: Path) -> list[tuple[str, list[float], bool]]:
     except ElementTree.ParseError as error:
         raise UserError(f"the annotation {path} is not valid XML: {error}. Replace the file.") from error
     objects: list[tuple[str, list[float], bool]] = []
-    for each in tree.iter("object"):
+    for element in tree.iter("object"):
         try:
-            name, box = each.findtext("name"), [float(each.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]
+            name, box = element.findtext("name"), [float(element.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"the annotation {path}: object {len(objects)} has no box of the four numbers {', '.join(_EDGES)}. "
@@ -104,5 +104,5 @@ def _read(path: Path) -> list[tuple[str, list[float], bool]]:
             ) from error
         if not name:
             raise UserError(f"the annotation {path}: object {len(objects)} has no name. Correct it.")
-        objects.append((name, box, each.findtext("difficult") == "1"))
+        objects.append((name, box, element.findtext("difficult") == "1"))
     return objects

@@ -12,13 +12,13 @@ from mtr_lab.data.annotated import AnnotatedImages
 from mtr_lab.data.batches import EntryCollate
 from mtr_lab.data.classes import map_classes
 from mtr_lab.data.folders import find_root
-from mtr_lab.data.random_window import check_options
+from mtr_lab.data.random_crop import check_train_transform
 from mtr_lab.data.segmentation.label_maps import IGNORE, LabelMapSource
-from mtr_lab.data.segmentation.windows import RandomWindow, Windows
-from mtr_lab.data.splits import SplitDataModule, spread
+from mtr_lab.data.segmentation.transforms import RandomCrop, Windows
+from mtr_lab.data.splits import SplitDataModule, subsample
 from mtr_lab.errors import UserError, check_number, unknown
 
-COUNTED = 500
+MAX_COUNTED = 500
 """Of how many training images at most the pixels of each class are counted."""
 
 
@@ -60,33 +60,17 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
     def __init__(
         self,
         *,
-        name: str,
         data_config: Mapping[str, Any],
         root: str | None,
         layout: str,
         classes: int | Sequence[str],
-        train_split: str = "train",
-        test_split: str = "val",
         inference: str = "whole",
-        holdout: float = 0.0,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        on_error: str = "fail",
         model_classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         train_transform: Mapping[str, Any],
-        seed: int = 0,
+        **split: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            train_split=train_split,
-            test_split=test_split,
-            holdout=holdout,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_error=on_error,
-            seed=seed,
-        )
+        super().__init__(**split)
         if inference not in ("whole", "slide"):
             raise unknown("dataset.inference", inference, ["whole", "slide"])
         self._root = find_root(self.name, None if root is None else str(root), of_classes=False)
@@ -101,10 +85,10 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
         self.num_images = len(self._test_source)
 
     def class_pixels(self) -> Tensor:
-        """How many pixels of each class (K,) the training images have, counted in ``COUNTED`` of them at most."""
+        """How many pixels of each class (K,) the training images have, counted in ``MAX_COUNTED`` of them at most."""
         source = self._train_source
         counts = np.zeros(IGNORE + 1, np.int64)
-        for index in spread(len(source), COUNTED):
+        for index in subsample(len(source), MAX_COUNTED):
             counts += np.bincount(self._mapped(source.labels(index)).flatten(), minlength=IGNORE + 1)
         return torch.from_numpy(counts[: self.num_classes])
 
@@ -117,7 +101,7 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
     def _evaluation_images(self) -> "SegmentationImages":
         return self._images(self._test_source, None)
 
-    def _images(self, source: LabelMapSource, augmentation: RandomWindow | None) -> "SegmentationImages":
+    def _images(self, source: LabelMapSource, augmentation: RandomCrop | None) -> "SegmentationImages":
         return SegmentationImages(
             source, self._mapped, self._windows, augmentation, self._normalise, on_error=self._on_error
         )
@@ -138,7 +122,7 @@ class SegmentationImages(AnnotatedImages[LabelMapSource]):
         source: LabelMapSource,
         mapped: Callable[[np.ndarray], np.ndarray],
         windows: Windows,
-        augmentation: RandomWindow | None,
+        augmentation: RandomCrop | None,
         normalise: tuple[Sequence[float], Sequence[float]],
         *,
         on_error: str,
@@ -157,8 +141,8 @@ class SegmentationImages(AnnotatedImages[LabelMapSource]):
             image, labels, missing = self.augmentation(image, labels)
             image, labels = F.pad(self.normalised(image), missing), F.pad(labels[None], missing, fill=IGNORE)[0]
             return {"image": image[None], "label": labels.long()}
-        windows, places, size = self.windows(self.normalised(image))
-        return {"image": windows, "windows": places, "size": size, "label": labels}
+        windows, offsets, size = self.windows(self.normalised(image))
+        return {"image": windows, "windows": offsets, "size": size, "label": labels}
 
 
 class SegmentationCollate(EntryCollate):
@@ -170,7 +154,7 @@ class SegmentationCollate(EntryCollate):
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
 
-    def stacked(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def stack(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         training = bool(entries) and "windows" not in entries[0]
         images, labels = ([entry[key] for entry in entries] for key in ("image", "label"))
         return {
@@ -189,7 +173,7 @@ def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
 
-def _augmentation(size: tuple[int, int], options: Mapping[str, Any]) -> RandomWindow:
-    check_options(options)
+def _augmentation(size: tuple[int, int], options: Mapping[str, Any]) -> RandomCrop:
+    check_train_transform(options)
     low, high = options["scale"]
-    return RandomWindow(size, (low, high), options["color_jitter"])
+    return RandomCrop(size, (low, high), options["color_jitter"])

@@ -1,6 +1,7 @@
 """Images and their label maps in the directories that segmentation datasets are released in."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ class LabelMapSource:
         if layout not in LAYOUTS:
             raise unknown("dataset.layout", layout, LAYOUTS)
         self._layout, self.classes = LAYOUTS[layout], tuple(classes)
-        images, self._labels = (root / each.format(split=split) for each in (self._layout.images, self._layout.labels))
+        images, self._labels = (
+            root / folder.format(split=split) for folder in (self._layout.images, self._layout.labels)
+        )
         self.location = str(images)
         if self._layout.listing is None:
             self._paths = sorted(images.glob("*.jpg"))
@@ -66,7 +69,7 @@ class LabelMapSource:
             self._paths = [images / f"{name}.jpg" for name in listing.read_text().split()]
         if not self._paths:
             raise UserError(f"there are no images *.jpg for the split {split!r} in {images}. {self._expected}")
-        for path in (each for i in range(len(self)) for each in (self.path(i), self._label_path(i))):
+        for path in itertools.chain(self._paths, map(self._label_path, range(len(self)))):
             if not path.is_file():
                 raise UserError(f"{path} is missing: every image needs a label map of its name. {self._expected}")
 

@@ -11,8 +11,9 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
+from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
-from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
 
 
@@ -34,8 +35,8 @@ class Classification(Task):
     def checkpoint(self, backbone: DictConfig) -> Path | None:
         return None
 
-    def data_arguments(self, outline: Any, checkpoint: Path | None) -> dict[str, Any]:
-        return {"model_classes": outline.pretrained_cfg["label_names"], "num_classes": outline.num_classes}
+    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
+        return {"model_classes": meta_model.pretrained_cfg["label_names"], "num_classes": meta_model.num_classes}
 
     def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Any:
         return create().eval()

@@ -1,4 +1,4 @@
-"""Detection: training a head with its backbone, and evaluating both at every operating point."""
+"""Evaluating a detector: the objects found in every image at every operating point."""
 
 import logging
 import math
@@ -12,7 +12,6 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from mtr_lab.results.average_precision import count_objects, match_images
 from mtr_lab.results.detections import Detections
-from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.detection.model import Detector
 from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite
 
@@ -35,27 +34,6 @@ def average_precisions(metric: MeanAveragePrecision) -> dict[str, float]:
     kind = "segm_" if "segm" in metric.iou_type else ""
     found = {"map": float(figures[f"{kind}map"]), "ap50": float(figures[f"{kind}map_50"])}
     return {name: math.nan if value < 0 else value for name, value in found.items()}  # -1: no objects
-
-
-class DetectionTraining(DenseTraining):
-    """The sum of the two stages' losses; the arguments are those of :class:`DenseTraining`."""
-
-    def __init__(self, detector: Detector, *, lr: float, weight_decay: float, warmup_epochs: int) -> None:
-        super().__init__(detector, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
-        self.val_ap = mean_average_precision(detector.head.masks)
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self.model.losses(batch)
-
-    def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped.update(batch["skipped"])
-        found = [on_cpu(each) for each in self.model.detect(batch, self.model.features(batch["image"]))]
-        self.val_ap.update(found, [on_cpu(each) for each in batch["objects"]])
-
-    def on_validation_epoch_end(self) -> None:
-        figures = average_precisions(self.val_ap)
-        self.log_dict({f"val_{name}": value for name, value in figures.items()}, prog_bar=True)
-        self.val_ap.reset()
 
 
 class DetectedBatch(NamedTuple):

@@ -12,8 +12,9 @@ from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
-from mtr_lab.tasks.detection.evaluation import DetectionEvaluation, DetectionTraining
+from mtr_lab.tasks.detection.evaluation import DetectionEvaluation
 from mtr_lab.tasks.detection.model import Detector
+from mtr_lab.tasks.detection.training import DetectionTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
 
@@ -38,8 +39,8 @@ class Detection(DenseTask):
     def check_training(self, config: DictConfig) -> None:
         self.check(config.trainer)
 
-    def data_arguments(self, outline: Backbone, checkpoint: Path | None) -> dict[str, Any]:
-        return {**super().data_arguments(outline, checkpoint), "masks": self.settings["masks"]}
+    def data_arguments(self, meta_model: Backbone, checkpoint: Path | None) -> dict[str, Any]:
+        return {**super().data_arguments(meta_model, checkpoint), "masks": self.settings["masks"]}
 
     def training_arguments(self) -> dict[str, Any]:
         return {"masks": self.settings["masks"]}

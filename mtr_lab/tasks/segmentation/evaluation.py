@@ -1,76 +1,16 @@
-"""Segmentation: training a head with its backbone, and evaluating both at every operating point."""
+"""Evaluating a segmenter: the confusion matrix of every image at every operating point."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 
 from mtr_lab.data.segmentation.label_maps import IGNORE
-from mtr_lab.results.metrics.miou import mean_iou
 from mtr_lab.results.segmentations import Segmentations
-from mtr_lab.tasks.classification.training import GraphedTraining
-from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite
 from mtr_lab.tasks.segmentation.model import Segmenter, classify_pixels
-
-
-class SegmentationTraining(DenseTraining):
-    """Cross-entropy, rare classes weighing more, and the Dice loss of the classes in the batch.
-
-    Args:
-        segmenter: to train.
-        lr, weight_decay, warmup_epochs: as in :class:`DenseTraining`.
-        cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
-    """
-
-    class_weights: Tensor
-
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        *,
-        lr: float,
-        weight_decay: float,
-        warmup_epochs: int,
-        cuda_graph: bool = False,
-    ) -> None:
-        super().__init__(segmenter, lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
-        self._logits: Callable[[Tensor], Tensor] = GraphedTraining(segmenter) if cuda_graph else segmenter.__call__
-        classes = segmenter.head.num_classes
-        self.register_buffer("class_weights", torch.ones(classes))
-        self.dice = DiceLoss("multiclass", ignore_index=IGNORE)
-        self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
-
-    def setup(self, stage: str) -> None:
-        """Weigh the classes by how often the datamodule's training images have them."""
-        if stage == "fit":
-            self.class_weights.copy_(class_weights(self.trainer.datamodule.class_pixels()))  # type: ignore[attr-defined]
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        logits, labels = self._logits(batch["image"]), batch["label"]
-        entropy = F.cross_entropy(logits, labels, self.class_weights, ignore_index=IGNORE)
-        return {"entropy": entropy, "dice": self.dice(logits, labels)}
-
-    def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
-        self.skipped.update(batch["skipped"])
-        if not len(batch["id"]):
-            return
-        for found, labels in zip(classify_pixels(self.model(batch["image"]), batch), batch["label"], strict=True):
-            self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
-
-    def on_validation_epoch_end(self) -> None:
-        self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True)
-        self._confusion.zero_()
-
-
-def class_weights(class_pixels: Tensor) -> Tensor:
-    """Of each class the square root of the median number of pixels over its own, (K,); 0 for one that is absent."""
-    weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
-    return torch.where(class_pixels > 0, weights, 0.0)
 
 
 class SegmentedBatch(NamedTuple):

@@ -14,8 +14,9 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.segmentation.evaluation import SegmentationEvaluation, SegmentationTraining
+from mtr_lab.tasks.segmentation.evaluation import SegmentationEvaluation
 from mtr_lab.tasks.segmentation.model import Segmenter
+from mtr_lab.tasks.segmentation.training import SegmentationTraining
 from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
 
 

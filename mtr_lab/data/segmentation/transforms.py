@@ -7,7 +7,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mtr_lab.data.random_window import random_place, random_scale, scaled_sides
+from mtr_lab.data.random_crop import random_crop, random_scale, scaled_sides
 
 OVERLAP = 1 / 3
 """The share of a sliding window that the next one covers again."""
@@ -21,15 +21,15 @@ class Windows:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, list[tuple[int, int]], tuple[int, int]]:
         """Windows (n, 3, H, W) of a normalised image, their (top, left), (height, width) of the scaled image."""
-        scales = [have / want for have, want in zip(self.size, image.shape[-2:], strict=True)]
+        scales = [target / side for target, side in zip(self.size, image.shape[-2:], strict=True)]
         scale = max(scales) if self.slide else min(scales)
         rows, columns = (max(round(side * scale), 1) for side in image.shape[-2:])
         height, width = self.size
         scaled = F.resize(image, [rows, columns], antialias=True)
         padded = F.pad(scaled, [0, 0, max(width - columns, 0), max(height - rows, 0)])
-        places = [(top, left) for top in _starts(rows, height) for left in _starts(columns, width)]
-        windows = [padded[:, top : top + height, left : left + width] for top, left in places]
-        return torch.stack(windows), places, (rows, columns)
+        offsets = [(top, left) for top in _starts(rows, height) for left in _starts(columns, width)]
+        windows = [padded[:, top : top + height, left : left + width] for top, left in offsets]
+        return torch.stack(windows), offsets, (rows, columns)
 
 
 def _starts(length: int, window: int) -> list[int]:
@@ -38,7 +38,7 @@ def _starts(length: int, window: int) -> list[int]:
     return [round(i * max(length - window, 0) / max(count - 1, 1)) for i in range(count)]
 
 
-class RandomWindow:
+class RandomCrop:
     """A random scale and place, mirror image and colours of an image with its label map, for training.
 
     Args:
@@ -54,10 +54,10 @@ class RandomWindow:
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Image (3, h, w) uint8 and labels (h, w) uint8 to those of the part, and how far it has to be padded."""
         scale = random_scale(image, self.size, self.scale)
-        place = random_place(image, self.size, scale)
-        rows, columns = scaled_sides(place[2:], self.size, scale)
-        image = self.colours(F.resize(F.crop(image, *place), [rows, columns], antialias=True))
-        labels = F.resize(F.crop(labels[None], *place), [rows, columns], F.InterpolationMode.NEAREST_EXACT)[0]
+        crop = random_crop(image, self.size, scale)
+        rows, columns = scaled_sides(crop[2:], self.size, scale)
+        image = self.colours(F.resize(F.crop(image, *crop), [rows, columns], antialias=True))
+        labels = F.resize(F.crop(labels[None], *crop), [rows, columns], F.InterpolationMode.NEAREST_EXACT)[0]
         if torch.rand(()) < 0.5:
             image, labels = image.flip(-1), labels.flip(-1)
         return image, labels, [0, 0, self.size[1] - columns, self.size[0] - rows]

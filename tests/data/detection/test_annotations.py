@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mtr_lab.data import DetectionDataModule
-from mtr_lab.data.detection.canvas import Augmentation, Canvas
+from mtr_lab.data.detection.transforms import Augmentation, Canvas
 from mtr_lab.errors import UserError
 
 Write = Callable[..., Path]

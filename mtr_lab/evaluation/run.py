@@ -21,17 +21,17 @@ from mtr_lab import ops
 from mtr_lab.compose import (
     check_device,
     make_loggers,
-    make_outline,
+    make_meta_model,
+    make_meta_task_model,
     make_task,
     make_task_data,
     make_task_model,
-    make_task_outline,
     make_trainer,
 )
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.drawing import draw_images
-from mtr_lab.evaluation.passes import follow, leading, make_evaluations, predict
+from mtr_lab.evaluation.passes import lead, make_evaluations, predict, serve_passes
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.evaluation.points import describe, measured_points, operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch, launch
@@ -46,15 +46,15 @@ from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
 from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
-from mtr_lab.sweep import Evaluated, sweep_folder
+from mtr_lab.sweep import JobResult, sweep_folder
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import Evaluation, Task
 
-PROBE_IMAGES = 128
+CALIBRATION_IMAGES = 128
 """How many training images ``mtr.schedule=auto`` measures on."""
 
 
-def evaluate(config: DictConfig) -> Evaluated | None:
+def evaluate(config: DictConfig) -> JobResult | None:
     """Carry out what ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
     Everything the user can have got wrong is found on an outline of the model, before weights are loaded. The counts of
@@ -77,9 +77,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    task, outline = make_task(config.task), make_outline(config.backbone)
+    task, outline = make_task(config.task), make_meta_model(config.backbone)
     datamodule = make_task_data(task, config, outline)
-    outline = task.backbone(make_task_outline(task, config, datamodule.num_classes))
+    outline = task.backbone(make_meta_task_model(task, config, datamodule.num_classes))
     settings = policy_settings(config.mtr)
     automatic = settings["schedule"] == AUTO
     outlined = {**settings, "schedule": "constant", "first_block": 0, "interval": 1} if automatic else settings
@@ -88,7 +88,7 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
-    probes = probe_images(datamodule) if automatic else None
+    probes = calibration_images(datamodule) if automatic else None
     loggers = make_loggers(config.logger)
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
@@ -115,9 +115,9 @@ def evaluate(config: DictConfig) -> Evaluated | None:
     if trainer.world_size > 1:
         trainer.strategy.setup_environment()
         if not trainer.is_global_zero:
-            follow(make_evaluations(task, model, settings, config), trainer, batches)
+            serve_passes(make_evaluations(task, model, settings, config), trainer, batches)
             return None
-    with claim(folder, wait=config.objective is not None), leading():
+    with claim(folder, wait=config.objective is not None), lead():
         finished = take_finished(config, folder, key, named)
         if finished is not None:
             return finished
@@ -157,10 +157,10 @@ def evaluate(config: DictConfig) -> Evaluated | None:
         for file in write_run(result, found.predictions, folder):
             print(f"wrote {file}")
         hand_over(folder, named)
-    return Evaluated(result, True, objective_value(result, config.objective))
+    return JobResult(result, True, objective_value(result, config.objective))
 
 
-def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> Evaluated | None:
+def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[str, Logger]) -> JobResult | None:
     """What was finished before under this key, in the claimed ``folder`` or elsewhere in the sweep; handed over."""
     finished = find_finished(folder, key, sweep_folder()) if config.resume else None
     if finished is None:
@@ -168,7 +168,7 @@ def take_finished(config: DictConfig, folder: Path, key: Key, loggers: Mapping[s
     print(f"{finished}: finished before; resume=false computes it again.")
     with contextlib.nullcontext() if finished == folder else claim(finished, wait=True):
         result = hand_over(finished, loggers)
-    return Evaluated(result, False, objective_value(result, config.objective))
+    return JobResult(result, False, objective_value(result, config.objective))
 
 
 def hand_over(folder: Path, loggers: Mapping[str, Logger]) -> Result:
@@ -218,10 +218,10 @@ def _machine(trainer: lightning.Trainer) -> list[str]:
     return [device.type, str(here["cpu"]), f"{here['threads']} threads"]
 
 
-def probe_images(datamodule: Any) -> Tensor:
+def calibration_images(datamodule: Any) -> Tensor:
     """The images ``mtr.schedule=auto`` measures on, (128, 3, H, W): training images, never those it is evaluated on."""
     try:
-        return datamodule.probe_images(PROBE_IMAGES)
+        return datamodule.calibration_images(CALIBRATION_IMAGES)
     except UserError as error:
         raise UserError(
             f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "

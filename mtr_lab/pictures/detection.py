@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtr_lab.pictures.observe import Observation
+from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page
 from mtr_lab.pictures.panels import token_panel
 from mtr_lab.pictures.sheets import TOKENS, percent, title
@@ -19,32 +19,32 @@ def box_panel(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Image
     """An image (H, W, 3) uint8 with boxes (m, 4), left, top, right, bottom in its pixels, a colour a class."""
     panel = Image.fromarray(image)
     draw = ImageDraw.Draw(panel)
-    for box, which in zip(boxes.tolist(), labels.tolist(), strict=True):
-        draw.rectangle(box, outline=_colour(which), width=2)
+    for box, class_index in zip(boxes.tolist(), labels.tolist(), strict=True):
+        draw.rectangle(box, outline=_colour(class_index), width=2)
     return panel
 
 
-def _colour(which: int) -> tuple[int, int, int]:
-    return _COLOURS[which % len(_COLOURS)]
+def _colour(class_index: int) -> tuple[int, int, int]:
+    return _COLOURS[class_index % len(_COLOURS)]
 
 
 def detection_sheet(
     observation: Observation,
-    found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    detections: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     classes: Sequence[str],
 ) -> Image.Image:
     """The input, the boxes of each operating point, and the tokens left after the last block of the observed one.
 
     Args:
         observation: the image under the policy that is drawn.
-        found: by the point's name the boxes (m, 4) in pixels of the observed image, scores (m,) and labels (m,).
+        detections: by the point's name the boxes (m, 4) in pixels of the observed image, scores (m,) and labels (m,).
         classes: their names.
     """
     headings, panels = [label("input")], [Image.fromarray(observation.image)]
-    for name, (boxes, scores, labels) in found.items():
+    for name, (boxes, scores, labels) in detections.items():
         shown = scores >= LEAST_SCORE
         counts = np.bincount(labels[shown], minlength=len(classes))
-        key = [(f"{count} {classes[which]}", _colour(which)) for which, count in enumerate(counts) if count]
+        key = [(f"{count} {classes[c]}", _colour(c)) for c, count in enumerate(counts) if count]
         headings.append(label(name, "" if key else "nothing found", key=key))
         panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
     last = observation.blocks[-1]

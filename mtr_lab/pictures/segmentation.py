@@ -6,7 +6,7 @@ from colorsys import hsv_to_rgb
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtr_lab.pictures.observe import Observation
+from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page
 from mtr_lab.pictures.panels import INK, PAPER, font, token_panel
 from mtr_lab.pictures.sheets import TOKENS, percent, title
@@ -29,30 +29,30 @@ def label_panel(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
     coloured = class_colours(len(classes))[labels]
     panel = Image.fromarray(((1 - _OPACITY) * image + _OPACITY * coloured).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
-    for which in np.unique(labels):
-        rows, columns = np.nonzero(labels == which)
+    for c in np.unique(labels):
+        rows, columns = np.nonzero(labels == c)
         if len(rows) < _NAMED_SHARE * labels.size:
             continue
         # The name stands on the pixel of the class that is nearest to the middle of them all.
         middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-        place = (int(columns[middle]), int(rows[middle]))
-        draw.text(place, classes[which], fill=INK, font=font(14), anchor="mm", stroke_width=2, stroke_fill=PAPER)
+        centre = (int(columns[middle]), int(rows[middle]))
+        draw.text(centre, classes[c], fill=INK, font=font(14), anchor="mm", stroke_width=2, stroke_fill=PAPER)
     return panel
 
 
 def segmentation_sheet(
-    observation: Observation, found: Mapping[str, np.ndarray], classes: Sequence[str]
+    observation: Observation, label_maps: Mapping[str, np.ndarray], classes: Sequence[str]
 ) -> Image.Image:
     """The input, the classes at each operating point, and the tokens left after the last block of the observed one.
 
     Args:
         observation: the image under the policy that is drawn.
-        found: by the point's name the labels (H, W) int64 of the observed image.
+        label_maps: by the point's name the labels (H, W) int64 of the observed image.
         classes: their names.
     """
     headings, panels = [label("input")], [Image.fromarray(observation.image)]
-    first = next(iter(found.values()))
-    for name, labels in found.items():
+    first = next(iter(label_maps.values()))
+    for name, labels in label_maps.items():
         changed = f"{np.mean(labels != first):.1%} of the pixels changed" if labels is not first else "unreduced"
         headings.append(label(name, changed))
         panels.append(label_panel(observation.image, labels, classes))

@@ -127,7 +127,7 @@ def test_training_needs_a_training_split(folders: Folders, module: Module) -> No
     with pytest.raises(UserError, match=rf"{root / 'train'}.*DIR/train/<class>/<image>"):
         data.setup("fit")
     with pytest.raises(UserError, match=rf"{root / 'train'} holds no class folders"):
-        module(root=str(root)).probe_images(2)
+        module(root=str(root)).calibration_images(2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mtr_lab.data.random_window import fitting_scale, random_place, random_scale, scaled_sides
+from mtr_lab.data.random_crop import fitting_scale, random_crop, random_scale, scaled_sides
 
 _VISIBLE = 0.3
 """An object of which a window leaves a smaller share is not one of the window's."""
@@ -47,7 +47,7 @@ class Canvas:
         image: Tensor,
         boxes: Tensor,
         masks: Tensor | None,
-        place: tuple[int, int, int, int],
+        crop: tuple[int, int, int, int],
         scale: float,
         colours: Callable[[Tensor], Tensor] = lambda part: part,
     ) -> Scene:
@@ -57,24 +57,24 @@ class Canvas:
             image: (3, h, w) uint8.
             boxes: (n, 4).
             masks: (n, h, w) uint8.
-            place: top, left, height and width of the part.
+            crop: top, left, height and width of the part.
             scale: of its sides.
             colours: what becomes of the part's, once it is scaled.
         """
-        top, left, height, width = place
+        top, left, height, width = crop
         rows, columns = scaled_sides((height, width), self.size, scale)
         missing = [0, 0, self.size[1] - columns, self.size[0] - rows]  # left, top, right, bottom
-        part = colours(F.resize(F.crop(image, *place), [rows, columns], antialias=True))
+        part = colours(F.resize(F.crop(image, *crop), [rows, columns], antialias=True))
         corner = boxes.new_tensor([left, top, left, top])
         stretch = boxes.new_tensor([columns / width, rows / height, columns / width, rows / height])
         limit = boxes.new_tensor([columns, rows, columns, rows])
         moved = (boxes - corner) * stretch
-        inside = moved.clamp(min=0).minimum(limit)
-        kept = torch.nonzero((_area(inside) > 0) & (_area(inside) >= _VISIBLE * _area(moved)))[:, 0]
+        visible = moved.clamp(min=0).minimum(limit)
+        kept = torch.nonzero((_area(visible) > 0) & (_area(visible) >= _VISIBLE * _area(moved)))[:, 0]
         if masks is not None:
-            cut = F.crop(masks[kept], *place)
-            masks = F.pad(F.resize(cut, [rows, columns], F.InterpolationMode.NEAREST_EXACT), missing)
-        return Scene(F.pad(part, missing, fill=list(self.fill)), (rows, columns), inside[kept], masks, kept)
+            cropped = F.crop(masks[kept], *crop)
+            masks = F.pad(F.resize(cropped, [rows, columns], F.InterpolationMode.NEAREST_EXACT), missing)
+        return Scene(F.pad(part, missing, fill=list(self.fill)), (rows, columns), visible[kept], masks, kept)
 
 
 class Augmentation:
@@ -95,21 +95,21 @@ class Augmentation:
         """The arguments and the result as those of :meth:`Canvas.whole`."""
         scale = random_scale(image, self.canvas.size, self.scale)
         left, top, right, bottom = boxes.unbind(1)
-        if _heads():
+        if _coin_flip():
             image, masks = image.flip(-1), None if masks is None else masks.flip(-1)
             left, right = image.shape[-1] - right, image.shape[-1] - left
-        if self.turns and _heads():
+        if self.turns and _coin_flip():
             image, masks = image.flip(-2), None if masks is None else masks.flip(-2)
             top, bottom = image.shape[-2] - bottom, image.shape[-2] - top
-        if self.turns and _heads():
+        if self.turns and _coin_flip():
             image, masks = image.transpose(-1, -2), None if masks is None else masks.transpose(-1, -2)
             left, top, right, bottom = top, left, bottom, right
         boxes = torch.stack([left, top, right, bottom], dim=1)
-        place = random_place(image, self.canvas.size, scale)
-        return self.canvas.window(image, boxes, masks, place, scale, self.colours)
+        crop = random_crop(image, self.canvas.size, scale)
+        return self.canvas.window(image, boxes, masks, crop, scale, self.colours)
 
 
-def _heads() -> bool:
+def _coin_flip() -> bool:
     return bool(torch.rand(()) < 0.5)
 
 

@@ -103,11 +103,11 @@ def test_stream_trains_in_full_batches_and_knows_the_epoch(stream: Callable[...,
     assert reader.epochs == [0, 1, 2]
 
 
-def test_probe_images_of_a_stream_are_its_first(stream: Callable[..., Stream], module: Module) -> None:
+def test_calibration_images_of_a_stream_are_its_first(stream: Callable[..., Stream], module: Module) -> None:
     stream()
     data = module(source="wds/pets", num_classes=3)
     expected = data.normalise(torch.cat([batch["image"] for batch in data.test_dataloader()]))
-    assert torch.equal(data.probe_images(5), expected[:5])
+    assert torch.equal(data.calibration_images(5), expected[:5])
 
 
 def test_images_a_stream_leaves_out_are_noticed(stream: Callable[..., Stream], module: Module) -> None:

@@ -15,7 +15,7 @@ Sides = Sequence[int]
 
 def fitting_scale(image: Tensor, size: Sides) -> float:
     """By how much the sides of an image (…, h, w) have to be scaled so that the whole of it just fits ``size``."""
-    return min(have / want for have, want in zip(size, image.shape[-2:], strict=True))
+    return min(target / side for target, side in zip(size, image.shape[-2:], strict=True))
 
 
 def random_scale(image: Tensor, size: Sides, factors: tuple[float, float]) -> float:
@@ -24,9 +24,9 @@ def random_scale(image: Tensor, size: Sides, factors: tuple[float, float]) -> fl
     return fitting_scale(image, size) * math.exp(low + (high - low) * torch.rand(()).item())
 
 
-def random_place(image: Tensor, size: Sides, scale: float) -> tuple[int, int, int, int]:
+def random_crop(image: Tensor, size: Sides, scale: float) -> tuple[int, int, int, int]:
     """Top, left, height and width of a part of an image (…, h, w) that fills ``size`` at this scale, if it can."""
-    sides = [min(side, round(have / scale)) for side, have in zip(image.shape[-2:], size, strict=True)]
+    sides = [min(side, round(target / scale)) for side, target in zip(image.shape[-2:], size, strict=True)]
     corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
     return corner[0], corner[1], sides[0], sides[1]
 
@@ -37,7 +37,7 @@ def scaled_sides(sides: Sides, size: Sides, scale: float) -> tuple[int, int]:
     return rows, columns
 
 
-def check_options(options: Mapping[str, Any], *others: str) -> None:
+def check_train_transform(options: Mapping[str, Any], *others: str) -> None:
     """Raise a ``UserError`` unless ``dataset.train_transform`` has ``scale``, ``color_jitter`` and ``others``."""
     expected = {"scale", "color_jitter", *others}
     if not isinstance(options, Mapping) or set(options) != expected:
