@@ -12,8 +12,8 @@ from torch import nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import AnyPredictions
-from mtr_lab.results.store import UnreducedCache, concat_points
+from mtr_lab.results.predictions import Predictions
+from mtr_lab.results.store import UnreducedCache
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
 from mtr_lab.tasks.task import Evaluation, Task
@@ -22,7 +22,7 @@ from mtr_lab.tasks.task import Evaluation, Task
 class PassResult(NamedTuple):
     """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
 
-    predictions: AnyPredictions
+    predictions: Predictions
     skipped: list[str]
     reused: bool
 
@@ -84,12 +84,10 @@ def predict(
     reduced = run(points[1:])
     with unreduced.lock:
         stored = unreduced.load()
-        together = None if stored is None else concat_points(stored, reduced.predictions)
-        if together is not None:
-            return PassResult(together, reduced.skipped, True)
+        if stored is not None and stored.has_images_of(reduced.predictions):
+            return PassResult(stored.concat(reduced.predictions), reduced.skipped, True)
         alone = run(points[:1]).predictions
         unreduced.save(alone)
-    together = concat_points(alone, reduced.predictions)
-    if together is None:
+    if not alone.has_images_of(reduced.predictions):
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return PassResult(together, reduced.skipped, False)
+    return PassResult(alone.concat(reduced.predictions), reduced.skipped, False)

@@ -76,7 +76,7 @@ def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, A
         "reduction": schedule.reduction,
         "flops_literature": schedule.flops_literature,
         "flops_true": schedule.flops + schedule.flops_overhead,
-        "flops_reduction": schedule.flops_overhead,
+        "flops_overhead": schedule.flops_overhead,
         **({} if head is None else {"flops_head": head}),
         "tokens": list(schedule.tokens),
     }

@@ -42,7 +42,7 @@ from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
-from mtr_lab.results.predictions import FILE_NAME as PREDICTIONS
+from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
 from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
@@ -132,7 +132,7 @@ def evaluate(config: DictConfig) -> JobResult | None:
         evaluation = make_evaluation(points)
         speeds = time_points(evaluation, datamodule, trainer, config.timing) if config.timing.batch_size else {}
         result: Result = {
-            "schema": 1,
+            "schema": 2,
             "task": config.task.name,
             "backbone": config.backbone.name,
             "dataset": datamodule.name,

@@ -15,6 +15,8 @@ from mtr_lab.backbones.weights import checkpoint_label_names, is_meta, load_weig
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
+from mtr_lab.results.metrics import score, task_metrics
+from mtr_lab.results.predictions import Predictions
 from mtr_lab.tasks.evaluation import OperatingPoint
 
 ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
@@ -65,13 +67,16 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-    """Keys of a point in the result that an ``objective`` may name; the first is the accuracy."""
     datamodule: ClassVar[type]
     """What the ``dataset`` group has to make."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Keys of a point in the result that an ``objective`` may name."""
+        return [metric.key for metric in task_metrics(self.name)]
 
     def check(self, trainer: DictConfig) -> None:
         """Raise a ``UserError`` for settings of the ``trainer`` group that the task cannot be carried out with."""
@@ -115,9 +120,9 @@ class Task(ABC):
     ) -> Evaluation:
         """What evaluates the model, patched by ``reduction``, at points; without any the images are only read."""
 
-    @abstractmethod
-    def score(self, predictions: Any, point: int) -> Mapping[str, Any]:
-        """``images``, the metrics of one point and their intervals, keys of ``mtr_lab.results.schema.Point``."""
+    def score(self, predictions: Predictions, point: int) -> dict[str, Any]:
+        """See ``mtr_lab.results.metrics.score``."""
+        return score(predictions, point)
 
     def head_flops(self, model: Any) -> int | None:
         """True FLOPs of what a dense task adds to the backbone, for one image; ``None`` where nothing is apart."""

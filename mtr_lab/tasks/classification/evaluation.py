@@ -11,7 +11,7 @@ from torch import Tensor
 from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint
 
 
@@ -100,7 +100,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
             self.keep(self._pending())
             self._pending = None
 
-    def predictions(self) -> Predictions:
+    def predictions(self) -> Classifications:
         """What the model predicted for every image that could be read, at every point; on rank 0.
 
         Raises:
@@ -115,7 +115,7 @@ class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
                     f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
-        return Predictions(
+        return Classifications(
             **images,
             labels=np.concatenate([batch.labels for batch in self.batches]),
             points=np.array([point.name for point in self.points]),

@@ -11,7 +11,6 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, score_point
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -21,7 +20,6 @@ from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
 class Classification(Task):
     __doc__ = Task.__doc__
     name = "classification"
-    metrics = ("top1", "top5", "agreement", "kl")
     datamodule = ImageDataModule
 
     def check_training(self, config: DictConfig) -> None:
@@ -50,9 +48,6 @@ class Classification(Task):
         self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> ClassifierEvaluation:
         return ClassifierEvaluation(model, reduction, points, cuda_graph)
-
-    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
-        return score_point(predictions, point)
 
     def training(self, model: Any, config: DictConfig) -> LightningModule:
         settings = config.training

@@ -12,7 +12,6 @@ from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.detections import Detections, score_detections
 from mtr_lab.tasks.detection.evaluation import DetectionEvaluation
 from mtr_lab.tasks.detection.model import Detector
 from mtr_lab.tasks.detection.training import DetectionTraining
@@ -23,7 +22,6 @@ from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
 class Detection(DenseTask):
     __doc__ = DenseTask.__doc__
     name = "detection"
-    metrics = ("map", "ap50")
     datamodule = DetectionDataModule
     bundled = "bccd"
 
@@ -54,9 +52,6 @@ class Detection(DenseTask):
         self, model: Detector, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> DetectionEvaluation:
         return DetectionEvaluation(model, reduction, points)
-
-    def score(self, predictions: Detections, point: int) -> Mapping[str, Any]:
-        return score_detections(predictions, point)
 
     def training(self, model: Detector, config: DictConfig) -> LightningModule:
         return DetectionTraining(model, **adamw_settings(config))
