@@ -21,9 +21,9 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
-from mtr_lab.tasks.task import Task
+from mtr_lab.tasks.task import AnyTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 
 
 def make_model(config: DictConfig, **changes: Any) -> Any:
@@ -39,7 +39,7 @@ def make_meta_model(config: DictConfig) -> Any:
         return make_model(config)
 
 
-def make_task(config: DictConfig) -> Task:
+def make_task(config: DictConfig) -> AnyTask:
     """The task of the ``task`` group.
 
     Raises:
@@ -51,35 +51,28 @@ def make_task(config: DictConfig) -> Task:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: Task, config: DictConfig, meta_model: Any) -> Any:
-    """The data of the ``dataset`` group for evaluating the task's model.
+def make_task_data(task: AnyTask, config: DictConfig) -> tuple[Any, Any]:
+    """The data of the ``dataset`` group for evaluating the task's model, and that model on the meta device.
 
-    Args:
-        config: the whole configuration.
-        meta_model: of the backbone, as it is with the classes it was trained on.
+    Without memory or weights, the model is there to check the rest of the configuration against.
 
     Raises:
-        UserError: the data, the head's settings or the classes cannot be had.
+        UserError: the data cannot be read, the classes do not fit, or a setting of the head is impossible.
     """
     task.check(config.trainer)
-    arguments = task.data_arguments(meta_model, task.checkpoint(config.backbone))
-    datamodule = make_datamodule(task, config.dataset, meta_model, **arguments)
-    make_meta_task_model(task, config, datamodule.num_classes)
-    return datamodule
-
-
-def make_meta_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
-    """The task's model without memory or weights, to check the rest of a configuration against."""
+    backbone = make_meta_model(config.backbone)
+    arguments = task.data_arguments(backbone, task.checkpoint(config.backbone))
+    datamodule = make_datamodule(task, config.dataset, backbone, **arguments)
     with torch.device("meta"):
-        return make_task_model(task, config, num_classes)
+        return datamodule, task.assemble(backbone, datamodule.num_classes)
 
 
-def make_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
+def make_task_model(task: AnyTask, config: DictConfig, num_classes: int) -> Any:
     """The model that the task evaluates, with its weights."""
     return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 
-def make_datamodule(task: Task, config: DictConfig, model: Any, **arguments: Any) -> Any:
+def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: Any) -> Any:
     """The data of the ``dataset`` group, preprocessed as the model's weights expect.
 
     Raises:
