@@ -3,13 +3,12 @@
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 from torch import Tensor
 
-from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import Reduction
@@ -17,8 +16,11 @@ from mtr_lab.results.schema import PICTURES
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 from mtr_lab.tasks.task import Drawing
 
+if TYPE_CHECKING:
+    from mtr_lab.evaluation.job import Job  # imports all tasks
 
-def draw_images(job: Job, evaluation: Evaluation[Any], points: list[OperatingPoint]) -> None:
+
+def draw_images(job: "Job", evaluation: Evaluation[Any], points: list[OperatingPoint]) -> None:
     """Draw the first evaluation images at two points, to the pictures folder of the run folder.
 
     To be called after the trainer has run over images of ``job.data``, as :func:`as_input`.

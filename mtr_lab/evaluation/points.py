@@ -1,13 +1,16 @@
-"""Operating points of the ``mtr`` group of the configuration, and their costs."""
+"""Operating points: from the ``mtr`` group of the configuration, and into a result."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from mtr_lab.errors import UserError
+from mtr_lab.measure.speed import Speed
 from mtr_lab.reduction import Reduction
+from mtr_lab.results.predictions import AnyPredictions
+from mtr_lab.results.schema import Point
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import AnyTask
 
@@ -59,8 +62,45 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
     return point
 
 
-def describe(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
-    """The keys of a point in a result that follow from its schedule: asked and achieved reduction, FLOPs, tokens."""
+def describe_points(
+    task: AnyTask,
+    model: nn.Module,
+    points: Sequence[OperatingPoint],
+    predictions: AnyPredictions,
+    skipped: list[str],
+    speeds: Mapping[str, Speed],
+    with_memory: bool = True,
+) -> list[Point]:
+    """The points of a result.
+
+    Args:
+        model: the task's.
+        predictions: at all points.
+        skipped: names of the images that could not be read.
+        speeds: by the name of the point; without one, a point has no measured keys.
+        with_memory: whether a speed's ``peak_mib`` holds. CUDA graphs allocate memory when they are captured, not
+            during the measured call.
+    """
+    return [
+        {
+            **_costs(task, model, point),  # type: ignore[typeddict-item]
+            "skipped": skipped,
+            **task.score(predictions, i),
+            **_measured(speeds.get(point.name), with_memory),
+        }
+        for i, point in enumerate(points)
+    ]
+
+
+def _measured(speed: Speed | None, with_memory: bool) -> dict[str, Any]:
+    if speed is None:
+        return {}
+    memory = {"peak_mib": speed.peak_mib} if with_memory else {}
+    return {"img_per_s": speed.img_per_s, "latency_ms": speed.latency_ms, **memory}
+
+
+def _costs(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
+    """What follows from a point's schedule: the asked and the achieved reduction, FLOPs, tokens."""
     schedule, head = point.schedule, task.head_flops(model)
     return {
         "policy": point.policy,

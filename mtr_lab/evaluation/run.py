@@ -13,8 +13,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import draw_images
 from mtr_lab.evaluation.job import Job, plan
 from mtr_lab.evaluation.passes import PassResult, predict, reduced_model, releasing_workers, serve_passes
-from mtr_lab.evaluation.points import describe, strongest
-from mtr_lab.evaluation.timing import describe_speed, time_job
+from mtr_lab.evaluation.points import describe_points, strongest
+from mtr_lab.evaluation.timing import time_job
 from mtr_lab.launch import launch
 from mtr_lab.measure.speed import Speed
 from mtr_lab.report.loggers import log_result
@@ -92,6 +92,7 @@ def measure(job: Job) -> Measurement:
 
 def write(job: Job, measured: Measurement) -> None:
     """Write ``result.json`` and ``predictions.npz`` to the run folder."""
+    run = measured.run
     result: Result = {
         "schema": 1,
         "task": job.task.name,
@@ -99,21 +100,21 @@ def write(job: Job, measured: Measurement) -> None:
         "dataset": job.data.name,
         "weights": job.task.backbone(job.model).weights,
         "key": job.key,
-        "unreduced": {"key": job.unreduced_key, "reused": measured.run.reused},
+        "unreduced": {"key": job.unreduced_key, "reused": run.reused},
         "logged": [],
         "config": job.record,
         "environment": {**describe_environment(), "device": job.machine[0]},
-        "points": [
-            {
-                **describe(job.task, job.model, point),  # type: ignore[typeddict-item]
-                "skipped": measured.run.skipped,
-                **job.task.score(measured.run.predictions, i),
-                **describe_speed(measured.speeds.get(point.name), with_memory=not job.config.trainer.cuda_graph),
-            }
-            for i, point in enumerate(measured.points)
-        ],
+        "points": describe_points(
+            job.task,
+            job.model,
+            measured.points,
+            run.predictions,
+            run.skipped,
+            measured.speeds,
+            with_memory=not job.config.trainer.cuda_graph,
+        ),
     }
-    for file in write_run(result, measured.run.predictions, job.folder):
+    for file in write_run(result, run.predictions, job.folder):
         print(f"wrote {file}")
 
 

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.measure.speed import Speed, measure_speed
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 
+if TYPE_CHECKING:
+    from mtr_lab.evaluation.job import Job  # imports all tasks
 
-def time_job(job: Job, evaluation: Evaluation[Any], points: Sequence[OperatingPoint]) -> dict[str, Speed]:
+
+def time_job(job: "Job", evaluation: Evaluation[Any], points: Sequence[OperatingPoint]) -> dict[str, Speed]:
     """Time all points on evaluation images, in the trainer's precision and on its device; images fill the batch."""
     settings = job.config.timing
     batch = next(batch for batch in job.data.test_dataloader() if len(batch["image"]))
@@ -37,14 +39,3 @@ def time_points(
         resident={point.name: evaluation.model.parameters() for point in points},
         max_seconds=seconds,
     )
-
-
-def describe_speed(speed: Speed | None, with_memory: bool = True) -> dict[str, Any]:
-    """The measured keys of a point in a result; none without a speed.
-
-    CUDA graphs allocate their memory when they are captured, not during the measured call: leave it out for them.
-    """
-    if speed is None:
-        return {}
-    memory = {"peak_mib": speed.peak_mib} if with_memory else {}
-    return {"img_per_s": speed.img_per_s, "latency_ms": speed.latency_ms, **memory}
