@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
-from mtr_lab.evaluation.run import CALIBRATION_IMAGES
+from mtr_lab.evaluation.job import CALIBRATION_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
 from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare

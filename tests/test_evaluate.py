@@ -145,7 +145,7 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
 
 
 def test_an_objective_that_a_graph_does_not_have(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda config: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda config: None)
     run = run_program(main, *SMALL, "timing.batch_size=1", "trainer.cuda_graph=true", "objective=peak_mib")
     assert run.code == 2
     assert "'peak_mib'" in run.err
@@ -262,7 +262,7 @@ def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
         return call
 
     monkeypatch.setattr("mtr_lab.tasks.classification.evaluation.compile", compiled)
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda trainer: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda trainer: None)
     monkeypatch.setattr("mtr_lab.compose.check_device", lambda trainer: None)
     overrides = ["dataset.batch_size=300", "trainer.limit_test_batches=1.0", "mtr.ratio=[0.2,0.3]"]
     timing = ["timing.batch_size=3", "timing.seconds=0"]
