@@ -44,7 +44,7 @@ def _embed(x, weight, bias, class_token, positions, y, x_b, x_c, x_h, columns, t
 def patch_tokens(
     images: Tensor, weight: Tensor, bias: Tensor, class_token: Tensor, positions: Tensor, place: int
 ) -> Tensor:
-    """The contract of ``mtr_lab.ops.embedding``, on a GPU."""
+    """The contract of ``mtr_lab.ops.patch_tokens``, on a GPU."""
     x = images if images.stride(3) == 1 else images.contiguous()
     parameters = (t.contiguous() for t in (weight, bias, class_token, positions))
     channels, _, _, size = weight.shape

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.occupancy import resident_warps, reverse_mask
-from mtr_lab.ops.gpu.scan_walk import Options, Direction, load_channels, tile, walk_states
+from mtr_lab.ops.gpu.scan_walk import Direction, Options, load_channels, tile, walk_states
 
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens loaded at a time
