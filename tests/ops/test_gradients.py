@@ -1,4 +1,4 @@
-"""First and second derivatives of the operations, whatever implementation ran forward."""
+"""First and second derivatives of the operations, for every implementation of the forward pass."""
 
 import itertools
 from types import SimpleNamespace
@@ -89,7 +89,7 @@ def test_convolution():
 
 
 @pytest.mark.parametrize("residual", [None, normal(2, 5, 3, seed=2)])
-def test_norm_on_the_way_of_a_plan(residual):
+def test_norm_with_a_plan(residual):
     dest = torch.tensor([[0, 1, 0, 2, -1], [-1, 0, 1, 1, 2]])
     keep, removed = torch.tensor([[0, 1, 3], [1, 2, 4]]), torch.tensor([[2, 4], [0, 3]])
 
@@ -114,7 +114,7 @@ def test_third_derivatives():
     torch.testing.assert_close(*found)
 
 
-def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
+def test_arguments_that_depend_on_each_other_keep_their_gradients_apart():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
 
     def function(x):
@@ -124,7 +124,7 @@ def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])
-def test_gradients_are_operators_whose_layout_is_known(name):
+def test_registration_of_the_gradients(name):
     data = scan_inputs(2, 3)
     inputs = [data[argument].mT.contiguous().mT.requires_grad_() for argument in ARGUMENTS]  # of other strides
     gap, delta_scale, grad = data["gap"], data["delta_scale"], normal(2, 3, 3)
@@ -136,7 +136,7 @@ def test_gradients_are_operators_whose_layout_is_known(name):
     torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
 
 
-def test_forward_mode_sees_the_operations():
+def test_forward_mode():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
     start = scan_inputs(1, 4)["u"]
     for function, at in (
