@@ -105,13 +105,13 @@ def test_norm_with_a_plan(residual):
 
 def test_third_derivatives():
     x, weight, bias = normal(1, 4, 2).requires_grad_(), normal(1, 2, 3), normal(1, 2)
-    found = []
+    actual = []
     for function in (ops.causal_conv1d, lambda *args: causal_conv1d_reference(*args, [0])):
         value = function(x, weight, bias)
         for _ in range(3):
             (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-        found.append(value)
-    torch.testing.assert_close(*found)
+        actual.append(value)
+    torch.testing.assert_close(*actual)
 
 
 def test_arguments_that_depend_on_each_other_keep_their_gradients_apart():
@@ -159,10 +159,10 @@ def test_a_hessian_of_one_argument_alone(argument):
     def total_of_reference(value):
         return selective_scan_reference(ScanInputs(**data | {argument: value}), stats=())[0].sum()
 
-    found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
-    torch.testing.assert_close(found, expected)
-    found = torch.autograd.functional.hessian(total, data[argument])
-    torch.testing.assert_close(found, expected)
+    actual, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
+    torch.testing.assert_close(actual, expected)
+    actual = torch.autograd.functional.hessian(total, data[argument])
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_the_portable_scan_equals_the_loop(dtype):
     for length, reverse in itertools.product((1, 2, 7, 33), ((False,), (True, False))):
         data = scan_inputs(len(reverse), length)
         half = {k: t if t is None or not t.is_floating_point() else t.to(dtype) for k, t in data.items()}
-        found, expected = [], []
-        for name, results in (("portable", found), ("reference", expected)):
+        actual, expected = [], []
+        for name, results in (("portable", actual), ("reference", expected)):
             with ops.use_backend(name):
                 results += ops.selective_scan(**half, reverse=reverse, stats=ops.STATS)
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
 

@@ -82,8 +82,8 @@ def test_packed_weights_are_padded_with_zeros(dtype):
     packed = ops.pack(weights, dtype)
     low_rank, b, c = packed.split(packed.projection)
     assert (low_rank.shape[-1], b.shape[-1], c.shape[-1]) == (16, 8, 8)
-    found = torch.cat([low_rank[..., :R], b[..., :N], c[..., :N]], dim=-1)
-    assert torch.equal(found, weights.x_proj.mT.to(dtype))
+    actual = torch.cat([low_rank[..., :R], b[..., :N], c[..., :N]], dim=-1)
+    assert torch.equal(actual, weights.x_proj.mT.to(dtype))
     assert not any(
         t.any() for t in (low_rank[..., R:], b[..., N:], c[..., N:], packed.a[:, N:], packed.timescale[:, R:])
     )

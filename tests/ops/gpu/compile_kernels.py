@@ -1,7 +1,7 @@
 """Compile every kernel without a GPU: ``python compile_kernels.py cuda 90`` or ``hip gfx942``.
 
-The interpreter takes programs that the compiler refuses. Here the kernels' callers run on CPU tensors, and what would
-be a launch is a compilation. Prints the kernels by name.
+The interpreter accepts programs that the compiler rejects. Here the callers of kernels run on CPU tensors, and every
+launch is replaced by a compilation. Prints the names of the kernels.
 """
 
 import sys

@@ -10,7 +10,7 @@ import torch
 def covering_array(*options: list, strength: int) -> list[tuple]:
     """Combinations of one value an option, such that any ``strength`` values of different options occur together.
 
-    Greedy: the next row is the first of those that cover most of what is missing.
+    Greedy: the next row is the first of those that cover most of the missing combinations.
     """
     met = {row: set(combinations(enumerate(row), strength)) for row in product(*(range(len(o)) for o in options))}
     missing = set().union(*met.values())

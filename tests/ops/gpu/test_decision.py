@@ -25,18 +25,18 @@ def state(batch, length, special, channels=12, seed=0, summed=5):
 
 def decide(policy, before, evidence, remove):
     with ops.use_backend("triton"):
-        found = policy(before, evidence, remove)
-        assert found.metadata is not None  # by the kernels
+        actual = policy(before, evidence, remove)
+        assert actual.metadata is not None  # by the kernels
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
     expected = expected.with_offsets()._replace(
         metadata=update_metadata(expected, before.index, before.size, before.special)
     )
     for name in ("dest", "keep", "removed", "offsets"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    for name, metadata, right in zip(("index", "size", "special"), found.metadata, expected.metadata, strict=True):
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
+    for name, metadata, right in zip(("index", "size", "special"), actual.metadata, expected.metadata, strict=True):
         assert torch.equal(metadata, right), name
-    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual.weight, expected.weight, rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow
@@ -154,10 +154,10 @@ def test_other_policies_are_composed(changes):
     policy = make_policy(policy_config("mtr", **changes))
     before, evidence = state(1, 20, 1)
     with ops.use_backend("triton"):
-        found = policy(before, evidence, 4)
+        actual = policy(before, evidence, 4)
     with ops.use_backend("reference"):
         expected = policy(before, evidence, 4)
-    assert torch.equal(found.dest, expected.dest)
+    assert torch.equal(actual.dest, expected.dest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -91,11 +91,11 @@ def counted(run, images, backend="triton"):
 @torch.no_grad()
 def test_models(name, size, dtype):
     made, images = small_model(name).to(dtype), torch.randn(2, 3, *size).to(dtype)
-    found, flops, fused = counted(made, images)
+    actual, flops, fused = counted(made, images)
     expected, expected_flops, _ = counted(made, images, "reference")
     assert fused
     assert flops == expected_flops
-    torch.testing.assert_close(found, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
 
 
 def test_other_models_are_not_fused():
@@ -122,5 +122,5 @@ def test_registration():
     inputs = random_inputs(2, 3, 8, 2, 3, 24, torch.float16)
     operator = torch.ops.mtr_lab.patch_tokens.default
     torch.library.opcheck(operator, (*inputs, 3), test_utils=("test_schema", "test_faketensor"))
-    found, expected = ops.decompositions()[operator](*inputs, 3), operator(*inputs, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    actual, expected = ops.decompositions()[operator](*inputs, 3), operator(*inputs, 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

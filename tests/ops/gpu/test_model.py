@@ -39,8 +39,8 @@ def packed(made):
     return ops.pack(mixer_weights(made), torch.float32)
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_changes_without_a_new_version():
     def outputs():
         with torch.no_grad():
             with ops.use_backend("triton"):
-                found = made(images)
+                actual = made(images)
             with ops.use_backend("reference"):  # on a copy, so that the model itself runs no other pass
-                return found, copy.deepcopy(made)(images)
+                return actual, copy.deepcopy(made)(images)
 
     outputs()
     optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, fused=True)
@@ -226,11 +226,11 @@ def test_changes_without_a_new_version():
 def test_state_dict_and_copies_have_no_packed_weights():
     made, names = model(), set(model().state_dict())
     with torch.no_grad(), ops.use_backend("triton"):
-        found = made(torch.ones(1, 3, 24, 24))
+        actual = made(torch.ones(1, 3, 24, 24))
         assert set(made.state_dict()) == names
         assert made.blocks[0].mixer.packed.entry
         assert copy.deepcopy(made).blocks[0].mixer.packed.entry is None
-        assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), found)
+        assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), actual)
 
 
 @pytest.mark.parametrize("policy", ["write", pytest.param(None, marks=SLOW), pytest.param("mtr", marks=SLOW)])
@@ -243,8 +243,8 @@ def test_training_gradients(policy):
         exact(images.double()).square().sum().backward()
     with ops.use_backend("triton"):
         made(images).square().sum().backward()
-    for (name, found), expected in zip(made.named_parameters(), exact.parameters(), strict=True):
-        assert relative(found.grad, expected.grad) < 1e-4, name
+    for (name, actual), expected in zip(made.named_parameters(), exact.parameters(), strict=True):
+        assert relative(actual.grad, expected.grad) < 1e-4, name
 
 
 @pytest.mark.parametrize("policy", [None, "write", pytest.param("utr", marks=SLOW)])

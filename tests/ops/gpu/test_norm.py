@@ -68,8 +68,8 @@ def test_a_plan_is_fused(removed, layer, shared_residual, first):
 @pytest.mark.parametrize("removed", [9, 40])
 def test_apply_plan(removed):
     x, plan = torch.randn(3, removed + 11, 40).half(), plans(3, removed + 11, removed)
-    found, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
-    torch.testing.assert_close(found, expected)
+    actual, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_registration():
@@ -82,8 +82,8 @@ def test_registration():
     ):
         operator = torch.ops.mtr_lab.norm_add.default
         torch.library.opcheck(operator, arguments, test_utils=checks)
-        found, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # the decomposition rounds between its steps
+        actual, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)  # the decomposition rounds between its steps
     metadata = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
     arguments = (*metadata, plan.dest, plan.keep, plan.removed, "triton")
     torch.library.opcheck(torch.ops.mtr_lab.update_metadata.default, arguments, test_utils=checks)
@@ -94,8 +94,8 @@ def test_metadata():
     index = torch.arange(20).mul(3).expand(3, -1)
     size = torch.randint(1, 5, (3, 20)).float()
     special = plan.keep[:, 2:4]
-    found, expected = both(lambda: ops.update_metadata(plan, index, size, special))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual, expected = both(lambda: ops.update_metadata(plan, index, size, special))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -108,5 +108,5 @@ def test_gradients(reduced):
         with ops.use_backend(backend):
             normed, total = ops.rms_norm_add(*leaves, plan=plan)
         gradients.append(torch.autograd.grad(normed.square().sum() + total.sin().sum(), leaves))
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)

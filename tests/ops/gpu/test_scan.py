@@ -16,8 +16,8 @@ from mtr_lab.ops.statistics import STATISTICS
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def inputs(directions, batch, length, channels, states, dtype=torch.float32):
