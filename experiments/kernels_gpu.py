@@ -1,8 +1,8 @@
-"""The Triton kernels of one Vision Mamba block: times beside what the hardware bounds.
+"""Times of the Triton kernels of one Vision Mamba block, against the bounds of the hardware.
 
     python experiments/kernels_gpu.py OUT.json
 
-Needs a GPU. The bounds are counted from what each kernel has to move and compute, over rates measured in the same run.
+Needs a GPU. A bound is the memory traffic or arithmetic of a kernel over the peak rate measured in the same run.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[dict[str, Any]]:
-    """Times of every kernel of one block, two directions, in milliseconds, with the largest of their bounds."""
+    """Milliseconds of every kernel of one block of two directions, and the largest of its bounds."""
     images, length, inner, rank = shape
     tokens, width, both = images * length, inner // 2, (False, True)
     in_proj, weight = normal(2 * inner, width, dtype=DTYPE), normal(width)
@@ -71,7 +71,7 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
     element = tokens * inner
     small = 8 * (rank + STATES) * element  # FLOPs of x_proj and dt_proj, both directions
-    # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
+    # By name: the call, its bytes of memory traffic, its FLOPs on the matrix units, its exponentials.
     kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
         "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
         "project": (lambda: project.project(x, packed, None, both, ()), 5 * row, small, 4 * element),

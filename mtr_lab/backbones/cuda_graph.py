@@ -83,7 +83,7 @@ class CompiledModel:
         recording = self.capture(static, next(iter(self._graphs.values()), None))
         # A module may keep what it has made of its weights, in an attribute, until it is called with another dtype.
         held = [dict(vars(module)) for module in self.model.modules()]
-        recording = replace(recording, held=[*held, [module.packed.kept for module in self._packing]])
+        recording = replace(recording, held=[*held, [module.packed.entry for module in self._packing]])
         # The warm-up may have repacked the weights, in which case the older graphs read what is no longer used.
         self._held = [tensor.detach() for tensor in self._weights()]
         self._state = self._weights_state()
@@ -142,7 +142,7 @@ class CompiledModel:
         """Address and version of every weight: the first tells a cast or a move (``_held`` keeps the old addresses
         taken), the second a change in place. Tensors made in inference mode have no version. Then the modules' own
         copies of their weights (kept by the recordings), which they drop where a change is to be expected."""
-        copies = [(id(module.packed.kept), 0) for module in self._packing]
+        copies = [(id(module.packed.entry), 0) for module in self._packing]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights()] + copies
 
 

@@ -1,4 +1,4 @@
-"""The numerical primitives. Each has a plain PyTorch reference; ``registry`` picks which implementation runs."""
+"""The numerical operations. Each has a reference in plain PyTorch; ``registry`` picks the implementation that runs."""
 
 import torch
 
@@ -28,7 +28,7 @@ REDUCTION_OPS = (
     torch.ops.mtr_lab.apply_plan,
     torch.ops.mtr_lab.norm_add,
 )
-"""The operators whose FLOPs are those of a reduction: the last two are charged for carrying out a plan alone."""
+"""The operators whose FLOPs are the overhead of a reduction. ``norm_add`` counts the FLOPs of its plan alone."""
 
 __all__ = [
     "BACKENDS",

@@ -1,4 +1,4 @@
-"""Deciding a reduction: which tokens are alike, and the asymmetric decision as one operation."""
+"""The decision of a reduction: scores, nearest tokens, and the asymmetric decision as one operation."""
 
 from functools import reduce
 from typing import Any, NamedTuple
@@ -13,20 +13,21 @@ from mtr_lab.ops.registry import Implementation, Operation, operator
 
 
 def nearest(features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The most similar target of each source by cosine similarity, the first of equals. It has no gradient.
+    """The target of the highest cosine similarity for each source, the first of equals. It has no gradient.
 
     Args:
         features: (B, L, C).
         source, target: positions (B, A) and (B, T).
 
     Returns:
-        the target of each source, a position (B, A), and their similarity (B, A).
+        into: the position of each source's target, (B, A).
+        similarity: their cosine, (B, A).
     """
     return NEAREST(features.detach(), source, target)
 
 
 def nearest_reference(features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """One product of all sources and targets, plain PyTorch."""
+    """The product of all sources and targets, plain PyTorch."""
 
     def unit_rows(index: Tensor) -> Tensor:
         rows = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
@@ -49,16 +50,16 @@ NEAREST = Operation(
 
 @register_flop_formula(torch.ops.mtr_lab.nearest)
 def nearest_flops(features_shape, source_shape, target_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2 a multiply-accumulate of the similarities."""
+    """2, a multiply-accumulate, for every channel of every similarity."""
     return 2 * source_shape[0] * source_shape[1] * target_shape[1] * features_shape[2]
 
 
 def importance(terms: Tensor, scale: float) -> Tensor:
-    """The score of each token, (B, L) float32, higher is more important: terms (B, K, L) summed, over ``scale``.
+    """The score of each token, (B, L) float32, higher is more important: ``Σ_k terms[:, k] / scale``.
 
-    0 if that is not a number, the largest one if it is infinite.
+    Terms are (B, K, L). NaN becomes 0, and infinity the largest finite number.
     """
-    # By additions instead of a reduction over so few.
+    # K is small: additions are faster than a reduction.
     return torch.nan_to_num(reduce(torch.add, terms.unbind(1)) / scale).float()
 
 
@@ -97,7 +98,7 @@ def asymmetric_plan(inputs: DecisionInputs) -> Plan:
 def asymmetric_plan_reference(inputs: DecisionInputs) -> Plan:
     """Rank, match and merge, one operation after the other."""
     terms, scale, index, size, special, hidden, residual, remove, targets, by_size = inputs
-    score = torch.nan_to_num(importance(terms, scale))  # a large score in float64 is infinite in float32
+    score = torch.nan_to_num(importance(terms, scale))  # float64 scores may overflow to infinity in float32
     rank = score.scatter(1, special, torch.inf).argsort(dim=1, stable=True)  # special tokens come last
     source, target = rank[:, :remove], rank[:, remove : remove + targets]
     features = _features(hidden, residual)
@@ -106,7 +107,7 @@ def asymmetric_plan_reference(inputs: DecisionInputs) -> Plan:
 
 
 def _features(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
-    """What tokens are compared by: the sum of the streams given, in float32 (float64 for float64)."""
+    """The features that tokens are compared by: the sum of the given streams, in float32 (float64 for float64)."""
     if hidden is None or residual is None:
         return residual if hidden is None else hidden
     return hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + residual
@@ -184,6 +185,6 @@ def asymmetric_plan_flops(  # type: ignore[no-untyped-def]
     terms_shape, scale, index_shape, size_shape, special_shape, hidden_shape, residual_shape, remove, targets, *args,
     out_shape=None, **kwargs
 ) -> int:  # fmt: skip
-    """2 a multiply-accumulate of the similarities."""
+    """2, a multiply-accumulate, for every channel of every similarity."""
     compared = hidden_shape or residual_shape
     return 2 * compared[0] * remove * targets * compared[2] if compared else 0

@@ -1,6 +1,6 @@
-"""What a mixer does between its two big projections: convolution, projections and scan as one operation.
+"""The Mamba mixer without in_proj and out_proj: convolution, projections and scan as one operation.
 
-On a GPU, for inference, it is fused: fewer passes over memory, with parameters that are packed once.
+For inference on a GPU it is fused into fewer passes over memory, with parameters that are packed once.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,17 @@ def mamba_inner(
     """Convolve, project and scan all directions, skip and gate included. Differentiable in ``xz`` and ``weights``.
 
     Args:
-        xz: the input projection, (B, L, 2E): tokens, then their gate.
+        xz: the output of in_proj, (B, L, 2E): tokens, then their gate.
         weights: the parameters of the G directions.
-        reverse, order, gap, delta_scale, stats: as in ``selective_scan``. The convolution reads in token order.
-        scale: the result is multiplied by it.
-        packed: where the kernels' copy of ``weights`` is kept from call to call; without, it is made at every call. A
-            pass without these kernels clears it, since an optimiser may follow that changes parameters unseen.
+        reverse, order, gap, delta_scale, stats: as in ``selective_scan``. The convolution reads tokens in their order
+            or in reverse, not in ``order``.
+        scale: factor of the result.
+        packed: cache of the packed weights; without it they are packed at every call. A pass without the kernels
+            clears it: a fused optimizer may update parameters without bumping their versions.
 
     Returns:
         y: (B, L, E) in the dtype of ``xz``.
-        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order asked.
+        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order of ``stats``.
         b, c: (G, B, L, N), the input and output projections: float32 from the kernels, else in the dtype of ``xz``.
 
     Raises:
@@ -75,7 +76,7 @@ def _composed(
 
 
 def _project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before its bias; low rank, B and C together; B; C."""
+    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before bias; low-rank Δ, B and C side by side; B; C."""
     rank = dt_proj.shape[1]
     projected = torch.bmm(u.flatten(1, 2), x_proj)
     low_rank, b, c = projected.split([rank, states, states], dim=-1)
@@ -132,14 +133,14 @@ def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[str], float]:
-    """The operator's arguments: xz, weights, gap, delta_scale, reverse, the statistics to emit and the scale."""
+    """The operator's arguments as xz, weights, gap, delta_scale, reverse, names of statistics, scale."""
     xz, *weights = arguments[:8]
     gap, delta_scale, reverse, _, _, names, scale = arguments[8:]
     return xz, PackedWeights(*weights), gap, delta_scale, reverse, names.split(), scale
 
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels' work on packed weights; a padded state stays zero."""
+    """The kernels' function on packed weights; padded states stay zero."""
     xz, weights, gap, delta_scale, reverse, stats, scale = _unpack(*arguments)
     x, z = xz.chunk(2, dim=-1)
     u = causal_conv1d_reference(x, weights.conv_weight.transpose(1, 2), weights.conv_bias, reverse)
@@ -174,7 +175,7 @@ def mamba_inner_flops(  # type: ignore[no-untyped-def]
     xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, delta_scale, reverse, rank,
     states, *args, out_shape=None, **kwargs
 ) -> int:  # fmt: skip
-    """The convolution's, the scan's, and 2 a multiply-accumulate of the projections, padding left out."""
+    """Those of convolution and scan, and 2 for each multiply-accumulate of the projections, padding not counted."""
     directions, width, channels = conv_shape
     images, length, _ = xz_shape
     rows = directions * images * length

@@ -1,4 +1,4 @@
-"""Residual addition and normalisation, the step between two blocks: RMSNorm, and LayerNorm where there is a bias."""
+"""Residual addition and normalisation between two blocks: RMSNorm without a bias, LayerNorm with one."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def rms_norm_add(
         hidden: (B, L, C), the previous block's output.
         residual: (B, L, C) in float32 (or float64), or ``None`` before the first block.
         weight: (C,).
-        plan: a reduction to carry out on both streams first; M of the L tokens survive.
+        plan: a reduction that is applied to both streams first; M of the L tokens survive.
 
     Returns:
         normed: (B, M, C) in the dtype of ``hidden``.
@@ -48,7 +48,7 @@ def layer_norm_add(
 def _composed(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """Carry out the plan, then add and normalise."""
+    """Apply the plan, then add and normalise."""
     if plan is not None:
         hidden, residual = reduce_streams(plan, hidden, residual)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -63,7 +63,7 @@ def _composed(
 def _fused(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """One kernel, which finds the tokens it adds by the lists of the plan."""
+    """One kernel for plan, addition and normalisation."""
     if plan is None:
         return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
     own = plan.with_offsets()
@@ -86,7 +86,7 @@ NORM_ADD = Operation(
 
 
 def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Carry a plan out on both streams: (B, L, C) -> (B, M, C) each."""
+    """Apply a plan to both streams, (B, L, C) -> (B, M, C) each."""
     if residual is not None:
         residual = apply_plan(residual, *(plan.residual or plan)[:5])
     return apply_plan(hidden, *plan[:5]), residual
@@ -107,7 +107,7 @@ def _in_plain_pytorch(
     keep: Tensor | None,
     *lists: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's work, with the plans of both streams as lists: weight, removed and offsets of each."""
+    """The kernel's function; ``lists`` are weight, removed and offsets of the plan of each stream."""
     if keep is not None:
         hidden = _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
@@ -115,7 +115,7 @@ def _in_plain_pytorch(
 
 
 def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, removed: Tensor, offsets: Tensor) -> Tensor:
-    """``apply_plan`` of a plan whose tokens that are ``removed`` are in the order of their destinations."""
+    """``apply_plan`` of a plan with ``offsets``."""
     place = torch.arange(removed.shape[1], device=removed.device).expand(removed.shape)
     target = torch.searchsorted(offsets, place.contiguous(), right=True) - 1
     return merge_rows(x, weight, keep, removed, target)
@@ -143,6 +143,6 @@ _norm_add = operator(
 def norm_add_flops(  # type: ignore[no-untyped-def]
     hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, removed_shape, *args, **kwargs
 ) -> int:
-    """Of the plan alone: 2 for every channel of every token that does not survive, in each stream."""
+    """The FLOPs of the plan alone: 2 for every channel of every removed token, in each stream."""
     streams = 1 if residual_shape is None else 2
     return 2 * streams * removed_shape[0] * removed_shape[1] * hidden_shape[2] if removed_shape else 0

@@ -1,4 +1,4 @@
-"""A reduction plan, and the operations that carry it out."""
+"""The reduction plan, and the operations that apply it."""
 
 from typing import Any, NamedTuple
 
@@ -10,27 +10,27 @@ from mtr_lab.ops.registry import Implementation, Operation
 
 
 class Plan(NamedTuple):
-    """Where every token of a batch goes. B images, L tokens in, M survivors out."""
+    """Which tokens survive a reduction, and where the others are merged. B images, L tokens, M survivors."""
 
     dest: Tensor
-    """(B, L) int64, the output position each token goes to, -1 if it is dropped."""
+    """(B, L) int64: the output position of each token: that of its target if it is merged, -1 if it is dropped."""
     weight: Tensor
-    """(B, L) float32, the share of each token in the token it becomes part of."""
+    """(B, L) float32: the weight of each token in the weighted mean at its output position."""
     keep: Tensor
-    """(B, M) int64, the survivors in output order: the input position of each."""
+    """(B, M) int64: the input positions of the survivors, in output order."""
     removed: Tensor
-    """(B, L - M) int64, the input positions of all others."""
+    """(B, L - M) int64: the input positions of the removed tokens."""
     offsets: Tensor | None = None
     """(B, M + 1) int64, if ``removed`` is sorted by destination: the tokens merged into survivor j are
     ``removed[offsets[j] : offsets[j + 1]]``, and those before ``offsets[0]`` are dropped."""
     residual: "Plan | None" = None
-    """What happens to the residual stream, if that is something else; the survivors are the same. What is known of the
-    tokens afterwards (their sizes, where each has gone) follows the block's output."""
+    """Separate plan for the residual stream, with the same survivors; ``None`` to apply this one to both streams. The
+    metadata of the tokens always follows this plan."""
     metadata: "tuple[Tensor, Tensor, Tensor] | None" = None
-    """What ``update_metadata`` returns for the tokens the plan was decided on, where deciding found it on the way."""
+    """The result of ``update_metadata`` for the tokens the plan was made for, if the decision has computed it."""
 
     def with_offsets(self) -> "Plan":
-        """The same plan with ``offsets``."""
+        """The same plan with ``removed`` sorted by destination, and ``offsets``."""
         if self.offsets is not None:
             return self
         target, order = self.dest.gather(1, self.removed).sort(dim=1, stable=True)
@@ -40,14 +40,14 @@ class Plan(NamedTuple):
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
-    """The plan that removes some tokens by merging them into others or dropping them.
+    """The plan that merges the source tokens into survivors, or drops them.
 
     Args:
-        source: (B, r) positions of the tokens to remove, all different within an image.
-        into: (B, r) the survivor each of them is merged into, -1 to drop it.
-        key: (B, L) floating point and finite; the survivors are put in ascending order of it.
-        mass: (B, L) tokens that become one are averaged with these weights (ones: the plain mean). No gradient flows
-            through them: a plan is a decision.
+        source: (B, r) positions of the tokens to remove, distinct within an image.
+        into: (B, r) the position of each source's merge target, a survivor; -1 to drop the source.
+        key: (B, L) floating point and finite; the survivors are sorted by it, ascending.
+        mass: (B, L) the weights of the mean over merged tokens, ones for the plain mean. No gradient flows through
+            them: a plan is a decision.
     """
     batch, length = key.shape
     keep = key.scatter(1, source, torch.inf).argsort(dim=1, stable=True)[:, : length - source.shape[1]]
@@ -66,7 +66,7 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
 def apply_plan(
     x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
-    """Gather the survivors and add to each the tokens merged into it.
+    """Gather the survivors and add the tokens merged into them.
 
     ``out[b, j] = Σ weight[b, i] · x[b, i]`` over the tokens i with ``dest[b, i] == j``.
 
@@ -75,8 +75,8 @@ def apply_plan(
         dest, weight, keep, removed, offsets: of a ``Plan``; ``dest`` of the token ``keep[b, j]`` is j.
 
     Returns:
-        (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
-        nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
+        (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64). A survivor of weight 1 that
+        absorbs no token is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
     return APPLY_PLAN(x, dest, weight, keep, removed, offsets)
 
@@ -89,7 +89,7 @@ def apply_plan_reference(
 
 
 def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, target: Tensor) -> Tensor:
-    """``apply_plan`` with the destinations ``target`` (B, L - M) of the tokens that are ``removed``."""
+    """``apply_plan``, given the output positions ``target`` (B, L - M) of the removed tokens."""
     channels = x.shape[2]
     wide = torch.promote_types(x.dtype, torch.float32)
 
@@ -97,7 +97,7 @@ def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, target:
         token = x.gather(1, index[..., None].expand(-1, -1, channels)).to(wide)
         return token * weight.gather(1, index)[..., None].to(wide)
 
-    # A dropped token adds zero to position 0, which keeps every shape static.
+    # Dropped tokens add zero to position 0, so that all shapes are static.
     merged = rows(removed).masked_fill((target < 0)[..., None], 0)
     index = target.clamp(min=0)[..., None].expand(-1, -1, channels)
     return rows(keep).scatter_add(1, index, merged).to(x.dtype)
@@ -125,10 +125,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, dest, weight = ctx.saved_tensors
-    arrived = grad.gather(1, dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2]))
-    arrived = arrived.masked_fill((dest < 0)[..., None], 0)
-    grad_weight = None if x is None else (arrived.to(weight.dtype) * x.to(weight.dtype)).sum(-1)
-    return arrived * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
+    incoming = grad.gather(1, dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2]))
+    incoming = incoming.masked_fill((dest < 0)[..., None], 0)
+    grad_weight = None if x is None else (incoming.to(weight.dtype) * x.to(weight.dtype)).sum(-1)
+    return incoming * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
 
 
 APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
@@ -136,21 +136,21 @@ APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
 
 @register_flop_formula(torch.ops.mtr_lab.apply_plan)
 def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, removed_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2 a multiply-accumulate: one for every channel of every token that does not survive."""
+    """2, a multiply-accumulate, for every channel of every removed token."""
     batch, _, channels = x_shape
     return 2 * batch * removed_shape[1] * channels
 
 
 def update_metadata(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is known of the tokens after a plan.
+    """The metadata of the tokens after a plan.
 
     Args:
         index: (B, L) int64, the original position of each token.
-        size: (B, L) float32, how many original tokens each token stands for.
-        special: (B, S) int64, positions of the protected tokens.
+        size: (B, L) float32, the number of original tokens each token stands for.
+        special: (B, S) int64, the positions of the special tokens.
 
     Returns:
-        the same of the survivors: (B, M), (B, M), the sizes summed over what was merged, and (B, S).
+        index (B, M), size (B, M), summed over merged tokens, and special (B, S) of the survivors.
     """
     if plan.metadata is not None:
         return plan.metadata

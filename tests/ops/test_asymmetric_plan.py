@@ -1,4 +1,4 @@
-"""Which tokens go and where, on any device: against loops over tokens."""
+"""The nearest target and the asymmetric decision against loops over tokens."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_nearest_is_a_registered_operator_without_a_gradient():
 
 
 def decided(terms, scale, size, special, features, removed, targets, by_size):
-    """Of one image: the survivors, and by position into which of them a token goes and with which share."""
+    """For one image: the survivors, the merge target of each token, and its weight in the mean."""
     length = len(size)
     score = [sum(float(x) for x in terms[:, i]) / scale for i in range(length)]
     ranked = sorted((i for i in range(length) if i not in special), key=lambda i: (score[i], i))

@@ -1,4 +1,4 @@
-"""First and second derivatives of the operations, whatever implementation ran forward."""
+"""First and second derivatives of the operations, for every implementation of the forward pass."""
 
 import itertools
 from types import SimpleNamespace
@@ -89,7 +89,7 @@ def test_convolution():
 
 
 @pytest.mark.parametrize("residual", [None, normal(2, 5, 3, seed=2)])
-def test_norm_on_the_way_of_a_plan(residual):
+def test_norm_with_a_plan(residual):
     dest = torch.tensor([[0, 1, 0, 2, -1], [-1, 0, 1, 1, 2]])
     keep, removed = torch.tensor([[0, 1, 3], [1, 2, 4]]), torch.tensor([[2, 4], [0, 3]])
 
@@ -105,16 +105,16 @@ def test_norm_on_the_way_of_a_plan(residual):
 
 def test_third_derivatives():
     x, weight, bias = normal(1, 4, 2).requires_grad_(), normal(1, 2, 3), normal(1, 2)
-    found = []
+    actual = []
     for function in (ops.causal_conv1d, lambda *args: causal_conv1d_reference(*args, [0])):
         value = function(x, weight, bias)
         for _ in range(3):
             (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-        found.append(value)
-    torch.testing.assert_close(*found)
+        actual.append(value)
+    torch.testing.assert_close(*actual)
 
 
-def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
+def test_arguments_that_depend_on_each_other_keep_their_gradients_apart():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
 
     def function(x):
@@ -124,7 +124,7 @@ def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])
-def test_gradients_are_operators_whose_layout_is_known(name):
+def test_registration_of_the_gradients(name):
     data = scan_inputs(2, 3)
     inputs = [data[argument].mT.contiguous().mT.requires_grad_() for argument in ARGUMENTS]  # of other strides
     gap, delta_scale, grad = data["gap"], data["delta_scale"], normal(2, 3, 3)
@@ -136,7 +136,7 @@ def test_gradients_are_operators_whose_layout_is_known(name):
     torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
 
 
-def test_forward_mode_sees_the_operations():
+def test_forward_mode():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
     start = scan_inputs(1, 4)["u"]
     for function, at in (
@@ -159,10 +159,10 @@ def test_a_hessian_of_one_argument_alone(argument):
     def total_of_reference(value):
         return selective_scan_reference(ScanInputs(**data | {argument: value}), stats=())[0].sum()
 
-    found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
-    torch.testing.assert_close(found, expected)
-    found = torch.autograd.functional.hessian(total, data[argument])
-    torch.testing.assert_close(found, expected)
+    actual, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
+    torch.testing.assert_close(actual, expected)
+    actual = torch.autograd.functional.hessian(total, data[argument])
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_the_portable_scan_equals_the_loop(dtype):
     for length, reverse in itertools.product((1, 2, 7, 33), ((False,), (True, False))):
         data = scan_inputs(len(reverse), length)
         half = {k: t if t is None or not t.is_floating_point() else t.to(dtype) for k, t in data.items()}
-        found, expected = [], []
-        for name, results in (("portable", found), ("reference", expected)):
+        actual, expected = [], []
+        for name, results in (("portable", actual), ("reference", expected)):
             with ops.use_backend(name):
                 results += ops.selective_scan(**half, reverse=reverse, stats=ops.STATS)
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
 

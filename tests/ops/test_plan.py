@@ -9,7 +9,7 @@ from mtr_lab import ops
 
 
 def random_plan(seed, batch, length, kept, drop=0.3):
-    """Survivors in any order; of the other tokens a share is dropped, the rest merged anywhere."""
+    """Survivors in random order; of the removed tokens, a share is dropped and the rest merged at random."""
     rng = np.random.default_rng(seed)
     dest, keep = np.zeros((batch, length), int), np.zeros((batch, kept), int)
     for b in range(batch):
@@ -17,10 +17,10 @@ def random_plan(seed, batch, length, kept, drop=0.3):
         dest[b] = np.where(rng.random(length) < drop, -1, rng.integers(kept, size=length))
         dest[b, keep[b]] = np.arange(kept)
     weight = torch.from_numpy(rng.uniform(0.1, 1, (batch, length)))
-    return torch.from_numpy(dest), weight, torch.from_numpy(keep), others(torch.from_numpy(keep), length)
+    return torch.from_numpy(dest), weight, torch.from_numpy(keep), not_in(torch.from_numpy(keep), length)
 
 
-def others(keep, length):
+def not_in(keep, length):
     removed = [[i for i in range(length) if i not in row] for row in keep.tolist()]
     return torch.tensor(removed, dtype=torch.int64).view(len(keep), -1)
 
@@ -40,7 +40,7 @@ def tokens(batch, length, channels, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Half precision rounds once, at the end.
+    # Half precision is rounded once, at the end.
     [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1.01 * 2**-8), (torch.float16, 1.01 * 2**-11)],
 )
 @settings(max_examples=50)

@@ -51,7 +51,7 @@ class Case:
     delta_scale: bool = False
 
     def inputs(self, dtype=torch.float32, device="cpu"):
-        """Keyword arguments of ``selective_scan``, random but a function of the case alone."""
+        """Keyword arguments of ``selective_scan``, random, and the same for equal cases."""
         generator = torch.Generator().manual_seed(self.length + 1000 * self.channels + 100_000 * self.states)
 
         def normal(*shape):
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def raster(self):
-        """Whether the directions are those that need no order."""
+        """Whether all paths are rows or reversed rows, which need no order."""
         return {*self.paths} <= {"rows", "-rows"}
 
 
@@ -127,7 +127,7 @@ def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, delta_scale, reverse=(),
 
 
 def magnitudes(inputs):
-    """The same recurrence without cancellation: what rounding errors are proportional to."""
+    """The recurrence of absolute values, to which rounding errors are proportional."""
     positive = {k: inputs[k].abs() for k in ("u", "B", "C", "D")}
     total, y, _ = scan_loop(**inputs | positive)
     return np.abs(total), y
@@ -190,7 +190,7 @@ def test_extreme_gates(backend, dtype, tolerance, value):
 
 @pytest.mark.parametrize("name", ["u", "delta", "B", "z"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_nan_shows_in_its_own_image_only(backend, name):
+def test_a_nan_stays_in_its_image(backend, name):
     inputs = Case(gap=True).inputs()
     inputs[name][..., 1, 3, :] = torch.nan  # token 3 of image 1
     with ops.use_backend(backend):
@@ -202,7 +202,7 @@ def test_a_nan_shows_in_its_own_image_only(backend, name):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @settings(max_examples=15)
 @given(case=cases)
-def test_gap_decays_as_zero_input_tokens_do(backend, case):
+def test_a_gap_decays_like_tokens_of_zero_input(backend, case):
     """Keep every token with probability one third of a sequence whose other tokens have u = delta = 0."""
     inputs = dataclasses.replace(case, gap=False, delta_scale=False).inputs(
         torch.float64 if backend == "reference" else torch.float32

@@ -1,4 +1,4 @@
-"""A whole reduction decision in Triton: rank, match, merge and the survivors' order, each in a launch."""
+"""The asymmetric reduction decision in Triton: a launch each to rank the tokens, match them and write the plan."""
 
 import torch
 import triton
@@ -10,22 +10,22 @@ from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device
 
 MAX_LENGTH = 16384
 MAX_REMOVED = 2048
-RUN = 512  # tokens that one program sorts; of more, the runs are merged in a launch more
+RUN = 512  # tokens that one program sorts; the sorted runs of longer sequences are merged by another launch
 
 
 @triton.jit
 def _keys(terms, special, i, length, step_term, step_token, scale, TERMS: tl.constexpr, SPECIALS: tl.constexpr):
-    """Distinct integers in the order in which tokens go: the least important first, of equals the earlier."""
+    """Distinct integers that sort tokens by their score, equal scores by position, special tokens last."""
     score = tl.load(terms + i * step_token, i < length, 0).to(tl.float32)
     for k in tl.static_range(1, TERMS):
         score += tl.load(terms + k * step_term + i * step_token, i < length, 0).to(tl.float32)
     score = tl.div_rn(score, scale)
-    score = tl.where(score == score, score, 0) + 0.0  # of two zeros the positive
+    score = tl.where(score == score, score, 0) + 0.0  # NaN becomes 0, and -0 becomes +0
     score = tl.minimum(tl.maximum(score, -3.4028234663852886e38), 3.4028234663852886e38)
     bits = score.to(tl.int32, bitcast=True)
     key = tl.where(i < length, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
     for s in tl.static_range(SPECIALS):
-        key = tl.where(i == tl.load(special + s).to(tl.int32), 0x7FFFFFFF, key)  # the protected last
+        key = tl.where(i == tl.load(special + s).to(tl.int32), 0x7FFFFFFF, key)  # last
     return (key.to(tl.int64) << 32) | i
 
 
@@ -41,14 +41,14 @@ def _features(hidden, residual, row, mask, channels, c, HIDDEN: tl.constexpr, RE
 
 @triton.jit
 def _halves(x):
-    """The bits of float32 numbers that matrix units read, and what they leave."""
+    """x as the sum of two float32 numbers: the bits that a TF32 product reads, and the rest."""
     high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     return high, x - high
 
 
 @triton.jit
 def _load_removed(order, best, size, k, num_removed, MATCH: tl.constexpr):
-    """The removed tokens k, into which tokens they merge (-1: none), and how many original tokens they stand for."""
+    """The positions of the removed tokens k, those of their merge targets (-1 to drop) and their sizes."""
     mask = k < num_removed
     source = tl.load(order + k, mask, 0x7FFFFFFF)
     target = tl.where(mask, -1, 0x7FFFFFFF)
@@ -62,23 +62,23 @@ def _load_removed(order, best, size, k, num_removed, MATCH: tl.constexpr):
 def _survivors(order, best, index, size, special, dest, weight, keep, offsets, new_index, new_size, new_special, image,
                i, length, num_removed, SPECIALS: tl.constexpr, MATCH: tl.constexpr, BY_SIZE: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
-    """Write where the survivors among the tokens i go, and what they are made of."""
+    """Write the plan and the new metadata of the survivors among the tokens i."""
     first, kept = image * length, length - num_removed
     order, best = order + first, best + image * num_removed
     own = tl.load(size + i, i < length, 1)
-    slot, removed, begin, gained, total = i, i * 0, i * 0, i * 0.0, own
+    slot, is_removed, begin, merged, total = i, i * 0, i * 0, i * 0.0, own
     for k in range(0, num_removed, BLOCK):
         source, target, mass = _load_removed(order, best, size, k + tl.arange(0, BLOCK), num_removed, MATCH)
         source, target = source[:, None], target[:, None]
         slot -= tl.sum((source < i[None, :]).to(tl.int32), 0)
-        removed += tl.sum((source == i[None, :]).to(tl.int32), 0)
+        is_removed += tl.sum((source == i[None, :]).to(tl.int32), 0)
         begin += tl.sum((target < i[None, :]).to(tl.int32), 0)
-        gained += tl.sum((target == i[None, :]).to(tl.float32), 0)
+        merged += tl.sum((target == i[None, :]).to(tl.float32), 0)
         total += tl.sum(tl.where(target == i[None, :], mass[:, None], 0), 0)
-    survives = (i < length) & (removed == 0)
+    survives = (i < length) & (is_removed == 0)
     to = image * kept + slot
     tl.store(dest + first + i, slot.to(tl.int64), survives)
-    tl.store(weight + first + i, tl.div_rn(own, total) if BY_SIZE else tl.div_rn(1.0, 1.0 + gained), survives)
+    tl.store(weight + first + i, tl.div_rn(own, total) if BY_SIZE else tl.div_rn(1.0, 1.0 + merged), survives)
     tl.store(keep + to, i.to(tl.int64), survives)
     tl.store(new_index + to, tl.load(index + i, survives, 0), survives)
     tl.store(new_size + to, total, survives)
@@ -93,7 +93,7 @@ def _survivors(order, best, index, size, special, dest, weight, keep, offsets, n
 @triton.jit
 def _sources(order, best, size, dest, weight, removed, image, r, length, num_removed, MATCH: tl.constexpr,
              BY_SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Write where the removed tokens r go, and list them by it."""
+    """Write the plan of the removed tokens r, and list them by destination."""
     first = image * length
     order, best = order + first, best + image * num_removed
     own, into, own_mass = _load_removed(order, best, size, r, num_removed, MATCH)
@@ -118,7 +118,7 @@ def _sources(order, best, size, dest, weight, removed, image, r, length, num_rem
 @triton.jit(do_not_specialize=["length", "num_removed", "step_image", "step_term"])
 def _sort_block(terms, special, keys, order, best, length, num_removed, step_image, step_term, step_token, scale,
                 TERMS: tl.constexpr, SPECIALS: tl.constexpr, WHOLE: tl.constexpr, LP: tl.constexpr):  # fmt: skip
-    """Sort some tokens among themselves: all of an image, or their keys alone."""
+    """Sort LP tokens: write their positions if they are a whole image, else their sorted keys, a run."""
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
     own = _keys(terms + image * step_image, special + image * SPECIALS, i, length, step_term, step_token, scale, TERMS,
                 SPECIALS)  # fmt: skip
@@ -132,7 +132,7 @@ def _sort_block(terms, special, keys, order, best, length, num_removed, step_ima
 
 @triton.jit(do_not_specialize=["length"])
 def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
-    """Write some tokens to ``order`` where they stand in it: after as many as every sorted run has that go before."""
+    """Merge the sorted runs of an image: a token's rank is the number of smaller keys in all runs."""
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
     keys, order = keys + image * length, order + image * length
     own = tl.load(keys + i, i < length, 0)
@@ -152,7 +152,10 @@ def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
 @triton.jit(do_not_specialize=["length", "num_removed", "targets"])
 def _match_block(hidden, residual, order, best, length, num_removed, targets, channels, HIDDEN: tl.constexpr,
                  RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr):  # fmt: skip
-    """Keep the most similar of some targets for each of some sources, as integers of which the largest wins."""
+    """Find the most similar of TP targets for RP sources, and combine it with the other programs' by an atomic maximum.
+
+    Keys are integers: the similarity in the high bits, then the target, the first of equals largest.
+    """
     image = tl.program_id(0).to(tl.int64)
     r, m = tl.program_id(1) * RP + tl.arange(0, RP), tl.program_id(2) * TP + tl.arange(0, TP)
     is_source, is_target = r < num_removed, m < targets
@@ -171,7 +174,7 @@ def _match_block(hidden, residual, order, best, length, num_removed, targets, ch
         similarity = tl.dot(a_rest, b, similarity, input_precision="tf32")
         similarity = tl.dot(a, b_rest, similarity, input_precision="tf32")
         similarity = tl.dot(a, b, similarity, input_precision="tf32")
-    similarity = similarity / tl.maximum(tl.sqrt(square), 1e-12)[None, :] + 0.0  # of two zeros the positive
+    similarity = similarity / tl.maximum(tl.sqrt(square), 1e-12)[None, :] + 0.0  # -0 becomes +0
     bits = similarity.to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - m)[None, :]
     key = tl.max(tl.where(is_target[None, :], key, -(2**63)), 1)
@@ -206,7 +209,7 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
     weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
     new_special = special.new_empty(special.shape)
     result = dest, weight, keep, removed, offsets, new_index, new_size, new_special
-    # Before the first reduction all images share a row.
+    # Before the first reduction all images share one row, expanded.
     index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
     special = special.contiguous()
 
@@ -223,7 +226,7 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
     if not whole:
         _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
     if features is not None:
-        # A long sequence reuses what it reads; in a short one many small programs hide each other's waiting.
+        # Large tiles reuse what they load; with few removed tokens, many small programs hide latency better.
         rows, columns, warps = max(16, triton.next_power_of_2(num_removed)), 32, 2
         if num_removed > 64:
             rows, columns, warps = 64, 64, 4

@@ -1,4 +1,4 @@
-"""Patches, class token and positions to tokens as a Triton kernel: a matrix product that finds its rows in an image."""
+"""The patch embedding as one Triton kernel: a matrix product with patches read from the image, plus positions."""
 
 import math
 
@@ -17,15 +17,15 @@ PIXELS = 64  # of each token, in one step of the product
 def _embed(x, weight, bias, class_token, positions, y, x_b, x_c, x_h, columns, tokens, length, place,
            channels: tl.constexpr, K: tl.constexpr, P: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr,
            T: tl.constexpr, E: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    """The strides of x are in units of V elements. Programs that share pixels run side by side."""
+    """T tokens, E channels; the strides of x are in units of V elements. Programs that share pixels are neighbours."""
     c = tl.program_id(0) * E + tl.arange(0, E)
     row = tl.program_id(1) * T + tl.arange(0, T)
     channel_mask, row_mask = c < channels, row < tokens
     image, j = (row // length).to(tl.int64), row % length
     patch = j - (j > place)
     x += image * (x_b * V) + patch // columns * P * (x_h * V) + patch % columns * P
-    pixel_mask = row_mask & (j != place)  # the class token sees no pixel
-    # Not after the product, as the positions, where registers are short.
+    pixel_mask = row_mask & (j != place)  # all tokens but the class token
+    # Added before the product, not after it with the positions, to save registers there.
     shift = tl.load(bias + c, channel_mask, 0).to(tl.float32)
     own = tl.load(class_token + c, channel_mask, 0).to(tl.float32)
     total = tl.where((j == place)[:, None], own[None, :], shift[None, :])
@@ -52,7 +52,7 @@ def patch_tokens(
     tokens = len(x) * length
     y = x.new_empty(len(x), length, channels)
     strides = x.stride()[:3]
-    vector = math.gcd(8, *strides)  # the compiler is to know that it may read so many elements at once
+    vector = math.gcd(8, *strides)  # tells the compiler how many elements a load may take at once
     part = divisor(tokens, channels, x.device)
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS // part)
     _embed[triton.cdiv(channels, block), triton.cdiv(tokens, TOKENS // part)](
@@ -64,6 +64,6 @@ def patch_tokens(
 
 
 def divisor(tokens: int, channels: int, device: torch.device) -> int:
-    """What a program's tokens, channels and warps are divided by: 2 where whole ones are fewer than multiprocessors."""
+    """Divisor of a program's tokens, channels and warps: 2 if full programs are fewer than the multiprocessors."""
     programs = triton.cdiv(tokens, TOKENS) * triton.cdiv(channels, CHANNELS)
     return 2 if programs < num_sms(device) else 1

@@ -1,4 +1,4 @@
-"""What is known of the tokens after a plan that was decided elsewhere, in one Triton kernel; one program an image."""
+"""Index, size and special positions of a plan's survivors in one Triton kernel, for plans that bring none."""
 
 import triton
 import triton.language as tl
@@ -10,6 +10,7 @@ from mtr_lab.ops.gpu.occupancy import on_its_device
 @triton.jit(do_not_specialize=["length", "num_removed", "specials"])
 def _update_metadata(index, size, special, dest, keep, removed, new_index, new_size, new_special,
                      length, num_removed, specials, M: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """A program for each image."""
     image = tl.program_id(0).to(tl.int64)
     first, kept = image * length, length - num_removed
     j = tl.arange(0, M)
@@ -30,7 +31,7 @@ def _update_metadata(index, size, special, dest, keep, removed, new_index, new_s
 def update_metadata(
     index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The original index, size and special positions of the survivors: (B, M), (B, M), (B, S)."""
+    """The contract of ``mtr_lab.ops.update_metadata``, on a GPU."""
     images, length = index.shape
     kept = keep.shape[1]
     new_index, new_size, new_special = (

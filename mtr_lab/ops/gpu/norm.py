@@ -1,4 +1,4 @@
-"""Residual addition and normalisation as a Triton kernel, which carries out a reduction plan on the way."""
+"""Residual addition and normalisation in one Triton kernel, with a reduction plan fused into its loads."""
 
 import torch
 import triton
@@ -15,7 +15,7 @@ def _token(x, token, channels, c):
 
 @triton.jit
 def _merged(total, x, image, j, length, num_removed, channels, c, weight, removed, offsets):
-    """What output position j of an image has, and the tokens that are merged into it, weighted."""
+    """``total`` plus the weighted tokens that are merged into output position j of an image."""
     own = offsets + image * (length - num_removed + 1) + j
     for k in range(tl.load(own), tl.load(own + 1)):
         other = image * length + tl.load(removed + image * num_removed + k)
@@ -36,7 +36,7 @@ def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, remove
     x = _token(hidden, token, channels, c)
     if REDUCE:
         x *= tl.load(share + token)
-    if ADD:  # before any waits for what may be merged
+    if ADD:  # loaded before the loops over merged tokens, which wait for their bounds
         stream = _token(residual, token, channels, c)
         x += stream * tl.load(residual_share + token) if REDUCE else stream
     if REDUCE:
@@ -65,17 +65,17 @@ def norm_add(
     keep: Tensor | None,
     *lists: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The contract of ``mtr_lab.ops.layer_norm_add``, and of ``rms_norm_add`` without a bias; the plan is in pieces.
+    """The contract of ``layer_norm_add`` and, without a bias, ``rms_norm_add`` of ``mtr_lab.ops``.
 
     Args:
-        keep: of the plan.
+        keep: of the plan, or ``None`` for no plan.
         lists: weight, removed and offsets of the plan for ``hidden``, then of the plan for ``residual``.
     """
     images, length, channels = hidden.shape
     kept = length if keep is None else keep.shape[1]
     normed = hidden.new_empty(images, kept, channels)
     total = hidden.new_empty(images, kept, channels, dtype=torch.float32)
-    absent = weight  # stands for a tensor the kernel does not read
+    absent = weight  # stands for a tensor that the kernel does not read
     _add_norm[(images * kept,)](
         hidden.contiguous(), absent if residual is None else residual.contiguous(), weight,
         bias, normed, total,
@@ -100,7 +100,7 @@ def _apply(x, y, keep, weight, removed, offsets, length, num_removed, channels, 
 
 @on_its_device
 def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor) -> Tensor:
-    """The contract of ``mtr_lab.ops.apply_plan``, on a GPU; sums in the same order on every run."""
+    """The contract of ``mtr_lab.ops.apply_plan``, on a GPU. Deterministic."""
     x = x.contiguous()
     images, length, channels = x.shape
     kept = keep.shape[1]
@@ -111,6 +111,6 @@ def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets
 
 
 def _row(channels: int) -> dict[str, int]:
-    """A program's share, one token, and its threads: 16 channels each, as far as a program may have threads."""
+    """A token's channels, padded to a power of two, and its program's warps: up to 8, of 16 channels a thread."""
     size = triton.next_power_of_2(channels)
     return {"C": size, "num_warps": min(max(size // 512, 1), 8)}

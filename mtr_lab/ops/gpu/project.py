@@ -1,7 +1,6 @@
-"""Everything a block's scan reads: convolution and SiLU, x_proj, then dt_proj, bias and softplus.
+"""The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bounded by what it moves. One kernel for all was slower: it met u again in the cache, but waited
-for it there.
+Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
 
-SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
+SMALL = 4096  # tokens: with fewer, runs are ``UNROLL`` long, so that enough programs run to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
 TILE = 64  # channels whose timescales a program computes at a time
@@ -29,7 +28,7 @@ def _tiles(*shapes: tuple[int, int, int]) -> list[triton.Config]:
 @triton.jit(do_not_specialize=["length", "run"])
 def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: tl.constexpr, REVERSE: tl.constexpr,
               G: tl.constexpr, W: tl.constexpr, E: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """A program, one warp, slides a window of tokens along a run, so that each is read once for all taps."""
+    """A program, one warp, slides a window along a run of tokens, so that each token is loaded once for all taps."""
     runs = tl.cdiv(length, run)
     image = (tl.program_id(1) // runs).to(tl.int64)
     start = tl.program_id(1) % runs * run
@@ -44,7 +43,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
     x += image * length * step_x + e
     u += image * length * channels + e
     size = tl.num_programs(1).to(tl.int64) // runs * length * channels
-    window = ()  # of tokens t - W + 1 to t + W - 2, for the token t that comes next; then the U tokens after those
+    window = ()  # tokens t - W + 1 to t + W - 2 + U, where t is the next token
     for k in tl.static_range(2 * W - 2 + U):
         t = start + k - W + 1
         window = window + (tl.load(x + t * step_x, mask & (t >= 0) & (t < length), 0),)
@@ -55,7 +54,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
         for k in tl.static_range(U):
             for g in tl.static_range(G):
                 total = biases[g]
-                for tap in tl.static_range(W):  # the last is the token itself
+                for tap in tl.static_range(W):  # tap W - 1 multiplies the token itself
                     near = window[k + (2 * W - 2 - tap if (REVERSE >> g) & 1 else tap)]
                     total += weights[g * W + tap] * near.to(tl.float32)
                 active = total / (1 + tl.exp2(-total * LOG2E))
@@ -71,7 +70,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
 def _timescales(projected, weight, bias, delta_scale, u, delta, sums, terms, tokens, channels: tl.constexpr,
                 step: tl.constexpr, R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, DELTA_SCALE: tl.constexpr,
                 STATS: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """``STATS``: the names of the terms, for the tuner."""
+    """Δ of T tokens, and their statistics. ``STATS``, the names of the terms, is a key of the tuner."""
     g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
     row = tl.arange(0, T)
@@ -96,7 +95,7 @@ def _timescales(projected, weight, bias, delta_scale, u, delta, sums, terms, tok
         if channels % (BLOCKS * E) != 0:
             dt = tl.where(channel_mask[None, :], dt, 0)
         u_e = dt
-        if len(terms) > 0:  # the compiler leaves out what no term reads
+        if len(terms) > 0:  # the compiler removes the load if no term uses u
             u_e = tl.load(u + at[:, None] * channels + e[None, :], mask, 0).to(tl.float32)
         more = ()
         for i in tl.static_range(len(terms)):
@@ -115,16 +114,18 @@ def project(
     reverse: Sequence[int],
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve the tokens and project what the scan needs.
+    """Convolve the tokens and project them to Δ, B and C.
 
     Args:
-        x: (B, L, E), rows evenly spaced.
-        delta_scale: (B, L), what Δ of each token is multiplied by.
-        stats: the statistics to emit, of those that do not read the output.
+        x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
+        delta_scale: (B, L), a factor on Δ of each token.
+        stats: the statistics to compute, of those that do not read the scan's output.
 
     Returns:
-        u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; low rank, B and C side by side,
-        (G, B, L, R + 2N) float32; the statistics, (G, B, L, len(stats)) float32.
+        u: (G, B, L, E) in the dtype of ``x``.
+        delta: Δ after softplus, likewise.
+        projected: low rank, B and C side by side, (G, B, L, R + 2N) float32.
+        sums: the statistics, (G, B, L, len(stats)) float32.
     """
     x = rows(x)
     images, length, channels = x.shape
@@ -149,9 +150,9 @@ def project(
 
 
 def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:
-    """How many programs share the channels of a token: few tokens would leave multiprocessors idle.
+    """The number of programs that share the channels of a token, so that few tokens still fill the GPU.
 
-    Such that there are six programs a multiprocessor, at most eight for a token, each with as many whole tiles.
+    The aim is six programs a multiprocessor; at most eight share a token, and each takes the same number of tiles.
     """
     tiles = triton.cdiv(channels, TILE)
     wanted = 6 * num_sms(device) // triton.cdiv(max(tokens, 1), 64)

@@ -1,19 +1,20 @@
 """The gradients of the selective scan: the recurrence backwards in time, one launch for all directions.
 
-One warp owns up to 32 channels of one direction of one image, with all their states, and a segment of the tokens: all
-of them, unless that would leave the GPU idle. The states a token arrives at are needed in the reverse of the order they
-come about in, so a program first walks its segment and keeps the state at the start of every chunk of about √L tokens;
-then it goes over the chunks from the last to the first, computes a chunk's states again into a buffer and reads that
-backwards. This takes memory for 2√L tokens' states instead of L. What a walk reads is under way some tokens ahead.
+A program is one warp. It owns up to 32 channels of one direction of one image, with all their states, and a segment of
+the sequence: the whole sequence, unless the batch is too small to fill the GPU.
 
-Where there are several segments, two short launches before find what each leaves to the next: the state, in the reading
-order, and the gradient of the state against it.
+The backward recurrence needs the forward states in reverse. Storing all of them would take memory for L tokens; a
+program takes memory for 2√L. It first scans its segment and stores the state at the start of every chunk of about √L
+tokens. Then it goes over the chunks from the last to the first: it scans the chunk again into a buffer of its states,
+and reads the buffer backwards.
 
-The compiler gives a thread 4 channels times 4 states. With one channel and its 16 states a thread, the sums over the
-states would need no other thread, but those over the channels, for B and C, are as many and would need all the more.
+With several segments, two short launches come first. They compute what each segment passes on: the state, to the next
+segment in reading order, and the gradient of the state, to the one before.
 
-Sums over the channels or the images are written as one part a program and added afterwards: the result does not depend
-on which program finishes first.
+The compiler gives a thread 4 channels times 4 states. With one channel and its 16 states a thread, sums over states
+would stay within the thread, but the sums over channels, for the gradients of B and C, would cross more threads.
+
+Deterministic: each program writes its part of the sums over channels and images; the parts are added afterwards.
 """
 
 import math
@@ -30,28 +31,27 @@ from mtr_lab.ops.gpu.scan_chunks import CHANNELS, chunk_states
 from mtr_lab.ops.scan_inputs import ScanInputs
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
-SEGMENTS = 24  # of a sequence, at most: each program sums up the others
+MAX_SEGMENTS = 24  # of a sequence: each program adds up what the others pass on
 MIN_SEGMENT = 32  # tokens
-FORWARDS = 4  # tokens that a walk in the reading order reads at once
-BACKWARDS = 2  # and one against it, which reads their states too
-REGISTERS = registers(240)  # for 8 warps a Hopper multiprocessor; 168, for 12, is slower
-VARYING = ["length", "segment", "chunk", "images", "reverse"]  # no kernel of its own for a 1 or a multiple of 16
+FORWARDS = 4  # tokens loaded at a time in the forward walk
+BACKWARDS = 2  # and in the backward walk, which also loads their states
+REGISTERS = registers(240)  # 8 warps fit a Hopper multiprocessor; 168 registers, for 12 warps, are slower
+# Not specialised on these, so that other sizes do not trigger recompiles.
+VARYING = ["length", "segment", "chunk", "images", "reverse"]
 
 
 @on_its_device
 def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of ``selective_scan_reference`` in its floating-point inputs.
+    """The gradients of ``selective_scan_reference`` with respect to its first eight inputs. Deterministic.
 
-    Data may be float32, float16 or bfloat16 and weights of any floating dtype; the state and all sums are float32. The
-    result is deterministic.
+    Data is float32, float16 or bfloat16, parameters are of any floating dtype; states and sums are float32.
 
     Args:
-        inputs: as for ``selective_scan``. ``z`` is read in place if its rows are evenly spaced and contiguous each.
+        inputs: as for ``selective_scan``. ``z`` is copied unless its rows are contiguous and evenly spaced.
         grad_y: the gradient of the output, (B, L, E).
 
     Returns:
-        The gradients of u, delta, A, B, C, D, z and delta_bias, each in the shape and dtype of its input, None for
-        those that are None.
+        The gradients of u, delta, A, B, C, D, z and delta_bias in their shapes and dtypes; ``None`` for an absent one.
     """
     u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     directions, images, length, channels = u.shape
@@ -68,7 +68,7 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
 
     block = max(1, min(32, STATES // padded))
     blocks = triton.cdiv(channels, block)
-    wanted = min(resident_warps(u.device) // max(blocks * images * directions, 1), SEGMENTS, length // MIN_SEGMENT)
+    wanted = min(resident_warps(u.device) // max(blocks * images * directions, 1), MAX_SEGMENTS, length // MIN_SEGMENT)
     segment = triton.cdiv(length, max(wanted, 1))
     segments = triton.cdiv(length, segment)
     chunk = FORWARDS * triton.cdiv(math.isqrt(segment), FORWARDS)
@@ -92,16 +92,16 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
         "reverse": reverse_mask(reverse),
     }
     strides = *bc.stride()[:3], 0 if gate is None else gate.stride(1)
-    before = after = faded = None
+    before = after = spans = None
     if segments > 1:
-        before, faded = chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, segment, softplus=True)
+        before, spans = chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, segment, softplus=True)
         after = torch.empty_like(before)
-        _left_backwards[triton.cdiv(channels, CHANNELS), directions * images, segments](
+        _segment_gradients[triton.cdiv(channels, CHANNELS), directions * images, segments](
             delta, a, bc, gate, bias, order, gap, delta_scale, grad_y, after, *strides, **shape,
             NP=padded, BLOCK=CHANNELS, U=FORWARDS, num_warps=1,
         )  # fmt: skip
     _scan_backward[grid](
-        u, delta, a, bc, d, gate, bias, order, gap, delta_scale, grad_y, before, after, faded, starts, arrivals,
+        u, delta, a, bc, d, gate, bias, order, gap, delta_scale, grad_y, before, after, spans, starts, arrivals,
         du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, FORWARDS=FORWARDS,
         BACKWARDS=BACKWARDS, num_warps=1, **REGISTERS,
     )  # fmt: skip
@@ -120,10 +120,9 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
 
 @triton.jit
 def _program(length, images, segment, reverse, BLOCK: tl.constexpr):
-    """This program's direction, number among all images of all directions, image, channels, and the first and the end
-    of its segment; then the direction's step from token to token.
+    """This program's direction, row ``direction · B + image``, image, channels, segment (start, end), step (1 or -1).
 
-    Both numbers of images have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
+    Row and image have 64 bits, and so have the offsets computed from them: a tensor may have over 2³¹ elements.
     """
     row = tl.program_id(1).to(tl.int64)
     g = tl.program_id(1) // images
@@ -135,7 +134,7 @@ def _program(length, images, segment, reverse, BLOCK: tl.constexpr):
 
 @triton.jit
 def _weights(a, bias, g, e, n, mask, channels, NP: tl.constexpr):
-    """A for powers of two (N, channels), the bias, and Δ of a removed token."""
+    """A log2(e), (N, channels), so that exp(Δ A) is a power of 2; the bias; Δ of a token without input."""
     a2 = tl.load(a + (g * NP + n[:, None]) * channels + e[None, :], mask[None, :], 0) * LOG2E
     bias_e = tl.zeros(e.shape, tl.float32)
     if bias is not None:
@@ -145,13 +144,13 @@ def _weights(a, bias, g, e, n, mask, channels, NP: tl.constexpr):
 
 @triton.jit
 def _token(order, s, in_segment):
-    """What is read at s: token s, or the one that ``order`` has there."""
+    """The token at position s: ``order[s]``, or s without an order."""
     return s if order is None else tl.load(order + s, in_segment, 0)
 
 
 @triton.jit
 def _tokens(x, order, s0, step, start, end, stride, column, mask, U: tl.constexpr):
-    """``column`` of U tokens, ``step`` apart; zeros outside the segment."""
+    """The columns ``column`` of U tokens from position s0 on; zeros outside the segment."""
     s = s0 + step * tl.arange(0, U)
     in_segment = (s >= start) & (s < end)
     t = _token(order, s, in_segment)
@@ -160,7 +159,7 @@ def _tokens(x, order, s0, step, start, end, stride, column, mask, U: tl.constexp
 
 @triton.jit
 def _timescale(raw, bias_e, idle, gap, delta_scale, s, t, step, in_segment, length):
-    """Before and after softplus, the scale of Δ of token t, the gap before s, and how long the state decays."""
+    """Δ before and after softplus, its scale, the gap before position s, and the span of the state's decay."""
     x = raw.to(tl.float32) + bias_e
     dt = tl.where(in_segment, softplus(x), 0)
     delta_scale_t = 1.0
@@ -179,7 +178,7 @@ def _timescale(raw, bias_e, idle, gap, delta_scale, s, t, step, in_segment, leng
 def _walk(h, kept, u, delta, bc, order, gap, delta_scale, first, step, start, end, bc_l, length, channels, chunk, e, n,
           mask, a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
-    """The state after a chunk of tokens; ``KEEP``: the states they arrive at, too."""
+    """The state after a chunk of tokens. With ``KEEP``, the state before each token is stored in ``kept``."""
     for i in tl.range(0, chunk, U, num_stages=STAGES):
         s0 = first + step * i
         us = _tokens(u, order, s0, step, start, end, channels, e, mask, U)
@@ -198,10 +197,10 @@ def _walk(h, kept, u, delta, bc, order, gap, delta_scale, first, step, start, en
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _left_backwards(delta, a, bc, z, bias, order, gap, delta_scale, dy, after, bc_g, bc_i, bc_l, z_l,
+def _segment_gradients(delta, a, bc, z, bias, order, gap, delta_scale, dy, after, bc_g, bc_i, bc_l, z_l,
                     images, length, channels, segment, reverse,
                     NP: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """The gradient in the state that enters a segment, if that in the state that leaves it is zero."""
+    """The gradient of the state before a segment, for a zero gradient of the state after it."""
     g, row, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
     n = tl.arange(0, NP)
     mask = e < channels
@@ -242,15 +241,15 @@ def _left_backwards(delta, a, bc, z, bias, order, gap, delta_scale, dy, after, b
 
 
 @triton.jit
-def _joined(left, faded, row, other, e, n, mask, channels, a2, h, NP: tl.constexpr):
-    """What one more segment leaves of h, and adds to it."""
+def _add_segment(left, spans, row, other, e, n, mask, channels, a2, h, NP: tl.constexpr):
+    """h decayed over one more segment, plus what the segment passes on."""
     at = row * tl.num_programs(2) + other
-    fade = tl.exp2(tl.load(faded + at * channels + e, mask, 0)[None, :] * a2)
+    fade = tl.exp2(tl.load(spans + at * channels + e, mask, 0)[None, :] * a2)
     return fade * h + tl.load(left + (at * NP + n[:, None]) * channels + e[None, :], mask[None, :], 0)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, before, after, faded, starts, arrivals,
+def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, before, after, spans, starts, arrivals,
                    du, ddelta, da, dbc, dd, dz, dbias, bc_g, bc_i, bc_l, z_l,
                    images, length, channels, segment, reverse, chunk,
                    NP: tl.constexpr, BLOCK: tl.constexpr, FORWARDS: tl.constexpr, BACKWARDS: tl.constexpr):  # fmt: skip
@@ -289,9 +288,11 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, bef
         others = tl.num_programs(2) - 1
         earlier = tl.where(step > 0, tl.program_id(2), others - tl.program_id(2))
         for other in range(earlier):
-            h = _joined(before, faded, row, tl.where(step > 0, other, others - other), e, n, mask, channels, a2, h, NP)
+            place = tl.where(step > 0, other, others - other)
+            h = _add_segment(before, spans, row, place, e, n, mask, channels, a2, h, NP)
         for other in range(others - earlier):
-            dh = _joined(after, faded, row, tl.where(step > 0, others - other, other), e, n, mask, channels, a2, dh, NP)
+            place = tl.where(step > 0, others - other, other)
+            dh = _add_segment(after, spans, row, place, e, n, mask, channels, a2, dh, NP)
     origin = tl.where(step > 0, start, end - 1)
     for k in range(chunks - 1):
         tl.store(starts + k * NP * BLOCK + tile, h)
@@ -299,7 +300,7 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, bef
                   length, channels, chunk, e, n, mask, a2, bias_e, idle, tile, False, NP, BLOCK,
                   FORWARDS)  # fmt: skip
     tl.store(starts + (chunks - 1) * NP * BLOCK + tile, h)
-    tl.debug_barrier()  # a state may be read by another thread than wrote it
+    tl.debug_barrier()  # a state may be read by a thread that did not write it
 
     da_e = tl.zeros((NP, BLOCK), tl.float32)
     dd_e = tl.zeros((BLOCK,), tl.float32)
@@ -322,7 +323,7 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, bef
             if z is not None:
                 zs = _tokens(z, order, s0, -step, start, end, z_l, e, mask, BACKWARDS)
             for j in tl.static_range(BACKWARDS):
-                # h is the state after token t, arrival the one before it.
+                # h is the state after token t, arrival the state before it.
                 arrival = tl.load(arrivals + (chunk - 1 - i - j) * NP * BLOCK + tile)
                 s = s0 - step * j
                 in_segment = (s >= start) & (s < end)

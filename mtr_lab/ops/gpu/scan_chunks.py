@@ -18,7 +18,7 @@ CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens loaded at a time
 MAX_CHUNKS = 24  # of a sequence: each program of the second pass adds up the chunks before its own
 MIN_CHUNK = 8  # tokens: with fewer, the second pass costs more than the chunks gain
-MIN_ROOM = 5  # chunk only if at least this many programs fit for each sequence; chunking reads everything twice
+MIN_ROOM = 5  # chunk only if this many times the programs of a whole scan fit; chunking reads everything twice
 
 
 def chunk_length(length: int, warps: int, device: torch.device) -> int:

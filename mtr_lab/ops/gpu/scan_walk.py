@@ -53,7 +53,7 @@ class Direction(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the compiler knows of a walk. Each is a constexpr."""
+    """Compile-time options of a walk, all constexpr."""
 
     backward: Any
     """The walk goes from the last position to the first."""

@@ -16,8 +16,8 @@ from mtr_lab.ops.statistics import STATISTICS
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def inputs(directions, batch, length, channels, states, dtype=torch.float32):
@@ -44,7 +44,7 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32):
 
 
 def along(paths, batch, length):
-    """The order and the gaps of random tokens, along these paths over a grid."""
+    """Order and gaps of random tokens along these paths over a grid."""
     cells = some_cells(batch, length, 2 * length + 3, torch.Generator(torch.get_default_device()).manual_seed(0))
     order, gap = reading(paths, cells, 2 * length + 3)
     return {"order": order.to(torch.get_default_device()), "gap": gap.to(torch.get_default_device())}
@@ -63,7 +63,7 @@ def check(data, reverse, dtype, stats=ops.STATS):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The kernels that are launched, and the first dimension of their grids."""
+    """The names of the launched kernels, and the first dimension of their grids."""
     launches = []
 
     class Kernel:
@@ -80,7 +80,7 @@ def launched(monkeypatch):
 
 
 def launches_of(form, length, channels, apart=1):
-    """``apart``: the launches of a scan in chunks, one a direction where directions have orders."""
+    """``apart``: the launches of a scan in chunks, one for each direction with an order."""
     if isinstance(form, int):
         return [("_scan_half", -(-channels // form))] * 2
     blocks = -(-channels // scan.CHANNELS)
@@ -180,7 +180,7 @@ def test_softplus_is_accurate_over_the_whole_range():
     ("length", "warps", "expected"),
     [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (20, 1, 12), (4097, 1, 516), (4097, 2, 4097)],
 )
-def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
+def test_only_batches_that_leave_the_gpu_idle_are_split(length, warps, expected, monkeypatch):
     monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 8)
     assert scan_chunks.chunk_length(length, warps, torch.device("cpu")) == expected
 

@@ -84,7 +84,7 @@ def assert_equal_reference(inputs):
 
 @pytest.fixture
 def segments(request, monkeypatch):
-    """How many segments 13 tokens have, at most: 3, of which the last is shorter, or 1."""
+    """At most this many segments for 13 tokens: 3, of which the last is shorter, or 1."""
     monkeypatch.setattr(scan_backward, "MIN_SEGMENT", 13 // request.param)
     monkeypatch.setattr(scan_backward, "resident_warps", lambda device: 100)
 
@@ -141,7 +141,7 @@ def test_inputs_of_different_dtypes():
     [
         ("u", "A", "B", "D", "z", "gap"),
         ("delta", "C", "delta_bias", "order", "delta_scale", "grad_y"),
-    ],  # not two of a shape
+    ],  # all of different shapes
 )
 def test_any_strides(names):
     inputs = random_inputs(length=3, paths=("snake", "columns"))
