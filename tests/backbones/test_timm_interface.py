@@ -316,8 +316,8 @@ def test_export_and_compile_take_the_model(ratio: float | None, images: Tensor) 
         assert torch.equal(found[1][0], expected[1][0])
 
 
-def test_symbolic_tracing_is_refused_with_what_to_take() -> None:
-    with pytest.raises(UserError, match=r"take torch\.export or torch\.compile"):
+def test_symbolic_tracing_is_refused_with_what_to_use() -> None:
+    with pytest.raises(UserError, match=r"use torch\.export or torch\.compile"):
         torch.fx.symbolic_trace(tiny())
 
 
