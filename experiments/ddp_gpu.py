@@ -34,8 +34,9 @@ from mtr_lab.data.batches import Collate, ImageLoader
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.reduction import Reduction, policy_config
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
-from mtr_lab.tasks.evaluation import ClassifierEvaluation, OperatingPoint
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
+from mtr_lab.tasks.evaluation import OperatingPoint
 
 DISTINCT = 512  # images; the others are the same again
 PASSES = 3
@@ -174,7 +175,7 @@ def main() -> None:
             flush=True,
         )
     record = {
-        "environment": environment(),
+        "environment": describe_environment(),
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "gpus")},
         "rows": rows,
     }

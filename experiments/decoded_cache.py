@@ -20,7 +20,7 @@ from timm.data import resolve_model_data_config
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 IMAGES, DISTINCT, CLASSES = 20_000, 100, 10
 SIZE = (500, 375)  # as most of ImageNet
@@ -88,7 +88,7 @@ def main() -> None:
     for name, found in runs.items():
         waiting = f"waiting {100 * found['waiting']:.0f} % of {found['seconds']:.0f} s"
         print(f"{name:8} {found['img_per_s']:8.0f} img/s, {waiting}")
-    machine = environment()
+    machine = describe_environment()
     record = {
         "environment": {key: machine[key] for key in ("cpu", "threads", "python", "torch", "commit")},
         "note": "two cores that other processes were using at the same time: noisy",

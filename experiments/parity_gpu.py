@@ -24,7 +24,7 @@ from mtr_lab import ops
 from mtr_lab.ops import Plan
 from mtr_lab.reduction import Policy
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 POINTS = ((None, 0.0), ("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4), ("random", 0.4))
@@ -107,7 +107,7 @@ def main() -> None:
     torch.manual_seed(0)
     with device:
         rows += compare("vim_s, random weights", mtr_lab.create_model("vim_s").eval(), [torch.randn(32, 3, 224, 224)])
-    result = {"schema": 1, "environment": environment(), "rows": rows}
+    result = {"schema": 1, "environment": describe_environment(), "rows": rows}
     with replace_file(arguments.out) as file:
         file.write(json.dumps(result, indent=1).encode())
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from mtr_lab import ops
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 SHAPES = {"batch": 8, "length": 197, "d_inner": 384, "d_state": 16}
 THREADS = 2
@@ -86,7 +86,7 @@ def main():
     ratios = {name: round(medians["selective_scan_ref"] / ms, 2) for name, ms in medians.items()}
     for name in contenders:
         print(f"{name:20}{medians[name]:10.2f} ms{ratios[name]:8.1f} x")
-    machine = environment()
+    machine = describe_environment()
     result = {
         "environment": {k: machine[k] for k in ("cpu", "threads", "python", "torch", "commit")}
         | {"numba": numba.__version__},

@@ -28,7 +28,7 @@ from mtr_lab.policy_files import policy_files
 from mtr_lab.reduction import Reduction, Schedule, policy_config, unpatch
 from mtr_lab.report.bench_table import bench_table
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 NONE = "none"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -209,7 +209,7 @@ def bench(config: DictConfig) -> dict[str, Any]:
     result = {
         "schema": 2,
         "config": OmegaConf.to_container(config, resolve=True),
-        "environment": {**environment(), "device": name_of(device)},
+        "environment": {**describe_environment(), "device": name_of(device)},
         "notes": notes,
         "peaks": {dtype: asdict(peak) for dtype, peak in peaks.items()},
         "rows": rows,

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mtr_lab.errors import UserError
-from mtr_lab.sweep import users_mistakes
+from mtr_lab.sweep import user_errors
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def _work(task: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig
         return task(config)
     except BaseException as error:
         noted: Exception = RuntimeError(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
-        if isinstance(error, users_mistakes()):
+        if isinstance(error, user_errors()):
             noted = error if isinstance(error, UserError) else UserError(str(error))
         (Path(errors) / f"{time.time_ns()}-{os.environ['RANK']}").write_bytes(pickle.dumps(noted))
         raise

@@ -1,6 +1,6 @@
 """A sweep: points that fail do not stop the others, and at its end it says what became of each.
 
-In the configuration ``${point_folder:…}`` names the folder of a point, ``${sweep:}`` is the sweep's folder, null in a
+In the configuration ``${job_folder:…}`` names the folder of a point, ``${sweep:}`` is the sweep's folder, null in a
 single run.
 """
 
@@ -32,21 +32,21 @@ from mtr_lab.results.store import Busy
 ERROR_FILE = "error.json"
 
 
-def users_mistakes() -> tuple[type[Exception], ...]:
+def user_errors() -> tuple[type[Exception], ...]:
     """The exceptions that are mistakes in what was asked for; Lightning's is one only where Lightning is imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (UserError, OmegaConfBaseException, *([lightning.MisconfigurationException] if lightning else []))
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What the evaluation of a point returns."""
+class JobResult:
+    """What an evaluation returns to Hydra."""
 
     result: Result
+    objective: float | None
+    """The metric that the optimiser of a sweep asked for."""
     computed: bool
-    """False if it was found finished."""
-    value: float | None
-    """The metric that a sweep's optimiser asked for."""
+    """False if the result was finished before."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Outcome:
     users: bool = False
 
 
-class Points(Callback):
+class Jobs(Callback):
     """Hydra's callback behind every sweep, whatever launches it.
 
     Hydra makes one object a sweep, and launchers carry copies of it into the jobs' processes. Each job leaves its
@@ -78,12 +78,12 @@ class Points(Callback):
         returned = job_return._return_value
         outcome = Outcome(str(folder), "computed")
         if job_return.status == JobStatus.FAILED:
-            busy, users = isinstance(returned, Busy), isinstance(returned, users_mistakes())
+            busy, users = isinstance(returned, Busy), isinstance(returned, user_errors())
             outcome = Outcome(str(folder), "busy" if busy else "failed", f"{returned}" or repr(returned), users)
             print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
             if not busy:
                 write_error(folder, returned, outcome)
-        elif isinstance(returned, Evaluated) and not returned.computed:
+        elif isinstance(returned, JobResult) and not returned.computed:
             outcome = Outcome(str(folder), "finished")
         if outcome.status in ("computed", "finished"):
             (folder / ERROR_FILE).unlink(missing_ok=True)
@@ -91,7 +91,7 @@ class Points(Callback):
             stream.write(json.dumps(asdict(outcome)).encode())
         # What launchers carry back: a sweeper raises what failed, and an optimiser takes a number, or none.
         job_return.status = JobStatus.COMPLETED
-        job_return.return_value = returned.value if isinstance(returned, Evaluated) else None
+        job_return.return_value = returned.objective if isinstance(returned, JobResult) else None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """List the outcomes.
@@ -147,7 +147,7 @@ def write_error(folder: Path, error: BaseException, outcome: Outcome) -> None:
         stream.write(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
 
 
-def point_folder(overrides: str) -> str:
+def job_folder(overrides: str) -> str:
     """Name a point by its overrides; where a file system would refuse that, shorten it and add a hash."""
     name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
     if name == overrides and 0 < len(name) <= 200:
@@ -168,5 +168,5 @@ def _sweep() -> str | None:
     return str(HydraConfig.get().sweep.dir)
 
 
-OmegaConf.register_new_resolver("point_folder", point_folder, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("sweep", _sweep, replace=True)

@@ -21,14 +21,14 @@ from mtr_lab.compose import (
     check_device,
     make_datamodule,
     make_loggers,
+    make_meta_model,
     make_model,
-    make_outline,
     make_task,
     make_trainer,
 )
 from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.environment import environment
+from mtr_lab.results.environment import describe_environment
 
 
 def train(config: DictConfig) -> Path:
@@ -46,10 +46,10 @@ def train(config: DictConfig) -> Path:
     check_device(config.trainer)
     settings = config.training
     seed_everything(config.seed, workers=True, verbose=False)
-    task, outline = make_task(config.task), make_outline(config.backbone)
+    task, meta_model = make_task(config.task), make_meta_model(config.backbone)
     task.check_training(config)
     arguments = task.training_arguments()
-    datamodule = make_datamodule(task, config.dataset, outline, seed=config.seed, **arguments)
+    datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **arguments)
     create = partial(make_model, config.backbone)
     with torch.device("meta"):
         task.trained_model(create, datamodule.num_classes)
@@ -77,7 +77,7 @@ def train(config: DictConfig) -> Path:
     save_weights(module.model, task.backbone(module.model), weights, datamodule.class_names)
     record = {
         "config": OmegaConf.to_container(config, resolve=True),
-        "environment": environment(),
+        "environment": describe_environment(),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

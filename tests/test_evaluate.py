@@ -13,11 +13,11 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
-from mtr_lab.compose import make_outline
+from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -34,7 +34,7 @@ def test_a_run_writes_every_point_of_the_contract(run_program) -> None:
     for point in reduced:
         assert point["ratio"] <= point["reduction"] < point["ratio"] + 0.02
         assert point["reduction"] == pytest.approx(1 - point["flops_true"] / unreduced["flops_true"])
-        assert point["flops_reduction"] > 0
+        assert point["flops_overhead"] > 0
         assert point["images"] == 8
         assert point["top1_ci"][0] <= point["top1"] <= point["top1_ci"][1]
     predictions = load_predictions(run.folder)
@@ -132,7 +132,7 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
             run_program(main, *again, "pictures=1")
         assert not (tmp_path / "run" / "result.json").exists()
     with monkeypatch.context() as broken:
-        broken.setattr("mtr_lab.evaluate.log_result", lambda *_, **__: 1 / 0)
+        broken.setattr("mtr_lab.evaluation.run.log_result", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_program(main, *again, "pictures=1")
     assert read_result(tmp_path / "run")["logged"] == []
@@ -145,7 +145,7 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
 
 
 def test_an_objective_that_a_graph_does_not_have(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr_lab.evaluate.check_device", lambda config: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda config: None)
     run = run_program(main, *SMALL, "timing.batch_size=1", "trainer.cuda_graph=true", "objective=peak_mib")
     assert run.code == 2
     assert "'peak_mib'" in run.err
@@ -172,7 +172,7 @@ def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
             expected = {"nano_policies": "imagenette"}
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
-            reduction = Reduction(make_outline(config.backbone), policy_settings(config.mtr))
+            reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
             assert [point.ratio for point in points] == [0, *config.mtr.ratio]
             seen.append((config.backbone, config.mtr))
@@ -261,8 +261,8 @@ def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
 
         return call
 
-    monkeypatch.setattr("mtr_lab.tasks.evaluation.compile", compiled)
-    monkeypatch.setattr("mtr_lab.evaluate.check_device", lambda trainer: None)
+    monkeypatch.setattr("mtr_lab.tasks.classification.evaluation.compile", compiled)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda trainer: None)
     monkeypatch.setattr("mtr_lab.compose.check_device", lambda trainer: None)
     overrides = ["dataset.batch_size=300", "trainer.limit_test_batches=1.0", "mtr.ratio=[0.2,0.3]"]
     timing = ["timing.batch_size=3", "timing.seconds=0"]

@@ -25,10 +25,10 @@ from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.configuration import CONF
 from mtr_lab.results import keys
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.sweep import point_folder
-from mtr_lab.tasks.evaluation import ClassifierEvaluation
+from mtr_lab.sweep import job_folder
+from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,7 +114,7 @@ def test_a_finished_point_is_handed_to_a_new_logger_once(sweep) -> None:
 def test_a_sweep_is_a_group_in_wandb(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = []
     monkeypatch.setattr("mtr_lab.report.loggers.WandbLogger", lambda **options: groups.append(options["group"]))
-    monkeypatch.setattr("mtr_lab.evaluate.log_result", lambda *args, **options: None)
+    monkeypatch.setattr("mtr_lab.evaluation.run.log_result", lambda *args, **options: None)
     folder = sweep("logger=wandb", "mtr.ratio=0.2,0.3").folder
     assert groups == [str(folder)] * 2
 
@@ -176,7 +176,7 @@ def test_other_images_other_code_or_other_settings_are_not_finished(
     os.utime(image, ns=(1, 1))
     assert "is of other data; computing it again" in run()
     assert "is of other config; computing it again" in run("mtr.interval=1")
-    monkeypatch.setattr(keys, "code", lambda: "another commit")
+    monkeypatch.setattr(keys, "code_hash", lambda: "another commit")
     out = run("mtr.interval=1")
     assert "is of other code; computing it again" in out
     assert "wrote" in out
@@ -191,7 +191,7 @@ def test_the_code_is_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = []
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("c.txt", "")):
         (tmp_path / name).write_text(text)
-        found.append(keys.code.__wrapped__())
+        found.append(keys.code_hash.__wrapped__())
     assert len(set(found)) == 3
     assert found[2] == found[3]
 
@@ -213,7 +213,7 @@ def test_points_that_fail_are_listed_and_the_others_computed(
         raise ZeroDivisionError("by zero")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtr_lab.evaluate.write_point", broken)
+        patch.setattr("mtr_lab.evaluation.run.write_run", broken)
         run = sweep("mtr.ratio=0.2,0.3,0.99")
     assert run.code == 1
     assert "3 points: 1 finished before (resume=false computes them again), 2 failed" in run.out
@@ -465,8 +465,8 @@ def test_slurm_composes() -> None:
 
 
 def test_a_points_folder_is_a_name_of_its_own() -> None:
-    assert point_folder("mtr.ratio=0.2,reduction=mtr") == "mtr.ratio=0.2,reduction=mtr"
+    assert job_folder("mtr.ratio=0.2,reduction=mtr") == "mtr.ratio=0.2,reduction=mtr"
     names = ["", "dataset.root=/a/b", "dataset.root=_a_b", "x" * 300, "x" * 301, "mtr.schedule=[1,2]", "a=ü b"]
-    folders = [point_folder(name) for name in names]
+    folders = [job_folder(name) for name in names]
     assert len(set(folders)) == len(names)
     assert all("/" not in folder and 0 < len(folder.encode()) <= 255 for folder in folders)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from mtr_lab.visualization import SAMPLES
-from mtr_lab.visualize import POLICIES, main
+from mtr_lab.visualization import SAMPLE_IMAGES
+from mtr_lab.visualize import DEFAULT_POLICIES, main
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 TINY = ["backbone.pretrained=false", "backbone.depth=6", "backbone.embed_dim=16", "mtr.ratio=0.3"]
@@ -34,7 +34,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 def test_the_bundled_images_without_any_argument(visualize) -> None:
     run = visualize(*TINY)
     assert run.code == 0, run.err
-    stems = [Path(name).stem for name in SAMPLES]
+    stems = [Path(name).stem for name in SAMPLE_IMAGES]
     expected = {f"{stem}_{what}" for stem in stems for what in ("mtr.png", "mtr.gif", "policies.png")}
     assert {path.name for path in (run.folder / "pictures").iterdir()} == expected
     first, *written = run.out.splitlines()
@@ -44,7 +44,7 @@ def test_the_bundled_images_without_any_argument(visualize) -> None:
 
 def test_the_contracts_command_line(visualize) -> None:
     """Overrides may follow a list, stand between files, and name any group."""
-    dog = SAMPLE / SAMPLES[0]
+    dog = SAMPLE / SAMPLE_IMAGES[0]
     chosen = ["--blocks", 1, 2, 3, "--policies", "mtr", "tome", "-o", "out"]
     run = visualize(dog, *chosen, "backbone=vim_nano", *TINY, "reduction=hsa", "mtr.first_block=0")
     assert run.code == 0, run.err
@@ -73,7 +73,7 @@ def test_files_of_one_name_are_numbered_and_may_hold_an_equals_sign(visualize, t
 
 def test_images_that_are_not_square_and_patches_that_overlap(visualize) -> None:
     tiny = ["backbone=videomamba_ti", *TINY, "backbone.img_size=[64,96]", "backbone.stride=8", "--policies", "mtr"]
-    run = visualize(SAMPLE / SAMPLES[0], *tiny)
+    run = visualize(SAMPLE / SAMPLE_IMAGES[0], *tiny)
     assert run.code == 0, run.err
     (strip,) = (run.folder / "pictures").glob("*_policies.png")
     assert 2 * 96 * 4 < picture_size(strip)[0] < 3 * 96 * 4
@@ -89,7 +89,7 @@ def test_images_that_are_not_square_and_patches_that_overlap(visualize) -> None:
         (["--blocks", "x"], ["invalid int value: 'x'"]),
         (["--policies", "mtr", "mtrr"], ["unknown reduction 'mtrr'", "'mtr'"]),
         (["--policies", "mtr", "hsa", "mtr.policy=mtr"], ["mtr.policy=mtr only names the result"]),
-        (["--colour"], ["unrecognized arguments: --colour"]),
+        (["--colour"], ["unknown option --colour"]),
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'"]),
         (["+foo=1"], ["unknown key 'foo'"]),
         (["~mtr.score"], ["the key mtr.score is missing"]),
@@ -145,8 +145,8 @@ def test_videos_from_a_gif_and_from_a_folder(visualize, tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         ([], ["backbone.num_frames=4 takes videos", "an animated GIF or a folder of frames"]),
-        (["short.gif"], ["short.gif has 3 of the 4 frames"]),
-        (["empty"], ["empty has 0 of the 4 frames"]),
+        (["short.gif"], ["short.gif has too few frames (3)"]),
+        (["empty"], ["empty has too few frames (0)"]),
         (["nowhere.gif"], ["cannot read the video nowhere.gif", "No such file"]),
         (["clip.mp4"], ["cannot read the video clip.mp4", "ffmpeg -i VIDEO"]),
         (["short.gif", "backbone=vim_ti"], ["num_frames=4: Vim takes images alone"]),
@@ -171,11 +171,11 @@ def test_a_mistake_about_a_video_gets_one_clear_message_and_code_2(
 def test_help_names_what_is_compared_by_default(visualize) -> None:
     run = visualize("--help")
     assert run.code == 0
-    assert ", ".join(POLICIES) in " ".join(run.out.split())
+    assert ", ".join(DEFAULT_POLICIES) in " ".join(run.out.split())
 
 
 def test_images_after_the_policies_are_not_taken_for_policies(visualize) -> None:
-    image = SAMPLE / SAMPLES[0]
+    image = SAMPLE / SAMPLE_IMAGES[0]
     run = visualize(*TINY, "--policies", "random", image)
     assert run.code == 2
     assert "give the images before --policies" in run.err

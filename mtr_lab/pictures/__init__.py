@@ -1,10 +1,10 @@
-"""Pictures of what a policy does to an image or a video: surviving tokens, merge regions, scores."""
+"""Pictures of a policy's effect on an image or a video: surviving tokens, merged regions, scores."""
 
-from mtr_lab.pictures.boxes import detection_sheet
 from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
-from mtr_lab.pictures.labels import segmentation_sheet
-from mtr_lab.pictures.observe import BlockView, Observation, observe
+from mtr_lab.pictures.detection import detection_sheet
+from mtr_lab.pictures.observation import BlockView, Observation, observe
 from mtr_lab.pictures.page import save_picture
+from mtr_lab.pictures.segmentation import segmentation_sheet
 from mtr_lab.pictures.sheets import (
     check_blocks,
     depth_frames,

@@ -179,7 +179,9 @@ class Policy:
             residual = state.residual if merges and self.features in ("stream", "residual") else None
             metadata = state.index, state.size, state.special
             terms = self._terms(state, evidence)
-            return ops.asymmetric_plan(*terms, *metadata, hidden, residual, remove, targets, by_size=by_size)
+            return ops.asymmetric_plan(
+                ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
+            )
         importance = self.importance(state, evidence)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]

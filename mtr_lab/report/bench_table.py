@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mtr_lab.report.table import figure, percent
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
-from mtr_lab.results.hardware import hardware
+from mtr_lab.results.environment import hardware_name
 
 _HEADINGS = (
     ("backbone", "backend"),
@@ -24,7 +24,7 @@ _HEADINGS = (
 def bench_table(result: Mapping[str, Any]) -> Table:
     """Lay out the rows of a bench.json, two lines each; errors and notes stand below."""
     machine = result["environment"]
-    title = f"{hardware(machine)} · torch {machine['torch']}"
+    title = f"{hardware_name(machine)} · torch {machine['torch']}"
     return two_line_table(title, _remarks(result), _HEADINGS, map(_cells, result["rows"]))
 
 

@@ -1,34 +1,35 @@
-"""What a result was measured with."""
+"""The software and hardware a result was measured with."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Environment(TypedDict):
-    """Software and machine; null where it cannot be found out."""
+    """Versions and hardware; null where a value is unknown."""
 
     python: str
     torch: str
     mtr_lab: str | None
-    commit: str | None  # of the checkout the package runs from, "-dirty" if tracked files differ from it
+    commit: str | None  # of the checkout the package runs from; ends in "-dirty" if tracked files were changed
     platform: str
     cpu: str | None
-    threads: int  # that PyTorch computes with
+    threads: int  # of PyTorch
     gpus: list[str]
-    device: NotRequired[str]  # that was used: cpu, or the GPU's name
+    device: NotRequired[str]  # the device used: "cpu", or the GPU's name
     cuda: str | None
 
 
-def environment() -> Environment:
+def describe_environment() -> Environment:
     """Describe this process and machine. Never fails."""
-    import torch  # here, since a report reads what others have measured with
+    import torch  # here: reports read environments and do without PyTorch
 
     gpus = _gpus()
     return {
@@ -44,6 +45,20 @@ def environment() -> Environment:
     }
 
 
+def hardware_name(environment: Mapping[str, Any]) -> str:
+    """Name the hardware a result was measured on: the GPU, or the CPU and its threads.
+
+    ``device`` says which of the two was used. Older results lack it: for these, all GPUs of the machine, else its CPU.
+    """
+    device, gpus = environment.get("device"), environment["gpus"]
+    if device is None and gpus:
+        return ", ".join(f"{gpus.count(gpu)} × {gpu}" if gpus.count(gpu) > 1 else gpu for gpu in dict.fromkeys(gpus))
+    if device not in (None, "cpu"):
+        return str(device)
+    threads = environment["threads"]
+    return f"{environment['cpu'] or environment['platform']}, {threads} thread{'s' if threads != 1 else ''}"
+
+
 def _version() -> str | None:
     try:
         return importlib.metadata.version("mtr-lab")
@@ -52,10 +67,10 @@ def _version() -> str | None:
 
 
 def _commit() -> str | None:
-    # An installed copy may lie inside somebody else's repository, whose commit would say nothing.
+    # A copy in site-packages may lie within another project's repository, whose commit says nothing about this code.
     if not (_CHECKOUT / ".git").exists():
         return None
-    # No tag matches, so what is described is the full hash.
+    # --exclude=* ignores all tags, so that git prints the full hash.
     return _output("git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
@@ -81,7 +96,7 @@ def _gpus() -> list[str]:
 
 def _output(*command: str) -> str | None:
     try:
-        env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # else git writes to its index to speed up the next call
+        env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # or git would write to the index
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=env)
     except (OSError, subprocess.SubprocessError):
         return None

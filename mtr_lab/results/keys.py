@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-NO_MATTER = (
+IGNORED_KEYS = (
     "resume",
     "objective",
     "logger",
@@ -31,14 +31,16 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 class Key(TypedDict):
     """Hashes (hex); results with equal keys are of the same evaluation."""
 
-    config: str  # the resolved configuration but for NO_MATTER
+    config: str  # the resolved configuration but for IGNORED_KEYS
     code: str  # the package's own source files, and the versions of the packages that compute
     weights: str
     data: str
     machine: str  # that speeds were measured on; empty without any
 
 
-def point_key(config: dict[str, Any], weights: str | None, data: Sequence[str | None], machine: Sequence[str]) -> Key:
+def evaluation_key(
+    config: dict[str, Any], weights: str | None, data: Sequence[str | None], machine: Sequence[str]
+) -> Key:
     """The key of an evaluation.
 
     Args:
@@ -48,8 +50,8 @@ def point_key(config: dict[str, Any], weights: str | None, data: Sequence[str | 
         machine: what speeds depend on besides; nothing where none are measured.
     """
     return {
-        "config": _hash(_without(config, NO_MATTER)),
-        "code": code(),
+        "config": _hash(_without(config, IGNORED_KEYS)),
+        "code": code_hash(),
         "weights": weights or "random",
         "data": _hash(list(data)),
         "machine": _hash(list(machine)) if machine else "",
@@ -62,12 +64,12 @@ def unreduced_key(config: dict[str, Any], weights: str | None, data: str, machin
     Args:
         machine: what else the last digit depends on: device, threads, the operations' implementation.
     """
-    ignored = [*NO_MATTER, *(part for part in _REDUCED_ONLY if weights or part != "seed")]
-    return _hash([_without(config, ignored), code(), weights, data, list(machine)])
+    ignored = [*IGNORED_KEYS, *(part for part in _REDUCED_ONLY if weights or part != "seed")]
+    return _hash([_without(config, ignored), code_hash(), weights, data, list(machine)])
 
 
 @cache
-def code() -> str:
+def code_hash() -> str:
     """A hash of the package's Python files as they are on disk, committed or not, and of the versions of others."""
     files = sorted(path for path in _PACKAGE.rglob("*.py"))
     versions = [_version(package) for package in _PACKAGES]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from mtr_lab.results.hardware import hardware
+from mtr_lab.results.environment import hardware_name
 from mtr_lab.results.schema import Result
 from mtr_lab.results.settings import flatten
 
@@ -18,7 +18,7 @@ def seed_groups(results: Sequence[Result]) -> list[list[Place]]:
     """The points that are the same but for the seed: groups of several, by rising seed, every seed once."""
     groups: dict[str, list[Place]] = defaultdict(list)
     for r, result in enumerate(results):
-        evaluated = [result["task"], result["backbone"], result["dataset"], hardware(result["environment"])]
+        evaluated = [result["task"], result["backbone"], result["dataset"], hardware_name(result["environment"])]
         run = [*evaluated, result.get("weights"), dict(flatten(result["config"]))]
         for i, point in enumerate(result["points"]):
             if point["policy"] != "none":

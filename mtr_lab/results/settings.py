@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mtr_lab.results.keys import NO_MATTER
+from mtr_lab.results.keys import IGNORED_KEYS
 
 # What a point says itself, what runs are averaged over (see mtr_lab.results.seeds), or what changes nothing.
-_IGNORED = (*NO_MATTER, "mtr.ratio", "mtr.policy", "mtr.seed", "pictures")
+_IGNORED = (*IGNORED_KEYS, "mtr.ratio", "mtr.policy", "mtr.seed", "pictures")
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from mtr_lab.tasks.classification.training import adamw
+from mtr_lab.tasks.optimizer import adamw
 
 
 class DenseTraining(LightningModule, ABC):

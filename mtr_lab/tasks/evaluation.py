@@ -1,25 +1,23 @@
-"""Evaluating a classifier at every operating point: each batch is decoded once and run at all of them."""
+"""Evaluation of a model at several operating points: every batch is decoded once and run at all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
-from mtr_lab.results.predictions import Predictions, point_name, top_classes
+from mtr_lab.results.predictions import Predictions, point_name
 from mtr_lab.tasks.ranks import Gathering
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy at one ratio; ``ratio`` is the asked share of the FLOPs, ``None`` if the counts were given."""
+    """A policy at one ratio: the share of the FLOPs to remove, or ``None`` where token counts were given instead."""
 
     policy: str
     ratio: float | None
@@ -30,32 +28,38 @@ class OperatingPoint:
         return point_name(self.policy, self.ratio)
 
 
-class Identified(Protocol):
-    """What is found in a batch says which images it is of."""
+class BatchResults(Protocol):
+    """What a batch's images were evaluated to, at every point; subclasses add the predictions."""
 
     @property
-    def ids(self) -> np.ndarray: ...
+    def ids(self) -> np.ndarray:
+        """Names of the B images, (B,) str."""
+        ...
+
     @property
-    def hashes(self) -> np.ndarray: ...
+    def hashes(self) -> np.ndarray:
+        """Of the files' contents, (B,) str."""
+        ...
+
     @property
     def skipped(self) -> list[str]:
         """Names of the images that could not be read."""
         ...
 
 
-Batch = TypeVar("Batch", bound=Identified)
+Results = TypeVar("Results", bound=BatchResults)
 
 
-class BatchedEvaluation(LightningModule, Generic[Batch]):
-    """Keeps what ``test_step`` finds batch by batch, so that processes can share the batches out.
+class Evaluation(LightningModule, ABC, Generic[Results]):
+    """Runs a model on every batch at every operating point, and collects the results of all processes on rank 0.
+
+    After ``trainer.test`` and ``gather()``, ``predictions()`` and ``skipped`` cover all images, on rank 0.
 
     Args:
         model: the task's, its backbone patched by ``reduction``.
         reduction: switches between the schedules.
-        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
-
-    After ``trainer.test`` and ``gather()``, ``skipped`` holds the names of the images that could not be read, and the
-    subclass's ``predictions()`` what was found in all others.
+        points: the operating points of the next pass, the unreduced model's first. They may be replaced between two
+            passes. Without points the images are only read.
     """
 
     model: Any
@@ -65,159 +69,66 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
         self.model = model
         self.reduction = reduction
         self.points = points
-        self.batches: list[Batch] = []
-        self._gathering: Gathering[Batch] | None = None
+        self.results: list[Results] = []
+        """Of the batches, in their order."""
+        self._gathering: Gathering[Results] | None = None
+
+    @abstractmethod
+    def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
+        """Images (B, 3, H, W) of the model's input size to its outputs at one point; this call is timed."""
+
+    @abstractmethod
+    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
+        """Lightning's hook: run a batch at ``points`` and ``keep`` the results."""
+
+    @abstractmethod
+    def predictions(self) -> Predictions:
+        """The predictions for every image that could be read, at every point.
+
+        Raises:
+            UserError: no image could be read, or the model's outputs are not finite.
+        """
 
     @property
     def skipped(self) -> list[str]:
-        return [id for batch in self.batches for id in batch.skipped]
+        """Names of the images that could not be read."""
+        return [name for results in self.results for name in results.skipped]
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: in every process, whether or not it has a batch."""
-        self.batches, self._gathering = [], Gathering()
+        """Lightning's hook: every process calls it, with or without a batch."""
+        self.results, self._gathering = [], Gathering()
 
-    def keep(self, found: Batch) -> None:
-        """Take what was found in the next batch, for this process and for rank 0."""
-        self.batches.append(found)
+    def keep(self, results: Results) -> None:
+        """Store the results of the next batch, and send them to rank 0."""
+        self.results.append(results)
         if self._gathering is not None:
-            self._gathering.put(found)
+            self._gathering.put(results)
 
     def gather(self) -> None:
-        """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
+        """Collect the results of all processes on rank 0, in the order of the images; the others keep none.
 
-        To be called in every process, after ``trainer.test``.
+        Every process has to call it, after ``trainer.test``.
         """
         assert self._gathering is not None
-        self.batches = self._gathering.finish(self.batches)
+        self.results = self._gathering.finish(self.results)
 
-    def images(self) -> dict[str, np.ndarray]:
+    def image_names(self) -> dict[str, np.ndarray]:
         """``ids`` and ``hashes`` of the images that could be read.
 
         Raises:
-            UserError: there is none.
+            UserError: no image could be read.
         """
-        read = [batch for batch in self.batches if len(batch.ids)]
+        read = [results for results in self.results if len(results.ids)]
         if not read:
             raise UserError("not one image could be read: there is nothing to report.")
-        ids, hashes = (
-            np.concatenate(names) for names in zip(*((batch.ids, batch.hashes) for batch in read), strict=True)
-        )
+        ids, hashes = (np.concatenate(names) for names in zip(*((r.ids, r.hashes) for r in read), strict=True))
         return {"ids": ids, "hashes": hashes}
 
 
 def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
-    """Raise a ``UserError`` unless all of what a model puts out at a point are numbers."""
+    """Raise a ``UserError`` unless all outputs of the model at a point are finite."""
     if not outputs.isfinite().all():
         raise UserError(
             f"the model's outputs at {point.name} are infinite or not a number: use another precision "
             "(trainer.precision=32-true), or other weights."
-        )
-
-
-class ClassifiedBatch(NamedTuple):
-    """What is known of the B images of a batch that could be read, at p points."""
-
-    ids: np.ndarray  # (B,) str
-    hashes: np.ndarray
-    labels: np.ndarray  # (B,) int64
-    top5: np.ndarray  # (p, B, 5) int32
-    log_probs: np.ndarray  # (p, B, K) float32
-    skipped: list[str]  # ids of the others
-
-
-class _ToHost:
-    """A tensor on its way to the host, which need not wait for it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda)
-        self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
-
-    def arrived(self) -> np.ndarray:
-        if self._done is None:
-            return self._copy.numpy()
-        self._done.synchronize()
-        return self._copy.numpy().copy()  # the other is in pinned memory
-
-
-def _classified(
-    ids: np.ndarray, hashes: np.ndarray, skipped: list[str], label: _ToHost, top5: _ToHost, log_probs: _ToHost
-) -> ClassifiedBatch:
-    return ClassifiedBatch(ids, hashes, label.arrived(), top5.arrived(), log_probs.arrived(), skipped)
-
-
-class ClassifierEvaluation(BatchedEvaluation[ClassifiedBatch]):
-    """Collects the log-probabilities of every image at every point; the model is a classifier.
-
-    What a batch gives is read while the device computes the next one.
-
-    Args:
-        model, reduction, points: as those of :class:`BatchedEvaluation`.
-        cuda_graph: run the model as ``mtr_lab.compile`` does.
-    """
-
-    model: Any
-
-    def __init__(
-        self,
-        model: Any,
-        reduction: Reduction,
-        points: Sequence[OperatingPoint],
-        cuda_graph: bool = False,
-    ) -> None:
-        super().__init__(model, reduction, points)
-        # A graph of each point for a full batch and the last one, and to be timed, for another batch and one image.
-        self._classify = compile(model, max_graphs=4 * max(len(points), 1)) if cuda_graph else model.__call__
-        self._pending: Callable[[], ClassifiedBatch] | None = None
-
-    def forward_at(self, point: OperatingPoint, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) at one point."""
-        self.reduction.use(point.schedule)
-        return self._classify(images)
-
-    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        images = batch["image"]
-        log_probs = torch.empty(len(self.points), len(images), self.model.num_classes)
-        if len(images) and self.points:
-            logits = torch.stack([self.forward_at(point, images) for point in self.points])
-            log_probs = logits.float().log_softmax(-1)
-        names = batch["id"], batch["hash"], batch["skipped"]  # nothing of the batch that is on the device
-        found = batch["label"], top_classes(log_probs), log_probs
-        started = partial(_classified, *names, *map(_ToHost, found))
-        self._finish()
-        self._pending = started
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self._pending = None
-
-    def on_test_epoch_end(self) -> None:
-        self._finish()
-
-    def _finish(self) -> None:
-        """Keep what was found in the batch before."""
-        if self._pending is not None:
-            self.keep(self._pending())
-            self._pending = None
-
-    def predictions(self) -> Predictions:
-        """What the model predicted for every image that could be read, at every point; on rank 0.
-
-        Raises:
-            UserError: no image could be read, or the model's outputs are not numbers.
-        """
-        images = self.images()
-        log_probs = np.concatenate([batch.log_probs for batch in self.batches], axis=1)
-        for point, rows in zip(self.points, log_probs, strict=True):
-            finite = np.isfinite(rows).all(axis=1)
-            if not finite.all():
-                raise UserError(
-                    f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
-                    f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
-                )
-        return Predictions(
-            **images,
-            labels=np.concatenate([batch.labels for batch in self.batches]),
-            points=np.array([point.name for point in self.points]),
-            top5=np.concatenate([batch.top5 for batch in self.batches], axis=1),
-            log_probs=log_probs,
         )

@@ -62,7 +62,7 @@ PATHS = {
 
 
 def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
-    """The tokens of a state in the order of each path, as ``mtr_lab.ops.scan`` takes it.
+    """The tokens of a state in the order of each path, as ``mtr_lab.ops.selective_scan`` takes it.
 
     Survivors keep the order of their original positions along the path. No sort is needed: the rank of a survivor is
     the number of survivors before it.

@@ -32,13 +32,13 @@ class Positions:
         return available if self.choose_paths is None else self.choose_paths(available)
 
     def scan_arguments(self, scanned: Sequence[ScanPath]) -> dict[str, Any]:
-        """The arguments of ``mtr_lab.ops.scan`` that describe these paths."""
+        """The arguments of ``mtr_lab.ops.selective_scan`` that describe these paths."""
         order = self.order(scanned)
         return {
             "reverse": [path.reverse and order is None for path in scanned],
             "order": order,
             "gap": self.gap(scanned),
-            "stretch": self.delta_scale,
+            "delta_scale": self.delta_scale,
         }
 
     def order(self, scanned: Sequence[ScanPath]) -> Tensor | None:

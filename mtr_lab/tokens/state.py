@@ -68,7 +68,7 @@ class TokenState(NamedTuple):
     def reduced(self, plan: ops.Plan) -> "TokenState":
         """The state of the survivors of a plan, which is pending for the streams."""
         state = self.applied()
-        index, size, special = ops.carry_plan(plan, state.index, state.size, state.special)
+        index, size, special = ops.update_metadata(plan, state.index, state.size, state.special)
         source = state.source
         if source is not None:
             source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))

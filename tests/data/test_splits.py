@@ -1,4 +1,4 @@
-"""What holds of every kind of data: hold-out, order, probes, images that cannot be read, options that cannot be."""
+"""What holds of every kind of data: hold-out, order, calibration images, unreadable images, impossible options."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -105,14 +105,14 @@ def test_evaluation_is_in_the_same_order_every_time(module: Module) -> None:
 
 
 def test_an_image_that_cannot_be_read_stops_or_is_named(module: Module, tmp_path: Path) -> None:
-    identity = module().identity()
+    identity = module().fingerprint()
     damage(tmp_path, "v1")
     with pytest.raises(UserError, match=r"cannot decode image .*v1.* of .*dataset\.on_error=skip"):
         list(module().test_dataloader())
     first, second = module(on_error="skip").test_dataloader()
     assert (names([first]), names([second])) == (["v0"], ["v2"])
     assert [Path(id).stem for id in first["skipped"]] == ["v1"]
-    assert module().identity() != identity
+    assert module().fingerprint() != identity
 
 
 def test_a_batch_without_any_image(module: Module, tmp_path: Path) -> None:
@@ -123,22 +123,22 @@ def test_a_batch_without_any_image(module: Module, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_probes_are_spread_over_the_training_images_and_as_for_evaluation(module: Module, batch_size: int) -> None:
+def test_calibration_images_are_spread_and_prepared_as_for_evaluation(module: Module, batch_size: int) -> None:
     evaluated = module(train_split="val", test_split="train", batch_size=12)
     (batch,) = evaluated.test_dataloader()
     images = evaluated.normalise(batch["image"]) if hasattr(evaluated, "normalise") else batch["image"]
-    assert torch.equal(module(batch_size=batch_size).probe_images(5), images[[0, 2, 4, 7, 9]])
-    assert torch.equal(module(batch_size=batch_size).probe_images(50), images)
+    assert torch.equal(module(batch_size=batch_size).calibration_images(5), images[[0, 2, 4, 7, 9]])
+    assert torch.equal(module(batch_size=batch_size).calibration_images(50), images)
 
 
-def test_probes_that_cannot_be_had(module: Module, tmp_path: Path) -> None:
+def test_calibration_images_that_cannot_be_had(module: Module, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train_split and dataset\.test_split are both val"):
-        module(train_split="val").probe_images(2)
+        module(train_split="val").calibration_images(2)
     damage(tmp_path, *TRAINING)
     with pytest.raises(UserError, match=r"cannot decode image .*t00"):
-        module().probe_images(3)
-    with pytest.raises(UserError, match="not one of 3 training images of test could be read"):
-        module(on_error="skip").probe_images(3)
+        module().calibration_images(3)
+    with pytest.raises(UserError, match="none of 3 training images of test could be read"):
+        module(on_error="skip").calibration_images(3)
 
 
 @pytest.mark.parametrize(

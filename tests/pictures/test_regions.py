@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, outlines, region_sizes
+from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, region_borders, region_sizes
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -51,7 +51,7 @@ def test_region_sizes() -> None:
 
 
 def test_outlines_lie_between_regions_only() -> None:
-    border = outlines(TOKENS, region_sizes(TOKENS) > 1)
+    border = region_borders(TOKENS, region_sizes(TOKENS) > 1)
     # The corners touch nothing else; between tokens 4 and 5, or 5 and what was dropped, no merged region ends.
     expected = [
         [0, 1, 1, 1],
@@ -60,15 +60,15 @@ def test_outlines_lie_between_regions_only() -> None:
     ]
     assert border.astype(int).tolist() == expected
     one = np.zeros((4, 5), dtype=int)
-    assert not outlines(one, np.ones_like(one, dtype=bool)).any()
+    assert not region_borders(one, np.ones_like(one, dtype=bool)).any()
     alone = np.arange(20).reshape(4, 5)
-    assert not outlines(alone, np.zeros_like(alone, dtype=bool)).any()
+    assert not region_borders(alone, np.zeros_like(alone, dtype=bool)).any()
 
 
 def test_an_outline_is_one_pixel_on_either_side_whatever_the_scale() -> None:
     grid = PatchGrid(rows=2, columns=3, patch_size=4, stride=4)
     tokens = grid.paint(np.array([[0, 0, 1], [2, 3, 4]]), 2)
-    border = outlines(tokens, tokens == 0)
+    border = region_borders(tokens, tokens == 0)
     expected = np.zeros((16, 24), dtype=bool)
     expected[:8, 15:17] = True  # right of the region, across the width of a patch
     expected[7:9, :16] = True  # and below it

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composed import composed
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import WandbServer
 
-from mtr_lab.configuration import CONF
 from mtr_lab.report.loggers import log_result, wandb_logger
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.schema import Result, write_result
@@ -96,8 +95,8 @@ def test_tensorboard_draws_a_curve_over_the_reduction(result: Result, tmp_path: 
 def test_configured_loggers_write_into_the_run_folder(
     name: str, written: str, result: Result, tmp_path: Path, logged_out: Path
 ) -> None:
-    config = OmegaConf.to_container(OmegaConf.load(CONF / "logger" / f"{name}.yaml"))
-    log_result(result, [], instantiate(config[name], save_dir=str(tmp_path)))
+    config = composed("config", f"logger={name}").logger[name]
+    log_result(result, [], instantiate(config, save_dir=str(tmp_path)))
     assert len(list(tmp_path.glob(written))) == 1
 
 

@@ -1,4 +1,4 @@
-"""Images annotated as Pascal VOC does: an XML file an image, lists of splits."""
+"""Pascal VOC annotations: one XML file per image, one list of images per split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocSource:
-    """The images named in ``ImageSets/Main/<split>.txt``, of ``root`` or the one directory in it that has that.
+    """The images listed in ``ImageSets/Main/<split>.txt`` of ``root`` or of its first subdirectory with such lists.
 
-    Edges of boxes are taken as written, though VOC's own count pixels from 1.
+    Edges of boxes are read unchanged, although Pascal VOC counts pixels from 1.
 
     Args:
-        root: the directory.
+        root: the dataset's directory.
         split: the name of a list.
-        classes: names in the order of the labels; by default those that occur, sorted.
+        classes: names in label order; by default the classes of all objects, sorted.
 
     Raises:
-        UserError: a file is missing or damaged, a class is not among ``classes``, a box is none.
+        UserError: a file is missing or damaged, a class is not among ``classes``, or a box is invalid.
     """
 
     def __init__(self, root: Path, split: str, classes: Sequence[str] | None) -> None:
         self._root = _voc_directory(root)
         listing = self._root / "ImageSets" / "Main" / f"{split}.txt"
         if not listing.is_file():
-            there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
-            raise UserError(f"{listing} does not exist; the splits there: {there}. {_LAYOUT}")
+            splits = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
+            raise UserError(f"{listing} does not exist; the splits there: {splits}. {_LAYOUT}")
         self.location = str(listing)
         self._ids = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
         if not self._ids:
             raise UserError(f"{listing} names no image. {_LAYOUT}")
-        found = [_read(self._annotation(id)) for id in self._ids]
-        self.classes = tuple(classes or sorted({name for objects in found for name, _, _ in objects}))
+        annotations = [_read(self._annotation(id)) for id in self._ids]
+        self.classes = tuple(classes or sorted({name for objects in annotations for name, _, _ in objects}))
         self.degenerate = 0
         self._objects = []
-        for id, objects in zip(self._ids, found, strict=True):
+        for id, objects in zip(self._ids, annotations, strict=True):
             rows = []
             for name, box, difficult in objects:
                 if name not in self.classes:
@@ -57,8 +57,8 @@ class VocSource:
         """The name in the list."""
         return self._ids[index]
 
-    def identity(self) -> str:
-        """A hash of every image's size and time of change, and of what its annotation says."""
+    def fingerprint(self) -> str:
+        """A hash of every image's file size and modification time, and of its annotation."""
         digest = hashlib.blake2b(digest_size=16)
         for index, id in enumerate(self._ids):
             path = self.path(index)
@@ -78,15 +78,15 @@ class VocSource:
 
 
 def _voc_directory(root: Path) -> Path:
-    within = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    found = [path for path in within if (path / "ImageSets" / "Main").is_dir()]
-    if not found:
-        raise UserError(f"dataset.root: {root} is no directory in Pascal VOC's layout. {_LAYOUT}")
-    return found[0]
+    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    matching = [path for path in candidates if (path / "ImageSets" / "Main").is_dir()]
+    if not matching:
+        raise UserError(f"dataset.root: {root} does not have Pascal VOC's layout. {_LAYOUT}")
+    return matching[0]
 
 
 def _read(path: Path) -> list[tuple[str, list[float], bool]]:
-    """Name, box and whether it is difficult, of every object in an annotation."""
+    """(name, box, difficult) of every object in an annotation."""
     try:
         tree = ElementTree.parse(path)
     except OSError as error:
@@ -94,9 +94,9 @@ def _read(path: Path) -> list[tuple[str, list[float], bool]]:
     except ElementTree.ParseError as error:
         raise UserError(f"the annotation {path} is not valid XML: {error}. Replace the file.") from error
     objects: list[tuple[str, list[float], bool]] = []
-    for each in tree.iter("object"):
+    for element in tree.iter("object"):
         try:
-            name, box = each.findtext("name"), [float(each.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]
+            name, box = element.findtext("name"), [float(element.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"the annotation {path}: object {len(objects)} has no box of the four numbers {', '.join(_EDGES)}. "
@@ -104,5 +104,5 @@ def _read(path: Path) -> list[tuple[str, list[float], bool]]:
             ) from error
         if not name:
             raise UserError(f"the annotation {path}: object {len(objects)} has no name. Correct it.")
-        objects.append((name, box, each.findtext("difficult") == "1"))
+        objects.append((name, box, element.findtext("difficult") == "1"))
     return objects

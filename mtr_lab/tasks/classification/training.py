@@ -3,52 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-
-class GraphedTraining:
-    """A model's training pass, forward and backward, as CUDA graphs for batches of the shape of the first one.
-
-    A step of a small model launches thousands of kernels that take less time than their launches. Batches of another
-    shape go through the model as it is.
-
-    Source: ``torch.cuda.make_graphed_callables``.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._shape: torch.Size | None = None
-        self._replay: Callable[[Tensor], Tensor] = model
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """What ``model(images)`` returns, with gradients."""
-        if self._shape is None:
-            self._shape = images.shape
-            kind = images.device.type
-            # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
-            with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
-                graphed: Any = torch.cuda.make_graphed_callables(_Call(self._model), (torch.zeros_like(images),))
-            self._replay = graphed
-        return self._replay(images) if images.shape == self._shape else self._model(images)
-
-
-class _Call(nn.Module):
-    """``make_graphed_callables`` replaces the ``forward`` of what it is given."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+from mtr_lab.backbones.graphed_training import GraphedTraining
+from mtr_lab.tasks.optimizer import adamw
 
 
 class ClassifierTraining(LightningModule):
@@ -120,13 +84,3 @@ class ClassifierTraining(LightningModule):
         exempt: Any = self.model.no_weight_decay()
         groups = param_groups_weight_decay(self.model, self.weight_decay, exempt)
         return adamw(groups, self.trainer, self.lr, self.warmup_epochs)
-
-
-def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epochs: int) -> OptimizerLRScheduler:
-    """AdamW on groups of parameters, its learning rate rising linearly to ``lr`` and falling by a cosine."""
-    optimizer = torch.optim.AdamW(groups, lr=lr)
-    steps = int(trainer.estimated_stepping_batches)
-    warmup = min(warmup_epochs * steps // max(trainer.max_epochs or 1, 1), steps - 1)
-    cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
-    schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=max(warmup, 1)), cosine], [warmup])
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
-from mtr_lab.data import batches as feeding
-from mtr_lab.data.batches import Collate, CopiedAhead, ImageLoader, PinnedRing
+from mtr_lab.data import batches as batches_module
+from mtr_lab.data.batches import Collate, ImageLoader, PinnedRing, Prefetcher
 from mtr_lab.data.images import Skipped
 from mtr_lab.errors import UserError
 
@@ -74,13 +74,13 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 def used_late(loader: ImageLoader) -> Iterator[dict[str, Any]]:
     """Batches as they are when workers have been ahead as far as they can."""
-    for batch in loader.lent():
+    for batch in loader.zero_copy():
         time.sleep(0.01)
         yield {key: value.clone() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def memory_of(loader: ImageLoader) -> list[int]:
-    return [batch["image"].data_ptr() for batch in loader.lent()]
+    return [batch["image"].data_ptr() for batch in loader.zero_copy()]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_workers_fill_a_ring(workers: int, ahead: int, start: str, runtime: Runt
     check(list(used_late(loader)))
     if start == "spawn":
         return  # it takes long
-    next(loader.lent())  # and goes on no further
+    next(loader.zero_copy())  # and goes on no further
     check(list(used_late(loader)))
     assert not runtime.locked  # any more
 
@@ -107,7 +107,7 @@ def test_a_ring_is_no_longer_than_needed_and_page_locked_as_long_as_it_is_used(r
     assert len(set(places)) == 5
     for images, slots in ((203, 5), (11, 3)):
         short = ImageLoader(Subset(Numbered(), range(images)), batch_size=5, **options)
-        batches = short.lent()
+        batches = short.zero_copy()
         address = next(batches)["image"].data_ptr()
         assert runtime.locked == {address: slots * bytes_of_a_slot}
         batches.close()
@@ -182,7 +182,7 @@ def test_no_ring_where_turns_are_unknown_or_nobody_waits(
     dataset: Dataset[Any], options: dict[str, Any], runtime: Runtime
 ) -> None:
     loader = ImageLoader(dataset, batch_size=5, collate_fn=Collate(SIZE), **{"pin_memory": True, **options})
-    batches = [next(pinned := loader.lent())]
+    batches = [next(pinned := loader.zero_copy())]
     assert not runtime.locked
     batches.extend(pinned)
     check(batches)
@@ -192,11 +192,11 @@ def test_no_ring_where_turns_are_unknown_or_nobody_waits(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_images_arrive_as_they_were() -> None:
     loader = ImageLoader(Numbered(), batch_size=5, num_workers=2, collate_fn=Collate(SIZE), pin_memory=True)
-    assert all(batch["image"].is_pinned() for batch in loader.lent())
+    assert all(batch["image"].is_pinned() for batch in loader.zero_copy())
     assert len(set(memory_of(loader))) == 5
     for _ in range(2):
         batches = []
-        for batch in CopiedAhead(loader, torch.device("cuda", 0)):
+        for batch in Prefetcher(loader, torch.device("cuda", 0)):
             assert batch["image"].is_cuda
             assert batch["label"].is_cuda
             batches.append({**batch, **{key: (batch[key] + 0).cpu() for key in ("image", "label")}})
@@ -236,12 +236,12 @@ class FakeStream:
 def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     stream = FakeStream(notes)
-    monkeypatch.setattr(feeding, "_copying_stream", lambda device: stream)
+    monkeypatch.setattr(batches_module, "_copying_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: notes.append(f"keep {self.sum()}"), raising=False)
     loader = [{"image": torch.full((2,), i), "label": torch.tensor(10 * i), "id": i} for i in range(batches)]
-    ahead = CopiedAhead(loader, torch.device("cpu"))
+    ahead = Prefetcher(loader, torch.device("cpu"))
     assert len(ahead) == batches
     for i, batch in enumerate(ahead):
         assert batch["image"].tolist() == [i, i]

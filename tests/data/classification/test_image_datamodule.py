@@ -87,7 +87,7 @@ def test_new_names_for_class_folders(folders: Folders, module: Module) -> None:
 def test_training_and_evaluation_have_to_number_classes_alike(folders: Folders, module: Module) -> None:
     folders("train", a=4, b=4, c=4)
     root = folders("val", a=1, b=1)
-    with pytest.raises(UserError, match=r"differ in the classes c: .* empty one will do"):
+    with pytest.raises(UserError, match=r"differ in the classes c: .* they may be empty"):
         module(root=str(root)).setup("fit")
     folders("val", c=0)
     data = module(root=str(root), num_classes=3)
@@ -127,7 +127,7 @@ def test_training_needs_a_training_split(folders: Folders, module: Module) -> No
     with pytest.raises(UserError, match=rf"{root / 'train'}.*DIR/train/<class>/<image>"):
         data.setup("fit")
     with pytest.raises(UserError, match=rf"{root / 'train'} holds no class folders"):
-        module(root=str(root)).probe_images(2)
+        module(root=str(root)).calibration_images(2)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> 
 
 def test_the_identity_is_of_the_images_wherever_they_lie(module: Module, folders: Folders, tmp_path: Path) -> None:
     root = folders("val", a=2, b=1)
-    first = module(root=str(root)).identity()
+    first = module(root=str(root)).fingerprint()
     copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps the times
-    assert module(root=str(copy)).identity() == first
+    assert module(root=str(copy)).fingerprint() == first
     os.utime(copy / "a" / "0.jpg", ns=(1, 1))
-    changed = module(root=str(copy)).identity()
+    changed = module(root=str(copy)).fingerprint()
     (copy / "a" / "1.jpg").rename(copy / "b" / "1.jpg")
-    assert len({first, changed, module(root=str(copy)).identity()}) == 3
+    assert len({first, changed, module(root=str(copy)).fingerprint()}) == 3

@@ -103,11 +103,11 @@ def test_stream_trains_in_full_batches_and_knows_the_epoch(stream: Callable[...,
     assert reader.epochs == [0, 1, 2]
 
 
-def test_probe_images_of_a_stream_are_its_first(stream: Callable[..., Stream], module: Module) -> None:
+def test_calibration_images_of_a_stream_are_its_first(stream: Callable[..., Stream], module: Module) -> None:
     stream()
     data = module(source="wds/pets", num_classes=3)
     expected = data.normalise(torch.cat([batch["image"] for batch in data.test_dataloader()]))
-    assert torch.equal(data.probe_images(5), expected[:5])
+    assert torch.equal(data.calibration_images(5), expected[:5])
 
 
 def test_images_a_stream_leaves_out_are_noticed(stream: Callable[..., Stream], module: Module) -> None:
@@ -160,10 +160,10 @@ def test_webdataset_shard(module: Module, folders: Folders) -> None:
     )
     (batch,) = data.test_dataloader()
     assert batch["label"].tolist() == [0, 100, 200]
-    before = data.identity()
-    assert data.identity() == before
+    before = data.fingerprint()
+    assert data.fingerprint() == before
     (root / "val-0.tar").write_bytes((root / "val-0.tar").read_bytes() + bytes(512))
-    assert data.identity() != before
+    assert data.fingerprint() != before
 
 
 def test_hugging_face_dataset(
@@ -177,9 +177,9 @@ def test_hugging_face_dataset(
     assert batch["label"].tolist() == [1, 1, 0]
     assert batch["hash"][0] == hashlib.blake2b((root / "test/a/0.jpg").read_bytes(), digest_size=16).hexdigest()
 
-    def identity() -> str:
-        return module(source=f"hfds/{root}", test_split="test", model_classes=["b", "a"], num_classes=2).identity()
+    def fingerprint() -> str:
+        return module(source=f"hfds/{root}", test_split="test", model_classes=["b", "a"], num_classes=2).fingerprint()
 
-    assert identity() == data.identity()
+    assert fingerprint() == data.fingerprint()
     (root / "test/a/0.jpg").write_bytes((root / "test/b/0.jpg").read_bytes())
-    assert identity() != data.identity()
+    assert fingerprint() != data.fingerprint()

@@ -1,0 +1,164 @@
+"""Evaluate a backbone unreduced and reduced: accuracy, FLOPs and speed, as one result in the run folder."""
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from mtr_lab.errors import UserError
+from mtr_lab.evaluation.drawing import draw_images
+from mtr_lab.evaluation.job import Job, plan
+from mtr_lab.evaluation.passes import PassResult, predict, reduced_model, releasing_workers, serve_passes
+from mtr_lab.evaluation.points import describe_points, strongest
+from mtr_lab.evaluation.timing import time_job
+from mtr_lab.launch import launch
+from mtr_lab.measure.speed import Speed
+from mtr_lab.report.loggers import log_result
+from mtr_lab.report.table import result_table
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
+from mtr_lab.results.schema import FILE_NAME as RESULT
+from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
+from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
+from mtr_lab.sweep import JobResult, sweep_folder
+from mtr_lab.tasks.evaluation import OperatingPoint
+
+
+def evaluate(config: DictConfig) -> JobResult | None:
+    """Run the evaluation that ``conf/config.yaml`` describes; write the result, print it as a table and log it.
+
+    Mistakes are found on a model without weights, before weights are loaded. The token counts of ``mtr.schedule=auto``
+    are measured after that, on training images. A result of the same code, weights and data is not computed again.
+
+    Returns:
+        The result, as in the file ``result.json`` of the run folder. With ``trainer=ddp``, rank 0 returns it, which
+        alone writes, times and draws; the other processes return nothing. See ``mtr_lab.launch``.
+
+    Raises:
+        UserError: the configuration has a mistake, or another process uses the run folder.
+    """
+    job = plan(config)
+    if job.launches:
+        with claim(job.folder, wait=job.wait):
+            finished = take_finished(job)
+            if finished is None:
+                start_over(job.folder)
+        return finished or launch(evaluate, config, job.trainer.num_devices)
+    if job.trainer.world_size > 1:
+        job.trainer.strategy.setup_environment()
+        if not job.trainer.is_global_zero:
+            serve_passes(job)
+            return None
+    return lead(job)
+
+
+def lead(job: Job) -> JobResult:
+    """Rank 0's part, or that of a single process: claim the run folder, measure, write, print and log."""
+    with claim(job.folder, wait=job.wait), releasing_workers():
+        finished = take_finished(job)
+        if finished is not None:
+            return finished
+        start_over(job.folder)
+        write(job, measure(job))
+        return JobResult(*hand_over(job, job.folder), computed=True)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured at the operating points."""
+
+    points: list[OperatingPoint]
+    run: PassResult
+    speeds: dict[str, Speed]
+    """By the point's name; empty without a timing pass."""
+
+
+def measure(job: Job) -> Measurement:
+    """Predict, time and draw: the passes over the images, the timing pass, and the pictures."""
+    reduction, points = reduced_model(job)
+    evaluation = job.task.evaluation(job.model, reduction, points, job.config.trainer.cuda_graph)
+    sweep = sweep_folder()
+    cache = None if sweep is None else UnreducedCache(sweep / "unreduced" / job.unreduced_key)
+    run = predict(evaluation, points, job.trainer, job.batches, cache)
+    speeds = time_job(job, evaluation, points) if job.config.timing.batch_size else {}
+    if job.config.pictures:
+        draw_images(job, evaluation, [points[0], strongest(points)])
+    return Measurement(points, run, speeds)
+
+
+def write(job: Job, measured: Measurement) -> None:
+    """Write ``result.json`` and ``predictions.npz`` to the run folder."""
+    run = measured.run
+    result: Result = {
+        "schema": 2,
+        "task": job.task.name,
+        "backbone": job.config.backbone.name,
+        "dataset": job.data.name,
+        "weights": job.task.backbone(job.model).weights,
+        "key": job.key,
+        "unreduced": {"key": job.unreduced_key, "reused": run.reused},
+        "logged": [],
+        "config": job.record,
+        "environment": {**describe_environment(), "device": job.machine[0]},
+        "points": describe_points(
+            job.task,
+            job.model,
+            measured.points,
+            run.predictions,
+            run.skipped,
+            measured.speeds,
+            with_memory=not job.config.trainer.cuda_graph,
+        ),
+    }
+    for file in write_run(result, run.predictions, job.folder):
+        print(f"wrote {file}")
+
+
+def take_finished(job: Job) -> JobResult | None:
+    """Hand over a finished result with the job's key, in the claimed run folder or elsewhere in the sweep."""
+    finished = find_finished(job.folder, job.key, sweep_folder()) if job.config.resume else None
+    if finished is None:
+        return None
+    print(f"{finished}: finished before; resume=false computes it again.")
+    with contextlib.nullcontext() if finished == job.folder else claim(finished, wait=True):
+        return JobResult(*hand_over(job, finished), computed=False)
+
+
+def hand_over(job: Job, folder: Path) -> tuple[Result, float | None]:
+    """Print a finished result and give it to the loggers that have not logged it yet, which the result then names.
+
+    Returns:
+        The result as it is stored, and its ``objective``.
+    """
+    result = read_result(folder)
+    Console().print(result_table(result))
+    logged = result.setdefault("logged", [])
+    loggers = {name: logger for name, logger in job.loggers.items() if name not in logged}
+    try:
+        for name, logger in loggers.items():
+            log_result(result, [folder / RESULT, folder / PREDICTIONS], logger, pictures=folder / PICTURES)
+            logged.append(name)
+    finally:
+        if loggers:
+            write_result(result, folder)
+    return result, objective_value(result, job.config.objective)
+
+
+def start_over(folder: Path) -> None:
+    """Remove the result and the pictures of an earlier evaluation with another key from a run folder."""
+    (folder / RESULT).unlink(missing_ok=True)
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
+
+
+def objective_value(result: Result, metric: str | None) -> float | None:
+    """The mean of a metric over the reduced points; ``None`` without a metric."""
+    if metric is None:
+        return None
+    values = [point[metric] for point in result["points"] if point["policy"] != "none"]  # type: ignore[literal-required]
+    if None in values:
+        raise UserError(f"objective={metric}: the result has no such figure, since no image could be read.")
+    return fmean(values)
