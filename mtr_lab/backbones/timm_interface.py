@@ -148,7 +148,7 @@ class TimmInterface(nn.Module, ABC):
             UserError: the model is patched, for its present number of blocks.
         """
         if self.reduction is not None:
-            raise UserError("a patched model cannot lose blocks: call unpatch first, and patch what is left.")
+            raise UserError("a patched model cannot lose blocks: call unpatch first, and patch it again afterwards.")
         wanted = self.blocks_at(indices)
         self.layers = self.layers[: max(wanted) + 1]
         if prune_norm:

@@ -1,4 +1,4 @@
-"""What a policy leaves to compute, and what its own steps cost."""
+"""The remaining work of a reduced model, and the cost of the policy's own steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
 
 
 def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Work:
-    """What is left to compute if each block removes that many tokens; ``layout`` is the first stage's."""
+    """The work of a model whose blocks remove that many tokens; ``layout`` is that of the first stage."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     work = Work(remove, removed_at_embedding(policy, layout))
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)

@@ -40,7 +40,7 @@ class Policy:
         target_fraction: targets as a share of the tokens that are not sources (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
         features: the vectors that matching compares, a name of ``match.FEATURES``.
-        merge: what becomes of removed tokens, a name of ``merge.MERGES``.
+        merge: what happens to removed tokens, a name of ``merge.MERGES``.
         prune_first: share of the removed tokens that is pruned by score before grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
