@@ -106,7 +106,7 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
             label=_joined([each.label for each in matches], np.int64),
             score=_joined([each.score for each in matches], np.float32),
             box=_joined([each.box for each in matches], np.float32, 4),
-            found=_joined([each.found for each in matches], np.int8, 10),
+            hits=_joined([each.hits for each in matches], np.int8, 10),
         )
 
     def _metric(self, states: Sequence[Mapping[str, Any]]) -> MeanAveragePrecision:
