@@ -1,4 +1,4 @@
-"""``python -m mtr_lab.report RESULTS… -o report.html``: an HTML dashboard of results; ``wandb=PROJECT``: one on W&B."""
+"""``python -m mtr_lab.report RESULTS… -o report.html``: results as an HTML dashboard, or as a report on W&B."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ WANDB = "wandb="
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write or serve a dashboard. Exit code 0 done, 2 a mistake in what was asked for."""
+    """Write or serve a dashboard, or make a W&B report. Exits with code 2 on a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m mtr_lab.report", description="Results as one HTML file that needs no network."
     )
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a report "
-        "there, of the runs that were logged to it",
+        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a "
+        "report there, with charts of the runs logged to it",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file to write")
     parser.add_argument("--live", action="store_true", help="serve the report on this machine and follow new results")
