@@ -96,7 +96,7 @@ function differenceColumns(rows) {
               h(
                 "span",
                 {},
-                lines(signed(metric, difference.value), `${signed(metric, difference.ci[0])} … ${signed(metric, difference.ci[1])}`),
+                lines(signed(metric, difference.value), difference.ci.map((end) => signed(metric, end)).join(" … ")),
               ),
               strip(difference, metric, limit),
             ),
@@ -132,10 +132,12 @@ function drawDifferences() {
   const paired = data.runs.filter((run) => run.paired).length;
   const name = chosen === "unreduced" ? "the unreduced model" : chosen && label(bases.get(chosen)[0].base);
   byId("differences-caption").textContent = rows.length
-    ? `Each point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, with the 95 % interval of a paired bootstrap over images ` +
-      `(${data.resamples.toLocaleString("en")} resamples). ▲ better, ▼ worse: the interval excludes 0; ○ not significant. ` +
-      "Multiple comparisons are not corrected for: of twenty without a true difference, about one is expected to be marked."
-    : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz beside " +
-      `result.json (${paired} of ${data.runs.length} runs have it). For detection and segmentation, use mtr_lab.results.comparison.compare.`;
+    ? `Each point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, ` +
+      `with the 95 % interval of a paired bootstrap over images (${data.resamples.toLocaleString("en")} resamples). ` +
+      "▲ better, ▼ worse: the interval excludes 0; ○ not significant. Multiple comparisons are not corrected for: " +
+      "of twenty without a true difference, about one is expected to be marked."
+    : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz " +
+      `beside result.json (${paired} of ${data.runs.length} runs have it). ` +
+      "For detection and segmentation, use mtr_lab.results.comparison.compare.";
   return table("differences", differenceColumns(rows), rows);
 }
