@@ -38,12 +38,12 @@ def write_run(
     mtr: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Result:
-    """A run of ``policy`` whose predictions are off by ``ratio / quality``, written to ``folder`` and returned.
+    """Write a run of ``policy``, with predictions off by ``ratio / quality``, to ``folder``, and return it.
 
     Args:
-        images, first_image: which images, numbered from 0, it is over.
+        images, first_image: the images of the run, numbered from 0.
         mtr: settings besides the ratio.
-        fields: of the result, instead of those made here.
+        fields: replace fields of the result.
     """
     numbers = np.arange(first_image, first_image + images)
     base = np.random.default_rng(1).normal(size=(10_000, 6))[numbers] * 3

@@ -121,7 +121,7 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
     assert "finished before" not in run_program(main, *again, where, "mtr.ratio=0.2").out
     assert "finished before" in run_program(main, *again, where, "mtr.ratio=0.2").out
     next((root / "train" / wnids[0]).iterdir()).unlink()
-    assert "the result there is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
+    assert "its result is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
 
 
 def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

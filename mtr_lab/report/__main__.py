@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a report "
-        "there, of the runs that were logged to it",
+        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a "
+        "report there, with charts of the runs logged to it",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file to write")
     parser.add_argument("--live", action="store_true", help="serve the page on this machine and follow new results")

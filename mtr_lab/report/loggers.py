@@ -1,4 +1,4 @@
-"""Hand a finished result to Lightning loggers: curves for all of them, a table and an artifact for Weights & Biases."""
+"""Log a finished result with Lightning loggers: curves for all, a table and an artifact for Weights & Biases."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,19 +19,21 @@ _GROUP_LENGTH = 128  # the longest that W&B accepts
 def log_result(
     result: Result, files: Sequence[str | Path], loggers: Logger | Iterable[Logger], pictures: Path | None = None
 ) -> None:
-    """Log a result, the last thing its run logs, and close the loggers.
+    """Log a result, and close the loggers.
 
-    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, whose step is the asked share of FLOPs to
-    remove in whole percent (the achieved share where none was asked): a CSV file has one row a ratio, TensorBoard draws
-    accuracy against reduction. Step 0 of every policy is the unreduced model. Weights & Biases also gets a table of
-    the points, "mtr@0.4/top1" and so on in the run's summary, by which runs compare, the trade-off between accuracy and
-    FLOPs and the tokens entering each block as charts, pictures as media, and the files as an artifact.
+    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on. Their step is the asked share of FLOPs to
+    remove, in whole percent (the achieved share if none was asked); step 0 is the unreduced model. So a CSV file has
+    one row a ratio, and TensorBoard draws accuracy against reduction.
+
+    Weights & Biases also receives a table of the points, two charts (accuracy against FLOPs removed, tokens entering
+    each block), the pictures, and the files as an artifact. The run's summary has "mtr@0.4/top1" and so on, by which
+    runs are compared.
 
     Args:
-        result: the config in it is logged as hyperparameters.
-        files: ``result.json`` and whatever belongs with it.
+        result: its configuration is logged as hyperparameters.
+        files: ``result.json`` and the files that belong to it.
         loggers: one, several, or none.
-        pictures: folder of PNG files, see ``log_pictures``; there may be none.
+        pictures: folder of PNG files, see ``log_pictures``; it may not exist.
     """
     task, backbone, dataset, config = result["task"], result["backbone"], result["dataset"], result["config"]
     hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
@@ -54,26 +56,26 @@ def log_result(
 def _close(logger: Logger, failed: bool) -> None:
     logger.finalize("failed" if failed else "success")
     if isinstance(logger, WandbLogger):
-        logger.experiment.finish(exit_code=int(failed))  # or the next run of a sweep would go on with this one
+        logger.experiment.finish(exit_code=int(failed))  # or the next job of a sweep would continue this run
 
 
 def wandb_logger(project: str, save_dir: str, group: str | None = None, **options: Any) -> WandbLogger:
-    """A Weights & Biases logger that never asks for a login: without one, the run is kept in ``save_dir/wandb``.
+    """A Weights & Biases logger that never asks for a login: without one, the run is stored in ``save_dir/wandb``.
 
-    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word. ``group``
-    is the sweep that the run is a point of.
+    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` overrides the choice.
+    ``group`` names the sweep that the run belongs to.
     """
-    mode = os.environ.get("WANDB_MODE") or wandb_mode()  # which knows two modes, W&B more
+    mode = os.environ.get("WANDB_MODE") or wandb_mode()  # wandb_mode knows two modes, W&B has more
     group = group and group[-_GROUP_LENGTH:]
     return WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
 
 
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) by rising ratio."""
+    """(step, figures) by rising step."""
     rows: dict[float, dict[str, float]] = {}
     keys = _curve_keys()
-    for policy, its_points in _by_policy(points):
-        for point in its_points:
+    for policy, members in _by_policy(points):
+        for point in members:
             share = point["reduction"] if point["ratio"] is None else point["ratio"]
             numbers = {key: value for key, value in _flat(point).items() if key in keys and value is not None}
             rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
@@ -86,7 +88,7 @@ def _curve_keys() -> list[str]:
 
 
 def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
-    """Each policy's points, the unreduced model's in front; that alone if there is no policy."""
+    """Each policy with its points, the unreduced model first; the unreduced model alone if there is no policy."""
     unreduced = [point for point in points if point["policy"] == "none"]
     policies = list(dict.fromkeys(point["policy"] for point in points if point["policy"] != "none"))
     if not policies:
@@ -95,7 +97,7 @@ def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _flat(point: Point) -> dict[str, Any]:
-    """One value a key: an interval becomes _lo and _hi, tokens the first and the last count, skipped files a count."""
+    """A point with one number a key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
     flat: dict[str, Any] = {}
     value: Any
     for key, value in point.items():
@@ -114,10 +116,10 @@ def _flat(point: Point) -> dict[str, Any]:
 
 
 def log_pictures(run: Any, folder: Path) -> list[str]:
-    """Log every PNG file in a folder to a W&B run, as "pictures/NAME"; say on the terminal which cannot be read.
+    """Log every PNG file in a folder to a W&B run, as "pictures/NAME"; name those that cannot be read on the terminal.
 
     Returns:
-        The names of the pictures logged; none if there is no such folder.
+        The names of the logged pictures; none if the folder does not exist.
     """
     import wandb
 

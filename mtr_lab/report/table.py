@@ -18,7 +18,7 @@ _ABSENT = "–"
 
 
 class _Column(NamedTuple):
-    """Two lines of heading, the point's key without which the column is left out, and two lines of cell."""
+    """A column: its heading, the key that a point must have for it to be shown, and the cell of a point."""
 
     heading: TwoLines
     key: str
@@ -26,19 +26,19 @@ class _Column(NamedTuple):
 
 
 def result_table(result: Result) -> Table:
-    """Lay out the points of a result, one a row; the second line of a cell qualifies the first.
+    """Lay out the points of a result, one a row, with two lines a cell.
 
-    Accuracies, agreement and FLOPs removed are in percent, with the interval of level 0.95 below. Metrics that no point
-    has (those of other tasks, timing that was not asked for) get no column.
+    Shares are in percent; below a metric is its interval of level 0.95. There is no column for figures that no point
+    has: metrics of other tasks, speeds that were not measured.
     """
     return _table(result, result["points"], published(result))
 
 
 def seed_tables(results: Sequence[Result]) -> list[Table]:
-    """The mean over the runs that differ in ``mtr.seed`` alone, one row a ratio; no table where there are none.
+    """Means over the runs that differ only in ``mtr.seed``, one row a ratio, below the unreduced model.
 
-    The second line of a metric's cell is its standard deviation over the seeds. Runs of another backbone, task or
-    dataset are another table, below their unreduced model.
+    The second line of a metric's cell is its standard deviation over the seeds. Each backbone, task and dataset has its
+    own table; there is no table without such runs.
     """
     tables: dict[tuple[str, ...], list[list[tuple[int, int]]]] = defaultdict(list)
     for group in seed_groups(results):
@@ -64,7 +64,7 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
 
 
 def published(result: Result) -> list[str]:
-    """What the authors of the weights report, beside what was measured; no line unless both are of ImageNet-1k."""
+    """The published top-1 of the weights beside the measured one, as a line; no line unless both are of ImageNet-1k."""
     top1 = result.get("weights", {}).get("published_top1")
     measured: Mapping[str, Any] | None = next((point for point in result["points"] if point["policy"] == "none"), None)
     if top1 is None or result["dataset"] != "imagenet" or measured is None:
@@ -83,7 +83,7 @@ def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "; ".join([f"{images} images", "95 % intervals", *units, *latency]),
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
-        "cut: share of true FLOPs removed; lit.: FLOPs as the literature counts them",
+        "cut: share of true FLOPs removed; lit.: FLOPs as counted in the literature",
     ]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
     if skipped:
@@ -111,11 +111,11 @@ def nats(value: Number) -> str:
 
 
 def _short_nats(value: Number) -> str:
-    return nats(value).removeprefix("0")  # .140–.158 is no wider than an interval in percent
+    return nats(value).removeprefix("0")  # .140–.158 is as wide as an interval in percent
 
 
 def _uncertainty(point: Mapping[str, Any], key: str, written: Callable[[Number], str]) -> str:
-    """The spread over seeds or the interval; none of the unreduced model's agreement with itself, which is certain."""
+    """The standard deviation over seeds, or the interval; "" for a certain figure, whose interval is a point."""
     if point.get(f"{key}_sd") is not None:
         return f"± {written(point[f'{key}_sd'])}"
     interval: Interval | None = point.get(f"{key}_ci")

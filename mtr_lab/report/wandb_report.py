@@ -1,4 +1,4 @@
-"""A report on Weights & Biases: the trade-off of all policies, the table of points, and how to read them."""
+"""A report on Weights & Biases: the table of points, and the trade-off of all policies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     """Create a report in a W&B project: a table of the results, and charts of the runs that were logged there.
 
     Args:
-        results: what the table shows; the charts show the project's runs, see ``log_result``.
-        project: where the runs were logged, and where the report goes.
-        entity: user or team, by default the one logged in.
+        results: for the table; the charts show the runs logged to the project, see ``log_result``.
+        project: the project of these runs, which receives the report.
+        entity: user or team, by default the one that is logged in.
         title: by default the backbones and datasets.
 
     Returns:
-        The report's address.
+        The address of the report.
 
     Raises:
         UserError: no result, no login, ``wandb-workspaces`` is not installed, or the server refuses.
@@ -38,13 +38,13 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     report = wr.Report(project=project, entity=entity or "", title=title or _title(results), blocks=blocks(wr, results))
     try:
         report.save()
-    except Exception as error:  # of wandb, of its HTTP client, of GraphQL: none of which share a base
+    except Exception as error:  # wandb, its HTTP client and GraphQL raise errors without a common base class
         raise UserError(f"W&B did not take the report for project {project!r}: {error}") from error
     return str(report.url)
 
 
 def blocks(wr: Any, results: Sequence[Result]) -> list[Any]:
-    """The blocks of the report, of the module ``wandb_workspaces.reports.v2``."""
+    """The blocks of the report; ``wr`` is the module ``wandb_workspaces.reports.v2``."""
     points = [point for result in results for point in result["points"]]
     metrics = _metrics(results)
     policies = sorted({point["policy"] for point in points if point["policy"] != "none"})
@@ -80,7 +80,7 @@ def _metrics(results: Sequence[Result]) -> list[Metric]:
 
 
 def _table(results: Sequence[Result], metrics: Sequence[Metric]) -> str:
-    """The points in Markdown: an unreduced model in several runs once, runs that differ in the seed as their mean."""
+    """The points in Markdown: equal rows once, runs that differ only in the seed as their mean."""
     groups = seed_groups(results)
     means = {group[0]: mean_point(results, group) for group in groups}
     others = {place for group in groups for place in group[1:]}

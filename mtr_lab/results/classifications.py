@@ -30,11 +30,11 @@ class Classifications(Predictions):
 
 
 def top_classes(log_probs: "Tensor") -> "Tensor":
-    """The classes of (…, K) log-probabilities by falling probability: (…, 5) int32, -1 beyond the K-th.
+    """The five most probable classes of (…, K) log-probabilities: (…, 5) int32, -1 beyond the K-th.
 
-    Of equally probable classes the lower comes first, which ``topk`` does not promise; NaN comes before all.
+    Of equally probable classes the lower comes first, which ``topk`` does not guarantee; NaN comes before all numbers.
     """
     best = log_probs.sort(dim=-1, descending=True, stable=True).indices[..., :TOP].int()
-    found = best.new_full((*best.shape[:-1], TOP), -1)
-    found[..., : best.shape[-1]] = best
-    return found
+    padded = best.new_full((*best.shape[:-1], TOP), -1)
+    padded[..., : best.shape[-1]] = best
+    return padded

@@ -9,7 +9,7 @@ import numpy as np
 from mtr_lab.results.average_precision import Matches, resampled_precision
 from mtr_lab.results.predictions import Predictions
 
-_OF_DETECTIONS = ("image", "label", "score", "box", "found")
+_OF_DETECTIONS = ("image", "label", "score", "box", "hits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class Detections(Predictions):
     label: np.ndarray  # (d,) int64, class from 0
     score: np.ndarray  # (d,) float32
     box: np.ndarray  # (d, 4) float32: left, top, right, bottom, pixels of the image
-    found: np.ndarray  # (d, 10) int8, see Matches
+    hits: np.ndarray  # (d, 10) int8, see Matches
 
     def __post_init__(self) -> None:
         n, p, d = len(self.ids), len(self.points), len(self.point)
         expected = {"hashes": (n,), "labels": (n, *self.labels.shape[1:2]), "figures": (p, 2), "image": (d,)}
-        self.check_shapes(expected | {"label": (d,), "score": (d,), "box": (d, 4), "found": (d, 10)})
+        self.check_shapes(expected | {"label": (d,), "score": (d,), "box": (d, 4), "hits": (d, 10)})
 
     def select(self, points: slice) -> Self:
         chosen = range(len(self.points))[points]
@@ -50,7 +50,7 @@ class Detections(Predictions):
         """The detections of one point, matched with the objects of their images."""
         rows = self.point == point
         return Matches(
-            self.image[rows], self.label[rows], self.score[rows], self.box[rows], self.found[rows], self.labels
+            self.image[rows], self.label[rows], self.score[rows], self.box[rows], self.hits[rows], self.labels
         )
 
     def resampled(self, point: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """``predictions.npz``: the predictions of a run on disk.
 
-Two runs on the same images become comparable in pairs, and a sweep computes the unreduced model once.
+Paired comparisons read it, and the jobs of a sweep share the unreduced model's.
 """
 
 import zipfile
@@ -17,8 +17,9 @@ from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.segmentations import Segmentations
 
 FILE_NAME = "predictions.npz"
-_KINDS: dict[str, type[Predictions]] = {"log_probs": Classifications, "found": Detections, "confusion": Segmentations}
-"""By a field that no other kind has: the file does not name its kind."""
+_KINDS: dict[str, type[Predictions]] = {"log_probs": Classifications, "figures": Detections, "confusion": Segmentations}
+"""By a field that no other kind has, since the file does not name its kind."""
+_OLD_NAMES = {"hits": "found"}  # of arrays in older files
 
 
 def save_predictions(predictions: Predictions, directory: str | Path) -> Path:
@@ -44,7 +45,9 @@ def load_predictions(path: str | Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             kind = next((_KINDS[name] for name in _KINDS if name in arrays), Classifications)
-            return kind(**{field.name: arrays[field.name] for field in fields(kind)})
+            names = [field.name for field in fields(kind)]
+            stored = {name: _OLD_NAMES[name] if _OLD_NAMES.get(name) in arrays else name for name in names}
+            return kind(**{name: arrays[stored[name]] for name in names})
     except OSError as error:
         raise UserError(
             f"cannot read the predictions {path}: {error.strerror}. Give a {FILE_NAME} or its folder."

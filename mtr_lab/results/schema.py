@@ -1,8 +1,7 @@
-"""``result.json``: what one run found, at every point of the trade-off between accuracy and cost.
+"""``result.json``: the figures of one run at every point of the trade-off between accuracy and cost.
 
-The types below are the schema, word for word: a result in Python is the parsed file. Shares, accuracies and intervals
-are fractions, not percent. The unreduced model is a point with policy "none" and ratio 0. A number that is not finite
-is stored as null.
+The types below are the schema: a result in Python is the parsed file. Shares, accuracies and intervals are fractions,
+not percent. The unreduced model is the point with policy "none" and ratio 0. A number that is not finite is null.
 """
 
 import json
@@ -20,13 +19,13 @@ from mtr_lab.results.metrics import all_metrics
 
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
-PICTURES = "pictures"  # the folder beside it
+PICTURES = "pictures"  # a folder beside it
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
 
 class Latency(TypedDict):
-    """Percentiles of the time of one image, ms."""
+    """Percentiles of the latency of one image, ms."""
 
     p50: Number
     p95: Number
@@ -39,14 +38,14 @@ class Point(TypedDict):
     """
 
     policy: str
-    ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
-    reduction: Number  # the achieved share, of the true FLOPs
+    ratio: Number  # the asked share of true FLOPs to remove; null if token counts were given instead
+    reduction: Number  # the achieved share
     flops_literature: Number
     flops_true: Number  # of one image, with the cost of the reduction itself
     flops_overhead: Number  # of one image: that cost alone
     flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
-    images: int  # that the metrics are over
+    images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
 
     img_per_s: NotRequired[Number]
@@ -55,10 +54,10 @@ class Point(TypedDict):
 
 
 class Unreduced(TypedDict):
-    """Where the unreduced model's predictions come from."""
+    """Where the unreduced model's predictions are from."""
 
     key: str
-    reused: bool  # computed by another point of the sweep, under the same key
+    reused: bool  # computed by another job of the sweep, under the same key
 
 
 class Result(TypedDict):
@@ -71,16 +70,16 @@ class Result(TypedDict):
     config: dict[str, Any]
     environment: Environment
     points: list[Point]
-    weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
-    key: NotRequired[Key]  # of the evaluation: with an equal one it need not be done again
+    weights: NotRequired[dict[str, Any]]  # source, revision (resolved to a commit), sha256
+    key: NotRequired[Key]  # an evaluation with an equal key is not repeated
     unreduced: NotRequired[Unreduced]
-    logged: NotRequired[list[str]]  # the loggers that have been given it
+    logged: NotRequired[list[str]]  # names of the loggers that have received it
 
 
 def write_result(result: Result, directory: str | Path) -> Path:
     """Write ``directory/result.json``, complete or not at all, and return its path.
 
-    NumPy and PyTorch numbers become plain ones, tuples lists, paths and other objects their text.
+    NumPy and PyTorch numbers become plain numbers, tuples become lists, other objects their text.
     """
     path = Path(directory) / FILE_NAME
     text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
@@ -92,11 +91,11 @@ def write_result(result: Result, directory: str | Path) -> Path:
 def read_result(path: str | Path) -> Result:
     """Read a result from its file or from the folder that holds it.
 
-    Keys the schema does not know are kept.
+    Unknown keys are kept. Results of schema 1 are upgraded.
 
     Raises:
-        UserError: there is no such file, it is not JSON, or it does not follow this schema; the message names the file
-            and the first field that is wrong.
+        UserError: there is no such file, it is not JSON, or it does not follow the schema; the message names the
+            file and the first wrong field.
     """
     path = Path(path)
     if path.is_dir():
@@ -162,15 +161,15 @@ def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
 
 
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:
-    """The first place where ``value`` is not of type ``kind``, in words, or None."""
+    """Describe the first place where ``value`` is not of type ``kind``; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return None
     if origin is NotRequired:
         return _mismatch(value, arguments[0], where)
     if origin in (Union, types.UnionType):
-        found = [_mismatch(value, argument, where) for argument in arguments]
-        return None if None in found else found[0]
+        mismatches = [_mismatch(value, argument, where) for argument in arguments]
+        return None if None in mismatches else mismatches[0]
     if origin is Literal:
         return None if value in arguments else f"{where} is {value!r}, not {arguments[0]!r}"
     if origin is list and isinstance(value, list):

@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep, one run on other hardware, one of another task without timing or predictions; and its report."""
+    """A sweep, a run on other hardware, a run of another task without timing or predictions, and their report."""
     folder = tmp_path_factory.mktemp("dashboard")
     write_sweep(folder / "sweep")
     (folder / "sweep" / "0" / "pictures").mkdir()
@@ -65,7 +65,7 @@ def page(browser: Any, folder: Path) -> Iterator[Page]:
 
 
 def opened(browser: Any, address: str, **options: Any) -> Iterator[Page]:
-    """A page; when the test is done with it, it must have had no errors and asked nobody else for anything."""
+    """A page, which has to end without errors and without requests to other hosts."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options)
     requests, errors = [], []
     context.route("http*://**", lambda route: route.continue_() if route.request.url.startswith(own) else route.abort())
@@ -421,7 +421,7 @@ def test_in_print_the_charts_have_a_legend_and_fit_the_page(page: Page) -> None:
 
 
 def test_many_schedules_can_be_printed(browser: Any, tmp_path: Path) -> None:
-    """Plotly takes a legend's height from the chart's, until nothing is left of it."""
+    """Plotly fits a legend into the chart's height: a long legend must not shrink the chart to nothing."""
     for i in range(13):
         tokens = [[197] * 8, [197 - i] * 8, [150 - i] * 8]
         result = write_run(tmp_path / str(i), f"a policy of some considerable length {i}", images=20)

@@ -28,7 +28,7 @@ function tradeoff(axis, metric, colours, legend) {
     JSON.stringify([
       point.task,
       point.dataset,
-      point.images + point.skipped.length, // figures of other images do not compare
+      point.images + point.skipped.length, // figures over other images are not comparable
       (metric.relative || axis.relative) && point.backbone,
       SPEEDS.includes(axis) && point.hardware,
     ]);
@@ -163,7 +163,7 @@ function layout(x, y, colours, legend, more = {}) {
 /** The height of a picture with its legend below, px: Plotly fits the legend into the chart's height. */
 function heightWithLegend(traces, width, chart) {
   const names = traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
-  const widest = Math.max(0, ...names.map((name) => name.length)); // its columns are as wide as the widest name
+  const widest = Math.max(0, ...names.map((name) => name.length)); // all columns have the width of the widest name
   const columns = Math.max(1, Math.floor((width - 130) / (7 * widest + 50)));
   return chart + 22 * Math.ceil(names.length / columns);
 }
@@ -179,7 +179,7 @@ function chartSpec(kind, colours, legend) {
   );
 }
 
-/** The names of the lines of policies that have several. */
+/** The legend of policies with several lines. */
 function drawLegend() {
   const series = groupBy(
     visible.filter((point) => !point.unreduced && point[state.metric] != null),

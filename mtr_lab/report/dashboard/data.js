@@ -24,7 +24,7 @@ function load(parsed) {
   data = parsed;
   points = data.points.map(({ run: r, point: i, places: alike, mean }) => {
     const run = data.runs[r];
-    const point = mean ?? run.result.points[i]; // over seeds
+    const point = mean ?? run.result.points[i]; // the mean is over seeds
     const speedups = (mean ? alike : [[r, i]]).map(([s, j]) => speedup(data.runs[s].result.points, j));
     return {
       ...point,

@@ -47,18 +47,21 @@ function showDetails(id) {
     ],
     [
       "latency of one image",
-      point.latency_p50 == null ? null : `${figure(point.latency_p50)} ms, 95th percentile ${shown(point.latency_p95, figure)} ms`,
+      point.latency_p50 == null
+        ? null
+        : `${figure(point.latency_p50)} ms, 95th percentile ${shown(point.latency_p95, figure)} ms`,
     ],
     ["peak memory", point.peak_mib == null ? null : `${figure(point.peak_mib)} MiB`],
   ].filter(([, value]) => value != null);
   const speeds = point.runs
     .map((other) => other.result.points.find((p) => p.policy === "none")?.img_per_s)
     .filter((speed) => speed != null);
+  const range = speeds.length ? `, at ${figure(Math.min(...speeds))} to ${figure(Math.max(...speeds))} img/s` : "";
   const repeated = point.seeds
     ? `Mean of the seeds ${point.seeds.join(", ")}, ± the standard deviation over them: runs ` +
       `${point.runs.map((other) => other.name).join(", ")}. Configuration and pictures are those of the first.`
     : point.runs.length > 1
-      ? `Equal in ${point.runs.length} runs${speeds.length ? `, at ${figure(Math.min(...speeds))} to ${figure(Math.max(...speeds))} img/s` : ""}; the median run is shown.`
+      ? `Equal in ${point.runs.length} runs${range}; the median run is shown.`
       : null;
   const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...children);
   byId("details").replaceChildren(

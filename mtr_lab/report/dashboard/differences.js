@@ -6,37 +6,36 @@ const COMPARED = METRICS.filter((metric) => metric.compared);
 function differenceRows() {
   const byPlace = new Map(points.flatMap((point) => point.places.map((place) => [place.join("/"), point])));
   const pairs = [];
-  for (const found of data.differences) {
-    const [first, second] = [byPlace.get(found.first.join("/")), byPlace.get(found.second.join("/"))];
-    pairs.push({ base: first, point: second, found, sign: 1 });
-    if (!first.unreduced) pairs.push({ base: second, point: first, found, sign: -1 });
+  for (const pair of data.differences) {
+    const [first, second] = [byPlace.get(pair.first.join("/")), byPlace.get(pair.second.join("/"))];
+    pairs.push({ base: first, point: second, pair, sign: 1 });
+    if (!first.unreduced) pairs.push({ base: second, point: first, pair, sign: -1 });
   }
   const inView = pairs.filter(
     ({ base, point }) =>
-      isVisible(point) && base.series !== point.series && FACETS.every(({ key }) => isOfReduced(key) || isVisibleIn(key, base)),
+      isVisible(point) &&
+      base.series !== point.series &&
+      FACETS.every(({ key }) => isOfReduced(key) || isVisibleIn(key, base)),
   );
   const bases = groupBy(inView, ({ base }) => (base.unreduced ? "unreduced" : base.series));
   return {
     bases,
     rowsOf: (base) =>
       (bases.get(base) ?? [])
-        .map(({ base: to, point, found, sign }) => ({
+        .map(({ base: to, point, pair, sign }) => ({
           id: point.id,
           point,
           base: to,
           ...Object.fromEntries(
-            COMPARED.filter(({ key }) => found[key])
-              .map(({ key }) => {
-                const {
-                  difference,
-                  ci: [lo, hi],
-                  significant,
-                } = found[key];
-                return [
-                  key,
-                  { value: sign * difference || 0, ci: sign > 0 ? [lo, hi] : [-hi || 0, -lo || 0], significant },
-                ];
-              }),
+            COMPARED.filter(({ key }) => pair[key]).map(({ key }) => {
+              const {
+                difference,
+                ci: [lo, hi],
+                significant,
+              } = pair[key];
+              const ci = sign > 0 ? [lo, hi] : [-hi || 0, -lo || 0];
+              return [key, { value: sign * difference || 0, ci, significant }];
+            }),
           ),
         }))
         .sort((a, b) => byCost(a.point, b.point) || a.point.policy.localeCompare(b.point.policy)),
@@ -85,9 +84,9 @@ function differenceColumns(rows) {
         head: [`Δ ${metric.name}`, metric.unit === "%" ? "percentage points" : metric.unit],
         value: (row) => row[metric.key]?.value,
         cell: (row) => {
-          const found = row[metric.key];
-          if (!found) return [ABSENT];
-          const said = verdict(found, metric);
+          const difference = row[metric.key];
+          if (!difference) return [ABSENT];
+          const said = verdict(difference, metric);
           const mark = { better: "▲", worse: "▼" }[said] ?? "○";
           return [
             h(
@@ -97,9 +96,9 @@ function differenceColumns(rows) {
               h(
                 "span",
                 {},
-                lines(signed(metric, found.value), `${signed(metric, found.ci[0])} … ${signed(metric, found.ci[1])}`),
+                lines(signed(metric, difference.value), difference.ci.map((end) => signed(metric, end)).join(" … ")),
               ),
-              strip(found, metric, limit),
+              strip(difference, metric, limit),
             ),
           ];
         },
@@ -133,10 +132,12 @@ function drawDifferences() {
   const paired = data.runs.filter((run) => run.paired).length;
   const name = chosen === "unreduced" ? "the unreduced model" : chosen && label(bases.get(chosen)[0].base);
   byId("differences-caption").textContent = rows.length
-    ? `Each point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, with the 95 % interval of a paired bootstrap over images ` +
-      `(${data.resamples.toLocaleString("en")} resamples). ▲ better, ▼ worse: the interval excludes 0; ○ not significant. ` +
-      "Multiple comparisons are not corrected for: of twenty without a true difference, about one is expected to be marked."
-    : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz beside " +
-      `result.json (${paired} of ${data.runs.length} runs have it). For detection and segmentation, use mtr_lab.results.comparison.compare.`;
+    ? `Each point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, ` +
+      `with the 95 % interval of a paired bootstrap over images (${data.resamples.toLocaleString("en")} resamples). ` +
+      "▲ better, ▼ worse: the interval excludes 0; ○ not significant. Multiple comparisons are not corrected for: " +
+      "of twenty without a true difference, about one is expected to be marked."
+    : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz " +
+      `beside result.json (${paired} of ${data.runs.length} runs have it). ` +
+      "For detection and segmentation, use mtr_lab.results.comparison.compare.";
   return table("differences", differenceColumns(rows), rows);
 }

@@ -128,10 +128,12 @@ function differencesLatex(rows) {
       { head: "Asked (\\%)", write: ({ point }) => shown(point.ratio, percent) },
       ...METRICS.filter((metric) => rows.some((row) => row[metric.key])).map((metric) => ({
         head: `$\\Delta$ ${metric.latex}`,
-        write: (row) =>
-          row[metric.key]
-            ? `${signed(metric, row[metric.key].value)}${row[metric.key].significant ? "*" : ""} (${row[metric.key].ci.map((end) => signed(metric, end)).join(" – ")})`
-            : ABSENT,
+        write: (row) => {
+          if (!row[metric.key]) return ABSENT;
+          const { value, ci, significant } = row[metric.key];
+          const ends = ci.map((end) => signed(metric, end)).join(" – ");
+          return `${signed(metric, value)}${significant ? "*" : ""} (${ends})`;
+        },
       })),
     ],
     rows,

@@ -8,7 +8,7 @@ const nats = (value) => (Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecis
 const trimExponent = (text) => (text.includes("e") ? String(Number(text)) : text);
 const shown = (value, written) => (value == null ? ABSENT : written(value));
 
-// Plotly reads a few tags in its texts.
+// Plotly interprets some HTML tags in its texts.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 const MINUS = "−";

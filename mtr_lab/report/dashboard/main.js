@@ -16,7 +16,8 @@ function render() {
     "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), if the result has them" +
     `${averaged() ? "; for a mean over seeds, ± one standard deviation" : ""}. ` +
     "Grey band: Pareto front of the points shown, " +
-    `one per ${metric.relative ? "backbone" : "task, dataset"} and number of images, and in the speed chart per hardware. ` +
+    `one per ${metric.relative ? "backbone" : "task, dataset"} and number of images, ` +
+    "and in the speed chart per hardware. " +
     `Dashed: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
     "Speeds have no interval, and only speeds of one run were measured under the same conditions. " +
     "Click a point for its details.";
@@ -26,9 +27,9 @@ function render() {
   pointRows = table("points", pointColumns(), sorted);
   const repeated = visible.some((point) => point.runs.length > 1 && !point.seeds);
   byId("points-caption").textContent =
-    "Small print: the 95 % interval, or the figure that the heading names in small print. GFLOPs: true FLOPs per image, " +
-    "two per multiply-accumulate, with the cost of the reduction itself; the literature counts multiply-accumulates, and " +
-    "one direction." +
+    "Small print: the 95 % interval, or the figure that the heading names in small print. " +
+    "GFLOPs: true FLOPs per image, two per multiply-accumulate, with the cost of the reduction itself; " +
+    "the literature counts multiply-accumulates, and one direction." +
     (repeated
       ? " An unreduced model with equal figures in several runs is one row, with the speed of the median run."
       : "") +

@@ -32,7 +32,7 @@ const DASHES = [
   ["dot", "2 3"],
   ["dashdot", "6 3 2 3"],
   ["longdash", "10 4"],
-]; // and as SVG has them
+]; // names for Plotly, patterns for SVG
 const THEMES = {
   light: { paper: "#ffffff", ink: "#1d2126", soft: "#626b76", grid: "#e7e9ec", front: "#9aa3ad" },
   dark: { paper: "#191d22", ink: "#e6e9ec", soft: "#9aa4af", grid: "#2c333b", front: "#76818d" },

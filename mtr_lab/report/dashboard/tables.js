@@ -112,7 +112,9 @@ function pointColumns() {
           ),
         ]
       : []),
-    ...(has("latency_p50") ? [number("latency_p50", ["ms, p50", "p95"], figure, (p) => shown(p.latency_p95, figure))] : []),
+    ...(has("latency_p50")
+      ? [number("latency_p50", ["ms, p50", "p95"], figure, (p) => shown(p.latency_p95, figure))]
+      : []),
     ...(has("peak_mib") ? [number("peak_mib", ["Peak MiB"], figure)] : []),
     ...(new Set(points.map((p) => p.images)).size > 1 || points.some((p) => p.skipped.length)
       ? [number("images", ["Images"], String, (p) => (p.skipped.length ? `${p.skipped.length} skipped` : ""))]

@@ -88,8 +88,8 @@ class PooledMetric(Metric):
         interval = percentile_interval(self.resampled(predictions, point))
         score: dict[str, Any] = {self.key: self.value(predictions, point), f"{self.key}_ci": interval}
         if self.difference_in_result:
-            found = self.difference(predictions, 0, predictions, point)
-            score |= {f"{self.key}_difference": found["difference"], f"{self.key}_difference_ci": found["ci"]}
+            change = self.difference(predictions, 0, predictions, point)
+            score |= {f"{self.key}_difference": change["difference"], f"{self.key}_difference_ci": change["ci"]}
         return score
 
     def difference(self, first: Any, i: int, second: Any, j: int) -> Difference:

@@ -101,7 +101,7 @@ class DetectionEvaluation(Evaluation[DetectedBatch]):
             label=_concat([m.label for m in matches], np.int64),
             score=_concat([m.score for m in matches], np.float32),
             box=_concat([m.box for m in matches], np.float32, 4),
-            found=_concat([m.found for m in matches], np.int8, 10),
+            hits=_concat([m.hits for m in matches], np.int8, 10),
         )
 
     def _metric(self, states: Sequence[Mapping[str, Any]]) -> MeanAveragePrecision:
