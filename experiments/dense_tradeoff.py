@@ -1,6 +1,6 @@
 """What each policy costs a dense task: ``python experiments/dense_tradeoff.py SWEEP OUT.json``.
 
-SWEEP holds one run folder a policy, as ``python -m mtr_lab experiment=dense_policies task=segmentation`` (or detection)
+SWEEP holds one run folder a policy, as ``mtr-lab eval experiment=dense_policies task=segmentation`` (or detection)
 writes them. Prints a table in Markdown: the task's metrics at each ratio in percent, and their paired differences to
 the unreduced model with the interval of level 0.95 (bootstrap over images, seed 0). OUT.json receives all of it.
 """
