@@ -73,7 +73,7 @@ def evaluate(config: DictConfig) -> JobResult | None:
     if config.backbone.num_frames is not None:
         raise UserError(
             f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "
-            "with mtr-lab visualize CLIP."
+            "with python -m mtr_lab.visualize CLIP."
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
