@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
     from mtr_lab.listing import list_models, list_policies
-    from mtr_lab.reduction.patch import patch, trace, unpatch
+    from mtr_lab.reduction.patching import patch, unpatch
+    from mtr_lab.reduction.tracing import trace
 else:
     # PEP 562: what needs PyTorch is imported at its first use, so that programs answer --help without it.
     _HOMES = {

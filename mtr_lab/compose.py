@@ -21,10 +21,9 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
-from mtr_lab.tasks.task import Task
+from mtr_lab.tasks.task import AnyTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
-"""By ``task.name``."""
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 
 
 def make_model(config: DictConfig, **changes: Any) -> Any:
@@ -40,8 +39,8 @@ def make_meta_model(config: DictConfig) -> Any:
         return make_model(config)
 
 
-def make_task(config: DictConfig) -> Task:
-    """Create the task of the ``task`` group.
+def make_task(config: DictConfig) -> AnyTask:
+    """The task of the ``task`` group.
 
     Raises:
         UserError: the task is unknown.
@@ -52,36 +51,29 @@ def make_task(config: DictConfig) -> Task:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: Task, config: DictConfig, meta_model: Any) -> Any:
-    """Create the data of the ``dataset`` group for an evaluation, and check the task's settings against them.
+def make_task_data(task: AnyTask, config: DictConfig) -> tuple[Any, Any]:
+    """The data of the ``dataset`` group for evaluating the task's model, and that model on the meta device.
 
-    Args:
-        config: the whole configuration.
-        meta_model: the backbone on the meta device, with the classes it was trained on.
+    Without memory or weights, the model is there to check the rest of the configuration against.
 
     Raises:
-        UserError: the data cannot be read, or the settings of the head or the classes do not fit them.
+        UserError: the data cannot be read, the classes do not fit, or a setting of the head is impossible.
     """
     task.check(config.trainer)
-    arguments = task.data_arguments(meta_model, task.checkpoint(config.backbone))
-    datamodule = make_datamodule(task, config.dataset, meta_model, **arguments)
-    make_meta_task_model(task, config, datamodule.num_classes)
-    return datamodule
-
-
-def make_meta_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
-    """Create the task's model on the meta device."""
+    backbone = make_meta_model(config.backbone)
+    arguments = task.data_arguments(backbone, task.checkpoint(config.backbone))
+    datamodule = make_datamodule(task, config.dataset, backbone, **arguments)
     with torch.device("meta"):
-        return make_task_model(task, config, num_classes)
+        return datamodule, task.assemble(backbone, datamodule.num_classes)
 
 
-def make_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
-    """Create the model that the task evaluates, and load its weights."""
+def make_task_model(task: AnyTask, config: DictConfig, num_classes: int) -> Any:
+    """The model that the task evaluates, with its weights."""
     return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 
-def make_datamodule(task: Task, config: DictConfig, model: Any, **arguments: Any) -> Any:
-    """Create the data module of the ``dataset`` group, with the preprocessing that the model's weights expect.
+def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: Any) -> Any:
+    """The data of the ``dataset`` group, preprocessed as the model's weights expect.
 
     Raises:
         UserError: the data cannot be read, or are those of another task.

@@ -39,10 +39,10 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
     """A row of texts for each model below a row of titles. Models are built without memory and without weights."""
     import torch
 
-    from mtr_lab.backbones import create_model
-    from mtr_lab.backbones.weights import PUBLISHED_TOP1
+    from mtr_lab.backbones import FAMILIES, create_model
     from mtr_lab.measure.flops import model_costs
 
+    published_top1 = {name: config["published_top1"] for family in FAMILIES for name, config in family.CONFIGS.items()}
     rows: list[tuple[str, ...]] = [("model", "params", "image", "GFLOPs", "GFLOPs*", "top-1", "weights")]
     for name in list_models(pattern):
         with torch.device("meta"):
@@ -50,7 +50,7 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         costs, _ = model_costs(model)
         config = model.pretrained_cfg
-        published = PUBLISHED_TOP1.get(config.get("hf_hub_filename", ""))
+        published = published_top1[name]
         rows.append(
             (
                 name,

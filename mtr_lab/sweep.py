@@ -40,13 +40,13 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What the evaluation of a point returns."""
+    """What an evaluation returns to Hydra."""
 
     result: Result
+    objective: float | None
+    """The metric that the optimiser of a sweep asked for."""
     computed: bool
-    """False if it was found finished."""
-    value: float | None
-    """The metric that a sweep's optimiser asked for."""
+    """False if the result was finished before."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Jobs(Callback):
             stream.write(json.dumps(asdict(outcome)).encode())
         # What launchers carry back: a sweeper raises what failed, and an optimiser takes a number, or none.
         job_return.status = JobStatus.COMPLETED
-        job_return.return_value = returned.value if isinstance(returned, JobResult) else None
+        job_return.return_value = returned.objective if isinstance(returned, JobResult) else None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """List the outcomes.

@@ -19,7 +19,7 @@ Check = Callable[[DictConfig], object]
 
 
 def data(config: DictConfig) -> None:
-    make_task_data(make_task(config.task), config, make_meta_model(config.backbone))
+    make_task_data(make_task(config.task), config)
 
 
 def model(config: DictConfig) -> None:

@@ -17,7 +17,7 @@ from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -34,7 +34,7 @@ def test_a_run_writes_every_point_of_the_contract(run_program) -> None:
     for point in reduced:
         assert point["ratio"] <= point["reduction"] < point["ratio"] + 0.02
         assert point["reduction"] == pytest.approx(1 - point["flops_true"] / unreduced["flops_true"])
-        assert point["flops_reduction"] > 0
+        assert point["flops_overhead"] > 0
         assert point["images"] == 8
         assert point["top1_ci"][0] <= point["top1"] <= point["top1_ci"][1]
     predictions = load_predictions(run.folder)
@@ -145,7 +145,7 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
 
 
 def test_an_objective_that_a_graph_does_not_have(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda config: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda config: None)
     run = run_program(main, *SMALL, "timing.batch_size=1", "trainer.cuda_graph=true", "objective=peak_mib")
     assert run.code == 2
     assert "'peak_mib'" in run.err
@@ -262,7 +262,7 @@ def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
         return call
 
     monkeypatch.setattr("mtr_lab.tasks.classification.evaluation.compile", compiled)
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda trainer: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda trainer: None)
     monkeypatch.setattr("mtr_lab.compose.check_device", lambda trainer: None)
     overrides = ["dataset.batch_size=300", "trainer.limit_test_batches=1.0", "mtr.ratio=[0.2,0.3]"]
     timing = ["timing.batch_size=3", "timing.seconds=0"]

@@ -25,7 +25,7 @@ from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.configuration import CONF
 from mtr_lab.results import keys
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.sweep import job_folder
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
@@ -176,7 +176,7 @@ def test_other_images_other_code_or_other_settings_are_not_finished(
     os.utime(image, ns=(1, 1))
     assert "is of other data; computing it again" in run()
     assert "is of other config; computing it again" in run("mtr.interval=1")
-    monkeypatch.setattr(keys, "code", lambda: "another commit")
+    monkeypatch.setattr(keys, "code_hash", lambda: "another commit")
     out = run("mtr.interval=1")
     assert "is of other code; computing it again" in out
     assert "wrote" in out

@@ -173,5 +173,5 @@ def test_settings_that_cannot_be(changes: dict[str, Any], expected: str) -> None
 
 
 def test_patches_too_far_apart() -> None:
-    with pytest.raises(UserError, match=r"patches are 6 pixels apart: a feature pyramid takes \(4, 8, 16, 32\)"):
+    with pytest.raises(UserError, match=r"patches are 6 pixels apart: a feature pyramid needs one of \(4, 8, 16, 32\)"):
         Detector(small_backbone(img_size=60, patch_size=6, stride=6), 2, **SMALL)

@@ -25,10 +25,10 @@ def test_a_batch_is_read_when_the_next_one_is_under_way() -> None:
     task = ClassifierEvaluation(model, reduction, points)
     batches = [batch(0, 4), batch(4, 4), batch(8, 1)]
     with torch.inference_mode():
-        kept = [len(task.batches) for index, each in enumerate(batches) if task.test_step(each, index) is None]
+        kept = [len(task.results) for index, each in enumerate(batches) if task.test_step(each, index) is None]
         task.on_test_epoch_end()
         expected = [task.forward_at(points[1], each["image"]).log_softmax(-1).numpy() for each in batches]
-    assert (kept, len(task.batches)) == ([0, 1, 2], 3)
+    assert (kept, len(task.results)) == ([0, 1, 2], 3)
     found = task.predictions()
     assert list(found.ids) == [f"{i}.png" for i in range(9)]
     assert list(found.labels) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
