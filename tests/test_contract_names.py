@@ -47,7 +47,10 @@ KEYS = {
     "bench": "bench.device bench.backbone bench.batch bench.resolution bench.dtype bench.backend bench.policy "
     "bench.ratio bench.cuda_graph bench.competitors bench.torch_compile bench.seconds seed",
 }
-POINT = "policy ratio reduction flops_literature flops_true flops_overhead tokens images img_per_s latency_ms peak_mib skipped"
+POINT = (
+    "policy ratio reduction flops_literature flops_true flops_overhead tokens images skipped "
+    "img_per_s latency_ms peak_mib"
+)
 METRICS = "top1 top5 agreement kl miou map ap50"
 
 
