@@ -12,7 +12,7 @@ from architecture import draw
 from mtr_lab.policy_files import policy_files, read_policy
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.bench"}
+PROGRAMS = {"config": "eval", "train": "train", "bench": "bench"}
 
 
 def start() -> str:
@@ -35,7 +35,7 @@ def configuration() -> str:
         "`--cfg job` prints the resulting settings.",
     ]
     for name, program in PROGRAMS.items():
-        parts += [f"## python -m {program}", fence(conf / f"{name}.yaml")]
+        parts += [f"## mtr-lab {program}", fence(conf / f"{name}.yaml")]
     for group in sorted(path for path in conf.iterdir() if path.is_dir()):
         files = sorted(group.rglob("*.yaml"))
         parts.append(f"## {group.name}")

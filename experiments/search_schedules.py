@@ -7,7 +7,7 @@ wins, and only the winner sees the validation images. OUT/POLICY receives ``sear
 they are there already, they are kept. OUT/schedules.json compares all that are there in pairs.
 
 What the schedule alone gains for ``write`` is compared in pairs too, if OUT/common holds its run with the schedule of
-compare_policies.py: ``python -m mtr_lab reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
+compare_policies.py: ``mtr-lab eval reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
 dataset.batch_size=100 timing.batch_size=0 hydra.run.dir=OUT/common``.
 """
 

@@ -28,6 +28,7 @@ __all__ = [
     "__version__",
     "compile",
     "create_model",
+    "evaluate_model",
     "list_models",
     "list_policies",
     "patch",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mtr_lab import ops as ops
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
+    from mtr_lab.evaluation import evaluate_model
     from mtr_lab.listing import list_models, list_policies
     from mtr_lab.reduction.patching import patch, unpatch
     from mtr_lab.reduction.tracing import trace
@@ -49,6 +51,7 @@ else:
     _HOMES = {
         "compile": "backbones",
         "create_model": "backbones",
+        "evaluate_model": "evaluation",
         "list_models": "listing",
         "list_policies": "listing",
         "patch": "reduction",

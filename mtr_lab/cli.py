@@ -1,7 +1,8 @@
 """Run a program that Hydra configures: compose its configuration, check it, call one function with it.
 
-Exit code 0: done; 2: the user's mistake, with one message and no traceback; 1: any other error. This module does not
-import PyTorch, which takes seconds: ``--help``, ``--cfg``, completion and mistyped names are answered before that.
+Exit code 0: done; 2: the user's mistake, with one message and no traceback; 128 + n: ended by signal n; 1: any other
+error. This module does not import PyTorch, which takes seconds: ``--help``, ``--cfg``, completion and mistyped names
+are answered before that.
 """
 
 import contextlib
@@ -84,6 +85,18 @@ def run_program(program: Program) -> None:
             else ""
         )
         _exit(UserError(f"{where}{error}"))
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = _signal_behind(error)
+        if number is None:
+            raise
+        raise SystemExit(128 + number) from None
+
+
+def _signal_behind(ending: BaseException) -> int | None:
+    """The signal that ended the program, if one did. Lightning exits with code 1 at SIGINT and with 0 at SIGTERM."""
+    if isinstance(ending, KeyboardInterrupt) or isinstance(ending.__context__, KeyboardInterrupt):
+        return signal.SIGINT
+    return signal.SIGTERM if type(ending).__name__ == "SIGTERMException" else None
 
 
 def _answer(program: Program, arguments: Sequence[str]) -> bool:

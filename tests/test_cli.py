@@ -10,6 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mtr_lab import __main__ as evaluate_program
+from mtr_lab import bench as bench_program
+from mtr_lab import cli
 from mtr_lab import train as train_program
 from mtr_lab.cli import compose
 from mtr_lab.errors import UserError
@@ -153,6 +155,41 @@ def test_a_program_ends_with_the_message_and_code_2(run_command, arguments: list
     assert (run.code, run.out) == (2, "")
     assert run.err.startswith("mtr_lab: ")
     assert expected in run.err
+
+
+ENDINGS = """
+import sys
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+def interrupted(config):
+    raise KeyboardInterrupt
+
+def interrupted_in_lightning(config):
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+def terminated_in_lightning(config):
+    raise SIGTERMException
+
+def failed(config):
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("interrupted", 130), ("interrupted_in_lightning", 130), ("terminated_in_lightning", 143), ("failed", 1)],
+)
+def test_a_signal_ends_a_program_with_128_and_its_number(
+    run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, code: int
+) -> None:
+    (tmp_path / "endings.py").write_text(ENDINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    program = bench_program.PROGRAM._replace(function=f"endings:{ending}")
+    run = run_program(lambda: cli.run_program(program))
+    assert (run.code, run.err) == (code, "")
 
 
 def test_options_may_follow_overrides(run_command) -> None:

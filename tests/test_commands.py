@@ -1,6 +1,7 @@
 """``mtr-lab``: the commands, their help pages, the commented configuration and the lists."""
 
 import pkgutil
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from mtr_lab import bench, commands, train
 from mtr_lab.cli import compose, show_config
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
+from mtr_lab.overrides import is_override
+from mtr_lab.schema import setting_names
 
 ROOT = Path(__file__).parent.parent
 NAMES = [command.name for command in commands.COMMANDS]
@@ -176,3 +179,45 @@ def test_the_installed_command_and_every_program_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pkgutil.resolve_name(project["scripts"]["mtr-lab"]) is commands.main
     assert all(callable(pkgutil.resolve_name(command.program)) for command in commands.COMMANDS)
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/**/*.md")]
+PLACEHOLDERS = {"NAME", "mine"}
+
+
+def test_the_command_lines_of_the_manual_name_what_exists() -> None:
+    """Every ``mtr-lab …`` of the pages: its command, and the groups, choices and keys of its overrides."""
+    keys = {key for program in HYDRA_PROGRAMS for key in setting_names(program.config_name)}
+    for task in ("detection", "segmentation"):
+        keys |= {f"task.{key}" for key in compose("config", [f"task={task}"]).task}
+    wrong, lines = [], 0
+    for page in PAGES:
+        for command, arguments in re.findall(r"\bmtr-lab ([a-z][\w-]*)([^`#\n|)]*)", page.read_text()):
+            lines += 1
+            if command not in NAMES:
+                wrong.append(f"{page.name}: mtr-lab {command}")
+            for override in filter(is_override, arguments.split()):
+                key, _, value = override.lstrip("+~").partition("=")
+                files = {file.stem for file in (CONF / key).glob("*.yaml")}
+                known = set(value.split(",")) <= files | PLACEHOLDERS if files else key in keys
+                if not known and not key.startswith(("hydra", "logger.", "dataset.", "trainer.", "wandb")):
+                    wrong.append(f"{page.name}: {override}")
+    assert not wrong
+    assert lines > 50
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mtr-lab vis", {"visualize"}),
+        ("mtr-lab trai", {"train", "trainer=", "trainer."}),
+        ("mtr-lab backbone=vim_n", {"backbone=vim_nano"}),
+        ("mtr-lab train training.ep", {"training.epochs="}),
+        ("mtr-lab bench bench=h100_l", {"bench=h100_latency"}),
+    ],
+)
+def test_completion_of_commands_and_of_their_settings(
+    run_command, monkeypatch: pytest.MonkeyPatch, line: str, expected: set[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert set(run_command(commands.main, "-sc", "query=bash").out.split()) == expected

@@ -1,5 +1,6 @@
 """Names that scripts may rely on: of programs, groups, settings, functions and fields. None may be renamed."""
 
+import importlib
 import inspect
 import pkgutil
 import typing
@@ -12,6 +13,7 @@ from mtr_lab.cli import compose
 from mtr_lab.commands import COMMANDS
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
+from mtr_lab.results.metrics import all_metrics
 from mtr_lab.results.schema import Point, Result
 
 GROUPS = {
@@ -46,9 +48,10 @@ KEYS = {
     "bench.ratio bench.cuda_graph bench.competitors bench.torch_compile bench.seconds seed",
 }
 POINT = (
-    "policy ratio reduction flops_literature flops_true tokens images top1 top1_ci top5 agreement agreement_ci "
-    "kl kl_ci img_per_s latency_ms peak_mib skipped miou map ap50"
+    "policy ratio reduction flops_literature flops_true flops_overhead tokens images skipped "
+    "img_per_s latency_ms peak_mib"
 )
+METRICS = "top1 top5 agreement kl miou map ap50"
 
 
 def test_commands_and_modules() -> None:
@@ -87,10 +90,14 @@ def test_models() -> None:
 
 
 def test_public_functions() -> None:
-    public = {"UserError", "compile", "create_model", "list_models", "list_policies", "patch", "trace", "unpatch"}
-    assert public <= set(mtr_lab.__all__)
+    public = "UserError compile create_model evaluate_model list_models list_policies patch trace unpatch"
+    assert set(public.split()) <= set(mtr_lab.__all__)
+    assert all(callable(getattr(mtr_lab, name)) for name in public.split())
     assert mtr_lab.UserError is UserError
     assert issubclass(UserError, ValueError)
+    for name in ("ops", "reduction", "backbones", "measure"):
+        importlib.import_module(f"mtr_lab.{name}")
+    assert dir(mtr_lab) == sorted(mtr_lab.__all__), "completion shows the public names, whatever is imported"
     modules = {module.name for module in pkgutil.iter_modules(mtr_lab.__path__)}
     assert not modules & set(mtr_lab.__all__), "a public function has the name of a module"
     assert callable(mtr_lab.ops.use_backend)
@@ -116,3 +123,4 @@ def test_fields_of_a_result() -> None:
         typing.get_type_hints(Result)
     )
     assert set(POINT.split()) <= set(typing.get_type_hints(Point))
+    assert set(METRICS.split()) <= {metric.key for metric in all_metrics()}
