@@ -7,7 +7,7 @@ from mtr_lab.cli import run_program
 
 def main() -> None:
     """The program."""
-    run_program("bench", "mtr_lab.benchmark:bench", announce)
+    run_program("bench", "mtr_lab.benchmark.run:bench", announce)
 
 
 def announce(config: DictConfig) -> str:

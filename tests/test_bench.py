@@ -7,10 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mtr_lab import benchmark as program
 from mtr_lab import create_model, ops
 from mtr_lab.bench import main
-from mtr_lab.benchmark import compare, read_cases
+from mtr_lab.benchmark import run as program
+from mtr_lab.benchmark import variants
+from mtr_lab.benchmark.cases import read_cases
+from mtr_lab.benchmark.run import compare
 from mtr_lab.configuration import CONF
 from mtr_lab.measure import roofline
 from mtr_lab.measure.flops import model_flops
@@ -170,7 +172,7 @@ def test_a_failure_while_timing_is_one_too_and_if_all_fail_so_does_the_program(
         calls += 1
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(program, "idle_and_stream_ms", idle_and_stream_ms)
+    monkeypatch.setattr(variants, "idle_and_stream_ms", idle_and_stream_ms)
     with pytest.raises(RuntimeError, match="every combination failed"):
         run_program(main, *SMALL)
     assert calls == 2  # not tried again
@@ -206,7 +208,7 @@ def test_a_backend_that_is_not_installed_is_left_out_with_a_note(run_program, mo
         (["bench.dtype=float16", "bench.backend=cpu"], ["runs float32 on the CPU, got torch.float16"]),
         (["bench.cuda_graph=1"], ["bench.cuda_graph=1: expected true or false"]),
         (["bench.competitors=[deit]"], ["unknown bench.competitors 'deit'", "timm.list_models()"]),
-        (["bench.competitors=[resnet18]"], ["resnet18 at bench.resolution=32 cannot be had from timm", "img_size"]),
+        (["bench.competitors=[resnet18]"], ["resnet18 at bench.resolution=32 is refused by timm", "img_size"]),
         (["bench.device=tpu"], ["unknown bench.device 'tpu'"]),
         (["bench.seconds=-1"], ["bench.seconds=-1: expected a number of at least 0"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
