@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 KEPT = (

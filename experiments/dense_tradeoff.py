@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.metrics import task_metrics
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 
@@ -19,7 +20,7 @@ def main(sweep: Path, out: Path) -> None:
     rows = []
     for folder in folders:
         result, predictions = read_result(folder), load_predictions(folder)
-        metrics = {"segmentation": ["miou"], "detection": ["map", "ap50"]}[result["task"]]
+        metrics = [metric.key for metric in task_metrics(result["task"])]
         for i, point in enumerate(result["points"]):
             if i == 0 and rows:
                 continue  # the unreduced model, which is the same in all runs

@@ -35,7 +35,7 @@ SHAPES = {  # images, tokens, d_inner, dt rank
 STATES = 16
 DTYPE = torch.float16
 DEVICE = torch.device("cuda")
-REMOVED = 14  # of 197 tokens, as each of Vim-S's eleven reductions at 40 %
+REMOVE = 14  # of 197 tokens, as each of Vim-S's eleven reductions at 40 %
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -65,8 +65,8 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     terms, size = torch.rand(images, 2, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
     special = torch.full((images, 1), length // 2, device=DEVICE)
     index = torch.arange(length, device=DEVICE).repeat(images, 1)
-    removed = REMOVED * length // 197
-    targets = (length - 1 - removed) // 2
+    remove = REMOVE * length // 197
+    targets = (length - 1 - remove) // 2
 
     row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
     element = tokens * inner
@@ -84,13 +84,12 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         ),
         "add and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
-    decide = partial(
-        decision.asymmetric_plan, terms, 1.0, index, size, special, hidden, residual, removed, targets, by_size=False
-    )
-    _, share, keep, gone, starts, *_ = decide()
-    pieces = keep, *(share, gone, starts) * 2
+    inputs = ops.DecisionInputs(terms, 1.0, index, size, special, hidden, residual, remove, targets, by_size=False)
+    decide = partial(decision.asymmetric_plan, inputs)
+    _, share, keep, removed, offsets, *_ = decide()
+    pieces = keep, *(share, removed, offsets) * 2
     kernels |= {
-        "plan": (decide, 6 * images * (removed + targets) * width, 0, 0),
+        "plan": (decide, 6 * images * (remove + targets) * width, 0, 0),
         "add, reduce and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *pieces), 3 * row, 0, 0),
     }
     if images > 8:  # training takes batches

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from mtr_lab import create_model, ops
 from mtr_lab.bench import main
 from mtr_lab.benchmark import run as program
-from mtr_lab.benchmark import variants
+from mtr_lab.benchmark import cases, variants
 from mtr_lab.benchmark.cases import read_cases
 from mtr_lab.benchmark.run import compare
 from mtr_lab.configuration import CONF
@@ -246,7 +246,7 @@ def test_an_absent_device_is_refused(run_program) -> None:
 @pytest.mark.parametrize("preset", [path.stem for path in (CONF / "bench").glob("*.yaml")])
 def test_presets_name_what_exists(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with everything installed, every case of a preset can be carried out."""
-    monkeypatch.setattr(program, "usable_backends", lambda names, dtypes, device: (names, []))
+    monkeypatch.setattr(cases, "usable_backends", lambda names, dtypes, device: (names, []))
     cases, _ = read_cases(settings(f"bench={preset}"), torch.device("cuda"))
     assert len(cases) == len(set(cases)) > 1
     assert all(case.work()["flops"] > 0 for case in cases)

@@ -13,7 +13,7 @@ from small_dense import DATA, QUICK, SMALL
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.tasks import task
 from mtr_lab.train import main as train_main

@@ -26,7 +26,7 @@ from mtr_lab.__main__ import main
 from mtr_lab.compose import make_trainer
 from mtr_lab.configuration import CONF
 from mtr_lab.launch import has_to_launch, launch
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))

@@ -17,7 +17,7 @@ from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -34,7 +34,7 @@ def test_a_run_writes_every_point_of_the_contract(run_program) -> None:
     for point in reduced:
         assert point["ratio"] <= point["reduction"] < point["ratio"] + 0.02
         assert point["reduction"] == pytest.approx(1 - point["flops_true"] / unreduced["flops_true"])
-        assert point["flops_reduction"] > 0
+        assert point["flops_overhead"] > 0
         assert point["images"] == 8
         assert point["top1_ci"][0] <= point["top1"] <= point["top1_ci"][1]
     predictions = load_predictions(run.folder)

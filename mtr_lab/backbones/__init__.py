@@ -6,7 +6,6 @@ from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
 from mtr_lab.backbones.patch_embed import height_and_width
-from mtr_lab.backbones.pretrained import label_names
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
@@ -52,7 +51,6 @@ __all__ = [
     "create_model",
     "first_state",
     "height_and_width",
-    "label_names",
     "last_state",
     "missing_members",
     "run",

@@ -171,21 +171,3 @@ def _timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
     with torch.no_grad():
         projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
     return projection
-
-
-def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """The authors' decay rule: 0 for the first block, then linearly from 0 to just under ``rate``."""
-    return [rate * max(block - 1, 0) / max(depth - 1, 1) for block in range(depth)]
-
-
-def initialise(model: nn.Module, depth: int) -> None:
-    """The authors' initialisation of what is not a Mamba parameter; output projections shrink with depth."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("out_proj.weight"):
-            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-            with torch.no_grad():
-                parameter.div_(math.sqrt(depth))
-        elif name in ("pos_embed", "cls_token", "head.weight"):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        elif name == "head.bias":
-            nn.init.zeros_(parameter)

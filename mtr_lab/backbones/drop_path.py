@@ -22,3 +22,8 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3f}"
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """The authors' decay rule: 0 for the first block, then linearly from 0 to just under ``rate``."""
+    return [rate * max(block - 1, 0) / max(depth - 1, 1) for block in range(depth)]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
@@ -133,36 +132,3 @@ def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """The sides of an image, given as one number for both or as (height, width)."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return height, width
-
-
-def resize_channels(weight: Tensor, channels: int) -> Tensor:
-    """Weights (C, in_chans, \\*) of a patch convolution for another number of channels: (C, channels, \\*).
-
-    A grey image gives what it gives as equal channels, for their sum over the channels stays; more channels take the
-    weights of the old ones in turn. As ``timm.models.adapt_input_conv``.
-    """
-    old = weight.shape[1]
-    if channels == 1:
-        return weight.float().sum(1, keepdim=True)
-    return weight.float()[:, [channel % old for channel in range(channels)]] * (old / channels)
-
-
-def resize_positions(
-    embedding: Tensor, class_position: int, old: tuple[int, int], new_class_position: int, new: tuple[int, int]
-) -> Tensor:
-    """Interpolate position embeddings to another grid, bicubic with antialiasing.
-
-    Args:
-        embedding: (1, 1 + old rows · columns, C); the class token's entry, at ``class_position``, is not interpolated.
-        old, new: (rows, columns).
-        new_class_position: where the class token's entry goes in the result.
-
-    Returns:
-        (1, 1 + new rows · columns, C).
-    """
-    class_entry = embedding[:, class_position : class_position + 1]
-    patches = torch.cat([embedding[:, :class_position], embedding[:, class_position + 1 :]], dim=1)
-    image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, old rows, old columns)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    patches = image.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([patches[:, :new_class_position], class_entry, patches[:, new_class_position:]], dim=1)

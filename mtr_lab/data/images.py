@@ -1,4 +1,4 @@
-"""Reading a source's images: decoding, hashing, preprocessing, and what happens to images that fail."""
+"""Read images: decode, hash, preprocess; skip or report those that cannot be decoded."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from mtr_lab.errors import UserError
 
 
 class ImageSource(Protocol):
-    """Images that can be read in any order."""
+    """Labelled images in random access."""
 
     location: str
     classes: Sequence[str] | None
@@ -30,23 +30,23 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that could not be decoded, where the user allowed it."""
+    """An image that could not be decoded, with ``dataset.on_error=skip``."""
 
     id: str
 
 
-# A UserError is an entry and not raised: a DataLoader worker would bury its message in a traceback.
+# A UserError is returned as an entry: raised in a DataLoader worker, its message would drown in a traceback.
 Entry: TypeAlias = dict[str, Any] | Skipped | UserError
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to every image of a dataset: preprocessing, label mapping, the rule for failures.
+    """Turns decoded images into entries: preprocessing, label mapping, treatment of failures.
 
     Attributes:
         transform: decoded RGB image -> (3, H, W) tensor: float32 for training, uint8 for evaluation.
-        label_map: model output of each label; ``None``: labels are outputs.
-        num_classes: how many outputs there are; ``None``: not known.
+        label_map: index of the model output for each label; ``None``: labels are indices of outputs.
+        num_classes: number of outputs; ``None``: unknown.
         on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
     """
 
@@ -56,7 +56,7 @@ class Preparation:
     on_error: str
 
     def entry(self, id: str, pixels: Tensor, hash: str, label: int) -> Entry:
-        """One entry of a batch, of an image that has been transformed."""
+        """The entry of a transformed image (3, H, W)."""
         known = len(self.label_map) if self.label_map is not None else self.num_classes
         if known is not None and not 0 <= label < known:
             return UserError(
@@ -67,19 +67,19 @@ class Preparation:
         return {"image": pixels, "label": output, "id": id, "hash": hash}
 
     def failure(self, id: str, location: str, reason: str) -> Skipped | UserError:
-        """As :func:`undecodable`."""
+        """See :func:`undecodable`."""
         return undecodable(id, location, reason, self.on_error)
 
 
 class Undecodable(Exception):
-    """The bytes of an image cannot be read, or are none of an image."""
+    """The bytes of an image cannot be read or decoded."""
 
 
 class Images(Dataset[Entry]):
-    """Images read in any order; entries are dictionaries of ``image`` (3, H, W), ``label``, ``id`` and ``hash``.
+    """Labelled images in random access; entries are dictionaries of ``image`` (3, H, W), ``label``, ``id``, ``hash``.
 
-    ``hash`` is the blake2b-128 hex digest of the encoded file, or of the decoded pixels where the source only gives
-    those. An image that cannot be decoded is an entry of its own: ``Skipped`` or a ``UserError``.
+    ``hash`` is the blake2b-128 hex digest of the encoded file, or of the decoded pixels if the source decodes. The
+    entry of an image that cannot be decoded is ``Skipped`` or a ``UserError``.
     """
 
     def __init__(self, source: ImageSource, prepare: Preparation) -> None:
@@ -97,10 +97,10 @@ class Images(Dataset[Entry]):
         return self.prepare.entry(self.source.id(index), self.prepare.transform(image), hash, label)
 
     def read(self, index: int) -> tuple[Image.Image, str, int]:
-        """The image in RGB, the hash and the source's own label.
+        """The image in RGB, its hash, and its label in the source.
 
         Raises:
-            Undecodable: there is no image to be had.
+            Undecodable: the image cannot be read or decoded.
         """
         try:
             content, label = self.source.read(index)
@@ -114,10 +114,10 @@ class Images(Dataset[Entry]):
 
 
 class ImageStream(IterableDataset[Entry]):
-    """Images in the order of a stream; entries as in :class:`Images`, ``id`` the running index."""
+    """Labelled images in the order of a stream; entries as in :class:`Images`, ``id`` is the index in the stream."""
 
     def __init__(self, source: StreamSource, prepare: Preparation, complete: bool) -> None:
-        """``complete``: one pass has to yield every image of the source, by one worker at most."""
+        """``complete``: report images that the source leaves out; requires at most one worker."""
         self.source = source
         self.prepare = prepare
         self.complete = complete
@@ -131,12 +131,12 @@ class ImageStream(IterableDataset[Entry]):
                 image, hash = decode(content)
                 yield self.prepare.entry(f"{prefix}{index}", self.prepare.transform(image), hash, label)
         except OSError as error:
-            # The reader's generator is dead after it raised, so the rest of the stream is out of reach.
+            # A generator that has raised is exhausted: the rest of the stream cannot be read.
             yield UserError(f"{self.source.location} broke off at image {prefix}{index + 1}: {error}.")
             return
         missing = (self.source.num_images or 0) - (index + 1)
         if self.complete:
-            # timm's WebDataset reader leaves out what it cannot decode and only logs it.
+            # timm's WebDataset reader leaves out images that it cannot decode, and only logs them.
             for number in range(1, missing + 1):
                 which = f"(unknown, {number} of {missing})"
                 yield self.prepare.failure(which, self.source.location, "its reader left it out")
@@ -153,12 +153,12 @@ def undecodable(id: str, location: str, reason: str, on_error: str) -> Skipped |
 
 
 def reason(error: Exception) -> str:
-    """Why an image cannot be decoded; Pillow names the memory address of the buffer, which helps nobody."""
+    """Why an image cannot be decoded, without the memory address that Pillow's message contains."""
     return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def decode(content: bytes | Image.Image) -> tuple[Image.Image, str]:
-    """The image in RGB, and the blake2b-128 hex digest of the encoded bytes, or of the pixels if there are none."""
+    """The image in RGB, and the blake2b-128 hex digest of ``content``: the encoded bytes, or the RGB pixels."""
     if isinstance(content, bytes):
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()

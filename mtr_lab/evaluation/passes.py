@@ -12,8 +12,8 @@ from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.placement import placed
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import AnyPredictions
-from mtr_lab.results.store import UnreducedCache, concat_points
+from mtr_lab.results.predictions import Predictions
+from mtr_lab.results.store import UnreducedCache
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
 
@@ -21,7 +21,7 @@ from mtr_lab.tasks.ranks import from_rank_zero
 class PassResult(NamedTuple):
     """The predictions at all points."""
 
-    predictions: AnyPredictions
+    predictions: Predictions
     skipped: list[str]
     """Names of the images that could not be read."""
     reused: bool
@@ -98,12 +98,10 @@ def predict(
     reduced = run(points[1:])
     with unreduced.lock:
         stored = unreduced.load()
-        combined = None if stored is None else concat_points(stored, reduced.predictions)
-        if combined is not None:
-            return PassResult(combined, reduced.skipped, reused=True)
+        if stored is not None and stored.has_images_of(reduced.predictions):
+            return PassResult(stored.concat(reduced.predictions), reduced.skipped, reused=True)
         first = run(points[:1]).predictions
         unreduced.save(first)
-    combined = concat_points(first, reduced.predictions)
-    if combined is None:
+    if not first.has_images_of(reduced.predictions):
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return PassResult(combined, reduced.skipped, reused=False)
+    return PassResult(first.concat(reduced.predictions), reduced.skipped, reused=False)

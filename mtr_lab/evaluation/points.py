@@ -9,7 +9,7 @@ from torch import nn
 from mtr_lab.errors import UserError
 from mtr_lab.measure.speed import Speed
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import AnyPredictions
+from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.schema import Point
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import AnyTask
@@ -66,7 +66,7 @@ def describe_points(
     task: AnyTask,
     model: nn.Module,
     points: Sequence[OperatingPoint],
-    predictions: AnyPredictions,
+    predictions: Predictions,
     skipped: list[str],
     speeds: Mapping[str, Speed],
     with_memory: bool = True,
@@ -108,7 +108,7 @@ def _costs(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, 
         "reduction": schedule.reduction,
         "flops_literature": schedule.flops_literature,
         "flops_true": schedule.flops + schedule.flops_overhead,
-        "flops_reduction": schedule.flops_overhead,
+        "flops_overhead": schedule.flops_overhead,
         **({} if head is None else {"flops_head": head}),
         "tokens": list(schedule.tokens),
     }

@@ -20,7 +20,7 @@ from mtr_lab.measure.speed import Speed
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
 from mtr_lab.results.environment import describe_environment
-from mtr_lab.results.predictions import FILE_NAME as PREDICTIONS
+from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
 from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
@@ -94,7 +94,7 @@ def write(job: Job, measured: Measurement) -> None:
     """Write ``result.json`` and ``predictions.npz`` to the run folder."""
     run = measured.run
     result: Result = {
-        "schema": 1,
+        "schema": 2,
         "task": job.task.name,
         "backbone": job.config.backbone.name,
         "dataset": job.data.name,

@@ -3,12 +3,12 @@
 import torch
 
 from mtr_lab.ops.convolution import causal_conv1d
-from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
+from mtr_lab.ops.decision import DecisionInputs, asymmetric_plan, importance, nearest
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
-from mtr_lab.ops.plan import Plan, apply_plan, carry_plan, make_plan
+from mtr_lab.ops.plan import Plan, apply_plan, make_plan, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
     check_backend,
@@ -34,6 +34,7 @@ __all__ = [
     "BACKENDS",
     "REDUCTION_OPS",
     "STATS",
+    "DecisionInputs",
     "MambaWeights",
     "PackedCache",
     "PackedWeights",
@@ -41,7 +42,6 @@ __all__ = [
     "add_class_token",
     "apply_plan",
     "asymmetric_plan",
-    "carry_plan",
     "causal_conv1d",
     "check_backend",
     "decompositions",
@@ -61,5 +61,6 @@ __all__ = [
     "selective_scan",
     "set_backend",
     "state_matrix",
+    "update_metadata",
     "use_backend",
 ]

@@ -10,14 +10,14 @@ from torch import Tensor
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
-_NO_GAP, _NO_STRETCH = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
+_NO_GAP, _NO_DELTA_SCALE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 
 
 def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
-    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
@@ -29,7 +29,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
         _NO_GAP if gap is None else _array(gap),
-        _NO_STRETCH if stretch is None else _array(stretch),
+        _NO_DELTA_SCALE if delta_scale is None else _array(delta_scale),
         z is not None,
         y.numpy(),
         np.array([numbers[name] for name in stats], dtype=np.int64),

@@ -188,7 +188,7 @@ _add_up: Any = None  # in the kernels that ``scan`` makes, of their terms
 
 
 def _scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, stretch, gated, y, stats,
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, delta_scale, gated, y, stats,
     sums,
 ):  # fmt: skip
     """``stats``: the numbers of the terms to sum up, one for each of the last dimension of ``sums``."""
@@ -224,7 +224,7 @@ def _scan(
                 C_t = _row(C, C_step, g, image, t, later, 0, states)
                 y_t = y[image, t, first : first + width]
 
-                longer = stretch[image, t] if stretch.shape[0] > 0 else f32(1)
+                longer = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
                 crossed = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
 
                 # Several short loops, since the compiler gives up on one over so many arrays.

@@ -66,9 +66,9 @@ def _fused(
     """One kernel, which finds the tokens it adds by the lists of the plan."""
     if plan is None:
         return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
-    own = plan.listed()
-    other = own if plan.residual is None else plan.residual.listed()
-    lists = (t for part in (own, other) for t in (part.weight, part.gone, part.start))
+    own = plan.with_offsets()
+    other = own if plan.residual is None else plan.residual.with_offsets()
+    lists = (t for part in (own, other) for t in (part.weight, part.removed, part.offsets))
     return _norm_add(hidden, residual, weight, bias, eps, plan.keep, *lists)
 
 
@@ -107,18 +107,18 @@ def _in_plain_pytorch(
     keep: Tensor | None,
     *lists: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's work, with the plans of both streams as lists: weight, gone and start of each."""
+    """The kernel's work, with the plans of both streams as lists: weight, removed and offsets of each."""
     if keep is not None:
         hidden = _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
     return _composed(hidden, residual, weight, bias, eps, None)
 
 
-def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, gone: Tensor, start: Tensor) -> Tensor:
-    """``apply_plan`` of a plan whose tokens that are ``gone`` are in the order of their destinations."""
-    place = torch.arange(gone.shape[1], device=gone.device).expand(gone.shape)
-    target = torch.searchsorted(start, place.contiguous(), right=True) - 1
-    return merge_rows(x, weight, keep, gone, target)
+def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, removed: Tensor, offsets: Tensor) -> Tensor:
+    """``apply_plan`` of a plan whose tokens that are ``removed`` are in the order of their destinations."""
+    place = torch.arange(removed.shape[1], device=removed.device).expand(removed.shape)
+    target = torch.searchsorted(offsets, place.contiguous(), right=True) - 1
+    return merge_rows(x, weight, keep, removed, target)
 
 
 def _like_result(
@@ -131,7 +131,7 @@ def _like_result(
 _norm_add = operator(
     "norm_add",
     "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, Tensor? share, "
-    "Tensor? gone, Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) "
+    "Tensor? removed, Tensor? offsets, Tensor? residual_share, Tensor? residual_removed, Tensor? residual_offsets) "
     "-> (Tensor, Tensor)",
     run=_run_kernel,
     fake=_like_result,
@@ -141,8 +141,8 @@ _norm_add = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.norm_add)
 def norm_add_flops(  # type: ignore[no-untyped-def]
-    hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, gone_shape, *args, **kwargs
+    hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, removed_shape, *args, **kwargs
 ) -> int:
     """Of the plan alone: 2 for every channel of every token that does not survive, in each stream."""
     streams = 1 if residual_shape is None else 2
-    return 2 * streams * gone_shape[0] * gone_shape[1] * hidden_shape[2] if gone_shape else 0
+    return 2 * streams * removed_shape[0] * removed_shape[1] * hidden_shape[2] if removed_shape else 0

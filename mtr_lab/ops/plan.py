@@ -18,25 +18,25 @@ class Plan(NamedTuple):
     """(B, L) float32, the share of each token in the token it becomes part of."""
     keep: Tensor
     """(B, M) int64, the survivors in output order: the input position of each."""
-    gone: Tensor
+    removed: Tensor
     """(B, L - M) int64, the input positions of all others."""
-    start: Tensor | None = None
-    """(B, M + 1) int64 where ``gone`` is in the order of its tokens' destinations: those that become part of survivor j
-    are ``gone[start[j] : start[j + 1]]``, those before ``start[0]`` are dropped."""
+    offsets: Tensor | None = None
+    """(B, M + 1) int64, if ``removed`` is sorted by destination: the tokens merged into survivor j are
+    ``removed[offsets[j] : offsets[j + 1]]``, and those before ``offsets[0]`` are dropped."""
     residual: "Plan | None" = None
     """What happens to the residual stream, if that is something else; the survivors are the same. What is known of the
     tokens afterwards (their sizes, where each has gone) follows the block's output."""
-    known: "tuple[Tensor, Tensor, Tensor] | None" = None
-    """What ``carry_plan`` returns for the tokens the plan was decided on, where deciding found it on the way."""
+    metadata: "tuple[Tensor, Tensor, Tensor] | None" = None
+    """What ``update_metadata`` returns for the tokens the plan was decided on, where deciding found it on the way."""
 
-    def listed(self) -> "Plan":
-        """The same plan with ``start``."""
-        if self.start is not None:
+    def with_offsets(self) -> "Plan":
+        """The same plan with ``offsets``."""
+        if self.offsets is not None:
             return self
-        target, order = self.dest.gather(1, self.gone).sort(dim=1, stable=True)
+        target, order = self.dest.gather(1, self.removed).sort(dim=1, stable=True)
         survivors = torch.arange(self.keep.shape[1] + 1, device=self.dest.device).expand(self.dest.shape[0], -1)
-        start = torch.searchsorted(target, survivors.contiguous())
-        return self._replace(gone=self.gone.gather(1, order), start=start)
+        offsets = torch.searchsorted(target, survivors.contiguous())
+        return self._replace(removed=self.removed.gather(1, order), offsets=offsets)
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
@@ -64,7 +64,7 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
 
 
 def apply_plan(
-    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
     """Gather the survivors and add to each the tokens merged into it.
 
@@ -72,25 +72,24 @@ def apply_plan(
 
     Args:
         x: (B, L, C).
-        dest, weight, keep, gone, start: of a ``Plan``. Every output position is the destination of the token ``keep``
-            names for it.
+        dest, weight, keep, removed, offsets: of a ``Plan``; ``dest`` of the token ``keep[b, j]`` is j.
 
     Returns:
         (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
         nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
-    return APPLY_PLAN(x, dest, weight, keep, gone, start)
+    return APPLY_PLAN(x, dest, weight, keep, removed, offsets)
 
 
 def apply_plan_reference(
-    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
     """Gather and scatter-add, plain PyTorch."""
-    return merge_rows(x, weight, keep, gone, dest.gather(1, gone))
+    return merge_rows(x, weight, keep, removed, dest.gather(1, removed))
 
 
-def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Tensor) -> Tensor:
-    """``apply_plan`` with the destinations ``target`` (B, L - M) of the tokens that are ``gone``."""
+def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, target: Tensor) -> Tensor:
+    """``apply_plan`` with the destinations ``target`` (B, L - M) of the tokens that are ``removed``."""
     channels = x.shape[2]
     wide = torch.promote_types(x.dtype, torch.float32)
 
@@ -99,7 +98,7 @@ def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Te
         return token * weight.gather(1, index)[..., None].to(wide)
 
     # A dropped token adds zero to position 0, which keeps every shape static.
-    merged = rows(gone).masked_fill((target < 0)[..., None], 0)
+    merged = rows(removed).masked_fill((target < 0)[..., None], 0)
     index = target.clamp(min=0)[..., None].expand(-1, -1, channels)
     return rows(keep).scatter_add(1, index, merged).to(x.dtype)
 
@@ -107,15 +106,15 @@ def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Te
 def _apply_triton(x: Tensor, *parts: Any) -> Tensor:
     from mtr_lab.ops.gpu import norm
 
-    plan: Any = Plan(*parts).listed()
-    return norm.apply_plan(x, plan.weight, plan.keep, plan.gone, plan.start)
+    plan: Any = Plan(*parts).with_offsets()
+    return norm.apply_plan(x, plan.weight, plan.keep, plan.removed, plan.offsets)
 
 
 APPLY_PLAN = Operation(
     "apply_plan",
     [Implementation("triton", _apply_triton, package="triton"), Implementation("reference", apply_plan_reference)],
-    schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor gone, Tensor? start", "Tensor"),
-    fake=lambda x, dest, weight, keep, gone, start: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
+    schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor removed, Tensor? offsets", "Tensor"),
+    fake=lambda x, dest, weight, keep, removed, offsets: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
 )
 
 
@@ -136,13 +135,13 @@ APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.apply_plan)
-def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, gone_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, removed_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """2 a multiply-accumulate: one for every channel of every token that does not survive."""
     batch, _, channels = x_shape
-    return 2 * batch * gone_shape[1] * channels
+    return 2 * batch * removed_shape[1] * channels
 
 
-def carry_plan(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def update_metadata(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is known of the tokens after a plan.
 
     Args:
@@ -153,13 +152,13 @@ def carry_plan(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tupl
     Returns:
         the same of the survivors: (B, M), (B, M), the sizes summed over what was merged, and (B, S).
     """
-    if plan.known is not None:
-        return plan.known
-    return CARRY_PLAN(index, size, special, plan.dest, plan.keep, plan.gone)
+    if plan.metadata is not None:
+        return plan.metadata
+    return UPDATE_METADATA(index, size, special, plan.dest, plan.keep, plan.removed)
 
 
-def carry_plan_reference(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+def update_metadata_reference(
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gathers and a scatter-add, plain PyTorch."""
     none = torch.zeros_like(keep, dtype=size.dtype)
@@ -167,23 +166,26 @@ def carry_plan_reference(
     return index.gather(1, keep), summed, dest.gather(1, special)
 
 
-def _carry_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _update_metadata_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import metadata
 
     return metadata.update_metadata(*inputs)
 
 
 def _like_survivors(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return index.new_empty(keep.shape), size.new_empty(keep.shape), special.new_empty(special.shape)
 
 
-CARRY_PLAN = Operation(
-    "carry_plan",
-    [Implementation("triton", _carry_triton, package="triton"), Implementation("reference", carry_plan_reference)],
+UPDATE_METADATA = Operation(
+    "update_metadata",
+    [
+        Implementation("triton", _update_metadata_triton, package="triton"),
+        Implementation("reference", update_metadata_reference),
+    ],
     schema=(
-        "Tensor index, Tensor size, Tensor special, Tensor dest, Tensor keep, Tensor gone",
+        "Tensor index, Tensor size, Tensor special, Tensor dest, Tensor keep, Tensor removed",
         "(Tensor, Tensor, Tensor)",
     ),
     fake=_like_survivors,

@@ -40,7 +40,7 @@ def selective_scan(
     reverse: Sequence[bool] | None = None,
     order: Tensor | None = None,
     gap: Tensor | None = None,
-    stretch: Tensor | None = None,
+    delta_scale: Tensor | None = None,
     stats: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     r"""Run the selective state-space recurrence and say cheaply what it did with each token.
@@ -65,7 +65,7 @@ def selective_scan(
         gap: (B, G, L), in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g, 0 for
             s = 0. The state decays over a gap of n as over n tokens with zero input, ``exp(n softplus(delta_bias) A)``.
             ``None`` for no gaps. Not differentiable.
-        stretch: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
+        delta_scale: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
             lets the past fade, for longer. ``None`` for 1. Not differentiable.
         stats: which per-token sums over the channels to compute, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
             Σ (Δ u)², ``output`` is Σ max(0, y) before the gate.
@@ -78,7 +78,7 @@ def selective_scan(
     Raises:
         UserError: an unknown statistic, shapes that do not fit each other, or a selected backend that cannot run these
             inputs.
-        ValueError: a gradient of ``gap`` or ``stretch`` is asked for.
+        ValueError: a gradient of ``gap`` or ``delta_scale`` is asked for.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
     is the hidden-state alignment of Zhan et al., "Exploring Token Pruning in Vision State Space Models",
@@ -89,10 +89,10 @@ def selective_scan(
             raise unknown("scan statistic", name, tuple(STATISTICS))
     # Integers, for the tracer of torch.jit takes no list of booleans.
     backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, backward)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, backward)
     _check(inputs)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
-        raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, delta_scale)):
+        raise ValueError("selective_scan has no gradient of gap and delta_scale: detach them.")
     y, sums = SELECTIVE_SCAN(*inputs, " ".join(emitted(stats)))  # the tracer takes no list of strings either
     return y, as_asked(sums, stats)
 
@@ -117,7 +117,7 @@ def _check(inputs: ScanInputs) -> None:
         "delta_bias": each,
         "order": (directions, images, length),
         "gap": (images, directions, length),
-        "stretch": (images, length),
+        "delta_scale": (images, length),
     }
     for name, shape in expected.items():
         tensor = getattr(inputs, name)
@@ -140,7 +140,7 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
     """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    u, delta, A, B, C, D, z, delta_bias, order, _, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, _, delta_scale, reverse = inputs
     inverse = None if order is None else order.argsort(-1)
 
     def reordered(x: Tensor, g: int, order: Tensor | None) -> Tensor:  # (B, L, K)
@@ -151,10 +151,10 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
     def read(x: Tensor, g: int) -> Tensor:  # (B, L, K) -> (B, K, L)
         return reordered(x, g, order).to(u.dtype).transpose(1, 2).contiguous()
 
-    if stretch is not None:
+    if delta_scale is not None:
         if delta_bias is not None:
             delta = delta.float() + delta_bias.float()[:, None, None, :]
-        delta, delta_bias = F.softplus(delta.float()) * stretch[..., None], None
+        delta, delta_bias = F.softplus(delta.float()) * delta_scale[..., None], None
     ys = []
     for g in range(len(reverse)):
         y = selective_scan_fn(
@@ -167,7 +167,7 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
             # The statistics are of the ungated output, which the fused gate would hide.
             z=None if z is None or stats else read(z, g),
             delta_bias=None if delta_bias is None else delta_bias[g].float(),
-            delta_softplus=stretch is None,
+            delta_softplus=delta_scale is None,
         ).transpose(1, 2)
         ys.append(reordered(y, g, inverse))
     if not stats:
@@ -177,7 +177,7 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
     if z is not None:
         total = total * F.silu(z.float())
     step = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None, None, :]
-    step = F.softplus(step) if stretch is None else step
+    step = F.softplus(step) if delta_scale is None else step
     return total.to(u.dtype), channel_sums(stats, step, u.float(), per_direction)
 
 

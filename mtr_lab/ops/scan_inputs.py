@@ -6,7 +6,7 @@ from torch import Tensor
 
 SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? delta_bias, Tensor? order, "
-    "Tensor? gap, Tensor? stretch, int[] reverse"
+    "Tensor? gap, Tensor? delta_scale, int[] reverse"
 )
 """``ScanInputs`` as the arguments of a registered operator, which takes no tuple of tensors."""
 
@@ -37,7 +37,7 @@ class ScanInputs(NamedTuple):
     """Reading order, (G, B, L) int64: step s of direction g reads token ``order[g, b, s]``. None for token order."""
     gap: Tensor | None = None
     """(B, G, L) in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g."""
-    stretch: Tensor | None = None
+    delta_scale: Tensor | None = None
     """Positive factor of each token's Δ, (B, L)."""
     reverse: tuple[int, ...] = (0,)
     """For each direction, 1 where it reads from the last token to the first."""

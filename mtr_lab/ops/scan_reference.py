@@ -16,13 +16,13 @@ from mtr_lab.ops.statistics import channel_sums
 
 def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: bool = True) -> tuple[Tensor, Tensor]:
     """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
-    *_, z, delta_bias, order, gap, stretch, reverse = inputs
+    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     delta = F.softplus(delta + bias[:, None, None, :])
-    if stretch is not None:
-        delta = delta * stretch[..., None].to(dtype)
+    if delta_scale is not None:
+        delta = delta * delta_scale[..., None].to(dtype)
     write = delta * u
 
     read = [in_reading_order(t, order, reverse) for t in (delta, write, B, C)]
@@ -126,12 +126,12 @@ def selective_scan_backward_reference(
     λ_t = g_t C_t + decay_{t+1} λ_{t+1}.
     """
     recurrence = _recurrence if loop else _recurrence_by_doubling
-    *_, z, delta_bias, order, gap, stretch, reverse = inputs
+    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D, grad = (t.to(dtype) for t in (*inputs[:6], grad))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     before = delta + bias[:, None, None, :]
-    scale: Any = 1 if stretch is None else stretch[..., None].to(dtype)
+    scale: Any = 1 if delta_scale is None else delta_scale[..., None].to(dtype)
 
     step, u_s, B_s, C_s = (in_reading_order(t, order, reverse) for t in (F.softplus(before) * scale, u, B, C))
     crossed = _crossed(gap, bias, A)

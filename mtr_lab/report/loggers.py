@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.predictions import point_name
-from mtr_lab.results.schema import ACCURACIES, Point, Result
+from mtr_lab.results.schema import Point, Result
 
-_COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
-_CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
-_GROUP_LENGTH = 128  # that W&B allows
+_GROUP_LENGTH = 128  # the longest that W&B accepts
 
 
 def log_result(
@@ -71,12 +71,18 @@ def wandb_logger(project: str, save_dir: str, group: str | None = None, **option
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
     """(step, metrics) by rising ratio."""
     rows: dict[float, dict[str, float]] = {}
+    keys = _curve_keys()
     for policy, its_points in _by_policy(points):
         for point in its_points:
             share = point["reduction"] if point["ratio"] is None else point["ratio"]
-            numbers = {key: value for key, value in _flat(point).items() if key in _CURVES and value is not None}
+            numbers = {key: value for key, value in _flat(point).items() if key in keys and value is not None}
             rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
     return [(round(100 * share), rows[share]) for share in sorted(rows)]
+
+
+def _curve_keys() -> list[str]:
+    """The figures of a point that become curves: metrics, costs and speeds."""
+    return [*(metric.key for metric in all_metrics()), *(axis.key for axis in (*COSTS, *SPEEDS))]
 
 
 def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
@@ -144,20 +150,20 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
         "points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat]),
         "tokens": wandb.plot.line(table, "block", "tokens", stroke="point", title="Tokens entering each block"),
     }
-    accuracy = next((name for name in ACCURACIES if any(name in point for point in points)), None)
-    if accuracy is not None:
+    metric = accuracy(points)
+    if metric is not None:
         curve = [
-            [name, point["reduction"], point.get(accuracy)] for name, points in _by_policy(points) for point in points
+            [name, point["reduction"], point.get(metric.key)] for name, points in _by_policy(points) for point in points
         ]
-        table = wandb.Table(columns=["policy", "reduction", accuracy], data=curve)
-        title = f"{accuracy} against the share of FLOPs removed"
-        media["trade_off"] = wandb.plot.line(table, "reduction", accuracy, stroke="policy", title=title)
+        table = wandb.Table(columns=["policy", "reduction", metric.key], data=curve)
+        title = f"{metric.name} against the share of FLOPs removed"
+        media["trade_off"] = wandb.plot.line(table, "reduction", metric.key, stroke="policy", title=title)
     run.log(media)
     run.summary.update(
         {
             f"{point_name(row['policy'], row['ratio'])}/{key}": row[key]
             for row in flat
-            for key in _CURVES
+            for key in _curve_keys()
             if row.get(key) is not None
         }
     )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as coco_masks
 
+from mtr_lab.results.resampling import AP_RESAMPLES, resampled_counts
+
 IOU = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """The overlaps, intersection over union, from which on a detection counts: AP is the mean over them, AP50 the first."""
 _STEPS = np.arange(51) * float(np.float32(0.01))
@@ -113,6 +115,13 @@ def average_precision(matches: Matches, counts: np.ndarray | None = None) -> np.
     objects = counts @ matches.objects
     each = [_class_precision(matches, int(label), counts, objects[label]) for label in np.flatnonzero(objects)]
     return np.mean(each, axis=0) if each else np.full(len(IOU), np.nan)
+
+
+def resampled_precision(matches: Matches, resamples: int = AP_RESAMPLES, seed: int = 0) -> np.ndarray:
+    """AP and AP50 of images drawn with replacement, (resamples, 2)."""
+    draws = resampled_counts(len(matches.objects), resamples, seed)
+    precisions = [average_precision(matches, counts) for counts in draws]
+    return np.array([(precision.mean(), precision[0]) for precision in precisions])
 
 
 def _class_precision(matches: Matches, label: int, counts: np.ndarray, objects: float) -> np.ndarray:

@@ -16,11 +16,11 @@ from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
+from mtr_lab.results.metrics import all_metrics
 
 FILE_NAME = "result.json"
+SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # the folder beside it
-ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
-"""The metric of each task by which points are first compared."""
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -33,36 +33,21 @@ class Latency(TypedDict):
 
 
 class Point(TypedDict):
-    """One model at one operating point."""
+    """One model at one operating point.
+
+    It also has the metrics of its task, of ``mtr_lab.results.metrics``: each key is a Number, ``KEY_ci`` an Interval.
+    """
 
     policy: str
     ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
     reduction: Number  # the achieved share, of the true FLOPs
     flops_literature: Number
-    flops_true: Number  # an image, the reduction's own cost contained
-    flops_reduction: Number  # that cost alone
-    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
+    flops_true: Number  # of one image, with the cost of the reduction itself
+    flops_overhead: Number  # of one image: that cost alone
+    flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
     images: int  # that the metrics are over
     skipped: list[str]  # files that could not be read
-
-    top1: NotRequired[Number]
-    top1_ci: NotRequired[Interval]
-    top5: NotRequired[Number]
-    top5_ci: NotRequired[Interval]
-    agreement: NotRequired[Number]  # share of images with the unreduced model's top-1 class
-    agreement_ci: NotRequired[Interval]
-    kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
-    kl_ci: NotRequired[Interval]
-
-    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
-    miou_ci: NotRequired[Interval]
-    miou_difference: NotRequired[Number]  # to the unreduced model
-    miou_difference_ci: NotRequired[Interval]  # paired, image by image
-    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
-    map_ci: NotRequired[Interval]
-    ap50: NotRequired[Number]
-    ap50_ci: NotRequired[Interval]
 
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]
@@ -79,7 +64,7 @@ class Unreduced(TypedDict):
 class Result(TypedDict):
     """One run of one task."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     task: str
     backbone: str
     dataset: str
@@ -124,15 +109,30 @@ def read_result(path: str | Path) -> Result:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not a result: it is not valid JSON ({error}).") from error
-    if isinstance(result, dict) and result.get("schema", 1) != 1:
+    if isinstance(result, dict) and result.get("schema", SCHEMA) not in (1, SCHEMA):
         raise UserError(
-            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schema 1: "
+            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schemas 1 and {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again."
         )
-    problem = _mismatch(result, Result, "")
+    result = upgrade(result)
+    problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
+
+
+def upgrade(result: Any) -> Any:
+    """Bring a result of schema 1 to schema 2, where ``flops_reduction`` is called ``flops_overhead``."""
+    if not isinstance(result, dict) or result.get("schema") != 1:
+        return result
+    upgraded = {**result, "schema": SCHEMA}
+    if isinstance(result.get("points"), list):
+        renamed = {"flops_reduction": "flops_overhead"}
+        upgraded["points"] = [
+            {renamed.get(key, key): value for key, value in point.items()} if isinstance(point, dict) else point
+            for point in result["points"]
+        ]
+    return upgraded
 
 
 def _plain(value: Any) -> Any:
@@ -147,6 +147,18 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return str(value)
+
+
+def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
+    keys = [key for metric in all_metrics() for key in metric.keys]
+    kinds = dict.fromkeys(keys, Number) | dict.fromkeys((f"{key}_ci" for key in keys), Interval)
+    problems = (
+        _mismatch(point[key], kind, f"points[{i}].{key}")
+        for i, point in enumerate(points)
+        for key, kind in kinds.items()
+        if key in point
+    )
+    return next(filter(None, problems), None)
 
 
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:

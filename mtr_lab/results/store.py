@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from mtr_lab.errors import UserError
-from mtr_lab.results import predictions as predictions_file
+from mtr_lab.results import predictions_file
 from mtr_lab.results import schema as result_file
 from mtr_lab.results.keys import Key
-from mtr_lab.results.predictions import AnyPredictions, load_predictions, point_name, save_predictions
+from mtr_lab.results.predictions import Predictions, point_name
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 from mtr_lab.results.schema import Result, read_result, write_result
 
 LOCK_NAME = ".lock"
@@ -74,7 +74,7 @@ def _problem(folder: Path, key: Key) -> str | None:
     return None
 
 
-def write_run(result: Result, predictions: AnyPredictions, folder: Path) -> list[Path]:
+def write_run(result: Result, predictions: Predictions, folder: Path) -> list[Path]:
     """Write both files of a run; ``result.json`` comes last, so that where it is the run is complete."""
     (folder / result_file.FILE_NAME).unlink(missing_ok=True)
     predictions_path = save_predictions(predictions, folder)
@@ -105,7 +105,7 @@ class UnreducedCache:
         finally:
             self.lock.release()
 
-    def load(self) -> AnyPredictions | None:
+    def load(self) -> Predictions | None:
         """What is there, ``None`` if nothing is or it is damaged, which is said on the terminal."""
         if not (self.folder / predictions_file.FILE_NAME).exists():
             return None
@@ -115,12 +115,6 @@ class UnreducedCache:
             print(f"the unreduced model's predictions cannot be trusted ({error}); computing them again.")
             return None
 
-    def save(self, predictions: AnyPredictions) -> None:
+    def save(self, predictions: Predictions) -> None:
         """Store point 0."""
         save_predictions(predictions.select(slice(1)), self.folder)
-
-
-def concat_points(unreduced: AnyPredictions, reduced: AnyPredictions) -> AnyPredictions | None:
-    """Both as one run, the unreduced model's point first; ``None`` if they are not of the same images in one order."""
-    same = all(np.array_equal(getattr(unreduced, name), getattr(reduced, name)) for name in ("ids", "hashes", "labels"))
-    return unreduced.concat(reduced) if same else None  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
-from mtr_lab.results.predictions import AnyPredictions, point_name
+from mtr_lab.results.predictions import Predictions, point_name
 from mtr_lab.tasks.ranks import Gathering
 
 
@@ -82,7 +82,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
         """Lightning's hook: run a batch at ``points`` and ``keep`` the results."""
 
     @abstractmethod
-    def predictions(self) -> AnyPredictions:
+    def predictions(self) -> Predictions:
         """The predictions for every image that could be read, at every point.
 
         Raises:

@@ -16,7 +16,8 @@ from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import AnyPredictions
+from mtr_lab.results.metrics import score, task_metrics
+from mtr_lab.results.predictions import Predictions
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 
 ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
@@ -54,7 +55,6 @@ class DataModule(Protocol):
 
 Model = TypeVar("Model", bound=nn.Module)
 TaskEvaluation = TypeVar("TaskEvaluation", bound=Evaluation[Any])
-Predictions = TypeVar("Predictions", bound=AnyPredictions)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Drawing(Generic[TaskEvaluation]):
     """The pictures are ``stem``.png and the like."""
 
 
-class Task(ABC, Generic[Model, TaskEvaluation, Predictions]):
+class Task(ABC, Generic[Model, TaskEvaluation]):
     """A task: its model, the arguments of its data, its evaluation, its training, its pictures.
 
     A new task is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
@@ -86,13 +86,16 @@ class Task(ABC, Generic[Model, TaskEvaluation, Predictions]):
     """
 
     name: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-    """Keys of a point in the result that ``objective`` may name; the first is the accuracy."""
     datamodule: ClassVar[type]
     """The class of data modules that the ``dataset`` group has to name."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Keys of a point in the result that an ``objective`` may name."""
+        return [metric.key for metric in task_metrics(self.name)]
 
     def check(self, trainer: DictConfig) -> None:
         """Raise a ``UserError`` for settings of the ``trainer`` group under which the task cannot be evaluated."""
@@ -149,9 +152,9 @@ class Task(ABC, Generic[Model, TaskEvaluation, Predictions]):
     ) -> TaskEvaluation:
         """The evaluation of the model at points; ``reduction`` is the handle of its patched backbone."""
 
-    @abstractmethod
-    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
-        """``images``, the metrics of one point and their intervals, keys of ``mtr_lab.results.schema.Point``."""
+    def score(self, predictions: Predictions, point: int) -> dict[str, Any]:
+        """See ``mtr_lab.results.metrics.score``."""
+        return score(predictions, point)
 
     def head_flops(self, model: Model) -> int | None:
         """True FLOPs of a dense task's head for one image; ``None`` of a classifier, whose backbone contains it."""
@@ -171,7 +174,7 @@ class Task(ABC, Generic[Model, TaskEvaluation, Predictions]):
         """Draw one image at several operating points."""
 
 
-AnyTask = Task[Any, Any, Any]
+AnyTask = Task[Any, Any]
 
 
 def adamw_settings(config: DictConfig) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def adamw_settings(config: DictConfig) -> dict[str, Any]:
     return {name: config.training[name] for name in ("lr", "weight_decay", "warmup_epochs")}
 
 
-class DenseTask(Task[Model, TaskEvaluation, Predictions]):
+class DenseTask(Task[Model, TaskEvaluation]):
     """A task whose model is a ``backbone`` and a ``head``, stored together: ``backbone.*``, ``head.*``.
 
     The head has ``num_classes`` and ``flops(height, width)``.

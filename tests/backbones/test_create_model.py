@@ -17,6 +17,8 @@ from timm.data import resolve_model_data_config
 import mtr_lab
 from mtr_lab import UserError, create_model
 from mtr_lab.backbones import MODELS
+from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.pretrained import complete
 
 TINY = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim": 24, "d_state": 4, "num_classes": 5}
 
@@ -185,6 +187,55 @@ def test_stochastic_depth_reaches_the_last_output(images: torch.Tensor) -> None:
 def test_arguments_out_of_range_are_refused(argument: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         create_model("vim_ti", **argument)
+
+
+class Pyramid(torch.nn.Module):
+    """A family with arguments of other types, whose head has another name."""
+
+    def __init__(
+        self, depths: tuple[int, ...] = (1,), mlp_ratio: float = 4.0, gated: bool = False, num_classes: int = 1000
+    ) -> None:
+        super().__init__()
+        self.depths, self.mlp_ratio, self.gated, self.num_classes = depths, mlp_ratio, gated, num_classes
+        self.stem = torch.nn.Conv2d(3, 2, 2)
+        self.classifier = torch.nn.Linear(2, num_classes) if num_classes else torch.nn.Identity()
+        self.input_shape = (3, 8, 8)
+
+    def fit_weights(self, state: dict[str, torch.Tensor], grid: object, label: str) -> bool:
+        return False
+
+
+def pyramid(**kwargs):
+    config = complete({"pyramid.in1k": {}}, first_conv="stem", classifier="classifier")["pyramid"]
+    return build(Pyramid, config, False, {}, kwargs)
+
+
+def test_a_family_declares_its_arguments_by_their_annotations() -> None:
+    model = pyramid(depths=[2, 3], mlp_ratio=2.5, gated=True)
+    assert (model.depths, model.mlp_ratio, model.gated) == ([2, 3], 2.5, True)
+    assert (model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"]) == ("stem", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"depths": [2, 0]}, "depths of pyramid=0: expected an integer of at least 1"),
+        ({"depths": [2, "3"]}, "depths of pyramid=3: expected an integer"),
+        ({"mlp_ratio": -1}, "mlp_ratio of pyramid=-1: expected a number of at least 0"),
+        ({"gated": 1}, "gated of pyramid=1: expected true or false"),
+        ({"depth": 2}, "unknown argument of pyramid 'depth'"),
+    ],
+)
+def test_arguments_that_do_not_fit_their_annotations_are_refused(argument: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        pyramid(**argument)
+
+
+def test_the_head_has_the_name_that_the_family_says(tmp_path: Path) -> None:
+    torch.save(pyramid(num_classes=5).state_dict(), tmp_path / "w.pth")
+    assert pyramid(num_classes=0, checkpoint=tmp_path / "w.pth").state_dict().keys() == {"stem.weight", "stem.bias"}
+    with pytest.raises(UserError, match=r"has 5 classes, the model 7: create the model with num_classes=5"):
+        pyramid(num_classes=7, checkpoint=tmp_path / "w.pth")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mtr_lab
 from mtr_lab import UserError, create_model
-from mtr_lab.backbones.patch_embed import resize_channels
+from mtr_lab.backbones.adaptation import resize_channels
 from mtr_lab.reduction import restore
 
 TINY = {"img_size": (32, 48), "patch_size": 8, "depth": 3, "embed_dim": 24, "d_state": 4, "num_classes": 5}

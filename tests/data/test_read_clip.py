@@ -39,14 +39,14 @@ def test_frames_are_evenly_spread_and_in_order(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["clip.gif", "clip"])
 def test_too_few_frames_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"has 3 of the 4 frames that backbone\.num_frames asks for"):
+    with pytest.raises(UserError, match=r"has too few frames \(3\) for backbone\.num_frames=4"):
         read_clip(write(tmp_path / name, 3), 4)
 
 
 def test_a_still_image_is_one_frame(tmp_path: Path) -> None:
     write(tmp_path / "clip", 1)
     assert numbers(read_clip(tmp_path / "clip" / "frame0.png", 1)) == [0]
-    with pytest.raises(UserError, match="has 1 of the 2 frames"):
+    with pytest.raises(UserError, match="too few frames \(1\)"):
         read_clip(tmp_path / "clip" / "frame0.png", 2)
 
 

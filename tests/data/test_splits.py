@@ -137,7 +137,7 @@ def test_calibration_images_that_cannot_be_had(module: Module, tmp_path: Path) -
     damage(tmp_path, *TRAINING)
     with pytest.raises(UserError, match=r"cannot decode image .*t00"):
         module().calibration_images(3)
-    with pytest.raises(UserError, match="not one of 3 training images of test could be read"):
+    with pytest.raises(UserError, match="none of 3 training images of test could be read"):
         module(on_error="skip").calibration_images(3)
 
 

@@ -311,8 +311,8 @@ def test_all_may_be_pruned_by_score(merge: str, grouping: str) -> None:
     policy = make_policy(policy_config("mtr", merge=merge, grouping=grouping, prune_first=1.0))
     plan = policy(state, evidence, 3)
     least = policy.importance(state, evidence).scatter(1, state.special, torch.inf).argsort(dim=1)[:, :3]
-    assert plan.gone.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
-    assert (plan.dest.gather(1, plan.gone) == -1).all()
+    assert plan.removed.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
+    assert (plan.dest.gather(1, plan.removed) == -1).all()
 
 
 def by_score(state: TokenState, importance: torch.Tensor) -> torch.Tensor:
@@ -331,7 +331,7 @@ def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypa
     torch.manual_seed(0)
     state, evidence = random_state(2, 14, 5, 1), random_evidence(2, 14)
     plan = policy(state, evidence, 4)
-    into = plan.dest.gather(1, plan.gone)
+    into = plan.dest.gather(1, plan.removed)
     assert plan.keep.shape == (2, 10)
     assert (into == -1).all() == (rule.into == "nothing")
     assert ((into == into[:, :1]).all(dim=1) == (rule.into != "nearest")).all() or rule.into == "nothing"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import data_block, write_run, write_sweep
+from example_runs import data_block, write_run, write_sweep
 
 from mtr_lab import UserError
 from mtr_lab.report.__main__ import main
@@ -26,7 +26,7 @@ from mtr_lab.report.dashboard import page as dashboard
 from mtr_lab.report.dashboard.live import _Source, make_server
 from mtr_lab.report.dashboard.page import Reader, build, page, to_json
 from mtr_lab.results.comparison import compare, compare_all
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import write_result
 
 PIXEL = base64.b64decode(

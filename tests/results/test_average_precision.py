@@ -7,8 +7,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_masks
 
-from mtr_lab.results.average_precision import RECALLS, average_precision, match_images
-from mtr_lab.results.detections import resampled_precision
+from mtr_lab.results.average_precision import RECALLS, average_precision, match_images, resampled_precision
 from mtr_lab.tasks.detection.evaluation import average_precisions, mean_average_precision
 
 SIDE = 130

@@ -6,11 +6,11 @@ import torch
 
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import bootstrap_interval
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare, per_image
-from mtr_lab.results.predictions import Predictions, top_classes
 
 
-def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Predictions:
+def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Classifications:
     """A run whose unreduced point is the same for all, and whose second point is off by ``noise``."""
     base = np.random.default_rng(1).normal(size=(n, 6)) * 3
     logits = np.stack([base, base + noise * np.random.default_rng(seed).normal(size=(n, 6))])
@@ -18,7 +18,7 @@ def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Predict
     labels = np.where(np.random.default_rng(2).random(n) < 0.8, base.argmax(-1), 0)
     ids = np.array([f"{images}/{i}" for i in range(n)])
     top5 = top_classes(torch.from_numpy(log_probs)).numpy()
-    return Predictions(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
+    return Classifications(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
 
 
 def test_differences_equal_a_brute_force_bootstrap() -> None:

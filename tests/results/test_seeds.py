@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import ENVIRONMENT, write_run
+from example_runs import ENVIRONMENT, write_run
 from rich.console import Console
 
 from mtr_lab.report.dashboard.page import Reader
 from mtr_lab.report.table import seed_tables
 from mtr_lab.results.comparison import compare_all, per_image
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 

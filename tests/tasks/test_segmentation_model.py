@@ -8,7 +8,7 @@ from mtr_lab import create_model, patch, unpatch
 from mtr_lab.backbones import Backbone
 from mtr_lab.data.segmentation.label_maps import IGNORE
 from mtr_lab.errors import UserError
-from mtr_lab.results.segmentations import mean_iou
+from mtr_lab.results.metrics.miou import mean_iou
 from mtr_lab.tasks.segmentation.evaluation import confusion_matrix
 from mtr_lab.tasks.segmentation.model import SegmentationHead, Segmenter, classify_pixels, join_windows
 from mtr_lab.tasks.segmentation.training import SegmentationTraining, class_weights

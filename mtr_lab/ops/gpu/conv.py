@@ -85,8 +85,8 @@ def _readable(x: Tensor) -> Tensor:
 def _tap(x, k, t, e, length, channels, stride, step, W: tl.constexpr):
     """The tokens that tap k multiplies for outputs t: W - 1 - k tokens before them, in the reading order ``step``."""
     source = t - step * (W - 1 - k)
-    inside = ((source >= 0) & (source < length))[:, None] & (e < channels)[None, :]
-    return tl.load(x + source[:, None] * stride + e[None, :], inside, 0).to(tl.float32)
+    mask = ((source >= 0) & (source < length))[:, None] & (e < channels)[None, :]
+    return tl.load(x + source[:, None] * stride + e[None, :], mask, 0).to(tl.float32)
 
 
 @triton.jit
@@ -105,12 +105,12 @@ def _forward(x, weight, bias, y, x_i, x_l, length, channels, reverse,
     image = tl.program_id(2).to(tl.int64)  # a tensor may have over 2³¹ elements
     t = tl.program_id(1) * T + tl.arange(0, T)
     e = tl.program_id(0) * E + tl.arange(0, E)
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     for g in tl.static_range(G):
         step = 1 - 2 * ((reverse >> g) & 1)
         p = _before_silu(x + image * x_i, weight, bias, g, t, e, length, channels, x_l, step, W)
         out = y + (g * tl.num_programs(2) + image) * length * channels
-        tl.store(out + t[:, None] * channels + e[None, :], (p * tl.sigmoid(p)).to(y.dtype.element_ty), inside)
+        tl.store(out + t[:, None] * channels + e[None, :], (p * tl.sigmoid(p)).to(y.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -121,19 +121,19 @@ def _backward_weight(x, weight, bias, grad, dp, dw, x_i, x_l, length, channels, 
     g = tl.program_id(2) // images
     t = tl.program_id(1) * T + tl.arange(0, T)
     e = tl.program_id(0) * E + tl.arange(0, E)
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     step = 1 - 2 * ((reverse >> g) & 1)
     x += (tl.program_id(2) % images).to(tl.int64) * x_i
     at = t[:, None] * channels + e[None, :]
     p = _before_silu(x, weight, bias, g, t, e, length, channels, x_l, step, W)
     s = tl.sigmoid(p)
-    grad_t = tl.load(grad + row * length * channels + at, inside, 0).to(tl.float32)
+    grad_t = tl.load(grad + row * length * channels + at, mask, 0).to(tl.float32)
     dp_t = grad_t * s * (1 + p * (1 - s))
     dw += (row * tl.num_programs(1) + tl.program_id(1)) * (W + 1) * channels + e
     for k in tl.static_range(W):
         tl.store(dw + k * channels, tl.sum(dp_t * _tap(x, k, t, e, length, channels, x_l, step, W), 0), e < channels)
     tl.store(dw + W * channels, tl.sum(dp_t, 0), e < channels)
-    tl.store(dp + row * length * channels + at, dp_t.to(dp.dtype.element_ty), inside)
+    tl.store(dp + row * length * channels + at, dp_t.to(dp.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -150,6 +150,6 @@ def _backward_input(dp, weight, dx, length, channels, reverse,
         for k in tl.static_range(W):
             w = tl.load(weight + (g * channels + e) * W + k, e < channels, 0).to(tl.float32)
             total += _tap(dp_g, k, t, e, length, channels, channels, step, W) * w[None, :]
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     out = dx + image * length * channels + t[:, None] * channels + e[None, :]
-    tl.store(out, total.to(dx.dtype.element_ty), inside)
+    tl.store(out, total.to(dx.dtype.element_ty), mask)

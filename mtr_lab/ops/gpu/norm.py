@@ -14,21 +14,21 @@ def _token(x, token, channels, c):
 
 
 @triton.jit
-def _merged(total, x, image, j, length, removed, channels, c, weight, gone, start):
+def _merged(total, x, image, j, length, num_removed, channels, c, weight, removed, offsets):
     """What output position j of an image has, and the tokens that are merged into it, weighted."""
-    own = start + image * (length - removed + 1) + j
+    own = offsets + image * (length - num_removed + 1) + j
     for k in range(tl.load(own), tl.load(own + 1)):
-        other = image * length + tl.load(gone + image * removed + k)
+        other = image * length + tl.load(removed + image * num_removed + k)
         total += _token(x, other, channels, c) * tl.load(weight + other)
     return total
 
 
-@triton.jit(do_not_specialize=["length", "removed"])
-def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, gone, start, residual_share, residual_gone,
-              residual_start, length, removed, channels, eps, ADD: tl.constexpr, REDUCE: tl.constexpr,
-              C: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["length", "num_removed"])
+def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, removed, offsets, residual_share,
+              residual_removed, residual_offsets, length, num_removed, channels, eps, ADD: tl.constexpr,
+              REDUCE: tl.constexpr, C: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
-    kept = length - removed
+    kept = length - num_removed
     image, j = (row // kept).to(tl.int64), row % kept
     row = row.to(tl.int64)
     c = tl.arange(0, C)
@@ -40,19 +40,19 @@ def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, gone, 
         stream = _token(residual, token, channels, c)
         x += stream * tl.load(residual_share + token) if REDUCE else stream
     if REDUCE:
-        x = _merged(x, hidden, image, j, length, removed, channels, c, share, gone, start)
+        x = _merged(x, hidden, image, j, length, num_removed, channels, c, share, removed, offsets)
         if ADD:
-            x = _merged(x, residual, image, j, length, removed, channels, c, residual_share, residual_gone,
-                        residual_start)  # fmt: skip
-    there = c < channels
-    tl.store(total + row * channels + c, x, there)
+            x = _merged(x, residual, image, j, length, num_removed, channels, c, residual_share, residual_removed,
+                        residual_offsets)  # fmt: skip
+    mask = c < channels
+    tl.store(total + row * channels + c, x, mask)
     if bias is not None:  # LayerNorm
-        x = tl.where(there, x - tl.sum(x, 0) / channels, 0)
+        x = tl.where(mask, x - tl.sum(x, 0) / channels, 0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
-    y = x * scale * tl.load(weight + c, there, 0).to(tl.float32)
+    y = x * scale * tl.load(weight + c, mask, 0).to(tl.float32)
     if bias is not None:
-        y += tl.load(bias + c, there, 0).to(tl.float32)
-    tl.store(normed + row * channels + c, y.to(normed.dtype.element_ty), there)
+        y += tl.load(bias + c, mask, 0).to(tl.float32)
+    tl.store(normed + row * channels + c, y.to(normed.dtype.element_ty), mask)
 
 
 @on_its_device
@@ -69,7 +69,7 @@ def norm_add(
 
     Args:
         keep: of the plan.
-        lists: weight, gone and start of the plan for ``hidden``, then of the plan for ``residual``.
+        lists: weight, removed and offsets of the plan for ``hidden``, then of the plan for ``residual``.
     """
     images, length, channels = hidden.shape
     kept = length if keep is None else keep.shape[1]
@@ -85,27 +85,27 @@ def norm_add(
     return normed, total
 
 
-@triton.jit(do_not_specialize=["length", "removed"])
-def _apply(x, y, keep, weight, gone, start, length, removed, channels, C: tl.constexpr):
+@triton.jit(do_not_specialize=["length", "num_removed"])
+def _apply(x, y, keep, weight, removed, offsets, length, num_removed, channels, C: tl.constexpr):
     row = tl.program_id(0)
-    kept = length - removed
+    kept = length - num_removed
     image, j = (row // kept).to(tl.int64), row % kept
     row = row.to(tl.int64)
     c = tl.arange(0, C)
     token = image * length + tl.load(keep + row)
     out = _token(x, token, channels, c) * tl.load(weight + token)
-    out = _merged(out, x, image, j, length, removed, channels, c, weight, gone, start)
+    out = _merged(out, x, image, j, length, num_removed, channels, c, weight, removed, offsets)
     tl.store(y + row * channels + c, out.to(y.dtype.element_ty), c < channels)
 
 
 @on_its_device
-def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor) -> Tensor:
+def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor) -> Tensor:
     """The contract of ``mtr_lab.ops.apply_plan``, on a GPU; sums in the same order on every run."""
     x = x.contiguous()
     images, length, channels = x.shape
     kept = keep.shape[1]
     y = x.new_empty(images, kept, channels)
-    plan = (t.contiguous() for t in (keep, weight, gone, start))
+    plan = (t.contiguous() for t in (keep, weight, removed, offsets))
     _apply[(images * kept,)](x, y, *plan, length, length - kept, channels, **_row(channels))
     return y
 

@@ -52,14 +52,14 @@ def reverse_mask(reverse: Any) -> int:
     return sum(1 << g for g, back in enumerate(reverse) if back)
 
 
-def processors(device: torch.device) -> int:
+def num_sms(device: torch.device) -> int:
     """The multiprocessors of a GPU; 1 of any other device, where the interpreter runs."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def fill(device: torch.device) -> int:
+def resident_warps(device: torch.device) -> int:
     """How many one-warp programs of many registers a device runs at once: twelve a multiprocessor."""
-    return 12 * processors(device)
+    return 12 * num_sms(device)
 
 
 def precision(dtype: torch.dtype) -> str:

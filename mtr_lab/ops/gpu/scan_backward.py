@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu import scan
-from mtr_lab.ops.gpu.occupancy import STAGES, fill, on_its_device, registers, reverse_mask, rows, unstack
-from mtr_lab.ops.gpu.scan import LOG2E, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, softplus
+from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device, registers, resident_warps, reverse_mask, rows, unstack
+from mtr_lab.ops.gpu.scan_chunks import CHANNELS, chunk_states
 from mtr_lab.ops.scan_inputs import ScanInputs
 
 STATES = 512  # a program's channels times states, 16 a thread: what fits the registers of one warp
@@ -53,7 +53,7 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
         The gradients of u, delta, A, B, C, D, z and delta_bias, each in the shape and dtype of its input, None for
         those that are None.
     """
-    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     directions, images, length, channels = u.shape
     states = A.shape[2]
     padded = triton.next_power_of_2(states)
@@ -62,13 +62,13 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     a = F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous()
     bc = torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3)
     d = D.contiguous()
-    optional = delta_bias, order, gap, stretch
-    bias, order, gap, stretch = (None if t is None else t.contiguous() for t in optional)
+    optional = delta_bias, order, gap, delta_scale
+    bias, order, gap, delta_scale = (None if t is None else t.contiguous() for t in optional)
     gate = None if z is None else rows(z)
 
     block = max(1, min(32, STATES // padded))
     blocks = triton.cdiv(channels, block)
-    wanted = min(fill(u.device) // max(blocks * images * directions, 1), SEGMENTS, length // MIN_SEGMENT)
+    wanted = min(resident_warps(u.device) // max(blocks * images * directions, 1), SEGMENTS, length // MIN_SEGMENT)
     segment = triton.cdiv(length, max(wanted, 1))
     segments = triton.cdiv(length, segment)
     chunk = FORWARDS * triton.cdiv(math.isqrt(segment), FORWARDS)
@@ -94,16 +94,14 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     strides = *bc.stride()[:3], 0 if gate is None else gate.stride(1)
     before = after = faded = None
     if segments > 1:
-        before, faded = scan.chunk_states(
-            u, delta, a, bc, d, bias, order, gap, stretch, reverse, segment, softplus=True
-        )
+        before, faded = chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, segment, softplus=True)
         after = torch.empty_like(before)
-        _left_backwards[triton.cdiv(channels, scan.CHANNELS), directions * images, segments](
-            delta, a, bc, gate, bias, order, gap, stretch, grad_y, after, *strides, **shape,
-            NP=padded, BLOCK=scan.CHANNELS, U=FORWARDS, num_warps=1,
+        _left_backwards[triton.cdiv(channels, CHANNELS), directions * images, segments](
+            delta, a, bc, gate, bias, order, gap, delta_scale, grad_y, after, *strides, **shape,
+            NP=padded, BLOCK=CHANNELS, U=FORWARDS, num_warps=1,
         )  # fmt: skip
     _scan_backward[grid](
-        u, delta, a, bc, d, gate, bias, order, gap, stretch, grad_y, before, after, faded, starts, arrivals,
+        u, delta, a, bc, d, gate, bias, order, gap, delta_scale, grad_y, before, after, faded, starts, arrivals,
         du, ddelta, da, dbc, dd, dz, dbias, *strides, **shape, chunk=chunk, NP=padded, BLOCK=block, FORWARDS=FORWARDS,
         BACKWARDS=BACKWARDS, num_warps=1, **REGISTERS,
     )  # fmt: skip
@@ -127,160 +125,160 @@ def _program(length, images, segment, reverse, BLOCK: tl.constexpr):
 
     Both numbers of images have 64 bits, and so has what is computed from them: a tensor may have over 2³¹ elements.
     """
-    each = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
     g = tl.program_id(1) // images
     start = tl.program_id(2) * segment
     end = tl.minimum(start + segment, length)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    return g, each, each % images, e, start, end, 1 - 2 * ((reverse >> g) & 1)
+    return g, row, row % images, e, start, end, 1 - 2 * ((reverse >> g) & 1)
 
 
 @triton.jit
-def _weights(a, bias, g, e, n, inside, channels, NP: tl.constexpr):
+def _weights(a, bias, g, e, n, mask, channels, NP: tl.constexpr):
     """A for powers of two (N, channels), the bias, and Δ of a removed token."""
-    a2 = tl.load(a + (g * NP + n[:, None]) * channels + e[None, :], inside[None, :], 0) * LOG2E
+    a2 = tl.load(a + (g * NP + n[:, None]) * channels + e[None, :], mask[None, :], 0) * LOG2E
     bias_e = tl.zeros(e.shape, tl.float32)
     if bias is not None:
-        bias_e = tl.load(bias + g * channels + e, inside, 0).to(tl.float32)
+        bias_e = tl.load(bias + g * channels + e, mask, 0).to(tl.float32)
     return a2, bias_e, softplus(bias_e)
 
 
 @triton.jit
-def _token(order, s, there):
+def _token(order, s, in_segment):
     """What is read at s: token s, or the one that ``order`` has there."""
-    return s if order is None else tl.load(order + s, there, 0)
+    return s if order is None else tl.load(order + s, in_segment, 0)
 
 
 @triton.jit
-def _tokens(x, order, s0, step, start, end, stride, column, inside, U: tl.constexpr):
+def _tokens(x, order, s0, step, start, end, stride, column, mask, U: tl.constexpr):
     """``column`` of U tokens, ``step`` apart; zeros outside the segment."""
     s = s0 + step * tl.arange(0, U)
-    there = (s >= start) & (s < end)
-    t = _token(order, s, there)
-    return unstack(tl.load(x + t[:, None] * stride + column[None, :], there[:, None] & inside[None, :], 0), U)
+    in_segment = (s >= start) & (s < end)
+    t = _token(order, s, in_segment)
+    return unstack(tl.load(x + t[:, None] * stride + column[None, :], in_segment[:, None] & mask[None, :], 0), U)
 
 
 @triton.jit
-def _timescale(raw, bias_e, idle, gap, stretch, s, t, step, there, length):
-    """Before and after softplus, the stretch of token t, the gap before s, and how long the state decays before it."""
+def _timescale(raw, bias_e, idle, gap, delta_scale, s, t, step, in_segment, length):
+    """Before and after softplus, the scale of Δ of token t, the gap before s, and how long the state decays."""
     x = raw.to(tl.float32) + bias_e
-    dt = tl.where(there, softplus(x), 0)
-    stretch_t = 1.0
-    if stretch is not None:
-        stretch_t = tl.load(stretch + t, there, 0).to(tl.float32)
-        dt *= stretch_t
+    dt = tl.where(in_segment, softplus(x), 0)
+    delta_scale_t = 1.0
+    if delta_scale is not None:
+        delta_scale_t = tl.load(delta_scale + t, in_segment, 0).to(tl.float32)
+        dt *= delta_scale_t
     gap_t = 0.0
     span = dt
     if gap is not None:
-        gap_t = tl.load(gap + tl.where(step > 0, s, length - 1 - s), there, 0).to(tl.float32)
+        gap_t = tl.load(gap + tl.where(step > 0, s, length - 1 - s), in_segment, 0).to(tl.float32)
         span += gap_t * idle
-    return x, dt, stretch_t, gap_t, span
+    return x, dt, delta_scale_t, gap_t, span
 
 
 @triton.jit
-def _walk(h, kept, u, delta, bc, order, gap, stretch, first, step, start, end, bc_l, length, channels, chunk, e, n,
-          inside, a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
+def _walk(h, kept, u, delta, bc, order, gap, delta_scale, first, step, start, end, bc_l, length, channels, chunk, e, n,
+          mask, a2, bias_e, idle, tile, KEEP: tl.constexpr, NP: tl.constexpr, BLOCK: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
     """The state after a chunk of tokens; ``KEEP``: the states they arrive at, too."""
     for i in tl.range(0, chunk, U, num_stages=STAGES):
         s0 = first + step * i
-        us = _tokens(u, order, s0, step, start, end, channels, e, inside, U)
-        deltas = _tokens(delta, order, s0, step, start, end, channels, e, inside, U)
+        us = _tokens(u, order, s0, step, start, end, channels, e, mask, U)
+        deltas = _tokens(delta, order, s0, step, start, end, channels, e, mask, U)
         bs = _tokens(bc, order, s0, step, start, end, bc_l, n, n < NP, U)
         for j in tl.static_range(U):
             s = s0 + step * j
             if KEEP:
                 tl.store(kept + (i + j) * NP * BLOCK + tile, h)
-            there = (s >= start) & (s < end)
-            t = _token(order, s, there)
-            _, dt, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length)
+            in_segment = (s >= start) & (s < end)
+            t = _token(order, s, in_segment)
+            _, dt, _, _, span = _timescale(deltas[j], bias_e, idle, gap, delta_scale, s, t, step, in_segment, length)
             write = dt * us[j].to(tl.float32)
             h = tl.exp2(span[None, :] * a2) * h + write[None, :] * bs[j].to(tl.float32)[:, None]
     return h
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _left_backwards(delta, a, bc, z, bias, order, gap, stretch, dy, after, bc_g, bc_i, bc_l, z_l,
+def _left_backwards(delta, a, bc, z, bias, order, gap, delta_scale, dy, after, bc_g, bc_i, bc_l, z_l,
                     images, length, channels, segment, reverse,
                     NP: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """The gradient in the state that enters a segment, if that in the state that leaves it is zero."""
-    g, each, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
+    g, row, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
     n = tl.arange(0, NP)
-    inside = e < channels
-    a2, bias_e, idle = _weights(a, bias, g, e, n, inside, channels, NP)
-    delta += each * length * channels
+    mask = e < channels
+    a2, bias_e, idle = _weights(a, bias, g, e, n, mask, channels, NP)
+    delta += row * length * channels
     dy += image * length * channels
     bc += g * bc_g + image * bc_i
     if z is not None:
         z += image * length * z_l
     if order is not None:
-        order += each * length
+        order += row * length
     if gap is not None:
         gap += (image * (tl.num_programs(1) // images) + g) * length
-    if stretch is not None:
-        stretch += image * length
+    if delta_scale is not None:
+        delta_scale += image * length
     last = tl.where(step > 0, end - 1, start)
     dh = tl.zeros((NP, BLOCK), tl.float32)
     for i in tl.range(0, end - start, U, num_stages=STAGES):
         s0 = last - step * i
-        deltas = _tokens(delta, order, s0, -step, start, end, channels, e, inside, U)
-        dys = _tokens(dy, order, s0, -step, start, end, channels, e, inside, U)
+        deltas = _tokens(delta, order, s0, -step, start, end, channels, e, mask, U)
+        dys = _tokens(dy, order, s0, -step, start, end, channels, e, mask, U)
         cs = _tokens(bc + NP, order, s0, -step, start, end, bc_l, n, n < NP, U)
         zs = dys
         if z is not None:
-            zs = _tokens(z, order, s0, -step, start, end, z_l, e, inside, U)
+            zs = _tokens(z, order, s0, -step, start, end, z_l, e, mask, U)
         for j in tl.static_range(U):
             s = s0 - step * j
-            there = (s >= start) & (s < end)
-            t = _token(order, s, there)
-            _, _, _, _, span = _timescale(deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length)
+            in_segment = (s >= start) & (s < end)
+            t = _token(order, s, in_segment)
+            _, _, _, _, span = _timescale(deltas[j], bias_e, idle, gap, delta_scale, s, t, step, in_segment, length)
             dy_t = dys[j].to(tl.float32)
             if z is not None:
                 z_t = zs[j].to(tl.float32)
                 dy_t *= z_t * tl.sigmoid(z_t)
             dh = tl.exp2(span[None, :] * a2) * (dh + dy_t[None, :] * cs[j].to(tl.float32)[:, None])
-    at = (each * tl.num_programs(2) + tl.program_id(2)) * NP
-    tl.store(after + (at + n[:, None]) * channels + e[None, :], dh, inside[None, :])
+    at = (row * tl.num_programs(2) + tl.program_id(2)) * NP
+    tl.store(after + (at + n[:, None]) * channels + e[None, :], dh, mask[None, :])
 
 
 @triton.jit
-def _joined(left, faded, each, other, e, n, inside, channels, a2, h, NP: tl.constexpr):
+def _joined(left, faded, row, other, e, n, mask, channels, a2, h, NP: tl.constexpr):
     """What one more segment leaves of h, and adds to it."""
-    at = each * tl.num_programs(2) + other
-    fade = tl.exp2(tl.load(faded + at * channels + e, inside, 0)[None, :] * a2)
-    return fade * h + tl.load(left + (at * NP + n[:, None]) * channels + e[None, :], inside[None, :], 0)
+    at = row * tl.num_programs(2) + other
+    fade = tl.exp2(tl.load(faded + at * channels + e, mask, 0)[None, :] * a2)
+    return fade * h + tl.load(left + (at * NP + n[:, None]) * channels + e[None, :], mask[None, :], 0)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, stretch, dy, before, after, faded, starts, arrivals,
+def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, delta_scale, dy, before, after, faded, starts, arrivals,
                    du, ddelta, da, dbc, dd, dz, dbias, bc_g, bc_i, bc_l, z_l,
                    images, length, channels, segment, reverse, chunk,
                    NP: tl.constexpr, BLOCK: tl.constexpr, FORWARDS: tl.constexpr, BACKWARDS: tl.constexpr):  # fmt: skip
-    g, each, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
+    g, row, image, e, start, end, step = _program(length, images, segment, reverse, BLOCK)
     n = tl.arange(0, NP)
-    inside = e < channels
-    a2, bias_e, idle = _weights(a, bias, g, e, n, inside, channels, NP)
-    d_e = tl.load(d + g * channels + e, inside, 0).to(tl.float32)
-    row = each * length
-    u += row * channels
-    delta += row * channels
-    du += row * channels
-    ddelta += row * channels
+    mask = e < channels
+    a2, bias_e, idle = _weights(a, bias, g, e, n, mask, channels, NP)
+    d_e = tl.load(d + g * channels + e, mask, 0).to(tl.float32)
+    first_token = row * length
+    u += first_token * channels
+    delta += first_token * channels
+    du += first_token * channels
+    ddelta += first_token * channels
     dy += image * length * channels
     bc += g * bc_g + image * bc_i
     if z is not None:
         z += image * length * z_l
-        dz += row * channels
+        dz += first_token * channels
     if order is not None:
-        order += each * length
+        order += row * length
     if gap is not None:
         gap += (image * (tl.num_programs(1) // images) + g) * length
-    if stretch is not None:
-        stretch += image * length
-    dbc += (tl.program_id(0) * tl.num_programs(1) + each) * length * 2 * NP
+    if delta_scale is not None:
+        delta_scale += image * length
+    dbc += (tl.program_id(0) * tl.num_programs(1) + row) * length * 2 * NP
     tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     chunks = tl.cdiv(end - start, chunk)
-    part = each * tl.num_programs(2) + tl.program_id(2)
+    part = row * tl.num_programs(2) + tl.program_id(2)
     number = part * tl.num_programs(0) + tl.program_id(0)
     starts += number * tl.cdiv(segment, chunk) * NP * BLOCK
     arrivals += number * chunk * NP * BLOCK
@@ -291,18 +289,14 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, stretch, dy, before,
         others = tl.num_programs(2) - 1
         earlier = tl.where(step > 0, tl.program_id(2), others - tl.program_id(2))
         for other in range(earlier):
-            h = _joined(
-                before, faded, each, tl.where(step > 0, other, others - other), e, n, inside, channels, a2, h, NP
-            )
+            h = _joined(before, faded, row, tl.where(step > 0, other, others - other), e, n, mask, channels, a2, h, NP)
         for other in range(others - earlier):
-            dh = _joined(
-                after, faded, each, tl.where(step > 0, others - other, other), e, n, inside, channels, a2, dh, NP
-            )
+            dh = _joined(after, faded, row, tl.where(step > 0, others - other, other), e, n, mask, channels, a2, dh, NP)
     origin = tl.where(step > 0, start, end - 1)
     for k in range(chunks - 1):
         tl.store(starts + k * NP * BLOCK + tile, h)
-        h = _walk(h, arrivals, u, delta, bc, order, gap, stretch, origin + step * k * chunk, step, start, end, bc_l,
-                  length, channels, chunk, e, n, inside, a2, bias_e, idle, tile, False, NP, BLOCK,
+        h = _walk(h, arrivals, u, delta, bc, order, gap, delta_scale, origin + step * k * chunk, step, start, end, bc_l,
+                  length, channels, chunk, e, n, mask, a2, bias_e, idle, tile, False, NP, BLOCK,
                   FORWARDS)  # fmt: skip
     tl.store(starts + (chunks - 1) * NP * BLOCK + tile, h)
     tl.debug_barrier()  # a state may be read by another thread than wrote it
@@ -314,27 +308,27 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, stretch, dy, before,
     for k in range(chunks - 1, -1, -1):
         first = origin + step * k * chunk
         h = tl.load(starts + k * NP * BLOCK + tile)
-        h = _walk(h, arrivals, u, delta, bc, order, gap, stretch, first, step, start, end, bc_l, length, channels,
-                  chunk, e, n, inside, a2, bias_e, idle, tile, True, NP, BLOCK, FORWARDS)  # fmt: skip
+        h = _walk(h, arrivals, u, delta, bc, order, gap, delta_scale, first, step, start, end, bc_l, length, channels,
+                  chunk, e, n, mask, a2, bias_e, idle, tile, True, NP, BLOCK, FORWARDS)  # fmt: skip
         tl.debug_barrier()
         for i in tl.range(0, chunk, BACKWARDS, num_stages=STAGES):
             s0 = first + step * (chunk - 1 - i)
-            us = _tokens(u, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
-            deltas = _tokens(delta, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
-            dys = _tokens(dy, order, s0, -step, start, end, channels, e, inside, BACKWARDS)
+            us = _tokens(u, order, s0, -step, start, end, channels, e, mask, BACKWARDS)
+            deltas = _tokens(delta, order, s0, -step, start, end, channels, e, mask, BACKWARDS)
+            dys = _tokens(dy, order, s0, -step, start, end, channels, e, mask, BACKWARDS)
             bs = _tokens(bc, order, s0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
             cs = _tokens(bc + NP, order, s0, -step, start, end, bc_l, n, n < NP, BACKWARDS)
             zs = dys
             if z is not None:
-                zs = _tokens(z, order, s0, -step, start, end, z_l, e, inside, BACKWARDS)
+                zs = _tokens(z, order, s0, -step, start, end, z_l, e, mask, BACKWARDS)
             for j in tl.static_range(BACKWARDS):
                 # h is the state after token t, arrival the one before it.
                 arrival = tl.load(arrivals + (chunk - 1 - i - j) * NP * BLOCK + tile)
                 s = s0 - step * j
-                there = (s >= start) & (s < end)
-                t = _token(order, s, there)
-                x, dt, stretch_t, gap_t, span = _timescale(
-                    deltas[j], bias_e, idle, gap, stretch, s, t, step, there, length
+                in_segment = (s >= start) & (s < end)
+                t = _token(order, s, in_segment)
+                x, dt, delta_scale_t, gap_t, span = _timescale(
+                    deltas[j], bias_e, idle, gap, delta_scale, s, t, step, in_segment, length
                 )
                 u_t, dy_t = us[j].to(tl.float32), dys[j].to(tl.float32)
                 b_t, c_t = bs[j].to(tl.float32)[:, None], cs[j].to(tl.float32)[:, None]
@@ -345,25 +339,25 @@ def _scan_backward(u, delta, a, bc, d, z, bias, order, gap, stretch, dy, before,
                     gate = tl.sigmoid(z_t)
                     y = tl.sum(h * c_t, 0) + d_e * u_t
                     tl.store(
-                        dz + at, (dy_t * y * gate * (1 + z_t * (1 - gate))).to(dz.dtype.element_ty), inside & there
+                        dz + at, (dy_t * y * gate * (1 + z_t * (1 - gate))).to(dz.dtype.element_ty), mask & in_segment
                     )
                     dy_t *= z_t * gate
                 dh += dy_t[None, :] * c_t
-                tl.store(dbc + t * 2 * NP + n, tl.sum(dh * write[None, :], 1), (n < NP) & there)
-                tl.store(dbc + t * 2 * NP + NP + n, tl.sum(dy_t[None, :] * h, 1), (n < NP) & there)
+                tl.store(dbc + t * 2 * NP + n, tl.sum(dh * write[None, :], 1), (n < NP) & in_segment)
+                tl.store(dbc + t * 2 * NP + NP + n, tl.sum(dy_t[None, :] * h, 1), (n < NP) & in_segment)
                 dwrite = tl.sum(dh * b_t, 0)
                 dh *= tl.exp2(span[None, :] * a2)
                 q = dh * arrival  # the gradient of the exponent span · A
                 da_e += q * span[None, :]
                 dspan = tl.sum(q * a2, 0) * 0.6931471805599453
-                ddelta_t = tl.where(there, (dspan + u_t * dwrite) * stretch_t * tl.sigmoid(x), 0)
+                ddelta_t = tl.where(in_segment, (dspan + u_t * dwrite) * delta_scale_t * tl.sigmoid(x), 0)
                 didle_e += gap_t * dspan
                 dd_e += dy_t * u_t
                 dbias_e += ddelta_t
-                tl.store(du + at, (dt * dwrite + d_e * dy_t).to(du.dtype.element_ty), inside & there)
-                tl.store(ddelta + at, ddelta_t.to(ddelta.dtype.element_ty), inside & there)
+                tl.store(du + at, (dt * dwrite + d_e * dy_t).to(du.dtype.element_ty), mask & in_segment)
+                tl.store(ddelta + at, ddelta_t.to(ddelta.dtype.element_ty), mask & in_segment)
                 h = arrival
         tl.debug_barrier()
-    tl.store(da + (part * NP + n[:, None]) * channels + e[None, :], da_e, inside[None, :])
-    tl.store(dd + part * channels + e, dd_e, inside)
-    tl.store(dbias + part * channels + e, dbias_e + didle_e * tl.sigmoid(bias_e), inside)
+    tl.store(da + (part * NP + n[:, None]) * channels + e[None, :], da_e, mask[None, :])
+    tl.store(dd + part * channels + e, dd_e, mask)
+    tl.store(dbias + part * channels + e, dbias_e + didle_e * tl.sigmoid(bias_e), mask)

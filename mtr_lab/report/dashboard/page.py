@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.results import predictions
+from mtr_lab.report.axes import axes
+from mtr_lab.results import predictions_file
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.comparison import RESAMPLES, Sample, check_same_images, compare_all
+from mtr_lab.results.comparison import Sample, check_same_images, compare_all
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import load_predictions, point_name
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions
+from mtr_lab.results.resampling import RESAMPLES
 from mtr_lab.results.schema import FILE_NAME, PICTURES, Point, Result, read_result
 from mtr_lab.results.seeds import Place, mean_point, seed_groups
 from mtr_lab.results.settings import flatten
@@ -30,6 +33,11 @@ PICTURE_BYTES = 4 << 20
 REPORT_PICTURE_BYTES = 48 << 20
 """The most that all pictures of a report may be together."""
 
+_SCRIPTS = (
+    *("format", "dom", "styles", "data", "charts", "tokens", "tables"),
+    *("differences", "downloads", "details", "filters", "main"),
+)
+"""The files of the page's script, in this order: what one computes while it is loaded stands in those before it."""
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
 _SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
@@ -99,6 +107,7 @@ class Reader:
         pictures, left_out = _within_budget(runs)
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "axes": axes(),
             "resamples": RESAMPLES,
             "runs": [
                 {
@@ -170,9 +179,11 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
     except ImportError as error:
         raise UserError("the report's charts need Plotly: pip install 'mtr-lab[report]'.") from error
     files = importlib.resources.files("mtr_lab.report.dashboard")
-    template, style, script = (
-        (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "main.js")
+    template, style, *parts = (
+        (files / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", *(f"{name}.js" for name in _SCRIPTS))
     )
+    script = "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])  # one scope, apart from Plotly's
     # What is hashed is what a browser reads: lines that end in a line feed, up to the end tag, which is not within.
     scripts = [text.replace("\r\n", "\n").replace("</script", r"<\/script") for text in (get_plotlyjs(), script)]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -183,7 +194,7 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "connect-src": "'self'" if live else "'none'",
         "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
     }
-    parts = {
+    values = {
         "live": str(live).lower(),
         "policy": "; ".join(f"{name} {value}" for name, value in sources.items()),
         "style": style,
@@ -191,7 +202,7 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "plotly": scripts[0],
         "script": scripts[1],
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def to_json(data: dict[str, Any]) -> str:
@@ -202,7 +213,7 @@ def to_json(data: dict[str, Any]) -> str:
 def _read_run(file: Path, name: str) -> Run:
     result, notes, sample = read_result(file), [], None
     names = [point_name(point["policy"], point["ratio"]) for point in result["points"]]
-    if (file.parent / predictions.FILE_NAME).exists():
+    if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
             if sample.points != names:
@@ -230,7 +241,7 @@ def _pictures(file: Path) -> list[Path]:
 
 
 def _stamp(file: Path) -> list[tuple[str, int, int]]:
-    found = [path for path in (file, file.parent / predictions.FILE_NAME, *_pictures(file)) if path.exists()]
+    found = [path for path in (file, file.parent / predictions_file.FILE_NAME, *_pictures(file)) if path.exists()]
     return [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found]
 
 

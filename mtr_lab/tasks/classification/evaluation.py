@@ -11,7 +11,7 @@ from torch import Tensor
 from mtr_lab.backbones import compile
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 
 
@@ -94,7 +94,7 @@ class ClassifierEvaluation(Evaluation[ClassifiedBatch]):
             self.keep(self._pending())
             self._pending = None
 
-    def predictions(self) -> Predictions:
+    def predictions(self) -> Classifications:
         images = self.image_names()
         log_probs = np.concatenate([results.log_probs for results in self.results], axis=1)
         for point, rows in zip(self.points, log_probs, strict=True):
@@ -104,7 +104,7 @@ class ClassifierEvaluation(Evaluation[ClassifiedBatch]):
                     f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
-        return Predictions(
+        return Classifications(
             **images,
             labels=np.concatenate([results.labels for results in self.results]),
             points=np.array([point.name for point in self.points]),

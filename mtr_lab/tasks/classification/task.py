@@ -1,6 +1,6 @@
 """Classification as a task: the model is the backbone with its own head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, score_point
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import CreateBackbone, Drawing, Task, adamw_settings
 
 
-class Classification(Task[Any, ClassifierEvaluation, Predictions]):
+class Classification(Task[Any, ClassifierEvaluation]):
     __doc__ = Task.__doc__
     name = "classification"
-    metrics = ("top1", "top5", "agreement", "kl")
     datamodule = ImageDataModule
 
     def check_training(self, config: DictConfig) -> None:
@@ -53,9 +51,6 @@ class Classification(Task[Any, ClassifierEvaluation, Predictions]):
         self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> ClassifierEvaluation:
         return ClassifierEvaluation(model, reduction, points, cuda_graph)
-
-    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
-        return score_point(predictions, point)
 
     def training(self, model: Any, config: DictConfig) -> LightningModule:
         settings = config.training

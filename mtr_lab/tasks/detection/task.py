@@ -1,6 +1,6 @@
 """Detection as a task: Faster or Mask R-CNN on a backbone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.detections import Detections, score_detections
 from mtr_lab.tasks.detection.evaluation import DetectionEvaluation
 from mtr_lab.tasks.detection.model import Detector
 from mtr_lab.tasks.detection.training import DetectionTraining
@@ -20,10 +19,9 @@ from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
-class Detection(DenseTask[Detector, DetectionEvaluation, Detections]):
+class Detection(DenseTask[Detector, DetectionEvaluation]):
     __doc__ = DenseTask.__doc__
     name = "detection"
-    metrics = ("map", "ap50")
     datamodule = DetectionDataModule
     bundled = "bccd"
 
@@ -54,9 +52,6 @@ class Detection(DenseTask[Detector, DetectionEvaluation, Detections]):
         self, model: Detector, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> DetectionEvaluation:
         return DetectionEvaluation(model, reduction, points)
-
-    def score(self, predictions: Detections, point: int) -> Mapping[str, Any]:
-        return score_detections(predictions, point)
 
     def training(self, model: Detector, config: DictConfig) -> LightningModule:
         return DetectionTraining(model, **adamw_settings(config))

@@ -12,7 +12,6 @@ from mtr_lab.data import SegmentationDataModule
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.segmentations import Segmentations, score_segmentations
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.segmentation.evaluation import SegmentationEvaluation
 from mtr_lab.tasks.segmentation.model import Segmenter
@@ -20,10 +19,9 @@ from mtr_lab.tasks.segmentation.training import SegmentationTraining
 from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
-class Segmentation(DenseTask[Segmenter, SegmentationEvaluation, Segmentations]):
+class Segmentation(DenseTask[Segmenter, SegmentationEvaluation]):
     __doc__ = DenseTask.__doc__
     name = "segmentation"
-    metrics = ("miou",)
     datamodule = SegmentationDataModule
     bundled = "camvid"
 
@@ -42,9 +40,6 @@ class Segmentation(DenseTask[Segmenter, SegmentationEvaluation, Segmentations]):
         self, model: Segmenter, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> SegmentationEvaluation:
         return SegmentationEvaluation(model, reduction, points)
-
-    def score(self, predictions: Segmentations, point: int) -> Mapping[str, Any]:
-        return score_segmentations(predictions, point)
 
     def training(self, model: Segmenter, config: DictConfig) -> LightningModule:
         return SegmentationTraining(model, **adamw_settings(config), cuda_graph=config.trainer.cuda_graph)

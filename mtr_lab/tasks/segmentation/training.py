@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtr_lab.backbones.graphed_training import GraphedTraining
 from mtr_lab.data.segmentation.label_maps import IGNORE
-from mtr_lab.results.segmentations import mean_iou
+from mtr_lab.results.metrics.miou import mean_iou
 from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.segmentation.evaluation import confusion_matrix
 from mtr_lab.tasks.segmentation.model import Segmenter, classify_pixels

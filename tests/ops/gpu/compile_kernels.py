@@ -40,10 +40,10 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward
+    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward, scan_chunks
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
-    scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
+    scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
     weights = ops.MambaWeights(
         normal(2, 64, 1, 4), vectors[0], normal(2, 36, 64), normal(2, 64, 4), vectors[1], normal(2, 64, 16), vectors[2]
@@ -61,7 +61,7 @@ def main(backend: str, arch: str) -> None:
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
     inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
-    for width in (32, 0):  # the last for what follows
+    for width in (32, None):  # the last for what follows
         scan.half_width = lambda *_, width=width: width
         scan.selective_scan(inputs, ops.STATS)
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
@@ -83,16 +83,18 @@ def main(backend: str, arch: str) -> None:
         parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)
         embedding.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
 
-    for length, removed, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
+    for length, remove, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
         hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
         index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
         features = (hidden, residual) if merge else (None, None)
-        dest, share, keep, gone, start, *_ = decision.asymmetric_plan(
-            torch.rand(1, 2, length), 2.0, index, size, special, *features, removed, length // 2, by_size=merge
+        dest, share, keep, removed, offsets, *_ = decision.asymmetric_plan(
+            ops.DecisionInputs(
+                torch.rand(1, 2, length), 2.0, index, size, special, *features, remove, length // 2, merge
+            )
         )
-        norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, gone, start) * 2)
-        norm.apply_plan(hidden, share, keep, gone, start)
-        metadata.update_metadata(index, size, special, dest, keep, gone)
+        norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
+        norm.apply_plan(hidden, share, keep, removed, offsets)
+        metadata.update_metadata(index, size, special, dest, keep, removed)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
     print(triton.__version__, *sorted(compiled))

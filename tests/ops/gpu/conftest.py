@@ -35,17 +35,17 @@ def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtr_lab.ops.gpu import scan
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+        monkeypatch.setattr(scan, "half_width", lambda *_: None)
 
 
 @pytest.fixture
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | int:
     """Of the scan: whole sequences, chunks of them, or two directions that meet, by the channels of their programs."""
-    from mtr_lab.ops.gpu import scan
+    from mtr_lab.ops.gpu import scan, scan_chunks
 
-    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else 0)
-    monkeypatch.setattr(scan, "fill", lambda device: 100 if request.param == "chunks" else 0)
-    monkeypatch.setattr(scan, "MIN_CHUNK", 4)
+    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else None)
+    monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 100 if request.param == "chunks" else 0)
+    monkeypatch.setattr(scan_chunks, "MIN_CHUNK", 4)
     return request.param
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mtr_lab import ops
 from mtr_lab.ops.decision import ASYMMETRIC_PLAN
 from mtr_lab.ops.gpu import decision as kernels
-from mtr_lab.ops.plan import carry_plan
+from mtr_lab.ops.plan import update_metadata
 from mtr_lab.reduction.policy import make_policy, policy_config
 from mtr_lab.tokens import Evidence, TokenState
 
@@ -26,14 +26,16 @@ def state(batch, length, special, channels=12, seed=0, summed=5):
 def decide(policy, before, evidence, remove):
     with ops.use_backend("triton"):
         found = policy(before, evidence, remove)
-        assert found.known is not None  # by the kernels
+        assert found.metadata is not None  # by the kernels
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
-    expected = expected.listed()._replace(known=carry_plan(expected, before.index, before.size, before.special))
-    for name in ("dest", "keep", "gone", "start"):
+    expected = expected.with_offsets()._replace(
+        metadata=update_metadata(expected, before.index, before.size, before.special)
+    )
+    for name in ("dest", "keep", "removed", "offsets"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    for name, known, right in zip(("index", "size", "special"), found.known, expected.known, strict=True):
-        assert torch.equal(known, right), name
+    for name, metadata, right in zip(("index", "size", "special"), found.metadata, expected.metadata, strict=True):
+        assert torch.equal(metadata, right), name
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=0)
 
 
@@ -161,8 +163,8 @@ def test_other_policies_are_composed(changes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_registration(dtype):
     before, _ = state(2, 20, 1)
-    known = before.index, before.size, before.special
-    arguments = (before.size[:, None].to(dtype), 1.0, *known, before.hidden.to(dtype), before.residual, 4, 7, True)
+    metadata = before.index, before.size, before.special
+    arguments = (before.size[:, None].to(dtype), 1.0, *metadata, before.hidden.to(dtype), before.residual, 4, 7, True)
     operator = torch.ops.mtr_lab.asymmetric_plan.default
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
     torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))

@@ -43,18 +43,18 @@ def assert_equal_reference(inputs, place):
         ((1, 2, 3, 1, 1, 1), 1),
         ((0, 3, 8, 2, 2, 16), 2),
     ],
-    processors=[0, 10**6],  # programs of either size
+    num_sms=[0, 10**6],  # programs of either size
     dtype=[torch.float16, torch.bfloat16],
 )
-def test_shapes(geometry_and_place, processors, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "processors", lambda device: processors)
+def test_shapes(geometry_and_place, num_sms, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "num_sms", lambda device: num_sms)
     geometry, place = geometry_and_place
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(197, 2), (43 * 128, 2), (44 * 128, 1), (256 * 197, 1)])
 def test_few_tokens_are_left_to_smaller_programs(tokens, expected, monkeypatch):
-    monkeypatch.setattr(kernels, "processors", lambda device: 132)
+    monkeypatch.setattr(kernels, "num_sms", lambda device: 132)
     assert kernels.divisor(tokens, 384, torch.device("cpu")) == expected
 
 

@@ -135,9 +135,9 @@ def test_many_tokens_are_convolved_in_runs(monkeypatch):
     torch.testing.assert_close(u, expected)
 
 
-@pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
-def test_several_programs_share_the_channels_of_a_token(width, processors, monkeypatch):
-    monkeypatch.setattr(project, "processors", lambda device: processors)
+@pytest.mark.parametrize(("width", "num_sms"), [(72, 1), (160, 8)])
+def test_several_programs_share_the_channels_of_a_token(width, num_sms, monkeypatch):
+    monkeypatch.setattr(project, "num_sms", lambda device: num_sms)
     assert project.channel_blocks(2 * 14, 2 * width, torch.device("cpu")) > 1
     weights = packed(model(embed_dim=width))
     x = torch.randn(2, 7, 2 * width)
@@ -164,7 +164,7 @@ def test_new_statistics_of_the_fused_mixer(monkeypatch):
     [(10**6, 768, 1), (0, 768, 6), (394, 768, 6), (394, 384, 6), (394, 1536, 8), (2 * 8 * 674, 768, 4), (64, 20, 1)],
 )
 def test_few_tokens_are_shared_by_programs_that_all_have_work(tokens, channels, expected, monkeypatch):
-    monkeypatch.setattr(project, "processors", lambda device: 132)
+    monkeypatch.setattr(project, "num_sms", lambda device: 132)
     blocks = project.channel_blocks(tokens, channels, torch.device("cpu"))
     assert blocks == expected
     tiles = -(-channels // project.TILE)

@@ -75,7 +75,7 @@ def test_apply_plan(removed):
 def test_registration():
     plan, checks = plans(2, 20, 9), ("test_schema", "test_faketensor")
     hidden, residual, weight = torch.randn(2, 20, 8).half(), torch.randn(2, 20, 8), torch.rand(8)
-    lists = (plan.weight, *plan.listed()[3:5])
+    lists = (plan.weight, *plan.with_offsets()[3:5])
     for arguments in (
         (hidden, None, weight, None, 1e-5, *[None] * 7),
         (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2),
@@ -84,9 +84,9 @@ def test_registration():
         torch.library.opcheck(operator, arguments, test_utils=checks)
         found, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # it rounds between its steps
-    known = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
-    arguments = (*known, plan.dest, plan.keep, plan.gone, "triton")
-    torch.library.opcheck(torch.ops.mtr_lab.carry_plan.default, arguments, test_utils=checks)
+    metadata = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
+    arguments = (*metadata, plan.dest, plan.keep, plan.removed, "triton")
+    torch.library.opcheck(torch.ops.mtr_lab.update_metadata.default, arguments, test_utils=checks)
 
 
 def test_what_is_known_of_the_tokens():
@@ -94,7 +94,7 @@ def test_what_is_known_of_the_tokens():
     index = torch.arange(20).mul(3).expand(3, -1)
     size = torch.randint(1, 5, (3, 20)).float()
     special = plan.keep[:, 2:4]
-    found, expected = both(lambda: ops.carry_plan(plan, index, size, special))
+    found, expected = both(lambda: ops.update_metadata(plan, index, size, special))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
