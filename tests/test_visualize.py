@@ -149,7 +149,7 @@ def test_videos_from_a_gif_and_from_a_folder(visualize, tmp_path: Path) -> None:
         (["empty"], ["empty has too few frames (0)"]),
         (["nowhere.gif"], ["cannot read the video nowhere.gif", "No such file"]),
         (["clip.mp4"], ["cannot read the video clip.mp4", "ffmpeg -i VIDEO"]),
-        (["short.gif", "backbone=vim_ti"], ["num_frames=4: Vim takes images alone"]),
+        (["short.gif", "backbone=vim_ti"], ["num_frames=4: Vim takes images only"]),
         (["short.gif", "backbone.pretrained=true"], ["no weights are registered for videomamba_ti with num_frames"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -13,11 +13,11 @@ from timm.data import create_transform
 from torch import Tensor
 
 from mtr_lab.data.batches import Collate, ImageLoader
-from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
+from mtr_lab.data.classification.cache import CachedImages
+from mtr_lab.data.classification.images import Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.classification.timm_sources import StreamSource, open_timm
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
-from mtr_lab.data.images import Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.errors import UserError, unknown
 
@@ -39,7 +39,7 @@ class ImageDataModule(SplitDataModule[Any]):
             ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
         classes: names of labels 0, 1, 2 … if the dataset does not name them, or ``"imagenet-1k"``.
         batch_size: number of images in a batch.
-        cache: directory for decoded evaluation images, see :class:`~mtr_lab.data.cache.CachedImages`.
+        cache: directory for decoded evaluation images, see :class:`~mtr_lab.data.classification.cache.CachedImages`.
         model_classes: class names in the order of the model's outputs, if known.
         num_classes: number of the model's outputs; ``None``: the dataset's number of classes.
         train_transform: options of ``timm.data.create_transform`` for training (``scale``, ``auto_augment``, …).

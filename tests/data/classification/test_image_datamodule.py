@@ -1,4 +1,4 @@
-"""Layouts, class mapping, hold-out by ids, and the messages for what is wrong with a configuration."""
+"""Image folders: layouts, class mapping, hold-out by ids, messages for wrong configurations."""
 
 import os
 import shutil
@@ -182,7 +182,7 @@ def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> 
 def test_the_identity_is_of_the_images_wherever_they_lie(module: Module, folders: Folders, tmp_path: Path) -> None:
     root = folders("val", a=2, b=1)
     first = module(root=str(root)).fingerprint()
-    copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps the times
+    copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps modification times
     assert module(root=str(copy)).fingerprint() == first
     os.utime(copy / "a" / "0.jpg", ns=(1, 1))
     changed = module(root=str(copy)).fingerprint()

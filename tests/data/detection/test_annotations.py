@@ -1,4 +1,4 @@
-"""Detection data: what VOC and COCO files become, and what is said of files that are wrong."""
+"""Detection data: batches from VOC and COCO files, and messages for wrong files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SIZE = (60, 100)  # of the images: height, width
 
 
 def module(root: Path, source: str, **options: Any) -> DetectionDataModule:
-    """On a canvas of 48 x 64."""
+    """A data module with a canvas of 48 x 64."""
     config = {"input_size": (3, 48, 64), "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.5)}
     augmentation = {"scale": [0.5, 2.0], "turns": True, "color_jitter": 0.2}
     fixed: dict[str, Any] = {"name": "cells", "data_config": config, "batch_size": 2, "train_transform": augmentation}
@@ -93,7 +93,7 @@ def test_voc_objects_in_pixels_of_the_image(voc: Write) -> None:
     assert list(batch["id"]) == ["a", "b"]
     assert batch["image"].shape == (2, 3, 48, 64)
     assert batch["original_size"] == [SIZE, SIZE]
-    assert batch["size"] == [(38, 64)] * 2  # as large as the canvas allows
+    assert batch["size"] == [(38, 64)] * 2  # the largest size that fits the canvas
     first, without_objects = batch["objects"]
     assert first["boxes"].tolist() == [[10, 20, 40, 35], [0, 0, 5, 6]]
     assert first["labels"].tolist() == [1, 0]
@@ -153,7 +153,7 @@ def test_boxes_end_at_the_edge_of_the_image(voc: Write) -> None:
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_boxes_and_masks_follow_the_augmented_image(turns: bool) -> None:
-    """An object that alone is white: wherever it comes to lie, box and mask are around what is white."""
+    """The only white object: after any augmentation, box and mask enclose the white pixels."""
     torch.manual_seed(0)
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     image[:, 22:40, 30:64] = 255

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from mtr_lab.data.images import Entry, Images, Skipped, Undecodable
+from mtr_lab.data.classification.images import Images, Undecodable
+from mtr_lab.data.images import Entry, Skipped
 from mtr_lab.errors import UserError
 
 PIXELS, INDEX = "pixels.u8", "index.npz"
