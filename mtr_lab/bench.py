@@ -20,7 +20,7 @@ def announce(config: DictConfig) -> str:
 PROGRAM = Program(
     command="mtr-lab bench",
     config_name="bench",
-    function="mtr_lab.benchmark:bench",
+    function="mtr_lab.benchmark.run:bench",
     announce=announce,
     about="Time models, policies and backends in turn: images per second, latency, memory, and the share of what the "
     "device could do. Every list is an axis; all combinations are timed. Weights and images are random: speed does not "

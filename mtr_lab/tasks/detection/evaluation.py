@@ -21,7 +21,7 @@ logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a t
 def mean_average_precision(masks: bool) -> MeanAveragePrecision:
     """COCO's metric, of boxes, or of boxes and masks: of masks alone it would leave out images without objects.
 
-    It covers the images of its own process, without synchronisation.
+    It covers the images of this process, without synchronisation.
     """
     return MeanAveragePrecision(
         iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval", sync_on_compute=False
