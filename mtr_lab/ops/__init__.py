@@ -3,7 +3,8 @@
 import torch
 
 from mtr_lab.ops.convolution import causal_conv1d
-from mtr_lab.ops.decision import DecisionInputs, asymmetric_plan, importance, nearest
+from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
+from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add

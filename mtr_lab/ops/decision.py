@@ -1,13 +1,14 @@
 """The decision of a reduction: scores, nearest tokens, and the asymmetric decision as one operation."""
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.plan import Plan, make_plan, update_metadata_reference
 from mtr_lab.ops.registry import Implementation, Operation, operator
 
@@ -61,30 +62,6 @@ def importance(terms: Tensor, scale: float) -> Tensor:
     """
     # K is small: additions are faster than a reduction.
     return torch.nan_to_num(reduce(torch.add, terms.unbind(1)) / scale).float()
-
-
-class DecisionInputs(NamedTuple):
-    """The arguments of ``asymmetric_plan``. B images, L tokens, C channels, S special tokens."""
-
-    terms: Tensor
-    """(B, K, L), summed and divided by ``scale`` to the score of each token, as in ``importance``."""
-    scale: float
-    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
-    """(B, L) int64, ascending: the original position of each token."""
-    size: Tensor
-    """(B, L) float32: the number of original tokens each token stands for."""
-    special: Tensor
-    """(B, S) int64: the positions of tokens that are neither removed nor merged into."""
-    hidden: Tensor | None
-    """(B, L, C). Tokens are compared by the cosine of ``hidden + residual``, or of the one that is given. Without both,
-    the removed tokens are dropped."""
-    residual: Tensor | None
-    remove: int
-    """The number of tokens to remove from each image: those of the lowest scores, of equal scores the earlier."""
-    targets: int
-    """The number of merge targets in each image: the tokens of the next lowest scores."""
-    by_size: bool
-    """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""
 
 
 def asymmetric_plan(inputs: DecisionInputs) -> Plan:

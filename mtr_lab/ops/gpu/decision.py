@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.decision import DecisionInputs
+from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device
 
 MAX_LENGTH = 16384
