@@ -176,7 +176,7 @@ def test_other_images_other_code_or_other_settings_are_not_finished(
     os.utime(image, ns=(1, 1))
     assert "is of other data; computing it again" in run()
     assert "is of other config; computing it again" in run("mtr.interval=1")
-    monkeypatch.setattr(keys, "code", lambda: "another commit")
+    monkeypatch.setattr(keys, "code_hash", lambda: "another commit")
     out = run("mtr.interval=1")
     assert "is of other code; computing it again" in out
     assert "wrote" in out
