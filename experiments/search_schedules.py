@@ -7,7 +7,7 @@ wins, and only the winner sees the validation images. OUT/POLICY receives ``sear
 they are there already, they are kept. OUT/schedules.json compares all that are there in pairs.
 
 What the schedule alone gains for ``write`` is compared in pairs too, if OUT/common holds its run with the schedule of
-compare_policies.py: ``python -m mtr_lab reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
+compare_policies.py: ``mtr-lab eval reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
 dataset.batch_size=100 timing.batch_size=0 hydra.run.dir=OUT/common``.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
-from mtr_lab.evaluation.run import CALIBRATION_IMAGES
+from mtr_lab.evaluation.job import CALIBRATION_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
 from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare
@@ -82,7 +82,7 @@ def search(model: nn.Module, policy: str, calibration: Tensor, views: list[Tenso
             try:
                 schedules[ratio][f"{shape} {first}/{interval}"] = reduction.solve(ratio)
             except UserError:
-                continue  # out of reach with so few reductions
+                continue  # these blocks cannot remove enough tokens
     unreduced = [log_probs(model, reduction, reduction.solve(0.0), view) for view in views]
 
     def kl(schedule: Schedule, which: slice) -> list[float]:

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can fix, and the two checks whose messages are shared."""
+"""The exception for mistakes that a user can fix, and two messages that many checks share."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str | None = None) -> UserError:
-    """The error for a name that is not one of ``known``: the nearest first, then all of them, or ``where`` they are."""
+    """The error for a name that is not one of ``known``; suggests the nearest, lists all or says ``where``."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

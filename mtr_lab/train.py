@@ -1,19 +1,35 @@
-"""``python -m mtr_lab.train``: train a task's model."""
+"""``mtr-lab train``, or ``python -m mtr_lab.train``: train a task's model."""
 
 from omegaconf import DictConfig
 
 from mtr_lab.cli import run_program
-
-
-def main() -> None:
-    """The program."""
-    run_program("train", "mtr_lab.training:train", announce)
+from mtr_lab.program_help import Program
 
 
 def announce(config: DictConfig) -> str:
     """What is trained."""
     task, dataset = (config[group].get("name") for group in ("task", "dataset"))
     return f"training {config.backbone.name} for {task} on {dataset}, {config.training.epochs} epochs"
+
+
+PROGRAM = Program(
+    command="mtr-lab train",
+    config_name="train",
+    function="mtr_lab.training:train",
+    announce=announce,
+    about="Train a classifier, a detector or a segmenter. Writes model.safetensors (averaged weights, half precision), "
+    "metrics.csv, training.json and last.ckpt to hydra.run.dir.",
+    examples=(
+        "dataset.root=DIR dataset.holdout=0.1",
+        "task=detection dataset=voc dataset.root=DIR",
+        "experiment=vim_nano dataset.root=DIR",
+    ),
+)
+
+
+def main() -> None:
+    """The program."""
+    run_program(PROGRAM)
 
 
 if __name__ == "__main__":

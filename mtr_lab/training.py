@@ -39,7 +39,7 @@ def train(config: DictConfig) -> Path:
         names in its metadata), ``last.ckpt`` to resume from, and ``training.json`` (recipe, final figures, SHA-256).
 
     Raises:
-        UserError: anything in the configuration that cannot be carried out, before training starts.
+        UserError: the configuration has a mistake; raised before training starts.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     ops.set_backend(config.ops.backend)
@@ -69,7 +69,7 @@ def train(config: DictConfig) -> Path:
         logger=make_loggers(config.logger),
         callbacks=[ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)],
     )
-    # Left to itself, the average would stay on the CPU, where the model is when it is set up.
+    # By default the average would stay on the CPU, where the model is at its setup.
     trainer.callbacks.insert(0, WeightEMA(settings.ema_decay, trainer.strategy.root_device))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume), weights_only=False)
 
@@ -92,10 +92,9 @@ def train(config: DictConfig) -> Path:
 
 
 class WeightEMA(WeightAveraging):
-    """The exponential moving average of the weights, ``decay`` of it kept at every step.
+    """Exponential moving average of the weights: average = decay · average + (1 - decay) · weights at every step.
 
-    PyTorch's own reads a counter from the device at every step, and so waits until the step is computed instead of
-    preparing the next one.
+    PyTorch's reads a counter from the device at every step: it waits for the step instead of preparing the next one.
     """
 
     def __init__(self, decay: float, device: torch.device) -> None:
@@ -125,13 +124,13 @@ def check_resume(checkpoint: str, module: LightningModule) -> None:
     path = Path(checkpoint)
     if not path.is_file():
         raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
-    try:  # a pickle of anything: any exception may come out of it
-        found = {key: value.shape for key, value in torch.load(path, "cpu", weights_only=False)["state_dict"].items()}
+    try:  # unpickling a damaged file raises any exception
+        stored = {key: value.shape for key, value in torch.load(path, "cpu", weights_only=False)["state_dict"].items()}
     except Exception as error:
         raise UserError(f"training.resume={path} is not the last.ckpt of an earlier run: {error!r}.") from error
     expected = {key: value.shape for key, value in module.state_dict().items()}
-    if found != expected:
-        differ = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if stored != expected:
+        differ = sorted(key for key in stored.keys() | expected.keys() if stored.get(key) != expected.get(key))
         raise UserError(
             f"training.resume={path} is of another model: {len(differ)} parameters differ, {differ[0]} for one. "
             "Give the backbone the geometry, and the dataset the classes, of that run."
@@ -146,7 +145,7 @@ def save_weights(model: nn.Module, backbone: Backbone, path: Path, label_names: 
     }
     metadata = {"label_names": json.dumps(label_names)} if label_names else {}
     rows, columns = backbone.layouts()[0].grid
-    if rows != columns:  # what a reader assumes; and the order of two entries would change the file's hash
+    if rows != columns:  # a reader assumes a square; and the order of two entries would change the file's hash
         metadata["grid_size"] = json.dumps([rows, columns])
     with replace_file(path) as stream:
         stream.write(save(state, metadata or None))

@@ -1,4 +1,4 @@
-"""``python -m mtr_lab task=detection`` and its own ways of training, end to end on a few of the bundled images."""
+"""``python -m mtr_lab task=detection`` and its ways of training, end to end on a few bundled images."""
 
 import dataclasses
 import json
@@ -97,7 +97,7 @@ def test_a_head_is_trained_alone_on_a_frozen_backbone(run_program, tmp_path: Pat
 
 
 def outlined(root: Path) -> Path:
-    """Three images in COCO's layout, each with a triangle."""
+    """Three images with a triangle, in COCO's layout."""
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)
         for number in range(3):

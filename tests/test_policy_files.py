@@ -184,4 +184,4 @@ def test_no_file_of_the_users_is_hidden_by_one_of_the_packages(run_command, fold
 def test_a_folder_that_does_not_exist(run_command) -> None:
     run = run_command(main, "--config-dir", "nowhere", "-c", "job")
     assert run.code == 2
-    assert "--config-dir=nowhere: there is no such folder." in run.err
+    assert "--config-dir=nowhere: the folder does not exist." in run.err

@@ -1,4 +1,4 @@
-"""``python -m mtr_lab task=segmentation``, end to end on a few of the bundled images."""
+"""``python -m mtr_lab task=segmentation``, end to end on a few bundled images."""
 
 from pathlib import Path
 

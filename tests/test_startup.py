@@ -118,7 +118,7 @@ echo "${COMPREPLY[@]}"
 
 
 def completed(cwd: Path, *words: str) -> list[str]:
-    """What bash offers for the last word of ``python -m mtr_lab …``."""
+    """What bash offers for the last word of ``python -m mtr_lab …``, or of ``mtr-lab …``."""
     done = run(["bash", "-c", COMPLETE, "bash", sys.executable, "-m", "mtr_lab", *words], cwd)
     return sorted(done.stdout.split())
 

@@ -1,4 +1,4 @@
-"""``python -m mtr_lab.train`` on a few images: what it writes, that it can be resumed and repeated."""
+"""``python -m mtr_lab.train`` on a few images: the files it writes, resuming and repeating it."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of six training and two evaluation images."""
+    """Three classes with six training and two evaluation images."""
     root = tmp_path_factory.mktemp("images")
     for wnid in sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())[:3]:
         images = sorted((SAMPLE / wnid).iterdir())
@@ -81,7 +81,7 @@ def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:
 def test_a_run_is_resumed_where_it_stopped(
     run_program, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two epochs at once, and one epoch, an interruption, and the second, end in the same weights, bit for bit."""
+    """Two epochs in one run or in two runs result in the same weights, bit for bit."""
     options = [  # without augmentation, whose random numbers are not part of the state
         *SMALL,
         f"dataset.root={root}",
@@ -91,7 +91,7 @@ def test_a_run_is_resumed_where_it_stopped(
         "dataset.train_transform.color_jitter=0",
         "training.mixup=0",
         "training.cutmix=0",
-        "training.ema_decay=0",  # the weights themselves, not an average that has hardly moved
+        "training.ema_decay=0",  # the weights themselves: their average has barely moved
         "training.epochs=2",
     ]
     straight = run_program(main, *options)

@@ -1,4 +1,4 @@
-"""Statistics that the library does not have; Triton compiles only functions of a file."""
+"""Statistics that the library does not have, in a file of their own as Triton compiles functions of files only."""
 
 from mtr_lab.ops.statistics import Statistic
 
