@@ -5,7 +5,7 @@ from functools import cached_property
 
 import grimp
 
-PACKAGE, PROGRAMS, FOUNDATION = "mtr_lab", "programs", "foundation"
+PACKAGE, PROGRAMS, COMPOSITION, FOUNDATION = "mtr_lab", "programs", "composition", "foundation"
 BOX, ROW, GAP, LANE, MARGIN = 230, 44, 12, 44, 8  # pixels
 # Colours of mkdocs-material, light or dark.
 INK, PAPER, ACCENT = "var(--md-default-fg-color)", "var(--md-code-bg-color)", "var(--md-primary-fg-color)"
@@ -13,10 +13,10 @@ INK, PAPER, ACCENT = "var(--md-default-fg-color)", "var(--md-code-bg-color)", "v
 
 @dataclass(frozen=True)
 class Rooms:
-    """The imports between rooms.
+    """The imports between rooms, but for those of ``mtr_lab`` itself, which has the version and imports lazily.
 
-    A room is a subpackage. Modules outside subpackages are ``programs`` if they import a subpackage, else the
-    ``foundation``.
+    A room is a subpackage. Modules outside subpackages are the ``composition`` if a subpackage imports them and they
+    import one, ``programs`` if they import a subpackage, else the ``foundation``.
     """
 
     graph: grimp.ImportGraph
@@ -30,6 +30,10 @@ class Rooms:
             top = ".".join(module.split(".")[:2])
             needs = {".".join(other.split(".")[:2]) for other in self.graph.find_upstream_modules(module)}
             rooms[module] = top.split(".")[1] if top in subpackages else PROGRAMS if needs & subpackages else FOUNDATION
+        for module in [module for module, room in rooms.items() if room not in (PROGRAMS, FOUNDATION)]:
+            for other in self.graph.find_modules_directly_imported_by(module):
+                if rooms[other] == PROGRAMS:
+                    rooms[other] = COMPOSITION
         return rooms
 
     @cached_property
@@ -38,7 +42,7 @@ class Rooms:
         importers: dict[tuple[str, str], set[str]] = {}
         for module, room in self.room_of.items():
             for other in self.graph.find_modules_directly_imported_by(module):
-                if self.room_of[other] != room:
+                if other != PACKAGE and self.room_of[other] != room:
                     importers.setdefault((room, self.room_of[other]), set()).add(module)
         return {pair: len(modules) for pair, modules in importers.items()}
 
