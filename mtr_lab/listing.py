@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -87,7 +88,7 @@ def _source(file: Path) -> str:
     """The paper that the comment of a policy's file cites; without one, how the comment begins."""
     comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(), re.MULTILINE))
     paper = _ARXIV.search(comment)
-    return paper[0] if paper else re.split(r"[:.]", comment)[0]
+    return paper[0] if paper else textwrap.shorten(re.split(r"[:.]", comment)[0], 17, placeholder="…")
 
 
 def models_main() -> None:
