@@ -84,10 +84,11 @@ def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tup
 
 
 def _source(file: Path) -> str:
-    """The paper that the comment of a policy's file cites; without one, how the comment begins."""
+    """The paper that the comment of a policy's file cites; without one, the name before its colon."""
     comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(), re.MULTILINE))
     paper = _ARXIV.search(comment)
-    return paper[0] if paper else re.split(r"[:.]", comment)[0]
+    name = comment.partition(":")[0]
+    return paper[0] if paper else name if len(name) <= 16 else "–"
 
 
 def models_main() -> None:
