@@ -13,7 +13,7 @@ INK, PAPER, ACCENT = "var(--md-default-fg-color)", "var(--md-code-bg-color)", "v
 
 @dataclass(frozen=True)
 class Rooms:
-    """The imports between rooms, but for those of ``mtr_lab`` itself, which has the version and imports lazily.
+    """The imports between rooms.
 
     A room is a subpackage. Modules outside subpackages are the ``composition`` if a subpackage imports them and they
     import one, ``programs`` if they import a subpackage, else the ``foundation``.
@@ -31,7 +31,7 @@ class Rooms:
             needs = {".".join(other.split(".")[:2]) for other in self.graph.find_upstream_modules(module)}
             rooms[module] = top.split(".")[1] if top in subpackages else PROGRAMS if needs & subpackages else FOUNDATION
         for module in [module for module, room in rooms.items() if room not in (PROGRAMS, FOUNDATION)]:
-            for other in self.graph.find_modules_directly_imported_by(module):
+            for other in self.graph.find_upstream_modules(module):
                 if rooms[other] == PROGRAMS:
                     rooms[other] = COMPOSITION
         return rooms
@@ -42,7 +42,7 @@ class Rooms:
         importers: dict[tuple[str, str], set[str]] = {}
         for module, room in self.room_of.items():
             for other in self.graph.find_modules_directly_imported_by(module):
-                if other != PACKAGE and self.room_of[other] != room:
+                if self.room_of[other] != room:
                     importers.setdefault((room, self.room_of[other]), set()).add(module)
         return {pair: len(modules) for pair, modules in importers.items()}
 
@@ -65,7 +65,10 @@ class Rooms:
 
 def draw() -> str:
     """The picture as an inline SVG, in the colours of the page around it."""
-    rooms = Rooms(grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None))
+    graph = grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None)
+    for module in graph.find_modules_that_directly_import(PACKAGE):
+        graph.remove_import(importer=module, imported=PACKAGE)  # it has the version, and imports at first use
+    rooms = Rooms(graph)
     order = rooms.order
     top = {room: MARGIN + i * (ROW + GAP) for i, room in enumerate(order)}
     lane = {room: BOX + LANE * i for i, room in enumerate(order) if i}  # lower rooms further out: arrows do not cross

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 
-MTR_LAB = ["-c", "from mtr_lab.commands import main; main()"]
+MTR_LAB = ["-c", "from mtr_lab.cli.commands import main; main()"]
 COMMANDS = {
     "import torch": ["-c", "import torch"],
     "import mtr_lab": ["-c", "import mtr_lab"],

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig, ListConfig
 
-from mtr_lab.cli import run_program
-from mtr_lab.program_help import Program
+from mtr_lab.cli.help_pages import Program
+from mtr_lab.cli.program import run_program
 
 
 def announce(config: DictConfig) -> str:

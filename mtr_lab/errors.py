@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 
 
@@ -28,3 +29,15 @@ def check_number(name: str, value: object, kind: type[int] | type[float], least:
         article = "an integer" if kind is int else "a number"
         limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise UserError(f"{name}={value}: expected {article} {limits}.")
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that mean a mistake of the user; OmegaConf's and Lightning's only where these are imported."""
+    foreign = {
+        "omegaconf.errors": "OmegaConfBaseException",
+        "lightning.fabric.utilities.exceptions": "MisconfigurationException",
+    }
+    return (
+        UserError,
+        *(getattr(sys.modules[module], name) for module, name in foreign.items() if module in sys.modules),
+    )

@@ -20,8 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mtr_lab.errors import UserError
-from mtr_lab.sweep import user_errors
+from mtr_lab.errors import UserError, user_errors
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.policy_files import policy_files, read_policy
-from mtr_lab.program_help import EXIT_CODES, HelpFormatter, examples, wrap
 
 _ARXIV = re.compile(r"arXiv[ :]\d{4}\.\d{5}")
 

@@ -1,12 +1,6 @@
-"""Sweeps: a job that fails does not stop the others; a summary at the end lists the outcome of every job.
+"""Sweeps: a job that fails does not stop the others; a summary at the end lists the outcome of every job."""
 
-In the configuration ``${job_folder:…}`` is the name of a job's folder, and ``${sweep:}`` the sweep's folder, null in a
-single run.
-"""
-
-import hashlib
 import json
-import re
 import shutil
 import sys
 import traceback
@@ -15,27 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from rich.console import Console
 
-from mtr_lab.errors import UserError
+from mtr_lab.errors import user_errors
 from mtr_lab.report.table import published, seed_tables
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME, Result, read_result
 from mtr_lab.results.store import Busy
 
 ERROR_FILE = "error.json"
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that mean a mistake of the user; Lightning's only if Lightning has been imported."""
-    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (UserError, OmegaConfBaseException, *([lightning.MisconfigurationException] if lightning else []))
 
 
 @dataclass(frozen=True)
@@ -148,28 +134,3 @@ def write_error(folder: Path, error: BaseException, outcome: Outcome) -> None:
     }
     with replace_file(folder / ERROR_FILE) as stream:
         stream.write(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
-
-
-def job_folder(overrides: str) -> str:
-    """The name of a job's folder: its overrides, shortened and hashed where a file system would refuse them."""
-    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
-    if name == overrides and 0 < len(name) <= 200:
-        return name
-    return f"{name[:180]}-{hashlib.blake2b(overrides.encode(), digest_size=4).hexdigest()}"
-
-
-def sweep_folder() -> Path | None:
-    """The absolute folder of the sweep that this process runs a job of, ``None`` in a single run."""
-    config = HydraConfig.get()
-    return Path(config.runtime.cwd, str(config.sweep.dir)) if config.mode == RunMode.MULTIRUN else None
-
-
-def _sweep() -> str | None:
-    """``hydra.sweep.dir`` of a sweep."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return str(HydraConfig.get().sweep.dir)
-
-
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("sweep", _sweep, replace=True)

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtr_lab.cli import compose, exit_on_user_error, print_on_rank_zero
-from mtr_lab.overrides import split_overrides, unknown_option
-from mtr_lab.program_help import EXIT_CODES, HelpFormatter, examples, groups, wrap
-from mtr_lab.schema import setting_names
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, groups, wrap
+from mtr_lab.cli.overrides import split_overrides, unknown_option
+from mtr_lab.cli.program import compose, exit_on_user_error, print_on_rank_zero
+from mtr_lab.cli.settings import setting_names
 
 DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
 ABOUT = """\

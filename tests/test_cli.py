@@ -13,9 +13,9 @@ from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import cli
 from mtr_lab import train as train_program
-from mtr_lab.cli import compose
+from mtr_lab.cli.overrides import split_overrides, stray_word, typed, unknown_option
+from mtr_lab.cli.program import compose
 from mtr_lab.errors import UserError
-from mtr_lab.overrides import split_overrides, stray_word, typed, unknown_option
 
 NAMES = ["seed", "mtr.ratio", "mtr.seed", "dataset.batch_size", "timing.batch_size", "backbone", "backbone.name"]
 """Of settings and groups."""

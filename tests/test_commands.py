@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 import mtr_lab
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench, commands, train
-from mtr_lab.cli import compose, show_config
+from mtr_lab.cli.overrides import is_override
+from mtr_lab.cli.program import compose, show_config
+from mtr_lab.cli.settings import setting_names
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
-from mtr_lab.overrides import is_override
-from mtr_lab.schema import setting_names
 
 ROOT = Path(__file__).parent.parent
 NAMES = [command.name for command in commands.COMMANDS]

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import mtr_lab
-from mtr_lab.cli import compose
-from mtr_lab.commands import COMMANDS
+from mtr_lab.cli.commands import COMMANDS
+from mtr_lab.cli.program import compose
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
 from mtr_lab.results.metrics import all_metrics

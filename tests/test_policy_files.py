@@ -11,7 +11,7 @@ from small_run import SMALL
 import mtr_lab
 from mtr_lab import UserError, bench, train, visualize
 from mtr_lab.__main__ import main
-from mtr_lab.cli import compose
+from mtr_lab.cli.program import compose
 from mtr_lab.configuration import CONF
 from mtr_lab.policy_files import policy_files, read_policy
 from mtr_lab.reduction import Policy, make_policy, policy_config, policy_names

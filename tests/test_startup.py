@@ -14,7 +14,7 @@ import mtr_lab
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import train as train_program
-from mtr_lab.cli import compose, exit_on_user_error
+from mtr_lab.cli.program import compose, exit_on_user_error
 from mtr_lab.configuration import CONF
 
 ROOT = Path(__file__).parent.parent

@@ -23,11 +23,11 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
+from mtr_lab.cli.folders import job_folder
 from mtr_lab.configuration import CONF
 from mtr_lab.results import keys
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.sweep import job_folder
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 
 ROOT = Path(__file__).parent.parent

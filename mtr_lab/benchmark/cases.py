@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 from mtr_lab.backbones import MODELS, create_model
-from mtr_lab.cli import config_folders
+from mtr_lab.cli.program import config_folders
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.roofline import model_bytes
 from mtr_lab.policy_files import policy_files

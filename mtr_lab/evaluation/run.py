@@ -9,6 +9,7 @@ from statistics import fmean
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mtr_lab.cli.folders import sweep_folder
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import draw_images
 from mtr_lab.evaluation.job import Job, plan
@@ -24,7 +25,7 @@ from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
 from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
 from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
-from mtr_lab.sweep import JobResult, sweep_folder
+from mtr_lab.sweep import JobResult
 from mtr_lab.tasks.evaluation import OperatingPoint
 
 

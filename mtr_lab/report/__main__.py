@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.errors import UserError
-from mtr_lab.program_help import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
 from mtr_lab.report.dashboard.page import Reader, build

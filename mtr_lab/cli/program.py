@@ -26,15 +26,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mtr_lab import __version__
-from mtr_lab.commented_config import read_comments, to_commented_yaml
-from mtr_lab.completion import answer_completion
+from mtr_lab.cli import folders as folders  # registers the resolvers of the configuration
+from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
+from mtr_lab.cli.completion import answer_completion
+from mtr_lab.cli.help_pages import Program, help_page
+from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
+from mtr_lab.cli.settings import check_settings, setting_names
 from mtr_lab.configuration import CONF
-from mtr_lab.errors import UserError, unknown
-from mtr_lab.overrides import explain_composition, is_override, stray_word, unknown_option
+from mtr_lab.errors import UserError, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
-from mtr_lab.program_help import Program, help_page
-from mtr_lab.schema import check_settings, setting_names
-from mtr_lab.sweep import user_errors
 
 PLUGIN_EXTRAS = {
     "joblib": "joblib",

@@ -8,9 +8,9 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mtr_lab.cli.overrides import ALL_KEYS
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
-from mtr_lab.overrides import ALL_KEYS
 
 OPEN_GROUPS = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of a constructor, which may take more than their files list."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtr_lab import __version__
+from mtr_lab.cli.help_pages import EXIT_CODES
+from mtr_lab.cli.overrides import is_override, stray_word
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.overrides import is_override, stray_word
-from mtr_lab.program_help import EXIT_CODES
 
 
 class Command(NamedTuple):

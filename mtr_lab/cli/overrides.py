@@ -83,7 +83,7 @@ def unknown_option(option: str, value: str | None, names: Sequence[str]) -> User
     Args:
         option: as typed, ``--ratio`` or ``--ratio=0.4``.
         value: the argument after it, if that may be its value.
-        names: of all settings and groups, see ``mtr_lab.schema.setting_names``.
+        names: of all settings and groups, see ``mtr_lab.cli.settings.setting_names``.
     """
     name, equals, given = option.lstrip("-").partition("=")
     same = _same_name(name.replace("-", "_"), names)
