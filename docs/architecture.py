@@ -1,22 +1,22 @@
-"""Draw the rooms of the package (its subpackages) and what they import of each other, as the code says it."""
+"""Draw the rooms of the package (its subpackages) and their imports, computed from the code."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import grimp
 
-PACKAGE, PROGRAMS, FOUNDATION = "mtr_lab", "programs", "foundation"
+PACKAGE, PROGRAMS, COMPOSITION, FOUNDATION = "mtr_lab", "programs", "composition", "foundation"
 BOX, ROW, GAP, LANE, MARGIN = 230, 44, 12, 44, 8  # pixels
-# Of mkdocs-material, light or dark.
+# Colours of mkdocs-material, light or dark.
 INK, PAPER, ACCENT = "var(--md-default-fg-color)", "var(--md-code-bg-color)", "var(--md-primary-fg-color)"
 
 
 @dataclass(frozen=True)
 class Rooms:
-    """The imports of the package, modules put together to rooms.
+    """The imports between rooms.
 
-    A room is a subpackage. Modules beside the subpackages are ``programs`` if they need any of these, else the
-    ``foundation`` that all stand on.
+    A room is a subpackage. Modules outside subpackages are the ``composition`` if a subpackage imports them and they
+    import one, ``programs`` if they import a subpackage, else the ``foundation``.
     """
 
     graph: grimp.ImportGraph
@@ -30,17 +30,21 @@ class Rooms:
             top = ".".join(module.split(".")[:2])
             needs = {".".join(other.split(".")[:2]) for other in self.graph.find_upstream_modules(module)}
             rooms[module] = top.split(".")[1] if top in subpackages else PROGRAMS if needs & subpackages else FOUNDATION
+        for module in [module for module, room in rooms.items() if room not in (PROGRAMS, FOUNDATION)]:
+            for other in self.graph.find_upstream_modules(module):
+                if rooms[other] == PROGRAMS:
+                    rooms[other] = COMPOSITION
         return rooms
 
     @cached_property
     def imports(self) -> dict[tuple[str, str], int]:
-        """How many modules of one room import something of another, by (importer, imported)."""
-        found: dict[tuple[str, str], set[str]] = {}
+        """The number of modules of one room that import another room, by (importer, imported)."""
+        importers: dict[tuple[str, str], set[str]] = {}
         for module, room in self.room_of.items():
             for other in self.graph.find_modules_directly_imported_by(module):
                 if self.room_of[other] != room:
-                    found.setdefault((room, self.room_of[other]), set()).add(module)
-        return {pair: len(modules) for pair, modules in found.items()}
+                    importers.setdefault((room, self.room_of[other]), set()).add(module)
+        return {pair: len(modules) for pair, modules in importers.items()}
 
     @cached_property
     def order(self) -> list[str]:
@@ -55,16 +59,19 @@ class Rooms:
         return sorted(set(self.room_of.values()), key=lambda room: (row(room), room))
 
     def size(self, room: str) -> int:
-        """How many modules it has."""
+        """The number of modules of a room."""
         return list(self.room_of.values()).count(room)
 
 
 def draw() -> str:
     """The picture as an inline SVG, in the colours of the page around it."""
-    rooms = Rooms(grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None))
+    graph = grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None)
+    for module in graph.find_modules_that_directly_import(PACKAGE):
+        graph.remove_import(importer=module, imported=PACKAGE)  # it has the version, and imports at first use
+    rooms = Rooms(graph)
     order = rooms.order
     top = {room: MARGIN + i * (ROW + GAP) for i, room in enumerate(order)}
-    lane = {room: BOX + LANE * i for i, room in enumerate(order) if i}  # lower rooms further out: no arrow is crossed
+    lane = {room: BOX + LANE * i for i, room in enumerate(order) if i}  # lower rooms further out: arrows do not cross
     width, height = max(lane.values()) + MARGIN, top[order[-1]] + ROW + MARGIN
     shapes, dots = [], []
     for room in order:

@@ -1,4 +1,4 @@
-"""Make the pages that are written elsewhere: at the top of the repository (README and others), and in conf/."""
+"""Generate the manual's pages from files elsewhere: README, CONTRIBUTING, CHANGELOG, conf/ and the imports."""
 
 import re
 import sys
@@ -12,11 +12,11 @@ from architecture import draw
 from mtr_lab.policy_files import policy_files, read_policy
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {"config": "mtr_lab", "train": "mtr_lab.train", "bench": "mtr_lab.bench"}
+PROGRAMS = {"config": "eval", "train": "train", "bench": "bench"}
 
 
 def start() -> str:
-    """The README, its pictures, and its links to other pages."""
+    """The README as the first page, with its pictures, and with links that work in the manual."""
     text = (ROOT / "README.md").read_text()
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         with mkdocs_gen_files.open(picture, "wb") as out:
@@ -26,16 +26,16 @@ def start() -> str:
 
 
 def configuration() -> str:
-    """Every configuration file as it is, comments included, one heading a group and a file."""
+    """All configuration files with their comments, one heading per group and per file."""
     conf = ROOT / "conf"
     parts = [
         "# Configuration",
-        "Three programs share one tree of settings. Every value can be overridden on the command line "
-        "(`key=value`), every group chosen (`group=name`), and `-m` with several values makes a sweep. "
-        "`--cfg job` prints what a command line amounts to.",
+        "Three programs share one tree of settings. The command line overrides any value (`key=value`) and "
+        "chooses from any group (`group=name`); `-m` with several values makes a sweep. "
+        "`--cfg job` prints the resulting settings.",
     ]
     for name, program in PROGRAMS.items():
-        parts += [f"## python -m {program}", fence(conf / f"{name}.yaml")]
+        parts += [f"## mtr-lab {program}", fence(conf / f"{name}.yaml")]
     for group in sorted(path for path in conf.iterdir() if path.is_dir()):
         files = sorted(group.rglob("*.yaml"))
         parts.append(f"## {group.name}")
@@ -45,25 +45,25 @@ def configuration() -> str:
 
 
 def policies() -> str:
-    """A table of the policies' parts: what each file of conf/reduction adds to those it builds on."""
+    """The page on policies: text, each policy's source, and a table of its parts; differences from `mtr` are bold."""
     files = policy_files()
     resolved = {name: read_policy(file) for name, file in files.items()}
     parts = [key for key in resolved["mtr"] if any(config[key] != resolved["mtr"][key] for config in resolved.values())]
     rows = ["| policy | " + " | ".join(parts[1:]) + " |", "|---" * len(parts) + "|"]
     for name, config in resolved.items():
-        own = [config[key] if config[key] == resolved["mtr"][key] else f"**{config[key]}**" for key in parts[1:]]
-        rows.append(f"| `{name}` | " + " | ".join(map(str, own)) + " |")
+        cells = [config[key] if config[key] == resolved["mtr"][key] else f"**{config[key]}**" for key in parts[1:]]
+        rows.append(f"| `{name}` | " + " | ".join(map(str, cells)) + " |")
     sources = "\n\n".join(f"**`{name}`**: {head(file)}" for name, file in files.items())
     return f"{(Path(__file__).parent / 'policies.md').read_text()}\n\n{sources}\n\n" + "\n".join(rows) + "\n"
 
 
 def architecture() -> str:
-    """The rooms of the package, and the picture of their imports."""
+    """The page on the architecture, with a picture drawn from the imports."""
     return (Path(__file__).parent / "architecture.md").read_text().replace("{picture}", draw())
 
 
 def head(file: Path) -> str:
-    """The comment a file begins with."""
+    """The comment at the beginning of a file."""
     lines = [line[1:].strip() for line in file.read_text().splitlines() if re.match(r"# (?!@package)", line)]
     return " ".join(lines)
 

@@ -1,7 +1,7 @@
 """Compare the policies of one sweep in pairs: ``python experiments/compare_policies.py SWEEP OUT.json``.
 
-SWEEP holds one run folder a policy, all on the same images at the same ratios. Prints a table in Markdown; OUT.json
-receives it with the paired differences to ``mtr`` and to ``write`` (bootstrap over images, 10 000 resamples, seed 0).
+SWEEP has one run folder a policy, all on the same images at the same ratios. The script prints a table in Markdown, and
+writes it to OUT.json with the paired differences to ``mtr`` and ``write`` (bootstrap over images, 10 000 resamples).
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 KEPT = (

@@ -1,8 +1,8 @@
-"""What each policy costs a dense task: ``python experiments/dense_tradeoff.py SWEEP OUT.json``.
+"""The metrics of a dense task under each policy: ``python experiments/dense_tradeoff.py SWEEP OUT.json``.
 
-SWEEP holds one run folder a policy, as ``python -m mtr_lab experiment=dense_policies task=segmentation`` (or detection)
-writes them. Prints a table in Markdown: the task's metrics at each ratio in percent, and their paired differences to
-the unreduced model with the interval of level 0.95 (bootstrap over images, seed 0). OUT.json receives all of it.
+SWEEP has one run folder a policy: ``mtr-lab eval experiment=dense_policies task=segmentation`` (or detection). The
+script prints a table in Markdown: the task's metrics at each ratio in percent, and their paired differences to the
+unreduced model with the interval of level 0.95 (bootstrap over images). OUT.json receives the same figures.
 """
 
 import json
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.metrics import task_metrics
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 
@@ -19,10 +20,10 @@ def main(sweep: Path, out: Path) -> None:
     rows = []
     for folder in folders:
         result, predictions = read_result(folder), load_predictions(folder)
-        metrics = {"segmentation": ["miou"], "detection": ["map", "ap50"]}[result["task"]]
+        metrics = [metric.key for metric in task_metrics(result["task"])]
         for i, point in enumerate(result["points"]):
             if i == 0 and rows:
-                continue  # the unreduced model, which is the same in all runs
+                continue  # the unreduced model, the same in all runs
             rows.append({**point, "difference": compare(predictions, 0, predictions, i)})
     rows.sort(key=lambda row: (row["ratio"], -row[metrics[0]]))
     record = {key: result[key] for key in ("schema", "task", "backbone", "dataset", "weights", "environment")}
@@ -33,9 +34,11 @@ def main(sweep: Path, out: Path) -> None:
     for row in rows:
         cells = [f"{100 * row['reduction']:.1f} %", f"`{row['policy']}`"]
         for metric in metrics:
-            found = row["difference"][metric]
-            low, high = (100 * end for end in found["ci"])
-            change = f"{100 * found['difference']:+.1f} ({low:+.1f} – {high:+.1f})" if row["policy"] != "none" else ""
+            difference = row["difference"][metric]
+            low, high = (100 * end for end in difference["ci"])
+            change = (
+                f"{100 * difference['difference']:+.1f} ({low:+.1f} – {high:+.1f})" if row["policy"] != "none" else ""
+            )
             cells += [f"{100 * row[metric]:.1f}", change]
         print(f"| {' | '.join(cells)} |")
 

@@ -1,8 +1,8 @@
-"""The Triton kernels of one Vision Mamba block: times beside what the hardware bounds.
+"""Times of the Triton kernels of one Vision Mamba block, against the bounds of the hardware.
 
     python experiments/kernels_gpu.py OUT.json
 
-Needs a GPU. The bounds are counted from what each kernel has to move and compute, over rates measured in the same run.
+Needs a GPU. A bound is the memory traffic or arithmetic of a kernel over the peak rate measured in the same run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SHAPES = {  # images, tokens, d_inner, dt rank
 STATES = 16
 DTYPE = torch.float16
 DEVICE = torch.device("cuda")
-REMOVED = 14  # of 197 tokens, as each of Vim-S's eleven reductions at 40 %
+REMOVE = 14  # of 197 tokens, as each of Vim-S's eleven reductions at 40 %
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -43,7 +43,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[dict[str, Any]]:
-    """Times of every kernel of one block, two directions, in milliseconds, with the largest of their bounds."""
+    """Milliseconds of every kernel of one block of two directions, and the largest of its bounds."""
     images, length, inner, rank = shape
     tokens, width, both = images * length, inner // 2, (False, True)
     in_proj, weight = normal(2 * inner, width, dtype=DTYPE), normal(width)
@@ -65,13 +65,13 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
     terms, size = torch.rand(images, 2, length, device=DEVICE), torch.ones(images, length, device=DEVICE)
     special = torch.full((images, 1), length // 2, device=DEVICE)
     index = torch.arange(length, device=DEVICE).repeat(images, 1)
-    removed = REMOVED * length // 197
-    targets = (length - 1 - removed) // 2
+    remove = REMOVE * length // 197
+    targets = (length - 1 - remove) // 2
 
     row = 2 * tokens * inner  # bytes of one (tokens, d_inner) tensor
     element = tokens * inner
     small = 8 * (rank + STATES) * element  # FLOPs of x_proj and dt_proj, both directions
-    # By name: the call, the bytes it has to move, its FLOPs on the matrix units, its exponentials.
+    # By name: the call, its bytes of memory traffic, its FLOPs on the matrix units, its exponentials.
     kernels: dict[str, tuple[Callable[[], object], float, float, float]] = {
         "in_proj (library)": (lambda: F.linear(hidden, in_proj), 2.5 * row, 4 * element * width, 0),
         "project": (lambda: project.project(x, packed, None, both, ()), 5 * row, small, 4 * element),
@@ -84,13 +84,12 @@ def timings(name: str, shape: tuple[int, int, int, int], peaks: Peaks) -> list[d
         ),
         "add and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *(None,) * 7), 3 * row, 0, 0),
     }  # fmt: skip
-    decide = partial(
-        decision.asymmetric_plan, terms, 1.0, index, size, special, hidden, residual, removed, targets, by_size=False
-    )
-    _, share, keep, gone, starts, *_ = decide()
-    pieces = keep, *(share, gone, starts) * 2
+    inputs = ops.DecisionInputs(terms, 1.0, index, size, special, hidden, residual, remove, targets, by_size=False)
+    decide = partial(decision.asymmetric_plan, inputs)
+    _, share, keep, removed, offsets, *_ = decide()
+    pieces = keep, *(share, removed, offsets) * 2
     kernels |= {
-        "plan": (decide, 6 * images * (removed + targets) * width, 0, 0),
+        "plan": (decide, 6 * images * (remove + targets) * width, 0, 0),
         "add, reduce and norm": (lambda: norm.norm_add(hidden, residual, weight, None, 1e-5, *pieces), 3 * row, 0, 0),
     }
     if images > 8:  # training takes batches

@@ -1,9 +1,9 @@
-"""Whole models on the Triton kernels beside the float32 reference on the same GPU: logits, and decisions.
+"""Whole models on the Triton kernels against the float32 reference on the same GPU: logits and decisions.
 
     python experiments/parity_gpu.py IMAGES OUT.json
 
-IMAGES is an ImageFolder of Imagenette. Both choose their tokens themselves, and again with the reference's plan forced
-on the kernels, since a near-tie may go either way; then what differs is the arithmetic alone.
+IMAGES is an ImageFolder of Imagenette. Models are compared twice: with the plans of each backend, which may differ at
+near-ties, and with the reference's plans on both, where only the arithmetic differs.
 """
 
 import argparse
@@ -32,24 +32,24 @@ POINTS = ((None, 0.0), ("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4),
 
 @contextmanager
 def policies_replaced(plans: list[Plan], *, record: bool) -> Iterator[None]:
-    """Append every plan the policies decide to ``plans``, or take them from there instead."""
-    kept = Policy.__call__
+    """Record every plan of the policies in ``plans``, or replay the plans recorded there."""
+    original = Policy.__call__
 
-    def decide(policy: Policy, *seen: Any) -> Plan:
+    def decide(policy: Policy, *inputs: Any) -> Plan:
         if not record:
             return plans.pop(0)
-        plans.append(kept(policy, *seen))
+        plans.append(original(policy, *inputs))
         return plans[-1]
 
     Policy.__call__ = decide
     try:
         yield
     finally:
-        Policy.__call__ = kept
+        Policy.__call__ = original
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @torch.inference_mode()

@@ -12,12 +12,12 @@ import matplotlib.pyplot as plt
 
 EMPHASISED = {"write": "#d55e00", "mtr": "#0072b2", "random": "#000000"}
 OTHERS = "#9a9a9a"
-ORDER_NOT_RESTORED = ("tome", "famba", "evit", "pumer")  # far off the scale of the others
+ORDER_NOT_RESTORED = ("tome", "famba", "evit", "pumer")  # far outside the scale of the others
 PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
 
 def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
-    """One line a policy, 95 % intervals; the policies of a colour of their own in front."""
+    """Draw one line a policy with its 95 % intervals; the emphasised policies are coloured and in front."""
     policies = dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")
     scale = 100 if metric == "top1" else 1
     for policy in sorted(policies, key=lambda name: name in EMPHASISED):

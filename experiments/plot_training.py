@@ -1,7 +1,7 @@
 """Draw the curves of a training run: ``python experiments/plot_training.py FOLDER [METRICS.csv…]``.
 
-FOLDER/curve.png shows the training loss and what was measured on held-out images, over the epochs of the files, one
-after the other (``metrics.csv`` by default).
+FOLDER/curve.png shows the training loss and the metric on held-out images over the epochs. Several files are drawn one
+after the other; the default is ``metrics.csv``.
 """
 
 import csv
@@ -20,24 +20,24 @@ NAMES = {"train_loss": "training loss"} | {key: f"held out, {name}" for key, nam
 def main(folder: Path, files: list[str]) -> None:
     figure, loss = plt.subplots(figsize=(7, 3.2), layout="constrained")
     share = loss.twinx()
-    offset, found = 0, dict[str, list[tuple[int, float]]]()
+    offset, curves = 0, dict[str, list[tuple[int, float]]]()
     for name in files or ["metrics.csv"]:
         rows = list(csv.DictReader((folder / name).open()))
         for row in rows:
             for key in NAMES:
                 if row.get(key):
-                    found.setdefault(key, []).append((offset + int(row["epoch"]) + 1, float(row[key])))
+                    curves.setdefault(key, []).append((offset + int(row["epoch"]) + 1, float(row[key])))
         if offset:
             loss.axvline(offset, color="0.8", linewidth=1)
         offset += int(rows[-1]["epoch"]) + 1
-    for colour, (key, points) in zip(("C0", "C3"), found.items(), strict=False):
+    for colour, (key, points) in zip(("C0", "C3"), curves.items(), strict=False):
         axes = loss if key == "train_loss" else share
         axes.plot(*zip(*points, strict=True), color=colour, marker="" if axes is loss else "o", markersize=3)
         axes.set_ylabel(NAMES[key], color=colour)
     loss.set_xlabel("epoch")
     loss.set_ylim(bottom=0)
     share.set_ylim(0, 1)
-    share.set_visible(len(found) > 1)
+    share.set_visible(len(curves) > 1)
     figure.savefig(folder / "curve.png", dpi=120)
 
 

@@ -1,8 +1,8 @@
-"""How much faster is our CPU scan than mamba-ssm's reference algorithm? One Vim-Ti direction, on two threads.
+"""Speed of the CPU scan against the reference algorithm of mamba-ssm: one direction of Vim-Ti, two threads.
 
     python experiments/scan_cpu.py
 
-Checks all contenders against float64, times them in turn, prints a table and writes results/scan_cpu.json.
+Checks all implementations against float64, times them in turn, prints a table and writes results/scan_cpu.json.
 """
 
 import json
@@ -24,7 +24,7 @@ ROUNDS = 40
 
 
 def materialised_scan(u, delta, A, B, C, D, z, delta_bias):
-    """mamba-ssm's ``selective_scan_ref``: both terms for all tokens at once, (B, E, L, N), then a loop over tokens.
+    """mamba-ssm's ``selective_scan_ref``: decay and input of all tokens at once, (B, E, L, N), then a loop over tokens.
 
     Channels first: u, delta, z (B, E, L); A (E, N); B, C (B, N, L); D, delta_bias (E,).
     """
@@ -66,25 +66,25 @@ def main():
     inputs = random_inputs()
     one = {name: x if name == "z" else x[0] for name, x in inputs.items()}
     channels_first = {name: x.transpose(1, 2).contiguous() if x.dim() == 3 else x for name, x in one.items()}
-    contenders = {
+    implementations = {
         "selective_scan_ref": lambda: materialised_scan(**channels_first).transpose(1, 2),
         "reference": lambda: ours("reference", inputs),
         "cpu": lambda: ours("cpu", inputs),
     }
     exact = ours("reference", {name: x.double() for name, x in inputs.items()})
-    milliseconds = {name: [] for name in contenders}
+    milliseconds = {name: [] for name in implementations}
     with torch.inference_mode():
-        for run in contenders.values():
+        for run in implementations.values():
             torch.testing.assert_close(run().double(), exact, rtol=1e-4, atol=1e-4)
         for _ in range(ROUNDS):
-            for name, run in contenders.items():
+            for name, run in implementations.items():
                 start = time.perf_counter()
                 run()
                 milliseconds[name].append(1000 * (time.perf_counter() - start))
 
     medians = {name: round(statistics.median(times), 3) for name, times in milliseconds.items()}
     ratios = {name: round(medians["selective_scan_ref"] / ms, 2) for name, ms in medians.items()}
-    for name in contenders:
+    for name in implementations:
         print(f"{name:20}{medians[name]:10.2f} ms{ratios[name]:8.1f} x")
     machine = describe_environment()
     result = {

@@ -7,7 +7,7 @@ wins, and only the winner sees the validation images. OUT/POLICY receives ``sear
 they are there already, they are kept. OUT/schedules.json compares all that are there in pairs.
 
 What the schedule alone gains for ``write`` is compared in pairs too, if OUT/common holds its run with the schedule of
-compare_policies.py: ``python -m mtr_lab reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
+compare_policies.py: ``mtr-lab eval reduction=write mtr.ratio=[0.3,0.4] dataset=imagenette dataset.root=DIR
 dataset.batch_size=100 timing.batch_size=0 hydra.run.dir=OUT/common``.
 """
 
@@ -25,19 +25,15 @@ from torch import Tensor, nn
 from mtr_lab import create_model
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
-from mtr_lab.evaluation.run import CALIBRATION_IMAGES
+from mtr_lab.evaluation.job import CALIBRATION_IMAGES
 from mtr_lab.reduction import Reduction, Schedule, policy_config
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare
 from mtr_lab.results.environment import describe_environment
-from mtr_lab.results.predictions import (
-    Predictions,
-    kl_divergence,
-    load_predictions,
-    point_name,
-    save_predictions,
-    score_point,
-    top_classes,
-)
+from mtr_lab.results.metrics import score
+from mtr_lab.results.metrics.kl import kl_divergence
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 
 POLICIES = ("write", "random", "hsa", "rmeeto", "utr", "mtr", "pumer", "tome", "famba", "evit")
 RATIOS = (0.3, 0.4)
@@ -86,7 +82,7 @@ def search(model: nn.Module, policy: str, calibration: Tensor, views: list[Tenso
             try:
                 schedules[ratio][f"{shape} {first}/{interval}"] = reduction.solve(ratio)
             except UserError:
-                continue  # out of reach with so few reductions
+                continue  # these blocks cannot remove enough tokens
     unreduced = [log_probs(model, reduction, reduction.solve(0.0), view) for view in views]
 
     def kl(schedule: Schedule, which: slice) -> list[float]:
@@ -117,7 +113,7 @@ def search(model: nn.Module, policy: str, calibration: Tensor, views: list[Tenso
 
 def validate(
     model: nn.Module, policy: str, found: list[dict[str, Any]], data: ImageDataModule, unreduced: np.ndarray | None
-) -> Predictions:
+) -> Classifications:
     """The unreduced model and the winners on the validation images; ``unreduced`` (1, n, K) if it is known already."""
     reduction = Reduction(model, policy_config(policy, schedule=found[0]["remove"]))
     schedules = [reduction.solve(0.0)] if unreduced is None else []
@@ -134,7 +130,7 @@ def validate(
     )
     if unreduced is not None:
         values = np.concatenate([unreduced, values])
-    return Predictions(
+    return Classifications(
         ids=np.array([id for batch in batches for id in batch["id"]]),
         hashes=np.array([hash for batch in batches for hash in batch["hash"]]),
         labels=torch.cat([batch["label"] for batch in batches]).numpy(),
@@ -159,7 +155,7 @@ def write_comparison(out: Path) -> None:
     points = []
     for policy, record in records.items():
         for i, entry in enumerate(record["ratios"], start=1):
-            point = {"policy": policy, **entry, **score_point(runs[policy], i)}
+            point = {"policy": policy, **entry, **score(runs[policy], i)}
             if policy != "write":
                 point["difference_to_write"] = compare(runs["write"], i, runs[policy], i)
             elif (out / "common").exists():

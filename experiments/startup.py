@@ -9,10 +9,17 @@ import resource
 import subprocess
 import sys
 
+MTR_LAB = ["-c", "from mtr_lab.cli.commands import main; main()"]
 COMMANDS = {
     "import torch": ["-c", "import torch"],
     "import mtr_lab": ["-c", "import mtr_lab"],
     "from mtr_lab import create_model, patch": ["-c", "from mtr_lab import create_model, patch"],
+    "mtr-lab": [*MTR_LAB],
+    "mtr-lab --version": [*MTR_LAB, "--version"],
+    "mtr-lab policies": [*MTR_LAB, "policies"],
+    "mtr-lab models": [*MTR_LAB, "models"],
+    "mtr-lab eval --cfg job": [*MTR_LAB, "eval", "--cfg", "job"],
+    "mtr-lab eval --ratio 0.4": [*MTR_LAB, "eval", "--ratio", "0.4"],
     "mtr_lab --version": ["-m", "mtr_lab", "--version"],
     "mtr_lab --help": ["-m", "mtr_lab", "--help"],
     "mtr_lab mtr.ratoi=0.3": ["-m", "mtr_lab", "mtr.ratoi=0.3"],

@@ -23,7 +23,18 @@ try:
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["UserError", "__version__", "compile", "create_model", "patch", "trace", "unpatch"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "compile",
+    "create_model",
+    "evaluate_model",
+    "list_models",
+    "list_policies",
+    "patch",
+    "trace",
+    "unpatch",
+]
 
 if TYPE_CHECKING:
     from mtr_lab import backbones as backbones
@@ -31,12 +42,18 @@ if TYPE_CHECKING:
     from mtr_lab import ops as ops
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
-    from mtr_lab.reduction.patch import patch, trace, unpatch
+    from mtr_lab.evaluation import evaluate_model
+    from mtr_lab.listing import list_models, list_policies
+    from mtr_lab.reduction.patching import patch, unpatch
+    from mtr_lab.reduction.tracing import trace
 else:
-    # What needs PyTorch is imported when it is first asked for (PEP 562), so that a program can answer before that.
+    # PEP 562: what needs PyTorch is imported at its first use, so that programs answer --help without it.
     _HOMES = {
         "compile": "backbones",
         "create_model": "backbones",
+        "evaluate_model": "evaluation",
+        "list_models": "listing",
+        "list_policies": "listing",
         "patch": "reduction",
         "trace": "reduction",
         "unpatch": "reduction",

@@ -1,13 +1,9 @@
-"""``python -m mtr_lab``: evaluate a backbone unreduced and reduced."""
+"""``mtr-lab eval``, or ``python -m mtr_lab``: evaluate a model unreduced and reduced."""
 
 from omegaconf import DictConfig
 
-from mtr_lab.cli import run_program
-
-
-def main() -> None:
-    """The ``mtr-lab`` command."""
-    run_program("config", "mtr_lab.evaluation.run:evaluate", announce)
+from mtr_lab.cli.help_pages import Program
+from mtr_lab.cli.program import run_program
 
 
 def announce(config: DictConfig) -> str:
@@ -15,6 +11,26 @@ def announce(config: DictConfig) -> str:
     mtr = config.mtr
     at = "the counts of mtr.schedule" if mtr.ratio is None else f"mtr.ratio={mtr.ratio}"
     return f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced and by {mtr.policy} at {at}"
+
+
+PROGRAM = Program(
+    command="mtr-lab eval",
+    config_name="config",
+    function="mtr_lab.evaluation.run:evaluate",
+    announce=announce,
+    about="Evaluate a model unreduced and under a token-reduction policy: accuracy, FLOPs, images per second. By "
+    "default the bundled model on 500 bundled images; needs no network. Writes result.json to hydra.run.dir.",
+    examples=(
+        "mtr.ratio=0.3",
+        "backbone=vim_s reduction=hsa dataset.root=/data/imagenet",
+        "-m reduction=mtr,write mtr.ratio=0.2,0.4 hydra.sweep.dir=DIR",
+    ),
+)
+
+
+def main() -> None:
+    """The program."""
+    run_program(PROGRAM)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
-"""``python -m mtr_lab.bench``: time backbones, policies and backends of the operations in turn."""
+"""``mtr-lab bench``, or ``python -m mtr_lab.bench``: time models, policies and backends of the operations in turn."""
 
 from omegaconf import DictConfig, ListConfig
 
-from mtr_lab.cli import run_program
-
-
-def main() -> None:
-    """The program."""
-    run_program("bench", "mtr_lab.benchmark:bench", announce)
+from mtr_lab.cli.help_pages import Program
+from mtr_lab.cli.program import run_program
 
 
 def announce(config: DictConfig) -> str:
@@ -19,6 +15,27 @@ def announce(config: DictConfig) -> str:
 
     policies = f"{values('policy')} at ratio {values('ratio')}"
     return f"timing {values('backbone')} at batch {values('batch')}, policies {policies}"
+
+
+PROGRAM = Program(
+    command="mtr-lab bench",
+    config_name="bench",
+    function="mtr_lab.benchmark.run:bench",
+    announce=announce,
+    about="Time models, policies and backends in turn: images per second, latency, memory, and the share of what the "
+    "device could do. Every list is an axis; all combinations are timed. Weights and images are random: speed does not "
+    "depend on them. Writes bench.json to hydra.run.dir.",
+    examples=(
+        "bench.policy=[none,mtr,write] bench.ratio=[0.2,0.4]",
+        "bench.backbone=[vim_ti,vim_s] bench.batch=[1,8]",
+        "bench=h100",
+    ),
+)
+
+
+def main() -> None:
+    """The program."""
+    run_program(PROGRAM)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a composed configuration to a model, data and a Lightning trainer."""
+"""Build the model, the data, the task and the Lightning trainer that a configuration describes."""
 
 import logging
 import os
@@ -21,29 +21,29 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
-from mtr_lab.tasks.task import Task
+from mtr_lab.tasks.task import AnyTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation)}
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 
 
 def make_model(config: DictConfig, **changes: Any) -> Any:
-    """The model of the ``backbone`` group; keys that are null keep the model's own values."""
+    """Create the model of the ``backbone`` group; where a key is null the model's default applies."""
     settings: dict[Any, Any] = {**OmegaConf.to_container(config, resolve=True), **changes}  # type: ignore[dict-item]
     arguments = {key: value for key, value in settings.items() if key != "name" and value is not None}
     return create_model(settings["name"], **arguments)
 
 
 def make_meta_model(config: DictConfig) -> Any:
-    """The same model without memory or weights, to check the rest of a configuration against."""
+    """Create the model on the meta device, without memory or weights: the other settings are checked against it."""
     with torch.device("meta"):
         return make_model(config)
 
 
-def make_task(config: DictConfig) -> Task:
+def make_task(config: DictConfig) -> AnyTask:
     """The task of the ``task`` group.
 
     Raises:
-        UserError: there is no such task.
+        UserError: the task is unknown.
     """
     if config.name not in TASKS:
         raise unknown("task.name", config.name, TASKS)
@@ -51,39 +51,32 @@ def make_task(config: DictConfig) -> Task:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: Task, config: DictConfig, meta_model: Any) -> Any:
-    """The data of the ``dataset`` group for evaluating the task's model.
+def make_task_data(task: AnyTask, config: DictConfig) -> tuple[Any, Any]:
+    """The data of the ``dataset`` group for evaluating the task's model, and that model on the meta device.
 
-    Args:
-        config: the whole configuration.
-        meta_model: of the backbone, as it is with the classes it was trained on.
+    Without memory or weights, the model is there to check the rest of the configuration against.
 
     Raises:
-        UserError: the data, the head's settings or the classes cannot be had.
+        UserError: the data cannot be read, the classes do not fit, or a setting of the head is impossible.
     """
     task.check(config.trainer)
-    arguments = task.data_arguments(meta_model, task.checkpoint(config.backbone))
-    datamodule = make_datamodule(task, config.dataset, meta_model, **arguments)
-    make_meta_task_model(task, config, datamodule.num_classes)
-    return datamodule
-
-
-def make_meta_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
-    """The task's model without memory or weights, to check the rest of a configuration against."""
+    backbone = make_meta_model(config.backbone)
+    arguments = task.data_arguments(backbone, task.checkpoint(config.backbone))
+    datamodule = make_datamodule(task, config.dataset, backbone, **arguments)
     with torch.device("meta"):
-        return make_task_model(task, config, num_classes)
+        return datamodule, task.assemble(backbone, datamodule.num_classes)
 
 
-def make_task_model(task: Task, config: DictConfig, num_classes: int) -> Any:
+def make_task_model(task: AnyTask, config: DictConfig, num_classes: int) -> Any:
     """The model that the task evaluates, with its weights."""
     return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 
-def make_datamodule(task: Task, config: DictConfig, model: Any, **arguments: Any) -> Any:
+def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: Any) -> Any:
     """The data of the ``dataset`` group, preprocessed as the model's weights expect.
 
     Raises:
-        UserError: it cannot be had, or is not of the task's kind.
+        UserError: the data cannot be read, or are those of another task.
     """
     kind = get_class(str(config.get("_target_")))
     if not issubclass(kind, task.datamodule):
@@ -95,38 +88,36 @@ def make_datamodule(task: Task, config: DictConfig, model: Any, **arguments: Any
 
 
 def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any) -> lightning.Trainer:
-    """The trainer of the ``trainer`` group.
+    """Create the trainer of the ``trainer`` group.
 
     Args:
-        distributed: whether it may be one of several processes, which share the data out themselves (``trainer=ddp``).
+        distributed: allow several processes (``trainer=ddp``), which divide the data among themselves.
 
     Raises:
-        UserError: the device asked for is absent, Lightning refuses the configuration, or it asks for more than one
-            process.
+        UserError: the device is absent, Lightning refuses the configuration, or it needs several processes and
+            ``distributed`` is false.
     """
     check_device(config)
     config = copy(config)
     with open_dict(config):
-        config.pop("cuda_graph", None)  # the evaluation's own, no argument of Lightning's
+        config.pop("cuda_graph", None)  # read by the evaluation; Lightning has no such argument
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # no advertisement of devices and products
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own affair with new versions of PyTorch
+        logging.getLogger(name).setLevel(logging.WARNING)  # Lightning prints devices and advertisements
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised inside Lightning by new versions of PyTorch
     shares = distributed and config.get("strategy") == "ddp"
     if shares:
         arguments["use_distributed_sampler"] = False
         if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
-            arguments["plugins"] = [
-                *arguments.get("plugins", []),
-                LightningEnvironment(),
-            ]  # one task of a job: the processes are ours to start
+            # One SLURM task: this program starts the processes.
+            arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1 and not shares:
         instead = "Choose trainer=ddp to use several devices" if distributed else "Set trainer.devices=1"
         raise UserError(
-            f"trainer.devices={config.devices} starts {trainer.world_size} processes, which trainer=ddp does for "
-            f"evaluation and training. {instead}."
+            f"trainer.devices={config.devices} starts {trainer.world_size} processes, which only evaluation and "
+            f"training with trainer=ddp may do. {instead}."
         )
-    if trainer.world_size == 1 and shares:  # without a process group, then
+    if trainer.world_size == 1 and shares:  # no process group is needed
         config.strategy = "auto"
         trainer = _instantiate("trainer", config, **arguments)
     for limit in ("limit_train_batches", "limit_test_batches"):
@@ -136,7 +127,7 @@ def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any
 
 
 def make_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of the ``logger`` group, any number of them, by name."""
+    """Create the loggers of the ``logger`` group."""
     return [_instantiate(f"logger.{name!s}", logger) for name, logger in config.items()]
 
 
@@ -146,7 +137,7 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
             raise UserError(f"{name}.{key} cannot be set: the program sets it itself.")
     try:
         return instantiate(config, **arguments)
-    except InstantiationException as error:  # Hydra wraps whatever the constructor raises
+    except InstantiationException as error:  # Hydra wraps the constructor's error
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise UserError(f"{name}: {error.__cause__ or error}") from error
@@ -155,8 +146,6 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
 def check_device(config: DictConfig) -> None:
     """Raise a ``UserError`` if the ``trainer`` group asks for a device this machine does not have."""
     graph = config.get("cuda_graph", False)
-    if not isinstance(graph, bool):
-        raise UserError(f"trainer.cuda_graph={graph}: expected true or false.")
     if graph and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         present = "is present" if not torch.cuda.is_available() else "is to be used (trainer.accelerator=cpu)"
         raise UserError(f"trainer.cuda_graph=true: no CUDA device {present}. Set trainer.cuda_graph=false.")
@@ -164,7 +153,7 @@ def check_device(config: DictConfig) -> None:
     if wants_gpu and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator={config.accelerator}: no CUDA device is present. "
-            "Use trainer.accelerator=cpu, or auto to take what there is."
+            "Use trainer.accelerator=cpu, or auto for any device that is present."
         )
     if wants_gpu and isinstance(config.devices, int) and config.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={config.devices}: {torch.cuda.device_count()} CUDA devices are present.")

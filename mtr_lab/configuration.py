@@ -1,4 +1,4 @@
-"""Where the configuration tree is: inside an installed package, or at the top of a checkout."""
+"""The folder of the configuration files: in an installed package, or at the top of a checkout."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
-"""The one exception type for mistakes a user can fix, and the two checks whose messages are shared."""
+"""The exception for mistakes that a user can fix, and two messages that many checks share."""
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 
 
@@ -14,7 +15,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str | None = None) -> UserError:
-    """The error for a name that is not one of ``known``: the nearest first, then all of them, or ``where`` they are."""
+    """The error for a name that is not one of ``known``; suggests the nearest, lists all or says ``where``."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
@@ -28,3 +29,15 @@ def check_number(name: str, value: object, kind: type[int] | type[float], least:
         article = "an integer" if kind is int else "a number"
         limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise UserError(f"{name}={value}: expected {article} {limits}.")
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that mean a mistake of the user; OmegaConf's and Lightning's only where these are imported."""
+    foreign = {
+        "omegaconf.errors": "OmegaConfBaseException",
+        "lightning.fabric.utilities.exceptions": "MisconfigurationException",
+    }
+    return (
+        UserError,
+        *(getattr(sys.modules[module], name) for module, name in foreign.items() if module in sys.modules),
+    )

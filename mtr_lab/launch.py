@@ -1,4 +1,4 @@
-"""One process a device, each with the configuration that this process has resolved: one point, whatever is swept."""
+"""Launch one process a device, all with the configuration that this process has resolved."""
 
 import copy
 import logging
@@ -20,17 +20,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mtr_lab.errors import UserError
-from mtr_lab.sweep import user_errors
+from mtr_lab.errors import UserError, user_errors
 
 T = TypeVar("T")
 
 
 def has_to_launch(trainer: lightning.Trainer) -> bool:
-    """Whether the trainer is one of several processes that nobody has started yet.
+    """Whether the trainer needs several processes, and neither torchrun nor SLURM has started them.
 
     Raises:
-        UserError: they are for torchrun or SLURM to start, or torchrun or SLURM has started several of a sweep.
+        UserError: the processes are on several machines, where torchrun or SLURM has to start them; or one of these has
+            started a sweep.
     """
     if trainer.world_size == 1:
         return False
@@ -38,29 +38,29 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
     if not environment.creates_processes_externally:
         if trainer.num_nodes > 1:
             raise UserError(
-                f"trainer.num_nodes={trainer.num_nodes}: this program starts processes on its own machine alone. Start "
+                f"trainer.num_nodes={trainer.num_nodes}: this program starts processes on its own machine only. Start "
                 "it on every machine: torchrun --nnodes=… --nproc-per-node=… -m mtr_lab …, or srun python -m mtr_lab …."
             )
         return True
     if HydraConfig.get().mode == RunMode.MULTIRUN and "MTR_LAB_LAUNCHED" not in os.environ:
         raise UserError(
-            "a sweep (-m) starts the processes of each of its points by itself: run it without torchrun or srun, as "
-            "python -m mtr_lab -m trainer=ddp …; hydra/launcher=slurm gives each point a machine of its own."
+            "a sweep (-m) starts the processes of every job itself: run it without torchrun or srun, as "
+            "python -m mtr_lab -m trainer=ddp …; hydra/launcher=slurm gives every job its own machine."
         )
     return False
 
 
-def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
-    """Call ``task`` with the resolved ``config`` in so many new processes on this machine, under PyTorch's agent.
+def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
+    """Call ``function`` with the resolved ``config`` in new processes on this machine, under PyTorch's agent.
 
-    They find themselves as torchrun's do. If one fails the agent ends the others.
+    They get torchrun's environment variables. If one of them fails, the agent terminates the others.
 
     Returns:
         What rank 0's call returned.
 
     Raises:
-        UserError: the user's mistake, in any of them.
-        RuntimeError: anything else, with the traceback of the process that failed first.
+        UserError: a process failed by the user's mistake.
+        RuntimeError: a process failed otherwise; with the traceback of the first one that failed.
     """
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     hydra: DictConfig = copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
@@ -83,32 +83,34 @@ def launch(task: Callable[[DictConfig], T], config: DictConfig, processes: int) 
         )
         for name in list(logging.root.manager.loggerDict):
             if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said below, once
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # the error is raised below, once
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            returned: dict[int, T] = agent(task, resolved, hydra, errors, multiprocessing.get_start_method())
+            returned: dict[int, T] = agent(function, resolved, hydra, errors, multiprocessing.get_start_method())
         except ChildFailedError as error:
-            noted = sorted(Path(errors).iterdir())  # by time: the others may have failed since the first was gone
-            if noted:
-                raise pickle.loads(noted[0].read_bytes()) from None
+            files = sorted(Path(errors).iterdir())  # by time: later errors may follow from the first one
+            if files:
+                raise pickle.loads(files[0].read_bytes()) from None
             rank, failure = error.get_first_failure()
             raise RuntimeError(f"process {rank} of {processes} died: {failure.message}") from None
         finally:
-            for number, handler in handlers.items():  # the agent leaves its own
+            for number, handler in handlers.items():  # the agent does not restore them
                 signal.signal(number, handler)
     return returned[0]
 
 
-def _work(task: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str) -> T:
-    # Of the data loader's workers. Left to itself it would be that of this process, and each would import everything.
+def _work(
+    function: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str
+) -> T:
+    # For the data loader's workers: by default they would start as this process did, and import everything again.
     multiprocessing.set_start_method(start_method, force=True)
     HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
     os.environ["MTR_LAB_LAUNCHED"] = "1"
     try:
-        return task(config)
+        return function(config)
     except BaseException as error:
-        noted: Exception = RuntimeError(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
+        reported: Exception = RuntimeError(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
         if isinstance(error, user_errors()):
-            noted = error if isinstance(error, UserError) else UserError(str(error))
-        (Path(errors) / f"{time.time_ns()}-{os.environ['RANK']}").write_bytes(pickle.dumps(noted))
+            reported = error if isinstance(error, UserError) else UserError(str(error))
+        (Path(errors) / f"{time.time_ns()}-{os.environ['RANK']}").write_bytes(pickle.dumps(reported))
         raise

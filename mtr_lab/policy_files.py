@@ -1,6 +1,6 @@
-"""Policies as YAML files: the package's, in conf/reduction, and the user's own. A policy has its file's name.
+"""Read policies from YAML files, the package's in conf/reduction and the user's; a policy has the name of its file.
 
-Nothing here needs PyTorch.
+This module does not import PyTorch.
 """
 
 from collections.abc import Iterable
@@ -13,26 +13,26 @@ from mtr_lab.errors import UserError, unknown
 
 PACKAGE = CONF / "reduction"
 UNREDUCED = "none"
-"""What results call the unreduced model, and no policy may be called."""
+"""The name of the unreduced model in results, which no policy may have."""
 
 
 def policy_files(folders: Iterable[Path] = ()) -> dict[str, Path]:
-    """The files of all policies by name: the package's, and those in ``reduction`` of each of the user's folders.
+    """The files of all policies by name: the package's, and those in the folder ``reduction`` of the user's folders.
 
     Raises:
-        UserError: a file of the user's has the name of a policy of the package.
+        UserError: a file of the user has the name of a policy of the package.
     """
-    own = [file for folder in folders for file in sorted(folder.glob("reduction/*.yaml"))]
-    for file in own:
+    users = [file for folder in folders for file in sorted(folder.glob("reduction/*.yaml"))]
+    for file in users:
         _check_file_name(file)
-    return {file.stem: file for file in [*sorted(PACKAGE.glob("*.yaml")), *own]}
+    return {file.stem: file for file in [*sorted(PACKAGE.glob("*.yaml")), *users]}
 
 
 def find_policy(policy: str | Path) -> Path:
-    """The file of a policy of the package, given its name, or a file of the user's, given its path.
+    """The file of a policy: of the package by its name, of the user by its path.
 
     Raises:
-        UserError: an unknown name, or no path of a YAML file.
+        UserError: an unknown name.
     """
     if str(policy).endswith((".yaml", ".yml")):
         return Path(policy).expanduser()
@@ -43,10 +43,10 @@ def find_policy(policy: str | Path) -> Path:
 
 
 def read_policy(file: Path) -> dict[str, Any]:
-    """A policy's settings: its file on top of those that its defaults list names, beside it or in the package.
+    """The settings of a policy: its file, on top of the files in its defaults list, beside it or in the package.
 
     Raises:
-        UserError: the file cannot be read, has the name of another policy, or does not hold a policy's settings.
+        UserError: the file cannot be read, has the name of another policy, or does not contain settings of a policy.
     """
     _check_file_name(file)
     config = _read(file)
@@ -57,11 +57,11 @@ def read_policy(file: Path) -> dict[str, Any]:
 
 
 def policy_name(chosen: str, given: str | None) -> str:
-    """The name of the policy that is chosen: its file's.
+    """The name of the selected policy, which is that of its file.
 
     Args:
-        chosen: the file, as it is chosen in its group.
-        given: the setting ``policy``, which may be left out.
+        chosen: the file, as selected in its config group.
+        given: the setting ``policy``, ``None`` if it is not set.
 
     Raises:
         UserError: the setting is another name.
@@ -84,17 +84,17 @@ def _check_file_name(file: Path) -> None:
 
 
 def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings on top of those it builds on; ``above`` are the files that build on it."""
+    """The settings of a file on top of its defaults; ``above`` are the files whose defaults lead to it."""
     if file in above:
         raise UserError(f"{file} builds on itself: {' → '.join(path.stem for path in (*above, file))}.")
-    own = _load(file)
-    bases = own.pop("defaults", [])
+    settings = _load(file)
+    bases = settings.pop("defaults", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"defaults in {file}: expected a list of policies and _self_, got {bases!r}.")
     config: dict[str, Any] = {}
-    for base in bases if "_self_" in bases else [*bases, "_self_"]:  # as Hydra does
-        config |= own if base == "_self_" else _read(_base(file, base), (*above, file))
-    for key in own:
+    for base in bases if "_self_" in bases else [*bases, "_self_"]:  # as in Hydra, the file comes last by default
+        config |= settings if base == "_self_" else _read(_base(file, base), (*above, file))
+    for key in settings:
         if key not in _settings():
             raise unknown(f"key in {file}", key, _settings())
     return config
@@ -112,13 +112,13 @@ def _base(file: Path, name: str) -> Path:
         _check_file_name(beside)
         return beside
     if not ours.exists():
-        known = {path.stem for path in [*file.parent.glob("*.yaml"), *PACKAGE.glob("*.yaml")]} - {file.stem}
-        raise unknown(f"policy in the defaults of {file}", name, known)
+        names = {path.stem for path in [*file.parent.glob("*.yaml"), *PACKAGE.glob("*.yaml")]} - {file.stem}
+        raise unknown(f"policy in the defaults of {file}", name, names)
     return ours
 
 
 def _load(file: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf  # not at every import of the library
+    from omegaconf import OmegaConf  # here, to keep the import of the library fast
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 

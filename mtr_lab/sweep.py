@@ -1,12 +1,6 @@
-"""A sweep: points that fail do not stop the others, and at its end it says what became of each.
+"""Sweeps: a job that fails does not stop the others; a summary at the end lists the outcome of every job."""
 
-In the configuration ``${job_folder:…}`` names the folder of a point, ``${sweep:}`` is the sweep's folder, null in a
-single run.
-"""
-
-import hashlib
 import json
-import re
 import shutil
 import sys
 import traceback
@@ -15,15 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from rich.console import Console
 
-from mtr_lab.errors import UserError
+from mtr_lab.errors import user_errors
 from mtr_lab.report.table import published, seed_tables
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME, Result, read_result
@@ -32,54 +24,51 @@ from mtr_lab.results.store import Busy
 ERROR_FILE = "error.json"
 
 
-def user_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that are mistakes in what was asked for; Lightning's is one only where Lightning is imported."""
-    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (UserError, OmegaConfBaseException, *([lightning.MisconfigurationException] if lightning else []))
-
-
 @dataclass(frozen=True)
 class JobResult:
-    """What the evaluation of a point returns."""
+    """What an evaluation returns to Hydra."""
 
     result: Result
+    objective: float | None
+    """The metric that the optimiser of a sweep asked for."""
     computed: bool
-    """False if it was found finished."""
-    value: float | None
-    """The metric that a sweep's optimiser asked for."""
+    """False if the result was finished before."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one point; ``error`` where it failed, ``users`` if by the user's mistake."""
+    """How a job ended."""
 
     folder: str
     status: Literal["computed", "finished", "busy", "failed"]
     error: str = ""
-    users: bool = False
+    """The message, if the job failed."""
+    user_error: bool = False
+    """Whether it failed by the user's mistake."""
 
 
 class Jobs(Callback):
-    """Hydra's callback behind every sweep, whatever launches it.
+    """Hydra's callback for every sweep, with any launcher.
 
-    Hydra makes one object a sweep, and launchers carry copies of it into the jobs' processes. Each job leaves its
-    outcome in a folder named after the sweep's identity; the process that started the sweep lists them at the end and
-    exits with code 0, or with 2 if points failed by nothing but the user's mistakes, or with 1.
+    Hydra creates one object a sweep, and launchers copy it to the processes of the jobs. Every job writes its outcome
+    to a folder named after ``id``. At the end, the process that started the sweep lists the outcomes, and exits with
+    code 0; with 2 if all failures are the user's mistakes; else with 1.
     """
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note what became of a point, and let the sweep go on."""
+        """Write the job's outcome, and let the sweep continue."""
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         folder = Path(config.hydra.runtime.output_dir)
         returned = job_return._return_value
         outcome = Outcome(str(folder), "computed")
         if job_return.status == JobStatus.FAILED:
-            busy, users = isinstance(returned, Busy), isinstance(returned, user_errors())
-            outcome = Outcome(str(folder), "busy" if busy else "failed", f"{returned}" or repr(returned), users)
+            busy = isinstance(returned, Busy)
+            message, user_error = f"{returned}" or repr(returned), isinstance(returned, user_errors())
+            outcome = Outcome(str(folder), "busy" if busy else "failed", message, user_error)
             print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
             if not busy:
                 write_error(folder, returned, outcome)
@@ -89,15 +78,15 @@ class Jobs(Callback):
             (folder / ERROR_FILE).unlink(missing_ok=True)
         with replace_file(self._outcomes(config) / f"{config.hydra.job.num}.json") as stream:
             stream.write(json.dumps(asdict(outcome)).encode())
-        # What launchers carry back: a sweeper raises what failed, and an optimiser takes a number, or none.
+        # Launchers return this to the sweeper, which raises the error of a failed job; an optimiser reads the value.
         job_return.status = JobStatus.COMPLETED
-        job_return.return_value = returned.value if isinstance(returned, JobResult) else None
+        job_return.return_value = returned.objective if isinstance(returned, JobResult) else None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """List the outcomes.
+        """Print the outcomes.
 
         Raises:
-            SystemExit: points failed.
+            SystemExit: jobs failed.
         """
         files = sorted(self._outcomes(config).glob("*.json"), key=lambda path: int(path.stem))
         outcomes = [Outcome(**json.loads(path.read_text())) for path in files]
@@ -109,14 +98,14 @@ class Jobs(Callback):
             Console().print(table)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if failed:
-            raise SystemExit(2 if all(outcome.users for outcome in failed) else 1)
+            raise SystemExit(2 if all(outcome.user_error for outcome in failed) else 1)
 
     def _outcomes(self, config: DictConfig) -> Path:
         return Path(config.hydra.runtime.cwd, str(config.hydra.sweep.dir), f".sweep-{self.id}")
 
 
 def summary(sweep: str, outcomes: list[Outcome]) -> str:
-    """One line of counts, and one for every point that failed, or whose top-1 its weights' authors have published."""
+    """A line of counts, and a line for every job that failed, or whose weights have a published top-1 accuracy."""
     words = {
         "computed": "computed",
         "finished": "finished before (resume=false computes them again)",
@@ -136,37 +125,12 @@ def summary(sweep: str, outcomes: list[Outcome]) -> str:
 
 
 def write_error(folder: Path, error: BaseException, outcome: Outcome) -> None:
-    """Write ``error.json`` into the folder of a point that failed; the next run of the point replaces it."""
+    """Write ``error.json`` to the folder of a failed job; the job's next run replaces it."""
     record = {
         "error": outcome.error,
         "type": type(error).__name__,
-        "users_mistake": outcome.users,
+        "users_mistake": outcome.user_error,
         "traceback": "".join(traceback.format_exception(error)),
     }
     with replace_file(folder / ERROR_FILE) as stream:
         stream.write(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
-
-
-def job_folder(overrides: str) -> str:
-    """Name a point by its overrides; where a file system would refuse that, shorten it and add a hash."""
-    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
-    if name == overrides and 0 < len(name) <= 200:
-        return name
-    return f"{name[:180]}-{hashlib.blake2b(overrides.encode(), digest_size=4).hexdigest()}"
-
-
-def sweep_folder() -> Path | None:
-    """The absolute folder of the sweep this process computes a point of, if it does."""
-    config = HydraConfig.get()
-    return Path(config.runtime.cwd, str(config.sweep.dir)) if config.mode == RunMode.MULTIRUN else None
-
-
-def _sweep() -> str | None:
-    """The folder as ``hydra.sweep.dir`` gives it."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return str(HydraConfig.get().sweep.dir)
-
-
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("sweep", _sweep, replace=True)

@@ -1,4 +1,4 @@
-"""The models in timm's registry, without importing timm: they enter it as soon as timm is imported."""
+"""Register the models with timm as soon as timm is imported, without importing it."""
 
 import sys
 from collections.abc import Sequence
@@ -7,29 +7,30 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_MODULE = "timm.models"  # once it is imported, timm is ready to register models
+_MODULE = "timm.models"  # timm can register models once this module is imported
 
 
 def register_with_timm() -> None:
-    """Register the models with timm: at once if timm is imported already, else when it will be."""
+    """Register the models with timm: at once if timm is imported, else right after its import."""
     if _MODULE in sys.modules:
         _register()
     else:
-        _stop_watching()  # another copy of this module may have begun
+        _stop_watching()  # of another copy of this module, after a reload
         sys.meta_path.insert(0, _watch)
 
 
 def _register() -> None:
     from timm.models import generate_default_cfgs, is_model, model_entrypoint, register_model
 
-    from mtr_lab.backbones import FAMILIES, label_names
+    from mtr_lab.backbones import FAMILIES
+    from mtr_lab.backbones.pretrained import label_names, timm_config
 
     for family in FAMILIES:
         configs: dict[str, Any] = {
-            f"{name}.{config['tag']}": {**config, "label_names": label_names(config)}
+            f"{name}.{config['tag']}": {**timm_config(config), "label_names": label_names(config)}
             for name, config in family.CONFIGS.items()
         }
-        # timm looks for the configurations of an entry point under this name, in its module.
+        # timm reads the configurations of an entry point from this variable of its module.
         setattr(family, "default_cfgs", generate_default_cfgs(configs))  # noqa: B010
         for name in family.CONFIGS:
             entrypoint = getattr(family, name)
@@ -38,7 +39,7 @@ def _register() -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Finds timm's models as everybody else does, but registers ours after theirs."""
+    """Finds ``timm.models`` through the other finders, and makes its loader register our models, too."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _MODULE:
@@ -51,7 +52,7 @@ class _Watch(MetaPathFinder):
 
 
 class _Registering(Loader):
-    """Loads timm's models with their own loader, then registers ours; stays in force if that fails."""
+    """Loads ``timm.models`` with its own loader, then registers our models; the watch goes on if that fails."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -69,7 +70,8 @@ class _Registering(Loader):
 
 def _stop_watching() -> None:
     name = f"{__name__}.{_Watch.__qualname__}"
-    sys.meta_path[:] = [one for one in sys.meta_path if f"{type(one).__module__}.{type(one).__qualname__}" != name]
+    kinds = ((finder, type(finder)) for finder in sys.meta_path)
+    sys.meta_path[:] = [finder for finder, kind in kinds if f"{kind.__module__}.{kind.__qualname__}" != name]
 
 
 _watch = _Watch()

@@ -1,4 +1,4 @@
-"""Pictures of the tokens that a policy keeps, merges and drops, in images or in videos."""
+"""Draw the tokens that a policy keeps, merges and drops, in images or in videos."""
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -32,22 +32,22 @@ def visualize(
     output: Path,
     blocks: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Draw images under the policy that ``conf/config.yaml`` with overrides describes, and compare it with others.
+    """Draw images under the policy that a configuration describes, and under others for comparison.
 
     Args:
-        config: the whole configuration.
-        policies: the ``mtr`` group of the chosen policy and of those it is compared with, by name.
-        compared: names of policies, from left to right.
-        images: files; none for a few of the bundled ones. For a model of videos, animated images or folders of frames.
+        config: ``conf/config.yaml`` with overrides.
+        policies: policy name -> its ``mtr`` group; the chosen policy and those of ``compared``.
+        compared: names of the policies to compare, from left to right.
+        images: files, by default bundled ones. For a model of videos: animated images or folders of frames.
         output: the folder to write to.
-        blocks: whose tokens to draw, from 0; by default up to four of those that reduce.
+        blocks: numbers of the blocks to draw, from 0; by default up to four that reduce.
 
     Returns:
         The files written: for each image ``<image>_<policy>.png``, ``<image>_<policy>.gif``, ``<image>_policies.png``.
 
     Raises:
-        UserError: the configuration describes nothing that can be drawn, or an image cannot be read; a model of videos,
-            and no clip.
+        UserError: no token is removed, a block does not exist, an image cannot be read, or a model of videos was given
+            no video.
     """
     ops.set_backend(config.ops.backend)
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
@@ -55,8 +55,8 @@ def visualize(
     check_blocks(blocks or (), len(blocks_of(meta_model)))
     if config.mtr.schedule == AUTO:
         raise UserError(
-            "mtr.schedule=auto measures on training images, and there are none here: give another schedule, or the "
-            "counts themselves: mtr.ratio=null mtr.schedule=[…]."
+            "mtr.schedule=auto measures on training images, which a drawing does not have: choose another schedule, or "
+            "give the counts: mtr.ratio=null mtr.schedule=[…]."
         )
     points = {}
     for name, setting in policies.items():
@@ -64,8 +64,8 @@ def visualize(
     video = len(meta_model.input_shape) == 4
     if video and not images:
         raise UserError(
-            f"backbone.num_frames={meta_model.input_shape[1]} takes videos, and none is bundled: give an animated "
-            "GIF or a folder of frames."
+            f"backbone.num_frames={meta_model.input_shape[1]} takes videos, and no video is bundled: give an "
+            "animated GIF or a folder of frames."
         )
     files = list(images) or _samples()
     inputs = [_load(file, meta_model) for file in files]
@@ -91,19 +91,19 @@ def _samples() -> list[Path]:
 
 
 def _load(file: Path, model: Any) -> Tensor:
-    """An image as the model's evaluation sees it, (3, H, W), or a video, (3, T, H, W)."""
+    """Read an image, (3, H, W), or a video, (3, T, H, W), preprocessed as for the model's evaluation."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     if len(model.input_shape) == 4:
         return torch.stack([transform(frame) for frame in read_clip(file, model.input_shape[1])], dim=1)
     try:
         image, _ = decode(file.read_bytes())
-    except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+    except Exception as error:  # of damaged bytes, Pillow raises errors of many types
         raise UserError(f"cannot read the image {file}: {error}") from error
     transformed: Tensor = transform(image)
     return transformed
 
 
 def _stems(files: Sequence[Path]) -> list[str]:
-    """What to call the pictures of each file: its name, numbered where two are called the same."""
+    """The names of the pictures: those of the files, numbered if two files have the same name."""
     stems = [file.resolve().name if file.is_dir() else file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [f"{i:02}_{stem}" for i, stem in enumerate(stems)]

@@ -1,62 +1,66 @@
-"""``python -m mtr_lab.visualize``: pictures of the tokens that a policy keeps, merges and drops."""
+"""``mtr-lab visualize``, or ``python -m mtr_lab.visualize``: draw the tokens that a policy keeps, merges and drops."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from mtr_lab.cli import compose, exit_on_user_error, print_on_rank_zero, split_overrides
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, groups, wrap
+from mtr_lab.cli.overrides import split_overrides, unknown_option
+from mtr_lab.cli.program import compose, exit_on_user_error, print_on_rank_zero
+from mtr_lab.cli.settings import setting_names
 
 DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
+ABOUT = """\
+Draw which tokens a policy keeps, merges and drops, and the scores behind it, into the folder pictures: \
+IMAGE_POLICY.png (some blocks), IMAGE_POLICY.gif (all blocks in turn), IMAGE_policies.png (several policies at the \
+same FLOPs). A model of videos (backbone.num_frames=8) takes clips: animated GIFs or folders of frames."""
+EXAMPLES = (
+    "mtr-lab visualize",
+    "mtr-lab visualize dog.jpg --policies mtr write mtr.ratio=0.4",
+    "mtr-lab visualize dog.jpg --blocks 5 11 backbone=vim_s reduction=hsa",
+)
 
 
 def main() -> None:
     """Parse the command line: files and options, and Hydra overrides wherever they stand."""
     parser = argparse.ArgumentParser(
-        prog="python -m mtr_lab.visualize",
-        usage="%(prog)s [IMAGE|CLIP ...] [--blocks N ...] [--policies NAME ...] [-o DIR] [-cd DIR] [KEY=VALUE ...]",
-        description="Draw which tokens a policy keeps, merges and drops, and the scores by which it chose: for each "
-        "image IMAGE_POLICY.png (chosen blocks), IMAGE_POLICY.gif (through the depth) and IMAGE_policies.png (several "
-        "policies at the same FLOPs). A CLIP is an animated GIF or a folder of frames, for a model of videos "
-        "(backbone=videomamba_ti backbone.num_frames=8): CLIP_POLICY.png (frames and chosen blocks), CLIP_POLICY.gif "
-        "(through the frames, after the last of the blocks) and CLIP_policies.png.",
-        epilog="KEY=VALUE: any setting of python -m mtr_lab, e.g. backbone=vim_s reduction=hsa mtr.ratio=0.4; of "
-        "several ratios, the highest is drawn.",
+        prog="mtr-lab visualize",
+        usage="%(prog)s [IMAGE ...] [OPTION ...] [KEY=VALUE ...]",
+        description=wrap(ABOUT),
+        epilog="\n\n".join([examples(*EXAMPLES), groups("config", ("backbone", "reduction")), EXIT_CODES]),
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "images", nargs="*", type=Path, metavar="IMAGE", help="image files, by default bundled ones; or clips"
-    )
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; by default bundled ones")
     parser.add_argument(
         "--blocks", nargs="+", type=int, metavar="N", help="counted from 0; by default four that reduce"
     )
-    parser.add_argument(
-        "--policies",
-        nargs="+",
-        metavar="NAME",
-        help=f"to compare; by default the chosen one and {', '.join(DEFAULT_POLICIES)}",
-    )
+    compared = f"to compare; by default the chosen one and {', '.join(DEFAULT_POLICIES)}"
+    parser.add_argument("--policies", nargs="+", metavar="NAME", help=compared)
     parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     parser.add_argument(
-        "--config-dir", "-cd", type=Path, metavar="DIR", help="your own files for the groups: DIR/reduction/NAME.yaml"
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="your own policies: DIR/reduction/NAME.yaml"
     )
     arguments, overrides = split_overrides(sys.argv[1:])
-    options = parser.parse_args(arguments)
+    options, unknown_options = parser.parse_known_args(arguments)
     swallowed = [name for name in options.policies or () if Path(name).exists()]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
     with exit_on_user_error():
+        if unknown_options:
+            raise unknown_option(unknown_options[0], None, setting_names("config"))
         config = compose("config", overrides, options.config_dir)
         chosen = config.mtr.policy
-        compared = list(dict.fromkeys(options.policies or (chosen, *DEFAULT_POLICIES)))
+        names = list(dict.fromkeys(options.policies or (chosen, *DEFAULT_POLICIES)))
         what = f"{config.backbone.name} under {chosen} at mtr.ratio={config.mtr.ratio}"
-        print_on_rank_zero(f"drawing {what}, compared: {', '.join(compared)}; writing to {options.output}")
+        print_on_rank_zero(f"drawing {what}, compared: {', '.join(names)}; writing to {options.output}")
         policies = {
             name: compose("config", [*overrides, f"reduction={name}"], options.config_dir).mtr
-            for name in {chosen, *compared}
+            for name in {chosen, *names}
         }
         # PyTorch is imported once the overrides have been checked.
         from mtr_lab.visualization import visualize
 
-        for file in visualize(config, policies, compared, options.images, options.output, options.blocks):
+        for file in visualize(config, policies, names, options.images, options.output, options.blocks):
             print(f"wrote {file}")
 
 

@@ -1,4 +1,4 @@
-"""What ``test_distributed`` has launched processes do; they import no more than this."""
+"""Functions that ``test_distributed`` runs in launched processes, which import nothing else."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from mtr_lab.tasks.ranks import Gathering, from_rank_zero
 
 
 def fail(config: DictConfig) -> None:
-    """One rank fails in the way that ``config`` says while the other waits for it: 0 if it is receiving, else 1."""
+    """Rank 1 fails as ``config.how`` says while rank 0 waits for it; for "receiving", rank 0 fails."""
     torch.distributed.init_process_group("gloo")
     fails = os.environ["RANK"] == ("0" if config.how == "receiving" else "1")
     if config.how in ("receiving", "sending"):
@@ -35,7 +35,7 @@ def fail(config: DictConfig) -> None:
 
 
 def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
-    """Of two processes: the batches gathered, what rank 0 told this one, and how its own would be started."""
+    """In two processes: the gathered batches, the message of rank 0, and the start method of new processes."""
     torch.distributed.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     gathered = []

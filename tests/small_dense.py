@@ -1,4 +1,4 @@
-"""The smallest runs of the dense tasks, and a few of the bundled images to train and evaluate on."""
+"""The smallest runs of the dense tasks, and a few bundled images to train and evaluate on."""
 
 import shutil
 from collections.abc import Callable
@@ -21,11 +21,11 @@ DETECTION = ["task=detection", "task.width=16", "task.hidden=32", *_ANCHORS, *_S
 SEGMENTATION = ["task=segmentation", "task.width=16", *_SMALL]
 """Overrides that make a run of the task finish in seconds."""
 QUICK = ["trainer.limit_test_batches=2", "timing.batch_size=0", "mtr.ratio=[0.2]"]
-"""And those that make its evaluation short."""
+"""Overrides that make its evaluation short."""
 
 
 def bccd(root: Path) -> list[str]:
-    """Overrides for a dataset of eight of the bundled images to train on, and four others to evaluate on."""
+    """Overrides for a dataset of eight bundled images to train on, and four others to evaluate on."""
     shutil.copytree(BCCD, root)
     ids = (BCCD / "ImageSets/Main/val.txt").read_text().split()
     for split, chosen in (("train", ids[:8]), ("val", ids[8:12])):

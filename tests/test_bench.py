@@ -1,4 +1,4 @@
-"""``python -m mtr_lab.bench``: what it writes, and what it says when something is wrong."""
+"""``python -m mtr_lab.bench``: its file and table, and its messages for mistakes."""
 
 import json
 
@@ -7,10 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mtr_lab import benchmark as program
 from mtr_lab import create_model, ops
 from mtr_lab.bench import main
-from mtr_lab.benchmark import compare, read_cases
+from mtr_lab.benchmark import cases, variants
+from mtr_lab.benchmark import run as program
+from mtr_lab.benchmark.cases import read_cases
+from mtr_lab.benchmark.run import compare
 from mtr_lab.configuration import CONF
 from mtr_lab.measure import roofline
 from mtr_lab.measure.flops import model_flops
@@ -116,7 +118,7 @@ def test_what_runs_is_what_the_row_says(run_program, monkeypatch: pytest.MonkeyP
 def test_speedup_and_overhead_by_hand() -> None:
     same = {"backbone": "m", "batch": 1, "resolution": 32, "dtype": "float32", "backend": "cpu", "cuda_graph": False}
     full = {**same, "policy": "none", "ms": 10.0, "tokens": [20, 20]}
-    reduced = {**same, "policy": "mtr", "ms": 8.0, "tokens": [20, 10]}  # 7.5 ms without a cost of its own
+    reduced = {**same, "policy": "mtr", "ms": 8.0, "tokens": [20, 10]}  # 7.5 ms if the reduction cost nothing
     failed = {**same, "policy": "mtr", "ms": None, "tokens": [20, 10]}
     alone = {**reduced, "backend": "reference"}
     competitor = {**full, "backbone": "d", "ms": 5.0, "tokens": None}
@@ -170,7 +172,7 @@ def test_a_failure_while_timing_is_one_too_and_if_all_fail_so_does_the_program(
         calls += 1
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(program, "idle_and_stream_ms", idle_and_stream_ms)
+    monkeypatch.setattr(variants, "idle_and_stream_ms", idle_and_stream_ms)
     with pytest.raises(RuntimeError, match="every combination failed"):
         run_program(main, *SMALL)
     assert calls == 2  # not tried again
@@ -206,7 +208,7 @@ def test_a_backend_that_is_not_installed_is_left_out_with_a_note(run_program, mo
         (["bench.dtype=float16", "bench.backend=cpu"], ["runs float32 on the CPU, got torch.float16"]),
         (["bench.cuda_graph=1"], ["bench.cuda_graph=1: expected true or false"]),
         (["bench.competitors=[deit]"], ["unknown bench.competitors 'deit'", "timm.list_models()"]),
-        (["bench.competitors=[resnet18]"], ["resnet18 at bench.resolution=32 cannot be had from timm", "img_size"]),
+        (["bench.competitors=[resnet18]"], ["resnet18 at bench.resolution=32 is refused by timm", "img_size"]),
         (["bench.device=tpu"], ["unknown bench.device 'tpu'"]),
         (["bench.seconds=-1"], ["bench.seconds=-1: expected a number of at least 0"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
@@ -243,11 +245,11 @@ def test_an_absent_device_is_refused(run_program) -> None:
 
 @pytest.mark.parametrize("preset", [path.stem for path in (CONF / "bench").glob("*.yaml")])
 def test_presets_name_what_exists(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine with everything installed, every case of a preset can be carried out."""
-    monkeypatch.setattr(program, "usable_backends", lambda names, dtypes, device: (names, []))
-    cases, _ = read_cases(settings(f"bench={preset}"), torch.device("cuda"))
-    assert len(cases) == len(set(cases)) > 1
-    assert all(case.work()["flops"] > 0 for case in cases)
+    """On a machine where everything is installed, every case of a preset can run."""
+    monkeypatch.setattr(cases, "usable_backends", lambda names, dtypes, device: (names, []))
+    every, _ = read_cases(settings(f"bench={preset}"), torch.device("cuda"))
+    assert len(every) == len(set(every)) > 1
+    assert all(case.work()["flops"] > 0 for case in every)
 
 
 @pytest.mark.gpu

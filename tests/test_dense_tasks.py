@@ -1,4 +1,4 @@
-"""What holds of every dense task: its training's weights are evaluated, and mistakes end with one message."""
+"""Every dense task: trained weights are evaluated, and a mistake ends with one message."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from small_dense import DATA, QUICK, SMALL
 
 import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.tasks import task
 from mtr_lab.train import main as train_main
@@ -22,7 +22,7 @@ from mtr_lab.train import main as train_main
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "metric", "least"), [("segmentation", "miou", 0.5), ("detection", "ap50", 0.7)])
 def test_the_bundled_weights_are_those_of_the_task(run_program, name: str, metric: str, least: float) -> None:
-    """A few bundled images, with nothing to be given or downloaded; the whole sets' figures are in assets/README.md."""
+    """A few bundled images, without a download; the figures of the whole sets are in assets/README.md."""
     quick = ["trainer.limit_test_batches=1", "mtr.ratio=0.3", "reduction=write", "timing.batch_size=0"]
     run = run_program(evaluate_main, f"task={name}", *quick)
     assert run.code == 0, run.err

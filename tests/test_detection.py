@@ -1,4 +1,4 @@
-"""``python -m mtr_lab task=detection`` and its own ways of training, end to end on a few of the bundled images."""
+"""``python -m mtr_lab task=detection`` and its ways of training, end to end on a few bundled images."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ import mtr_lab
 from mtr_lab.__main__ import main as evaluate_main
 from mtr_lab.errors import UserError
 from mtr_lab.results.comparison import Sample, compare
-from mtr_lab.results.detections import Detections, score_detections
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.detections import Detections
+from mtr_lab.results.metrics import score
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.results.store import concat_points
 from mtr_lab.train import main as train_main
 
 EVALUATION = [*DETECTION, *QUICK]
@@ -40,7 +40,7 @@ def test_a_run_on_the_bundled_images(run_program) -> None:
     assert isinstance(predictions, Detections)
     assert predictions.points.tolist() == ["none@0", "mtr@0.2"]
     assert predictions.labels.sum(axis=0)[0] > 50  # red blood cells
-    assert score_detections(predictions, 1)["ap50"] == reduced["ap50"]
+    assert score(predictions, 1)["ap50"] == reduced["ap50"]
     (picture,) = (run.folder / "pictures").iterdir()
     assert picture.name == "000_BloodImage_00000.png"
     assert Image.open(picture).width > 4 * 96
@@ -69,13 +69,13 @@ def test_points_are_compared_in_pairs(run_program) -> None:
     assert isinstance(predictions, Detections)
     first, second = predictions.select(slice(1)), predictions.select(slice(1, None))
     for field in dataclasses.fields(Detections):  # one run's points after another's
-        together = concat_points(first, second)
+        together = first.concat(second)
         assert np.array_equal(getattr(together, field.name), getattr(predictions, field.name)), field.name
     found = compare(predictions, 0, predictions, 1)
     difference = predictions.figures[1] - predictions.figures[0]
     assert [found["map"]["difference"], found["ap50"]["difference"]] == difference.tolist()
     assert compare(predictions, 1, predictions, 1)["map"]["ci"] == [0, 0]
-    with pytest.raises(UserError, match="no means over images"):
+    with pytest.raises(UserError, match="computed from all images together"):
         Sample.of(predictions)
 
 
@@ -97,7 +97,7 @@ def test_a_head_is_trained_alone_on_a_frozen_backbone(run_program, tmp_path: Pat
 
 
 def outlined(root: Path) -> Path:
-    """Three images in COCO's layout, each with a triangle."""
+    """Three images with a triangle, in COCO's layout."""
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)
         for number in range(3):

@@ -1,4 +1,4 @@
-"""``trainer=ddp``: the figures of one process, whoever starts the others, and what becomes of all when one fails."""
+"""``trainer=ddp``: the figures of a single process, with any launcher; and the end of all processes when one fails."""
 
 import json
 import multiprocessing
@@ -28,7 +28,7 @@ from mtr_lab.__main__ import main
 from mtr_lab.compose import make_trainer
 from mtr_lab.configuration import CONF
 from mtr_lab.launch import has_to_launch, launch
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.train import main as train_main
@@ -40,7 +40,7 @@ DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
 def image_folder(root: Path, images: int) -> list[str]:
-    """Overrides for a dataset of so many of the bundled images, as evenly over the ten classes as can be."""
+    """Overrides for a dataset of ``images`` bundled images, spread evenly over the ten classes."""
     for i, path in enumerate(zip(*(sorted(folder.iterdir()) for folder in sorted(SAMPLE.glob("n*"))), strict=True)):
         for image in path[: max(0, images - 10 * i)]:
             (root / image.parent.name).mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def image_folder(root: Path, images: int) -> list[str]:
 
 
 def unreadable(root: Path, number: int) -> str:
-    """Damage an image of a folder, and name it."""
+    """Damage an image of a folder, and return its name."""
     image = sorted(root.rglob("*.JPEG"))[number]
     image.write_bytes(image.read_bytes()[:200])
     return image.relative_to(root).as_posix()
@@ -71,12 +71,12 @@ def equal(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launched processes are forked from one that has imported everything; what they print is lost."""
+    """Launched processes are forked from one that has imported everything; their output is lost."""
     multiprocessing.set_forkserver_preload(["mtr_lab.evaluation.run"])
     monkeypatch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
 
 
-def test_the_figures_are_those_of_one_process_though_another_has_no_batch(forked, run_program, tmp_path: Path) -> None:
+def test_the_figures_are_those_of_one_process_even_if_another_has_no_batch(forked, run_program, tmp_path: Path) -> None:
     data = [*image_folder(tmp_path / "images", 7), "dataset.on_error=skip"]
     broken = unreadable(tmp_path / "images", 5)
     alone = run_program(main, *WHOLE, *data)
@@ -103,7 +103,7 @@ def test_processes_that_the_program_has_started_write_and_print_once(run_program
 
 
 @pytest.mark.slow
-def test_batches_need_not_come_out_even_over_the_processes(forked, run_program, tmp_path: Path) -> None:
+def test_the_processes_may_have_different_numbers_of_batches(forked, run_program, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 500)
     alone = run_program(main, *WHOLE, *data)
     assert alone.code == 0, alone.err
@@ -114,8 +114,8 @@ def test_batches_need_not_come_out_even_over_the_processes(forked, run_program, 
     assert read_result(run.folder)["points"][0]["images"] == 500
 
 
-def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(forked, run_program, tmp_path: Path) -> None:
-    """And its limit is on the batches of both processes together; the leader times and draws."""
+def test_a_job_of_a_sweep_reuses_the_unreduced_model_and_changes_no_digit(forked, run_program, tmp_path: Path) -> None:
+    """The limit is on the batches of both processes together; rank 0 times and draws."""
     overrides = [*WHOLE, "trainer.limit_test_batches=3", "timing.batch_size=2", "timing.seconds=0", "pictures=2"]
     sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path / 'sweep'}", *overrides]
     assert run_program(main, *sweep, "mtr.ratio=0.2").code == 0
@@ -136,7 +136,7 @@ def test_a_point_of_a_sweep_is_what_it_is_when_others_were_skipped(forked, run_p
 @pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_ends_both(run_program, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 12)
-    broken = unreadable(tmp_path / "images", 5)  # in the second batch of four, which is rank 1's
+    broken = unreadable(tmp_path / "images", 5)  # in the second batch of four, of rank 1
     run = run_program(main, *WHOLE, *data, *DDP)
     assert run.code == 2
     assert run.err.count(f"mtr_lab: cannot decode image {broken}") == 1
@@ -145,7 +145,7 @@ def test_an_image_that_one_process_cannot_read_ends_both(run_program, tmp_path: 
 
 
 def started(*command: str, **environment: str) -> subprocess.Popen:
-    """Python with as many threads as here, on which sums of a convolution depend."""
+    """Start Python with the number of threads of this process, on which the sums of a convolution depend."""
     path = {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -157,9 +157,9 @@ def started(*command: str, **environment: str) -> subprocess.Popen:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 DENSE = ["dataset.batch_size=2", "trainer.limit_test_batches=3", "timing.batch_size=0", "mtr.ratio=0.2"]
@@ -228,7 +228,7 @@ def test_one_device_needs_no_process_group(run_program) -> None:
 
 @pytest.fixture
 def hydra_config(forked):
-    """What Hydra sets while a program runs."""
+    """Hydra's configuration, as while a program runs."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         HydraConfig.instance().set_config(hydra.compose("config", return_hydra_config=True))
     yield

@@ -1,4 +1,4 @@
-"""``python -m mtr_lab``: what it writes, and what it says when something is wrong."""
+"""``python -m mtr_lab``: the files it writes, and its messages for mistakes."""
 
 import itertools
 import shutil
@@ -17,7 +17,7 @@ from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -34,7 +34,7 @@ def test_a_run_writes_every_point_of_the_contract(run_program) -> None:
     for point in reduced:
         assert point["ratio"] <= point["reduction"] < point["ratio"] + 0.02
         assert point["reduction"] == pytest.approx(1 - point["flops_true"] / unreduced["flops_true"])
-        assert point["flops_reduction"] > 0
+        assert point["flops_overhead"] > 0
         assert point["images"] == 8
         assert point["top1_ci"][0] <= point["top1"] <= point["top1_ci"][1]
     predictions = load_predictions(run.folder)
@@ -67,7 +67,7 @@ def test_pictures_of_the_first_images_at_the_highest_ratio(run_program) -> None:
 
 
 def image_folder(root: Path, wnids: list[str], images: int) -> Path:
-    """Class folders with a few of the bundled images each."""
+    """Class folders with a few bundled images."""
     for wnid in wnids:
         (root / wnid).mkdir(parents=True)
         for image in sorted((SAMPLE / wnid).iterdir())[:images]:
@@ -121,7 +121,7 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
     assert "finished before" not in run_program(main, *again, where, "mtr.ratio=0.2").out
     assert "finished before" in run_program(main, *again, where, "mtr.ratio=0.2").out
     next((root / "train" / wnids[0]).iterdir()).unlink()
-    assert "the result there is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
+    assert "its result is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
 
 
 def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,25 +140,25 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
     assert "finished before" in finished.out
     assert read_result(tmp_path / "run")["logged"] == ["csv"]
     assert list((tmp_path / "run" / "pictures").iterdir())
-    assert run_program(main, *again).code == 0  # without pictures: those of the other evaluation go
+    assert run_program(main, *again).code == 0  # without pictures: removes those of the other evaluation
     assert not (tmp_path / "run" / "pictures").exists()
 
 
-def test_an_objective_that_a_graph_does_not_have(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda config: None)
+def test_an_objective_that_is_not_measured_with_cuda_graphs(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda config: None)
     run = run_program(main, *SMALL, "timing.batch_size=1", "trainer.cuda_graph=true", "objective=peak_mib")
     assert run.code == 2
     assert "'peak_mib'" in run.err
 
 
 def presets() -> list[str]:
-    """Those that name every job themselves."""
+    """The presets that list all their jobs."""
     texts = {path.stem: path.read_text() for path in (CONF / "experiment").glob("*.yaml")}
     return [name for name, text in texts.items() if "sweeper" in text and "optuna" not in text]
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_every_job_of_a_preset_can_be_had(preset: str) -> None:
+def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True).hydra.sweeper.params
         jobs = [
@@ -248,7 +248,7 @@ def test_an_absent_device_is_refused(run_program) -> None:
     assert "trainer.accelerator=cpu" in run.err
 
 
-def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
+def test_cuda_graphs_of_all_points_are_kept_and_their_memory_is_not_reported(
     run_program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = set()
@@ -262,7 +262,7 @@ def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
         return call
 
     monkeypatch.setattr("mtr_lab.tasks.classification.evaluation.compile", compiled)
-    monkeypatch.setattr("mtr_lab.evaluation.run.check_device", lambda trainer: None)
+    monkeypatch.setattr("mtr_lab.evaluation.job.check_device", lambda trainer: None)
     monkeypatch.setattr("mtr_lab.compose.check_device", lambda trainer: None)
     overrides = ["dataset.batch_size=300", "trainer.limit_test_batches=1.0", "mtr.ratio=[0.2,0.3]"]
     timing = ["timing.batch_size=3", "timing.seconds=0"]
@@ -277,7 +277,7 @@ def test_a_cuda_graph_holds_every_point_and_what_it_allocates_is_not_guessed(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_cuda_graph_changes_speed_alone(run_program, precision: str) -> None:
+def test_a_cuda_graph_changes_nothing_but_speed(run_program, precision: str) -> None:
     timing = ["timing.batch_size=3", "timing.seconds=0.1"]
     folders = []
     for graph in ("false", "true"):
@@ -300,7 +300,7 @@ def test_mistakes_are_found_before_weights_are_loaded(run_program, monkeypatch: 
     assert run_program(main, *small, "dataset=imagefolder", "dataset.root=/nowhere").code == 2
 
 
-def test_outputs_that_are_not_numbers_are_no_predictions(run_program, tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_refused(run_program, tmp_path: Path) -> None:
     model = create_model("vim_nano", depth=6, embed_dim=16)
     torch.nn.init.constant_(model.head.weight, torch.inf)
     torch.save(model.state_dict(), tmp_path / "w.pth")
@@ -317,4 +317,4 @@ def test_csv_and_tensorboard_and_offline_wandb(run_program, monkeypatch: pytest.
         run = run_program(main, *SMALL, f"logger={logger}", "mtr.ratio=0")
         assert run.code == 0, run.err
         assert list(run.folder.rglob(files)), f"{logger} wrote nothing"
-    assert read_result(run.folder)["logged"] == ["csv", "tensorboard", "wandb"]  # of a finished run, too
+    assert read_result(run.folder)["logged"] == ["csv", "tensorboard", "wandb"]  # the later ones log a finished result

@@ -11,7 +11,7 @@ from small_run import SMALL
 import mtr_lab
 from mtr_lab import UserError, bench, train, visualize
 from mtr_lab.__main__ import main
-from mtr_lab.cli import compose
+from mtr_lab.cli.program import compose
 from mtr_lab.configuration import CONF
 from mtr_lab.policy_files import policy_files, read_policy
 from mtr_lab.reduction import Policy, make_policy, policy_config, policy_names
@@ -184,4 +184,4 @@ def test_no_file_of_the_users_is_hidden_by_one_of_the_packages(run_command, fold
 def test_a_folder_that_does_not_exist(run_command) -> None:
     run = run_command(main, "--config-dir", "nowhere", "-c", "job")
     assert run.code == 2
-    assert "--config-dir=nowhere: there is no such folder." in run.err
+    assert "--config-dir=nowhere: the folder does not exist." in run.err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["conf", "docs", "experiments", "mtr_lab", "notebooks", "tests"]
+FOLDERS = [".github", "conf", "docs", "experiments", "mtr_lab", "notebooks", "tests"]
 SUFFIXES = {".css", ".html", ".ipynb", ".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 RECORDS = [ROOT / "experiments" / "results", Path(__file__)]
 

@@ -1,4 +1,4 @@
-"""``python -m mtr_lab task=segmentation``, end to end on a few of the bundled images."""
+"""``python -m mtr_lab task=segmentation``, end to end on a few bundled images."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ from PIL import Image
 from small_dense import CAMVID, QUICK, SEGMENTATION
 
 from mtr_lab.__main__ import main as evaluate_main
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.metrics import score
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.results.segmentations import Segmentations, score_segmentations
+from mtr_lab.results.segmentations import Segmentations
 
 EVALUATION = [*SEGMENTATION, *QUICK]
 
@@ -35,7 +36,7 @@ def test_a_run_on_the_bundled_images(run_program) -> None:
     counts = np.bincount(first.flatten(), minlength=12)[:11]
     assert predictions.labels[0].tolist() == counts.tolist()
     assert (predictions.confusion.sum(-1) == predictions.labels).all()
-    assert score_segmentations(predictions, 1)["miou"] == reduced["miou"]
+    assert score(predictions, 1)["miou"] == reduced["miou"]
     (picture,) = (run.folder / "pictures").iterdir()
     assert picture.name == f"000_{predictions.ids[0]}.png"
     assert Image.open(picture).width > 4 * 96

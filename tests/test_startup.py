@@ -14,7 +14,7 @@ import mtr_lab
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import train as train_program
-from mtr_lab.cli import compose, exit_on_user_error
+from mtr_lab.cli.program import compose, exit_on_user_error
 from mtr_lab.configuration import CONF
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ echo "${COMPREPLY[@]}"
 
 
 def completed(cwd: Path, *words: str) -> list[str]:
-    """What bash offers for the last word of ``python -m mtr_lab …``."""
+    """What bash offers for the last word of ``python -m mtr_lab …``, or of ``mtr-lab …``."""
     done = run(["bash", "-c", COMPLETE, "bash", sys.executable, "-m", "mtr_lab", *words], cwd)
     return sorted(done.stdout.split())
 

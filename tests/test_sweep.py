@@ -1,4 +1,4 @@
-"""``python -m mtr_lab -m``: what a sweep computes, finds finished, shares, and says of points that fail."""
+"""``python -m mtr_lab -m``: jobs that are computed, finished before, shared between processes, or failed."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from small_run import SMALL
 
 from mtr_lab import create_model
 from mtr_lab.__main__ import main
+from mtr_lab.cli.folders import job_folder
 from mtr_lab.configuration import CONF
 from mtr_lab.results import keys
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
-from mtr_lab.sweep import job_folder
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def sweep(run_program, tmp_path: Path) -> Callable[..., SimpleNamespace]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the batches that are run, by the name of the point."""
+    """Counts the batches that are run, by the name of the operating point."""
     counts: Counter[str] = Counter()
     forward_at = ClassifierEvaluation.forward_at
 
@@ -59,14 +59,14 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def point(folder: Path, part: str) -> Path:
-    """The folder of the one point whose name contains ``part``."""
-    (found,) = [path for path in folder.iterdir() if part in path.name]
-    return found
+def job(folder: Path, part: str) -> Path:
+    """The folder of the one job whose name contains ``part``."""
+    (path,) = [path for path in folder.iterdir() if part in path.name]
+    return path
 
 
-def test_seeds_are_swept_where_a_policy_draws(sweep, passes: Counter[str]) -> None:
-    """One row a ratio at the end; a policy that draws nothing is the same evaluation for every seed."""
+def test_seeds_are_swept_where_a_policy_draws_at_random(sweep, passes: Counter[str]) -> None:
+    """The table at the end has a row a ratio; without random draws every seed is the same evaluation."""
     run = sweep("reduction=mtr,random", "mtr.seed=0,1", "mtr.ratio=0.2")
     assert run.code == 0, run.err
     assert "4 points: 3 computed, 1 finished before" in run.out
@@ -102,7 +102,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, passes: Counter[str]) -> None:
     assert passes == {"none@0": 2, "mtr@0.2": 4, "random@0.2": 4, "hsa@0.2": 2}
 
 
-def test_a_finished_point_is_handed_to_a_new_logger_once(sweep) -> None:
+def test_a_finished_result_is_logged_once_by_a_new_logger(sweep) -> None:
     folder = sweep("mtr.ratio=0.2").folder
     assert "1 finished" in sweep("mtr.ratio=0.2", "logger=csv").out
     (metrics,) = folder.glob("*/metrics.csv")
@@ -125,10 +125,10 @@ def test_the_shared_unreduced_model_changes_no_digit(sweep, run_program) -> None
     assert sorted(result["unreduced"]["reused"] for result in results.values()) == [False, True]
     assert len({result["unreduced"]["key"] for result in results.values()}) == 1
     alone = run_program(main, *SMALL, "reduction=hsa", "mtr.ratio=0.2").folder
-    shared, single = load_predictions(point(folder, "hsa")), load_predictions(alone)
+    shared, single = load_predictions(job(folder, "hsa")), load_predictions(alone)
     assert shared.points.tolist() == single.points.tolist() == ["none@0", "hsa@0.2"]
     assert np.array_equal(shared.log_probs, single.log_probs)
-    assert read_result(point(folder, "hsa"))["points"] == read_result(alone)["points"]
+    assert read_result(job(folder, "hsa"))["points"] == read_result(alone)["points"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_other_images_other_code_or_other_settings_are_not_finished(
     os.utime(image, ns=(1, 1))
     assert "is of other data; computing it again" in run()
     assert "is of other config; computing it again" in run("mtr.interval=1")
-    monkeypatch.setattr(keys, "code", lambda: "another commit")
+    monkeypatch.setattr(keys, "code_hash", lambda: "another commit")
     out = run("mtr.interval=1")
     assert "is of other code; computing it again" in out
     assert "wrote" in out
@@ -196,7 +196,7 @@ def test_the_code_is_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found[2] == found[3]
 
 
-def test_points_that_fail_are_listed_and_the_others_computed(
+def test_failed_jobs_are_listed_and_the_others_computed(
     sweep, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = sweep("mtr.ratio=0.99,0.2")
@@ -204,10 +204,10 @@ def test_points_that_fail_are_listed_and_the_others_computed(
     assert "2 points: 1 computed, 1 failed" in run.out
     assert "mtr.ratio=0.99 is out of reach" in run.out
     assert "Traceback" not in run.err
-    error = json.loads((point(run.folder, "0.99") / "error.json").read_text())
+    error = json.loads((job(run.folder, "0.99") / "error.json").read_text())
     assert error["users_mistake"] is True
     assert "out of reach" in error["error"]
-    assert not (point(run.folder, "mtr.ratio=0.2") / "error.json").exists()
+    assert not (job(run.folder, "mtr.ratio=0.2") / "error.json").exists()
 
     def broken(*args):
         raise ZeroDivisionError("by zero")
@@ -217,13 +217,13 @@ def test_points_that_fail_are_listed_and_the_others_computed(
         run = sweep("mtr.ratio=0.2,0.3,0.99")
     assert run.code == 1
     assert "3 points: 1 finished before (resume=false computes them again), 2 failed" in run.out
-    record = json.loads((point(run.folder, "mtr.ratio=0.3") / "error.json").read_text())
+    record = json.loads((job(run.folder, "mtr.ratio=0.3") / "error.json").read_text())
     assert record["type"] == "ZeroDivisionError"
     assert "in broken" in record["traceback"]
 
     run = sweep("mtr.ratio=0.3")
     assert run.code == 0
-    assert not (point(run.folder, "mtr.ratio=0.3") / "error.json").exists()
+    assert not (job(run.folder, "mtr.ratio=0.3") / "error.json").exists()
 
 
 def test_anchors_are_printed_beside_what_is_published(sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def swap_predictions(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_result, damage_predictions, swap_predictions])
-def test_what_a_crash_left_is_not_trusted(sweep, damage: Callable[[Path], None]) -> None:
+def test_an_incomplete_result_is_computed_again(sweep, damage: Callable[[Path], None]) -> None:
     folder = sweep("mtr.ratio=0.2").folder
     (found,) = [path.parent for path in folder.glob("*/result.json")]
     before = load_predictions(found)
@@ -333,7 +333,7 @@ def test_a_folder_in_use_is_left_alone_until_its_owner_dies(sweep, run_program) 
     assert "1 computed" in sweep("mtr.ratio=0.2").out
 
 
-def test_a_single_run_does_not_write_where_another_does(run_program) -> None:
+def test_a_single_run_does_not_write_to_a_folder_in_use(run_program) -> None:
     folder = run_program(main, *SMALL, "mtr.ratio=0.2").folder
     owner = hold(folder / ".lock")
     run = run_program(main, *SMALL, "mtr.ratio=0.3")
@@ -344,7 +344,7 @@ def test_a_single_run_does_not_write_where_another_does(run_program) -> None:
     assert read_result(folder)["points"][1]["ratio"] == 0.2
 
 
-def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(
+def test_a_job_that_waits_for_the_unreduced_model_runs_it_if_the_other_fails(
     sweep, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = sweep("mtr.ratio=0.2").folder
@@ -355,14 +355,14 @@ def test_whoever_waits_for_the_unreduced_model_computes_it_if_the_other_fails(
 
     def gathered(evaluation: ClassifierEvaluation) -> None:
         gather(evaluation)
-        threading.Timer(0.5, owner.kill).start()  # now that there is nothing left to do but to wait
+        threading.Timer(0.5, owner.kill).start()  # the other one only waits by now
 
     monkeypatch.setattr(ClassifierEvaluation, "gather", gathered)
     run = sweep("mtr.ratio=0.3")
     assert run.code == 0
     assert passes == {"none@0": 4, "mtr@0.2": 2, "mtr@0.3": 2}
     assert owner.wait() == -signal.SIGKILL
-    assert load_predictions(point(folder, "mtr.ratio=0.3")).points.tolist() == ["none@0", "mtr@0.3"]
+    assert load_predictions(job(folder, "mtr.ratio=0.3")).points.tolist() == ["none@0", "mtr@0.3"]
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
     ]
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum(output.count("result.json") for output in outputs) == 4  # each written once, by one of them
+    assert sum(output.count("result.json") for output in outputs) == 4  # every result is written once, by one of them
     results = [read_result(path) for path in (tmp_path / "sweep").glob("*/result.json")]
     assert sorted(result["points"][1]["ratio"] for result in results) == [0.1, 0.2, 0.3, 0.4]
     assert [result["unreduced"]["reused"] for result in results].count(False) == 1
@@ -426,7 +426,7 @@ def test_optuna_minimises_and_resumes(sweep) -> None:
         for result in map(read_result, run.folder.glob("*/result.json"))
     }
     assert values
-    assert all(first == 1 for first, _ in values)  # block 9 of 6 fails, and is not the end
+    assert all(first == 1 for first, _ in values)  # block 9 of 6 fails, and the study continues
     best = next(line for line in (run.folder / "optimization_results.yaml").read_text().splitlines() if "value" in line)
     assert float(best.split()[1]) == min(values.values())
     again = sweep(*search, "hydra.sweeper.params={mtr.interval:'choice(1,2)',mtr.first_block:'choice(1,9)'}")
@@ -464,7 +464,7 @@ def test_slurm_composes() -> None:
     assert launcher.gpus_per_node == 1
 
 
-def test_a_points_folder_is_a_name_of_its_own() -> None:
+def test_different_overrides_have_different_folders() -> None:
     assert job_folder("mtr.ratio=0.2,reduction=mtr") == "mtr.ratio=0.2,reduction=mtr"
     names = ["", "dataset.root=/a/b", "dataset.root=_a_b", "x" * 300, "x" * 301, "mtr.schedule=[1,2]", "a=ü b"]
     folders = [job_folder(name) for name in names]

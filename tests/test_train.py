@@ -1,4 +1,4 @@
-"""``python -m mtr_lab.train`` on a few images: what it writes, that it can be resumed and repeated."""
+"""``python -m mtr_lab.train`` on a few images: the files it writes, resuming and repeating it."""
 
 import csv
 import hashlib
@@ -37,7 +37,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of six training and two evaluation images."""
+    """Three classes with six training and two evaluation images."""
     root = tmp_path_factory.mktemp("images")
     for wnid in sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())[:3]:
         images = sorted((SAMPLE / wnid).iterdir())
@@ -169,7 +169,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
         (["dataset.train_cache=gpu"], "unknown dataset.train_cache 'gpu'.*device"),
         (["dataset.train_cache=device", "dataset.train_transform.re_prob=0.2"], r"does without .*\.re_prob=0\.2"),
         (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes.*Choose trainer=ddp"),
-        (["trainer=ddp", "trainer.devices=3"], r"batch_size=4 is shared out equally over 3 devices.*multiple of 3"),
+        (["trainer=ddp", "trainer.devices=3"], r"batch_size=4 is divided equally among 3 devices.*multiple of 3"),
         (["trainer=ddp", "trainer.devices=4"], r"mixup and cutmix mix the images.*a multiple of 8"),
         (["mtr.ratio=[0.2,0.3]"], r"mtr\.ratio=\[0\.2, 0\.3\]: training takes one ratio"),
         (["mtr.ratio=0.99"], r"mtr\.ratio=0\.99 is out of reach"),

@@ -1,4 +1,4 @@
-"""Vision Mamba families, one file each, registered with timm under the names below."""
+"""The models, one file a family, and the interface by which the rest of the library knows them."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
 from mtr_lab.backbones.patch_embed import height_and_width
-from mtr_lab.backbones.pretrained import label_names
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
@@ -22,18 +21,18 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         pretrained: load the published weights (``vim_nano``: the bundled ones). With another ``num_classes`` than
             theirs, the head stays untrained.
         kwargs: ``checkpoint`` (a local file, or ``hf://OWNER/REPOSITORY/FILE``) and ``revision`` of the weights;
-            geometry with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
-            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``; of VideoMamba for videos of T
-            frames ``num_frames`` (T) and ``kernel_size`` (frames of a patch); with timm's names ``in_chans``,
+            arguments with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
+            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``; for videos (VideoMamba)
+            ``num_frames`` (T) and ``kernel_size`` (frames of a patch); and with timm's names ``in_chans``,
             ``drop_rate``, ``global_pool`` (``token``, ``avg``, or ``""``), ``features_only`` and ``out_indices``.
 
     Returns:
-        The model in training mode; images (B, channels, H, W), or videos (B, channels, T, H, W) where there is a
-        ``num_frames``, to logits (B, num_classes). With ``features_only`` timm's wrapper of it, to a list of feature
-        maps (B, embed_dim, rows, columns).
+        The model in training mode: images (B, channels, H, W), with ``num_frames`` videos (B, channels, T, H, W), to
+        logits (B, num_classes). With ``features_only`` timm's wrapper of it: to a list of feature maps (B, embed_dim,
+        rows, columns).
 
     Raises:
-        UserError: an unknown name or argument; weights that cannot be had, read, or do not fit.
+        UserError: an unknown name or argument; weights that cannot be downloaded, cannot be read, or do not fit.
     """
     if name not in MODELS:
         raise unknown("backbone", name, MODELS)
@@ -52,7 +51,6 @@ __all__ = [
     "create_model",
     "first_state",
     "height_and_width",
-    "label_names",
     "last_state",
     "missing_members",
     "run",

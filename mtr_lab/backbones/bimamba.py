@@ -19,9 +19,9 @@ from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
 
 INNER = ("conv1d", "x_proj", "dt_proj")
-"""The modules of a direction whose parameters are used without calling them, unless a hook or an adapter is on one."""
+"""The modules of a direction. Their parameters are used directly; modules with a hook or an adapter are called."""
 SUFFIX = {"forward": "", "backward": "_b"}
-"""Of the names of a direction's modules and parameters."""
+"""By direction: the suffix of the names of its modules and parameters."""
 
 
 class BiMamba(nn.Module):
@@ -30,7 +30,7 @@ class BiMamba(nn.Module):
     Args:
         d_model: width C of the token stream.
         d_state: N, states a channel.
-        average_directions: divide the sum of the two directions by two, as Vim does (VideoMamba does not).
+        average_directions: divide the sum of the two directions by two, as in Vim (not in VideoMamba).
         d_conv: width of the causal convolution.
         expand: d_inner = expand · d_model.
 
@@ -65,11 +65,11 @@ class BiMamba(nn.Module):
     def forward(
         self, hidden: Tensor, positions: Positions | None = None, needs: Sequence[str] = ()
     ) -> tuple[Tensor, Evidence]:
-        """Mix the tokens: (B, L, C) -> (B, L, C), and the evidence asked for.
+        """Mix the tokens: (B, L, C) -> (B, L, C), and the requested evidence.
 
         Args:
             hidden: normalised tokens, (B, L, C).
-            positions: where they are; ``None`` for an unreduced sequence.
+            positions: of the tokens; ``None`` for an unreduced sequence.
             needs: evidence to collect, names from ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         """
         positions = positions or Positions()
@@ -104,7 +104,7 @@ class BiMamba(nn.Module):
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
         """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``.
 
-        The literature counts one of the directions, and the convolution with its padding.
+        The literature counts a single direction, and the padding of the convolution, too.
         """
         width, inner, rank, states = self.d_model, self.d_inner, self.dt_rank, self.d_state
         projections = 3 * width * inner * tokens  # in_proj and out_proj
@@ -119,7 +119,7 @@ class BiMamba(nn.Module):
         )
 
     def _weights(self, paths: Sequence[ScanPath], conv1d: Any, x_proj: Any, dt_proj: Any) -> ops.MambaWeights:
-        """The parameters of these directions, those of their modules ``INNER`` among them."""
+        """The parameters of these directions, with those of their modules ``INNER``."""
         A_log, D = self._states(paths)
         return ops.MambaWeights(
             conv_weight=[module.weight for module in conv1d],
@@ -139,18 +139,18 @@ class BiMamba(nn.Module):
     def _projected_by_modules(
         self, x: Tensor, paths: Sequence[ScanPath], *inner: list[Any], aligned: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What the scan reads, by calling the modules of each direction, as the authors do: hooks and adapters act.
+        """The inputs of the scan, computed by calling the modules of each direction, so that hooks and adapters run.
 
-        Tokens (B, L, E) -> u and Δ, (G, B, L, E), B and C, (G, B, L, N), and the bias, (G, E). Δ comes with its bias,
-        which is returned apart only where the scan is ``aligned`` and needs it.
+        Tokens (B, L, E) -> u and Δ, (G, B, L, E), B and C, (G, B, L, N), and the bias of Δ, (G, E). Δ contains its
+        bias, unless the scan is ``aligned`` and needs the bias separately.
         """
         directions, biases = [], []
         for path, conv1d, x_proj, dt_proj in zip(paths, *inner, strict=True):
-            read = x.flip(1) if path.reverse else x
-            u = F.silu(conv1d(read.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+            tokens = x.flip(1) if path.reverse else x
+            u = F.silu(conv1d(tokens.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
             low_rank, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
             delta = dt_proj(low_rank)
-            if aligned:  # a token without input: the bias, and whatever an adapter adds to it
+            if aligned:  # Δ of a token without input: the bias, with what an adapter adds to it
                 biases.append(dt_proj(low_rank.new_zeros(1, 1, self.dt_rank)).flatten())
                 delta = delta - biases[-1]
             directions.append([t.flip(1) if path.reverse else t for t in (u, delta, b, c)])
@@ -164,28 +164,10 @@ class BiMamba(nn.Module):
 
 
 def _timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
-    """Low rank -> Δ before softplus; the bias starts where softplus gives Δ log-uniform in [0.001, 0.1]."""
+    """Low rank -> Δ before softplus; the initial bias makes Δ log-uniform in [0.001, 0.1] after softplus."""
     projection = nn.Linear(dt_rank, d_inner)
     nn.init.uniform_(projection.weight, -(dt_rank**-0.5), dt_rank**-0.5)
     delta = torch.exp(torch.empty(d_inner).uniform_(math.log(0.001), math.log(0.1))).clamp(min=1e-4)
     with torch.no_grad():
         projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
     return projection
-
-
-def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """The authors' decay rule: 0 for the first block, then linearly from 0 to just under ``rate``."""
-    return [rate * max(block - 1, 0) / max(depth - 1, 1) for block in range(depth)]
-
-
-def initialise(model: nn.Module, depth: int) -> None:
-    """The authors' initialisation of what is not a Mamba parameter; output projections shrink with depth."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("out_proj.weight"):
-            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-            with torch.no_grad():
-                parameter.div_(math.sqrt(depth))
-        elif name in ("pos_embed", "cls_token", "head.weight"):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        elif name == "head.bias":
-            nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""What a part of a model costs for one image, in both conventions of counting FLOPs."""
+"""The costs of a part of a model for one image, in both conventions of counting FLOPs."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Costs:
-    """``flops`` are true ones, 2 a multiply-accumulate; ``literature`` as papers count them, 1 a multiply-accumulate.
-
-    ``exponentials`` are those of exp(Δ A). Normalisations and activations are left out of all three.
-    """
+    """Operation counts, without normalisations and activations."""
 
     flops: int = 0
+    """True FLOPs, 2 for a multiply-accumulate."""
     literature: int = 0
+    """FLOPs as papers count them, 1 for a multiply-accumulate."""
     exponentials: int = 0
+    """Of exp(Δ A)."""
 
     @classmethod
     def products(cls, multiply_accumulates: int) -> "Costs":
@@ -33,6 +33,6 @@ class Costs:
 
 
 def linear_costs(module: nn.Module, tokens: int) -> Costs:
-    """The costs of all linear layers in a module, each called once with that many tokens."""
+    """The costs of all linear layers in a module, for one call of each with that many tokens."""
     weights = (layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
     return Costs.products(tokens * sum(weights))

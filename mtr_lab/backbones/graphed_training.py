@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: two launches instead of hundreds."""
+"""Training steps as CUDA graphs: two launches instead of thousands."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ class GraphedTraining:
     """A model's training pass, forward and backward, as CUDA graphs for batches of the shape of the first one.
 
     A step of a small model launches thousands of kernels that take less time than their launches. Batches of another
-    shape go through the model as it is. The graphs are captured anew when another schedule is in force.
+    shape run without a graph. Another schedule in force is captured anew.
 
     Source: ``torch.cuda.make_graphed_callables``.
 

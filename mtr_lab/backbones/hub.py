@@ -1,20 +1,20 @@
-"""Weights files on this machine or on the Hugging Face Hub."""
+"""Find a file of weights on this machine, or download it from the Hugging Face Hub."""
 
 import os
 from pathlib import Path
 
 from mtr_lab.errors import UserError
 
-TIMEOUT = 4.0  # seconds the Hub has to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+TIMEOUT = 4.0  # seconds to wait for the Hub, unless HF_HUB_ETAG_TIMEOUT is set
 
 
 def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
-    """The local file behind a path or an ``hf://`` address, and the hub commit it was resolved to.
+    """The local file of a path or an ``hf://`` address, and its commit on the hub.
 
-    Without a network, files that were downloaded before are found in the hub's cache.
+    Without a network, files are taken from the hub's cache.
 
     Raises:
-        UserError: an absent file, a malformed address, or a file that can neither be downloaded nor found in the cache.
+        UserError: an absent file, a malformed address, or a file that is neither in the cache nor downloadable.
     """
     if not checkpoint.startswith("hf://"):
         path = Path(checkpoint).expanduser()
@@ -30,16 +30,16 @@ def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
 
 
 def download(repository: str, file: str, revision: str) -> Path:
-    """The file in the hub's cache, downloaded if it is not there or another by now.
+    """The file in the hub's cache, downloaded if it is missing or outdated.
 
     Raises:
-        UserError: it is not there and cannot be downloaded.
+        UserError: the file is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        # hf_hub_download tries an unreachable hub for up to half a minute.
+        # hf_hub_download retries an unreachable hub for up to half a minute.
         unreachable = _why_unreachable(repository, file, revision)
         if unreachable is None:
             return Path(hf_hub_download(repository, file, revision=revision))
@@ -56,18 +56,18 @@ def download(repository: str, file: str, revision: str) -> Path:
 
 
 def _why_unreachable(repository: str, file: str, revision: str) -> str | None:
-    """How the Hub failed to answer, ``None`` if it answered, be it with a refusal."""
+    """The error by which the Hub is unreachable; ``None`` if it answers, even with a refusal."""
     from huggingface_hub import get_session, hf_hub_url
 
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", TIMEOUT))
     url = hf_hub_url(repository, file, revision=revision)
     try:
         response = get_session().head(url, timeout=timeout)
-    except Exception as error:  # of requests or of httpx, by the version of huggingface_hub
+    except Exception as error:  # from requests or httpx, depending on the version of huggingface_hub
         return first_line(error)
     return f"status {response.status_code}" if response.status_code >= 500 else None
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
+    """The first line of the message of an error, or the name of its type if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

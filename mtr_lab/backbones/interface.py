@@ -1,7 +1,6 @@
-"""What a backbone says of itself, and the loop that runs it.
+"""The interface of a backbone, and the loop over its blocks.
 
-Schedules, FLOPs, roofline, tasks, pictures, bench, CUDA graphs and weights know this alone. A backbone is any module
-that has these members; it need not inherit anything.
+All code outside a family uses this interface alone. A backbone is any module with these members, of any base class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +16,21 @@ from mtr_lab.tokens import Layout, TokenState
 
 
 class ModelReduction(Protocol):
-    """What a policy attaches to a backbone: one object that holds the operating point in force."""
+    """What ``patch`` attaches to a backbone: the policy and the schedule in force."""
 
     @property
     def key(self) -> Any:
-        """Hashable; equal if and only if the forward pass is the same. ``None`` where nothing is reduced."""
+        """Hashable; equal if and only if the forward pass is the same. ``None`` for the unreduced one."""
 
     def on_picture(self, images: Tensor) -> Tensor:
-        """The images that the backbone is given instead."""
+        """The images that the backbone gets instead."""
 
     def on_embedding(self, state: TokenState) -> TokenState:
-        """The tokens before the first block, with a pending plan if some go."""
+        """The tokens before the first block, with a pending plan if some are removed."""
 
 
 class Backbone(Protocol):
-    """A classifier of stages of blocks, itself a module. B images, C channels, K classes."""
+    """A classifier whose stages consist of blocks; a module. B images, C channels, K classes."""
 
     reduction: Any
     """The :class:`ModelReduction` in force, ``None`` for none; set and removed by ``mtr_lab.reduction``."""
@@ -46,11 +45,11 @@ class Backbone(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one image (channels, H, W), or video (channels, T, H, W), of the model's own size."""
+        """(channels, H, W) of an image, or (channels, T, H, W) of a video, of the model's own size."""
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm before the head, a module as those of blocks: (hidden, residual, plan) -> (normed, residual)."""
+        """The norm before the head, called as the norms of blocks: (hidden, residual, plan) -> (normed, residual)."""
 
     def layouts(self, img_size: Sequence[int] | None = None) -> list[Layout]:
         """The tokens of each stage for images of (height, width), by default the model's own.
@@ -60,26 +59,26 @@ class Backbone(Protocol):
         """
 
     def embed(self, images: Tensor) -> TokenState:
-        """Images to the state before the first block."""
+        """Images -> the state before the first block."""
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
-        """The state after the last block of a stage to the state before the first block of ``stage``, the next one."""
+        """The state after the last block of the stage before -> the state before the first block of ``stage``."""
 
     def classify(self, state: TokenState) -> Tensor:
         """The state after the last block -> logits (B, K)."""
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, none for 0 classes."""
+        """Replace the head by a new one, by none for 0 classes."""
 
     def costs(self, layouts: Sequence[Layout]) -> Costs:
-        """For one image, of all that is not a block: the embedding, what is between stages, the head."""
+        """The costs outside the blocks for one image: the embedding, the transitions between stages, the head."""
 
 
 MEMBERS = tuple(sorted(set(Backbone.__annotations__) | {name for name in vars(Backbone) if not name.startswith("_")}))
 
 
 def missing_members(model: object) -> list[str]:
-    """The members of :class:`Backbone` that an object lacks; it is a backbone if there are none."""
+    """The members of :class:`Backbone` that an object lacks, none if it is a backbone."""
     return [name for name in MEMBERS if not hasattr(model, name)]
 
 
@@ -89,12 +88,12 @@ def blocks_of(model: Backbone) -> list[Block]:
 
 
 def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracking_offset: bool = False) -> TokenState:
-    """Images (B, channels, H, W) to the state before the first block, as the policy in force has it.
+    """Images (B, channels, H, W) -> the state before the first block, after the policy has acted on both.
 
     Args:
-        traced: track ``source``, which is tracked anyway where a later part of a reduced model needs it: a stage that
-            follows, or a mixer that convolves over the grid.
-        tracking_offset: track ``offset`` too, for the restoration ``skip``.
+        traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
+            over the grid, tracks it anyway.
+        tracking_offset: track ``offset``, too, for the restoration ``skip``.
     """
     reduction = model.reduction
     state = model.embed(images if reduction is None else reduction.on_picture(images))
@@ -110,9 +109,12 @@ def _needs_source(model: Backbone) -> bool:
 
 
 def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[TokenState, TokenState]]:
-    """Run the blocks from number ``first`` on, whose state before it is ``state``; yields those before and after each.
+    """Run the blocks from number ``first`` on; yields the states before and after each block.
 
-    With ``model.grad_checkpointing``, a block's activations are computed again in the backward pass.
+    With ``model.grad_checkpointing``, the activations of a block are computed again in the backward pass.
+
+    Args:
+        state: the state before block ``first``.
     """
     start = 0
     for number, stage in enumerate(model.stages):
@@ -128,14 +130,14 @@ def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[To
 
 
 def run_block(model: Backbone, block: Block, state: TokenState) -> TokenState:
-    """One block on the state before it."""
+    """The state before a block -> the state after it."""
     if getattr(model, "grad_checkpointing", False) and torch.is_grad_enabled():
         return TokenState(*checkpoint(block, *state, use_reentrant=False))
     return TokenState(*block(*state))
 
 
 def last_state(model: Backbone, images: Tensor) -> TokenState:
-    """Images (B, channels, H, W) to the state after the last block."""
+    """Images (B, channels, H, W) -> the state after the last block."""
     state = first_state(model, images)
     for _, after in run(model, state):
         state = after

@@ -1,4 +1,4 @@
-"""Norms between blocks: they add the two streams, reduce them if a plan is pending, and normalise the sum."""
+"""The norms before mixers and MLPs: they apply a pending plan, add the two streams and normalise the sum."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class RMSNorm(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.rms_norm_add``."""
+        """Two streams (B, L, C) -> normed and residual, (B, M, C), as ``mtr_lab.ops.rms_norm_add``."""
         return ops.rms_norm_add(hidden, residual, self.weight, self.eps, plan=plan)
 
 
@@ -33,5 +33,5 @@ class LayerNorm(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, L, C) twice -> (normed, residual), (B, M, C) each, as ``mtr_lab.ops.layer_norm_add``."""
+        """Two streams (B, L, C) -> normed and residual, (B, M, C), as ``mtr_lab.ops.layer_norm_add``."""
         return ops.layer_norm_add(hidden, residual, self.weight, self.bias, self.eps, plan=plan)

@@ -1,10 +1,9 @@
-"""Images and videos to patch tokens, and position embeddings for any grid."""
+"""Turn images and videos into patch tokens."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
@@ -13,9 +12,10 @@ from mtr_lab.errors import UserError
 
 
 class PatchEmbed(nn.Module):
-    """Convolution that turns an image into a row-major sequence of patch tokens; patches may overlap.
+    """A convolution that turns an image into a row-major sequence of patch tokens; patches may overlap.
 
-    A video becomes ``frames`` such sequences one after the other, each of ``kernel_size`` of its ``num_frames`` frames.
+    A video becomes a concatenation of ``frames`` = ``num_frames`` / ``kernel_size`` such sequences; a patch spans
+    ``kernel_size`` frames.
 
     Raises:
         UserError: the image or video does not fit the patch grid.
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one image (in_chans, H, W) or video (in_chans, T, H, W) of the model's own size."""
+        """(in_chans, H, W) of an image or (in_chans, T, H, W) of a video of the model's own size."""
         frames = () if self.num_frames is None else (self.num_frames,)
         return (self.in_chans, *frames, *self.img_size)
 
@@ -65,12 +65,12 @@ class PatchEmbed(nn.Module):
 
     @property
     def tiles(self) -> bool:
-        """Whether the patches lie side by side in an image: no overlap, no video."""
+        """Whether the patches tile an image: no overlap, no video."""
         return self.num_frames is None and self.stride == self.patch_size
 
     @property
     def can_fuse(self) -> bool:
-        """Whether this module and its projection may be used without calling them: no hook or adapter is on them."""
+        """Whether the projection's parameters may be used directly: patches tile, and no hook or adapter is set."""
         return self.tiles and is_untouched(self) and is_plain(self.proj)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
@@ -79,10 +79,10 @@ class PatchEmbed(nn.Module):
         return self.grid(*images.shape[-2:])
 
     def _check(self, images: Tensor) -> None:
-        """Raise a ``UserError`` unless these are images (or videos) in shape and type; no pixel is looked at."""
+        """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked."""
         what = "images (B, channels, H, W)" if self.num_frames is None else "videos (B, channels, T, H, W)"
         if isinstance(images, torch.fx.Proxy):
-            raise UserError("torch.fx cannot trace the model symbolically: take torch.export or torch.compile.")
+            raise UserError("torch.fx cannot trace the model symbolically: use torch.export or torch.compile.")
         if not isinstance(images, Tensor):
             raise UserError(
                 f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
@@ -119,7 +119,7 @@ class PatchEmbed(nn.Module):
 
         Videos (B, in_chans, T, H, W) -> tokens (B, frames · rows · columns, C), frame by frame.
         """
-        self.grid_of(images)  # refuses what does not fit
+        self.grid_of(images)  # raises an error if the images do not fit
         if self.tiles and is_plain(self.proj):
             return ops.project_patches(images, self.proj.weight, self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
@@ -130,39 +130,6 @@ def _autocasts(device: str) -> bool:
 
 
 def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """The sides of an image, given as one number for both or as (height, width)."""
+    """(height, width) of an image whose size is one number for both sides, or (height, width)."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return height, width
-
-
-def resize_channels(weight: Tensor, channels: int) -> Tensor:
-    """Weights (C, in_chans, \\*) of a patch convolution for another number of channels: (C, channels, \\*).
-
-    A grey image gives what it gives as equal channels, for their sum over the channels stays; more channels take the
-    weights of the old ones in turn. As ``timm.models.adapt_input_conv``.
-    """
-    old = weight.shape[1]
-    if channels == 1:
-        return weight.float().sum(1, keepdim=True)
-    return weight.float()[:, [channel % old for channel in range(channels)]] * (old / channels)
-
-
-def resize_positions(
-    embedding: Tensor, class_position: int, old: tuple[int, int], new_class_position: int, new: tuple[int, int]
-) -> Tensor:
-    """Interpolate position embeddings to another grid, bicubic with antialiasing.
-
-    Args:
-        embedding: (1, 1 + old rows · columns, C); the class token's entry, at ``class_position``, is not interpolated.
-        old, new: (rows, columns).
-        new_class_position: where the class token's entry goes in the result.
-
-    Returns:
-        (1, 1 + new rows · columns, C).
-    """
-    class_entry = embedding[:, class_position : class_position + 1]
-    patches = torch.cat([embedding[:, :class_position], embedding[:, class_position + 1 :]], dim=1)
-    image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, old rows, old columns)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    patches = image.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([patches[:, :new_class_position], class_entry, patches[:, new_class_position:]], dim=1)

@@ -1,4 +1,4 @@
-"""What a registered name stands for, in timm's terms: where its weights are and which images they were trained on."""
+"""The configuration of a registered model in timm's terms: its weights, their classes and their preprocessing."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -9,39 +9,48 @@ ASSETS = resources.files("mtr_lab") / "assets"
 IMAGENET = "imagenet-1k"
 
 
-def complete(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Complete what is particular to the weights ``ARCHITECTURE.TAG`` to a configuration of each architecture.
+def complete(
+    configs: Mapping[str, Mapping[str, Any]], *, first_conv: str, classifier: str
+) -> dict[str, dict[str, Any]]:
+    """The configuration of each architecture, from what is particular to the weights ``ARCHITECTURE.TAG``.
 
-    The rest is that of ImageNet-1k, with images prepared as for DeiT: resize to size / 0.875, centre crop. The fields
-    are those of timm's ``PretrainedCfg``, but that ``label_names`` may also name one of timm's datasets.
+    The defaults are ImageNet-1k with the preprocessing of DeiT: resize to size / 0.875, centre crop. The fields are
+    those of timm's ``PretrainedCfg``, and ``published_top1``: the ImageNet-1k accuracy that the authors report, a
+    fraction. ``label_names`` may also be the name of one of timm's datasets.
+
+    Args:
+        configs: by ``ARCHITECTURE.TAG``.
+        first_conv, classifier: the names of these modules in the models of the family.
     """
-    return {key.split(".")[0]: {**_defaults(*key.split(".")), **config} for key, config in configs.items()}
-
-
-def _defaults(architecture: str, tag: str) -> dict[str, Any]:
+    modules = {"first_conv": first_conv, "classifier": classifier}
     return {
-        "architecture": architecture,
-        "tag": tag,
-        "custom_load": False,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "crop_mode": "center",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "num_classes": 1000,
-        "label_names": IMAGENET,
-        "pool_size": None,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
+        name: {"architecture": name, "tag": tag, **_DEFAULTS, **modules, **config}
+        for (name, tag), config in ((key.split("."), config) for key, config in configs.items())
     }
 
 
-def resolve(registered: Mapping[str, Any], given: Any = None, overlay: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration in force: the registered one unless timm's factory was given another, or changes to it."""
+_DEFAULTS = {
+    "custom_load": False,
+    "input_size": (3, 224, 224),
+    "fixed_input_size": False,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "num_classes": 1000,
+    "label_names": IMAGENET,
+    "pool_size": None,
+    "published_top1": None,
+}
+
+
+def timm_config(
+    registered: Mapping[str, Any], given: Any = None, overlay: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The fields of timm's ``PretrainedCfg``: the registered ones, or those that timm's factory was given instead."""
     if given is None and overlay is None:
-        return dict(registered)
+        return {key: value for key, value in registered.items() if key != "published_top1"}
     from timm.models import resolve_pretrained_cfg
 
     resolved: dict[str, Any] = resolve_pretrained_cfg(registered["architecture"], given, overlay).to_dict()
@@ -49,7 +58,7 @@ def resolve(registered: Mapping[str, Any], given: Any = None, overlay: dict[str,
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes in index order (WordNet ids, of ImageNet), ``None`` if they are unknown."""
+    """The class names in index order (of ImageNet, WordNet ids), ``None`` if they are unknown."""
     names = config.get("label_names")
     if isinstance(names, str):
         return _timm_label_names(names)

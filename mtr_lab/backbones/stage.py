@@ -1,4 +1,4 @@
-"""Blocks, and the stages they form."""
+"""Blocks and stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs, linear_costs
 from mtr_lab.backbones.drop_path import DropPath
 from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
+from mtr_lab.tokens.gather import take_or_zero
 from mtr_lab.tokens.positions import Positions
 
 
 class BlockReduction(Protocol):
-    """What a policy attaches to a block."""
+    """What ``patch`` attaches to a block."""
 
     @property
     def aligned(self) -> bool:
-        """Whether the scan's state decays over the places of removed tokens."""
+        """Whether the scan's state decays over the positions of removed tokens."""
 
     @property
     def size_exponent(self) -> float:
@@ -26,46 +27,46 @@ class BlockReduction(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``; none where nothing goes."""
+        """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
     @property
     def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
-        """Picks the paths to scan from a mixer's own; ``None`` for all of them."""
+        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
-        """The tokens after the mixer, reduced if some go, and their evidence if anything still reads it."""
+        """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
-        """The plan by which tokens are merged for the MLP alone; ``None`` for none."""
+        """The plan that merges tokens for the MLP alone; ``None`` for no plan."""
 
 
 class Mixer(Protocol):
-    """What mixes the tokens of a block: a module."""
+    """The module of a block that mixes its tokens."""
 
     paths: tuple[ScanPath, ...]
-    """The directions in which it scans, none if it shows no evidence (attention)."""
-    # And ``reads_grid = True`` if it convolves over the grid: then ``source`` is tracked where tokens are reduced.
+    """The directions in which it scans; empty for a mixer that does not scan, and so has no evidence (attention)."""
+    # A mixer that convolves over the grid has ``reads_grid = True``, too: a reduced model then tracks ``source``.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
-        """Normalised tokens (B, L, C) -> mixed ones, and the evidence asked for, ``Evidence.none`` without a scan."""
+        """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Costs of one sequence with ``tokens`` of the tokens of ``layout`` left, scanned along ``paths``."""
+        """Costs of one sequence with ``tokens`` of the tokens of ``layout``, scanned along ``paths``."""
 
 
 class Block(nn.Module):
-    """Add, normalise, mix, reduce where a policy is attached, and if there is an MLP: add, normalise, transform.
+    """Add, normalise, mix, reduce if a policy is attached; with an MLP then add, normalise, transform.
 
     Args:
         mixer: see :class:`Mixer`.
-        norm: of (hidden, residual, plan) to (normed, residual), see ``mtr_lab.backbones.norms``.
+        norm: (hidden, residual, plan) -> (normed, residual), see ``mtr_lab.backbones.norms``.
         mlp, mlp_norm: the second half of the block, if it has one.
-        drop_path: how often, while training, what enters the block is not added to the residual stream: the output of
-            the block before, as in the authors' code of Vim, and with an MLP that of this block's mixer too.
+        drop_path: probability, while training, that an output is not added to the residual stream: that of the block
+            before, as in Vim, and with an MLP that of this block's mixer, too.
     """
 
     reduction: BlockReduction | None
-    """What a policy attaches; set and removed by ``mtr_lab.reduction``."""
+    """The policy's part in this block; set and removed by ``mtr_lab.reduction``."""
 
     def __init__(
         self,
@@ -94,8 +95,8 @@ class Block(nn.Module):
         layout: Layout | None = None,
         offset: Tensor | None = None,
     ) -> TokenState:
-        """The parts of one ``TokenState`` -> the next: ``block(*state)``, so that hooks on blocks see tensors."""
-        size = size.detach()  # a reentrant checkpoint calls every floating-point output of a block differentiable
+        """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
+        size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
         normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
         state = TokenState(normed, residual, index, size, special, source, None, layout, offset)
         reduction = self.reduction
@@ -110,7 +111,7 @@ class Block(nn.Module):
         return state if self.mlp is None else self._transformed(state, evidence)
 
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
-        """The second half: the MLP, on fewer tokens where a policy merges them for it alone."""
+        """The second half: the MLP, on merged tokens if the policy has a plan for it."""
         assert self.mlp is not None
         assert self.mlp_norm is not None
         plan = None if self.reduction is None else self.reduction.around_mlp(state, evidence)
@@ -118,29 +119,28 @@ class Block(nn.Module):
         if plan is None:
             return state.with_streams(self.mlp(normed), residual)
         merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
-        rows = plan.dest.clamp(min=0)[..., None].expand(-1, -1, merged.shape[2])
-        return state.with_streams(merged.gather(1, rows).masked_fill((plan.dest < 0)[..., None], 0), residual)
+        return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
     def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[ScanPath] | None = None) -> Costs:
-        """Of one sequence.
+        """The costs for one sequence.
 
         Args:
-            mixed: how many tokens the mixer is given.
-            transformed: how many the MLP is given, if there is one.
+            mixed: the number of tokens in the mixer.
+            transformed: the number of tokens in the MLP.
             layout: of the unreduced tokens.
-            paths: those that are scanned, by default all of the mixer's.
+            paths: the paths to scan, by default all of the mixer's.
         """
-        own: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
-        return own if self.mlp is None else own + linear_costs(self.mlp, transformed)
+        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
+        return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks whose tokens lie on one grid."""
+    """Consecutive blocks with tokens of one grid."""
 
     blocks: Sequence[Block]
     width: int
-    """Channels C of a token."""
+    """C, channels of a token."""
     stride: int
     """Pixels between the patches of neighbouring tokens."""
     patch_size: int

@@ -1,4 +1,4 @@
-"""VideoMamba for images and videos: class token first, the two directions of a block summed but not halved.
+"""VideoMamba for images and videos: class token first, the two directions of a block summed, not averaged.
 
 With ``num_frames`` a model takes videos: patches of one frame (or of ``kernel_size`` frames) each, ordered frame by
 frame, with a spatial and a temporal position embedding; the blocks are the same.
@@ -9,9 +9,9 @@ OpenGVLab/VideoMamba. State-dict names are the authors'.
 
 from typing import Any
 
+from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.weights import build
 
 
 class VideoMamba(VisionMamba):
@@ -20,22 +20,24 @@ class VideoMamba(VisionMamba):
     video = True
 
     def class_position(self, patches: int) -> int:
-        """The class token leads."""
+        """The first position."""
         return 0
 
 
-def _hub(file: str) -> dict[str, str]:
-    """The authors' weights on the Hugging Face Hub."""
-    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file}
+def _hub(file: str, top1: float) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub, and their accuracy by the authors' MODEL_ZOO.md."""
+    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "published_top1": top1}
 
 
 CONFIGS = complete(
     {
-        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth"),
-        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth"),
-        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth"),
-        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth"),
-    }
+        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769),
+        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812),
+        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828),
+        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827),
+    },
+    first_conv="patch_embed.proj",
+    classifier="head",
 )
 
 

@@ -1,4 +1,4 @@
-"""Vision Mamba (Vim): the class token stands in the middle of the sequence, the two directions are averaged.
+"""Vision Mamba (Vim): the class token is in the middle of the sequence, the two directions are averaged.
 
 Source: Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
 arXiv 2401.09417; code and weights hustvl/Vim. State-dict names are the authors'.
@@ -6,9 +6,9 @@ arXiv 2401.09417; code and weights hustvl/Vim. State-dict names are the authors'
 
 from typing import Any
 
+from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.weights import build
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -21,29 +21,31 @@ class Vim(VisionMamba):
     average_directions = True
 
     def class_position(self, patches: int) -> int:
-        """The middle: half of the patches, rounded down, come before it."""
+        """The middle: after half of the patches, rounded down."""
         return patches // 2
 
 
-def _hub(repository: str, file: str) -> dict[str, str]:
-    """The authors' weights on the Hugging Face Hub."""
-    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file}
+def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub, and their accuracy by the paper and the files' names."""
+    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file, "published_top1": top1}
 
 
 CONFIGS = complete(
     {
-        "vim_ti.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
-        "vim_ti_plus.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
-        "vim_s.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
-        "vim_s_plus.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
-        "vim_b.in1k": _hub("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
+        "vim_ti.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 0.761),
+        "vim_ti_plus.in1k": _hub("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 0.783),
+        "vim_s.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 0.805),
+        "vim_s_plus.in1k": _hub("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816),
+        "vim_b.in1k": _hub("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819),
         "vim_nano.imagenette": {
             "file": str(ASSETS / "vim_nano.safetensors"),
             "input_size": (3, 112, 112),
             "num_classes": 10,
             "label_names": IMAGENETTE,
         },
-    }
+    },
+    first_conv="patch_embed.proj",
+    classifier="head",
 )
 
 

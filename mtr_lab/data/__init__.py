@@ -1,4 +1,4 @@
-"""Images in, batches out: datasets, class names and their mapping to a model's outputs."""
+"""Datasets and their batches: classification, detection and segmentation; class names and model outputs."""
 
 from mtr_lab.data.classes import imagenet_classes, map_classes
 from mtr_lab.data.classification.datamodule import ImageDataModule

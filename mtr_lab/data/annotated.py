@@ -1,4 +1,4 @@
-"""Images with annotations in files of their own, boxes or label maps: decoded, and what is wrong with them said."""
+"""A dataset of images whose annotations, boxes or label maps, lie in separate files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mtr_lab.errors import UserError
 
 
 class AnnotatedSource(Protocol):
-    """Images that can be read in any order, from files."""
+    """Image files of one split with their annotations, in random access."""
 
     location: str
     classes: tuple[str, ...]
@@ -30,11 +30,11 @@ Source = TypeVar("Source", bound=AnnotatedSource)
 
 
 class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
-    """Entries of a source's images.
+    """Entries of a source: a dictionary with ``id`` and ``hash``, ``Skipped``, or the ``UserError`` of the image.
 
     Args:
-        source: the images.
-        normalise: mean and standard deviation of the three colours, to 1.
+        source: the images and their annotations.
+        normalise: mean and standard deviation of the three channels, of values from 0 to 1.
         on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
     """
 
@@ -43,10 +43,10 @@ class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
 
     @abstractmethod
     def annotated(self, index: int, image: Tensor) -> dict[str, Any]:
-        """What an entry has besides ``id`` and ``hash``, of an image (3, h, w) uint8.
+        """The entry of an image (3, h, w) uint8, without ``id`` and ``hash``.
 
         Raises:
-            UserError: its annotation is wrong, or does not fit it.
+            UserError: the annotation is wrong, or does not fit the image.
         """
 
     def __len__(self) -> int:
@@ -64,6 +64,6 @@ class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
             return error
 
     def normalised(self, image: Tensor) -> Tensor:
-        """(3, h, w) float32 of uint8."""
+        """The image (3, h, w), uint8 -> float32."""
         mean, std = self.normalise
         return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(mean), list(std))

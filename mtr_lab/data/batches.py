@@ -1,4 +1,4 @@
-"""From images to batches, and on to a GPU."""
+"""Collate images to batches, load them in workers, and prefetch them to a GPU."""
 
 import os
 import weakref
@@ -19,16 +19,16 @@ from mtr_lab.errors import UserError
 
 
 class EntryCollate(ABC):
-    """Entries -> one batch, or the first mistake among them.
+    """Collates entries to one batch, or returns the first ``UserError`` among them.
 
-    A batch has what ``stacked`` makes of the images that could be decoded, "id" and "hash", arrays of B str (trainers
-    walk through every item of a list), and "skipped", a list of the ids of the images left out; B is smaller than the
-    batch size by the number of those.
+    A batch is the dictionary that ``stack`` returns for the B images that could be decoded, with "id" and "hash"
+    (arrays of B str, as Lightning walks through every item of a list) and "skipped" (a list of the ids of images that
+    could not be decoded). B is the batch size less the skipped images.
     """
 
     @abstractmethod
     def stack(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of B images, which may be none, without what all batches have."""
+        """The batch of B ≥ 0 images, without "id", "hash" and "skipped"."""
 
     def __call__(self, entries: Sequence[Entry]) -> dict[str, Any] | UserError:
         for entry in entries:
@@ -44,18 +44,17 @@ class EntryCollate(ABC):
 
 
 class PinnedRing:
-    """Memory that workers put batches into and a GPU reads them from: shared with them, and page-locked here.
+    """Zero-copy transfer from workers to the GPU: a ring buffer in shared memory that this process page-locks.
 
-    Nothing of an image is sent, copied or mapped between the two. Batches take the slots in turn; which is whose
-    follows from the order in which a DataLoader gives its workers their batches.
+    Batch j lies in slot j mod n. A DataLoader gives batch j to worker j mod w, so a worker can compute its slots.
 
     Args:
-        slots: how many batches are there at once.
-        batch_size: images in a batch, at most.
-        input_size: (3, H, W), of uint8.
+        slots: n, the number of batches in the buffer.
+        batch_size: largest number of images in a batch.
+        input_size: (3, H, W) of the images, which are uint8.
 
     Raises:
-        UserError: there is not enough shared memory.
+        UserError: the buffer does not fit into shared memory.
     """
 
     def __init__(self, slots: int, batch_size: int, input_size: tuple[int, int, int]) -> None:
@@ -65,16 +64,16 @@ class PinnedRing:
         except RuntimeError as error:
             raise UserError(
                 f"{slots} batches of {batch_size} images, {memory.nbytes >> 20} MiB, do not fit into shared memory. "
-                f"Take less dataset.num_workers or a smaller dataset.batch_size, or enlarge /dev/shm. {error}"
+                f"Set fewer dataset.num_workers or a smaller dataset.batch_size, or enlarge /dev/shm. {error}"
             ) from error
-        self._done = 0  # batches of this worker
+        self._done = 0  # batches that this worker has put
         weakref.finalize(self, _page_lock(self._memory))
 
     def put(self, images: Sequence[Tensor]) -> int:
-        """Stack a worker's next images, which may be none, in the slot that is returned.
+        """Stack the images of a worker's next batch, possibly none, in the batch's slot; return the slot's number.
 
         Raises:
-            ValueError: they are more than a slot holds.
+            ValueError: a slot holds fewer images.
         """
         if len(images) > self._memory.shape[1]:
             raise ValueError(f"{len(images)} images for a slot of {self._memory.shape[1]}")
@@ -86,12 +85,12 @@ class PinnedRing:
         return slot
 
     def images(self, slot: int, count: int) -> Tensor:
-        """The first of a slot, (count, 3, H, W)."""
+        """The first images in a slot, (count, 3, H, W)."""
         return self._memory[slot, :count]
 
 
 def _page_lock(memory: Tensor) -> Callable[[], None]:
-    """Lock the pages of a tensor, and return what unlocks them, in this process alone."""
+    """Lock the pages of a tensor; return a function that unlocks them in this process and does nothing in a fork."""
     runtime, process, address = torch.cuda.cudart(), os.getpid(), memory.data_ptr()
     torch.cuda.check_error(runtime.cudaHostRegister(address, memory.nbytes, 0))
 
@@ -104,10 +103,12 @@ def _page_lock(memory: Tensor) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Collate(EntryCollate):
-    """Batches of {"image": (B, 3, H, W) float32, or uint8 of evaluation images, "label": (B,) int64}.
+    """Batches with "image", (B, 3, H, W) uint8 for evaluation and float32 for training, and "label", (B,) int64.
 
-    ``input_size`` (3, H, W) shapes a batch none of whose images could be decoded. With a ``ring``, "image" is a slot of
-    it and "label" an array, for neither a tensor is to be sent.
+    Args:
+        input_size: (3, H, W), the shape of a batch without images.
+        ring: where to stack images. "image" is then the number of a slot and "label" a NumPy array, as workers would
+            move tensors to shared memory once more.
     """
 
     input_size: tuple[int, int, int]
@@ -117,13 +118,13 @@ class Collate(EntryCollate):
         images, labels = [entry["image"] for entry in entries], [entry["label"] for entry in entries]
         if self.ring is not None:
             return {"image": self.ring.put(images), "label": np.array(labels, np.int64)}
-        # In a worker, to shared memory at once.
+        # In a worker, default_collate stacks directly into shared memory.
         stacked = default_collate(images) if images else torch.empty(0, *self.input_size, dtype=torch.uint8)
         return {"image": stacked, "label": torch.tensor(labels, dtype=torch.int64)}
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises, in the process that iterates it, the UserError a worker met."""
+    """A DataLoader that raises a worker's ``UserError`` in the process that iterates over it."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -132,12 +133,13 @@ class ImageLoader(DataLoader[Any]):
             yield batch
 
     def zero_copy(self) -> Iterator[dict[str, Any]]:
-        """The batches, each of which stays as it is until the next one is asked for.
+        """The batches; the images of a batch are valid until the next batch is requested.
 
-        Where ``Collate`` takes evaluation images, uint8 and all of one size, from workers for a loader that pins, they
-        come in a ring: a worker is sent batch j + workers · prefetch_factor when batch j is asked for, and puts it
-        where batch j - 1 was. This holds for images read in any order; of a stream, a worker may be sent more when
-        others have come to their end. The first batch has to be the largest.
+        A loader with workers, ``pin_memory`` and ``Collate`` passes evaluation images (uint8, all of one size) through
+        a ``PinnedRing``; any other loader yields its ordinary batches. The ring's size follows from the DataLoader:
+        when batch j is requested, it sends batch j + workers · prefetch_factor to a worker, which overwrites batch
+        j - 1. Streams are excluded, as a worker gets extra batches once another worker's share is exhausted. The first
+        batch must be the largest.
         """
         pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
         in_turn = self.in_order and not self.persistent_workers and not isinstance(self.dataset, IterableDataset)
@@ -155,10 +157,10 @@ class ImageLoader(DataLoader[Any]):
 
 
 class Prefetcher:
-    """Batches with their tensors on a GPU, copied there while it computes on the batch before.
+    """Copies each batch to a GPU while the GPU computes on the previous batch.
 
-    A batch is given out when the next one has come. For the copy not to hold up the host, the images have to be in
-    pinned memory; those of an :class:`ImageLoader` that pins are.
+    A batch is yielded once the next one is loaded. Copies are asynchronous only from pinned memory, which an
+    :class:`ImageLoader` with ``pin_memory`` provides.
     """
 
     def __init__(self, batches: Iterable[dict[str, Any]], device: torch.device) -> None:
@@ -172,22 +174,22 @@ class Prefetcher:
         started: tuple[dict[str, Any], torch.cuda.Event] | None = None
         for batch in self._batches.zero_copy() if isinstance(self._batches, ImageLoader) else self._batches:
             with torch.cuda.stream(copies):
-                coming = {key: self._moved(value) for key, value in batch.items()}
+                moved = {key: self._move(value) for key, value in batch.items()}
                 copied = copies.record_event()
             try:
                 if started is not None:
-                    yield self._arrived(*started)
+                    yield self._ready(*started)
             finally:
-                copied.synchronize()  # its memory is used again from here on, or is no more
-            started = coming, copied
+                copied.synchronize()  # the loader may now overwrite or free the host memory of the copy
+            started = moved, copied
         if started is not None:
-            yield self._arrived(*started)
+            yield self._ready(*started)
 
-    def _moved(self, value: Any) -> Any:
+    def _move(self, value: Any) -> Any:
         return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
 
-    def _arrived(self, batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
-        """The batch, for use on the current stream."""
+    def _ready(self, batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
+        """The batch, safe to use on the current stream."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(copied)
         for value in batch.values():
@@ -198,5 +200,5 @@ class Prefetcher:
 
 @cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all loaders: the memory that copies go to stays with their stream."""
+    """One stream for all loaders, as the caching allocator keeps a pool of memory for each stream."""
     return torch.cuda.Stream(device)

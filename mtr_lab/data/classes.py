@@ -1,4 +1,4 @@
-"""Class names, and how a dataset's labels meet a model's outputs."""
+"""Class names, and the mapping from a dataset's labels to a model's outputs."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,19 +10,19 @@ from mtr_lab.errors import UserError, unknown
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 WordNet ids of ImageNet-1k in the order of the outputs of every ImageNet-1k model."""
+    """The 1000 WordNet ids of ImageNet-1k, in the order of the model outputs."""
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 def name_classes(source_classes: Sequence[str] | None, classes: str | Sequence[str] | None) -> Sequence[str] | None:
-    """The names of a dataset's labels: what it says itself, or ``classes``, which says it in label order.
+    """The names of a dataset's labels: from ``source_classes`` if the names are known, else from ``classes``.
 
     Args:
-        source_classes: names the files or the dataset's metadata give, if any.
+        source_classes: names from the class folders or the dataset's metadata, if any.
         classes: ``None``, a list of names for labels 0, 1, 2 …, or ``"imagenet-1k"``.
 
     Raises:
-        UserError: ``classes`` is not a known set, does not name every label, or cannot be in the labels' order.
+        UserError: ``classes`` is not a known set, does not name every label, or has another order than the labels.
     """
     if classes is None:
         return source_classes
@@ -50,23 +50,23 @@ def name_classes(source_classes: Sequence[str] | None, classes: str | Sequence[s
 def map_classes(
     dataset_classes: Sequence[str] | None, model_classes: Sequence[str] | None, num_classes: int
 ) -> list[int] | None:
-    """The model output that stands for each label of the dataset, or ``None`` if labels are outputs already.
+    """The index of the model output for each label of the dataset, or ``None`` if labels are indices of outputs.
 
-    Names known on both sides decide, so ten ImageNet classes meet the right ten of a thousand outputs whatever their
-    order. With names on one side only, or on none, labels are taken as outputs if there are as many of both.
+    If both sides have class names, labels are matched by name: ten ImageNet classes get the right ten of 1000 outputs,
+    in any order. Otherwise, labels are indices of outputs, and both sides must have the same number of classes.
 
     Args:
         dataset_classes: class names in label order; ``None`` if the dataset only numbers its classes.
-        model_classes: class names in the order of the model's outputs; ``None`` if its weights do not say.
-        num_classes: how many outputs the model has.
+        model_classes: class names in the order of the model's outputs; ``None`` if its weights do not name them.
+        num_classes: number of the model's outputs.
 
     Raises:
-        UserError: a dataset class is not among the model's, or the counts differ and no names can decide.
+        UserError: the model lacks a class of the dataset, or the numbers of classes differ and one side has no names.
     """
     if model_classes is not None and len(model_classes) != num_classes:
         raise UserError(
             f"the model has {num_classes} outputs but {len(model_classes)} class names ({_quote_some(model_classes)}): "
-            "give one name for each output, or none."
+            "give one name per output, or no names."
         )
     if dataset_classes is None:
         return None
@@ -75,7 +75,7 @@ def map_classes(
             return None
         raise UserError(
             f"the dataset has {len(dataset_classes)} classes ({_quote_some(dataset_classes)}) and the model "
-            f"{num_classes} outputs, whose names its weights do not say: choose weights trained on these classes, "
+            f"{num_classes} outputs without class names: choose weights trained on these classes, "
             "train the model on this dataset, or choose another dataset."
         )
     output = {name: index for index, name in enumerate(model_classes)}

@@ -10,14 +10,13 @@ from mtr_lab.errors import UserError
 
 
 def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
-    """So many frames in RGB, evenly spread: the middle ones of ``num_frames`` parts of equal length.
+    """RGB frames of a video, evenly spaced: the middle frame of each of ``num_frames`` equal parts.
 
     Args:
-        path: an animated image (GIF, WebP, PNG), or a folder whose images are the frames in the order of their names,
-            numbers in them by value (``2.png`` before ``10.png``).
+        path: an animated image (GIF, WebP, PNG), or a folder of frames in natural order (``2.png`` before ``10.png``).
 
     Raises:
-        UserError: it cannot be read, or has fewer frames.
+        UserError: the video cannot be read, or has fewer frames.
     """
     try:
         if path.is_dir():
@@ -46,8 +45,8 @@ def _read(file: Path) -> Image.Image:
 def _frame_indices(path: Path, available: int, num_frames: int) -> list[int]:
     if available < num_frames:
         raise UserError(
-            f"the video {path} has {available} of the {num_frames} frames that backbone.num_frames asks for: give a "
-            "longer animated GIF or folder of frames, or ask for fewer."
+            f"the video {path} has too few frames ({available}) for backbone.num_frames={num_frames}: give "
+            "a longer animated GIF or folder of frames, or lower backbone.num_frames."
         )
     return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]
 

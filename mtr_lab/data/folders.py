@@ -1,4 +1,4 @@
-"""Images in class folders: where they are, and how they are read."""
+"""Find dataset directories, and read images from class folders."""
 
 import hashlib
 import os
@@ -15,22 +15,24 @@ from mtr_lab.errors import UserError
 
 _LAYOUT = (
     "Expected DIR/val/<class>/<image> (with DIR/train/<class>/<image> beside it for training) or, to evaluate only, "
-    "DIR/<class>/<image>; dataset=imagenette_sample is bundled and needs nothing."
+    "DIR/<class>/<image>; dataset=imagenette_sample is bundled and needs no directory."
 )
 
 
 def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
-    """The directory that ``dataset.root`` means; ``pkg://package/path`` is a directory inside an installed package.
+    """The directory of ``dataset.root``; ``pkg://package/path`` is a directory in an installed package.
 
     Args:
-        of_classes: whether it holds a folder a class, which messages then describe.
+        name: the dataset's name in messages.
+        root: the value of ``dataset.root``.
+        of_classes: whether messages describe class folders.
 
     Raises:
-        UserError: no root is given, or there is no such directory.
+        UserError: ``root`` is empty, or no directory.
     """
     if not root:
         more = (
-            f" (for ImageNet-1k the environment variable IMAGENET_DIR does as well). {_LAYOUT} ImageNet-1k can also "
+            f" (for ImageNet-1k, the environment variable IMAGENET_DIR works, too). {_LAYOUT} ImageNet-1k can also "
             "be read with dataset.source=hfds/ILSVRC/imagenet-1k dataset.classes=imagenet-1k "
             "dataset.test_split=validation."
         )
@@ -47,13 +49,14 @@ def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
 
 
 def find_imagenette(root: str | None, split: str) -> Path:
-    """The directory of Imagenette's splits: ``root`` as released, or ``imagenette2`` in it, downloaded by torchvision.
+    """The directory of Imagenette's splits: ``root``, or ``root/imagenette2``, which torchvision downloads if missing.
 
     Args:
-        root: a directory; empty, if it is to be downloaded into it. ``None``: ``mtr_lab`` in the user's cache.
+        root: a directory; ``None``: ``mtr_lab`` in the user's cache.
+        split: the split to look for in ``root``.
 
     Raises:
-        UserError: there is no such directory, or nothing in it and no way to download it.
+        UserError: ``root`` is no directory, or the download fails.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = find_root("imagenette", root) if root else cache / "mtr_lab"
@@ -61,7 +64,7 @@ def find_imagenette(root: str | None, split: str) -> Path:
         return directory
     unpacked = directory / "imagenette2"
     if not unpacked.is_dir() and directory.is_dir() and _holds_class_folders(directory):
-        return directory  # class folders without splits, or something else, which whoever reads it will name
+        return directory  # class folders without splits, or another split: evaluation_directory tells them apart
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / ".imagenette.lock"):
@@ -69,7 +72,7 @@ def find_imagenette(root: str | None, split: str) -> Path:
                 with TemporaryDirectory(dir=directory) as unfinished:
                     Imagenette(unfinished, split="val", download=True)
                     (Path(unfinished) / unpacked.name).rename(unpacked)
-    except (OSError, RuntimeError) as error:  # no network, no space; a file that is not what it should be
+    except (OSError, RuntimeError) as error:  # no network, a full disk, a wrong checksum
         raise UserError(
             f"dataset 'imagenette' is not in {directory} and cannot be downloaded ({error}): unpack imagenette2.tgz "
             "(https://github.com/fastai/imagenette) and set dataset.root=DIR to the directory with train and val in it."
@@ -78,10 +81,10 @@ def find_imagenette(root: str | None, split: str) -> Path:
 
 
 def evaluation_directory(root: Path, split: str) -> Path:
-    """``root/split`` if it holds class folders, else ``root`` if that does.
+    """``root/split`` if it holds class folders, else ``root``.
 
     Raises:
-        UserError: ``root`` holds splits, but not this one.
+        UserError: ``root`` holds other splits.
     """
     if _holds_class_folders(root / split):
         return root / split
@@ -89,27 +92,27 @@ def evaluation_directory(root: Path, split: str) -> Path:
     if splits:
         raise UserError(
             f"dataset.test_split={split}: {root} has no class folders in {split!r}, but in {', '.join(splits)}. "
-            f"Set dataset.test_split to the one to evaluate. {_LAYOUT}"
+            f"Set dataset.test_split to one of these. {_LAYOUT}"
         )
     return root
 
 
 def training_directory(root: Path, split: str) -> Path:
-    """``root/split``, which has to hold class folders.
+    """``root/split``.
 
     Raises:
-        UserError: it does not.
+        UserError: it holds no class folders.
     """
     if not _holds_class_folders(root / split):
         raise UserError(
-            f"training images are needed, and {root / split} holds no class folders. Set dataset.root to a directory "
-            "with DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to its name for train."
+            f"training needs images, and {root / split} holds no class folders. Set dataset.root to a directory with "
+            "DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to the folder's name."
         )
     return root / split
 
 
 def _holds_class_folders(directory: Path) -> bool:
-    """Whether it looks like a split: directories in it and no image, as a class folder would have."""
+    """Whether a directory looks like a split: it has subdirectories and, unlike a class folder, no images."""
     if not directory.is_dir():
         return False
     entries = list(directory.iterdir())
@@ -117,12 +120,12 @@ def _holds_class_folders(directory: Path) -> bool:
 
 
 class FolderSource:
-    """The encoded images of ``directory/<class>/…``; labels are the classes' places in sorted order.
+    """The encoded images of ``directory/<class>/…``; labels number the classes in sorted order.
 
-    An empty class folder is a class all the same: a split may lack images of one.
+    An empty class folder counts as a class.
 
     Raises:
-        UserError: no class folders, or no images in any.
+        UserError: the directory has no class folders, or no images.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -147,7 +150,7 @@ class FolderSource:
         return self.ids[index]
 
     def holdout_key(self, index: int) -> str:
-        """What decides whether an image is held out: its id."""
+        """The id."""
         return self.ids[index]
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a random window of an image lies that is scaled to fill a fixed size, as far as it can, for training."""
+"""Geometry of random scaling and cropping for training on dense tasks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ Sides = Sequence[int]
 
 
 def fitting_scale(image: Tensor, size: Sides) -> float:
-    """By how much the sides of an image (…, h, w) have to be scaled so that the whole of it just fits ``size``."""
+    """The largest scale at which a whole image (…, h, w) fits into ``size``."""
     return min(target / side for target, side in zip(size, image.shape[-2:], strict=True))
 
 
 def random_scale(image: Tensor, size: Sides, factors: tuple[float, float]) -> float:
-    """``fitting_scale`` times a factor from the least to the largest of ``factors``, its logarithm uniform."""
+    """``fitting_scale`` times a log-uniform random factor between the two of ``factors``."""
     low, high = map(math.log, factors)
     return fitting_scale(image, size) * math.exp(low + (high - low) * torch.rand(()).item())
 
 
 def random_crop(image: Tensor, size: Sides, scale: float) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a part of an image (…, h, w) that fills ``size`` at this scale, if it can."""
+    """Top, left, height and width of a random crop of an image (…, h, w) that fits ``size`` at this scale."""
     sides = [min(side, round(target / scale)) for side, target in zip(image.shape[-2:], size, strict=True)]
     corner = [int(torch.randint(side - part + 1, ())) for side, part in zip(image.shape[-2:], sides, strict=True)]
     return corner[0], corner[1], sides[0], sides[1]
 
 
 def scaled_sides(sides: Sides, size: Sides, scale: float) -> tuple[int, int]:
-    """Height and width of a part once it is scaled, no more than those of ``size``."""
+    """Height and width of a crop after scaling, at most those of ``size``."""
     rows, columns = (min(max(round(side * scale), 1), most) for side, most in zip(sides, size, strict=True))
     return rows, columns
 
@@ -44,7 +44,7 @@ def check_train_transform(options: Mapping[str, Any], *others: str) -> None:
         raise UserError(f"dataset.train_transform={options}: expected {', '.join(sorted(expected))}.")
     scale = options["scale"]
     if not isinstance(scale, Sequence) or len(scale) != 2:
-        raise UserError(f"dataset.train_transform.scale={scale}: expected two factors, the least and the largest.")
+        raise UserError(f"dataset.train_transform.scale={scale}: expected two factors, least and largest.")
     for value in scale:
         check_number("dataset.train_transform.scale", value, float, 0.05, 20)
     if scale[0] > scale[1]:

@@ -1,4 +1,4 @@
-"""The evaluation images of one process, of several or alone: whole batches, the very ones a single one would have."""
+"""Distributed evaluation: every rank evaluates a share of the batches that a single process would evaluate."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,16 +14,16 @@ from mtr_lab.errors import UserError
 class ShardedEvaluation(LightningDataModule):
     """Rank r of w evaluates batches r, r + w, r + 2w, … of ``data``; together the ranks see every image once.
 
-    No batch is padded or cut, so what a model computes for an image does not depend on w. A rank may have no batch.
-    On a GPU, images are copied to it ahead of their turn.
+    Batches are neither padded nor split, so the results for an image do not depend on w. A rank may get no batch.
+    On a GPU, batches are prefetched.
 
     Args:
-        data: its ``test_dataloader`` gives the same batches in every process.
-        trainer: says rank and world size. Its ``limit_test_batches``, which it would apply to each rank alone, is
-            applied here to all of them together, and lifted there.
+        data: its ``test_dataloader`` yields the same batches in every process.
+        trainer: provides rank and world size. Its ``limit_test_batches`` would limit each rank; it is reset, and
+            applied to all ranks together here.
 
     Raises:
-        UserError: (from ``test_dataloader``) a limit that leaves no batch, or a share of a stream of unknown length.
+        UserError: (from ``test_dataloader``) the limit leaves no batch, or is a share of a stream of unknown length.
     """
 
     def __init__(self, data: LightningDataModule, trainer: Trainer) -> None:
@@ -57,7 +57,7 @@ class ShardedEvaluation(LightningDataModule):
         return self._data.on_after_batch_transfer(batch, dataloader_idx)
 
     def _stop(self, batches: int | None) -> int | None:
-        """How many batches to take of so many, ``None`` if that is not known."""
+        """Number of batches to evaluate out of ``batches``; ``None`` if the length is unknown."""
         limit = self._limit
         if isinstance(limit, int) and not isinstance(limit, bool):
             return limit if batches is None else min(limit, batches)
@@ -71,7 +71,7 @@ class ShardedEvaluation(LightningDataModule):
 
 
 class _EveryNth(Sampler[Any]):
-    """Items ``start``, ``start + step``, … of ``items`` before number ``stop``."""
+    """Items ``start``, ``start + step``, … before ``stop``."""
 
     def __init__(self, items: Iterable[Any], start: int, stop: int | None, step: int) -> None:
         self._items, self._start, self._stop, self._step = items, start, stop, step
@@ -81,5 +81,5 @@ class _EveryNth(Sampler[Any]):
 
     def __len__(self) -> int:
         if self._stop is None:
-            raise TypeError("the length of a stream is not known")
+            raise TypeError("the length of a stream is unknown")
         return len(range(self._start, self._stop, self._step))

@@ -1,4 +1,4 @@
-"""The images of a dataset's two splits: to train on, held out, to evaluate, to calibrate on; and their loaders."""
+"""Training, held-out, evaluation and calibration images of a dataset with two splits, and their loaders."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from mtr_lab.errors import UserError, check_number, unknown
 
 
 class SplitSource(Protocol):
-    """The images of one split, in any order."""
+    """The images of one split, in random access."""
 
     def __len__(self) -> int: ...
     def id(self, index: int) -> str: ...
@@ -30,23 +30,23 @@ Source = TypeVar("Source", bound=SplitSource)
 
 
 class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
-    """Training, held-out, evaluation and calibration images of a dataset with two splits, one of them for training.
+    """Base of the data modules: a training split, part of which may be held out, and an evaluation split.
 
-    A subclass says how a split is opened, what its images become, and how they become a batch (``_collate``). Its
-    constructor opens the split to evaluate, so that what is wrong with it is found before a model exists; that for
-    training is opened by ``setup("fit")`` or at first use.
+    A subclass opens splits, preprocesses their images, and collates them (``_collate``). Its constructor opens the
+    evaluation split, so that mistakes show before a model is loaded; ``setup("fit")`` or the first use opens the
+    training split.
 
     Args:
-        name: what the dataset is called in results and messages.
+        name: the dataset's name in results and messages.
         train_split, test_split: names of the splits.
-        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
-        batch_size: images in a batch; of training, on all devices together.
-        num_workers: processes that decode, at most one a CPU.
-        on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
-        seed: fixes the order and the augmentation of the training images.
+        holdout: share of the training images held out for validation, chosen by a hash of their ids.
+        batch_size: number of images in a batch; in training, on all devices together.
+        num_workers: number of processes that decode, at most one per CPU.
+        on_error: what to do with an image that cannot be decoded: ``"fail"``, or ``"skip"`` and report it.
+        seed: determines the order and the augmentation of the training images.
 
     Raises:
-        UserError: anything above is not as expected.
+        UserError: an option is invalid.
     """
 
     name: str
@@ -77,19 +77,19 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
     @abstractmethod
     def _open(self, split: str, training: bool) -> Source:
-        """The images of a split, for training or to be evaluated.
+        """The images of a split, for training or evaluation.
 
         Raises:
-            UserError: there are none, or what is known of them is wrong.
+            UserError: the split has no images, or wrong annotations.
         """
 
     @abstractmethod
     def _training_images(self, augmented: bool) -> Dataset[Entry]:
-        """Entries of all training images, held-out ones included: augmented, or as for evaluation."""
+        """Entries of all training images, including the held-out ones: augmented, or preprocessed as for evaluation."""
 
     @abstractmethod
     def _evaluation_images(self) -> Dataset[Entry]:
-        """Entries of the images to evaluate."""
+        """Entries of the evaluation images."""
 
     @cached_property
     def _test_source(self) -> Source:
@@ -100,15 +100,15 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return self._open(self._train_split, training=True)
 
     def _holdout_key(self, index: int) -> str:
-        """What decides whether a training image is held out."""
+        """The string whose hash decides whether a training image is held out."""
         return self._train_source.id(index)
 
     def fingerprint(self) -> str:
-        """A hash of the evaluation images and their labels that is cheap to have and changes when they do."""
+        """A hash of the evaluation images and their labels, computed without decoding images."""
         return self._test_source.fingerprint()
 
     def setup(self, stage: str) -> None:
-        """Open the training images if ``stage`` is ``"fit"``, so that what is wrong with them shows at once."""
+        """Open the training images if ``stage`` is ``"fit"``, so that mistakes in them show before training."""
         if stage == "fit":
             self._training_images(augmented=True)
 
@@ -119,7 +119,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         share of every batch, so that a step sees the same images on any number of them.
 
         Raises:
-            UserError: there are fewer than a batch takes.
+            UserError: they are fewer than a batch.
         """
         sampler = self._training_sampler(self._training_indices(held_out=False))
         return self._loader(
@@ -128,7 +128,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
             sampler=sampler,
             drop_last=True,
             persistent_workers=self._num_workers > 0,
-            generator=torch.Generator().manual_seed(self._seed),  # of the workers' seeds
+            generator=torch.Generator().manual_seed(self._seed),  # for the seeds of the workers
         )
 
     def _training_sampler(self, kept: Sequence[int]) -> EpochShuffle:
@@ -141,16 +141,16 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return EpochShuffle(kept, self._batch_size, self._seed, rank, ranks)
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
-        """The held-out training images, preprocessed as for evaluation; no loader where nothing is held out.
+        """The held-out training images, preprocessed as for evaluation; no loader if ``holdout`` is 0.
 
         Raises:
-            UserError: some are to be held out, and the share is too small for one.
+            UserError: ``holdout`` is too small for a single image.
         """
         if not self._holdout:
             return []
         held_out = self._training_indices(held_out=True)
         if not held_out:
-            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: choose more.")
+            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: raise it.")
         dataset = Subset(self._training_images(augmented=False), held_out)
         return self._loader(dataset, persistent_workers=self._num_workers > 0)
 
@@ -159,29 +159,27 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         return self._loader(self._evaluation_images())
 
     def calibration_images(self, count: int) -> Tensor:
-        """Training images, spread evenly over the split, as the model takes them when it is evaluated.
-
-        For what is chosen on images and must not be chosen on those it is evaluated on.
+        """Training images, evenly spaced over the split and preprocessed as for evaluation, to choose settings on.
 
         Returns:
-            (count, 3, H, W) or, where there are fewer or some cannot be decoded, less.
+            (count, 3, H, W); fewer images if the split is smaller, or if some cannot be decoded.
 
         Raises:
-            UserError: there are no training images, or they are the evaluation images.
+            UserError: the training split is missing, empty, or the evaluation split.
         """
         if self._train_split == self._test_split:
             raise UserError(
-                f"dataset.train_split and dataset.test_split are both {self._test_split}: what is chosen on training "
-                "images cannot be evaluated on the same ones. Set dataset.train_split to another split."
+                f"dataset.train_split and dataset.test_split are both {self._test_split}: settings chosen on training "
+                "images cannot be evaluated on the same images. Set dataset.train_split to another split."
             )
         batches = list(self._calibration_batches(count))
         if not any(len(batch["id"]) for batch in batches):
             tried = sum(len(batch["skipped"]) for batch in batches)
-            raise UserError(f"not one of {tried} training images of {self.name} could be read.")
+            raise UserError(f"none of {tried} training images of {self.name} could be read.")
         return torch.cat([batch["image"] for batch in batches])[:count]
 
     def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
-        """Batches of ``count`` training images, or of all."""
+        """Batches with ``count`` training images, or with all if they are fewer."""
         chosen = subsample(len(self._train_source), count)
         return self._loader(Subset(self._training_images(augmented=False), chosen))
 
@@ -199,12 +197,12 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
 
 
 def subsample(length: int, count: int) -> list[int]:
-    """``count`` of the indices below ``length``, or all, evenly spread from the first on."""
+    """``count`` evenly spaced indices below ``length``, starting at 0; all of them if ``length`` is smaller."""
     count = min(count, length)
     return [i * length // count for i in range(count)]
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """The same answer for the same key on every machine, in every order and however many images there are."""
+    """Whether a hash of ``key`` falls into the share: independent of machine, order and number of images."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64

@@ -1,1 +1,5 @@
-"""What the programs that evaluate share: operating points, passes over the images, where models run, pictures."""
+"""Evaluation of a model unreduced and reduced: operating points, passes over the images, timing, pictures, results."""
+
+from mtr_lab.evaluation.user_model import evaluate_model
+
+__all__ = ["evaluate_model"]

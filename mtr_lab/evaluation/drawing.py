@@ -1,9 +1,9 @@
-"""Pictures of images as the trainer computes with them: what a reduction does to each, and what the task finds."""
+"""Pictures of evaluation images: the effect of a reduction on the tokens, and the task's outputs."""
 
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -12,44 +12,38 @@ from torch import Tensor
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import Reduction
-from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import Evaluation, Task
+from mtr_lab.results.schema import PICTURES
+from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
+from mtr_lab.tasks.task import Drawing
+
+if TYPE_CHECKING:
+    from mtr_lab.evaluation.job import Job  # imports all tasks
 
 
-def draw_images(
-    task: Task,
-    evaluation: Evaluation,
-    reduced: OperatingPoint,
-    datamodule: Any,
-    trainer: lightning.Trainer,
-    count: int,
-    folder: Path,
-) -> None:
-    """The task's pictures of the first images in their order, unreduced and at one point.
+def draw_images(job: "Job", evaluation: Evaluation[Any], points: list[OperatingPoint]) -> None:
+    """Draw the first evaluation images at two points, to the pictures folder of the run folder.
+
+    To be called after the trainer has run over images of ``job.data``, as :func:`as_input`.
 
     Args:
-        task: says what a picture shows.
-        evaluation: its first point is the unreduced model.
-        reduced: the point to draw beside it.
-        datamodule: whose evaluation images, as ``trainer`` has given them to the model before.
-        count: of the images; they are numbered from 0 in the files' names.
-        folder: to write to.
+        job: its ``pictures`` is the number of images, which are numbered from 0 in the names of the files.
+        evaluation: of the job's model.
+        points: the unreduced model's, and the one to draw beside it.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the files cannot be written.
     """
-    drawn = [evaluation.points[0], reduced]
-    evaluation.reduction.use(reduced.schedule)
-    observe = partial(observe_images, trainer, task.backbone(evaluation.model), evaluation.reduction)
-    images = chain.from_iterable(map(task.single_images, datamodule.test_dataloader()))
-    for i, image in enumerate(islice(images, count)):
-        image["image"] = as_input(image, datamodule, trainer)
-        stem = folder / f"{i:03}_{Path(image['id'][0]).stem}"
-        with placed(evaluation.model, trainer), torch.no_grad():
-            task.draw(evaluation, image, observe, drawn, datamodule.class_names, stem)
+    evaluation.reduction.use(points[-1].schedule)
+    watch = partial(observe_images, job.trainer, job.task.backbone(evaluation.model), evaluation.reduction)
+    images = chain.from_iterable(map(job.task.single_images, job.data.test_dataloader()))
+    for i, image in enumerate(islice(images, job.config.pictures)):
+        image["image"] = as_input(image, job.data, job.trainer)
+        stem = job.folder / PICTURES / f"{i:03}_{Path(image['id'][0]).stem}"
+        with placed(evaluation.model, job.trainer), torch.no_grad():
+            job.task.draw(Drawing(evaluation, image, watch, points, job.data.class_names or (), stem))
 
 
 def observe_images(trainer: lightning.Trainer, model: Any, reduction: Reduction, images: Tensor) -> list[Observation]:
-    """``observe`` of images (B, 3, H, W), or videos (B, 3, T, H, W), in the trainer's precision and on its device."""
-    with placed(model, trainer) as moved:
-        return observe(model, reduction, moved(images))
+    """``observe`` images (B, 3, H, W), or videos (B, 3, T, H, W), in the trainer's precision and on its device."""
+    with placed(model, trainer) as prepare:
+        return observe(model, reduction, prepare(images))

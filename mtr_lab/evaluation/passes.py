@@ -1,95 +1,107 @@
-"""Passes over the images of an evaluation, by one process or by several, the unreduced model's once a sweep."""
+"""Passes over the evaluation images, by one process or by several; a sweep runs the unreduced model once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import lightning
 from lightning import LightningDataModule
-from omegaconf import DictConfig
-from torch import nn
 
 from mtr_lab.errors import UserError
+from mtr_lab.evaluation.job import Job
+from mtr_lab.evaluation.placement import placed
+from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import AnyPredictions
-from mtr_lab.results.store import UnreducedCache, concat_points
-from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.results.predictions import Predictions
+from mtr_lab.results.store import UnreducedCache
+from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 from mtr_lab.tasks.ranks import from_rank_zero
-from mtr_lab.tasks.task import Evaluation, Task
 
 
 class PassResult(NamedTuple):
-    """The predictions at all points, the images that could not be read, whether the unreduced model's were at hand."""
+    """The predictions at all points."""
 
-    predictions: AnyPredictions
+    predictions: Predictions
     skipped: list[str]
+    """Names of the images that could not be read."""
     reused: bool
+    """Whether the unreduced model's predictions are those of another job of the sweep."""
 
 
-EvaluationMaker: TypeAlias = Callable[[list[OperatingPoint]], Evaluation]
+def reduced_model(job: Job) -> tuple[Reduction, list[OperatingPoint]]:
+    """Patch the job's model; with ``mtr.schedule=auto``, measure the token counts in the trainer's precision.
 
-
-def make_evaluations(task: Task, model: nn.Module, settings: dict[str, Any], config: DictConfig) -> EvaluationMaker:
-    """From operating points to the evaluation of the task's ``model``, which is patched, at them."""
-    reduction = Reduction(task.backbone(model), settings)
-    return partial(task.evaluation, model, reduction, cuda_graph=config.trainer.cuda_graph)
+    Raises:
+        UserError: the schedule cannot be solved.
+    """
+    backbone, settings = job.task.backbone(job.model), policy_settings(job.config.mtr)
+    if job.calibration is None:
+        return Reduction(backbone, settings), job.points
+    with placed(backbone, job.trainer) as prepare:
+        reduction = Reduction(backbone, settings, images=prepare(job.calibration))
+        return reduction, operating_points(reduction, job.config.mtr)
 
 
 @contextlib.contextmanager
-def lead() -> Iterator[None]:
+def releasing_workers() -> Iterator[None]:
     """Release the worker ranks on success; on an error the agent terminates them."""
     yield
     from_rank_zero(None)
 
 
-def serve_passes(make_evaluation: EvaluationMaker, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
-    """Do this process's share of every pass that rank 0 begins, until it has ended."""
+def serve_passes(job: Job) -> None:
+    """A worker rank's part: run its share of every pass that rank 0 starts, until rank 0 releases it."""
+    reduction = Reduction(job.task.backbone(job.model), policy_settings(job.config.mtr))
+    evaluation = job.task.evaluation(job.model, reduction, job.points, job.config.trainer.cuda_graph)
     points: list[OperatingPoint] | None
     while (points := from_rank_zero(None)) is not None:
-        run_pass(make_evaluation(points), trainer, batches)
+        run_pass(evaluation, points, job.trainer, job.batches)
 
 
-def run_pass(evaluation: Any, trainer: lightning.Trainer, batches: LightningDataModule) -> None:
-    """Run over the images; rank 0's evaluation then holds what was found, in their order."""
+def run_pass(
+    evaluation: Evaluation[Any],
+    points: list[OperatingPoint],
+    trainer: lightning.Trainer,
+    batches: LightningDataModule,
+) -> None:
+    """Run this process's batches at the points; rank 0's evaluation then holds the results of all processes."""
+    evaluation.points = points
     trainer.test(evaluation, datamodule=batches, verbose=False)
     evaluation.gather()
 
 
 def predict(
+    evaluation: Evaluation[Any],
     points: list[OperatingPoint],
-    make_evaluation: EvaluationMaker,
     trainer: lightning.Trainer,
     batches: LightningDataModule,
     unreduced: UnreducedCache | None,
 ) -> PassResult:
-    """Run all points, the first of which is the unreduced model: one point of a sweep runs it for all of them.
+    """Run all points, the unreduced model's first, on rank 0.
 
-    While another process computes it the reduced points are run; if that process fails, it is run here after all.
+    In a sweep, the first job runs the unreduced model and stores its predictions in ``unreduced``; the others run the
+    reduced points meanwhile, then read them. If the first job fails, another one runs the unreduced model.
     """
 
     def run(points: list[OperatingPoint]) -> PassResult:
-        evaluation = make_evaluation(from_rank_zero(points))
-        run_pass(evaluation, trainer, batches)
-        return PassResult(evaluation.predictions(), evaluation.skipped, False)
+        run_pass(evaluation, from_rank_zero(points), trainer, batches)
+        return PassResult(evaluation.predictions(), evaluation.skipped, reused=False)
 
     if unreduced is None:
         return run(points)
     if unreduced.load() is None:
-        with unreduced.try_lock() as mine:
-            if mine and unreduced.load() is None:
-                found = run(points)
-                unreduced.save(found.predictions)
-                return found
+        with unreduced.try_lock() as locked:
+            if locked and unreduced.load() is None:
+                complete = run(points)
+                unreduced.save(complete.predictions)
+                return complete
     reduced = run(points[1:])
     with unreduced.lock:
         stored = unreduced.load()
-        together = None if stored is None else concat_points(stored, reduced.predictions)
-        if together is not None:
-            return PassResult(together, reduced.skipped, True)
-        alone = run(points[:1]).predictions
-        unreduced.save(alone)
-    together = concat_points(alone, reduced.predictions)
-    if together is None:
+        if stored is not None and stored.has_images_of(reduced.predictions):
+            return PassResult(stored.concat(reduced.predictions), reduced.skipped, reused=True)
+        first = run(points[:1]).predictions
+        unreduced.save(first)
+    if not first.has_images_of(reduced.predictions):
         raise UserError("the images changed while they were evaluated: leave the dataset alone, and run this again.")
-    return PassResult(together, reduced.skipped, False)
+    return PassResult(first.concat(reduced.predictions), reduced.skipped, reused=False)

@@ -1,12 +1,13 @@
-"""Models and images where the trainer computes, and in its precision, outside its own loops."""
+"""Models and images on the trainer's device and in its precision, outside its loops."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning
-from lightning import LightningDataModule
 from torch import Tensor, nn
+
+from mtr_lab.tasks.task import DataModule
 
 
 @contextlib.contextmanager
@@ -14,7 +15,7 @@ def placed(model: nn.Module, trainer: lightning.Trainer) -> Iterator[Callable[[T
     """Move a model to the trainer's device; within the block it computes in the trainer's precision.
 
     Yields:
-        What brings images (B, 3, H, W) to that device and precision.
+        A function that converts images (B, 3, H, W) to that device and precision.
     """
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     precision.convert_module(model.to(device))
@@ -22,11 +23,12 @@ def placed(model: nn.Module, trainer: lightning.Trainer) -> Iterator[Callable[[T
         yield lambda images: precision.convert_input(images.to(device))
 
 
-def as_input(batch: Mapping[str, Any], datamodule: LightningDataModule, trainer: lightning.Trainer) -> Tensor:
-    """The images (B, 3, H, W) of an evaluation batch as the trainer gives them to the model.
+def as_input(batch: Mapping[str, Any], data: DataModule, trainer: lightning.Trainer) -> Tensor:
+    """The images (B, 3, H, W) of an evaluation batch, as the trainer gives them to the model.
 
-    To be called after the trainer has run over some of ``datamodule``'s, which knows it from then on.
+    To be called after the trainer has run over images of ``data``, whose hook reads the trainer that it was last used
+    with.
     """
-    moved = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
-    images: Tensor = datamodule.on_after_batch_transfer(moved, 0)["image"]
+    on_device = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
+    images: Tensor = data.on_after_batch_transfer(on_device, 0)["image"]
     return trainer.precision_plugin.convert_input(images)

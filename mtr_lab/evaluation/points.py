@@ -1,20 +1,22 @@
-"""From the ``mtr`` group of the configuration to operating points, and what is known of one before it is run."""
+"""Operating points: from the ``mtr`` group of the configuration, and into a result."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import lightning
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from mtr_lab.errors import UserError
-from mtr_lab.evaluation.placement import placed
+from mtr_lab.measure.speed import Speed
 from mtr_lab.reduction import Reduction
+from mtr_lab.results.predictions import Predictions
+from mtr_lab.results.schema import Point
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import Task
+from mtr_lab.tasks.task import AnyTask
 
 
 def policy_settings(settings: DictConfig) -> dict[str, Any]:
-    """The ``mtr`` group without the ratios: what ``Reduction`` takes."""
+    """The ``mtr`` group without the ratios, as ``Reduction`` expects it."""
     return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
 
 
@@ -22,44 +24,37 @@ def operating_points(reduction: Reduction, settings: DictConfig) -> list[Operati
     """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
 
     Raises:
-        UserError: the schedule cannot be had.
+        UserError: a schedule cannot be solved.
     """
     ratio = settings.ratio
-    asked = list(ratio) if isinstance(ratio, ListConfig) else [ratio]
-    for value in asked:
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), or a list of them, got {value!r}.")
-    asked = [value for value in dict.fromkeys(asked) if value != 0]
+    return points_at(reduction, settings.policy, list(ratio) if isinstance(ratio, ListConfig) else [ratio])
+
+
+def points_at(reduction: Reduction, policy: str, ratios: Iterable[float | None]) -> list[OperatingPoint]:
+    """The unreduced model and the policy at every ratio, solved by ``reduction``.
+
+    Args:
+        policy: its name in the results.
+        ratios: shares of the FLOPs to remove, in [0, 1); ``None`` for the configured token counts.
+
+    Raises:
+        UserError: a ratio is no share, or a schedule cannot be solved.
+    """
+    ratios = list(ratios)
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float | None):
+            raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), or a list of them, got {ratio!r}.")
     return [
         OperatingPoint("none", 0.0, reduction.solve(0.0)),
-        *(OperatingPoint(settings.policy, value, reduction.solve(value)) for value in asked),
+        *(OperatingPoint(policy, ratio, reduction.solve(ratio)) for ratio in dict.fromkeys(ratios) if ratio != 0),
     ]
 
 
-def measured_points(
-    model: Any, settings: dict[str, Any], images: Tensor, trainer: lightning.Trainer, mtr: DictConfig
-) -> list[OperatingPoint]:
-    """``operating_points`` of ``mtr.schedule=auto``, measured in the trainer's precision and on its device.
-
-    Args:
-        model: the backbone with its weights.
-        settings: of the policy, see :func:`policy_settings`.
-        images: (B, 3, H, W) to measure on, normalised.
-        trainer: says precision and device.
-        mtr: the group of the configuration.
-
-    Raises:
-        UserError: the schedule cannot be had.
-    """
-    with placed(model, trainer) as moved:
-        return operating_points(Reduction(model, settings, images=moved(images)), mtr)
-
-
 def strongest(points: list[OperatingPoint]) -> OperatingPoint:
-    """The point that removes most.
+    """The point that removes the most.
 
     Raises:
-        UserError: none removes anything.
+        UserError: no point removes tokens.
     """
     point = max(points, key=lambda point: point.schedule.reduction)
     if not point.schedule.acts:
@@ -67,8 +62,45 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
     return point
 
 
-def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
-    """What is known of a point before a single image has been seen."""
+def describe_points(
+    task: AnyTask,
+    model: nn.Module,
+    points: Sequence[OperatingPoint],
+    predictions: Predictions,
+    skipped: list[str],
+    speeds: Mapping[str, Speed],
+    with_memory: bool = True,
+) -> list[Point]:
+    """The points of a result.
+
+    Args:
+        model: the task's.
+        predictions: at all points.
+        skipped: names of the images that could not be read.
+        speeds: by the name of the point; without one, a point has no measured keys.
+        with_memory: whether a speed's ``peak_mib`` holds. CUDA graphs allocate memory when they are captured, not
+            during the measured call.
+    """
+    return [
+        {
+            **_costs(task, model, point),  # type: ignore[typeddict-item]
+            "skipped": skipped,
+            **task.score(predictions, i),
+            **_measured(speeds.get(point.name), with_memory),
+        }
+        for i, point in enumerate(points)
+    ]
+
+
+def _measured(speed: Speed | None, with_memory: bool) -> dict[str, Any]:
+    if speed is None:
+        return {}
+    memory = {"peak_mib": speed.peak_mib} if with_memory else {}
+    return {"img_per_s": speed.img_per_s, "latency_ms": speed.latency_ms, **memory}
+
+
+def _costs(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:
+    """What follows from a point's schedule: the asked and the achieved reduction, FLOPs, tokens."""
     schedule, head = point.schedule, task.head_flops(model)
     return {
         "policy": point.policy,
@@ -76,7 +108,7 @@ def describe(task: Task, model: nn.Module, point: OperatingPoint) -> dict[str, A
         "reduction": schedule.reduction,
         "flops_literature": schedule.flops_literature,
         "flops_true": schedule.flops + schedule.flops_overhead,
-        "flops_reduction": schedule.flops_overhead,
+        "flops_overhead": schedule.flops_overhead,
         **({} if head is None else {"flops_head": head}),
         "tokens": list(schedule.tokens),
     }

@@ -1,1 +1,1 @@
-"""What a model costs and how sure a difference is: FLOPs, throughput, latency, memory, intervals."""
+"""The costs of a model (FLOPs, throughput, latency, memory), and confidence intervals."""

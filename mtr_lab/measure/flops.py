@@ -1,9 +1,11 @@
-"""FLOPs of one image, in the literature's convention and in truth, analytically and as counted on a forward pass.
+"""FLOPs of one image: computed from the model, in two conventions, or counted on a forward pass.
 
-Literature: multiply-accumulates; the scan as 9·L·E·N + 2·L·E; only one of the scan directions; 4·E·(L + 3) for
-the convolution; the patch embedding charged for every token, the class token too. True: 2 per multiply-accumulate of
-every matrix product and convolution, all directions, and the scan's count once a direction; it is what
-``torch.utils.flop_counter`` sees of a forward pass. Normalisations and activations are left out of both.
+* literature: multiply-accumulates; one scan direction, as 9·L·E·N + 2·L·E; the convolution as 4·E·(L + 3); the patch
+  embedding for all tokens, the class token, too.
+* true: 2 for each multiply-accumulate of all matrix products and convolutions; 9·L·E·N + 2·L·E for each scan direction.
+  ``torch.utils.flop_counter`` counts the same on a forward pass.
+
+Both leave out normalisations and activations.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +26,13 @@ LITERATURE, TRUE = "literature", "true"
 
 @dataclass(frozen=True)
 class Work:
-    """How much of a model is computed for one image, beside the size of the image.
+    """How much of a model is computed for one image of a given size.
 
     Args:
-        remove: how many tokens of each sequence go after the mixer of each block; none by default.
-        removed_at_embedding: how many go before the first block.
-        merged_for_mlp: (tokens, special ones among them) -> how many are merged for an MLP alone.
-        choose_paths: the paths of a mixer -> those it scans.
+        remove: for each block the number of tokens removed from a sequence after the mixer; none by default.
+        removed_at_embedding: the number of tokens removed before the first block.
+        merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
+        choose_paths: the paths of a mixer -> those to scan.
     """
 
     remove: Sequence[int] | None = None
@@ -40,45 +42,51 @@ class Work:
 
 
 ALL = Work()
-"""An unreduced model's."""
+"""The work of an unreduced model."""
 
 
 def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | None = None) -> tuple[Costs, list[int]]:
-    """What the whole classifier costs for one image, its head included, a reduction's own cost not.
+    """The costs of a classifier for one image, with its head, without the steps of a policy.
 
-    ``img_size`` is (height, width), the model's own by default.
+    Args:
+        model: the classifier.
+        work: how much of it is computed.
+        img_size: (height, width), the model's own by default.
 
     Returns:
-        the costs, and how many tokens of a sequence enter each block.
+        The costs, and for each block the number of tokens of a sequence that enter it.
     """
     counts = iter(work.remove or [0] * len(blocks_of(model)))
-    layouts, gone = model.layouts(img_size), work.removed_at_embedding
+    layouts, removed = model.layouts(img_size), work.removed_at_embedding
     total, entering = model.costs(layouts), []
     for stage, layout in zip(model.stages, layouts, strict=True):
-        tokens, gone = layout.tokens - gone, 0
+        tokens, removed = layout.tokens - removed, 0
         for block in stage.blocks:
             entering.append(tokens)
             tokens -= next(counts)
             transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
-            own = block.costs(entering[-1], transformed, layout, work.choose_paths(block.mixer.paths))
-            total += own * layout.sequences
+            costs = block.costs(entering[-1], transformed, layout, work.choose_paths(block.mixer.paths))
+            total += costs * layout.sequences
     return total, entering
 
 
 def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
-    """FLOPs of the classifier for one image of the model's input size, in the convention ``LITERATURE`` or ``TRUE``.
+    """FLOPs of a classifier for one image of the model's input size.
 
-    ``remove`` is how many tokens of each sequence go after the mixer of each block; none by default.
+    Args:
+        model: the classifier.
+        remove: for each block the number of tokens removed from a sequence after the mixer; none by default.
+        convention: ``LITERATURE`` or ``TRUE``.
     """
     costs, _ = model_costs(model, Work(remove))
     return costs.flops if convention == TRUE else costs.literature
 
 
 def counted_flops(model: Any, images: Tensor) -> tuple[int, int]:
-    """True FLOPs per image as ``torch.utils.flop_counter`` counts them on a real forward pass.
+    """True FLOPs per image, counted by ``torch.utils.flop_counter`` on a forward pass.
 
     Returns:
-        of the model without the reduction, and of the reduction's own steps.
+        Those of the model, and those of the policy's own steps.
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -1,4 +1,4 @@
-"""Peak memory of a call, defined alike on the CPU and on a GPU."""
+"""Peak memory of a call, with the same definition on the CPU and on a GPU."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,27 +12,27 @@ MIB = 2**20
 
 
 def peak_memory_mib(run: Callable[[], object], resident: Iterable[Tensor], device: str | torch.device) -> float:
-    """The most memory that ``resident`` and what ``run`` allocates hold at one time.
+    """The peak of the memory of ``resident`` plus the allocations of ``run``.
 
-    Both devices count what PyTorch's allocator hands out: outputs, intermediate results and the scratch tensors inside
-    operators, custom ones included. Both leave out whatever else was alive before the call (other models, cached
-    workspaces), memory reserved and unused, and buffers that do not come from PyTorch. A GPU's allocator rounds every
-    tensor up to 512 bytes. Call ``run`` once before, since a first call allocates what later ones reuse.
+    Counted is memory from PyTorch's allocator: outputs, intermediate results and scratch tensors inside operators,
+    custom ones included. Not counted are other tensors allocated before the call, memory that is reserved and unused,
+    and buffers that do not come from PyTorch. The allocator of a GPU rounds tensors up to 512 bytes. Call ``run`` once
+    before, since the first call allocates memory that later calls reuse.
 
     Args:
         run: the call; its result is discarded after the measurement.
-        resident: tensors alive during the call that the figure should contain, normally the parameters, the buffers
-            and the inputs. Views of one storage count once, and tensors on another device not at all.
-        device: where ``run`` computes, "cpu" or a CUDA device.
+        resident: tensors to count that exist before the call, usually parameters, buffers and inputs. Views of one
+            storage count once; tensors on other devices do not count.
+        device: the device of ``run``, "cpu" or a CUDA device.
 
     Returns:
         MiB (2²⁰ bytes).
     """
     device = torch.device(device)
     storages = [tensor.untyped_storage() for tensor in resident if tensor.device.type == device.type]
-    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    resident_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     allocated = _peak_on_gpu(run, device) if device.type == "cuda" else _peak_on_cpu(run)
-    return (held + allocated) / MIB
+    return (resident_bytes + allocated) / MIB
 
 
 def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
@@ -45,15 +45,15 @@ def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_on_cpu(run: Callable[[], object]) -> int:
-    # The profiler writes progress lines to stderr unless told not to before its first use.
+    # Set before the profiler's first use, this keeps its progress lines out of stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(profile_memory=True) as recorded:
         result = run()
-    del result  # alive until here, as on a GPU, so that its release is not part of the record
+    del result  # freed after the recording, as on a GPU
     events = recorded.kineto_results.events()
     memory = [event for event in events if event.name() == "[memory]" and event.device_type() == DeviceType.CPU]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted(memory, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mtr_lab.measure.memory import peak_memory_mib
 
-WARM_UP_CALLS = 2  # the first compiles and fills caches, the second shows the allocator its final sizes
-LATENCY_CALLS = 5  # of one image for each full batch: p95 needs more samples than the median of a batch
+WARM_UP_CALLS = 2  # the first compiles and fills caches, the second sets the allocator's final sizes
+LATENCY_CALLS = 5  # calls with one image for each full batch: p95 needs more samples than a median
 MAX_ROUNDS = 50
 
 Variant = TypeVar("Variant")
@@ -22,7 +22,7 @@ Variant = TypeVar("Variant")
 
 @dataclass(frozen=True)
 class Speed:
-    """What one variant costs: ``img_per_s`` and ``peak_mib`` of the full batch, ``latency_ms`` of one image."""
+    """Speed and memory of one variant: throughput and peak of the full batch, latency of one image."""
 
     img_per_s: float
     latency_ms: dict[str, float]  # "p50" and "p95"
@@ -42,21 +42,21 @@ def measure_speed(
         speeds = measure_speed({"none": full, "mtr": reduced}, batch)
         speeds["mtr"].img_per_s / speeds["none"].img_per_s  # the gain
 
-    Each round visits all variants, starting one further than the round before, so that a machine that slows down or
-    is busy for a while does so to all of them alike: the ratios between variants are steadier than the figures. A call
-    is timed by the wall clock between two synchronisations of the device, with gradients off, after a warm-up.
+    A round times all variants in turn, and each round starts with the next variant. A machine that is slow for a while
+    then slows all variants alike, so that their ratios are steadier than the figures. Time is wall-clock time between
+    two synchronisations of the device, without gradients, after a warm-up.
 
     Args:
-        variants: by name, what to call with a batch of images.
+        variants: by name, a function of a batch of images.
         batch: (B, …) on the device to measure.
-        resident: by variant, the parameters and buffers to count in ``peak_mib`` beside the batch and everything the
-            call allocates (see ``peak_memory_mib``); without it, the weights are left out.
-        min_rounds: at least so many rounds, however long they take.
-        max_seconds: no further round starts after this time; it covers all variants together, without the warm-up.
+        resident: by variant, the parameters and buffers to count in ``peak_mib`` with the batch and the allocations of
+            the call, see ``peak_memory_mib``; none by default.
+        min_rounds: the minimum number of rounds, of any duration.
+        max_seconds: for all variants together, without the warm-up; no round starts after this time.
 
     Returns:
-        by variant: images per second from the median time of the full batch; the 50th and 95th percentile of the time
-        of one image, in ms; the peak of the full batch, in MiB.
+        By variant: images per second from the median time of the full batch; the 50th and 95th percentile of the time
+        of one image, in ms; the peak memory of the full batch, in MiB.
 
     Raises:
         ValueError: no variants, an empty batch, or fewer than one round.
@@ -82,8 +82,8 @@ def measure_speed(
         for order in rounds(names, min_rounds, max_seconds):
             for name in order:
                 batch_seconds[name].append(_seconds(partial(variants[name], batch), batch.device))
-                one = partial(variants[name], image)
-                image_seconds[name] += [_seconds(one, batch.device) for _ in range(LATENCY_CALLS)]
+                single = partial(variants[name], image)
+                image_seconds[name] += [_seconds(single, batch.device) for _ in range(LATENCY_CALLS)]
     speeds = {}
     for name in names:
         p50, p95 = np.percentile(image_seconds[name], [50, 95]) * 1000
@@ -93,9 +93,9 @@ def measure_speed(
 
 
 def rounds(variants: Sequence[Variant], min_rounds: int, max_seconds: float) -> Iterator[list[Variant]]:
-    """The order of visits in each round, starting one further than in the round before.
+    """The order of the variants in each round; each round starts with the next variant.
 
-    At least ``min_rounds``; beyond, no round starts after ``max_seconds``, nor more than ``MAX_ROUNDS``.
+    At least ``min_rounds``, then up to ``MAX_ROUNDS`` as long as ``max_seconds`` have not passed.
     """
     start = time.perf_counter()
     for i in range(max(min_rounds, MAX_ROUNDS)):
@@ -106,19 +106,19 @@ def rounds(variants: Sequence[Variant], min_rounds: int, max_seconds: float) -> 
 
 
 def call_ms(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one call in ms, with the device idle before: between two CUDA events, or by the wall clock on the CPU.
+    """Time of one call on an idle device, in ms: between two CUDA events, or wall-clock time on the CPU.
 
-    Events leave out the wait of the host for the device to finish, but contain every gap in which the device waits
-    for the host to launch the next kernel.
+    The time between events includes gaps in which the device waits for the host to launch the next kernel. It does not
+    include the final wait of the host for the device.
     """
     return 1000 * _seconds(run, device) if device.type != "cuda" else _calls_ms(run, device, 1)[0]
 
 
 def idle_and_stream_ms(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Time in ms of one call, as ``call_ms``, and of another made right after it, as each of a stream of calls takes.
+    """Time in ms of one call on an idle device, as ``call_ms``, and of a second call right after it.
 
-    In a stream the host launches a call while the device is at work on the one before; the longer of the two sets the
-    pace. On the CPU, where a call is over when it returns, both are the time of one.
+    In a stream of calls the host launches one while the device still computes the one before, and the slower of the two
+    determines the time. On the CPU, where calls do not overlap, both times are that of one call.
     """
     if device.type != "cuda":
         return (ms := call_ms(run, device)), ms
@@ -144,7 +144,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     result = run()
     _synchronize(device)
     seconds = time.perf_counter() - start
-    del result  # released off the clock
+    del result  # freed after the time is taken
     return seconds
 
 

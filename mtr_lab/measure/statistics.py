@@ -1,23 +1,23 @@
-"""Confidence intervals: how far a figure measured on these images may lie from the figure on all images."""
+"""Confidence intervals of a figure that is measured on a sample of images."""
 
 import math
 from statistics import NormalDist
 
 import numpy as np
 
-_DRAWS_AT_ONCE = 1 << 20  # 4 MiB of indices and 8 MiB of values, whatever the number of images
+_DRAWS_AT_ONCE = 1 << 20  # 4 MiB of indices and 8 MiB of values, for any number of images
 
 
 def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """The score interval of a proportion, such as top-1 accuracy.
 
-    It stays inside [0, 1] and keeps its coverage for small ``total`` and for proportions near 0 and 1, where the
-    textbook p ± z·√(p(1 − p)/n) collapses.
+    It stays inside [0, 1] and keeps its coverage for small ``total`` and for proportions near 0 and 1, unlike the
+    normal approximation p ± z·√(p(1 − p)/n).
 
     Args:
-        successes: how many of the ``total`` independent trials succeeded.
+        successes: of ``total`` independent trials.
         total: at least 1.
-        level: the share of such intervals that contain the true proportion, 0 < level < 1.
+        level: the probability that such an interval contains the true proportion, 0 < level < 1.
 
     Returns:
         (lo, hi), fractions; lo is exactly 0 without a success, hi exactly 1 without a failure.
@@ -34,7 +34,7 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
     centre = share + z**2 / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     scale = 1 + z**2 / total
-    # At the two ends the formula gives 0 and 1 up to rounding.
+    # Without failures or successes the formula gives 1 and 0 up to rounding.
     lo = 0.0 if successes == 0 else (centre - half) / scale
     hi = 1.0 if successes == total else (centre + half) / scale
     return lo, hi
@@ -45,17 +45,17 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of a mean, such as the KL divergence averaged over images.
 
-    Given per-image differences between two models it is the paired interval of their difference. The same values and
-    seed give the same interval; memory does not grow with ``resamples`` × n.
+    For per-image differences between two models this is the paired interval of their difference. The interval depends
+    on values and seed alone; memory does not grow with ``resamples`` × n.
 
     Args:
-        values: (n,), one number an image, n at least 1.
-        resamples: how many samples of n images to draw with replacement.
+        values: (n,), one number for each image, n at least 1.
+        resamples: the number of samples of n images, drawn with replacement.
         seed: of the draws.
         level: the share of resampled means between lo and hi, 0 < level < 1.
 
     Returns:
-        (lo, hi) in the unit of ``values``; of equal values, and so of a single image, both are that value.
+        (lo, hi) in the unit of ``values``; if all values are equal, as for a single image, both are that value.
 
     Raises:
         ValueError: no values, values that are not one-dimensional, no resamples, or a level outside (0, 1).
@@ -66,7 +66,7 @@ def bootstrap_interval(
     if values.ndim != 1 or not len(values) or resamples < 1:
         raise ValueError(f"expected (n,) values, n >= 1, and resamples >= 1, got {values.shape} and {resamples}")
     tail = (1 - _checked(level)) / 2
-    if np.all(values == values[0]):  # a mean of equal numbers would differ from them by rounding
+    if np.all(values == values[0]):  # the rounded mean of equal numbers would differ from them
         return float(values[0]), float(values[0])
     rng = np.random.default_rng(seed)
     n = len(values)

@@ -1,14 +1,15 @@
-"""The numerical primitives. Each has a plain PyTorch reference; ``registry`` picks which implementation runs."""
+"""The numerical operations. Each has a reference in plain PyTorch; ``registry`` picks the implementation that runs."""
 
 import torch
 
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
+from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
-from mtr_lab.ops.plan import Plan, apply_plan, carry_plan, make_plan
+from mtr_lab.ops.plan import Plan, apply_plan, make_plan, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
     check_backend,
@@ -28,12 +29,13 @@ REDUCTION_OPS = (
     torch.ops.mtr_lab.apply_plan,
     torch.ops.mtr_lab.norm_add,
 )
-"""The operators whose FLOPs are those of a reduction: the last two are charged for carrying out a plan alone."""
+"""The operators whose FLOPs are the overhead of a reduction. ``norm_add`` counts the FLOPs of its plan alone."""
 
 __all__ = [
     "BACKENDS",
     "REDUCTION_OPS",
     "STATS",
+    "DecisionInputs",
     "MambaWeights",
     "PackedCache",
     "PackedWeights",
@@ -41,7 +43,6 @@ __all__ = [
     "add_class_token",
     "apply_plan",
     "asymmetric_plan",
-    "carry_plan",
     "causal_conv1d",
     "check_backend",
     "decompositions",
@@ -61,5 +62,6 @@ __all__ = [
     "selective_scan",
     "set_backend",
     "state_matrix",
+    "update_metadata",
     "use_backend",
 ]

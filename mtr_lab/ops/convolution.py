@@ -1,4 +1,4 @@
-"""Depthwise causal convolution followed by SiLU, all directions of a block at once."""
+"""Depthwise causal convolution followed by SiLU, in all directions of a block."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
 
     Args:
         x: (B, L, E), shared by the directions.
-        weight: (G, E, W), in the upstream orientation: tap W-1 multiplies the current token.
+        weight: (G, E, W), oriented as in ``nn.Conv1d``: tap W-1 multiplies the current token.
         bias: (G, E).
         reverse: for each of the G directions, whether it reads from the last token to the first.
 
@@ -28,7 +28,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
         (G, B, L, E) in the dtype of ``x``.
 
     Raises:
-        UserError: shapes that do not fit each other, or a selected backend that cannot run these inputs.
+        UserError: shapes that do not match, or a selected backend that cannot run these inputs.
     """
     directions, channels, _ = weight.shape
     if x.ndim != 3 or x.shape[2] != channels or bias.shape != (directions, channels) or len(reverse) != directions:
@@ -36,12 +36,12 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
             f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and "
             f"reverse={tuple(reverse)} do not fit: expected (B, L, E), (G, E, W), (G, E) and G directions."
         )
-    # Integers, for the tracer of torch.jit takes no list of booleans.
+    # Integers: the tracer of torch.jit takes no list of booleans.
     return CAUSAL_CONV1D(x, weight, bias, [int(r) for r in reverse])
 
 
 def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
-    """Sum of W shifted products, plain and differentiable; no transpose of the channels-last input."""
+    """A sum of W shifted products in plain PyTorch, without a transpose of the channels-last input."""
     length, width = x.shape[1], weight.shape[-1]
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     outputs = []
@@ -56,7 +56,7 @@ def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Se
 def causal_conv1d_backward_reference(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, ``weight`` and ``bias`` from ``grad`` (G, B, L, E), plain and differentiable."""
+    """The gradients of ``x``, ``weight`` and ``bias`` for ``grad`` (G, B, L, E), in plain PyTorch."""
     length, width = x.shape[1], weight.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     tokens, grad_x = x.to(wide), torch.zeros_like(x, dtype=wide)
@@ -106,7 +106,7 @@ def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Seque
 def causal_conv1d_backward_triton(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients in two kernels."""
+    """Two kernels for the gradients."""
     from mtr_lab.ops.gpu import conv
 
     return conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
@@ -115,11 +115,11 @@ def causal_conv1d_backward_triton(
 def causal_conv1d_backward_cuda(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> Sequence[Tensor | None]:
-    """The gradients of the authors' CUDA kernel, which have none themselves."""
+    """The gradients of the authors' CUDA kernel. They are not differentiable."""
     return vjp(partial(causal_conv1d_cuda, reverse=reverse), (x, weight, bias), grad)
 
 
-def _recorded(*inputs: Any) -> str:
+def _has_no_gradient(*inputs: Any) -> str:
     return "has no second derivatives" if torch.is_grad_enabled() else ""
 
 
@@ -140,7 +140,7 @@ CAUSAL_CONV1D_BACKWARD = Operation(
     [
         Implementation("triton", causal_conv1d_backward_triton, package="triton"),
         Implementation(
-            "mamba_ssm", causal_conv1d_backward_cuda, unfit=_recorded, package="causal_conv1d", composed=True
+            "mamba_ssm", causal_conv1d_backward_cuda, unfit=_has_no_gradient, package="causal_conv1d", composed=True
         ),
         Implementation("reference", causal_conv1d_backward_reference),
     ],
@@ -160,11 +160,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    def first(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    def first_gradients(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         return causal_conv1d_backward_reference(x, weight, bias, ctx.reverse, grad)
 
-    *found, found_grad = vjp(first, ctx.saved_tensors, grads)
-    return *found, None, found_grad, None
+    *second, of_grad = vjp(first_gradients, ctx.saved_tensors, grads)
+    return *second, None, of_grad, None
 
 
 CAUSAL_CONV1D.operator.register_autograd(_backward, setup_context=_setup)
@@ -173,7 +173,7 @@ CAUSAL_CONV1D_BACKWARD.operator.register_autograd(_second_backward, setup_contex
 
 @register_flop_formula(torch.ops.mtr_lab.causal_conv1d)
 def causal_conv1d_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2 a multiply-accumulate: W taps for every token, channel and direction."""
+    """2, a multiply-accumulate, for each of W taps of every token, channel and direction."""
     directions, _, width = weight_shape
     batch, length, channels = x_shape
     return 2 * directions * batch * length * channels * width

@@ -1,4 +1,4 @@
-"""The CPU implementations: float32, by numba's kernels in ``cpu_kernels``, which are imported when one first runs."""
+"""The CPU implementations, float32, by the numba kernels in ``cpu_kernels``, which is imported on the first call."""
 
 import functools
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from torch import Tensor
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
-_NO_GAP, _NO_STRETCH = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
+_NO_GAP, _NO_DELTA_SCALE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 
 
 def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Arguments and result of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
+    """The contract of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
-    u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
@@ -29,18 +29,18 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
         _NO_GAP if gap is None else _array(gap),
-        _NO_STRETCH if stretch is None else _array(stretch),
+        _NO_DELTA_SCALE if delta_scale is None else _array(delta_scale),
         z is not None,
         y.numpy(),
         np.array([numbers[name] for name in stats], dtype=np.int64),
         sums.numpy(),
     )
-    # Added block by block, since the order in which a library sum adds may depend on the batch size.
+    # Added block by block: the order of additions in ``torch.sum`` may depend on the batch size.
     return y, functools.reduce(torch.add, sums)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
-    """Arguments and result of ``causal_conv1d_reference``, for a float32 ``x`` on the CPU."""
+    """The contract of ``causal_conv1d_reference``, for a float32 ``x`` on the CPU."""
     from mtr_lab.ops import cpu_kernels
 
     y = x.new_empty(weight.shape[0], *x.shape)
@@ -50,7 +50,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[boo
 
 @functools.lru_cache(256)
 def _raster(length: int, reverse: tuple[int, ...]) -> np.ndarray:
-    """(G, 1, L), the order of the tokens or its reverse."""
+    """(G, 1, L), the token order of each direction, or its reverse."""
     steps = np.arange(length)
     return np.stack([steps[::-1] if backward else steps for backward in reverse])[:, None]
 
@@ -60,10 +60,9 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The memory from the first to the last element of (…, E), and the strides of all dimensions but the last.
+    """The flat memory from the first to the last element of (…, E), and the strides of all dimensions but the last.
 
-    One kernel then serves contiguous tensors and halves of a chunked one alike, without a copy, and still knows that
-    neighbouring channels are neighbours in memory.
+    So one kernel reads contiguous tensors and slices of larger ones without a copy, and channels are contiguous.
     """
     x = x.float()
     if x.stride(-1) != 1:

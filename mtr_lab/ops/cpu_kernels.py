@@ -1,13 +1,14 @@
-"""Numba's kernels for the CPU: float32, compiled the first time they run and cached on disk.
+"""Numba kernels for the CPU, float32, compiled on first use and cached on disk.
 
-The innermost loop is always over neighbouring channels, without a sum across them and with polynomials instead of calls
-to a maths library, so that the compiler turns it into straight vector code; the state (N, BLOCK) stays in the L1 cache,
-and the rows of the next tokens are fetched meanwhile, since they lie too far apart for the processor to foresee them.
-Each (image, channel block) belongs to one thread, which runs every direction: there are no races, and an image's result
-depends neither on its batch mates nor on the number of threads.
+* The innermost loop is always over neighbouring channels, without sums across them, and with polynomials instead of
+  calls to a maths library, so that the compiler vectorises it.
+* The state (N, BLOCK) stays in the L1 cache. The rows of later tokens are prefetched explicitly, since they lie too far
+  apart in memory for the hardware prefetcher.
+* One thread runs all directions of an image and a block of channels: there are no races, and the result of an image
+  depends neither on the rest of the batch nor on the number of threads.
 
-All kernels stay in this file because numba's cache does not notice a change in another one. The formulas of statistics,
-which come from elsewhere, are part of a kernel's name.
+All kernels are in this file because numba's cache does not detect changes in other files. The terms of the statistics
+are defined elsewhere; their hash is part of the kernel's name.
 """
 
 import functools
@@ -25,13 +26,13 @@ from numba.extending import intrinsic
 
 BLOCK = 64
 CACHE_LINE = 16  # floats
-AHEAD = 4  # tokens between asking the memory for a row and using it
-GROUP = 16  # tokens whose statistics are summed up beside each other, since every addition of one waits for the last
+AHEAD = 4  # tokens between prefetching a row and using it
+GROUP = 16  # tokens whose statistics are summed in parallel: each addition to one sum waits for the one before
 
-# OpenMP copes with callers in several threads and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
-# It must not run in a process forked after its first use, which no data loading worker does.
+# OpenMP supports callers in several threads, and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
+# It must not run in a process that was forked after its first use; data loading workers run no kernel.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
-# The last resort, workqueue, does not cope with several callers.
+# The last choice, workqueue, does not support concurrent callers.
 _one_at_a_time = threading.Lock()
 
 
@@ -42,7 +43,7 @@ def run(kernel: Callable[..., None], *args: Any) -> None:
     with _one_at_a_time:
         before = numba.get_num_threads()
         if torch.get_num_threads() != threads:
-            # The first use of numba's threads resets the count of the OpenMP runtime it shares with PyTorch.
+            # Numba resets the thread count of the shared OpenMP runtime on first use.
             torch.set_num_threads(threads)
         numba.set_num_threads(min(threads, most))
         try:
@@ -52,13 +53,13 @@ def run(kernel: Callable[..., None], *args: Any) -> None:
 
 
 def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    # nsz and contract allow max and fused multiply-add instructions; they leave infinities, NaN and order alone.
+    # nsz and contract allow max and fused multiply-add instructions, and do not affect infinities, NaN or order.
     options = {"error_model": "numpy", "fastmath": {"nsz", "contract"}} | options
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither this directory nor the user's cache directory can be written
+        except RuntimeError:  # no cache directory is writable
             return numba.njit(**options)(function)
 
     return compile_lazily
@@ -67,7 +68,7 @@ def _jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 f32 = np.float32
 LOG2E = f32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
-# Adding and subtracting it rounds a small float to an integer, which meanwhile sits in the lowest bits.
+# Adding it rounds a small float to an integer, in the lowest bits of the sum; subtracting it gives the rounded float.
 ROUND = f32(1.5 * 2**23)
 # 2^f = 1 + f·P(f) on [-½, ½], relative error 9e-8; 2·atanh(s) = s·Q(s²) on [0, ⅓], 4e-9. Minimax fits.
 P0, P1, P2, P3, P4 = map(f32, (0.6931469776, 0.2402224208, 0.0555073375, 0.0096715127, 0.0013264726))
@@ -100,7 +101,7 @@ def _prefetch(typing_context, x, index):
 
 @_jit()
 def _row(x, step, g, image, t, later, first, width):
-    """Channels ``first`` … ``first + width`` of token t of ``_rows``; those of token ``later`` are fetched."""
+    """The channels from ``first`` to ``first + width`` of token t; those of token ``later`` are prefetched."""
     start = g * step[0] + image * step[1] + first
     for j in range(0, width, CACHE_LINE):
         _prefetch(x, start + later * step[2] + j)  # type: ignore[call-arg]
@@ -154,7 +155,7 @@ def _maximum(x, floor):
 
 
 def _add_up_one_of(terms: tuple[Callable[..., Any], ...], first: int = 0) -> Any:
-    """A function that sums ``terms[which]`` over a block of channels: ``rows`` has Δ, u and y of a group of tokens."""
+    """A function that sums ``terms[which]`` over a block of channels; ``rows`` are Δ, u and y of a group of tokens."""
     if not terms:
         return _jit()(lambda which, rows, total: None)
     term, otherwise = _jit()(terms[0]), _add_up_one_of(terms[1:], first + 1)
@@ -174,9 +175,9 @@ def _add_up_one_of(terms: tuple[Callable[..., Any], ...], first: int = 0) -> Any
 
 @functools.cache
 def scan(terms: tuple[Callable[..., Any], ...]) -> Any:
-    """The kernel of the scan with the formulas of all statistics compiled into it.
+    """The scan kernel with the terms of all statistics compiled into it.
 
-    A kernel for every choice of statistics would take seconds to compile for every choice.
+    A kernel for each selection of statistics would take seconds to compile for each of them.
     """
     code = [(term.__code__.co_code, term.__code__.co_consts, term.__code__.co_names) for term in terms]
     kernel = FunctionType(_scan.__code__, globals() | {"_add_up": _add_up_one_of(terms)})
@@ -184,14 +185,14 @@ def scan(terms: tuple[Callable[..., Any], ...]) -> Any:
     return _jit(parallel=True)(kernel)
 
 
-_add_up: Any = None  # in the kernels that ``scan`` makes, of their terms
+_add_up: Any = None  # replaced in the kernels that ``scan`` makes
 
 
 def _scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, stretch, gated, y, stats,
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, delta_scale, gated, y, stats,
     sums,
 ):  # fmt: skip
-    """``stats``: the numbers of the terms to sum up, one for each of the last dimension of ``sums``."""
+    """``stats``: the numbers of the terms that fill the last dimension of ``sums``."""
     directions, channels, states = A.shape
     images, length, _ = y.shape
     blocks = -(-channels // BLOCK)
@@ -199,8 +200,8 @@ def _scan(
         image, block = divmod(np.int64(unit), blocks)
         first = block * BLOCK
         width = min(BLOCK, channels - first)
-        own = image if order.shape[1] > 1 else 0  # one order for all images, or one each
-        # Lanes beyond the last channel hold zeros and stay zero.
+        row = image if order.shape[1] > 1 else 0  # one order may serve all images
+        # Lanes beyond the last channel stay zero.
         exponent = np.zeros((states, BLOCK), f32)
         state = np.zeros((states, BLOCK), f32)
         skip, shift, idle, dt, decay, write, out = np.zeros((7, BLOCK), f32)
@@ -216,22 +217,22 @@ def _scan(
                     exponent[n, j] = A[g, first + j, n] * LOG2E
 
             for step in range(length):
-                t = order[g, own, step]
-                later = order[g, own, min(step + AHEAD, length - 1)]
+                t = order[g, row, step]
+                later = order[g, row, min(step + AHEAD, length - 1)]
                 u_t = _row(u, u_step, g, image, t, later, first, width)
                 delta_t = _row(delta, delta_step, g, image, t, later, first, width)
                 B_t = _row(B, B_step, g, image, t, later, 0, states)
                 C_t = _row(C, C_step, g, image, t, later, 0, states)
                 y_t = y[image, t, first : first + width]
 
-                longer = stretch[image, t] if stretch.shape[0] > 0 else f32(1)
-                crossed = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
+                scale_t = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
+                gap_t = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
 
-                # Several short loops, since the compiler gives up on one over so many arrays.
+                # Several short loops: the compiler does not vectorise one over all these arrays.
                 for j in range(width):
-                    dt[j] = _softplus(delta_t[j] + shift[j]) * longer
+                    dt[j] = _softplus(delta_t[j] + shift[j]) * scale_t
                 for j in range(width):
-                    decay[j] = dt[j] + crossed * idle[j]
+                    decay[j] = dt[j] + gap_t * idle[j]
                 for j in range(width):
                     write[j] = dt[j] * u_t[j]
                     out[j] = skip[j] * u_t[j]
@@ -257,7 +258,7 @@ def _scan(
                         for i in range(len(stats)):
                             _add_up(stats[i], rows, total)
                             for k in range(place + 1):
-                                sums[block, g, image, order[g, own, step - place + k], i] = total[k]
+                                sums[block, g, image, order[g, row, step - place + k], i] = total[k]
 
 
 @_jit(parallel=True)

@@ -1,6 +1,6 @@
-"""Images to the tokens before the first block: patch embedding, class token and positions as one operation.
+"""The patch embedding: images to tokens, with class token and positions, as one operation.
 
-In half precision on a GPU, for inference, it is fused: one pass over memory.
+For inference in half precision on a GPU it is fused into one pass over memory.
 """
 
 import math
@@ -17,14 +17,15 @@ from mtr_lab.ops.registry import Implementation, Operation, operator
 def patch_tokens(
     images: Tensor, weight: Tensor, bias: Tensor | None, class_token: Tensor, positions: Tensor, place: int
 ) -> Tensor:
-    """Project patches that do not overlap, put the class token at ``place`` and add the positions. Differentiable.
+    """Project non-overlapping patches, insert the class token at ``place`` and add the positions. Differentiable.
 
     Args:
         images: (B, in_chans, H, W), P divides H and W.
-        weight: (C, in_chans, P, P), of a convolution of stride P; ``bias`` (C,), or None for none.
+        weight: (C, in_chans, P, P), of a convolution of stride P.
+        bias: (C,), or ``None``.
         class_token: (1, 1, C).
-        positions: (1, L, C), L = H · W / P² + 1, the class token's entry at ``place``.
-        place: how many patches, row by row, come before the class token.
+        positions: (1, L, C), L = H · W / P² + 1, the entry of the class token at ``place``.
+        place: the number of patches, in raster order, before the class token.
 
     Returns:
         (B, L, C). The fused kernel rounds once from float32, the reference after every step.
@@ -35,14 +36,14 @@ def patch_tokens(
 def patch_tokens_reference(
     images: Tensor, weight: Tensor, bias: Tensor | None, class_token: Tensor, positions: Tensor, place: int
 ) -> Tensor:
-    """The contract of ``patch_tokens`` in plain PyTorch, in any dtype."""
+    """One step after the other in plain PyTorch."""
     return add_class_token(project_patches(images, weight, bias), class_token, positions, place)
 
 
 def project_patches(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Patches that do not overlap to tokens (B, L - 1, C), arguments as for ``patch_tokens``.
+    """Non-overlapping patches to tokens, (B, L - 1, C). Arguments as of ``patch_tokens``.
 
-    They are a plain product, for which libraries are faster than for a convolution.
+    Computed as a matrix product, which is faster than a convolution.
     """
     size = weight.shape[-1]
     rows, columns = images.shape[2] // size, images.shape[3] // size
@@ -51,7 +52,7 @@ def project_patches(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def add_class_token(patches: Tensor, class_token: Tensor, positions: Tensor, place: int) -> Tensor:
-    """Projected patches (B, L - 1, C) to tokens (B, L, C), the other arguments as for ``patch_tokens``."""
+    """Projected patches (B, L - 1, C) to tokens (B, L, C). Other arguments as of ``patch_tokens``."""
     class_token = class_token.expand(patches.shape[0], -1, -1)
     return torch.cat([patches[:, :place], class_token, patches[:, place:]], dim=1) + positions
 
@@ -61,7 +62,7 @@ def _unfit(
 ) -> str:
     if torch.is_grad_enabled():
         return "has no gradient of the fused patch embedding"
-    # In float32 the product of the library is faster.
+    # In float32 the library's matrix product is faster.
     if images.dtype == torch.float32 or bias is None or images.shape[1] != weight.shape[1]:
         return "fuses the patch embedding in half precision"
     same = all(t.dtype == images.dtype for t in (weight, bias, class_token, positions))
@@ -100,5 +101,5 @@ _patch_tokens = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.patch_tokens)
 def patch_tokens_flops(images_shape, weight_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2 a multiply-accumulate: every pixel is in one patch, once for every channel of the tokens."""
+    """2, a multiply-accumulate, for every pixel and channel of the tokens."""
     return 2 * math.prod(images_shape) * weight_shape[0]

@@ -1,6 +1,6 @@
-"""What a mixer does between its two big projections: convolution, projections and scan as one operation.
+"""The Mamba mixer without in_proj and out_proj: convolution, projections and scan as one operation.
 
-On a GPU, for inference, it is fused: fewer passes over memory, with parameters that are packed once.
+For inference on a GPU it is fused into fewer passes over memory, with parameters that are packed once.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def mamba_inner(
     reverse: Sequence[bool],
     order: Tensor | None = None,
     gap: Tensor | None = None,
-    stretch: Tensor | None = None,
+    delta_scale: Tensor | None = None,
     stats: Sequence[str] = (),
     scale: float = 1.0,
     packed: PackedCache | None = None,
@@ -34,22 +34,23 @@ def mamba_inner(
     """Convolve, project and scan all directions, skip and gate included. Differentiable in ``xz`` and ``weights``.
 
     Args:
-        xz: the input projection, (B, L, 2E): tokens, then their gate.
+        xz: the output of in_proj, (B, L, 2E): tokens, then their gate.
         weights: the parameters of the G directions.
-        reverse, order, gap, stretch, stats: as in ``selective_scan``. The convolution reads in token order.
-        scale: the result is multiplied by it.
-        packed: where the kernels' copy of ``weights`` is kept from call to call; without, it is made at every call. A
-            pass without these kernels clears it, since an optimiser may follow that changes parameters unseen.
+        reverse, order, gap, delta_scale, stats: as in ``selective_scan``. The convolution reads tokens in their order
+            or in reverse, not in ``order``.
+        scale: factor of the result.
+        packed: cache of the packed weights; without it they are packed at every call. A pass without the kernels
+            clears it: a fused optimizer may update parameters without bumping their versions.
 
     Returns:
         y: (B, L, E) in the dtype of ``xz``.
-        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order asked.
+        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order of ``stats``.
         b, c: (G, B, L, N), the input and output projections: float32 from the kernels, else in the dtype of ``xz``.
 
     Raises:
         UserError: as ``selective_scan``.
     """
-    options = {"reverse": reverse, "order": order, "gap": gap, "stretch": stretch, "stats": stats}
+    options = {"reverse": reverse, "order": order, "gap": gap, "delta_scale": delta_scale, "stats": stats}
     return MAMBA_INNER(xz, weights, packed, scale, **options)
 
 
@@ -75,7 +76,7 @@ def _composed(
 
 
 def _project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before its bias; low rank, B and C together; B; C."""
+    """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before bias; low-rank Δ, B and C side by side; B; C."""
     rank = dt_proj.shape[1]
     projected = torch.bmm(u.flatten(1, 2), x_proj)
     low_rank, b, c = projected.split([rank, states, states], dim=-1)
@@ -93,15 +94,15 @@ def _fused(
     reverse: Sequence[bool],
     order: None,
     gap: Tensor | None,
-    stretch: Tensor | None,
+    delta_scale: Tensor | None,
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
-    laid_out = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
+    kernel_weights = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
     names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
-    y, sums, projected = _mamba_inner(xz, *laid_out, gap, stretch, directions, rank, states, names, scale)
-    _, b, c = laid_out.split(projected)
+    y, sums, projected = _mamba_inner(xz, *kernel_weights, gap, delta_scale, directions, rank, states, names, scale)
+    _, b, c = kernel_weights.split(projected)
     return y, as_asked(sums, stats), b[..., :states], c[..., :states]
 
 
@@ -120,31 +121,31 @@ MAMBA_INNER = Operation(
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import project, scan
 
-    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
-    known = [name for name in stats if not STATISTICS[name].reads_output]
+    xz, weights, gap, delta_scale, reverse, stats, scale = _unpack(*arguments)
+    before_scan = [name for name in stats if not STATISTICS[name].reads_output]
     x, z = xz.chunk(2, dim=-1)
-    u, delta, projected, sums = project.project(x, weights, stretch, reverse, known)
+    u, delta, projected, sums = project.project(x, weights, delta_scale, reverse, before_scan)
     y, more = scan.scan(
         u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
-        None, reverse, stats[len(known) :], softplus=False, scale=scale,
+        None, reverse, stats[len(before_scan) :], softplus=False, scale=scale,
     )  # fmt: skip
     return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
 
 
 def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, list[str], float]:
-    """The operator's arguments: xz, weights, gap, stretch, reverse, the statistics to emit and the scale."""
+    """The operator's arguments as xz, weights, gap, delta_scale, reverse, names of statistics, scale."""
     xz, *weights = arguments[:8]
-    gap, stretch, reverse, _, _, names, scale = arguments[8:]
-    return xz, PackedWeights(*weights), gap, stretch, reverse, names.split(), scale
+    gap, delta_scale, reverse, _, _, names, scale = arguments[8:]
+    return xz, PackedWeights(*weights), gap, delta_scale, reverse, names.split(), scale
 
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels' work on packed weights; a padded state stays zero."""
-    xz, weights, gap, stretch, reverse, stats, scale = _unpack(*arguments)
+    """The kernels' function on packed weights; padded states stay zero."""
+    xz, weights, gap, delta_scale, reverse, stats, scale = _unpack(*arguments)
     x, z = xz.chunk(2, dim=-1)
     u = causal_conv1d_reference(x, weights.conv_weight.transpose(1, 2), weights.conv_bias, reverse)
     delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
-    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, stretch)
+    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, delta_scale)
     y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), stats)
     return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()
 
@@ -161,8 +162,8 @@ def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 _mamba_inner = operator(
     "mamba_inner",
     "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
-    "Tensor a, Tensor d, Tensor? gap, Tensor? stretch, int[] reverse, int rank, int states, str stats, float scale) "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor a, Tensor d, Tensor? gap, Tensor? delta_scale, int[] reverse, int rank, int states, str stats, "
+    "float scale) -> (Tensor, Tensor, Tensor)",
     run=_run_kernels,
     fake=_like_result,
     decomposition=_in_plain_pytorch,
@@ -171,10 +172,10 @@ _mamba_inner = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner)
 def mamba_inner_flops(  # type: ignore[no-untyped-def]
-    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, stretch, reverse, rank, states,
-    *args, out_shape=None, **kwargs
+    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, delta_scale, reverse, rank,
+    states, *args, out_shape=None, **kwargs
 ) -> int:  # fmt: skip
-    """The convolution's, the scan's, and 2 a multiply-accumulate of the projections, padding left out."""
+    """Those of convolution and scan, and 2 for each multiply-accumulate of the projections, padding not counted."""
     directions, width, channels = conv_shape
     images, length, _ = xz_shape
     rows = directions * images * length

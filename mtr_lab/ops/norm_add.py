@@ -1,4 +1,4 @@
-"""Residual addition and normalisation, the step between two blocks: RMSNorm, and LayerNorm where there is a bias."""
+"""Residual addition and normalisation between two blocks: RMSNorm without a bias, LayerNorm with one."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def rms_norm_add(
         hidden: (B, L, C), the previous block's output.
         residual: (B, L, C) in float32 (or float64), or ``None`` before the first block.
         weight: (C,).
-        plan: a reduction to carry out on both streams first; M of the L tokens survive.
+        plan: a reduction that is applied to both streams first; M of the L tokens survive.
 
     Returns:
         normed: (B, M, C) in the dtype of ``hidden``.
@@ -48,7 +48,7 @@ def layer_norm_add(
 def _composed(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """Carry out the plan, then add and normalise."""
+    """Apply the plan, then add and normalise."""
     if plan is not None:
         hidden, residual = reduce_streams(plan, hidden, residual)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -63,12 +63,12 @@ def _composed(
 def _fused(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """One kernel, which finds the tokens it adds by the lists of the plan."""
+    """One kernel for plan, addition and normalisation."""
     if plan is None:
         return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
-    own = plan.listed()
-    other = own if plan.residual is None else plan.residual.listed()
-    lists = (t for part in (own, other) for t in (part.weight, part.gone, part.start))
+    own = plan.with_offsets()
+    other = own if plan.residual is None else plan.residual.with_offsets()
+    lists = (t for part in (own, other) for t in (part.weight, part.removed, part.offsets))
     return _norm_add(hidden, residual, weight, bias, eps, plan.keep, *lists)
 
 
@@ -86,7 +86,7 @@ NORM_ADD = Operation(
 
 
 def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Carry a plan out on both streams: (B, L, C) -> (B, M, C) each."""
+    """Apply a plan to both streams, (B, L, C) -> (B, M, C) each."""
     if residual is not None:
         residual = apply_plan(residual, *(plan.residual or plan)[:5])
     return apply_plan(hidden, *plan[:5]), residual
@@ -107,18 +107,18 @@ def _in_plain_pytorch(
     keep: Tensor | None,
     *lists: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's work, with the plans of both streams as lists: weight, gone and start of each."""
+    """The kernel's function; ``lists`` are weight, removed and offsets of the plan of each stream."""
     if keep is not None:
         hidden = _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
     return _composed(hidden, residual, weight, bias, eps, None)
 
 
-def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, gone: Tensor, start: Tensor) -> Tensor:
-    """``apply_plan`` of a plan whose tokens that are ``gone`` are in the order of their destinations."""
-    place = torch.arange(gone.shape[1], device=gone.device).expand(gone.shape)
-    target = torch.searchsorted(start, place.contiguous(), right=True) - 1
-    return merge_rows(x, weight, keep, gone, target)
+def _merge_lists(x: Tensor, keep: Tensor, weight: Tensor, removed: Tensor, offsets: Tensor) -> Tensor:
+    """``apply_plan`` of a plan with ``offsets``."""
+    place = torch.arange(removed.shape[1], device=removed.device).expand(removed.shape)
+    target = torch.searchsorted(offsets, place.contiguous(), right=True) - 1
+    return merge_rows(x, weight, keep, removed, target)
 
 
 def _like_result(
@@ -131,7 +131,7 @@ def _like_result(
 _norm_add = operator(
     "norm_add",
     "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, Tensor? share, "
-    "Tensor? gone, Tensor? start, Tensor? residual_share, Tensor? residual_gone, Tensor? residual_start) "
+    "Tensor? removed, Tensor? offsets, Tensor? residual_share, Tensor? residual_removed, Tensor? residual_offsets) "
     "-> (Tensor, Tensor)",
     run=_run_kernel,
     fake=_like_result,
@@ -141,8 +141,8 @@ _norm_add = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.norm_add)
 def norm_add_flops(  # type: ignore[no-untyped-def]
-    hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, gone_shape, *args, **kwargs
+    hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, removed_shape, *args, **kwargs
 ) -> int:
-    """Of the plan alone: 2 for every channel of every token that does not survive, in each stream."""
+    """The FLOPs of the plan alone: 2 for every channel of every removed token, in each stream."""
     streams = 1 if residual_shape is None else 2
-    return 2 * streams * gone_shape[0] * gone_shape[1] * hidden_shape[2] if gone_shape else 0
+    return 2 * streams * removed_shape[0] * removed_shape[1] * hidden_shape[2] if removed_shape else 0

@@ -1,4 +1,4 @@
-"""The parameters of a Mamba mixer: as a model has them, and packed for the kernels."""
+"""The parameters of a Mamba mixer, as in the model and packed for the kernels."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,24 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PerDirection = Tensor | Sequence[Tensor]
-"""A parameter of G directions: one tensor (G, *), or G tensors, which are stacked where they are read."""
+"""A parameter of G directions: one tensor (G, *), or G tensors, which are stacked when they are read."""
 
 
 class MambaWeights(NamedTuple):
-    """The parameters of G directions between a mixer's two big projections. R = dt_rank; shapes of one direction."""
+    """The parameters of a mixer's G directions, without in_proj and out_proj. R = dt_rank; shapes of one direction."""
 
     conv_weight: PerDirection
     """(E, 1, W), of a depthwise ``nn.Conv1d``."""
     conv_bias: PerDirection
     """(E,)."""
     x_proj: PerDirection
-    """(R + 2N, E), the rows of the low rank first, then B, then C."""
+    """(R + 2N, E): the rows of the low-rank Δ, then B, then C."""
     dt_proj: PerDirection
     """(E, R)."""
     dt_bias: PerDirection
     """(E,)."""
     A_log: PerDirection
-    """(E, N), the logarithm of -A."""
+    """(E, N), log(-A)."""
     D: PerDirection
     """(E,)."""
 
@@ -55,14 +55,14 @@ def state_matrix(A_log: PerDirection) -> Tensor:
 
 
 class PackedWeights(NamedTuple):
-    """``MambaWeights`` as the kernels read them. R and N are padded with zeros."""
+    """``MambaWeights`` in the kernels' layout: R padded with zeros to a power of two from 16, N to one from 8."""
 
     conv_weight: Tensor
     """(G, W, E) float32."""
     conv_bias: Tensor
     """(G, E) float32."""
     projection: Tensor
-    """(G, E, R + 2N) in the model's dtype: the low rank, R a power of two from 16 on, B, then C, N one from 8 on."""
+    """(G, E, R + 2N) in the model's dtype: the columns of the low-rank Δ, then B, then C."""
     timescale: Tensor
     """(G, R, E) in the model's dtype."""
     timescale_bias: Tensor
@@ -73,7 +73,7 @@ class PackedWeights(NamedTuple):
     """(G, E) float32."""
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., R + 2N) -> the low rank, B and C."""
+        """(..., R + 2N) -> low-rank Δ (..., R), B (..., N) and C (..., N)."""
         states = self.a.shape[1]
         return projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
 
@@ -95,31 +95,31 @@ def pack(weights: MambaWeights, dtype: torch.dtype) -> PackedWeights:
 
 
 class PackedCache:
-    """A mixer's packed weights, packed anew when a parameter has changed, not at every call.
+    """Caches a mixer's packed weights until a parameter changes.
 
-    A change is seen by the tensors' versions. Fused optimisers, and what writes to ``parameter.data``, leave these as
-    they are: call ``clear`` where such a change is to be expected. Copies and pickles of a cache are empty.
+    Changes are detected by the tensors' versions. Fused optimizers and writes to ``parameter.data`` do not bump them:
+    call ``clear`` after such a change. Copies and pickles of a cache are empty.
     """
 
     def __init__(self) -> None:
-        self.kept: tuple[Any, PackedWeights] | None = None
-        """What the weights were packed of, and the packed weights."""
+        self.entry: tuple[Any, PackedWeights] | None = None
+        """The key of the parameters, and their packed weights."""
 
     def get(self, weights: MambaWeights, dtype: torch.dtype) -> PackedWeights:
-        """``pack(weights, dtype)``."""
+        """``pack(weights, dtype)``, cached."""
         parameters = [p for field in weights for p in ([field] if isinstance(field, Tensor) else field)]
         if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return pack(weights, dtype)
         key = (dtype, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
-        kept = self.kept  # replicas of a module on several devices share the cache
-        if kept is None or kept[0] != key:
-            self.kept = kept = key, pack(weights, dtype)
-        return kept[1]
+        entry = self.entry  # replicas of a module on several devices share the cache
+        if entry is None or entry[0] != key:
+            self.entry = entry = key, pack(weights, dtype)
+        return entry[1]
 
     def clear(self) -> None:
-        """Forget the packed weights."""
-        if self.kept is not None and not torch.compiler.is_compiling():
-            self.kept = None
+        """Drop the packed weights."""
+        if self.entry is not None and not torch.compiler.is_compiling():
+            self.entry = None
 
     def __reduce__(self) -> tuple[type["PackedCache"], tuple[()]]:
         return PackedCache, ()

@@ -1,4 +1,4 @@
-"""A reduction plan, and the operations that carry it out."""
+"""The reduction plan, and the operations that apply it."""
 
 from typing import Any, NamedTuple
 
@@ -10,44 +10,44 @@ from mtr_lab.ops.registry import Implementation, Operation
 
 
 class Plan(NamedTuple):
-    """Where every token of a batch goes. B images, L tokens in, M survivors out."""
+    """Which tokens survive a reduction, and where the others are merged. B images, L tokens, M survivors."""
 
     dest: Tensor
-    """(B, L) int64, the output position each token goes to, -1 if it is dropped."""
+    """(B, L) int64: the output position of each token: that of its target if it is merged, -1 if it is dropped."""
     weight: Tensor
-    """(B, L) float32, the share of each token in the token it becomes part of."""
+    """(B, L) float32: the weight of each token in the weighted mean at its output position."""
     keep: Tensor
-    """(B, M) int64, the survivors in output order: the input position of each."""
-    gone: Tensor
-    """(B, L - M) int64, the input positions of all others."""
-    start: Tensor | None = None
-    """(B, M + 1) int64 where ``gone`` is in the order of its tokens' destinations: those that become part of survivor j
-    are ``gone[start[j] : start[j + 1]]``, those before ``start[0]`` are dropped."""
+    """(B, M) int64: the input positions of the survivors, in output order."""
+    removed: Tensor
+    """(B, L - M) int64: the input positions of the removed tokens."""
+    offsets: Tensor | None = None
+    """(B, M + 1) int64, if ``removed`` is sorted by destination: the tokens merged into survivor j are
+    ``removed[offsets[j] : offsets[j + 1]]``, and those before ``offsets[0]`` are dropped."""
     residual: "Plan | None" = None
-    """What happens to the residual stream, if that is something else; the survivors are the same. What is known of the
-    tokens afterwards (their sizes, where each has gone) follows the block's output."""
-    known: "tuple[Tensor, Tensor, Tensor] | None" = None
-    """What ``carry_plan`` returns for the tokens the plan was decided on, where deciding found it on the way."""
+    """Separate plan for the residual stream, with the same survivors; ``None`` to apply this one to both streams. The
+    metadata of the tokens always follows this plan."""
+    metadata: "tuple[Tensor, Tensor, Tensor] | None" = None
+    """The result of ``update_metadata`` for the tokens the plan was made for, if the decision has computed it."""
 
-    def listed(self) -> "Plan":
-        """The same plan with ``start``."""
-        if self.start is not None:
+    def with_offsets(self) -> "Plan":
+        """The same plan with ``removed`` sorted by destination, and ``offsets``."""
+        if self.offsets is not None:
             return self
-        target, order = self.dest.gather(1, self.gone).sort(dim=1, stable=True)
+        target, order = self.dest.gather(1, self.removed).sort(dim=1, stable=True)
         survivors = torch.arange(self.keep.shape[1] + 1, device=self.dest.device).expand(self.dest.shape[0], -1)
-        start = torch.searchsorted(target, survivors.contiguous())
-        return self._replace(gone=self.gone.gather(1, order), start=start)
+        offsets = torch.searchsorted(target, survivors.contiguous())
+        return self._replace(removed=self.removed.gather(1, order), offsets=offsets)
 
 
 def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
-    """The plan that removes some tokens by merging them into others or dropping them.
+    """The plan that merges the source tokens into survivors, or drops them.
 
     Args:
-        source: (B, r) positions of the tokens to remove, all different within an image.
-        into: (B, r) the survivor each of them is merged into, -1 to drop it.
-        key: (B, L) floating point and finite; the survivors are put in ascending order of it.
-        mass: (B, L) tokens that become one are averaged with these weights (ones: the plain mean). No gradient flows
-            through them: a plan is a decision.
+        source: (B, r) positions of the tokens to remove, distinct within an image.
+        into: (B, r) the position of each source's merge target, a survivor; -1 to drop the source.
+        key: (B, L) floating point and finite; the survivors are sorted by it, ascending.
+        mass: (B, L) the weights of the mean over merged tokens, ones for the plain mean. No gradient flows through
+            them: a plan is a decision.
     """
     batch, length = key.shape
     keep = key.scatter(1, source, torch.inf).argsort(dim=1, stable=True)[:, : length - source.shape[1]]
@@ -64,33 +64,32 @@ def make_plan(source: Tensor, into: Tensor, key: Tensor, mass: Tensor) -> Plan:
 
 
 def apply_plan(
-    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
-    """Gather the survivors and add to each the tokens merged into it.
+    """Gather the survivors and add the tokens merged into them.
 
     ``out[b, j] = Σ weight[b, i] · x[b, i]`` over the tokens i with ``dest[b, i] == j``.
 
     Args:
         x: (B, L, C).
-        dest, weight, keep, gone, start: of a ``Plan``. Every output position is the destination of the token ``keep``
-            names for it.
+        dest, weight, keep, removed, offsets: of a ``Plan``; ``dest`` of the token ``keep[b, j]`` is j.
 
     Returns:
-        (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64); a survivor with weight 1 and
-        nothing merged into it is copied bit for bit. Differentiable in ``x`` and ``weight``.
+        (B, M, C) in the dtype of ``x``, accumulated in float32 (float64 for float64). A survivor of weight 1 that
+        absorbs no token is copied bit for bit. Differentiable in ``x`` and ``weight``.
     """
-    return APPLY_PLAN(x, dest, weight, keep, gone, start)
+    return APPLY_PLAN(x, dest, weight, keep, removed, offsets)
 
 
 def apply_plan_reference(
-    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, start: Tensor | None = None
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
     """Gather and scatter-add, plain PyTorch."""
-    return merge_rows(x, weight, keep, gone, dest.gather(1, gone))
+    return merge_rows(x, weight, keep, removed, dest.gather(1, removed))
 
 
-def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Tensor) -> Tensor:
-    """``apply_plan`` with the destinations ``target`` (B, L - M) of the tokens that are ``gone``."""
+def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, target: Tensor) -> Tensor:
+    """``apply_plan``, given the output positions ``target`` (B, L - M) of the removed tokens."""
     channels = x.shape[2]
     wide = torch.promote_types(x.dtype, torch.float32)
 
@@ -98,8 +97,8 @@ def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Te
         token = x.gather(1, index[..., None].expand(-1, -1, channels)).to(wide)
         return token * weight.gather(1, index)[..., None].to(wide)
 
-    # A dropped token adds zero to position 0, which keeps every shape static.
-    merged = rows(gone).masked_fill((target < 0)[..., None], 0)
+    # Dropped tokens add zero to position 0, so that all shapes are static.
+    merged = rows(removed).masked_fill((target < 0)[..., None], 0)
     index = target.clamp(min=0)[..., None].expand(-1, -1, channels)
     return rows(keep).scatter_add(1, index, merged).to(x.dtype)
 
@@ -107,15 +106,15 @@ def merge_rows(x: Tensor, weight: Tensor, keep: Tensor, gone: Tensor, target: Te
 def _apply_triton(x: Tensor, *parts: Any) -> Tensor:
     from mtr_lab.ops.gpu import norm
 
-    plan: Any = Plan(*parts).listed()
-    return norm.apply_plan(x, plan.weight, plan.keep, plan.gone, plan.start)
+    plan: Any = Plan(*parts).with_offsets()
+    return norm.apply_plan(x, plan.weight, plan.keep, plan.removed, plan.offsets)
 
 
 APPLY_PLAN = Operation(
     "apply_plan",
     [Implementation("triton", _apply_triton, package="triton"), Implementation("reference", apply_plan_reference)],
-    schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor gone, Tensor? start", "Tensor"),
-    fake=lambda x, dest, weight, keep, gone, start: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
+    schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor removed, Tensor? offsets", "Tensor"),
+    fake=lambda x, dest, weight, keep, removed, offsets: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
 )
 
 
@@ -126,40 +125,40 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, dest, weight = ctx.saved_tensors
-    arrived = grad.gather(1, dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2]))
-    arrived = arrived.masked_fill((dest < 0)[..., None], 0)
-    grad_weight = None if x is None else (arrived.to(weight.dtype) * x.to(weight.dtype)).sum(-1)
-    return arrived * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
+    incoming = grad.gather(1, dest.clamp(min=0)[..., None].expand(-1, -1, grad.shape[2]))
+    incoming = incoming.masked_fill((dest < 0)[..., None], 0)
+    grad_weight = None if x is None else (incoming.to(weight.dtype) * x.to(weight.dtype)).sum(-1)
+    return incoming * weight[..., None].to(grad.dtype), None, grad_weight, *(None,) * 4
 
 
 APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.apply_plan)
-def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, gone_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2 a multiply-accumulate: one for every channel of every token that does not survive."""
+def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, removed_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """2, a multiply-accumulate, for every channel of every removed token."""
     batch, _, channels = x_shape
-    return 2 * batch * gone_shape[1] * channels
+    return 2 * batch * removed_shape[1] * channels
 
 
-def carry_plan(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is known of the tokens after a plan.
+def update_metadata(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The metadata of the tokens after a plan.
 
     Args:
         index: (B, L) int64, the original position of each token.
-        size: (B, L) float32, how many original tokens each token stands for.
-        special: (B, S) int64, positions of the protected tokens.
+        size: (B, L) float32, the number of original tokens each token stands for.
+        special: (B, S) int64, the positions of the special tokens.
 
     Returns:
-        the same of the survivors: (B, M), (B, M), the sizes summed over what was merged, and (B, S).
+        index (B, M), size (B, M), summed over merged tokens, and special (B, S) of the survivors.
     """
-    if plan.known is not None:
-        return plan.known
-    return CARRY_PLAN(index, size, special, plan.dest, plan.keep, plan.gone)
+    if plan.metadata is not None:
+        return plan.metadata
+    return UPDATE_METADATA(index, size, special, plan.dest, plan.keep, plan.removed)
 
 
-def carry_plan_reference(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+def update_metadata_reference(
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gathers and a scatter-add, plain PyTorch."""
     none = torch.zeros_like(keep, dtype=size.dtype)
@@ -167,23 +166,26 @@ def carry_plan_reference(
     return index.gather(1, keep), summed, dest.gather(1, special)
 
 
-def _carry_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _update_metadata_triton(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import metadata
 
     return metadata.update_metadata(*inputs)
 
 
 def _like_survivors(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return index.new_empty(keep.shape), size.new_empty(keep.shape), special.new_empty(special.shape)
 
 
-CARRY_PLAN = Operation(
-    "carry_plan",
-    [Implementation("triton", _carry_triton, package="triton"), Implementation("reference", carry_plan_reference)],
+UPDATE_METADATA = Operation(
+    "update_metadata",
+    [
+        Implementation("triton", _update_metadata_triton, package="triton"),
+        Implementation("reference", update_metadata_reference),
+    ],
     schema=(
-        "Tensor index, Tensor size, Tensor special, Tensor dest, Tensor keep, Tensor gone",
+        "Tensor index, Tensor size, Tensor special, Tensor dest, Tensor keep, Tensor removed",
         "(Tensor, Tensor, Tensor)",
     ),
     fake=_like_survivors,

@@ -1,20 +1,20 @@
-"""The one place that picks which implementation of an operation runs.
+"""Operations and their implementations: which one runs is decided here and nowhere else.
 
-An operation lists its implementations in the order in which ``auto`` prefers them. ``Operation.pick`` chooses once a
-call, by the selected backend, the device and dtype of the data, and what an implementation says of the inputs. The name
-of the choice is passed to the registered operator as a string, so that a traced or compiled graph records it.
+An operation lists its implementations in the order in which ``auto`` prefers them. ``Operation.pick`` chooses at every
+call, by the selected backend, by device and dtype of the data, and by ``Implementation.unfit``. The registered operator
+takes the name of the choice as a string, so that traced and compiled graphs record it.
 
 ==========  =====================================================================================
-reference   plain PyTorch: any device, any floating dtype, what the others are tested against
-portable    plain PyTorch without a loop over tokens: what ``auto`` takes on devices that have no kernel here
+reference   plain PyTorch: any device, any floating dtype; the other backends are tested against it
+portable    plain PyTorch without a loop over tokens: the choice of ``auto`` on devices without kernels
 cpu         numba, float32 on the CPU
-triton      GPUs, float32, float16, bfloat16; kernels compiled on first use, no compiler to install
-mamba_ssm   the authors' CUDA kernels, when the extra ``cuda`` is installed; ``auto`` prefers ``triton``
+triton      GPUs, float32, float16, bfloat16; kernels compile on first use, no compiler to install
+mamba_ssm   the authors' CUDA kernels, if the extra ``cuda`` is installed; ``auto`` prefers ``triton``
 ==========  =====================================================================================
 
-A backend chooses the forward pass. The backward pass runs the implementation for that device that has gradients:
-``triton`` on a GPU, ``mamba_ssm`` there if it was selected, else plain PyTorch (``reference`` on a CPU, ``portable``
-on other devices). A backward pass that is recorded to be differentiated again is differentiated in plain PyTorch.
+The backend selects the forward pass. The backward pass runs ``triton`` on a GPU, or ``mamba_ssm`` if that is selected,
+and plain PyTorch elsewhere (``reference`` on a CPU, ``portable`` on other devices). Second derivatives are computed in
+plain PyTorch.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ _decompositions: dict[Any, Callable[..., Any]] = {}
 
 
 class _Kernels(NamedTuple):
-    """What the kernels of a backend run at all."""
+    """The data that the kernels of a backend run."""
 
     device: str
     dtypes: tuple[torch.dtype, ...]
-    in_words: str
+    text: str
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -53,21 +53,21 @@ _KERNELS = {
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported; a stand-in for it in ``sys.modules`` without a spec does not count."""
+    """Whether a package is installed. A stub in ``sys.modules`` without a spec does not count."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # its __spec__ is None
         return False
 
 
-# Looked up once: the search of the import path is slow beside an operation, and cannot be traced.
+# Looked up once: searching the import path is slow compared to an operation, and cannot be traced.
 _installed = {package: installed(package) for package in ("triton", "mamba_ssm", "causal_conv1d")}
 # Triton's own switch: its kernels then run on the CPU.
 _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
 
 
 def set_backend(name: str) -> None:
-    """Select the implementation of all operations: one of ``BACKENDS``; ``auto`` picks the fastest known to fit.
+    """Select the backend of all operations, one of ``BACKENDS``; ``auto`` picks the fastest that can run the data.
 
     Raises:
         UserError: the name is unknown, or the package it needs is not installed.
@@ -81,13 +81,13 @@ def set_backend(name: str) -> None:
             "install the extra `cuda` (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
         )
     if name == "triton" and not _installed["triton"]:
-        raise UserError("ops.backend=triton needs the package triton, which PyTorch brings along on Linux: use auto.")
+        raise UserError("ops.backend=triton needs the package triton, which PyTorch installs on Linux alone: use auto.")
     _selected = name
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Select an implementation inside a ``with`` block."""
+    """Select a backend for a ``with`` block."""
     previous = _selected
     set_backend(name)
     try:
@@ -97,7 +97,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def selected_backend() -> str:
-    """The backend selected at present, ``auto`` unless changed."""
+    """The selected backend, ``auto`` by default."""
     return _selected
 
 
@@ -108,14 +108,14 @@ def check_backend(data: Tensor) -> None:
 
 
 def transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work, which see through plain PyTorch alone."""
+    """Whether a ``torch.func`` transform or forward-mode differentiation is active: both need plain PyTorch."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_readable(data: Tensor) -> bool:
-    """Whether a look at the values of the data waits for no device and breaks no graph."""
+    """Whether values of the data can be read without waiting for a device or breaking a graph."""
     return data.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -124,11 +124,11 @@ class Implementation:
     """One implementation of an operation.
 
     Args:
-        name: the backend it belongs to.
+        name: its backend.
         run: takes the operation's inputs and returns its result.
-        unfit: takes the inputs and says why it cannot run them, beyond their device and dtype; empty if it can.
-        package: what it imports; where that is not installed, plain PyTorch takes its place.
-        composed: whether it is called in place of the registered operator, so that autograd sees what it does.
+        unfit: takes the inputs and returns why it cannot run them, device and dtype aside; empty if it can.
+        package: a package that it needs; plain PyTorch replaces it if the package is not installed.
+        composed: whether it runs in place of the registered operator, so that autograd records its operations.
     """
 
     name: str
@@ -145,17 +145,17 @@ class Implementation:
 class Operation:
     """An operation and its implementations; call it with its inputs.
 
-    A fused operation does the work of several others. It has no operator: its kernels have one each, and where none
-    fits, the others run one by one, each by its own choice.
+    A fused operation combines several others and has no operator. Its fused implementation calls an operator of the
+    kernels; its plain one calls the combined operations, for each of which an implementation is picked.
 
     Args:
         name: of the operator, ``mtr_lab::name``.
         implementations: in the order in which ``auto`` prefers them. The last is functional plain PyTorch without a
-            loop over tokens: it runs everywhere, ``torch.func`` sees through it, an exported graph decomposes to it.
+            loop over tokens: it runs on every device, under ``torch.func`` and in exported graphs.
         schema: the operator's arguments and result, as ``("Tensor x", "Tensor")``; ``None`` for a fused operation.
-        fake: returns empty tensors of the result's shapes and dtypes, from the same inputs.
+        fake: takes the inputs and returns empty tensors of the result's shapes and dtypes.
         main: the index of the input whose device and dtype decide.
-        strict: whether it is an error if the selected backend cannot run the inputs; else plain PyTorch runs them.
+        strict: whether inputs that the selected backend cannot run are an error; if not, plain PyTorch runs them.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Operation:
         self.portable = self.implementations[-1]
         self._named = {implementation.name: implementation for implementation in implementations}
         self._main, self._strict, self._fused = main, strict, schema is None
-        self._kept: dict[tuple[str, torch.dtype], tuple[Implementation, ...]] = {}
+        self._candidates: dict[tuple[str, torch.dtype], tuple[Implementation, ...]] = {}
         if schema is not None and fake is not None:
             arguments, result = schema
             self.operator = operator(
@@ -195,7 +195,7 @@ class Operation:
         """The implementation that runs these inputs.
 
         Raises:
-            UserError: a backend was selected explicitly and cannot run them.
+            UserError: the selected backend cannot run them.
         """
         return self.portable if transformed() else self._pick(inputs, options)
 
@@ -221,24 +221,24 @@ class Operation:
         return self._plain(data)
 
     def _plain(self, data: Tensor) -> Implementation:
-        """Plain PyTorch: the reference where ``auto`` may take it."""
+        """Plain PyTorch: the reference where ``auto`` may pick it, else the portable implementation."""
         reference = self._named.get("reference")
         fits = reference is not None and _may_prefer("reference", data.device.type, data.dtype)
         return reference if reference is not None and fits else self.portable
 
     def _preferred(self, device: str, dtype: torch.dtype) -> tuple[Implementation, ...]:
-        """The implementations that ``auto`` may take for such data; looked up at every call, so kept."""
-        kept = self._kept.get((device, dtype))
-        if kept is None:
-            kept = tuple(one for one in self.implementations if _may_prefer(one.name, device, dtype))
-            self._kept[device, dtype] = kept
-        return kept
+        """The implementations that ``auto`` may pick for data of this dtype on this device, cached."""
+        candidates = self._candidates.get((device, dtype))
+        if candidates is None:
+            candidates = tuple(one for one in self.implementations if _may_prefer(one.name, device, dtype))
+            self._candidates[device, dtype] = candidates
+        return candidates
 
 
 def _may_prefer(backend: str, device: str, dtype: torch.dtype) -> bool:
-    """Whether ``auto`` may take a backend for data of this dtype on this device."""
+    """Whether ``auto`` may pick a backend for data of this dtype on this device."""
     kernels = _KERNELS.get(backend)
-    if kernels is None:  # on other devices each token of a loop costs launches
+    if kernels is None:  # the reference loops over tokens, which is too slow on other devices
         return backend == "portable" or device in ("cpu", "cuda")
     return device == kernels.device and dtype in kernels.dtypes
 
@@ -248,12 +248,12 @@ def _mismatch(backend: str, data: Tensor) -> str:
     kernels = _KERNELS.get(backend)
     if kernels is None:
         return ""
-    here = data.device.type
+    device = data.device.type
     if data.dtype in kernels.dtypes and (
-        here == kernels.device or (backend == "triton" and _interpreted and here == "cpu")
+        device == kernels.device or (backend == "triton" and _interpreted and device == "cpu")
     ):
         return ""
-    return f"runs {kernels.in_words}, got {data.dtype} on {data.device}"
+    return f"runs {kernels.text}, got {data.dtype} on {data.device}"
 
 
 def _refusal(reason: str) -> UserError:
@@ -272,9 +272,9 @@ def operator(
 
     Args:
         schema: its arguments and result.
-        run: computes it.
+        run: computes the result.
         fake: returns empty tensors of the result's shapes and dtypes.
-        decomposition: computes it in functional plain PyTorch, which takes its place in an exported graph.
+        decomposition: computes the result in functional plain PyTorch; replaces the operator in exported graphs.
     """
     registered = torch.library.custom_op(f"mtr_lab::{name}", run, mutates_args=(), schema=schema)
     registered.register_fake(fake)
@@ -283,7 +283,7 @@ def operator(
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Every operator of the library and its functional plain PyTorch, for programs that run without the library.
+    """The decomposition of every operator into plain PyTorch, for programs that run without this library.
 
     ``torch.export.export(model, (images,)).run_decompositions(ops.decompositions())``
     """

@@ -1,8 +1,7 @@
-"""The selective scan of a Mamba block, all directions at once.
+"""The selective scan of a Mamba block in all its directions, with its gradients.
 
-Shapes: G directions, B images, L tokens, E = d_inner channels, N = d_state. Everything is channels-last and in token
-order: how a direction reads the sequence is said by ``reverse`` or ``order``, nothing is flipped or gathered by the
-caller.
+Shapes: G directions, B images, L tokens, E = d_inner channels, N = d_state. All tensors are channels-last and in token
+order. ``reverse`` or ``order`` gives the reading order of each direction; callers flip and gather nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,10 +39,10 @@ def selective_scan(
     reverse: Sequence[bool] | None = None,
     order: Tensor | None = None,
     gap: Tensor | None = None,
-    stretch: Tensor | None = None,
+    delta_scale: Tensor | None = None,
     stats: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    r"""Run the selective state-space recurrence and say cheaply what it did with each token.
+    r"""Run the selective state-space recurrence, and compute statistics of each token.
 
     For each direction, in its reading order, with ``Δ = softplus(delta + delta_bias)``::
 
@@ -59,26 +58,25 @@ def selective_scan(
         D: skip connection, (G, E).
         z: gate before its SiLU, (B, L, E); ``None`` for no gate.
         delta_bias: (G, E).
-        reverse: for each direction, whether it reads from the last token to the first; ``None`` for none of them.
-        order: (G, B, L) int64, for each direction and image a permutation of the tokens: step s of direction g reads
-            token ``order[g, b, s]``. ``None`` for token order, or its reverse. With it, ``reverse`` has to be all 0.
+        reverse: for each direction, whether it reads from the last token to the first; ``None`` for token order.
+        order: (G, B, L) int64, a permutation of the tokens for each direction and image: step s of direction g reads
+            token ``order[g, b, s]``. ``None`` for the order of ``reverse``. With an order, ``reverse`` must be all 0.
         gap: (B, G, L), in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g, 0 for
-            s = 0. The state decays over a gap of n as over n tokens with zero input, ``exp(n softplus(delta_bias) A)``.
-            ``None`` for no gaps. Not differentiable.
-        stretch: (B, L), positive; Δ of a token that stands for several is multiplied by it, so that it writes, and
-            lets the past fade, for longer. ``None`` for 1. Not differentiable.
-        stats: which per-token sums over the channels to compute, from ``STATS``: ``delta`` is Σ Δ, ``write`` is
-            Σ (Δ u)², ``output`` is Σ max(0, y) before the gate.
+            s = 0. The state decays over n missing tokens as over n tokens with zero input, by
+            ``exp(n softplus(delta_bias) A)``. ``None`` for no gaps. Not differentiable.
+        delta_scale: (B, L), positive factor on Δ of each token: a token that stands for several takes a longer step.
+            ``None`` for 1. Not differentiable.
+        stats: the per-token sums over channels to compute, from ``STATS``: ``delta`` is Σ Δ, ``write`` is Σ (Δ u)²,
+            ``output`` is Σ max(0, y) before the gate.
 
     Returns:
         y: (B, L, E) in the dtype of ``u``.
-        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order asked, at each token's own position.
-            Not differentiable.
+        sums: (G, B, L, len(stats)) float32 (float64 for float64), in the order of ``stats`` and in token order. Not
+            differentiable.
 
     Raises:
-        UserError: an unknown statistic, shapes that do not fit each other, or a selected backend that cannot run these
-            inputs.
-        ValueError: a gradient of ``gap`` or ``stretch`` is asked for.
+        UserError: an unknown statistic, shapes that do not match, or a selected backend that cannot run these inputs.
+        ValueError: ``gap`` or ``delta_scale`` requires a gradient.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
     is the hidden-state alignment of Zhan et al., "Exploring Token Pruning in Vision State Space Models",
@@ -87,18 +85,18 @@ def selective_scan(
     for name in stats:
         if name not in STATISTICS:
             raise unknown("scan statistic", name, tuple(STATISTICS))
-    # Integers, for the tracer of torch.jit takes no list of booleans.
+    # Integers: the tracer of torch.jit takes no list of booleans.
     backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, stretch, backward)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, backward)
     _check(inputs)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, stretch)):
-        raise ValueError("selective_scan has no gradient of gap and stretch: detach them.")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, delta_scale)):
+        raise ValueError("selective_scan has no gradient of gap and delta_scale: detach them.")
     y, sums = SELECTIVE_SCAN(*inputs, " ".join(emitted(stats)))  # the tracer takes no list of strings either
     return y, as_asked(sums, stats)
 
 
 def _check(inputs: ScanInputs) -> None:
-    """Raise a ``UserError`` unless all fit ``u`` and ``A``: kernels read as many numbers as these say there are."""
+    """Raise a ``UserError`` unless all shapes match those of ``u`` and ``A``: kernels do not check bounds."""
     u, A, order, reverse = inputs.u, inputs.A, inputs.order, inputs.reverse
     if u.ndim != 4 or A.ndim != 3 or 0 in u.shape[2:]:
         raise UserError(
@@ -106,18 +104,18 @@ def _check(inputs: ScanInputs) -> None:
             f"{tuple(A.shape)}."
         )
     directions, images, length, channels = u.shape
-    each, projection = (directions, channels), (directions, images, length, A.shape[2])
+    parameter, projection = (directions, channels), (directions, images, length, A.shape[2])
     expected = {
         "delta": u.shape,
-        "A": (*each, A.shape[2]),
+        "A": (*parameter, A.shape[2]),
         "B": projection,
         "C": projection,
-        "D": each,
+        "D": parameter,
         "z": (images, length, channels),
-        "delta_bias": each,
+        "delta_bias": parameter,
         "order": (directions, images, length),
         "gap": (images, directions, length),
-        "stretch": (images, length),
+        "delta_scale": (images, length),
     }
     for name, shape in expected.items():
         tensor = getattr(inputs, name)
@@ -127,7 +125,9 @@ def _check(inputs: ScanInputs) -> None:
                 f"{tuple(u.shape)}."
             )
     if len(reverse) != directions:
-        raise UserError(f"selective_scan: reverse={tuple(reverse)} is not of the {directions} directions that u has.")
+        raise UserError(
+            f"selective_scan: reverse={tuple(reverse)}, expected an entry for each of the {directions} directions of u."
+        )
     if order is not None and order.dtype != torch.int64:
         raise UserError(f"selective_scan: order has dtype {order.dtype}, expected torch.int64.")
     if order is not None and any(reverse):
@@ -137,10 +137,10 @@ def _check(inputs: ScanInputs) -> None:
 
 
 def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be None."""
+    """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be ``None``."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    u, delta, A, B, C, D, z, delta_bias, order, _, stretch, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, _, delta_scale, reverse = inputs
     inverse = None if order is None else order.argsort(-1)
 
     def reordered(x: Tensor, g: int, order: Tensor | None) -> Tensor:  # (B, L, K)
@@ -151,10 +151,10 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
     def read(x: Tensor, g: int) -> Tensor:  # (B, L, K) -> (B, K, L)
         return reordered(x, g, order).to(u.dtype).transpose(1, 2).contiguous()
 
-    if stretch is not None:
+    if delta_scale is not None:
         if delta_bias is not None:
             delta = delta.float() + delta_bias.float()[:, None, None, :]
-        delta, delta_bias = F.softplus(delta.float()) * stretch[..., None], None
+        delta, delta_bias = F.softplus(delta.float()) * delta_scale[..., None], None
     ys = []
     for g in range(len(reverse)):
         y = selective_scan_fn(
@@ -164,10 +164,10 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
             read(B[g], g),
             read(C[g], g),
             D[g].float(),
-            # The statistics are of the ungated output, which the fused gate would hide.
+            # Statistics need the output before the gate.
             z=None if z is None or stats else read(z, g),
             delta_bias=None if delta_bias is None else delta_bias[g].float(),
-            delta_softplus=stretch is None,
+            delta_softplus=delta_scale is None,
         ).transpose(1, 2)
         ys.append(reordered(y, g, inverse))
     if not stats:
@@ -177,12 +177,12 @@ def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[
     if z is not None:
         total = total * F.silu(z.float())
     step = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None, None, :]
-    step = F.softplus(step) if stretch is None else step
+    step = F.softplus(step) if delta_scale is None else step
     return total.to(u.dtype), channel_sums(stats, step, u.float(), per_direction)
 
 
 def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Kernels in ``mtr_lab.ops.gpu``, on channels-last data as it is."""
+    """Kernels in ``mtr_lab.ops.gpu``."""
     from mtr_lab.ops.gpu import scan
 
     return scan.selective_scan(inputs, stats)
@@ -196,7 +196,7 @@ def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Te
 
 
 def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the authors' CUDA kernel, which have none themselves."""
+    """The gradients of the authors' CUDA kernel. They are not differentiable."""
 
     def forward(*tensors: Any) -> Tensor:
         return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), stats=())[0]
@@ -205,22 +205,22 @@ def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Seque
 
 
 def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
-    """A function of ``ScanInputs`` and something more as one of the operator's arguments."""
+    """The function of ``ScanInputs`` and one more argument, taking them as the operator's flat arguments."""
 
     def call(*arguments: Any) -> Any:
-        *inputs, more = arguments
-        return function(ScanInputs._make(inputs), more)
+        *inputs, last = arguments
+        return function(ScanInputs._make(inputs), last)
 
     return call
 
 
 def _emitting(scan: Callable[[ScanInputs, Sequence[str]], tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """``_flat``, with the names of the statistics in one string."""
+    """``_flat``, for names of statistics in one string."""
     return _flat(lambda inputs, names: scan(inputs, names.split()))
 
 
 def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
-    """``_flat``, with contiguous gradients, and empty ones for inputs that are None: operators return tensors."""
+    """``_flat``, with contiguous gradients, empty for inputs that are ``None``: operators return tensors."""
 
     def call(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor, ...]:
         return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in backward(inputs, grad))
@@ -302,14 +302,14 @@ def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, grad = ctx.saved_tensors
     inputs = ScanInputs._make((*tensors, ctx.reverse))
 
-    def first(*tensors: Any) -> tuple[Tensor, ...]:
+    def first_gradients(*tensors: Any) -> tuple[Tensor, ...]:
         *differentiable, grad = tensors
-        found = selective_scan_backward_reference(ScanInputs._make((*differentiable, *inputs[8:])), grad, loop=False)
-        return tuple(t for t in found if t is not None)
+        first = selective_scan_backward_reference(ScanInputs._make((*differentiable, *inputs[8:])), grad, loop=False)
+        return tuple(t for t in first if t is not None)
 
     present = [g for t, g in zip(inputs[:8], grads, strict=True) if t is not None]
-    *found, found_grad = vjp(first, [*inputs[:8], grad], present)
-    return *found, *(None,) * 4, found_grad, None
+    *second, of_grad = vjp(first_gradients, [*inputs[:8], grad], present)
+    return *second, *(None,) * 4, of_grad, None
 
 
 SELECTIVE_SCAN.operator.register_autograd(_backward, setup_context=_setup)
@@ -318,6 +318,6 @@ SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_conte
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)
 def selective_scan_flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """9·L·E·N + 2·L·E a direction and image: the literature's count of the recurrence and of D-skip and gate."""
+    """9·L·E·N + 2·L·E for each direction and image: the literature's count of the recurrence, of skip and gate."""
     directions, batch, length, channels = u_shape
     return directions * batch * length * channels * (9 * A_shape[-1] + 2)

@@ -1,4 +1,4 @@
-"""What every implementation of the selective scan, and of its gradient, is given."""
+"""The arguments of every implementation of the selective scan and of its gradients."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ from torch import Tensor
 
 SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? delta_bias, Tensor? order, "
-    "Tensor? gap, Tensor? stretch, int[] reverse"
+    "Tensor? gap, Tensor? delta_scale, int[] reverse"
 )
-"""``ScanInputs`` as the arguments of a registered operator, which takes no tuple of tensors."""
+"""``ScanInputs`` as the flat arguments of a registered operator."""
 
 
 class ScanInputs(NamedTuple):
     """The arguments of ``selective_scan``. G directions, B images, L tokens, E channels, N states.
 
-    Everything is channels-last and in token order; no implementation is given a flipped tensor.
+    All tensors but ``gap`` are in token order.
     """
 
     u: Tensor
@@ -34,10 +34,10 @@ class ScanInputs(NamedTuple):
     delta_bias: Tensor | None = None
     """Bias of the timescale, (G, E)."""
     order: Tensor | None = None
-    """Reading order, (G, B, L) int64: step s of direction g reads token ``order[g, b, s]``. None for token order."""
+    """Reading order, (G, B, L) int64: step s of direction g reads token ``order[g, b, s]``."""
     gap: Tensor | None = None
     """(B, G, L) in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g."""
-    stretch: Tensor | None = None
+    delta_scale: Tensor | None = None
     """Positive factor of each token's Δ, (B, L)."""
     reverse: tuple[int, ...] = (0,)
-    """For each direction, 1 where it reads from the last token to the first."""
+    """For each direction, 1 if it reads from the last token to the first, else 0."""

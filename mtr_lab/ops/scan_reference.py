@@ -1,6 +1,6 @@
-"""The selective scan in plain PyTorch: its definition, a form without a loop, and its gradients.
+"""The selective scan in plain PyTorch: the reference, a form without a loop over tokens, and the gradients.
 
-Shapes as in ``selective_scan``. All is functional and differentiable.
+Shapes as in ``selective_scan``. All functions are differentiable.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from mtr_lab.ops.statistics import channel_sums
 
 
 def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: bool = True) -> tuple[Tensor, Tensor]:
-    """The recurrence in plain, differentiable PyTorch, as a ``loop`` over tokens: what the others must equal."""
-    *_, z, delta_bias, order, gap, stretch, reverse = inputs
+    """The recurrence in plain PyTorch, by a ``loop`` over tokens: every other implementation is tested against it."""
+    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     delta = F.softplus(delta + bias[:, None, None, :])
-    if stretch is not None:
-        delta = delta * stretch[..., None].to(dtype)
+    if delta_scale is not None:
+        delta = delta * delta_scale[..., None].to(dtype)
     write = delta * u
 
     read = [in_reading_order(t, order, reverse) for t in (delta, write, B, C)]
     run: Callable[..., Tensor] = _token_by_token if loop else _all_tokens
-    y = run(*read, A, _crossed(gap, bias, A))
+    y = run(*read, A, _gap_decay(gap, bias, A))
     y = in_token_order(y, order, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
 
     total = y.sum(0)
@@ -37,57 +37,57 @@ def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: 
 
 
 def selective_scan_portable(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The same without a loop, for devices that have no kernel here; it holds the states of all tokens at once."""
+    """The scan without a loop over tokens, for devices without a kernel. It holds the states of all tokens at once."""
     return selective_scan_reference(inputs, stats, loop=False)
 
 
 def in_reading_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
-    """(G, B, L, K), token after token -> the same, step after step."""
+    """(G, B, L, K) in token order -> in the reading order of each direction."""
     if order is None:
         return torch.stack([x[g].flip(1) if r else x[g] for g, r in enumerate(reverse)])
     return x.gather(2, order[..., None].expand_as(x))
 
 
 def in_token_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
-    """What ``in_reading_order`` does, undone."""
+    """The inverse of ``in_reading_order``."""
     return in_reading_order(x, None if order is None else order.argsort(-1), reverse)
 
 
-class Crossed(NamedTuple):
-    """The gaps that each direction crosses on its way."""
+class GapDecay(NamedTuple):
+    """The decay of the state over missing tokens."""
 
     gap: Tensor
-    """(G, B, L): over how many tokens the state decays before each step."""
-    idle: Tensor
-    """(G, E, N), the exponent of the decay over one of them."""
+    """(G, B, L): the number of missing tokens before each step."""
+    exponent: Tensor
+    """(G, E, N): log of the decay over one missing token."""
 
 
-def _crossed(gap: Tensor | None, bias: Tensor, A: Tensor) -> Crossed | None:
-    return None if gap is None else Crossed(gap.transpose(0, 1).to(A.dtype), F.softplus(bias)[..., None] * A)
+def _gap_decay(gap: Tensor | None, bias: Tensor, A: Tensor) -> GapDecay | None:
+    return None if gap is None else GapDecay(gap.transpose(0, 1).to(A.dtype), F.softplus(bias)[..., None] * A)
 
 
-def _decay(delta: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
-    """What is left of the state at each token, (G, B, L, E, N)."""
+def _decay(delta: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
+    """The factor on the state at each step, (G, B, L, E, N)."""
     exponent = delta[..., None] * A[:, None, None]
-    if crossed is not None:
-        exponent = exponent + crossed.gap[..., None, None] * crossed.idle[:, None, None]
+    if gaps is not None:
+        exponent = exponent + gaps.gap[..., None, None] * gaps.exponent[:, None, None]
     return torch.exp(exponent)
 
 
-def _token_by_token(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
+def _token_by_token(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
     state = torch.zeros(*delta.shape[:2], *A.shape[1:], dtype=A.dtype, device=A.device)  # (G, B, E, N)
     steps = []
     for t in range(delta.shape[2]):
         exponent = delta[:, :, t, :, None] * A[:, None]
-        if crossed is not None:
-            exponent = exponent + crossed.gap[:, :, t, None, None] * crossed.idle[:, None]
+        if gaps is not None:
+            exponent = exponent + gaps.gap[:, :, t, None, None] * gaps.exponent[:, None]
         state = torch.exp(exponent) * state + write[:, :, t, :, None] * B[:, :, t, None, :]
         steps.append((state * C[:, :, t, None, :]).sum(-1))
     return torch.stack(steps, dim=2)
 
 
-def _all_tokens(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, crossed: Crossed | None) -> Tensor:
-    states = _recurrence_by_doubling(_decay(delta, A, crossed), write[..., None] * B[..., None, :])
+def _all_tokens(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
+    states = _recurrence_by_doubling(_decay(delta, A, gaps), write[..., None] * B[..., None, :])
     return (states * C[..., None, :]).sum(-1)
 
 
@@ -105,37 +105,37 @@ def _recurrence(decay: Tensor, x: Tensor, *, adjoint: bool = False) -> Tensor:
 
 
 def _recurrence_by_doubling(decay: Tensor, x: Tensor, *, adjoint: bool = False) -> Tensor:
-    """The same in log2(L) steps, after each of which a state holds twice as many tokens (Hillis and Steele, 1986)."""
+    """``_recurrence`` in log2(L) steps; each doubles the tokens that a state covers (Hillis and Steele, 1986)."""
     if adjoint:
         return _recurrence_by_doubling(decay.flip(2).roll(1, 2), x.flip(2)).flip(2)
-    length, held = x.shape[2], 1
-    while held < length:
-        before = (0, 0, 0, 0, held, 0)
-        x = x + decay * F.pad(x[:, :, :-held], before)
-        decay = decay * F.pad(decay[:, :, :-held], before)
-        held *= 2
+    length, covered = x.shape[2], 1
+    while covered < length:
+        before = (0, 0, 0, 0, covered, 0)
+        x = x + decay * F.pad(x[:, :, :-covered], before)
+        decay = decay * F.pad(decay[:, :, :-covered], before)
+        covered *= 2
     return x
 
 
 def selective_scan_backward_reference(
     inputs: ScanInputs, grad: Tensor, *, loop: bool = True
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the first eight inputs from that of y, ``grad`` (B, L, E), plain and differentiable.
+    """The gradients of the first eight inputs for ``grad`` (B, L, E), the gradient of y, in plain PyTorch.
 
-    The adjoint of the state obeys the same recurrence, read backwards: with g_t the gradient of the ungated output,
-    λ_t = g_t C_t + decay_{t+1} λ_{t+1}.
+    The adjoint λ of the state obeys the recurrence in reverse: λ_t = g_t C_t + decay_{t+1} λ_{t+1}, where g_t is the
+    gradient of the output before the gate.
     """
     recurrence = _recurrence if loop else _recurrence_by_doubling
-    *_, z, delta_bias, order, gap, stretch, reverse = inputs
+    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D, grad = (t.to(dtype) for t in (*inputs[:6], grad))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     before = delta + bias[:, None, None, :]
-    scale: Any = 1 if stretch is None else stretch[..., None].to(dtype)
+    scale: Any = 1 if delta_scale is None else delta_scale[..., None].to(dtype)
 
     step, u_s, B_s, C_s = (in_reading_order(t, order, reverse) for t in (F.softplus(before) * scale, u, B, C))
-    crossed = _crossed(gap, bias, A)
-    decay, write = _decay(step, A, crossed), step * u_s
+    gaps = _gap_decay(gap, bias, A)
+    decay, write = _decay(step, A, gaps), step * u_s
     states = recurrence(decay, write[..., None] * B_s[..., None, :])  # (G, B, L, E, N)
 
     grad_z = None
@@ -154,8 +154,8 @@ def selective_scan_backward_reference(
     grad_delta = in_token_order(grad_step, order, reverse) * scale * torch.sigmoid(before)
     grad_A = (grad_exponent * step[..., None]).sum((1, 2))
     grad_bias = grad_delta.sum((1, 2))
-    if crossed is not None:
-        grad_idle = (grad_exponent * crossed.gap[..., None, None]).sum((1, 2))
+    if gaps is not None:
+        grad_idle = (grad_exponent * gaps.gap[..., None, None]).sum((1, 2))
         grad_A = grad_A + grad_idle * F.softplus(bias)[..., None]
         grad_bias = grad_bias + (grad_idle * A).sum(-1) * torch.sigmoid(bias)
     grads = (

@@ -1,7 +1,7 @@
-"""The statistics of the scan: sums over the channels, which say what each direction did with each token.
+"""The statistics of the scan: sums over channels, computed for each direction and token.
 
-A statistic is a row of ``STATISTICS``. Its formula is plain arithmetic: PyTorch runs it as it is, and numba and Triton
-compile it into their kernels. A new row is all that a new statistic takes.
+A statistic is an entry of ``STATISTICS``, and a new entry is all that a new statistic needs. Its term is plain
+arithmetic: PyTorch runs it, and numba and Triton compile it into their kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class Statistic(NamedTuple):
-    """A number that the scan emits for each direction and token."""
+    """A sum over channels that the scan emits for each direction and token."""
 
     term: Callable[..., Any]
-    """What a channel adds to it: a function of Δ, u, the output y before the gate, and ``maximum``, which gives the
-    greater of two numbers. It uses these and arithmetic alone, and is 0 where Δ, u and y are: kernels pad channels."""
+    """The term of one channel, a function of Δ, u, the output y before the gate, and ``maximum``, which returns the
+    larger of two numbers. It uses these and arithmetic alone. It is 0 for Δ = u = y = 0, since kernels pad channels."""
     reads_output: bool = False
-    """Whether it reads y; if not, it is known before the scan, where kernels compute Δ."""
+    """Whether the term reads y. Other statistics are computed before the scan, by the kernels that compute Δ."""
 
 
 def _delta(delta, u, y, maximum):  # type: ignore[no-untyped-def]
@@ -36,16 +36,16 @@ def _output(delta, u, y, maximum):  # type: ignore[no-untyped-def]
 
 STATISTICS = {"delta": Statistic(_delta), "write": Statistic(_write), "output": Statistic(_output, reads_output=True)}
 STATS = tuple(STATISTICS)
-"""Their names."""
+"""The names of all statistics."""
 
 
 def emitted(stats: Sequence[str]) -> list[str]:
-    """The statistics asked for in the order in which implementations emit them: once each, those of the output last."""
+    """The order in which implementations emit these statistics: without repetition, those that read the output last."""
     return sorted((name for name in STATISTICS if name in stats), key=lambda name: STATISTICS[name].reads_output)
 
 
 def as_asked(sums: Tensor, stats: Sequence[str]) -> Tensor:
-    """What was ``emitted`` for ``stats``, (..., n), in their order."""
+    """The sums in the order of ``emitted(stats)``, (..., n) -> in the order of ``stats``, (..., len(stats))."""
     order = emitted(stats)
     if order == list(stats):
         return sums
@@ -53,7 +53,7 @@ def as_asked(sums: Tensor, stats: Sequence[str]) -> Tensor:
 
 
 def channel_sums(stats: Sequence[str], delta: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    """The statistics from Δ, u and the output before the gate, all (G, B, L, E) -> (G, B, L, len(stats))."""
+    """Statistics of Δ, u and the output before the gate, each (G, B, L, E) -> (G, B, L, len(stats))."""
     sums = [STATISTICS[name].term(delta, u, y, _maximum).sum(-1) for name in stats]
     return torch.stack(sums, dim=-1) if sums else y.new_empty(*y.shape[:3], 0)
 

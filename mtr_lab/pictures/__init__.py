@@ -1,4 +1,4 @@
-"""Pictures of what a policy does to an image or a video: surviving tokens, merge regions, scores."""
+"""Pictures of a policy's effect on an image or a video: surviving tokens, merged regions, scores."""
 
 from mtr_lab.pictures.clips import clip_pages, clip_policies, clip_sheet, save_clip
 from mtr_lab.pictures.detection import detection_sheet

@@ -1,4 +1,4 @@
-"""Pictures of videos: the frames and what is left of their tokens, side by side and animated."""
+"""Pictures of videos: frames and their surviving tokens, as a sheet and as an animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gi
 from mtr_lab.pictures.panels import image_panel, token_panels
 from mtr_lab.pictures.sheets import TOKENS, chosen_blocks, evenly_spaced, percent, title, token_count
 
-_SHEET_SIDE, _ANIMATION_SIDE = 150, 300  # a frame is enlarged to at least so many pixels
+_SHEET_SIDE, _ANIMATION_SIDE = 150, 300  # smallest width or height of an enlarged frame, in pixels
 _SHEET_FRAMES = 8
 _FRAME_MS, _LAST_FRAME_MS = 400, 1200
-_NOTE = f"{TOKENS}\na merged token may span frames: the outline is in each of them, the colour the mean over all"
+_NOTE = f"{TOKENS}\na merged token may span frames: it is outlined in each frame, in its mean colour over all frames"
 
 
 def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None) -> Image.Image:
-    """A column a frame, of eight at most: the input, and below it the tokens that survive each block.
+    """One column per frame, at most eight: the input, and below it the tokens that survive the blocks.
 
     Args:
-        observation: a video under a policy.
-        blocks: from 0; by default up to four of those that reduce, evenly spread.
+        observation: a video, processed under a policy.
+        blocks: numbers from 0; by default up to four of the blocks that reduce, evenly spaced.
 
     Raises:
         UserError: there is no such block.
@@ -34,10 +34,10 @@ def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None) ->
 
 
 def clip_policies(observations: Sequence[Observation]) -> Image.Image:
-    """A column a frame, of eight at most: the input, and below it what each policy has left after the last block.
+    """One column per frame, at most eight: the input, and below it the tokens after the last block of each policy.
 
     Args:
-        observations: the same video under each of them.
+        observations: the same video under each policy.
     """
     rows = []
     for observation in observations:
@@ -48,22 +48,22 @@ def clip_policies(observations: Sequence[Observation]) -> Image.Image:
 
 
 def clip_pages(observation: Observation, block: int) -> list[Image.Image]:
-    """A page a frame, all of one size: the input beside the tokens that survive the block."""
+    """One page per frame, all of one size: the input beside the tokens that survive the block."""
     frames, text = observation.image, token_count(observation, block)
     panels = _token_row(observation, block, _ANIMATION_SIDE)
     scale = _scale(observation, _ANIMATION_SIDE)
-    pages = []
+    rows_of_pages = []
     for i, (frame, panel) in enumerate(zip(frames, panels, strict=True)):
         headings = [label(f"frame {i + 1} of {len(frames)}"), label(f"after block {block}", text)]
-        pages.append((headings, [image_panel(frame, scale), panel]))
-    return [page(title(observation), rows, _NOTE) for rows in pages]
+        rows_of_pages.append((headings, [image_panel(frame, scale), panel]))
+    return [page(title(observation), rows, _NOTE) for rows in rows_of_pages]
 
 
 def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path) -> list[Path]:
-    """Write ``clip_sheet`` to ``stem``.png and, of the last of its blocks, ``clip_pages`` to ``stem``.gif.
+    """Write ``clip_sheet`` to ``stem``.png, and ``clip_pages`` of its last block to ``stem``.gif.
 
     Raises:
-        UserError: there is no such block, or nothing can be written there.
+        UserError: there is no such block, or a file cannot be written.
     """
     sheet = save_picture(clip_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
@@ -73,7 +73,7 @@ def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path
 
 
 def _sheet(title: str, observation: Observation, rows: Sequence[tuple[Image.Image, list[Image.Image]]]) -> Image.Image:
-    """Labelled rows of a panel each frame, the input above them."""
+    """Labelled rows with one panel per frame, below a row of the input."""
     scale = _scale(observation, _SHEET_SIDE)
     shown = evenly_spaced(range(len(observation.image)), _SHEET_FRAMES)
     headings = [label(""), *(label(f"frame {i + 1}") for i in shown)]

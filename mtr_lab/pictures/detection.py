@@ -1,4 +1,4 @@
-"""Pictures of detections: what is found at several operating points, and the tokens it is found with."""
+"""Pictures of detections: the boxes at several operating points, and the tokens that survive the reduction."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,13 @@ from mtr_lab.pictures.page import label, page
 from mtr_lab.pictures.panels import token_panel
 from mtr_lab.pictures.sheets import TOKENS, percent, title
 
-LEAST_SCORE = 0.5
-"""Of the boxes that are drawn."""
+MIN_SCORE = 0.5
+"""Boxes with a lower score are not drawn."""
 _COLOURS = ((225, 29, 72), (37, 99, 235), (22, 163, 74), (217, 119, 6), (124, 58, 237), (8, 145, 178))
 
 
 def box_panel(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """An image (H, W, 3) uint8 with boxes (m, 4), left, top, right, bottom in its pixels, a colour a class."""
+    """An image (H, W, 3) uint8 with boxes (m, 4) (left, top, right, bottom, in pixels), coloured by class."""
     panel = Image.fromarray(image)
     draw = ImageDraw.Draw(panel)
     for box, class_index in zip(boxes.tolist(), labels.tolist(), strict=True):
@@ -33,22 +33,22 @@ def detection_sheet(
     detections: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     classes: Sequence[str],
 ) -> Image.Image:
-    """The input, the boxes of each operating point, and the tokens left after the last block of the observed one.
+    """The input, the boxes at each operating point, and the tokens after the last block of the observed model.
 
     Args:
-        observation: the image under the policy that is drawn.
-        detections: by the point's name the boxes (m, 4) in pixels of the observed image, scores (m,) and labels (m,).
-        classes: their names.
+        observation: the image, processed under one policy.
+        detections: name of the point -> boxes (m, 4) in pixels of the image, scores (m,) and labels (m,).
+        classes: names in label order.
     """
     headings, panels = [label("input")], [Image.fromarray(observation.image)]
     for name, (boxes, scores, labels) in detections.items():
-        shown = scores >= LEAST_SCORE
+        shown = scores >= MIN_SCORE
         counts = np.bincount(labels[shown], minlength=len(classes))
         key = [(f"{count} {classes[c]}", _colour(c)) for c, count in enumerate(counts) if count]
-        headings.append(label(name, "" if key else "nothing found", key=key))
+        headings.append(label(name, "" if key else "no boxes", key=key))
         panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
     last = observation.blocks[-1]
     headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))
     panels.append(token_panel(observation.image, last, 1))
-    note = f"boxes of a score of at least {LEAST_SCORE}  ·  {TOKENS}"
+    note = f"boxes with a score of at least {MIN_SCORE}  ·  {TOKENS}"
     return page(title(observation), [headings, panels], note)

@@ -1,4 +1,4 @@
-"""What a policy did to an image, block by block, on the grid of its patches."""
+"""Record the effect of a policy on an image, block by block, on the grid of its patches."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,36 +15,36 @@ from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 
 @dataclass(frozen=True)
 class BlockView:
-    """One image after one block; maps are over its patches, (rows, columns); a video's are (frames, rows, columns)."""
+    """One image or video after one block. Maps over patches are (rows, columns); of a video (frames, rows, columns)."""
 
     grid: PatchGrid
-    """Of the block's stage; of a frame, in a video."""
+    """The patch grid of the block's stage, for one frame."""
     unreduced: int
-    """How many tokens there are in its stage before any reduction, special ones included."""
+    """Number of tokens in the stage without reduction, class token included."""
     entered: int
-    """How many enter the block; before the first, those that go at the embedding are counted."""
+    """Number of tokens that enter the block; for the first block, including those removed at the embedding."""
     tokens: int
-    """How many are left."""
+    """Number of tokens after the block."""
     source: np.ndarray
-    """int, the token each patch has become part of, ``DROPPED`` if none."""
+    """int map, the token that each patch was merged into; ``DROPPED`` if its token was dropped."""
     removed: np.ndarray
-    """bool, where this block removed the token."""
+    """bool map, whether this block removed the patch's token."""
     score: np.ndarray | None
-    """float, the score by which this block chose, NaN where there was no token any more; None if it chose by none."""
+    """float map, the score by which this block chose, NaN for tokens removed before; None if it used no score."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One image or video and what became of it under one policy."""
+    """One image or video, and its tokens after every block under one policy."""
 
     image: np.ndarray
-    """(H, W, 3) uint8, as the model sees it; a video is (T, H, W, 3)."""
+    """(H, W, 3) uint8 after preprocessing; a video is (T, H, W, 3)."""
     backbone: str
     policy: str
     score: str
     """The name of the score."""
     reduction: float
-    """The share of the unreduced FLOPs that is gone."""
+    """Share of the FLOPs that the policy removes."""
     blocks: tuple[BlockView, ...]
 
     @property
@@ -58,16 +58,16 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
     """Run images through a patched model and record what the policy does to each.
 
     Args:
-        model: patched by ``reduction``, whose schedule is in force.
+        model: patched by ``reduction``.
         images: (B, 3, H, W), or videos (B, 3, T, H, W), normalised as the model's weights expect.
 
     Returns:
-        One observation an image or video.
+        One observation per image or video.
 
     Raises:
-        UserError: the images do not fit the patch grid, or the reduction is not in force.
+        UserError: the images do not fit the patch grid, or the model is no longer patched by ``reduction``.
     """
-    reduction.use(reduction.schedule)  # refuses where the model was unpatched or patched anew
+    reduction.use(reduction.schedule)  # raises if the model was unpatched or patched again
     stages = [(stage, block is stage.blocks[0]) for stage in model.stages for block in stage.blocks]
     video = len(model.input_shape) == 4
     traced = zip(trace_blocks(model, images), stages, strict=True)
@@ -94,15 +94,15 @@ def _view(block: TracedBlock, stage: Stage, is_first: bool, video: bool) -> list
     everywhere = torch.zeros(after.source.shape, dtype=torch.float32, device=after.source.device)
 
     def over_patches(values: Tensor) -> np.ndarray:
-        """Of the sequences of the images (B · sequences, L0), at the original positions -> (B, *)."""
+        """Values at the original positions (B · sequences, L0) -> maps over patches (B, *)."""
         maps = values.gather(1, patches).unflatten(1, (layout.frames, *layout.grid))
         maps = layout.join(maps)
         return (maps if video else maps[:, 0]).cpu().numpy()
 
-    # The tokens of an image's sequences are numbered one after the other.
+    # Tokens are numbered consecutively over the sequences of an image.
     first = torch.arange(len(after.source), device=after.source.device) % layout.sequences * after.index.shape[1]
     source = over_patches(torch.where(after.source < 0, after.source, after.source + first[:, None]))
-    # What goes at the embedding is shown with the first block.
+    # Tokens removed at the embedding are shown as removed by the first block.
     present = everywhere + 1 if is_first else everywhere.scatter(1, before.index, 1)
     removed = over_patches(present.scatter(1, after.index, 0)) > 0
     scores = None if score is None else over_patches((everywhere + torch.nan).scatter(1, before.index, score))

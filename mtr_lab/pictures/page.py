@@ -1,4 +1,4 @@
-"""Put panels and labels together to a page, and write pages to files."""
+"""Compose panels and labels to pages, and write pages to files."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from mtr_lab.pictures.panels import FAINT, INK, PAPER, font
 from mtr_lab.results.atomic import replace_file
 
 _GAP, _MARGIN = 16, 24
-_LARGE, _NORMAL, _SMALL = 24, 19, 16  # of letters, in pixels
+_LARGE, _NORMAL, _SMALL = 24, 19, 16  # font sizes in pixels
 
 
 def label(title: str, text: str = "", *, key: Sequence[tuple[str, tuple[int, int, int]]] = ()) -> Image.Image:
-    """A line in ink, fainter, smaller ones below it, and a line of words in their colours, a key to what is drawn."""
+    """A title, smaller grey text below it, and a colour key: (word, colour) pairs in one line."""
     words = [_lines(word, _SMALL, colour) for word, colour in key]
     below = [_row(words, [word.width for word in words])] if words else []
     return _stacked([_lines(title, _NORMAL, INK), _lines(text, _SMALL, FAINT), *below], 0)
@@ -32,7 +32,7 @@ def _lines(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def _row(parts: Sequence[Image.Image], widths: Sequence[int]) -> Image.Image:
-    """Pictures beside each other, each with so much room."""
+    """Pictures side by side, in columns of the given widths."""
     whole = Image.new("RGB", (sum(widths) + _GAP * (len(widths) - 1), max(part.height for part in parts)), PAPER)
     x = 0
     for part, width in zip(parts, widths, strict=True):
@@ -62,7 +62,7 @@ def page(title: str, rows: Sequence[Sequence[Image.Image]], note: str) -> Image.
 
 
 def write_gif(pages: Sequence[Image.Image], stream: BinaryIO, page_ms: int, last_page_ms: int) -> None:
-    """Write pages of one size as an animation that goes round for ever, each shown for so many milliseconds."""
+    """Write pages of one size as an endlessly looping animation; durations are in milliseconds."""
     first, *others = [picture.quantize(256) for picture in pages]
     durations = [page_ms] * len(others) + [last_page_ms]
     first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
@@ -72,7 +72,7 @@ def save_picture(picture: Image.Image, file: Path) -> Path:
     """Write a PNG file, and return its path.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: the file cannot be written.
     """
     with replacing(file) as stream:
         picture.save(stream, "PNG", optimize=True)
@@ -81,10 +81,10 @@ def save_picture(picture: Image.Image, file: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream to write a whole file to, its folder made if need be.
+    """Open a file for writing, which replaces it atomically on success; missing folders are created.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: the file cannot be written.
     """
     try:
         with replace_file(file) as stream:

@@ -1,4 +1,4 @@
-"""The panels a picture is put together from: the image, its surviving tokens, their scores."""
+"""The panels of a picture: the image, its surviving tokens, their scores."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,39 +14,39 @@ _VIRIDIS = np.array(
      (173, 220, 48), (253, 231, 37)]
 )  # fmt: skip
 """Nine even steps of matplotlib's viridis."""
-_RANGE = (2, 98)  # percentiles of the scores that the colours span: a few large ones would make the rest one colour
+_RANGE = (2, 98)  # percentiles of the scores that the colours span, so that outliers do not make the rest one colour
 
 
 def font(pixels: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font, the same on every machine; it knows little beyond ASCII."""
+    """Pillow's built-in font, the same on every machine; it has few glyphs beyond ASCII."""
     return ImageFont.load_default(pixels)
 
 
 def image_panel(image: np.ndarray, scale: int) -> Image.Image:
-    """The image, ``scale`` times as wide."""
+    """The image, enlarged ``scale`` times."""
     return Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
 
 
 def token_panel(image: np.ndarray, view: BlockView, scale: int) -> Image.Image:
-    """The surviving tokens: single patches as they are, merged ones outlined in their mean colour, dropped ones pale.
+    """The surviving tokens: single patches unchanged, merged regions outlined in their mean colour, dropped ones pale.
 
     Args:
         image: (H, W, 3) uint8.
-        view: what is left of its patches.
-        scale: by how much to enlarge.
+        view: the image's tokens after a block.
+        scale: factor of enlargement.
     """
     (panel,) = _token_panels(image[None], view.source[None], view.grid, scale)
     return panel
 
 
 def token_panels(frames: np.ndarray, view: BlockView, scale: int) -> list[Image.Image]:
-    """As ``token_panel`` for a video (T, H, W, 3), a panel each frame; a merged token has one colour in all of them."""
+    """As ``token_panel`` for a video (T, H, W, 3), one panel per frame; a merged token has one colour in all frames."""
     return _token_panels(frames, view.source, view.grid, scale)
 
 
 def _token_panels(frames: np.ndarray, source: np.ndarray, grid: PatchGrid, scale: int) -> list[Image.Image]:
-    """T frames, and the tokens (T / kernel_size, rows, columns) that their patches have become part of."""
-    span = len(frames) // len(source)  # frames of a patch
+    """Panels of frames (T, H, W, 3); ``source`` (T / frames per patch, rows, columns) is the token of each patch."""
+    span = len(frames) // len(source)  # frames per patch
     source, merged = (values.repeat(span, 0) for values in (source, region_sizes(source) > 1))
     colours = mean_colours(frames, np.stack([grid.paint(frame) for frame in source]))
     per_frame = zip(frames, source, merged, colours, strict=True)
@@ -56,7 +56,7 @@ def _token_panels(frames: np.ndarray, source: np.ndarray, grid: PatchGrid, scale
 def _token_panel(
     image: np.ndarray, source: np.ndarray, in_region: np.ndarray, colours: np.ndarray, grid: PatchGrid, scale: int
 ) -> Image.Image:
-    """A frame (H, W, 3), over its patches the token of each and whether it is a merged one, and its region colours."""
+    """The panel of a frame (H, W, 3); ``source`` and ``in_region`` are maps over patches, ``colours`` is (H, W, 3)."""
     flat = colours.repeat(scale, 0).repeat(scale, 1)
     large = np.asarray(image_panel(image, scale)).astype(float)
     tokens = grid.paint(source, scale)
@@ -68,14 +68,14 @@ def _token_panel(
     border = region_borders(tokens, merged)
     lines = panel[border]
     dark = np.where(dropped[..., None], panel, flat)[border].mean(axis=-1, keepdims=True) < 170
-    panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # to be seen on white, too
+    panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # visible on white, too
     return Image.fromarray(panel.round().astype(np.uint8))
 
 
 def score_panel(view: BlockView, scale: int) -> Image.Image:
-    """The scores of the tokens that entered the block, and their colour bar; grey where there was no token any more.
+    """The scores of the tokens that entered the block, with a colour bar; tokens removed before are grey.
 
-    A cross marks the tokens that the block removed. Where it chose by no score, the panel says so.
+    Crosses mark the tokens that the block removed. A block without scores gets a panel that explains why.
     """
     if view.score is None:
         reason = "chosen by\nsimilarity alone" if view.removed.any() else "this block\nremoves nothing"
@@ -90,7 +90,7 @@ def score_panel(view: BlockView, scale: int) -> Image.Image:
         for colour, width in ((PAPER, 4), (_MARK, 2)):
             draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width)
             draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width)
-    ends = f"> {high:.3g}", f"< {low:.3g}"  # the outermost scores lie beyond them
+    ends = f"> {high:.3g}", f"< {low:.3g}"  # outliers lie beyond the ends of the bar
     bar = _colour_bar(*ends, scores.height)
     panel = Image.new("RGB", (scores.width + 8 + bar.width, scores.height), PAPER)
     panel.paste(scores, (0, 0))
@@ -98,17 +98,17 @@ def score_panel(view: BlockView, scale: int) -> Image.Image:
     return panel
 
 
-def viridis(share: np.ndarray) -> np.ndarray:
-    """Shares from 0 to 1, any shape, to colours (*, 3) from 0 to 255; NaN is dark."""
+def viridis(values: np.ndarray) -> np.ndarray:
+    """Values (*) from 0 to 1 -> colours (*, 3) from 0 to 255; NaN is drawn as 0."""
     stops = np.linspace(0, 1, len(_VIRIDIS))
-    return np.stack([np.interp(np.nan_to_num(share), stops, _VIRIDIS[:, c]) for c in range(3)], axis=-1)
+    return np.stack([np.interp(np.nan_to_num(values), stops, _VIRIDIS[:, c]) for c in range(3)], axis=-1)
 
 
 def _colour_bar(top: str, bottom: str, height: int) -> Image.Image:
-    """The colours of the scores from the highest to the lowest, their ends labelled."""
+    """A colour bar from the highest to the lowest score, with labels at both ends."""
     size, width = 15, 16
-    letters = max(round(font(size).getlength(text)) for text in (top, bottom))
-    bar = Image.new("RGB", (width + 8 + letters, height), PAPER)
+    text_width = max(round(font(size).getlength(text)) for text in (top, bottom))
+    bar = Image.new("RGB", (width + 8 + text_width, height), PAPER)
     shades = viridis(np.linspace(1, 0, height))[:, None].repeat(width, 1)
     bar.paste(Image.fromarray(shades.round().astype(np.uint8)), (0, 0))
     draw = ImageDraw.Draw(bar)

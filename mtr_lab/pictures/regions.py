@@ -1,18 +1,18 @@
-"""Which pixels belong to which patch, and what a map of tokens looks like in pixels."""
+"""Maps over patches in pixels: regions of merged tokens, their mean colours and borders."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 DROPPED = -1
-"""In a map of tokens, a patch that no token stands for any more."""
+"""Value in a map of tokens: the patch's token was dropped."""
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """The patches of an image: ``rows`` × ``columns`` of them, ``patch_size`` pixels wide, one every ``stride`` pixels.
+    """A grid of ``rows`` × ``columns`` patches, ``patch_size`` pixels wide, one every ``stride`` pixels.
 
-    A pixel belongs to the patch whose centre is nearest, so that overlapping patches tile the image too.
+    A pixel belongs to the patch with the nearest centre, so that overlapping patches tile the image, too.
     """
 
     rows: int
@@ -21,9 +21,9 @@ class PatchGrid:
     stride: int
 
     def paint(self, values: np.ndarray, scale: int = 1) -> np.ndarray:
-        """A map over the patches in pixels, each ``scale`` times as wide: (rows, columns, *) -> (scale·H, scale·W, *).
+        """A map over patches, drawn in pixels and enlarged: (rows, columns, *) -> (scale·H, scale·W, *).
 
-        H and W are the extent of the patches, which for images that the model takes is the image.
+        H and W are the extent of the grid, which is the image's size for images that the model accepts.
         """
         row, column = (self._nearest(count, scale) for count in (self.rows, self.columns))
         return values[row[:, None], column]
@@ -36,18 +36,15 @@ class PatchGrid:
 
 
 def region_sizes(tokens: np.ndarray) -> np.ndarray:
-    """How many patches (pixels) share the token of each: (*) int, ``DROPPED`` where there is none -> (*).
-
-    Dropped ones count 0.
-    """
+    """For every patch (or pixel), the number of patches with the same token: (*) int -> (*); 0 for ``DROPPED``."""
     sizes = np.bincount(tokens[tokens != DROPPED], minlength=1)
     return np.where(tokens == DROPPED, 0, sizes[tokens.clip(min=0)])
 
 
 def mean_colours(image: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The mean colour of each token's region at all its pixels: (*, 3) and (*) -> (*, 3) float.
+    """Every pixel gets the mean colour of its token's region: (*, 3) and (*) -> (*, 3) float.
 
-    A region of a video may span frames. Dropped pixels keep their own colour.
+    A region of a video may span frames. Dropped pixels keep their colour.
     """
     kept = tokens != DROPPED
     labels, count = tokens[kept], int(tokens.max()) + 1
@@ -58,10 +55,10 @@ def mean_colours(image: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def region_borders(tokens: np.ndarray, merged: np.ndarray) -> np.ndarray:
-    """The pixels on either side of a border of a merged region, (H, W) bool.
+    """The pixels on both sides of the borders of merged regions, (H, W) bool.
 
-    A border runs between two pixels of different tokens, ``merged`` (H, W) for at least one of the two; there is none
-    along the edge of the image, nor between two tokens of one patch each.
+    A border separates neighbouring pixels of different tokens, at least one of which is ``merged`` (H, W). The edge of
+    the image is no border.
     """
     border = np.zeros(tokens.shape, dtype=bool)
     for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):

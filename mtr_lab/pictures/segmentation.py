@@ -1,4 +1,4 @@
-"""Pictures of segmentations: the class of every pixel at several operating points, and the tokens it is found with."""
+"""Pictures of segmentations: the label maps at several operating points, and the tokens that survive."""
 
 from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
@@ -13,19 +13,19 @@ from mtr_lab.pictures.sheets import TOKENS, percent, title
 
 _OPACITY = 0.6
 _NAMED_SHARE = 0.01
-"""Of the image: a class that covers less is not named in it."""
+"""Classes that cover a smaller share of the image get no name in it."""
 _GOLDEN = (5**0.5 - 1) / 2
-"""Of a turn, between the hues of neighbouring classes: so they are far apart, however many there are."""
+"""Step of the hue from class to class, the golden ratio: any number of hues are far apart."""
 
 
 def class_colours(count: int) -> np.ndarray:
-    """A colour for each class, (count, 3) uint8."""
+    """One colour per class, (count, 3) uint8."""
     colours = [hsv_to_rgb(i * _GOLDEN % 1, 0.75, (0.95, 0.7)[i % 2]) for i in range(count)]
     return (255 * np.array(colours)).astype(np.uint8)
 
 
 def label_panel(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """An image (H, W, 3) uint8 under the colours of its labels (H, W) int64, with the names of the larger classes."""
+    """An image (H, W, 3) uint8, blended with the colours of its labels (H, W) int64; large classes are named."""
     coloured = class_colours(len(classes))[labels]
     panel = Image.fromarray(((1 - _OPACITY) * image + _OPACITY * coloured).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
@@ -33,7 +33,7 @@ def label_panel(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
         rows, columns = np.nonzero(labels == c)
         if len(rows) < _NAMED_SHARE * labels.size:
             continue
-        # The name stands on the pixel of the class that is nearest to the middle of them all.
+        # The name is centred on the pixel of the class nearest to the class's centre.
         middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         centre = (int(columns[middle]), int(rows[middle]))
         draw.text(centre, classes[c], fill=INK, font=font(14), anchor="mm", stroke_width=2, stroke_fill=PAPER)
@@ -43,12 +43,12 @@ def label_panel(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
 def segmentation_sheet(
     observation: Observation, label_maps: Mapping[str, np.ndarray], classes: Sequence[str]
 ) -> Image.Image:
-    """The input, the classes at each operating point, and the tokens left after the last block of the observed one.
+    """The input, the label maps at each operating point, and the tokens after the last block of the observed model.
 
     Args:
-        observation: the image under the policy that is drawn.
-        label_maps: by the point's name the labels (H, W) int64 of the observed image.
-        classes: their names.
+        observation: the image, processed under one policy.
+        label_maps: name of the point -> labels (H, W) int64 of the image; the first point is the unreduced model.
+        classes: names in label order.
     """
     headings, panels = [label("input")], [Image.fromarray(observation.image)]
     first = next(iter(label_maps.values()))

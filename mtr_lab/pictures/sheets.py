@@ -1,4 +1,4 @@
-"""Pictures: an image through the depth of the model, still and animated, and an image under several policies."""
+"""Pictures of one image: its tokens through the depth of the model, as a sheet and animated; under several policies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
 from mtr_lab.pictures.panels import PAPER, image_panel, score_panel, token_panel
 
-_SIDE = 300  # an image is enlarged to at least so many pixels
-TOKENS = "outlined: patches merged into one token, which may have regions apart, of one colour  ·  pale: dropped"
+_SIDE = 300  # smallest width or height of an enlarged image, in pixels
+TOKENS = "outlined: patches merged into one token; its regions may be apart, in one colour  ·  pale: dropped"
 _SCORES = "cross: removed by this block  ·  grey: removed before"
 _FRAME_MS, _LAST_FRAME_MS = 700, 2500
 
 
 def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -> Image.Image:
-    """One row a block: the input, the tokens that survive the block, and the scores by which it chose them.
+    """One row per block: the input, the tokens that survive the block, and the scores by which it chose them.
 
     Args:
-        observation: an image under a policy.
-        blocks: from 0; by default up to four of those that reduce, evenly spread.
+        observation: an image, processed under a policy.
+        blocks: numbers from 0; by default up to four of the blocks that reduce, evenly spaced.
 
     Raises:
         UserError: there is no such block.
@@ -40,7 +40,7 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -
 
 
 def depth_frames(observation: Observation) -> list[Image.Image]:
-    """The surviving tokens and the scores, a frame for each block that reduces; all of one size."""
+    """One frame per block that reduces, all of one size: the surviving tokens and the scores."""
     pages = []
     for block in observation.reducing:
         headings = [label(f"block {block}", token_count(observation, block)), label(f"score: {observation.score}")]
@@ -53,10 +53,10 @@ def depth_frames(observation: Observation) -> list[Image.Image]:
 
 
 def policy_strip(observations: Sequence[Observation]) -> Image.Image:
-    """The input, and what each of several policies has left of it after the last block.
+    """The input, and its surviving tokens after the last block under several policies.
 
     Args:
-        observations: the same image under each of them.
+        observations: the same image under each policy.
     """
     first = observations[0]
     headings = [label("input", f"{first.blocks[0].entered} tokens")]
@@ -71,7 +71,7 @@ def policy_strip(observations: Sequence[Observation]) -> Image.Image:
 
 
 def write_animation(observation: Observation, stream: BinaryIO) -> None:
-    """Write ``depth_frames`` as a GIF that goes round for ever and rests on the last frame."""
+    """Write ``depth_frames`` as an endlessly looping GIF that rests on the last frame."""
     write_gif(depth_frames(observation), stream, _FRAME_MS, _LAST_FRAME_MS)
 
 
@@ -79,7 +79,7 @@ def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Pat
     """Write ``depth_sheet`` to ``stem``.png and ``write_animation`` to ``stem``.gif.
 
     Raises:
-        UserError: there is no such block, or nothing can be written there.
+        UserError: there is no such block, or a file cannot be written.
     """
     sheet = save_picture(depth_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
@@ -89,14 +89,14 @@ def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Pat
 
 
 def check_blocks(blocks: Sequence[int], depth: int) -> None:
-    """Raise a ``UserError`` unless a model of ``depth`` blocks has these."""
+    """Raise a ``UserError`` unless a model of ``depth`` blocks has these blocks."""
     for block in blocks:
         if not 0 <= block < depth:
             raise UserError(f"there is no block {block}: the model has blocks 0 to {depth - 1}.")
 
 
 def chosen_blocks(observation: Observation, blocks: Sequence[int] | None) -> Sequence[int]:
-    """The blocks asked for, from 0, or up to four of those that reduce, evenly spread.
+    """``blocks``, or by default up to four of the blocks that reduce, evenly spaced.
 
     Raises:
         UserError: there is no such block.
@@ -115,23 +115,23 @@ def _scale(observation: Observation) -> int:
 
 
 def evenly_spaced(blocks: Sequence[int], count: int) -> list[int]:
-    """Up to ``count`` of the blocks, evenly spread from the first to the last."""
+    """``count`` of the blocks, evenly spaced from the first to the last; all blocks if they are fewer."""
     if len(blocks) <= count:
         return list(blocks)
     return [blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)]
 
 
 def percent(observation: Observation) -> str:
-    """The share of the FLOPs that is gone."""
+    """The share of FLOPs that the policy removes, as text."""
     return f"{100 * observation.reduction:.1f} %"
 
 
 def token_count(observation: Observation, block: int) -> str:
-    """How many tokens are left after a block."""
+    """The number of tokens after a block, as text."""
     view = observation.blocks[block]
     return f"{view.tokens} of {view.unreduced} tokens"
 
 
 def title(observation: Observation) -> str:
-    """The backbone, the policy, and what it saves."""
+    """The backbone, the policy, and the share of FLOPs that it removes."""
     return f"{observation.backbone}  ·  {observation.policy}  ·  {percent(observation)} of FLOPs removed"

@@ -1,9 +1,10 @@
-"""Token reduction: score, group, match, plan, apply; and how much to remove where."""
+"""Token reduction: policies decide which tokens are removed, schedules how many, ``patch`` attaches both to a model."""
 
-from mtr_lab.reduction.patch import Reduction, TracedBlock, patch, trace, trace_blocks, unpatch
+from mtr_lab.reduction.patching import Reduction, patch, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
+from mtr_lab.reduction.tracing import TracedBlock, trace, trace_blocks
 from mtr_lab.tokens import RESTORATIONS, check_restoration, restore
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""Which tokens may go and which may take them in.
+"""Candidate sources (tokens that may be removed) and targets (tokens that may absorb them).
 
-B images, L tokens, S of them special. A grouping yields candidate sources (B, A) and targets (B, T), positions in the
-sequence; how many there are depends on L, S and r alone, so shapes are static. Special tokens are in neither.
+B images, L tokens, S of them special, r tokens to remove. A grouping returns the positions of the candidate sources
+(B, A) and of the targets (B, T). A and T depend on L, S and r alone, so shapes are static. Special tokens are neither
+sources nor targets.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,12 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True)
 class Grouping:
-    """A grouping and its sizes: ``split(tokens, remove, target_fraction)`` and ``sizes(P, remove, target_fraction)``.
+    """A grouping of P ordinary tokens.
 
-    ``tokens`` is (B, P), the ordinary tokens still there: from the least to the most important where the grouping is
-    ``ranked``, else in sequence order. ``sizes`` returns (A, T).
+    Args:
+        split: (tokens (B, P), remove, target_fraction) -> groups.
+        sizes: (P, remove, target_fraction) -> (A, T).
+        ranked: whether ``split`` takes the tokens from the least to the most important one, else in sequence order.
     """
 
     split: Callable[[Tensor, int, float], Groups]
@@ -31,13 +34,13 @@ class Grouping:
     ranked: bool
 
 
-def ascending(pool: Tensor, score: Tensor) -> Tensor:
-    """Positions (B, P) from the least to the most important token by score (B, L); of equals, the earlier first."""
-    return pool.gather(1, score.gather(1, pool).argsort(dim=1, stable=True))
+def ascending(tokens: Tensor, score: Tensor) -> Tensor:
+    """Positions ``tokens`` (B, P), sorted from the lowest to the highest score (B, L); of equals, the earlier first."""
+    return tokens.gather(1, score.gather(1, tokens).argsort(dim=1, stable=True))
 
 
-def _asymmetric_sizes(pool: int, remove: int, target_fraction: float) -> tuple[int, int]:
-    return remove, max(1, round(target_fraction * (pool - remove)))
+def _asymmetric_sizes(tokens: int, remove: int, target_fraction: float) -> tuple[int, int]:
+    return remove, max(1, round(target_fraction * (tokens - remove)))
 
 
 def _asymmetric(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
@@ -45,20 +48,20 @@ def _asymmetric(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
     return Groups(ranked[:, :sources], ranked[:, sources : sources + targets])
 
 
-def _half_sizes(pool: int, remove: int, target_fraction: float) -> tuple[int, int]:
-    return pool // 2, pool - pool // 2
+def _half_sizes(tokens: int, remove: int, target_fraction: float) -> tuple[int, int]:
+    return tokens // 2, tokens - tokens // 2
 
 
 def _halves(ranked: Tensor, remove: int, target_fraction: float) -> Groups:
     return Groups(ranked[:, : ranked.shape[1] // 2], ranked[:, ranked.shape[1] // 2 :])
 
 
-def _alternate_sizes(pool: int, remove: int, target_fraction: float) -> tuple[int, int]:
-    return pool - pool // 2, pool // 2
+def _alternate_sizes(tokens: int, remove: int, target_fraction: float) -> tuple[int, int]:
+    return tokens - tokens // 2, tokens // 2
 
 
-def _alternate(pool: Tensor, remove: int, target_fraction: float) -> Groups:
-    return Groups(pool[:, ::2], pool[:, 1::2])
+def _alternate(tokens: Tensor, remove: int, target_fraction: float) -> Groups:
+    return Groups(tokens[:, ::2], tokens[:, 1::2])
 
 
 GROUPINGS = {
@@ -66,5 +69,6 @@ GROUPINGS = {
     "halves": Grouping(_halves, _half_sizes, ranked=True),
     "alternate": Grouping(_alternate, _alternate_sizes, ranked=False),
 }
-"""``asymmetric``: the r least important are sources, the next least important targets (MTR). ``halves``: the lower and
-the upper half by importance (UTR). ``alternate``: every other token, by position (ToMe)."""
+"""``asymmetric``: the r least important tokens are sources, the next least important are targets (MTR). ``halves``: the
+less important half are sources, the other half targets (UTR). ``alternate``: sources and targets take turns in the
+sequence (ToMe)."""

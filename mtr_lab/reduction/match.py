@@ -1,4 +1,4 @@
-"""Which target each candidate source is merged into, and how alike they are."""
+"""The most similar target of each candidate source, and their similarity."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,13 @@ from mtr_lab import ops
 from mtr_lab.tokens import TokenState
 
 MATCHINGS = {"cosine": ops.nearest}
-"""features (B, L, C), candidates (B, A) and targets (B, T) -> the target of each candidate, and their similarity."""
+"""features (B, L, C), positions of sources (B, A) and of targets (B, T) -> target of each source and similarity, (B, A)
+each."""
 
 FEATURES: dict[str, Callable[[TokenState], Tensor]] = {
     "stream": lambda state: state.stream,
     "hidden": lambda state: state.hidden,
     "residual": lambda state: state.hidden if state.residual is None else state.residual,
 }
-"""What is compared, (B, L, C): the residual stream after the block, the block's output alone, the stream before it."""
+"""The vectors that are compared, (B, L, C): the residual stream after the block, the output of the block alone, or the
+residual stream before the block."""

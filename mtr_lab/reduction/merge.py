@@ -1,7 +1,4 @@
-"""What becomes of the tokens that go: into which they are merged, and how those that become one are averaged.
-
-B images, L tokens.
-"""
+"""Merge rules: which survivor absorbs a removed token, and the weights of the average. B images, L tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +16,12 @@ def equal(state: TokenState, importance: Tensor) -> Tensor:
 
 
 def by_size(state: TokenState, importance: Tensor) -> Tensor:
-    """Weighted by how many original tokens each stands for."""
+    """Weighted by size, the number of original tokens that a token stands for."""
     return state.size
 
 
 def by_importance(state: TokenState, importance: Tensor) -> Tensor:
-    """Weighted by exp(score): the softmax of the scores."""
+    """Weighted by exp(score), so that the average uses the softmax of the scores."""
     return importance.exp()
 
 
@@ -33,10 +30,10 @@ class Merge:
     """A merge rule.
 
     Args:
-        mass: (state, importance (B, L)) -> (B, L), the weights by which tokens that become one are averaged.
-        into: what each removed token becomes part of: the ``nearest`` of the targets, as the policy's matching finds
-            it, ``one`` target for all, the least important, or ``nothing``, which drops it.
-        groupings: the names of ``group.GROUPINGS`` it works with, all of them if empty.
+        mass: (state, importance (B, L)) -> (B, L), the weights of tokens in the average, not normalised.
+        into: what absorbs a removed token: the ``nearest`` target by the policy's matching, ``one`` target for all (the
+            least important), or ``nothing``, which drops the token.
+        groupings: the names of ``group.GROUPINGS`` that the rule works with, all of them if empty.
     """
 
     mass: Callable[[TokenState, Tensor], Tensor] = equal
@@ -44,7 +41,7 @@ class Merge:
     groupings: tuple[str, ...] = ()
 
     def compares(self, sources: int, remove: int) -> bool:
-        """Whether tokens are compared: where each goes by its nearest target, or which ``remove`` of the sources go."""
+        """Whether tokens are compared: to find the nearest target, or to choose ``remove`` of the candidate sources."""
         return self.into == "nearest" or sources > remove
 
 
@@ -54,5 +51,5 @@ MERGES = {
     "fuse": Merge(by_importance, into="one", groupings=("asymmetric",)),
     "prune": Merge(into="nothing"),
 }
-"""``mean``: merged into the most similar target, a plain mean (MTR). ``size``: the same, weighted by size (ToMe).
-``fuse``: all removed tokens become one (EViT). ``prune``: they are dropped."""
+"""``mean``: the plain mean with the most similar target (MTR). ``size``: the same, weighted by size (ToMe). ``fuse``:
+all removed tokens become one (EViT). ``prune``: removed tokens are dropped."""

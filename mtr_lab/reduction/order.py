@@ -1,6 +1,6 @@
-"""What the survivors are sorted by, ascending: (state, importance, target, source) -> (B, L).
+"""Sort keys of the survivors, ascending: (state, importance (B, L), target (B, T), source (B, r)) -> (B, L).
 
-Only the values at survivors count; ``source`` (B, r) are the positions that go, ``target`` (B, T) those of the targets.
+``source`` are the positions of the removed tokens, ``target`` those of the targets. Keys of removed tokens are ignored.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ def by_importance(state: TokenState, importance: Tensor, target: Tensor, source:
 
 
 def by_set(state: TokenState, importance: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """The targets behind all others, each in their original order."""
+    """The other tokens in their original order, then the targets in theirs."""
     behind = torch.zeros_like(importance, dtype=torch.float64).scatter_(1, target, 1)
     return behind * (state.index.amax() + 1) + state.index
 
 
 def by_index_class_approximate(state: TokenState, importance: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """R-MeeTo's code: as in the sequence now, but the class token at ⌊its position · share that survives⌋."""
+    """The current order, but the class token at ⌊position · share of survivors⌋, as in R-MeeTo's code."""
     length, removed = state.index.shape[1], source.shape[1]
     ordinary = torch.ones_like(importance, dtype=torch.float64).scatter_(1, source, 0).scatter_(1, state.special, 0)
     slots = state.special * (length - removed) // length

@@ -1,7 +1,7 @@
-"""Where else a policy acts than after a mixer: on the picture, at the embedding, round an MLP, on the paths of a scan.
+"""The places where a policy acts besides after a mixer: the picture, the embedding, an MLP, the paths of a scan.
 
-Each place has a table of named parts, ``none`` (or ``all`` paths) by default. A part says what it does and what is
-left to compute, so that a schedule charges exactly that.
+Each place has a table of named parts; the default is ``none`` (``all`` for paths). A part declares what it removes and
+what its own steps cost, so that a schedule charges exactly that.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
 
 @dataclass(frozen=True)
 class PicturePart:
-    """Another picture for the backbone, of the same scene."""
+    """Another picture of the same scene for the backbone, a smaller one for example."""
 
     size: Callable[[int, int], tuple[int, int]]
-    """(height, width) of the picture -> of the one that the backbone is given."""
+    """(height, width) of the picture -> (height, width) of the one for the backbone."""
     change: Callable[[Tensor], Tensor]
     """(B, channels, height, width) -> (B, channels, *size)."""
 
@@ -28,25 +28,25 @@ class EmbeddingPart:
     """Fewer tokens before the first block."""
 
     removes: Callable[[Layout], int]
-    """How many tokens of a sequence go."""
+    """The number of tokens to remove from each sequence."""
     plan: Callable[[TokenState, int], Plan]
-    """The plan that removes that many."""
+    """(state, number of tokens to remove) -> plan."""
     flops: Callable[[Layout, int], int]
-    """(layout, channels) -> FLOPs of deciding, for one sequence; moving tokens is charged separately."""
+    """(layout, channels) -> FLOPs of making the plan for one sequence; applying it is charged separately."""
 
 
 @dataclass(frozen=True)
 class MlpPart:
-    """Fewer tokens in an MLP: it runs on the mean of those that are merged, and all of them get its output."""
+    """Fewer tokens in an MLP: it transforms the mean of merged tokens, and each of these tokens gets its output."""
 
     removes: Callable[[int, int], int]
-    """(tokens, special ones among them) -> how many of a sequence go."""
+    """(tokens, special ones among them) -> the number of tokens to merge away in each sequence."""
     plan: Callable[[TokenState, Evidence, int], Plan]
-    """The plan that removes that many, from the state after the mixer."""
+    """(state after the mixer, evidence, number of tokens to merge away) -> plan."""
     flops: Callable[[int, int], int]
-    """(tokens, channels) -> FLOPs of deciding, for one sequence; moving tokens is charged separately."""
+    """(tokens, channels) -> FLOPs of making the plan for one sequence; applying it is charged separately."""
     needs: tuple[str, ...] = ()
-    """The evidence it reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
+    """The evidence that ``plan`` reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PathsPart:
     """Fewer paths in a scan."""
 
     choose: Callable[[Sequence[ScanPath]], Sequence[ScanPath]]
-    """The paths of a mixer -> those it scans, at least one."""
+    """The paths of a mixer -> those to scan, at least one."""
 
 
 PICTURES: dict[str, PicturePart | None] = {"none": None}

@@ -1,4 +1,4 @@
-"""A reduction plan: where every token of a batch goes. A policy decides one, ``apply`` carries it out."""
+"""A reduction plan: the survivor that absorbs each token of a batch. A policy makes it, ``apply`` applies it."""
 
 from mtr_lab.ops import Plan, make_plan
 from mtr_lab.tokens import TokenState
@@ -7,5 +7,5 @@ __all__ = ["Plan", "apply", "make_plan"]
 
 
 def apply(plan: Plan, state: TokenState) -> TokenState:
-    """The survivors of a plan, both streams reduced."""
+    """The state of the survivors, with both streams reduced."""
     return state.reduced(plan).applied()

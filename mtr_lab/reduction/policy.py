@@ -1,6 +1,6 @@
-"""A reduction policy: which tokens go, and what becomes of them."""
+"""A policy decides which tokens of a sequence are removed, and which survivors absorb them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,6 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
-from mtr_lab.measure.flops import Work
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction import merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
@@ -22,7 +21,7 @@ from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
-from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
+from mtr_lab.tokens import PATHS, Evidence, TokenState
 from mtr_lab.tokens.pooling import ordinary_tokens
 
 EVIDENCE = (*ops.STATS, "b", "c")
@@ -31,28 +30,27 @@ BOTH = "both"
 
 @dataclass(frozen=True)
 class Policy:
-    """Score → group → match → merge → order, each step a named part. Its defaults are its file in conf/reduction.
+    """Score → group → match → merge → order, each step a named part. The defaults are files in conf/reduction.
 
     Args:
-        policy: its name.
-        score: importance, a name of ``score.SCORES``; a minus in front negates it.
-        directions: whose evidence counts, ``both`` for all scan directions, or the name of one (``forward``, …).
+        policy: the policy's name.
+        score: the importance of a token, a name of ``score.SCORES``; a minus in front negates it.
+        directions: the scan directions whose evidence is read: ``both`` for all, or one by name (``forward``, …).
         grouping: a name of ``group.GROUPINGS``.
-        target_fraction: share of the tokens that are not sources which are targets (``asymmetric``).
+        target_fraction: targets as a share of the tokens that are not sources (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
-        features: what is compared, a name of ``match.FEATURES``.
-        merge: what becomes of the removed tokens, a name of ``merge.MERGES``: ``mean`` of those that become one, mean
-            weighted by ``size``, how many tokens each stands for, ``fuse`` them all into one, or ``prune`` them.
-        prune_first: share of the removed tokens that is pruned by score before any grouping (PuMer).
+        features: the vectors that matching compares, a name of ``match.FEATURES``.
+        merge: what happens to removed tokens, a name of ``merge.MERGES``.
+        prune_first: share of the removed tokens that is pruned by score before grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
-        order: of the survivors in the sequence, a name of ``order.ORDERS``; paths over the grid keep to the grid.
-        align: decay the scan's state over pruned tokens from the next block on (HSA).
-        stretch: power of its size by which Δ of a merged token is multiplied from the next block on: one token that
-            stands for several then writes, and lets the past fade, for longer.
+        order: of the survivors in the sequence, a name of ``order.ORDERS``. Paths over the grid follow the grid anyway.
+        align: from the next block on, the scan's state decays over pruned tokens (HSA).
+        stretch: from the next block on, Δ of a merged token is multiplied by its size to this power, since it stands
+            for several time steps.
         seed: of a score that draws random numbers; other scores ignore it.
-        picture, embedding, mlp, paths: what is done at other places, names of ``places.PICTURES``, ``EMBEDDINGS``,
-            ``MLPS`` and ``SCANS``.
+        picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
+            ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -71,7 +69,7 @@ class Policy:
     order: str
     align: bool
     stretch: float
-    seed: int = 0  # older configurations lack it and what follows
+    seed: int = 0  # configurations in older results lack this key and those that follow
     picture: str = "none"
     embedding: str = "none"
     mlp: str = "none"
@@ -100,8 +98,8 @@ class Policy:
                 raise unknown(f"mtr.{part}", str(getattr(self, part)), table)
         if self.align and self.order != "index":
             raise UserError(
-                f"mtr.align counts the tokens missing between neighbours, which mtr.order={self.order} moves: set "
-                "mtr.order=index, or mtr.align=false."
+                f"mtr.align counts the tokens missing between neighbours, and mtr.order={self.order} changes the "
+                "neighbours: set mtr.order=index, or mtr.align=false."
             )
         for share in ("target_fraction", "prune_first", "prune_share", "stretch"):
             value = getattr(self, share)
@@ -122,12 +120,12 @@ class Policy:
 
     @property
     def merging(self) -> Merge:
-        """What the merge rule does."""
+        """The merge rule."""
         return MERGES[self.merge]
 
     @property
     def draws(self) -> bool:
-        """Whether it draws random numbers, so that another ``seed`` gives another result."""
+        """Whether the result depends on ``seed``."""
         return self.scoring.draws
 
     @property
@@ -137,60 +135,28 @@ class Policy:
 
     @property
     def acts_at_other_places(self) -> bool:
-        """Whether it does anything at another place than after a mixer."""
-        return any(table[name] for name, table in self._parts_at_other_places())
-
-    def _parts_at_other_places(self) -> list[tuple[str, Mapping[str, Any]]]:
-        return [(self.picture, PICTURES), (self.embedding, EMBEDDINGS), (self.mlp, MLPS), (self.paths, SCANS)]
+        """Whether the policy acts at other places than after mixers."""
+        parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
+        return any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
-        """The same without what it does elsewhere."""
+        """This policy without its parts at other places."""
         return replace(self, picture="none", embedding="none", mlp="none", paths="all")
 
-    def picture_size(self, model: Backbone, img_size: Sequence[int] | None) -> Sequence[int] | None:
-        """(height, width) of the picture that the backbone is given for one of ``img_size``; ``None``: its own size."""
-        part = PICTURES[self.picture]
-        if part is None:
-            return img_size
-        height, width = img_size or model.input_shape[-2:]
-        return part.size(height, width)
-
-    def removed_at_embedding(self, layout: Layout) -> int:
-        """How many tokens of a sequence go before the first block."""
-        part = EMBEDDINGS[self.embedding]
-        return 0 if part is None else part.removes(layout)
-
-    def work(self, remove: Sequence[int], layout: Layout) -> Work:
-        """What is left to compute; ``layout`` is the first stage's."""
-        mlp, scan = MLPS[self.mlp], SCANS[self.paths]
-        work = Work(remove, self.removed_at_embedding(layout))
-        work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
-        return work if scan is None else replace(work, choose_paths=scan.choose)
-
-    def embedding_flops(self, layout: Layout, channels: int) -> int:
-        """True FLOPs of what is done before the first block, for one sequence."""
-        part = EMBEDDINGS[self.embedding]
-        return 0 if part is None else part.flops(layout, channels) + 2 * part.removes(layout) * channels
-
-    def mlp_flops(self, tokens: int, special: int, channels: int) -> int:
-        """True FLOPs of merging for an MLP, for one sequence."""
-        part = MLPS[self.mlp]
-        return 0 if part is None else part.flops(tokens, channels) + 2 * part.removes(tokens, special) * channels
-
     def check(self, model: Backbone) -> None:
-        """Raise a ``UserError`` if the model lacks what the policy reads."""
+        """Raise a ``UserError`` if the model cannot provide what the policy reads."""
         name, scan = type(model).__name__, SCANS[self.paths]
         mixers = [block.mixer.paths for block in blocks_of(model) if block.mixer.paths]
         if self.needs and not mixers:
             raise UserError(
-                f"mtr.score={self.score} reads what a scan shows, and {name} has none: choose another score."
+                f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
             )
         for paths in mixers:
             scanned = [path.name for path in (paths if scan is None else scan.choose(paths))]
             if self.needs and self.directions != BOTH and self.directions not in scanned:
                 raise UserError(
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
-                    "mtr.directions=both, which takes what there is."
+                    "mtr.directions=both for all of them."
                 )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
@@ -199,7 +165,7 @@ class Policy:
             )
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
-        """Decide what becomes of each token; ``remove`` of them do not survive."""
+        """The plan that removes that many tokens of each sequence; L - ``remove`` survive."""
         length, special = int(state.index.shape[1]), int(state.special.shape[1])  # tensors under torch.jit.trace
         first, sources, targets = self._sizes(length, special, remove)
         if not 0 < remove < length - special or sources < remove - first or targets < 1:
@@ -213,7 +179,9 @@ class Policy:
             residual = state.residual if merges and self.features in ("stream", "residual") else None
             metadata = state.index, state.size, state.special
             terms = self._terms(state, evidence)
-            return ops.asymmetric_plan(*terms, *metadata, hidden, residual, remove, targets, by_size=by_size)
+            return ops.asymmetric_plan(
+                ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
+            )
         importance = self.importance(state, evidence)
         tokens = ordinary_tokens(state.special, length)
         grouping = GROUPINGS[self.grouping]
@@ -248,7 +216,7 @@ class Policy:
 
     @property
     def _is_asymmetric(self) -> bool:
-        """Whether the policy is of the form ``ops.asymmetric_plan`` decides. It never leaves the original order."""
+        """Whether ``ops.asymmetric_plan`` makes this policy's plans; it keeps the survivors in their original order."""
         return (
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
             and self.merging.into in ("nearest", "nothing")
@@ -261,24 +229,25 @@ class Policy:
         return ops.importance(*self._terms(state, evidence))
 
     def _terms(self, state: TokenState, evidence: Evidence) -> tuple[Tensor, float]:
-        """What is summed to the scores, (B, K, L), and by what the sums are divided."""
-        chosen = evidence.along(self.directions) if self.needs and self.directions != BOTH else evidence
-        terms = self.scoring.function(state, chosen, **({"seed": self.seed} if self.draws else {}))
+        """The terms (B, K, L) whose sum over K is the score, and the divisor of that sum."""
+        if self.needs and self.directions != BOTH:
+            evidence = evidence.along(self.directions)
+        terms = self.scoring.function(state, evidence, **({"seed": self.seed} if self.draws else {}))
         scale = evidence.channels if self.scoring.mean else 1
         return terms, float(-scale if self.score.startswith("-") else scale)
 
     def _sizes(self, length: int, special: int, remove: int) -> tuple[int, int, int]:
-        """How many tokens are pruned first, and how many candidate sources and targets there are after that."""
+        """The numbers of tokens pruned first, of candidate sources, and of targets."""
         first = round(self.prune_first * remove)
         pool = length - special - first
         return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
 
     def capacity(self, length: int, special: int) -> int:
-        """How many of ``length`` tokens, ``special`` of them special, one step can remove at most."""
+        """The most tokens that one step can remove from ``length`` tokens, ``special`` special ones among them."""
         return _capacity(self, length, special)
 
     def flops(self, length: int, special: int, remove: int, channels: int) -> int:
-        """True FLOPs of one reduction step on one image: the similarities, and applying the plan to two streams."""
+        """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams."""
         if remove == 0:
             return 0
         first, sources, targets = self._sizes(length, special, remove)
@@ -302,10 +271,11 @@ def policy_names() -> tuple[str, ...]:
 
 
 def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, Any]:
-    """A policy's configuration with ``changes`` made to it.
+    """The configuration of a policy, with changes.
 
     Args:
-        policy: the name of a policy of the package; the path of a YAML file; or a policy, whose schedule is then mtr's.
+        policy: the name of a policy of the package, the path of a YAML file, or a policy, which has no schedule and
+            gets that of ``mtr``.
 
     Raises:
         UserError: an unknown policy or key, or a file that is no policy's.
@@ -321,5 +291,5 @@ def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, A
 
 
 def make_policy(config: Mapping[str, Any], kind: type[Policy] = Policy) -> Policy:
-    """The policy a configuration describes; keys that belong to the schedule are left aside."""
+    """The policy that a configuration describes; keys of the schedule are ignored."""
     return kind(**{field.name: config[field.name] for field in fields(kind) if field.name in config})

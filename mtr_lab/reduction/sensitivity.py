@@ -1,4 +1,4 @@
-"""``schedule=auto``: remove tokens where a few unlabelled images show that it moves the model's output least."""
+"""``schedule=auto``: remove tokens at the blocks where this changes the model's output least, measured on images."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -9,36 +9,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtr_lab.backbones import Backbone, first_state, run
+from mtr_lab.reduction.blocks import block_infos, possible_counts
 from mtr_lab.reduction.policy import Policy
-from mtr_lab.reduction.schedule import Schedule, block_infos, make_schedule, possible_counts
+from mtr_lab.reduction.schedule import Schedule, make_schedule
 from mtr_lab.tokens import TokenState
 
 STRIDE = 0.05
-"""The share of the FLOPs that one choice saves."""
+"""The share of the FLOPs that one step of the search saves."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A schedule, how far it moves the output (KL to the unreduced output, nats an image), and at what price."""
+class Step:
+    """One step of the search."""
 
     schedule: Schedule
     kl: float
+    """KL divergence to the unreduced output, nats an image."""
     price: float
-    """Nats for each share of the FLOPs by which it is cheaper than the schedule before it."""
+    """The increase of ``kl`` over the step before, divided by the share of the FLOPs that the step saves."""
 
 
 class GreedySearch:
-    """Grows a schedule choice by choice: more tokens at the one block where this costs the fewest nats a FLOP saved.
+    """Grows a schedule step by step: each step removes more tokens at the block with the lowest price.
 
-    Each choice is measured on top of all before it. A price rises as more tokens are gone, nearly always; so a block
-    that was dearer when last measured than the best price now is not measured again (lazy greedy; Minoux 1978).
-    The same images give the same schedules. A larger ratio goes on where a smaller one stopped, for which the states of
-    the images before every block are kept.
+    Prices are measured on top of all steps before. A price almost always rises with the number of removed tokens, so a
+    block is measured again only if its last price is below the best new one (lazy greedy, Minoux 1978). The result
+    depends on the images alone. The states of the images before each block are cached, so that a larger ratio
+    continues where a smaller one stopped.
 
     Args:
-        model: patched.
+        model: a patched model.
         use: puts a schedule in force.
-        blocks: those that may reduce.
+        policy: the policy of the model.
+        blocks: the blocks that may reduce.
         images: (B, channels, H, W), unlabelled, preprocessed and on the model's device.
     """
 
@@ -57,41 +60,41 @@ class GreedySearch:
         with torch.no_grad():
             unreduced = make_schedule(model, policy, ratio=0.0, img_size=self._size)
             self._unreduced = self._log_probs(self._from_images(images, unreduced)[-1])
-            nothing = self._cost([0] * len(self._infos))  # after mixers; the policy may act at other places, too
-            self._states = self._from_images(images, nothing)
-            self._path = [Choice(nothing, self._moved(self._states[-1]), 0.0)]
+            start = self._cost([0] * len(self._infos))  # the policy may act at other places than after mixers
+            self._states = self._from_images(images, start)
+            self._steps = [Step(start, self._kl(self._states[-1]), 0.0)]
 
     @torch.no_grad()
     def reach(self, ratio: float) -> Schedule:
-        """The first schedule that saves this share of the FLOPs, the last one there is if none does."""
-        while self._path[-1].schedule.reduction < ratio and (choice := self._choose()):
-            self._path.append(choice)
-        reached = [choice.schedule for choice in self._path if choice.schedule.reduction >= ratio]
-        return reached[0] if reached else self._path[-1].schedule
+        """The first schedule that saves this share of the FLOPs; the last one if none does."""
+        while self._steps[-1].schedule.reduction < ratio and (step := self._next_step()):
+            self._steps.append(step)
+        reached = [step.schedule for step in self._steps if step.schedule.reduction >= ratio]
+        return reached[0] if reached else self._steps[-1].schedule
 
-    def _choose(self) -> Choice | None:
-        """The cheapest next choice, ``None`` if nothing more can go."""
-        current, best = self._path[-1], None
+    def _next_step(self) -> Step | None:
+        """The step of the lowest price, ``None`` if no block can remove more."""
+        current, best = self._steps[-1], None
         for block in sorted(self._prices, key=lambda block: self._prices[block]):
             if best is not None and best.price <= self._prices[block]:
                 break
-            more = self._more_at(block, current.schedule)
+            more = self._remove_more(block, current.schedule)
             saved = more.reduction - current.schedule.reduction
             if saved <= 0:
                 del self._prices[block]
                 continue
             states = self._run(block, self._states[block], more)
-            kl = self._moved(states[-1])
+            kl = self._kl(states[-1])
             self._prices[block] = (kl - current.kl) / saved
             if best is None or self._prices[block] < best.price:
-                best = Choice(more, kl, self._prices[block])
+                best = Step(more, kl, self._prices[block])
                 continued = [*self._states[:block], *states]
         if best is not None:
             self._states = continued
         return best
 
-    def _more_at(self, block: int, current: Schedule) -> Schedule:
-        """So many tokens more at this block that a stride is saved, or all that can go there."""
+    def _remove_more(self, block: int, current: Schedule) -> Schedule:
+        """The fewest additional tokens at this block that save ``STRIDE``, or as many as the block can remove."""
 
         def with_more(extra: int) -> Schedule:
             return self._cost([count + extra * (i == block) for i, count in enumerate(current.remove)])
@@ -107,13 +110,13 @@ class GreedySearch:
         self._use(schedule)
         return self._run(0, first_state(self._model, images), schedule)
 
-    def _moved(self, state: TokenState) -> float:
-        """KL of the output from a state after the last block to the unreduced output, nats an image."""
+    def _kl(self, state: TokenState) -> float:
+        """KL divergence of the output for a state after the last block to the unreduced output, nats an image."""
         reduced = self._log_probs(state)
         return F.kl_div(reduced, self._unreduced, reduction="batchmean", log_target=True).item()
 
     def _run(self, first: int, state: TokenState, schedule: Schedule) -> list[TokenState]:
-        """The blocks from ``first`` on: the states before each of them and after the last."""
+        """Run the blocks from ``first`` on: the states before each of them and after the last."""
         self._use(schedule)
         states = []
         for before, after in run(self._model, state, first):
@@ -122,5 +125,5 @@ class GreedySearch:
         return [*states, state]
 
     def _log_probs(self, state: TokenState) -> Tensor:
-        """(B, K) in float64 from the state after the last block."""
+        """The state after the last block -> (B, K) in float64."""
         return self._model.classify(state).double().log_softmax(-1)

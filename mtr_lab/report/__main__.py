@@ -1,33 +1,50 @@
-"""``python -m mtr_lab.report RESULTS… -o report.html``: an HTML dashboard of results; ``wandb=PROJECT``: one on W&B."""
+"""``mtr-lab report``, or ``python -m mtr_lab.report``: results as one HTML page, or as a report on W&B."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.errors import UserError
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
 from mtr_lab.report.dashboard.page import Reader, build
 
 WANDB = "wandb="
+ABOUT = "Show results on one HTML page that needs no network: tables, charts, differences image by image."
+EXAMPLES = (
+    "mtr-lab report outputs -o report.html",
+    "mtr-lab report outputs multirun --live --port 0",
+    "mtr-lab report outputs wandb=PROJECT",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write or serve a dashboard. Exit code 0 done, 2 a mistake in what was asked for."""
+    """Write or serve the page. Exit code 0: done; 2: the user's mistake.
+
+    Args:
+        arguments: by default those of the command line.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m mtr_lab.report", description="Results as one HTML file that needs no network."
+        prog="mtr-lab report",
+        usage="%(prog)s RESULTS ... [-o FILE] [--live [--port N]] [wandb=PROJECT]",
+        description=wrap(ABOUT),
+        epilog=f"{examples(*EXAMPLES)}\n\n{EXIT_CODES}",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a report "
-        "there, of the runs that were logged to it",
+        help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a "
+        "report there, with charts of the runs logged to it",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file to write")
-    parser.add_argument("--live", action="store_true", help="serve the report on this machine and follow new results")
-    parser.add_argument("--port", type=int, default=8765, help="for --live; 0 takes a free one (default: %(default)s)")
+    parser.add_argument("--live", action="store_true", help="serve the page on this machine and follow new results")
+    parser.add_argument(
+        "--port", type=int, default=8765, metavar="N", help="for --live; 0 takes a free one (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     projects = [given.removeprefix(WANDB) for given in options.results if given.startswith(WANDB)]
     results = [Path(given) for given in options.results if not given.startswith(WANDB)]

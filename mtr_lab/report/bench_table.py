@@ -1,4 +1,4 @@
-"""What ``bench`` measured as one table for a terminal, 80 columns or wider."""
+"""The rows of a ``bench.json`` as a table for a terminal, 80 columns or wider."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ _HEADINGS = (
 
 
 def bench_table(result: Mapping[str, Any]) -> Table:
-    """Lay out the rows of a bench.json, two lines each; errors and notes stand below."""
+    """Lay out the rows of a bench.json, two lines each; errors and notes are below the table."""
     machine = result["environment"]
     title = f"{hardware_name(machine)} · torch {machine['torch']}"
     return two_line_table(title, _remarks(result), _HEADINGS, map(_cells, result["rows"]))
@@ -59,10 +59,10 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         if row["error"] is not None
     ]
     return [
-        "ms: of a batch in a stream of them, below it of one that finds a GPU idle (alike on a CPU)",
-        "overh.: share of the time beyond the unreduced time scaled by the tokens",
-        "of bound: the least time by the strictest limit of the device, over the time",
-        f"the device at best, {'; '.join(peaks)}",
+        "ms: of a batch in a steady stream; below it, of a single batch on an idle GPU (the same on a CPU)",
+        "overh.: share of the time above the unreduced time scaled by the tokens",
+        "of bound: least time that the strictest limit of the device allows, divided by the time",
+        f"peak of the device, {'; '.join(peaks)}",
         *failures,
         *result["notes"],
     ]

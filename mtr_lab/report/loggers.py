@@ -1,4 +1,4 @@
-"""Hand a finished result to Lightning loggers: curves for all of them, a table and an artifact for Weights & Biases."""
+"""Log a finished result with Lightning loggers: curves for all, a table and an artifact for Weights & Biases."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -7,31 +7,33 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.predictions import point_name
-from mtr_lab.results.schema import ACCURACIES, Point, Result
+from mtr_lab.results.schema import Point, Result
 
-_COST = ("reduction", "flops_literature", "flops_true", "img_per_s", "latency_p50", "latency_p95", "peak_mib")
-_CURVES = ("top1", "top5", "agreement", "kl", "miou", "map", "ap50", *_COST)
-_GROUP_LENGTH = 128  # that W&B allows
+_GROUP_LENGTH = 128  # the longest that W&B accepts
 
 
 def log_result(
     result: Result, files: Sequence[str | Path], loggers: Logger | Iterable[Logger], pictures: Path | None = None
 ) -> None:
-    """Log a result, the last thing its run logs, and close the loggers.
+    """Log a result, and close the loggers.
 
-    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, whose step is the asked share of FLOPs to
-    remove in whole percent (the achieved share where none was asked): a CSV file has one row a ratio, TensorBoard draws
-    accuracy against reduction. Step 0 of every policy is the unreduced model. Weights & Biases also gets a table of
-    the points, "mtr@0.4/top1" and so on in the run's summary, by which runs compare, the trade-off between accuracy and
-    FLOPs and the tokens entering each block as charts, pictures as media, and the files as an artifact.
+    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on. Their step is the asked share of FLOPs to
+    remove, in whole percent (the achieved share if none was asked); step 0 is the unreduced model. So a CSV file has
+    one row a ratio, and TensorBoard draws accuracy against reduction.
+
+    Weights & Biases also receives a table of the points, two charts (accuracy against FLOPs removed, tokens entering
+    each block), the pictures, and the files as an artifact. The run's summary has "mtr@0.4/top1" and so on, by which
+    runs are compared.
 
     Args:
-        result: the config in it is logged as hyperparameters.
-        files: ``result.json`` and whatever belongs with it.
+        result: its configuration is logged as hyperparameters.
+        files: ``result.json`` and the files that belong to it.
         loggers: one, several, or none.
-        pictures: folder of PNG files, see ``log_pictures``; there may be none.
+        pictures: folder of PNG files, see ``log_pictures``; it may not exist.
     """
     task, backbone, dataset, config = result["task"], result["backbone"], result["dataset"], result["config"]
     hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
@@ -54,33 +56,39 @@ def log_result(
 def _close(logger: Logger, failed: bool) -> None:
     logger.finalize("failed" if failed else "success")
     if isinstance(logger, WandbLogger):
-        logger.experiment.finish(exit_code=int(failed))  # or the next run of a sweep would go on with this one
+        logger.experiment.finish(exit_code=int(failed))  # or the next job of a sweep would continue this run
 
 
 def wandb_logger(project: str, save_dir: str, group: str | None = None, **options: Any) -> WandbLogger:
-    """A Weights & Biases logger that never asks for a login: without one, the run is kept in ``save_dir/wandb``.
+    """A Weights & Biases logger that never asks for a login: without one, the run is stored in ``save_dir/wandb``.
 
-    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` has the last word. ``group``
-    is the sweep that the run is a point of.
+    ``wandb sync save_dir/wandb/offline-run-*`` uploads such a run later. ``WANDB_MODE`` overrides the choice.
+    ``group`` names the sweep that the run belongs to.
     """
-    mode = os.environ.get("WANDB_MODE") or wandb_mode()  # which knows two modes, W&B more
+    mode = os.environ.get("WANDB_MODE") or wandb_mode()  # wandb_mode knows two modes, W&B has more
     group = group and group[-_GROUP_LENGTH:]
     return WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
 
 
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) by rising ratio."""
+    """(step, figures) by rising step."""
     rows: dict[float, dict[str, float]] = {}
-    for policy, its_points in _by_policy(points):
-        for point in its_points:
+    keys = _curve_keys()
+    for policy, members in _by_policy(points):
+        for point in members:
             share = point["reduction"] if point["ratio"] is None else point["ratio"]
-            numbers = {key: value for key, value in _flat(point).items() if key in _CURVES and value is not None}
+            numbers = {key: value for key, value in _flat(point).items() if key in keys and value is not None}
             rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
     return [(round(100 * share), rows[share]) for share in sorted(rows)]
 
 
+def _curve_keys() -> list[str]:
+    """The figures of a point that become curves: metrics, costs and speeds."""
+    return [*(metric.key for metric in all_metrics()), *(axis.key for axis in (*COSTS, *SPEEDS))]
+
+
 def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
-    """Each policy's points, the unreduced model's in front; that alone if there is no policy."""
+    """Each policy with its points, the unreduced model first; the unreduced model alone if there is no policy."""
     unreduced = [point for point in points if point["policy"] == "none"]
     policies = list(dict.fromkeys(point["policy"] for point in points if point["policy"] != "none"))
     if not policies:
@@ -89,7 +97,7 @@ def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _flat(point: Point) -> dict[str, Any]:
-    """One value a key: an interval becomes _lo and _hi, tokens the first and the last count, skipped files a count."""
+    """A point with one number a key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
     flat: dict[str, Any] = {}
     value: Any
     for key, value in point.items():
@@ -108,10 +116,10 @@ def _flat(point: Point) -> dict[str, Any]:
 
 
 def log_pictures(run: Any, folder: Path) -> list[str]:
-    """Log every PNG file in a folder to a W&B run, as "pictures/NAME"; say on the terminal which cannot be read.
+    """Log every PNG file in a folder to a W&B run, as "pictures/NAME"; name those that cannot be read on the terminal.
 
     Returns:
-        The names of the pictures logged; none if there is no such folder.
+        The names of the logged pictures; none if the folder does not exist.
     """
     import wandb
 
@@ -144,20 +152,20 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
         "points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat]),
         "tokens": wandb.plot.line(table, "block", "tokens", stroke="point", title="Tokens entering each block"),
     }
-    accuracy = next((name for name in ACCURACIES if any(name in point for point in points)), None)
-    if accuracy is not None:
+    metric = accuracy(points)
+    if metric is not None:
         curve = [
-            [name, point["reduction"], point.get(accuracy)] for name, points in _by_policy(points) for point in points
+            [name, point["reduction"], point.get(metric.key)] for name, points in _by_policy(points) for point in points
         ]
-        table = wandb.Table(columns=["policy", "reduction", accuracy], data=curve)
-        title = f"{accuracy} against the share of FLOPs removed"
-        media["trade_off"] = wandb.plot.line(table, "reduction", accuracy, stroke="policy", title=title)
+        table = wandb.Table(columns=["policy", "reduction", metric.key], data=curve)
+        title = f"{metric.name} against the share of FLOPs removed"
+        media["trade_off"] = wandb.plot.line(table, "reduction", metric.key, stroke="policy", title=title)
     run.log(media)
     run.summary.update(
         {
             f"{point_name(row['policy'], row['ratio'])}/{key}": row[key]
             for row in flat
-            for key in _CURVES
+            for key in _curve_keys()
             if row.get(key) is not None
         }
     )

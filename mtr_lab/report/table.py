@@ -1,12 +1,15 @@
 """A result as one table for a terminal, 80 columns or wider."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.results.metrics import all_metrics, shown_metrics
+from mtr_lab.results.metrics.metric import Metric
 from mtr_lab.results.schema import Interval, Number, Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 
@@ -15,7 +18,7 @@ _ABSENT = "–"
 
 
 class _Column(NamedTuple):
-    """Two lines of heading, the point's key without which the column is left out, and two lines of cell."""
+    """A column: its heading, the key that a point must have for it to be shown, and the cell of a point."""
 
     heading: TwoLines
     key: str
@@ -23,19 +26,19 @@ class _Column(NamedTuple):
 
 
 def result_table(result: Result) -> Table:
-    """Lay out the points of a result, one a row; the second line of a cell qualifies the first.
+    """Lay out the points of a result, one a row, with two lines a cell.
 
-    Accuracies, agreement and FLOPs removed are in percent, with the interval of level 0.95 below. Metrics that no point
-    has (those of other tasks, timing that was not asked for) get no column.
+    Shares are in percent; below a metric is its interval of level 0.95. There is no column for figures that no point
+    has: metrics of other tasks, speeds that were not measured.
     """
     return _table(result, result["points"], published(result))
 
 
 def seed_tables(results: Sequence[Result]) -> list[Table]:
-    """The mean over the runs that differ in ``mtr.seed`` alone, one row a ratio; no table where there are none.
+    """Means over the runs that differ only in ``mtr.seed``, one row a ratio, below the unreduced model.
 
-    The second line of a metric's cell is its standard deviation over the seeds. Runs of another backbone, task or
-    dataset are another table, below their unreduced model.
+    The second line of a metric's cell is its standard deviation over the seeds. Each backbone, task and dataset has its
+    own table; there is no table without such runs.
     """
     tables: dict[tuple[str, ...], list[list[tuple[int, int]]]] = defaultdict(list)
     for group in seed_groups(results):
@@ -50,7 +53,8 @@ def seed_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[str]) -> Table:
-    columns = [column for column in _COLUMNS if any(column.key in point for point in points)]
+    metrics = [column for metric in all_metrics() for column in _metric_columns(metric)]
+    columns = [c for c in (*_COSTS, *metrics, *_SPEEDS) if any(c.key in point for point in points)]
     return two_line_table(
         f"{result['backbone']} · {result['task']} · {result['dataset']}",
         [*_caption(points), *remarks],
@@ -60,9 +64,9 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
 
 
 def published(result: Result) -> list[str]:
-    """What the authors of the weights report, beside what was measured; no line unless both are of ImageNet-1k."""
+    """The published top-1 of the weights beside the measured one, as a line; no line unless both are of ImageNet-1k."""
     top1 = result.get("weights", {}).get("published_top1")
-    measured = next((point for point in result["points"] if point["policy"] == "none"), None)
+    measured: Mapping[str, Any] | None = next((point for point in result["points"] if point["policy"] == "none"), None)
     if top1 is None or result["dataset"] != "imagenet" or measured is None:
         return []
     return [
@@ -74,12 +78,12 @@ def published(result: Result) -> list[str]:
 def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = {point["images"] for point in points}
     images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
-    explained = {"kl": "KL in nats", "latency_ms": "p50, p95: latency of one image in ms"}
-    shown = [text for key, text in explained.items() if any(key in point for point in points)]
+    units = [f"{metric.name} in {metric.unit}" for metric in shown_metrics(points) if metric.unit != "%"]
+    latency = ["p50, p95: latency of one image in ms"] if any("latency_ms" in point for point in points) else []
     lines = [
-        "; ".join([f"{images} images", "95 % intervals", *shown]),
+        "; ".join([f"{images} images", "95 % intervals", *units, *latency]),
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
-        "cut: share of true FLOPs removed; lit.: FLOPs as the literature counts them",
+        "cut: share of true FLOPs removed; lit.: FLOPs as counted in the literature",
     ]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
     if skipped:
@@ -101,16 +105,17 @@ def percent(share: Number) -> str:
     return _ABSENT if share is None else f"{100 * share:.1f}".replace("100.0", "100")
 
 
-def _nats(value: Number) -> str:
+def nats(value: Number) -> str:
+    """A divergence, three decimals or three significant digits."""
     return _ABSENT if value is None else f"{value:.3f}" if value < 1 else f"{value:#.3g}"
 
 
 def _short_nats(value: Number) -> str:
-    return _nats(value).removeprefix("0")  # .140–.158 is no wider than an interval in percent
+    return nats(value).removeprefix("0")  # .140–.158 is as wide as an interval in percent
 
 
 def _uncertainty(point: Mapping[str, Any], key: str, written: Callable[[Number], str]) -> str:
-    """The spread over seeds or the interval; none of the unreduced model's agreement with itself, which is certain."""
+    """The standard deviation over seeds, or the interval; "" for a certain figure, whose interval is a point."""
     if point.get(f"{key}_sd") is not None:
         return f"± {written(point[f'{key}_sd'])}"
     interval: Interval | None = point.get(f"{key}_ci")
@@ -133,16 +138,20 @@ def _latency(point: Mapping[str, Any]) -> TwoLines:
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
-def _share(heading: str, key: str) -> _Column:
-    """A metric that is a fraction, in percent, with its interval."""
+def _metric_columns(metric: Metric) -> Iterator[_Column]:
+    """A metric with its interval, and its difference to the unreduced model if the result has that."""
+    written, short = (percent, percent) if metric.unit == "%" else (nats, _short_nats)
+    unit = "%" if metric.unit == "%" else ""
 
-    def cell(point: Mapping[str, Any]) -> TwoLines:
-        return percent(point.get(key)), _uncertainty(point, key, percent)
+    def cell(point: Mapping[str, Any], key: str) -> TwoLines:
+        return written(point.get(key)), _uncertainty(point, key, short)
 
-    return _Column((heading, "%"), key, cell)
+    for key in metric.keys:
+        heading = metric.heading if key == metric.key else f"Δ{metric.heading}"
+        yield _Column((heading, unit), key, partial(cell, key=key))
 
 
-_COLUMNS = (
+_COSTS = (
     _Column(("policy", ""), "policy", _policy),
     _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
     _Column(
@@ -151,14 +160,8 @@ _COLUMNS = (
         lambda point: (figure(point["flops_true"], 1e-9), figure(point["flops_literature"], 1e-9)),
     ),
     _Column(("tokens", ""), "tokens", _tokens),
-    _share("top-1", "top1"),
-    _share("top-5", "top5"),
-    _share("mIoU", "miou"),
-    _share("ΔmIoU", "miou_difference"),
-    _share("AP", "map"),
-    _share("AP50", "ap50"),
-    _share("agree", "agreement"),
-    _Column(("KL", ""), "kl", lambda point: (_nats(point.get("kl")), _uncertainty(point, "kl", _short_nats))),
+)
+_SPEEDS = (
     _Column(
         ("img/s", "MiB"),
         "img_per_s",

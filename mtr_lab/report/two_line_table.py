@@ -8,19 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 TwoLines = tuple[str, str]
-"""What a cell says, and below it, paler, what qualifies that; the second may be empty."""
+"""A cell: its figure, and below it in a paler line what qualifies the figure, which may be empty."""
 
 
 def two_line_table(
     title: str, remarks: Sequence[str], headings: Sequence[TwoLines], rows: Iterable[Iterable[TwoLines]]
 ) -> Table:
-    """Lay out a table; its first column, of names, may be long and folds for the others.
+    """Lay out a table; long names in the first column are folded to leave room for the others.
 
     Args:
         title: above it.
         remarks: lines below it.
         headings: of the columns.
-        rows: a cell for each column.
+        rows: one cell a column.
     """
     table = Table(
         title=escape(title),

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases can upload from here."""
+"""Whether this machine is logged in to Weights & Biases."""
 
 import configparser
 import netrc
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, under which netrc holds the key
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # of the public service, as named in netrc
 
 
 def wandb_mode() -> Literal["online", "offline"]:
-    """Whether Weights & Biases can upload: ``WANDB_MODE`` or the mode in its settings if there is one, else the login.
+    """ "online" if Weights & Biases can upload: ``WANDB_MODE`` or the mode in its settings decides, else the login.
 
-    A login is a key in the environment, in W&B's settings files or in netrc for its server.
+    A login is a key in the environment, in W&B's settings files, or in netrc under the name of its server.
     """
     settings = _settings()
     mode = os.environ.get("WANDB_MODE") or settings.get("mode")

@@ -1,12 +1,14 @@
-"""A report on Weights & Biases: the trade-off of all policies, the table of points, and how to read them."""
+"""A report on Weights & Biases: the table of points, and the trade-off of all policies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.wandb_login import wandb_mode
+from mtr_lab.results.metrics import accuracy, shown_metrics
+from mtr_lab.results.metrics.metric import Metric
 from mtr_lab.results.predictions import point_name
-from mtr_lab.results.schema import ACCURACIES, Number, Result
+from mtr_lab.results.schema import Number, Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 
 
@@ -14,13 +16,13 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     """Create a report in a W&B project: a table of the results, and charts of the runs that were logged there.
 
     Args:
-        results: what the table shows; the charts show the project's runs, see ``log_result``.
-        project: where the runs were logged, and where the report goes.
-        entity: user or team, by default the one logged in.
+        results: for the table; the charts show the runs logged to the project, see ``log_result``.
+        project: the project of these runs, which receives the report.
+        entity: user or team, by default the one that is logged in.
         title: by default the backbones and datasets.
 
     Returns:
-        The report's address.
+        The address of the report.
 
     Raises:
         UserError: no result, no login, ``wandb-workspaces`` is not installed, or the server refuses.
@@ -36,29 +38,31 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     report = wr.Report(project=project, entity=entity or "", title=title or _title(results), blocks=blocks(wr, results))
     try:
         report.save()
-    except Exception as error:  # of wandb, of its HTTP client, of GraphQL: none of which share a base
+    except Exception as error:  # wandb, its HTTP client and GraphQL raise errors without a common base class
         raise UserError(f"W&B did not take the report for project {project!r}: {error}") from error
     return str(report.url)
 
 
 def blocks(wr: Any, results: Sequence[Result]) -> list[Any]:
-    """The blocks of the report, of the module ``wandb_workspaces.reports.v2``."""
+    """The blocks of the report; ``wr`` is the module ``wandb_workspaces.reports.v2``."""
     points = [point for result in results for point in result["points"]]
-    accuracy = next((name for name in ACCURACIES if any(name in point for point in points)), None)
+    metrics = _metrics(results)
     policies = sorted({point["policy"] for point in points if point["policy"] != "none"})
-    metrics = [name for name in (accuracy, "agreement", "kl", "img_per_s") if any(name in point for point in points)]
+    names = {metric.key: metric.name for metric in metrics}
+    if any("img_per_s" in point for point in points):
+        names["img_per_s"] = "Images per second"
     panels = [
         wr.LinePlot(
-            title=f"{metric} against the FLOPs removed, %",
+            title=f"{name} against the FLOPs removed, %",
             x="trainer/global_step",  # the asked share in percent, see log_result
-            y=[f"{policy}/{metric}" for policy in policies],
+            y=[f"{policy}/{key}" for policy in policies],
         )
-        for metric in metrics
+        for key, name in names.items()
     ]
     return [
         wr.TableOfContents(),
         wr.H1("Results"),
-        wr.MarkdownBlock(_table(results, accuracy)),
+        wr.MarkdownBlock(_table(results, metrics)),
         wr.H1("Trade-off"),
         wr.PanelGrid(panels=panels),
     ]
@@ -68,26 +72,38 @@ def _title(results: Sequence[Result]) -> str:
     return ", ".join(dict.fromkeys(f"{result['backbone']} on {result['dataset']}" for result in results))
 
 
-def _table(results: Sequence[Result], accuracy: str | None) -> str:
-    """Markdown; the unreduced model of several runs once, runs of several seeds as their mean."""
+def _metrics(results: Sequence[Result]) -> list[Metric]:
+    """The accuracy of the task, and the distances to the unreduced model."""
+    points = [point for result in results for point in result["points"]]
+    first = accuracy(points)
+    return [metric for metric in shown_metrics(points) if metric.relative or metric is first]
+
+
+def _table(results: Sequence[Result], metrics: Sequence[Metric]) -> str:
+    """The points in Markdown: equal rows once, runs that differ only in the seed as their mean."""
     groups = seed_groups(results)
     means = {group[0]: mean_point(results, group) for group in groups}
     others = {place for group in groups for place in group[1:]}
     rows = dict.fromkeys(
-        f"| {result['backbone']} | {result['dataset']} | {_cells(means.get((r, i), point), accuracy)} |"
+        f"| {result['backbone']} | {result['dataset']} | {_cells(means.get((r, i), point), metrics)} |"
         for r, result in enumerate(results)
         for i, point in enumerate(result["points"])
         if (r, i) not in others
     )
-    heading = f"| backbone | dataset | point | FLOPs removed | {accuracy or '–'} | agreement | KL, nats |"
-    return "\n".join([heading, "|---" * 7 + "|", *rows])
+    names = [metric.name if metric.unit == "%" else f"{metric.name}, {metric.unit}" for metric in metrics]
+    columns = ["backbone", "dataset", "point", "FLOPs removed", *names]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
 
 
-def _cells(point: Mapping[str, Any], accuracy: str | None) -> str:
-    kl: Number = point.get("kl")
-    shares = [point.get("reduction"), point.get(accuracy or ""), point.get("agreement")]
+def _cells(point: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
     name = point_name(point["policy"], point["ratio"])
     if "seeds" in point:
         name += f", mean of {len(point['seeds'])} seeds"
-    cells = [name, *("–" if x is None else f"{100 * x:.1f} %" for x in shares)]
-    return " | ".join([*cells, "–" if kl is None else f"{kl:.3f}"])
+    figures = [(point.get("reduction"), "%"), *((point.get(metric.key), metric.unit) for metric in metrics)]
+    return " | ".join([name, *(_written(value, unit) for value, unit in figures)])
+
+
+def _written(value: Number, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f}"

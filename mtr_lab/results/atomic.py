@@ -1,4 +1,4 @@
-"""Files that exist complete or not at all."""
+"""Atomic writes: a file exists complete or not at all."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary stream whose content becomes ``path`` when the block ends without an exception.
+    """Open a binary stream whose content replaces ``path`` when the block ends without an exception.
 
-    The content is on the disk before the name is: after a crash ``path`` is what it was or what it should be. The
-    folder is created; after an exception nothing is left behind.
+    After a crash or an exception ``path`` is unchanged. The content is synced to disk before the file gets its name.
+    Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its target: a rename is atomic within one file system only.
+    # In the same folder, since a rename is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as stream:

@@ -1,4 +1,4 @@
-"""What makes two evaluations the same: the configuration that matters, the code, the weights, the data."""
+"""Keys of evaluations: hashes of configuration, code, weights and data, by which a finished one is reused."""
 
 import hashlib
 import importlib.metadata
@@ -12,30 +12,30 @@ IGNORED_KEYS = (
     "resume",
     "objective",
     "logger",
-    "backbone.checkpoint",  # the weights' own hash is in the key, and the data's identity
+    "backbone.checkpoint",  # the key has the hash of the weights, and the fingerprint of the data
     "backbone.revision",
     "dataset.root",
     "dataset.num_workers",
     "dataset.cache",
     "trainer.strategy",
-    "trainer.devices",  # how many processes share the images changes no figure
+    "trainer.devices",  # the number of processes changes no figure
     "trainer.num_nodes",
     "trainer.enable_progress_bar",
 )
-"""Settings that do not change what a result says."""
+"""Settings that change no figure of a result."""
 _REDUCED_ONLY = ("mtr", "timing", "pictures", "seed")
 _PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "numba", "triton", "mamba-ssm", "causal-conv1d")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Key(TypedDict):
-    """Hashes (hex); results with equal keys are of the same evaluation."""
+    """Hashes (hex); evaluations with equal keys give the same result."""
 
-    config: str  # the resolved configuration but for IGNORED_KEYS
-    code: str  # the package's own source files, and the versions of the packages that compute
+    config: str  # the resolved configuration without IGNORED_KEYS
+    code: str  # the source files of mtr_lab, and the versions of _PACKAGES
     weights: str
     data: str
-    machine: str  # that speeds were measured on; empty without any
+    machine: str  # on which speeds were measured; empty if none were
 
 
 def evaluation_key(
@@ -45,9 +45,9 @@ def evaluation_key(
 
     Args:
         config: resolved, of plain dicts and lists.
-        weights: SHA-256 of the file they came from; ``None``: random ones, which follow from the configuration.
-        data: the identity of the evaluation images, and of those a schedule was measured on.
-        machine: what speeds depend on besides; nothing where none are measured.
+        weights: SHA-256 of their file; ``None`` for random weights, which the configuration determines.
+        data: fingerprints of the evaluation images, and of the images on which a schedule was measured.
+        machine: what speeds depend on besides configuration and code; empty if none are measured.
     """
     return {
         "config": _hash(_without(config, IGNORED_KEYS)),
@@ -59,10 +59,10 @@ def evaluation_key(
 
 
 def unreduced_key(config: dict[str, Any], weights: str | None, data: str, machine: Sequence[str]) -> str:
-    """The key of the unreduced model's predictions, which no policy, no timing and, given weights, no seed changes.
+    """The key of the unreduced model's predictions: independent of policy and timing, and of the seed given weights.
 
     Args:
-        machine: what else the last digit depends on: device, threads, the operations' implementation.
+        machine: what the last digit depends on besides: device, threads, the operations' implementation.
     """
     ignored = [*IGNORED_KEYS, *(part for part in _REDUCED_ONLY if weights or part != "seed")]
     return _hash([_without(config, ignored), code_hash(), weights, data, list(machine)])
@@ -70,7 +70,7 @@ def unreduced_key(config: dict[str, Any], weights: str | None, data: str, machin
 
 @cache
 def code_hash() -> str:
-    """A hash of the package's Python files as they are on disk, committed or not, and of the versions of others."""
+    """A hash of mtr_lab's Python files as they are on disk, committed or not, and of the versions of ``_PACKAGES``."""
     files = sorted(path for path in _PACKAGE.rglob("*.py"))
     versions = [_version(package) for package in _PACKAGES]
     return _hash([versions, *((path.relative_to(_PACKAGE).as_posix(), path.read_text()) for path in files)])

@@ -1,174 +1,54 @@
-"""``predictions.npz``: what every point predicted for every image, and the metrics computed from it.
+"""What a model predicts for every image at every point: the fields that all tasks share."""
 
-Two runs on the same images become comparable in pairs, and a sweep computes the unreduced model once.
-"""
-
-import zipfile
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
-from mtr_lab.errors import UserError
-from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
-from mtr_lab.results.arrays import check_shapes, concat_fields
-from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.detections import Detections
-from mtr_lab.results.segmentations import Segmentations
 
-if TYPE_CHECKING:
-    from torch import Tensor  # which a report does without
-
-FILE_NAME = "predictions.npz"
-TOP = 5
-_OF_POINTS = ("points", "top5", "log_probs")
-_IMAGES_AT_ONCE = 1024  # of K float64 log-probabilities, when divergences are computed
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
-    """n images, p points, K classes."""
+    """Arrays of n images at p points; a task's subclass adds what its model predicts.
+
+    Point 0 is the unreduced model, as in ``result.json``.
+    """
+
+    task: ClassVar[str]
+    of_points: ClassVar[tuple[str, ...]]
+    """The subclass's fields whose first dimension is that of the points."""
 
     ids: np.ndarray  # (n,) str, the image's name within its dataset
     hashes: np.ndarray  # (n,) str, of the image file's content
-    labels: np.ndarray  # (n,) int64, -1 if unknown, which counts as a wrong prediction
+    labels: np.ndarray  # (n, …) the truth
     points: np.ndarray  # (p,) str, see point_name
-    top5: np.ndarray  # (p, n, 5) int32, classes by falling probability, -1 beyond the K-th
-    log_probs: np.ndarray  # (p, n, K) float32
 
-    def __post_init__(self) -> None:
-        n, p = len(self.ids), len(self.points)
-        expected = {"ids": (n,), "hashes": (n,), "labels": (n,), "points": (p,), "top5": (p, n, TOP)}
-        expected["log_probs"] = (p, n, *self.log_probs.shape[2:3])
-        check_shapes(self, expected)
+    def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a ``ValueError`` unless these fields have these shapes."""
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"expected {name} of shape {shape}, got {getattr(self, name).shape}")
 
-    def select(self, points: slice) -> "Predictions":
-        """Some of the points, for all images."""
-        return replace(self, points=self.points[points], top5=self.top5[points], log_probs=self.log_probs[points])
+    def select(self, points: slice) -> Self:
+        """The same images at some of the points."""
+        return replace(self, **{name: getattr(self, name)[points] for name in ("points", *self.of_points)})
 
-    def concat(self, other: "Predictions") -> "Predictions":
-        """The points of both, which are of the same images."""
-        return concat_fields(self, other, _OF_POINTS)
+    def concat(self, other: Self) -> Self:
+        """The same images at the points of both, those of ``other`` last.
 
+        Raises:
+            ValueError: the images of ``other`` are not the same, or not in the same order.
+        """
+        if not self.has_images_of(other):
+            raise ValueError("expected predictions for the same images in the same order")
+        fields = ("points", *self.of_points)
+        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in fields})
 
-AnyPredictions: TypeAlias = Predictions | Detections | Segmentations
-"""What the file holds, by task."""
-
-
-class Score(TypedDict):
-    """The metrics of one point; fractions, ``kl`` in nats an image, intervals [lo, hi] of level 0.95."""
-
-    images: int
-    top1: float
-    top1_ci: list[float]
-    top5: float
-    top5_ci: list[float]
-    agreement: float
-    agreement_ci: list[float]
-    kl: float
-    kl_ci: list[float]
+    def has_images_of(self, other: "Predictions") -> bool:
+        """Whether both are for the same images, with the same labels, in the same order."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("ids", "hashes", "labels"))
 
 
 def point_name(policy: str, ratio: float | None) -> str:
     """Name a point, "mtr@0.4"; "none@0" is the unreduced model, a point without a ratio is named by its policy."""
     return policy if ratio is None else f"{policy}@{ratio:g}"
-
-
-def top_classes(log_probs: "Tensor") -> "Tensor":
-    """The classes of (…, K) log-probabilities by falling probability: (…, 5) int32, -1 beyond the K-th.
-
-    Of equally probable classes the lower comes first, which ``topk`` does not promise; NaN comes before all.
-    """
-    best = log_probs.sort(dim=-1, descending=True, stable=True).indices[..., :TOP].int()
-    found = best.new_full((*best.shape[:-1], TOP), -1)
-    found[..., : best.shape[-1]] = best
-    return found
-
-
-def save_predictions(predictions: AnyPredictions, directory: str | Path) -> Path:
-    """Write ``directory/predictions.npz``, complete or not at all, and return its path."""
-    path = Path(directory) / FILE_NAME
-    arrays = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
-    plain = {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
-    with replace_file(path) as stream:
-        # Log-probabilities hardly shrink; confusion matrices are mostly zeros.
-        (np.savez_compressed if isinstance(predictions, Segmentations) else np.savez)(stream, **plain)
-    return path
-
-
-def load_predictions(path: str | Path) -> AnyPredictions:
-    """Read predictions from their file or from the folder that holds it; runs no pickled code.
-
-    Raises:
-        UserError: there is no such file, or it does not hold predictions.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / FILE_NAME
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            kinds = {"found": Detections, "confusion": Segmentations}
-            kind = next((kinds[name] for name in kinds if name in arrays), Predictions)
-            return kind(**{field.name: arrays[field.name] for field in fields(kind)})
-    except OSError as error:
-        raise UserError(
-            f"cannot read the predictions {path}: {error.strerror}. Give a {FILE_NAME} or its folder."
-        ) from error
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} does not hold predictions: {error}. Expected the {FILE_NAME} of an evaluation."
-        ) from error
-
-
-def score_point(predictions: Predictions, point: int, reference: int = 0) -> Score:
-    """The metrics of one point of a classification run.
-
-    Accuracies and agreement have Wilson intervals, the divergence a bootstrap interval over images. The reference
-    agrees with itself by definition: agreement 1, divergence 0, no uncertainty.
-
-    Args:
-        predictions: at least one image.
-        point: which point to score.
-        reference: the point of the unreduced model.
-    """
-    top5, labels = predictions.top5[point], predictions.labels[:, None]
-    correct = (top5 == labels) & (top5 >= 0)  # (n, 5)
-    agrees = top5[:, 0] == predictions.top5[reference, :, 0]
-    kl = kl_divergence(predictions.log_probs[reference], predictions.log_probs[point])
-    itself = point == reference
-    return {
-        "images": len(kl),
-        "top1": float(correct[:, 0].mean()),
-        "top1_ci": _share_interval(correct[:, 0]),
-        "top5": float(correct.any(axis=1).mean()),
-        "top5_ci": _share_interval(correct.any(axis=1)),
-        "agreement": float(agrees.mean()),
-        "agreement_ci": [1.0, 1.0] if itself else _share_interval(agrees),
-        "kl": float(kl.mean()),
-        "kl_ci": list(bootstrap_interval(kl)),
-    }
-
-
-def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """KL(reference ‖ other) of each image, computed in float64.
-
-    Args:
-        reference: (n, K) log-probabilities.
-        other: (n, K) log-probabilities.
-
-    Returns:
-        (n,) nats, at least 0.
-    """
-    divergence = np.empty(len(reference))
-    for start in range(0, len(reference), _IMAGES_AT_ONCE):
-        rows = slice(start, start + _IMAGES_AT_ONCE)
-        log_p, log_q = reference[rows].astype(np.float64), other[rows].astype(np.float64)
-        p, q = np.exp(log_p), np.exp(log_q)
-        # float32 log-probabilities do not sum to exactly 1: with q - p no term, hence no divergence, is negative.
-        divergence[rows] = (p * (log_p - log_q) + q - p).sum(axis=1)
-    return divergence
-
-
-def _share_interval(hits: np.ndarray) -> list[float]:
-    return list(wilson_interval(int(hits.sum()), len(hits)))

@@ -1,8 +1,7 @@
-"""``result.json``: what one run found, at every point of the trade-off between accuracy and cost.
+"""``result.json``: the figures of one run at every point of the trade-off between accuracy and cost.
 
-The types below are the schema, word for word: a result in Python is the parsed file. Shares, accuracies and intervals
-are fractions, not percent. The unreduced model is a point with policy "none" and ratio 0. A number that is not finite
-is stored as null.
+The types below are the schema: a result in Python is the parsed file. Shares, accuracies and intervals are fractions,
+not percent. The unreduced model is the point with policy "none" and ratio 0. A number that is not finite is null.
 """
 
 import json
@@ -16,53 +15,38 @@ from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
+from mtr_lab.results.metrics import all_metrics
 
 FILE_NAME = "result.json"
-PICTURES = "pictures"  # the folder beside it
-ACCURACIES: tuple[Literal["top1", "miou", "map"], ...] = ("top1", "miou", "map")
-"""The metric of each task by which points are first compared."""
+SCHEMA: Literal[2] = 2
+PICTURES = "pictures"  # a folder beside it
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
 
 class Latency(TypedDict):
-    """Percentiles of the time of one image, ms."""
+    """Percentiles of the latency of one image, ms."""
 
     p50: Number
     p95: Number
 
 
 class Point(TypedDict):
-    """One model at one operating point."""
+    """One model at one operating point.
+
+    It also has the metrics of its task, of ``mtr_lab.results.metrics``: each key is a Number, ``KEY_ci`` an Interval.
+    """
 
     policy: str
-    ratio: Number  # the asked share of FLOPs to remove, null if token counts were given instead
-    reduction: Number  # the achieved share, of the true FLOPs
+    ratio: Number  # the asked share of true FLOPs to remove; null if token counts were given instead
+    reduction: Number  # the achieved share
     flops_literature: Number
-    flops_true: Number  # an image, the reduction's own cost contained
-    flops_reduction: Number  # that cost alone
-    flops_head: NotRequired[Number]  # an image, true, of what a dense task adds to the backbone; in none of the others
+    flops_true: Number  # of one image, with the cost of the reduction itself
+    flops_overhead: Number  # of one image: that cost alone
+    flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
-    images: int  # that the metrics are over
+    images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
-
-    top1: NotRequired[Number]
-    top1_ci: NotRequired[Interval]
-    top5: NotRequired[Number]
-    top5_ci: NotRequired[Interval]
-    agreement: NotRequired[Number]  # share of images with the unreduced model's top-1 class
-    agreement_ci: NotRequired[Interval]
-    kl: NotRequired[Number]  # KL(unreduced ‖ reduced), nats an image
-    kl_ci: NotRequired[Interval]
-
-    miou: NotRequired[Number]  # segmentation: of the pixels of all images together
-    miou_ci: NotRequired[Interval]
-    miou_difference: NotRequired[Number]  # to the unreduced model
-    miou_difference_ci: NotRequired[Interval]  # paired, image by image
-    map: NotRequired[Number]  # detection: COCO's average precision, of masks where there are any
-    map_ci: NotRequired[Interval]
-    ap50: NotRequired[Number]
-    ap50_ci: NotRequired[Interval]
 
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]
@@ -70,32 +54,32 @@ class Point(TypedDict):
 
 
 class Unreduced(TypedDict):
-    """Where the unreduced model's predictions come from."""
+    """Where the unreduced model's predictions are from."""
 
     key: str
-    reused: bool  # computed by another point of the sweep, under the same key
+    reused: bool  # computed by another job of the sweep, under the same key
 
 
 class Result(TypedDict):
     """One run of one task."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     task: str
     backbone: str
     dataset: str
     config: dict[str, Any]
     environment: Environment
     points: list[Point]
-    weights: NotRequired[dict[str, Any]]  # where they come from: source, revision (resolved to a commit), sha256
-    key: NotRequired[Key]  # of the evaluation: with an equal one it need not be done again
+    weights: NotRequired[dict[str, Any]]  # source, revision (resolved to a commit), sha256
+    key: NotRequired[Key]  # an evaluation with an equal key is not repeated
     unreduced: NotRequired[Unreduced]
-    logged: NotRequired[list[str]]  # the loggers that have been given it
+    logged: NotRequired[list[str]]  # names of the loggers that have received it
 
 
 def write_result(result: Result, directory: str | Path) -> Path:
     """Write ``directory/result.json``, complete or not at all, and return its path.
 
-    NumPy and PyTorch numbers become plain ones, tuples lists, paths and other objects their text.
+    NumPy and PyTorch numbers become plain numbers, tuples become lists, other objects their text.
     """
     path = Path(directory) / FILE_NAME
     text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
@@ -107,11 +91,11 @@ def write_result(result: Result, directory: str | Path) -> Path:
 def read_result(path: str | Path) -> Result:
     """Read a result from its file or from the folder that holds it.
 
-    Keys the schema does not know are kept.
+    Unknown keys are kept. Results of schema 1 are upgraded.
 
     Raises:
-        UserError: there is no such file, it is not JSON, or it does not follow this schema; the message names the file
-            and the first field that is wrong.
+        UserError: there is no such file, it is not JSON, or it does not follow the schema; the message names the
+            file and the first wrong field.
     """
     path = Path(path)
     if path.is_dir():
@@ -124,15 +108,30 @@ def read_result(path: str | Path) -> Result:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not a result: it is not valid JSON ({error}).") from error
-    if isinstance(result, dict) and result.get("schema", 1) != 1:
+    if isinstance(result, dict) and result.get("schema", SCHEMA) not in (1, SCHEMA):
         raise UserError(
-            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schema 1: "
+            f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schemas 1 and {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again."
         )
-    problem = _mismatch(result, Result, "")
+    result = upgrade(result)
+    problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
+
+
+def upgrade(result: Any) -> Any:
+    """Bring a result of schema 1 to schema 2, where ``flops_reduction`` is called ``flops_overhead``."""
+    if not isinstance(result, dict) or result.get("schema") != 1:
+        return result
+    upgraded = {**result, "schema": SCHEMA}
+    if isinstance(result.get("points"), list):
+        renamed = {"flops_reduction": "flops_overhead"}
+        upgraded["points"] = [
+            {renamed.get(key, key): value for key, value in point.items()} if isinstance(point, dict) else point
+            for point in result["points"]
+        ]
+    return upgraded
 
 
 def _plain(value: Any) -> Any:
@@ -149,16 +148,28 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
+    keys = [key for metric in all_metrics() for key in metric.keys]
+    kinds = dict.fromkeys(keys, Number) | dict.fromkeys((f"{key}_ci" for key in keys), Interval)
+    problems = (
+        _mismatch(point[key], kind, f"points[{i}].{key}")
+        for i, point in enumerate(points)
+        for key, kind in kinds.items()
+        if key in point
+    )
+    return next(filter(None, problems), None)
+
+
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:
-    """The first place where ``value`` is not of type ``kind``, in words, or None."""
+    """Describe the first place where ``value`` is not of type ``kind``; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return None
     if origin is NotRequired:
         return _mismatch(value, arguments[0], where)
     if origin in (Union, types.UnionType):
-        found = [_mismatch(value, argument, where) for argument in arguments]
-        return None if None in found else found[0]
+        mismatches = [_mismatch(value, argument, where) for argument in arguments]
+        return None if None in mismatches else mismatches[0]
     if origin is Literal:
         return None if value in arguments else f"{where} is {value!r}, not {arguments[0]!r}"
     if origin is list and isinstance(value, list):

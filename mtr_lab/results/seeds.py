@@ -1,4 +1,4 @@
-"""Runs that differ in ``mtr.seed`` alone, from which some policies draw: mean and spread of their points."""
+"""Means over seeds: the points of runs that differ only in ``mtr.seed``, from which some policies draw."""
 
 import json
 from collections import defaultdict
@@ -11,11 +11,11 @@ from mtr_lab.results.schema import Result
 from mtr_lab.results.settings import flatten
 
 Place = tuple[int, int]
-"""A result's place in a sequence, and a point's place in it."""
+"""The index of a result, and the index of a point in it."""
 
 
 def seed_groups(results: Sequence[Result]) -> list[list[Place]]:
-    """The points that are the same but for the seed: groups of several, by rising seed, every seed once."""
+    """Groups of two or more points that differ only in the seed, by rising seed; a group has each seed once."""
     groups: dict[str, list[Place]] = defaultdict(list)
     for r, result in enumerate(results):
         evaluated = [result["task"], result["backbone"], result["dataset"], hardware_name(result["environment"])]
@@ -24,12 +24,12 @@ def seed_groups(results: Sequence[Result]) -> list[list[Place]]:
             if point["policy"] != "none":
                 same = [point["policy"], point["ratio"], point["tokens"], point["images"], point["skipped"]]
                 groups[json.dumps([*run, *same], sort_keys=True)].append((r, i))
-    found = [sorted(group, key=lambda place: seed_of(results[place[0]])) for group in groups.values()]
-    return [group for group in found if len({seed_of(results[r]) for r, _ in group}) == len(group) > 1]
+    by_seed = [sorted(group, key=lambda place: seed_of(results[place[0]])) for group in groups.values()]
+    return [group for group in by_seed if len({seed_of(results[r]) for r, _ in group}) == len(group) > 1]
 
 
 def seed_of(result: Result) -> int:
-    """The seed of a run: 0 where the configuration has none, as before it could be set."""
+    """The seed of a run; 0 if its configuration has none, as in older results."""
     settings = result["config"].get("mtr")
     return settings.get("seed", 0) if isinstance(settings, dict) else 0
 
@@ -38,8 +38,8 @@ def mean_point(results: Sequence[Result], group: Sequence[Place]) -> dict[str, A
     """The mean of the points of a group of ``seed_groups``.
 
     Returns:
-        a point with ``seeds``, and for each metric its standard deviation over the seeds, ``<metric>_sd``, in place of
-        its interval over the images. A figure that one of the points lacks is null.
+        A point with ``seeds``; each metric has its standard deviation over the seeds, ``KEY_sd``, in place of its
+        interval over images. A figure that one of the points lacks is null.
     """
     points: list[dict[str, Any]] = [dict(results[r]["points"][i]) for r, i in group]
     mean = {key: _mean([point.get(key) for point in points]) for key in points[0] if not key.endswith("_ci")}
@@ -49,7 +49,7 @@ def mean_point(results: Sequence[Result], group: Sequence[Place]) -> dict[str, A
 
 
 def _mean(values: list[Any]) -> Any:
-    """Of numbers, or of numbers by name; what is the same in all stays as it is."""
+    """The mean of numbers, or of dicts of numbers; equal values, of whatever type, stay as they are."""
     if all(value == values[0] for value in values):
         return values[0]
     if any(value is None for value in values):

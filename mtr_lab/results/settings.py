@@ -1,4 +1,4 @@
-"""The settings by which results are told apart, out of a run's configuration."""
+"""The settings by which the runs of a report are told apart."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 from mtr_lab.results.keys import IGNORED_KEYS
 
-# What a point says itself, what runs are averaged over (see mtr_lab.results.seeds), or what changes nothing.
+# Points name their policy and ratio, runs are averaged over seeds, and pictures change no figure.
 _IGNORED = (*IGNORED_KEYS, "mtr.ratio", "mtr.policy", "mtr.seed", "pictures")
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The settings of a config that may name a variant, as one would type them."""
+    """The settings of a config that may name a variant: (dotted key, value), as typed on the command line."""
     if prefix in _IGNORED:
         return
     if isinstance(node, dict) and node:

@@ -1,20 +1,21 @@
-"""Run folders that several processes share, and what of them may be used again.
+"""Run folders that several processes share: locks, finished evaluations, the unreduced model's predictions.
 
-Locks are the operating system's own (flock), so whoever dies loses them, and no lock has to be judged stale.
+Locks are flocks: the operating system releases them when a process dies, so there are no stale locks.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from mtr_lab.errors import UserError
-from mtr_lab.results import predictions as predictions_file
+from mtr_lab.results import predictions_file
 from mtr_lab.results import schema as result_file
 from mtr_lab.results.keys import Key
-from mtr_lab.results.predictions import AnyPredictions, load_predictions, point_name, save_predictions
+from mtr_lab.results.predictions import Predictions, point_name
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 from mtr_lab.results.schema import Result, read_result, write_result
 
 LOCK_NAME = ".lock"
@@ -26,10 +27,10 @@ class Busy(UserError):
 
 @contextlib.contextmanager
 def claim(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Be the only process that writes to a run folder.
+    """Lock a run folder, which is created if it is missing: no other process writes to it during the block.
 
     Raises:
-        Busy: another process is, and ``wait`` is false.
+        Busy: another process holds the lock, and ``wait`` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
@@ -44,47 +45,47 @@ def claim(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def find_finished(folder: Path, key: Key, sweep: Path | None = None) -> Path | None:
-    """The folder of a finished evaluation with this key: ``folder`` itself, or another point's of the same sweep.
+    """The folder of a finished evaluation with this key: ``folder``, or that of another job of the same sweep.
 
-    A result that is there but cannot be used is named, with the reason, on the terminal.
+    If ``folder`` has a result that cannot be used, the reason is printed.
     """
-    problem = _problem(folder, key) if (folder / result_file.FILE_NAME).exists() else "nothing is there"
+    problem = _problem(folder, key) if (folder / result_file.FILE_NAME).exists() else "there is no result"
     if problem is None:
         return folder
     others = sorted(path.parent for path in sweep.glob(f"*/{result_file.FILE_NAME}")) if sweep else []
-    found = next((other for other in others if other != folder and _problem(other, key) is None), None)
-    if found is None and (folder / result_file.FILE_NAME).exists():
+    finished = next((other for other in others if other != folder and _problem(other, key) is None), None)
+    if finished is None and (folder / result_file.FILE_NAME).exists():
         print(f"{folder}: {problem}; computing it again.")
-    return found
+    return finished
 
 
 def _problem(folder: Path, key: Key) -> str | None:
-    """Why the result in a folder is not the finished evaluation with this key."""
+    """Why the result in a folder cannot be used for an evaluation with this key."""
     try:
         result = read_result(folder)
-        found = result.get("key")
-        if found != key:
-            differ = [part for part in key if part not in (found or {}) or found[part] != key[part]]  # type: ignore[index,literal-required]
-            return f"the result there is of other {' and '.join(differ)}"
+        stored_key: Mapping[str, Any] = result.get("key") or {}
+        if stored_key != key:
+            differ = [part for part, value in key.items() if stored_key.get(part) != value]
+            return f"its result is of other {' and '.join(differ)}"
         stored = load_predictions(folder)
     except UserError as error:
-        return f"the result there cannot be trusted ({error})"
+        return f"its result cannot be trusted ({error})"
     if stored.points.tolist() != [point_name(point["policy"], point["ratio"]) for point in result["points"]]:
-        return f"{result_file.FILE_NAME} and {predictions_file.FILE_NAME} there are not of the same run"
+        return f"its {result_file.FILE_NAME} and {predictions_file.FILE_NAME} are of different runs"
     return None
 
 
-def write_run(result: Result, predictions: AnyPredictions, folder: Path) -> list[Path]:
-    """Write both files of a run; ``result.json`` comes last, so that where it is the run is complete."""
+def write_run(result: Result, predictions: Predictions, folder: Path) -> list[Path]:
+    """Write both files of a run, ``result.json`` last: a folder that has it is complete."""
     (folder / result_file.FILE_NAME).unlink(missing_ok=True)
     predictions_path = save_predictions(predictions, folder)
     return [write_result(result, folder), predictions_path]
 
 
 class UnreducedCache:
-    """The unreduced model's predictions, computed by one point of a sweep and read by the others.
+    """The unreduced model's predictions, computed by one job of a sweep and read by the others.
 
-    ``lock`` is held by whoever computes them.
+    The process that computes them holds ``lock``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +95,7 @@ class UnreducedCache:
 
     @contextlib.contextmanager
     def try_lock(self) -> Iterator[bool]:
-        """Whether the lock could be had without waiting; inside, it is held if so."""
+        """Take the lock without waiting; yields whether this process holds it during the block."""
         try:
             self.lock.acquire(blocking=False)
         except Timeout:
@@ -105,8 +106,8 @@ class UnreducedCache:
         finally:
             self.lock.release()
 
-    def load(self) -> AnyPredictions | None:
-        """What is there, ``None`` if nothing is or it is damaged, which is said on the terminal."""
+    def load(self) -> Predictions | None:
+        """The stored predictions; ``None`` if there are none, or if they are damaged, which is printed."""
         if not (self.folder / predictions_file.FILE_NAME).exists():
             return None
         try:
@@ -115,12 +116,6 @@ class UnreducedCache:
             print(f"the unreduced model's predictions cannot be trusted ({error}); computing them again.")
             return None
 
-    def save(self, predictions: AnyPredictions) -> None:
-        """Store point 0."""
+    def save(self, predictions: Predictions) -> None:
+        """Store the predictions of point 0."""
         save_predictions(predictions.select(slice(1)), self.folder)
-
-
-def concat_points(unreduced: AnyPredictions, reduced: AnyPredictions) -> AnyPredictions | None:
-    """Both as one run, the unreduced model's point first; ``None`` if they are not of the same images in one order."""
-    same = all(np.array_equal(getattr(unreduced, name), getattr(reduced, name)) for name in ("ids", "hashes", "labels"))
-    return unreduced.concat(reduced) if same else None  # type: ignore[arg-type]

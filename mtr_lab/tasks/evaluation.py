@@ -1,6 +1,7 @@
-"""Evaluating a model at every operating point: each batch is decoded once and run at all of them."""
+"""Evaluation of a model at several operating points: every batch is decoded once and run at all of them."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Reduction, Schedule
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import Predictions, point_name
 from mtr_lab.tasks.ranks import Gathering
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy at one ratio; ``ratio`` is the asked share of the FLOPs, ``None`` if the counts were given."""
+    """A policy at one ratio: the share of the FLOPs to remove, or ``None`` where token counts were given instead."""
 
     policy: str
     ratio: float | None
@@ -27,32 +28,38 @@ class OperatingPoint:
         return point_name(self.policy, self.ratio)
 
 
-class Identified(Protocol):
-    """What is found in a batch says which images it is of."""
+class BatchResults(Protocol):
+    """What a batch's images were evaluated to, at every point; subclasses add the predictions."""
 
     @property
-    def ids(self) -> np.ndarray: ...
+    def ids(self) -> np.ndarray:
+        """Names of the B images, (B,) str."""
+        ...
+
     @property
-    def hashes(self) -> np.ndarray: ...
+    def hashes(self) -> np.ndarray:
+        """Of the files' contents, (B,) str."""
+        ...
+
     @property
     def skipped(self) -> list[str]:
         """Names of the images that could not be read."""
         ...
 
 
-Batch = TypeVar("Batch", bound=Identified)
+Results = TypeVar("Results", bound=BatchResults)
 
 
-class BatchedEvaluation(LightningModule, Generic[Batch]):
-    """Keeps what ``test_step`` finds batch by batch, so that processes can share the batches out.
+class Evaluation(LightningModule, ABC, Generic[Results]):
+    """Runs a model on every batch at every operating point, and collects the results of all processes on rank 0.
+
+    After ``trainer.test`` and ``gather()``, ``predictions()`` and ``skipped`` cover all images, on rank 0.
 
     Args:
         model: the task's, its backbone patched by ``reduction``.
         reduction: switches between the schedules.
-        points: the operating points, the unreduced model first; without any, the images are read and nothing more.
-
-    After ``trainer.test`` and ``gather()``, ``skipped`` holds the names of the images that could not be read, and the
-    subclass's ``predictions()`` what was found in all others.
+        points: the operating points of the next pass, the unreduced model's first. They may be replaced between two
+            passes. Without points the images are only read.
     """
 
     model: Any
@@ -62,48 +69,64 @@ class BatchedEvaluation(LightningModule, Generic[Batch]):
         self.model = model
         self.reduction = reduction
         self.points = points
-        self.batches: list[Batch] = []
-        self._gathering: Gathering[Batch] | None = None
+        self.results: list[Results] = []
+        """Of the batches, in their order."""
+        self._gathering: Gathering[Results] | None = None
+
+    @abstractmethod
+    def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
+        """Images (B, 3, H, W) of the model's input size to its outputs at one point; this call is timed."""
+
+    @abstractmethod
+    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
+        """Lightning's hook: run a batch at ``points`` and ``keep`` the results."""
+
+    @abstractmethod
+    def predictions(self) -> Predictions:
+        """The predictions for every image that could be read, at every point.
+
+        Raises:
+            UserError: no image could be read, or the model's outputs are not finite.
+        """
 
     @property
     def skipped(self) -> list[str]:
-        return [id for batch in self.batches for id in batch.skipped]
+        """Names of the images that could not be read."""
+        return [name for results in self.results for name in results.skipped]
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: in every process, whether or not it has a batch."""
-        self.batches, self._gathering = [], Gathering()
+        """Lightning's hook: every process calls it, with or without a batch."""
+        self.results, self._gathering = [], Gathering()
 
-    def keep(self, found: Batch) -> None:
-        """Take what was found in the next batch, for this process and for rank 0."""
-        self.batches.append(found)
+    def keep(self, results: Results) -> None:
+        """Store the results of the next batch, and send them to rank 0."""
+        self.results.append(results)
         if self._gathering is not None:
-            self._gathering.put(found)
+            self._gathering.put(results)
 
     def gather(self) -> None:
-        """Bring what all processes have found to rank 0, in the order of the images; the others are left with nothing.
+        """Collect the results of all processes on rank 0, in the order of the images; the others keep none.
 
-        To be called in every process, after ``trainer.test``.
+        Every process has to call it, after ``trainer.test``.
         """
         assert self._gathering is not None
-        self.batches = self._gathering.finish(self.batches)
+        self.results = self._gathering.finish(self.results)
 
-    def images(self) -> dict[str, np.ndarray]:
+    def image_names(self) -> dict[str, np.ndarray]:
         """``ids`` and ``hashes`` of the images that could be read.
 
         Raises:
-            UserError: there is none.
+            UserError: no image could be read.
         """
-        read = [batch for batch in self.batches if len(batch.ids)]
+        read = [results for results in self.results if len(results.ids)]
         if not read:
             raise UserError("not one image could be read: there is nothing to report.")
-        ids, hashes = (
-            np.concatenate(names) for names in zip(*((batch.ids, batch.hashes) for batch in read), strict=True)
-        )
+        ids, hashes = (np.concatenate(names) for names in zip(*((r.ids, r.hashes) for r in read), strict=True))
         return {"ids": ids, "hashes": hashes}
 
 
 def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
-    """Raise a ``UserError`` unless all of what a model puts out at a point are numbers."""
+    """Raise a ``UserError`` unless all outputs of the model at a point are finite."""
     if not outputs.isfinite().all():
         raise UserError(
             f"the model's outputs at {point.name} are infinite or not a number: use another precision "

@@ -1,4 +1,4 @@
-"""A backbone as an extractor of feature maps: what its tokens hold at several depths, back on the grid of patches."""
+"""Feature maps of a backbone: its tokens at several depths, restored to the grid of patches."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from mtr_lab.tokens import check_restoration, restore
 
 
 class FeatureMaps(nn.Module):
-    """The residual stream after several blocks, evenly spread over the depth, each position of the grid restored.
+    """The residual stream after several blocks, evenly spread over the depth, restored to the grid.
 
         maps = FeatureMaps(mtr_lab.create_model("vim_s", pretrained=True))(images)
 
@@ -16,7 +16,7 @@ class FeatureMaps(nn.Module):
 
     Args:
         backbone: any model of this library for images; its head and last norm are not used.
-        levels: how many maps.
+        levels: the number of maps.
         restoration: one of ``mtr_lab.reduction.RESTORATIONS``.
 
     Raises:
@@ -37,7 +37,7 @@ class FeatureMaps(nn.Module):
         """The blocks after which a map is taken, from 0."""
         stages = [stage for stage in backbone.stages for _ in stage.blocks]
         self.channels = [stages[depth].width for depth in self.depths]
-        """Of the maps."""
+        """Channels of the maps."""
         self.strides = [stages[depth].stride for depth in self.depths]
         """Pixels between the cells of the maps."""
 

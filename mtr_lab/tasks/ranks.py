@@ -1,4 +1,4 @@
-"""What the processes of an evaluation tell each other, over the hosts' network: rank 0 leads, the others follow."""
+"""Messages between the processes of an evaluation, over the hosts' network: broadcasts, and gathering on rank 0."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,61 +13,62 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 TIMEOUT = timedelta(days=1)
-"""How long the others wait for rank 0, which times models and waits for locks. They learn at once if it is gone."""
+"""Of worker ranks. Long, because rank 0 also times models and waits for locks; a dead rank 0 is detected at once."""
 
 
 def from_rank_zero(value: T) -> T:
-    """Rank 0's ``value``, on every rank; anything that can be pickled. The value itself in a single process."""
-    if not _several():
+    """Broadcast rank 0's ``value``, anything that can be pickled; a single process keeps its own."""
+    if not _is_distributed():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=_hosts())
+    dist.broadcast_object_list(values, src=0, group=_host_group())
     return values[0]
 
 
 class Gathering(Generic[T]):
-    """Brings what all ranks find out about their batches to rank 0, each while the next ones are at work.
+    """Collects the results of all ranks on rank 0, in a thread that sends them while the next batches are computed.
 
-    To be made in every process. Rank r of w finds out about batches r, r + w, r + 2w, …; anything that can be pickled,
-    but ``None``.
+    Every process has to make one. Rank r of w computes batches r, r + w, r + 2w, …. A result is anything that can be
+    pickled, except ``None``.
     """
 
     def __init__(self) -> None:
-        self._group = _hosts() if _several() else None  # made by all ranks at once
+        self._group = _host_group() if _is_distributed() else None  # a collective call: all ranks make it together
         self._rank, ranks = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
         self._outgoing: SimpleQueue[T | None] = SimpleQueue()
         self._incoming: list[list[T]] = [[] for _ in range(1, ranks)]
         self._error: BaseException | None = None
         exchange = self._send if self._rank > 0 else self._receive
-        self._thread = Thread(target=self._run, args=[exchange], daemon=True)  # a rank that fails waits for nobody
+        # A daemon: a process that fails does not wait for messages of the others.
+        self._thread = Thread(target=self._run, args=[exchange], daemon=True)
 
-    def put(self, found: T) -> None:
-        """Take what has been found out about the next batch of this rank, unless another rank is gone."""
+    def put(self, result: T) -> None:
+        """Queue the result of this rank's next batch; raises the error of an earlier transfer."""
         if self._error is not None:
             raise self._error
         if self._rank > 0:
-            self._outgoing.put(found)
-        self._begin()
+            self._outgoing.put(result)
+        self._start()
 
-    def finish(self, mine: list[T]) -> list[T]:
-        """What all ranks have put, in the order of the batches; on rank 0, elsewhere nothing.
+    def finish(self, own: list[T]) -> list[T]:
+        """The results of all ranks in the order of the batches, on rank 0; an empty list on the others.
 
         Args:
-            mine: what this rank has put.
+            own: the results of this rank.
         """
         if self._group is None:
-            return mine
+            return own
         self._outgoing.put(None)
-        self._begin()
+        self._start()
         self._thread.join()
         if self._error is not None:
             raise self._error
         if self._rank > 0:
             return []
-        return [found for row in zip_longest(mine, *self._incoming) for found in row if found is not None]
+        return [result for row in zip_longest(own, *self._incoming) for result in row if result is not None]
 
-    def _begin(self) -> None:
-        """With the first batch: a thread is not to be at work while data loaders fork their workers."""
+    def _start(self) -> None:
+        """Start the thread with the first batch: it must not run while data loaders fork their workers."""
         if self._group is not None and self._thread.ident is None:
             self._thread.start()
 
@@ -78,29 +79,29 @@ class Gathering(Generic[T]):
             self._error = error
 
     def _send(self) -> None:
-        found: T | None = self._outgoing.get()
-        while found is not None:
-            dist.send_object_list([found], dst=0, group=self._group)
-            found = self._outgoing.get()
+        result: T | None = self._outgoing.get()
+        while result is not None:
+            dist.send_object_list([result], dst=0, group=self._group)
+            result = self._outgoing.get()
         dist.send_object_list([None], dst=0, group=self._group)
 
     def _receive(self) -> None:
-        under_way = dict(enumerate(self._incoming, start=1))
-        while under_way:
-            for rank, kept in list(under_way.items()):
+        active = dict(enumerate(self._incoming, start=1))
+        while active:
+            for rank, results in list(active.items()):
                 message: list[T | None] = [None]
                 dist.recv_object_list(message, src=rank, group=self._group)
                 if message[0] is None:
-                    del under_way[rank]
+                    del active[rank]
                 else:
-                    kept.append(message[0])
+                    results.append(message[0])
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @cache
-def _hosts() -> Any:
-    """Gloo beside NCCL: what is gathered is in the hosts' memory, and gloo notices a process that has died."""
+def _host_group() -> Any:
+    """Gloo, besides NCCL: results are in host memory, and gloo notices when a process has died."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)

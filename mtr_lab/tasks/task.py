@@ -1,182 +1,199 @@
-"""What the programs ask of a task, so that they know nothing of any one of them."""
+"""The interface of a task, by which the programs handle classification, detection and segmentation alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from lightning import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone
-from mtr_lab.backbones.weights import checkpoint_label_names, is_meta, load_weights
+from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
-from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.results.metrics import score, task_metrics
+from mtr_lab.results.predictions import Predictions
+from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
 
 ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 CreateBackbone = Callable[..., Any]
-"""Makes the backbone of the configuration; takes changes to it, as ``create_model``."""
-Observe = Callable[[Tensor], list[Observation]]
-"""Images (B, 3, H, W) to what the reduction in force does to each."""
+"""Makes the configured backbone; keywords change its configuration, as those of ``create_model``."""
 
 
-class Evaluation(Protocol):
-    """A Lightning module whose ``test_step`` runs a batch at every point, the unreduced model's first.
+class DataModule(Protocol):
+    """What an evaluation reads of a task's data module, a ``LightningDataModule``."""
 
-    ``skipped`` are the names of the images that could not be read, ``predictions()`` is what was found in all others:
-    a dataclass of arrays in ``mtr_lab.report`` with ``ids``, ``hashes``, ``labels``, ``points``, ``select`` and
-    ``concat``. It raises a ``UserError`` where there is none, or the model's outputs are not numbers. Both are of
-    all processes on rank 0, after ``gather()``.
-    """
+    name: str
+    """Of the dataset, in results and messages."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def class_names(self) -> Sequence[str] | None: ...
     @property
-    def reduction(self) -> Reduction: ...
-    @property
-    def points(self) -> Sequence[OperatingPoint]: ...
-    @property
-    def skipped(self) -> list[str]: ...
+    def num_classes(self) -> int | None: ...
 
-    def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
-        """What is timed: images (B, 3, H, W) of the model's input size, at one point."""
+    def fingerprint(self) -> str:
+        """A hash that changes when the evaluation images or their labels do."""
         ...
 
-    def gather(self) -> None:
-        """Bring what all processes have found to rank 0, in the order of the images; to be called in each."""
+    def calibration_images(self, count: int) -> Tensor:
+        """Training images (count, 3, H, W), prepared as for evaluation."""
         ...
 
-    def predictions(self) -> Any: ...
+    def test_dataloader(self) -> Iterable[dict[str, Any]]:
+        """The evaluation images, in the same order and batches every time."""
+        ...
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Lightning's hook: the batch on the device as the model expects it."""
+        ...
 
 
-class Task(ABC):
-    """One task: its model, its data's arguments, its evaluation, its training, its pictures.
+Model = TypeVar("Model", bound=nn.Module)
+TaskEvaluation = TypeVar("TaskEvaluation", bound=Evaluation[Any])
 
-    A new one is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
-    settings below ``task``, a default dataset), a datamodule for conf/dataset, which has ``class_names``,
-    ``num_classes``, ``fingerprint()`` and the loaders, and a kind of predictions in ``mtr_lab.results.predictions``.
+
+@dataclass(frozen=True)
+class Drawing(Generic[TaskEvaluation]):
+    """One image to draw at several operating points."""
+
+    evaluation: TaskEvaluation
+    """The reduction of the last of ``points`` is in force."""
+    image: Mapping[str, Any]
+    """A batch of this image alone, on the device."""
+    observe: Callable[[Tensor], list[Observation]]
+    """Images (B, 3, H, W) to what the reduction in force does to their tokens."""
+    points: Sequence[OperatingPoint]
+    """The unreduced model's first."""
+    class_names: Sequence[str]
+    stem: Path
+    """The pictures are ``stem``.png and the like."""
+
+
+class Task(ABC, Generic[Model, TaskEvaluation]):
+    """A task: its model, the arguments of its data, its evaluation, its training, its pictures.
+
+    A new task is a subclass, an entry of ``mtr_lab.compose.TASKS``, conf/task/NAME.yaml (``# @package _global_``: the
+    settings below ``task``, a default dataset), a :class:`DataModule` for conf/dataset, and a kind of predictions in
+    ``mtr_lab.results.predictions``.
 
     Args:
         settings: the ``task`` group without its name.
     """
 
     name: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-    """Keys of a point in the result that an ``objective`` may name; the first is the accuracy."""
     datamodule: ClassVar[type]
-    """What the ``dataset`` group has to make."""
+    """The class of data modules that the ``dataset`` group has to name."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Keys of a point in the result that an ``objective`` may name."""
+        return [metric.key for metric in task_metrics(self.name)]
+
     def check(self, trainer: DictConfig) -> None:
-        """Raise a ``UserError`` for settings of the ``trainer`` group that the task cannot be carried out with."""
+        """Raise a ``UserError`` for settings of the ``trainer`` group under which the task cannot be evaluated."""
         return None
 
     def check_training(self, config: DictConfig, devices: int) -> None:
-        """Raise a ``UserError`` for settings that the task cannot be trained with on this number of devices."""
+        """Raise a ``UserError`` for settings under which the task cannot be trained on this number of devices."""
         if config.dataset.batch_size % devices:
             raise UserError(
-                f"dataset.batch_size={config.dataset.batch_size} is shared out equally over {devices} devices: choose "
-                f"a multiple of {devices}."
+                f"dataset.batch_size={config.dataset.batch_size} is divided equally among {devices} devices: choose a "
+                f"multiple of {devices}."
             )
 
     @abstractmethod
-    def backbone(self, model: Any) -> Any:
-        """What a policy reduces of the task's model; its ``weights`` say where the whole model's are from."""
+    def assemble(self, backbone: Any, num_classes: int) -> Model:
+        """The task's model on a backbone, its head untrained; the classifier is the backbone itself.
+
+        Raises:
+            UserError: unknown or impossible settings.
+        """
+
+    @abstractmethod
+    def backbone(self, model: Model) -> Any:
+        """The part of the model that a policy reduces; its ``weights`` say where the whole model's come from."""
 
     @abstractmethod
     def checkpoint(self, backbone: DictConfig) -> Path | None:
-        """The file of the whole model's weights; ``None`` if the backbone's own loading does it, or for random ones.
+        """The file with the whole model's weights; ``None`` if the backbone loads its own, or they are random.
 
         Raises:
-            UserError: there is none for this backbone.
+            UserError: no weights exist for this backbone.
         """
 
     @abstractmethod
     def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
-        """What the datamodule is told about the model that is evaluated, besides ``data_config``."""
+        """Arguments of the data module for an evaluation, besides ``data_config``.
+
+        Args:
+            meta_model: the backbone on the meta device.
+            checkpoint: see :meth:`checkpoint`.
+        """
 
     def training_arguments(self) -> dict[str, Any]:
-        """What the datamodule is told for training, besides ``data_config`` and ``seed``."""
+        """Arguments of the data module for training, besides ``data_config`` and ``seed``."""
         return {}
 
     @abstractmethod
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> nn.Module:
-        """The model with its weights; on the meta device its meta_model, which finds mistakes in the settings."""
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Model:
+        """The model with its weights, in evaluation mode."""
 
     @abstractmethod
-    def trained_model(self, create: CreateBackbone, num_classes: int) -> nn.Module:
-        """The model to train, on a backbone that may have weights."""
+    def trained_model(self, create: CreateBackbone, num_classes: int) -> Model:
+        """The model to train; its backbone may have weights."""
 
     @abstractmethod
     def evaluation(
-        self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
-    ) -> Evaluation:
-        """What evaluates the model, patched by ``reduction``, at points; without any the images are only read."""
+        self, model: Model, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
+    ) -> TaskEvaluation:
+        """The evaluation of the model at points; ``reduction`` is the handle of its patched backbone."""
 
-    @abstractmethod
-    def score(self, predictions: Any, point: int) -> Mapping[str, Any]:
-        """``images``, the metrics of one point and their intervals, keys of ``mtr_lab.results.schema.Point``."""
+    def score(self, predictions: Predictions, point: int) -> dict[str, Any]:
+        """See ``mtr_lab.results.metrics.score``."""
+        return score(predictions, point)
 
-    def head_flops(self, model: Any) -> int | None:
-        """True FLOPs of what a dense task adds to the backbone, for one image; ``None`` where nothing is apart."""
+    def head_flops(self, model: Model) -> int | None:
+        """True FLOPs of a dense task's head for one image; ``None`` of a classifier, whose backbone contains it."""
         return None
 
     @abstractmethod
-    def training(self, model: Any, config: DictConfig) -> LightningModule:
-        """What trains ``model``, its attribute, as the ``training`` group says; ``skipped`` names unreadable images."""
+    def training(self, model: Model, config: DictConfig) -> LightningModule:
+        """The module that trains ``model`` by the ``training`` group; its ``skipped`` names unreadable images."""
 
     def single_images(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Every image of a batch for evaluation as a batch of its own."""
+        """Split an evaluation batch into batches of one image."""
         for i in range(len(batch["id"])):
             yield {key: value[i : i + 1] for key, value in batch.items() if key != "skipped"}
 
     @abstractmethod
-    def draw(
-        self,
-        evaluation: Any,
-        image: Mapping[str, Any],
-        observe: Observe,
-        points: Sequence[OperatingPoint],
-        class_names: Sequence[str],
-        stem: Path,
-    ) -> None:
-        """Draw one image to ``stem``.png and the like.
+    def draw(self, drawing: Drawing[TaskEvaluation]) -> None:
+        """Draw one image at several operating points."""
 
-        Args:
-            evaluation: with the reduction of the last of ``points`` in force.
-            image: a batch of this image alone, on the device.
-            observe: what the reduction in force does to images.
-            points: to show, the unreduced model first.
-        """
+
+AnyTask = Task[Any, Any]
 
 
 def adamw_settings(config: DictConfig) -> dict[str, Any]:
-    """What every task's training takes of the ``training`` group, see ``adamw``."""
+    """The arguments of ``adamw`` out of the ``training`` group."""
     return {name: config.training[name] for name in ("lr", "weight_decay", "warmup_epochs")}
 
 
-class DenseTask(Task):
+class DenseTask(Task[Model, TaskEvaluation]):
     """A task whose model is a ``backbone`` and a ``head``, stored together: ``backbone.*``, ``head.*``.
 
     The head has ``num_classes`` and ``flops(height, width)``.
     """
 
     bundled: ClassVar[str]
-    """BACKBONE_<bundled>.safetensors in the package's assets are the whole model's weights."""
-
-    @abstractmethod
-    def assemble(self, backbone: Backbone, num_classes: int) -> nn.Module:
-        """The model on a backbone, its head untrained.
-
-        Raises:
-            UserError: settings that are unknown, or cannot be had.
-        """
+    """BACKBONE_<bundled>.safetensors in the package's assets has the whole model's weights."""
 
     def backbone(self, model: Any) -> Any:
         return model.backbone
@@ -195,17 +212,17 @@ class DenseTask(Task):
             )
         return bundled
 
-    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Backbone, checkpoint: Path | None) -> dict[str, Any]:
         names = None if checkpoint is None else checkpoint_label_names(checkpoint)
         return {"model_classes": names, "num_classes": None if names is None else len(names)}
 
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> nn.Module:
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Model:
         model: Any = self.assemble(create(pretrained=False, checkpoint=None), num_classes)
-        if checkpoint is not None and not is_meta(model.backbone):
+        if checkpoint is not None:
             load_weights(model.backbone, checkpoint, whole=model)
         return model.eval()
 
-    def trained_model(self, create: CreateBackbone, num_classes: int) -> nn.Module:
+    def trained_model(self, create: CreateBackbone, num_classes: int) -> Model:
         return self.assemble(create(), num_classes)
 
     def head_flops(self, model: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Tokens between two blocks: their state, the grid and the paths they lie on."""
+"""Tokens between two blocks: their state, their grid, and the paths along which they are scanned."""
 
 from mtr_lab.tokens.grid import RESTORATIONS, check_restoration, convolve, restore
 from mtr_lab.tokens.layout import Layout

@@ -1,4 +1,4 @@
-"""Rows of token tensors by position."""
+"""Gather tokens by position."""
 
 from torch import Tensor
 
@@ -9,5 +9,5 @@ def take(tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def take_or_zero(tokens: Tensor, positions: Tensor) -> Tensor:
-    """The same, zero where a position is -1."""
+    """As ``take``; zero where a position is -1."""
     return take(tokens, positions.clamp(min=0)).masked_fill((positions < 0)[..., None], 0)

@@ -1,4 +1,4 @@
-"""Tokens and the grid of patches they come from: restore a reduced sequence, and convolve over it."""
+"""Restore the grid of patches from a reduced sequence, and convolve over the grid."""
 
 import torch
 from torch import Tensor, nn
@@ -10,34 +10,33 @@ from mtr_lab.tokens.pooling import ordinary_tokens
 from mtr_lab.tokens.state import TokenState
 
 RESTORATIONS = ("nearest", "skip", "interpolate")
-"""``nearest``: a position takes the token that absorbed it, or where it was dropped the nearest survivor. ``skip``: its
-own last features, plus what the token that absorbed it has gained since (nothing, where it was dropped).
-``interpolate``: a position whose own token is gone takes the mean of the nearest survivors, weighted by 1/distance². Of
-survivors that are equally near, which one it is depends on the device."""
-_NEIGHBOURS = 4  # of an interpolated position
+"""``nearest``: a position takes the token that absorbed it; a dropped one takes the nearest survivor. ``skip``: a
+position takes its own last features plus what the token that absorbed it has gained since; a dropped one gains nothing.
+``interpolate``: a position without a token takes the mean of the nearest survivors, weighted by 1/distance². Ties
+between equally near survivors are broken differently on different devices."""
+_NEIGHBOURS = 4  # survivors that an interpolated position averages
 
 
 def check_restoration(how: str) -> None:
-    """Raise a ``UserError`` unless it is one of ``RESTORATIONS``."""
+    """Raise a ``UserError`` unless ``how`` is one of ``RESTORATIONS``."""
     if how not in RESTORATIONS:
         raise unknown("restoration", how, RESTORATIONS)
 
 
 def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> Tensor:
-    """The residual stream of a reduced sequence on the grid of patches; exact where nothing was reduced.
+    """The residual stream on the grid of patches; exact for a sequence that was not reduced.
 
     Args:
-        state: traced if it is reduced, of images: M tokens, S of them special,
-            which are no part of the grid.
+        state: of images; traced if it is reduced. M tokens, S of them special, which are not on the grid.
         grid: (rows, columns) of patches; L0 = rows · columns + S.
         how: one of ``RESTORATIONS``.
 
     Returns:
-        (B, C, rows, columns), differentiable in the streams.
+        (B, C, rows, columns), differentiable with respect to the streams.
 
     Raises:
         UserError: an unknown restoration.
-        ValueError: the state is reduced and not traced, or does not track the offset for ``skip``.
+        ValueError: the state is reduced and not traced, or ``skip`` is asked of one that does not track the offset.
     """
     check_restoration(how)
     state = state.applied()
@@ -57,30 +56,30 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> T
 
 
 def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
-    """A convolution over the grid of patches for tokens that may be fewer: at all positions, read at the survivors.
+    """A convolution over the grid of patches: computed at all positions, read at the survivors.
 
-    Every position takes the value of the token it has become part of, of the nearest survivor where it was dropped.
+    A position takes the value of the token that absorbed it; a dropped one that of the nearest survivor.
 
     Args:
-        values: (B, L, C), of the tokens of ``state``.
-        state: traced where tokens are missing, with its layout and without special tokens.
-        conv: C channels to C', of stride 1 and with padding that keeps the grid.
+        values: (B, L, C), one row for each token of ``state``.
+        state: traced if it is reduced, with its layout, without special tokens.
+        conv: C to C' channels, stride 1, with a padding that keeps the size of the grid.
 
     Returns:
-        (B, L, C'); where nothing was reduced, the convolution itself.
+        (B, L, C').
     """
     layout = state.layout
     assert layout is not None
     assert not layout.special
     if state.source is not None:
-        every = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
-        values = _unmerged(values, state, every, layout.grid)
+        patches = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
+        values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
     return maps if state.source is None else take(maps, state.index)
 
 
 def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Values (B, M, C) of the tokens at original positions ``patches`` (B, P): (B, P, C)."""
+    """Values (B, M, C) of the tokens, put back at the original positions ``patches`` (B, P): (B, P, C)."""
     assert state.source is not None
     source = state.source.gather(1, patches)
     if _may_drop(state, source):
@@ -90,32 +89,32 @@ def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[in
 
 
 def _may_drop(state: TokenState, source: Tensor) -> bool:
-    """Whether tokens may have been dropped; with a look at the data where nothing waits for it."""
+    """Whether tokens may have been dropped. Reads the data only where this does not wait for a device."""
     fewer = state.index.shape[1] < source.shape[1] + state.special.shape[1]
     return fewer and (not ops.is_readable(source) or bool((source < 0).any()))
 
 
 def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, P, C): survivors as they are, all other positions from the nearest survivors."""
+    """(B, P, C): survivors at their own positions, weighted means of the nearest survivors elsewhere."""
     count = min(_NEIGHBOURS, state.index.shape[1] - state.special.shape[1])
     distance, neighbour = _neighbours(state, patches, grid, count)  # (B, P, count)
     weight = distance.clamp(min=1e-6) ** -2
     weight = torch.where(distance[..., :1] == 0, (distance == 0).to(weight.dtype), weight)
     weight = weight / weight.sum(-1, keepdim=True)
     tokens = torch.zeros((), device=weight.device)
-    for k in range(count):  # one at a time: all at once would be (B, P, count, C)
+    for k in range(count):  # one neighbour at a time: all at once would take (B, P, count, C)
         tokens = tokens + weight[..., k, None] * take(state.stream, neighbour[..., k])
     return tokens
 
 
 def _neighbours(state: TokenState, patches: Tensor, grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-    """The nearest surviving tokens of each patch by the distance of their original places: distances and tokens."""
+    """The nearest survivors of each patch by distance on the grid: distances and tokens, (B, P, count) each."""
     assert state.source is not None
     number = torch.arange(patches.shape[1], device=patches.device).expand_as(patches)
-    place = torch.zeros_like(state.source).scatter(1, patches, number).gather(1, state.index)  # of each token, (B, M)
-    tokens = torch.stack([place // grid[1], place % grid[1]], dim=-1).float()
+    patch = torch.zeros_like(state.source).scatter(1, patches, number).gather(1, state.index)  # of each token, (B, M)
+    tokens = torch.stack([patch // grid[1], patch % grid[1]], dim=-1).float()
     tokens = tokens.scatter(1, state.special[..., None].expand(-1, -1, 2), torch.inf)
-    everywhere = torch.stack([number // grid[1], number % grid[1]], dim=-1).float()
-    squared = (everywhere[:, :, None] - tokens[:, None]).square().sum(-1)  # (B, P, M)
+    coordinates = torch.stack([number // grid[1], number % grid[1]], dim=-1).float()
+    squared = (coordinates[:, :, None] - tokens[:, None]).square().sum(-1)  # (B, P, M)
     nearest = squared.topk(count, dim=-1, largest=False)
     return nearest.values.sqrt(), nearest.indices

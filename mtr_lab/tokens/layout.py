@@ -1,4 +1,4 @@
-"""What the positions of an unreduced token sequence are: patches of a grid, and special tokens among them."""
+"""The layout of an unreduced token sequence: patches of a grid, with special tokens among them."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens of one stage for images of one size: frame by frame, row by row, special tokens at fixed positions.
+    """The unreduced tokens of one stage, frame by frame and row by row, with special tokens at fixed positions.
 
     Args:
-        rows, columns: patches of one sequence; of one window, where a stage cuts the image into windows.
+        rows, columns: patches of one sequence, that is of one window if the stage cuts the image into windows.
         special: positions of the special tokens in the sequence, ascending.
-        frames: of a video, one after the other.
-        windows: (down, across), how many sequences an image is cut into; its sequences follow each other in the batch,
-            row by row.
+        frames: of a video.
+        windows: (down, across), the windows of an image. Each is a sequence; the sequences of an image follow each
+            other in the batch, row by row.
     """
 
     rows: int
@@ -35,25 +35,25 @@ class Layout:
 
     @property
     def patches(self) -> int:
-        """Patches of one sequence."""
+        """The number of patches of one sequence."""
         return self.frames * self.rows * self.columns
 
     @property
     def tokens(self) -> int:
-        """Tokens of one sequence, the special ones included."""
+        """The number of tokens of one sequence, special ones included."""
         return self.patches + len(self.special)
 
     @property
     def sequences(self) -> int:
-        """Sequences of one image."""
+        """The number of sequences of one image."""
         return self.windows[0] * self.windows[1]
 
     def patch_positions(self, device: torch.device) -> Tensor:
-        """(patches,) int64, the position of each patch in the sequence; made on the device, for CUDA graphs."""
+        """(patches,) int64, the position of each patch in the sequence; computed on the device, for CUDA graphs."""
         patch = torch.arange(self.patches, device=device)
         position = patch
-        for before, place in enumerate(self.special):
-            position = position + (patch >= place - before)
+        for before, special in enumerate(self.special):
+            position = position + (patch >= special - before)
         return position
 
     def join(self, maps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The paths along which a block scans its tokens, and where the survivors of a reduction are on them."""
+"""The paths along which a block scans its tokens, and the order of the survivors of a reduction on each path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from mtr_lab.tokens.state import TokenState
 
 @dataclass(frozen=True)
 class ScanPath:
-    """One direction of a scan over the patches of a grid; special tokens keep their place in the sequence.
+    """One direction of a scan over the patches of a grid; special tokens keep their position in the sequence.
 
     Args:
-        name: by which a policy asks for its evidence.
-        reverse: from the last token to the first.
+        name: policies select evidence by it.
+        reverse: scan from the last token to the first.
         columns: column by column instead of row by row.
-        snake: every other line in the opposite direction, so that neighbours on the path are neighbours in the image.
+        snake: every second line in the opposite direction, so that neighbours on the path are neighbours in the image.
     """
 
     name: str
@@ -31,7 +31,7 @@ class ScanPath:
 
     @property
     def is_raster(self) -> bool:
-        """Whether the path is the order of the tokens or its reverse, which a scan follows without a table."""
+        """Whether the path is the token order or its reverse, for which a scan needs no table."""
         return not (self.columns or self.snake)
 
     def order(self, layout: Layout, device: torch.device) -> Tensor:
@@ -62,13 +62,13 @@ PATHS = {
 
 
 def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
-    """The tokens of a state in the order of each path, as ``mtr_lab.ops.scan`` takes it.
+    """The tokens of a state in the order of each path, as ``mtr_lab.ops.selective_scan`` takes it.
 
-    The survivors keep the order of their original positions along the path. Nothing is sorted: a survivor's place is
-    the number of survivors that come before it.
+    Survivors keep the order of their original positions along the path. No sort is needed: the rank of a survivor is
+    the number of survivors before it.
 
     Returns:
-        (G, B, L) int64, or ``None`` where all paths are raster.
+        (G, B, L) int64, or ``None`` if all paths are raster.
     """
     if all(path.is_raster for path in paths):
         return None
@@ -77,34 +77,37 @@ def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
         return tables[:, None].expand(-1, state.index.shape[0], -1)
     step = _steps(tables, state)
     occupied = step.new_zeros(*step.shape[:2], tables.shape[1]).scatter_(2, step, 1)
-    place = (occupied.cumsum(2) - 1).gather(2, step)  # of each token among the survivors
-    tokens = torch.arange(place.shape[2], device=place.device).expand_as(place)
-    return torch.zeros_like(place).scatter_(2, place, tokens)
+    rank = (occupied.cumsum(2) - 1).gather(2, step)  # of each token among the survivors
+    tokens = torch.arange(rank.shape[2], device=rank.device).expand_as(rank)
+    return torch.zeros_like(rank).scatter_(2, rank, tokens)
 
 
 def gap(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
-    """How many tokens are missing just before each step of each path, (B, G, L) int64."""
+    """The number of removed tokens just before each step of each path, (B, G, L) int64."""
     if all(path.is_raster for path in paths):
-        missing = F.pad(state.index.diff(dim=1) - 1, (1, 1))  # before each token, and behind the last one
-        rows = [missing[:, 1:].flip(1) if path.reverse else missing[:, :-1] for path in paths]
-        return torch.stack(rows, dim=1)
-    read = order(state, paths)
-    assert read is not None
+        missing = F.pad(state.index.diff(dim=1) - 1, (1, 1))  # before each token, and after the last one
+        gaps = [missing[:, 1:].flip(1) if path.reverse else missing[:, :-1] for path in paths]
+        return torch.stack(gaps, dim=1)
+    tokens = order(state, paths)
+    assert tokens is not None
     steps = _steps(_tables(paths, _layout(state), state.index.device), state)
-    return F.pad(steps.gather(2, read).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
+    return F.pad(steps.gather(2, tokens).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
 
 
 def _steps(tables: Tensor, state: TokenState) -> Tensor:
-    """(G, B, L) int64, the step at which each path of the unreduced sequence reads the place of each token."""
+    """(G, B, L) int64, the step at which each path reads the original position of each token."""
     steps = torch.arange(tables.shape[1], device=tables.device).expand_as(tables)
     return torch.zeros_like(tables).scatter_(1, tables, steps)[:, state.index]
 
 
 def _tables(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
-    """(G, L0) int64, the order of each path over an unreduced sequence; kept, unless a compiler or a mode watches."""
+    """(G, L0) int64, the order of each path over an unreduced sequence.
+
+    Cached, but not while a compiler or a dispatch mode records: its tensors must not be used later.
+    """
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return _make_tables(tuple(paths), layout, device)
-    return _kept_tables(tuple(paths), layout, device)
+    return _cached_tables(tuple(paths), layout, device)
 
 
 def _make_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
@@ -112,7 +115,7 @@ def _make_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.devi
 
 
 @lru_cache(64)
-def _kept_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
+def _cached_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # else a later pass with gradients could not use it
         return _make_tables(paths, layout, device)
 

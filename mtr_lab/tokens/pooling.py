@@ -1,4 +1,4 @@
-"""Tokens to what a head takes; the class token may stand anywhere in the sequence."""
+"""Pooling of tokens for a head; the class token may be anywhere in the sequence."""
 
 import torch
 from torch import Tensor
@@ -8,29 +8,29 @@ from mtr_lab.tokens.gather import take
 from mtr_lab.tokens.state import TokenState
 
 POOLINGS = ("token", "avg", "")
-"""``token``: the class token. ``avg``: the mean of the others, in which a token counts as many times as it stands for
-tokens of the input. ``""``: all tokens, the class token first."""
+"""``token``: the class token. ``avg``: the mean of the other tokens, weighted by size. ``""``: all tokens, the class
+token first."""
 
 
 def check_pooling(how: str) -> None:
-    """Raise a ``UserError`` unless it is one of ``POOLINGS``."""
+    """Raise a ``UserError`` unless ``how`` is one of ``POOLINGS``."""
     if how not in POOLINGS:
         raise unknown("global_pool", how, map(repr, POOLINGS))
 
 
 def ordinary_tokens(special: Tensor, length: int) -> Tensor:
-    """Positions of the tokens that are not special, in order: special (B, S) -> (B, L - S)."""
+    """Positions of the tokens that are not special, ascending: special (B, S) -> (B, L - S)."""
     is_special = torch.zeros(special.shape[0], length, dtype=torch.uint8, device=special.device)
     return is_special.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
 
 
 def special_first(tokens: Tensor, special: Tensor) -> Tensor:
-    """Tokens (B, L, C), the special ones at ``special`` (B, S) moved to the front, the others in their order."""
+    """Tokens (B, L, C) with those at ``special`` (B, S) moved to the front and the others in their order."""
     return take(tokens, torch.cat([special, ordinary_tokens(special, tokens.shape[1])], dim=1))
 
 
 def mean_by_size(tokens: Tensor, state: TokenState) -> Tensor:
-    """Mean (B, C) of the tokens (B, L, C) of a state that are not special, weighted by their sizes."""
+    """Mean (B, C) of the tokens (B, L, C) that are not special, weighted by the sizes in ``state``."""
     weight = state.size.scatter(1, state.special, 0.0)
     mean = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     return mean.to(tokens.dtype)

@@ -141,7 +141,7 @@ def make_schedules(backbone: Backbone, config: DictConfig) -> list[Schedule]:
     """The schedules of epochs 0, 1, …, of which the last one holds from then on; none if nothing is reduced.
 
     Raises:
-        UserError: they cannot be had, or a policy was chosen and no ratio.
+        UserError: a ratio is out of reach, or a policy was chosen and no ratio.
     """
     ratios = epoch_ratios(config.mtr, config.training.ratio_warmup_epochs)
     if not ratios:

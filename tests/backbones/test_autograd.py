@@ -1,4 +1,4 @@
-"""A model behaves as PyTorch's own do: hooks, adapters, checkpoints, quantisation, tracing, second derivatives."""
+"""Models support PyTorch's hooks, adapters, checkpoints, quantisation, tracing and second derivatives."""
 
 import sys
 from types import ModuleType
@@ -34,8 +34,8 @@ def gradients(model: nn.Module, output: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(output.square().sum(), list(model.parameters())))
 
 
-def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    return all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(found, expected, strict=True))
+def close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -154,7 +154,7 @@ def test_a_module_of_another_geometry_is_called(name: str, module: nn.Module) ->
 
 
 @pytest.mark.parametrize("name", ["vim_nano", "videomamba_ti"])
-def test_called_modules_compute_what_their_parameters_say(name: str) -> None:
+def test_called_modules_compute_the_same_as_their_parameters(name: str) -> None:
     for policy in (None, "mtr", "hsa", "write"):
         model = small(name, policy).eval()
         expected = model(images())
@@ -163,7 +163,7 @@ def test_called_modules_compute_what_their_parameters_say(name: str) -> None:
         assert torch.allclose(model(images()), expected, atol=1e-5), policy
 
 
-def test_a_hook_changes_what_an_inner_module_gives() -> None:
+def test_a_hook_changes_the_output_of_an_inner_module() -> None:
     model = small().eval()
     expected = model(images())
     hook = model.patch_embed.register_forward_hook(lambda _, __, tokens: tokens + 1)
@@ -223,14 +223,14 @@ def test_a_hessian_vector_product_equals_finite_differences() -> None:
     def moved(step: float) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             torch._foreach_add_(parameters, direction, alpha=step)
-        found = gradient()
+        actual = gradient()
         with torch.no_grad():
             torch._foreach_add_(parameters, direction, alpha=-step)
-        return found
+        return actual
 
     product = sum((g * d).sum() for g, d in zip(gradient(create_graph=True), direction, strict=True))
-    found = torch.autograd.grad(product, parameters)
-    for one, ahead, behind in zip(found, moved(1e-5), moved(-1e-5), strict=True):
+    actual = torch.autograd.grad(product, parameters)
+    for one, ahead, behind in zip(actual, moved(1e-5), moved(-1e-5), strict=True):
         torch.testing.assert_close(one, (ahead - behind) / 2e-5, rtol=1e-3, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Creating models: names, geometry, weights from files, and what goes wrong."""
+"""Creating models: names, geometry, weights from files, and errors."""
 
 import argparse
 import json
@@ -17,6 +17,8 @@ from timm.data import resolve_model_data_config
 import mtr_lab
 from mtr_lab import UserError, create_model
 from mtr_lab.backbones import MODELS
+from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.pretrained import complete
 
 TINY = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim": 24, "d_state": 4, "num_classes": 5}
 
@@ -160,7 +162,7 @@ def test_without_classes_the_model_gives_features(images: torch.Tensor) -> None:
 
 
 def test_stochastic_depth_reaches_the_last_output(images: torch.Tensor) -> None:
-    """Its rate grows from 0 to the one asked for, which is that of the last block's output; none in evaluation."""
+    """The rate grows from 0 to the given one at the output of the last block; in evaluation it is 0."""
     model = tiny(depth=3, drop_path_rate=0.5)
     rates = [getattr(module.drop_path, "drop_prob", 0.0) for module in (*model.blocks, model)]
     assert rates == [0, 0, 0.25, 0.5]
@@ -187,6 +189,55 @@ def test_arguments_out_of_range_are_refused(argument: dict, message: str) -> Non
         create_model("vim_ti", **argument)
 
 
+class Pyramid(torch.nn.Module):
+    """A family with arguments of other types, whose head has another name."""
+
+    def __init__(
+        self, depths: tuple[int, ...] = (1,), mlp_ratio: float = 4.0, gated: bool = False, num_classes: int = 1000
+    ) -> None:
+        super().__init__()
+        self.depths, self.mlp_ratio, self.gated, self.num_classes = depths, mlp_ratio, gated, num_classes
+        self.stem = torch.nn.Conv2d(3, 2, 2)
+        self.classifier = torch.nn.Linear(2, num_classes) if num_classes else torch.nn.Identity()
+        self.input_shape = (3, 8, 8)
+
+    def fit_weights(self, state: dict[str, torch.Tensor], grid: object, label: str) -> bool:
+        return False
+
+
+def pyramid(**kwargs):
+    config = complete({"pyramid.in1k": {}}, first_conv="stem", classifier="classifier")["pyramid"]
+    return build(Pyramid, config, False, {}, kwargs)
+
+
+def test_a_family_declares_its_arguments_by_their_annotations() -> None:
+    model = pyramid(depths=[2, 3], mlp_ratio=2.5, gated=True)
+    assert (model.depths, model.mlp_ratio, model.gated) == ([2, 3], 2.5, True)
+    assert (model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"]) == ("stem", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"depths": [2, 0]}, "depths of pyramid=0: expected an integer of at least 1"),
+        ({"depths": [2, "3"]}, "depths of pyramid=3: expected an integer"),
+        ({"mlp_ratio": -1}, "mlp_ratio of pyramid=-1: expected a number of at least 0"),
+        ({"gated": 1}, "gated of pyramid=1: expected true or false"),
+        ({"depth": 2}, "unknown argument of pyramid 'depth'"),
+    ],
+)
+def test_arguments_that_do_not_fit_their_annotations_are_refused(argument: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        pyramid(**argument)
+
+
+def test_the_head_has_the_name_that_the_family_declares(tmp_path: Path) -> None:
+    torch.save(pyramid(num_classes=5).state_dict(), tmp_path / "w.pth")
+    assert pyramid(num_classes=0, checkpoint=tmp_path / "w.pth").state_dict().keys() == {"stem.weight", "stem.bias"}
+    with pytest.raises(UserError, match=r"has 5 classes, the model 7: create the model with num_classes=5"):
+        pyramid(num_classes=7, checkpoint=tmp_path / "w.pth")
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self):
@@ -206,7 +257,7 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("names", ["{not json", '"abcde"', "[1, 2, 3, 4, 5]"])
-def test_class_names_that_are_no_list_of_names_are_refused(tmp_path: Path, names: str) -> None:
+def test_class_names_that_are_not_a_list_of_names_are_refused(tmp_path: Path, names: str) -> None:
     save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"label_names": names})
     with pytest.raises(UserError, match="metadata label_names"):
         create_model("vim_ti", checkpoint=tmp_path / "w.safetensors", **TINY)
@@ -239,7 +290,7 @@ def test_an_absent_checkpoint_and_a_malformed_address_are_refused() -> None:
 
 @pytest.fixture(params=["refused", "timed out", "HF_HUB_OFFLINE"])
 def no_network(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The hub's cache, which is empty, where the hub cannot be reached."""
+    """The empty cache of the hub, on a machine that cannot reach the hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", request.param == "HF_HUB_OFFLINE")
     monkeypatch.setattr("mtr_lab.backbones.hub.TIMEOUT", 0.5)
@@ -312,7 +363,7 @@ def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypa
 def test_published_weights_load_strictly_from_the_hub_and_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, name: str, address: str, top1: float
 ) -> None:
-    """Of the model's own layout, if not size: the blocks are the same but for how many and how wide."""
+    """Files with the parameters of a tiny model: fewer and narrower blocks, with the same names."""
     repository, file = address.rsplit("/", 1)
     model = tiny(name)
     torch.save({"model": model.state_dict(), "epoch": 299, "args": argparse.Namespace(lr=1e-3)}, tmp_path / file)
@@ -335,7 +386,7 @@ def test_only_the_authors_files_have_a_published_figure(tmp_path: Path) -> None:
     assert tiny(checkpoint=tmp_path / "mine.pth").weights["published_top1"] is None
 
 
-def test_unknown_names_come_with_the_nearest() -> None:
+def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown backbone 'vim_small'.*'vim_s'"):
         create_model("vim_small")
     with pytest.raises(UserError, match="unknown backbone 'None'"):
@@ -349,10 +400,10 @@ def test_other_dtypes_follow_float32(images: torch.Tensor, dtype: torch.dtype) -
     model = tiny()
     with torch.no_grad():
         expected = model(images)
-        found = model.to(dtype)(images.to(dtype))
-    assert found.dtype == dtype
+        actual = model.to(dtype)(images.to(dtype))
+    assert actual.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float64 else 5e-2
-    assert (found.float() - expected).norm() / expected.norm() < tolerance
+    assert (actual.float() - expected).norm() / expected.norm() < tolerance
 
 
 def test_gradients_reach_every_parameter(images: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is captured anew and what is replayed; on a GPU, that a replay is the model bit for bit."""
+"""When a graph is captured and when it is replayed; on a GPU, that a replay equals the model bit for bit."""
 
 import copy
 import gc
@@ -17,7 +17,7 @@ from mtr_lab.reduction import Reduction, policy_config
 
 
 class Rehearsal(CompiledModel):
-    """Captures on the CPU: "replays" the model as it was, on weights as they were, at the time of capture."""
+    """Captures on the CPU: replays call a copy of the model with the weights at the time of capture."""
 
     device_type = "cpu"
 
@@ -75,7 +75,7 @@ def test_later_captures_share_the_memory_of_an_earlier_one(model) -> None:
     assert fast.captured[1][1].images is fast.captured[0][0]
     model.double().float()
     fast(images(2))
-    assert fast.captured[2][1] is None  # the graphs of the old weights are gone, and their pool with them
+    assert fast.captured[2][1] is None  # the graphs of the old weights and their pool were freed
 
 
 def test_a_schedule_gets_a_graph_and_going_back_to_it_replays(model) -> None:
@@ -143,7 +143,7 @@ CHANGES = [change_in_place, load, assign, replace_head, round_weights, free_and_
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_weights_are_seen_whatever_graph_comes_next(model, change: Callable) -> None:
+def test_changed_weights_are_seen_by_every_graph(model, change: Callable) -> None:
     fast = Rehearsal(model)
     before = [fast(images(1)), fast(images(2))]
     change(model)
@@ -178,8 +178,8 @@ def test_backend_autocast_and_training_mode_are_told_apart(model) -> None:
     assert len(fast.captured) == 4
 
 
-def test_weights_that_a_forward_pass_repacks_do_not_capture_for_ever(model) -> None:
-    """A kernel may lay weights out anew in a buffer, at the first call and after every change."""
+def test_weights_that_a_forward_pass_repacks_are_captured_once(model) -> None:
+    """A kernel may repack weights in a buffer, at the first call and after every change."""
     seen = None
 
     def repack(module, inputs) -> None:
@@ -201,7 +201,7 @@ def test_weights_that_a_forward_pass_repacks_do_not_capture_for_ever(model) -> N
 
 
 def test_a_capture_that_repacks_weights_outdates_the_graphs_before_it(model) -> None:
-    """A kernel may lay weights out as suits the batch."""
+    """A kernel may repack weights for the size of the batch."""
     count = 0
 
     def repack(module, inputs) -> None:
@@ -218,10 +218,10 @@ def test_a_capture_that_repacks_weights_outdates_the_graphs_before_it(model) -> 
 
 
 class Layout:
-    """Weights in the order a kernel reads them, kept by a module in a plain attribute."""
+    """A copy of the weights in a kernel's order, which a module caches in a plain attribute."""
 
 
-def test_what_a_module_made_of_its_weights_lives_as_long_as_the_graph_that_reads_it(model) -> None:
+def test_a_packed_copy_of_weights_lives_as_long_as_the_graph_that_reads_it(model) -> None:
     def lay_out(module, inputs) -> None:
         if getattr(module, "dtype", None) != inputs[0].dtype:
             module.dtype, module.layout = inputs[0].dtype, Layout()
@@ -254,14 +254,14 @@ def test_the_least_recently_used_graph_goes_first(model) -> None:
 def test_it_may_be_called_in_and_out_of_inference_mode(model) -> None:
     fast = Rehearsal(model)
     with torch.inference_mode():
-        inside = fast(images().clone())
+        with_mode = fast(images().clone())
     outside = fast(images())
-    assert torch.equal(inside, outside)
+    assert torch.equal(with_mode, outside)
     outside += 1
     assert len(fast.captured) == 1
 
 
-def test_on_a_cpu_it_is_the_model_with_gradients_and_all(model) -> None:
+def test_on_a_cpu_it_is_the_model_with_gradients(model) -> None:
     output = mtr_lab.compile(model)(images())
     assert torch.equal(output, model(images()))
     output.sum().backward()
@@ -270,7 +270,7 @@ def test_on_a_cpu_it_is_the_model_with_gradients_and_all(model) -> None:
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """Merged tokens are otherwise added up in an order that changes from call to call."""
+    """Without it, the order in which merged tokens are added changes from call to call."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -25,8 +25,8 @@ def load(file: str) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
         return arguments, {key: golden.get_tensor(key) for key in golden.keys()}  # noqa: SIM118
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -50,8 +50,8 @@ def test_outputs_equal_the_authors(name: str, file: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), GOLDEN_FILES)
-def test_directions_are_halved_in_vim_alone(name: str, file: str) -> None:
-    """The golden files tell the two families apart, or parity would prove nothing about them."""
+def test_directions_are_averaged_in_vim_alone(name: str, file: str) -> None:
+    """The golden files distinguish the two families; otherwise parity would prove nothing about this."""
     arguments, golden = load(file)
     model = create_model(name, **arguments).eval()
     model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")})

@@ -1,4 +1,4 @@
-"""A model of the library behaves as a model of timm does."""
+"""A model of the library has the interface of timm's models."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mtr_lab
 from mtr_lab import UserError, create_model
-from mtr_lab.backbones.patch_embed import resize_channels
+from mtr_lab.backbones.adaptation import resize_channels
 from mtr_lab.reduction import restore
 
 TINY = {"img_size": (32, 48), "patch_size": 8, "depth": 3, "embed_dim": 24, "d_state": 4, "num_classes": 5}
@@ -35,7 +35,7 @@ def images() -> Tensor:
 
 
 def tokens_of(model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised class token and patches in front of the head, from the state itself."""
+    """The normalised class token and patches before the head, computed from the state."""
     state = model.forward_state(images)
     normed, _ = model.norm_f(state.hidden, state.residual)
     places = state.special[:, 0].tolist()
@@ -91,20 +91,20 @@ def test_poolings(name: str, images: Tensor) -> None:
         tiny(global_pool="max")
 
 
-def test_the_mean_counts_what_a_merged_token_stands_for(images: Tensor) -> None:
-    """Patches that are all equal stay so when they are merged, the mean of all is that of what is left by size."""
+def test_the_mean_is_weighted_by_size(images: Tensor) -> None:
+    """Merging equal patches leaves them equal, so the mean weighted by size does not change."""
     model = tiny(num_classes=0, global_pool="avg")
     mtr_lab.patch(model, "tome", schedule=[0, 0, 9])
     with torch.no_grad():
         state = model.forward_state(images)
         normed, _ = model.norm_f(state.hidden, state.residual)
-        found = model(images)
+        actual = model(images)
     for image in range(2):
         rows = [i for i in range(state.size.shape[1]) if i != state.special[image, 0]]
         expected = sum(state.size[image, i] * normed[image, i] for i in rows) / 24
         assert state.size[image].sum() == 25
         assert state.size[image, rows].max() > 1
-        assert torch.allclose(found[image], expected, atol=1e-5)
+        assert torch.allclose(actual[image], expected, atol=1e-5)
     with pytest.raises(UserError, match="global_pool='avg' of a patched model weights the tokens by their sizes"):
         model.forward_head(model.forward_features(images))
 
@@ -137,9 +137,9 @@ def test_checkpointing_changes_no_gradient(policy: str | None, images: Tensor) -
     for block in model.blocks:
         block.mixer.register_forward_pre_hook(lambda *call: runs.append(call))
     model.set_grad_checkpointing()
-    found = gradients()
+    actual = gradients()
     assert len(runs) == 2 * len(model.blocks)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     with torch.no_grad():
         model(images)
     model.set_grad_checkpointing(False)
@@ -155,11 +155,11 @@ def test_intermediates_are_the_stream_on_the_grid(name: str, images: Tensor) -> 
         final, maps = model.forward_intermediates(images)
         assert torch.equal(final, model.forward_features(images))
         assert [m.shape for m in maps] == [(2, 24, 4, 6)] * 3
-        for state, found in zip(states, maps, strict=True):
+        for state, actual in zip(states, maps, strict=True):
             place = model.class_position(24)
             stream = torch.cat([state.stream[:, :place], state.stream[:, place + 1 :]], dim=1)
-            assert torch.equal(found.flatten(2).transpose(1, 2), stream)
-            assert found.is_contiguous()
+            assert torch.equal(actual.flatten(2).transpose(1, 2), stream)
+            assert actual.is_contiguous()
         _, normed = model.forward_intermediates(images, norm=True, output_fmt="NLC", return_prefix_tokens=True)
         assert torch.allclose(torch.cat(list(normed[-1])[::-1], dim=1), final, atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_intermediates_of_some_blocks(indices, blocks: list[int], images: Tensor
     with torch.no_grad():
         everything = model.forward_intermediates(images, intermediates_only=True)
         some = model.forward_intermediates(images, indices, intermediates_only=True)
-        assert all(torch.equal(everything[block], found) for block, found in zip(blocks, some, strict=True))
+        assert all(torch.equal(everything[block], actual) for block, actual in zip(blocks, some, strict=True))
         runs = []
         for block in model.blocks:
             block.register_forward_pre_hook(lambda *call: runs.append(call))
@@ -200,7 +200,7 @@ def test_intermediates_of_a_patched_model_are_restored(policy: str, images: Tens
         ({"output_fmt": "NHWC"}, "output_fmt=NHWC: expected NCHW or NLC"),
     ],
 )
-def test_intermediates_that_are_not_there_are_refused(arguments: dict, message: str, images: Tensor) -> None:
+def test_intermediates_that_do_not_exist_are_refused(arguments: dict, message: str, images: Tensor) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         tiny().forward_intermediates(images, **arguments)
     video = create_model("videomamba_ti", **{**TINY, "num_frames": 2})
@@ -251,7 +251,7 @@ def test_a_file_of_other_classes_is_loaded_without_its_head_if_there_is_none(tmp
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_for_other_channels(name: str, channels: int, tmp_path: Path) -> None:
-    """As timm adapts its own; and one channel gives what three equal ones do."""
+    """As timm adapts its own weights; one channel gives the same as three equal ones."""
     coloured = tiny(name)
     save_file(coloured.state_dict(), tmp_path / "w.safetensors")
     model = tiny(name, in_chans=channels, checkpoint=str(tmp_path / "w.safetensors"))
@@ -282,7 +282,7 @@ IMAGE = torch.zeros(1, 3, 32, 48)
     ],
     ids=lambda value: None if isinstance(value, list) else type(value).__name__,
 )
-def test_what_is_no_batch_of_images_is_refused_in_one_sentence(wrong, messages: list[str]) -> None:
+def test_an_input_that_is_not_a_batch_of_images_is_refused_in_one_sentence(wrong, messages: list[str]) -> None:
     for call in (tiny(), mtr_lab.compile(tiny()), tiny().forward_features, tiny().forward_intermediates):
         with pytest.raises(UserError) as error:
             call(wrong)
@@ -294,12 +294,12 @@ def test_what_is_no_batch_of_images_is_refused_in_one_sentence(wrong, messages: 
 def test_autocast_takes_images_of_any_precision(model_dtype: torch.dtype, dtype: torch.dtype, images: Tensor) -> None:
     model = tiny().to(model_dtype)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(images.to(dtype))
-    assert torch.allclose(found.float(), tiny()(images), atol=0.1)
+        actual = model(images.to(dtype))
+    assert torch.allclose(actual.float(), tiny()(images), atol=0.1)
     with torch.device("meta"):
-        outline = create_model("vim_ti", **TINY)
+        model = create_model("vim_ti", **TINY)
     with pytest.raises(UserError, match="got torch.float64"):
-        outline(torch.zeros(1, 3, 32, 48, dtype=torch.float64, device="meta"))
+        model(torch.zeros(1, 3, 32, 48, dtype=torch.float64, device="meta"))
 
 
 @pytest.mark.parametrize("ratio", [None, 0.2])
@@ -311,13 +311,13 @@ def test_export_and_compile_take_the_model(ratio: float | None, images: Tensor) 
         exported = torch.export.export(model, (images,)).module()
         assert torch.equal(exported(images), model(images))
         compiled = torch.compile(model.forward_intermediates, backend="eager", fullgraph=True)
-        found, expected = compiled(images), model.forward_intermediates(images)
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[1][0], expected[1][0])
+        actual, expected = compiled(images), model.forward_intermediates(images)
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[1][0], expected[1][0])
 
 
-def test_symbolic_tracing_is_refused_with_what_to_take() -> None:
-    with pytest.raises(UserError, match=r"take torch\.export or torch\.compile"):
+def test_symbolic_tracing_is_refused_with_what_to_use() -> None:
+    with pytest.raises(UserError, match=r"use torch\.export or torch\.compile"):
         torch.fx.symbolic_trace(tiny())
 
 

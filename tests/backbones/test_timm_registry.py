@@ -1,4 +1,4 @@
-"""The models are in timm's registry whichever of the two packages is imported first, and timm costs nothing before."""
+"""The models are in timm's registry for either order of import, and importing the library does not import timm."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_registered_in_either_order(imports: str) -> None:
 
 
 def test_a_timm_that_fails_to_import_may_be_imported_again(tmp_path) -> None:
-    """The first import of a package beside the real one fails, the second does not."""
+    """The first import of a fake timm fails, the second succeeds."""
     program = f"""
 import mtr_lab
 sys.path.insert(0, {str(tmp_path)!r})

@@ -1,4 +1,4 @@
-"""VideoMamba for videos: geometry, positions in space and time, weights, and what goes wrong."""
+"""VideoMamba for videos: geometry, positions in space and time, weights, and errors."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_without_frames_it_is_the_model_for_images() -> None:
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 8), (2, 4), (4, 8)])
 @torch.no_grad()
 def test_tokens_come_frame_by_frame_after_the_class_token(kernel_size: int, stride: int) -> None:
-    """Changing one pixel of one frame changes the tokens of the patches that hold it and no others."""
+    """Changing one pixel of one frame changes the tokens of the patches that contain it, and no others."""
     model = tiny(kernel_size=kernel_size, stride=stride)
     rows, columns = (16 - 8) // stride + 1, (24 - 8) // stride + 1
     video = torch.randn(1, 3, 4, 16, 24)
@@ -90,7 +90,7 @@ def test_a_model_for_images_refuses_videos() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vim_ti", {"num_frames": 8}, "num_frames=8: Vim takes images alone"),
+        ("vim_ti", {"num_frames": 8}, "num_frames=8: Vim takes images only"),
         ("videomamba_ti", {"num_frames": 0}, "num_frames of videomamba_ti=0: expected an integer of at least 1"),
         ("videomamba_ti", {"num_frames": "8"}, "num_frames of videomamba_ti=8: expected an integer"),
         ("videomamba_ti", {"num_frames": 8, "kernel_size": 3}, "kernel_size=3 does not divide num_frames=8"),

@@ -1,4 +1,4 @@
-"""What holds for every backbone: the library's models, and toys that inherit nothing of it."""
+"""Properties of all backbones: the library's models, and toys that do not inherit from it."""
 
 import copy
 import io
@@ -38,7 +38,7 @@ SOME = ["vim_ti", "videomamba_ti", "video", *TOYS, "smallest"]
 def make(name: str) -> Any:
     torch.manual_seed(0)
     model = BACKBONES[name]()
-    # Small random weights would leave the residual stream nearly as it was.
+    # With small random weights the residual stream would hardly change.
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -50,7 +50,7 @@ def inputs(model: Any, count: int = 2) -> Tensor:
 
 
 def counts(model: Any, number: int) -> list[int]:
-    """Remove so many tokens at the second block, and at the first of a second stage."""
+    """Remove ``number`` tokens at the second block, and at the first block of each later stage."""
     starts = [0]
     for stage in model.stages[:-1]:
         starts.append(starts[-1] + len(stage.blocks))
@@ -58,7 +58,7 @@ def counts(model: Any, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_it_is_a_backbone_and_says_what_it_computes(name: str) -> None:
+def test_it_is_a_backbone_and_declares_its_costs(name: str) -> None:
     model = make(name)
     assert missing_members(model) == []
     layouts = model.layouts()
@@ -116,11 +116,11 @@ def test_every_original_token_is_traced_and_restored(name: str) -> None:
     schedule = mtr_lab.patch(model, "mtr", schedule=counts(model, 4)).schedule
     states = trace(model, inputs(model))
     layouts = [layout for layout, stage in zip(model.layouts(), model.stages, strict=True) for _ in stage.blocks]
-    for state, layout, entering, gone in zip(states, layouts, schedule.tokens, schedule.remove, strict=True):
-        assert state.hidden.shape[1] == entering - gone
+    for state, layout, entering, removed in zip(states, layouts, schedule.tokens, schedule.remove, strict=True):
+        assert state.hidden.shape[1] == entering - removed
         assert state.layout == layout
         for row, size, special in zip(state.source, state.size, state.special, strict=True):
-            assert torch.equal(row.bincount(minlength=entering - gone).float(), size)  # nothing was dropped
+            assert torch.equal(row.bincount(minlength=entering - removed).float(), size)  # nothing was dropped
             assert torch.equal(row[list(layout.special)], special)  # special tokens stay what they are
             assert (size[special] == 1).all()
         if layout.frames == 1:
@@ -187,7 +187,7 @@ def test_the_operating_point_in_force_is_one_object(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_schedule_is_measured(name: str) -> None:
-    """And a larger ratio goes on where a smaller one stopped, in whatever stage that was."""
+    """A larger ratio continues where a smaller one stopped, in any stage."""
     model = make(name)
     reduction = mtr_lab.patch(model, "mtr", ratio=0.1, schedule="auto", images=inputs(model))
     anew = mtr_lab.patch(make(name), "mtr", ratio=0.2, schedule="auto", images=inputs(model))
@@ -197,7 +197,7 @@ def test_a_schedule_is_measured(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 @torch.no_grad()
-def test_copies_and_pickles_keep_the_point_and_go_their_own_way(name: str) -> None:
+def test_copies_and_pickles_keep_the_point_and_are_independent(name: str) -> None:
     model = make(name)
     images = inputs(model)
     reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
@@ -215,7 +215,7 @@ def test_copies_and_pickles_keep_the_point_and_go_their_own_way(name: str) -> No
 
 @pytest.mark.parametrize("name", SOME)
 @torch.no_grad()
-def test_weights_go_round(name: str) -> None:
+def test_weights_are_saved_and_loaded(name: str) -> None:
     model, other = make(name), BACKBONES[name]().eval()
     mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
     mtr_lab.patch(other, "mtr", schedule=counts(model, 3))
@@ -288,7 +288,7 @@ PLACES = {
 @pytest.mark.parametrize("name", [name for name in SOME if name != "video"])
 @torch.no_grad()
 def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A toy part acts, is charged to the FLOP, and leaves nothing behind."""
+    """A toy part acts, its FLOPs are charged exactly, and unpatching removes it."""
     table, part = PLACES[place]
     monkeypatch.setitem(table, "toy", part)
     model = make(name)
@@ -306,9 +306,9 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     assert torch.equal(model(images), before)
 
 
-def test_what_a_model_cannot_do_is_said() -> None:
+def test_policies_that_do_not_fit_a_model_are_refused() -> None:
     four, vim = make("four_paths"), make("vim_ti")
-    with pytest.raises(UserError, match=r"mtr\.align counts .* which mtr\.order=importance moves"):
+    with pytest.raises(UserError, match=r"mtr\.align counts .* mtr\.order=importance changes the neighbours"):
         mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
     with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
         mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
@@ -319,7 +319,7 @@ def test_what_a_model_cannot_do_is_said() -> None:
 
 @torch.no_grad()
 def test_one_of_several_directions_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its name; a part that leaves it out is refused, and a score that reads no scan does not ask."""
+    """By its name. A part that skips it is refused, unless the score reads no evidence."""
     model = make("four_paths")
     chosen = [
         mtr_lab.trace(model, inputs(model))[1].index
@@ -336,7 +336,7 @@ def test_one_of_several_directions_scores(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @torch.no_grad()
-def test_the_part_of_an_mlp_reads_the_evidence_of_the_tokens_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_part_of_an_mlp_reads_the_evidence_of_the_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = make("two_stages"), []
 
     def plan(state: Any, evidence: Any, removed: int) -> Any:
@@ -355,7 +355,7 @@ def test_the_part_of_an_mlp_reads_the_evidence_of_the_tokens_there_are(monkeypat
 
 
 @torch.no_grad()
-def test_what_goes_at_the_embedding_is_restored_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_removed_at_the_embedding_are_restored_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EMBEDDINGS, "toy", PLACES["embedding"][1])
     model = make("windows")
     reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 0), embedding="toy")
@@ -365,7 +365,7 @@ def test_what_goes_at_the_embedding_is_restored_and_shown(monkeypatch: pytest.Mo
     assert (first.entered, first.tokens, first.removed.sum()) == (64, 52, 12)
 
 
-def test_a_schedule_is_measured_on_the_model_as_it_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schedule_is_measured_with_the_parts_at_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
     model = make("vim_ti")
     whole = mtr_lab.patch(model, "mtr", ratio=0.8, schedule="auto", images=inputs(model), picture="toy").schedule
@@ -379,9 +379,9 @@ def test_half_precision(name: str) -> None:
     model = make(name)
     mtr_lab.patch(model, "mtr", schedule=counts(model, 3))
     expected = model(inputs(model))
-    found = model.bfloat16()(inputs(model).bfloat16())
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() / expected.norm() < 0.3  # another token may go where two are nearly alike
+    actual = model.bfloat16()(inputs(model).bfloat16())
+    assert actual.dtype == torch.bfloat16
+    assert (actual.float() - expected).norm() / expected.norm() < 0.3  # another token may go where two are nearly alike
 
 
 @torch.no_grad()
@@ -391,7 +391,7 @@ def test_a_segmentation_head_on_stages_of_different_widths() -> None:
     assert model(inputs(model.backbone)).shape == (2, 3, 32, 32)
 
 
-def test_what_a_backbone_lacks_is_named() -> None:
+def test_missing_members_are_named() -> None:
     model = make("windows")
     del model.final_norm
     with pytest.raises(UserError, match=r"got Toy, which lacks final_norm of mtr_lab\.backbones\.Backbone\."):
@@ -400,7 +400,7 @@ def test_what_a_backbone_lacks_is_named() -> None:
         mtr_lab.patch(nn.Linear(2, 2), "mtr", ratio=0.1)
 
 
-def test_a_part_elsewhere_counts_towards_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_at_another_place_counts_towards_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
     model = make("vim_ti")
     schedule = mtr_lab.patch(model, "mtr", ratio=0.5, picture="toy").schedule

@@ -1,4 +1,4 @@
-"""Backbones that inherit nothing of the library: what they have in common is what ``mtr_lab.backbones.Backbone`` asks.
+"""Backbones that do not inherit from the library: they have the members of ``mtr_lab.backbones.Backbone``.
 
 Each differs from Vim where another family does: no class token, four paths, two stages, windows, three special tokens.
 """
@@ -59,7 +59,7 @@ class Scan(nn.Module):
 
 
 class Attention(nn.Module):
-    """A mixer that scans nothing; merged tokens weigh as many as they stand for."""
+    """Attention, a mixer without a scan; merged tokens count with their sizes."""
 
     paths: tuple[ScanPath, ...] = ()
 

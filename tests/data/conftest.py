@@ -1,4 +1,4 @@
-"""Small images on disk, and a data module with everything it needs but the images."""
+"""Small images on disk, and a data module for them."""
 
 import io
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from mtr_lab.data import ImageDataModule
 
 @pytest.fixture
 def data_config() -> dict[str, Any]:
-    """Preprocessing to 16 pixels."""
+    """Preprocessing to 16 × 16 pixels."""
     return {
         "input_size": (3, 16, 16),
         "interpolation": "bicubic",
@@ -49,7 +49,7 @@ def folders(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def module(data_config: dict[str, Any]) -> Callable[..., ImageDataModule]:
-    """``ImageDataModule`` with a 16-pixel preprocessing and batches of four unless told otherwise."""
+    """Builds an ``ImageDataModule`` with 16-pixel preprocessing and, by default, batches of four."""
 
     def build(**options: Any) -> ImageDataModule:
         return ImageDataModule(**{"name": "test", "data_config": data_config, "batch_size": 4, **options})

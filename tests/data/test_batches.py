@@ -1,4 +1,4 @@
-"""Batches in a ring of memory, and batches on their way to a GPU: every image arrives as it was."""
+"""Batches through a ring buffer and prefetched batches: every image arrives unchanged."""
 
 import os
 import time
@@ -19,7 +19,7 @@ SIZE = (3, 24, 24)
 
 
 class Numbered(Dataset[Any]):
-    """Image i is filled with i; every seventh cannot be read."""
+    """Image i is filled with the value i; every seventh image cannot be read."""
 
     def __len__(self) -> int:
         return 203
@@ -43,7 +43,7 @@ def check(batches: list[dict[str, Any]]) -> None:
 
 
 class Runtime:
-    """Stands for CUDA's, of which it notes what is asked."""
+    """A fake of CUDA's runtime that records its calls."""
 
     def __init__(self) -> None:
         self.locked: dict[int, int] = {}
@@ -60,7 +60,7 @@ class Runtime:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """That of a GPU to pin for."""
+    """The fake runtime, on a machine that seems to have a GPU."""
     runtime = Runtime()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
@@ -73,7 +73,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def used_late(loader: ImageLoader) -> Iterator[dict[str, Any]]:
-    """Batches as they are when workers have been ahead as far as they can."""
+    """Batches, read after the workers have prefetched as far as they can."""
     for batch in loader.zero_copy():
         time.sleep(0.01)
         yield {key: value.clone() if isinstance(value, Tensor) else value for key, value in batch.items()}
@@ -92,10 +92,10 @@ def test_workers_fill_a_ring(workers: int, ahead: int, start: str, runtime: Runt
     loader = ImageLoader(Numbered(), batch_size=5, collate_fn=Collate(SIZE), pin_memory=True, **options)
     check(list(used_late(loader)))
     if start == "spawn":
-        return  # it takes long
-    next(loader.zero_copy())  # and goes on no further
+        return  # starting more processes takes long
+    next(loader.zero_copy())  # a consumer that stops early
     check(list(used_late(loader)))
-    assert not runtime.locked  # any more
+    assert not runtime.locked  # unlocked again
 
 
 def test_a_ring_is_no_longer_than_needed_and_page_locked_as_long_as_it_is_used(runtime: Runtime) -> None:
@@ -159,7 +159,7 @@ def test_batches_without_an_image_keep_their_turn_and_mistakes_are_raised(runtim
 
 
 class Stream(IterableDataset[Any]):
-    """The same images, all but a few of them from the first worker."""
+    """The same images as a stream; the first worker yields nearly all of them."""
 
     def __iter__(self) -> Iterator[Any]:
         images, worker = Numbered(), cast(Any, get_worker_info())
@@ -211,7 +211,7 @@ class FakeEvent(int):
 
 
 class FakeStream:
-    """Stands for a stream of a GPU, of which it notes what is asked."""
+    """A fake of a CUDA stream that records its calls."""
 
     def __init__(self, notes: list[str]) -> None:
         self.notes = notes
@@ -251,7 +251,7 @@ def test_a_batch_is_copied_while_the_one_before_is_in_use(batches: int, monkeypa
     give = [[f"wait for {i + 1}", f"keep {2 * i}", f"keep {10 * i}", f"use {i}"] for i in range(3)]
     three = [*copy, *done[0], *copy, *give[0], *done[1], *copy, *give[1], *done[2], *give[2]]
     assert notes == {0: [], 1: [*copy, *done[0], *give[0]], 3: three}[batches]
-    if batches == 3:  # who goes on no further leaves no copy under way
+    if batches == 3:  # a consumer that stops early leaves no pending copy
         notes.clear()
         left = iter(ahead)
         next(left)

@@ -1,4 +1,4 @@
-"""Every file of conf/dataset: its name, and settings that its data module knows."""
+"""Every file of conf/dataset has its name and only settings of its data module."""
 
 import inspect
 

@@ -42,7 +42,7 @@ def share(dataset: Any, rank: int, ranks: int, limit: int | float) -> list[list[
     trainer: Any = SimpleNamespace(global_rank=rank, world_size=ranks, limit_test_batches=limit, strategy=strategy)
     sharded = ShardedEvaluation(Data(dataset), trainer)
     sharded.trainer = trainer
-    assert trainer.limit_test_batches == 1.0  # the trainer is not to apply it again
+    assert trainer.limit_test_batches == 1.0  # the trainer must not apply it again
     return [batch["label"].tolist() for batch in sharded.test_dataloader()]
 
 

@@ -1,4 +1,4 @@
-"""What holds of every kind of data: hold-out, order, calibration images, unreadable images, impossible options."""
+"""All data modules: hold-out, order, calibration images, unreadable images, invalid options."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def camvid(root: Path) -> dict[str, Any]:
 
 @pytest.fixture(params=[class_folders, voc, camvid], ids=["classification", "detection", "segmentation"])
 def module(request: pytest.FixtureRequest, tmp_path: Path, data_config: dict[str, Any]) -> Module:
-    """A data module of twelve training images and three to evaluate, in batches of two unless told otherwise."""
+    """Builds data modules of twelve training and three evaluation images, by default in batches of two."""
     settings = request.param(tmp_path)
     kind = settings.pop("kind")
 
@@ -137,7 +137,7 @@ def test_calibration_images_that_cannot_be_had(module: Module, tmp_path: Path) -
     damage(tmp_path, *TRAINING)
     with pytest.raises(UserError, match=r"cannot decode image .*t00"):
         module().calibration_images(3)
-    with pytest.raises(UserError, match="not one of 3 training images of test could be read"):
+    with pytest.raises(UserError, match="none of 3 training images of test could be read"):
         module(on_error="skip").calibration_images(3)
 
 

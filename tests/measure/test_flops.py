@@ -8,7 +8,7 @@ from mtr_lab import create_model
 from mtr_lab.measure.flops import LITERATURE, TRUE, counted_flops, model_costs, model_flops
 
 
-def outline(name: str, **geometry: int):
+def meta_model(name: str, **geometry: int):
     with torch.device("meta"):
         return create_model(name, **geometry)
 
@@ -22,7 +22,7 @@ def outline(name: str, **geometry: int):
     ],
 )
 def test_published_figures_to_the_last_digit(name: str, literature: int, true: int) -> None:
-    model = outline(name)
+    model = meta_model(name)
     assert model_flops(model, convention=LITERATURE) == literature
     assert model_flops(model, convention=TRUE) == true
 
@@ -32,8 +32,8 @@ def test_published_figures_to_the_last_digit(name: str, literature: int, true: i
     [("vim_ti", 5, 1_250_923_008), ("vim_s", 5, 4_376_380_416), ("vim_s", 11, 3_535_770_624)],
 )
 def test_reduced_figures_of_rmeeto(name: str, removed: int, expected: int) -> None:
-    """Tokens leave before every even block from the second on."""
-    model = outline(name)
+    """Tokens are removed before every even block from the second on."""
+    model = meta_model(name)
     assert model_flops(model, [removed * (block % 2) for block in range(24)], LITERATURE) == expected
 
 
@@ -69,16 +69,16 @@ def test_tokens_of_another_size() -> None:
         assert set(tokens) == {layout.tokens}
         return layout.tokens
 
-    model = outline("vim_s")
+    model = meta_model("vim_s")
     assert entering(model) == 197
     assert entering(model, 448, 224) == 28 * 14 + 1
-    assert entering(outline("vim_s_plus")) == 27 * 27 + 1
-    video = outline("videomamba_s", num_frames=8)
+    assert entering(meta_model("vim_s_plus")) == 27 * 27 + 1
+    video = meta_model("videomamba_s", num_frames=8)
     assert entering(video) == 8 * 14 * 14 + 1
     assert entering(video, 448, 224) == 8 * 28 * 14 + 1
-    assert entering(outline("videomamba_s", num_frames=8, kernel_size=2)) == 4 * 14 * 14 + 1
+    assert entering(meta_model("videomamba_s", num_frames=8, kernel_size=2)) == 4 * 14 * 14 + 1
 
 
 def test_a_block_costs_in_proportion_to_its_tokens() -> None:
-    mixer = outline("vim_s").blocks[0].mixer
+    mixer = meta_model("vim_s").blocks[0].mixer
     assert mixer.costs(100, None, mixer.paths).flops == 100 * mixer.costs(1, None, mixer.paths).flops

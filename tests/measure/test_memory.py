@@ -63,7 +63,7 @@ def test_gradients_keep_the_activations_alive(device: str) -> None:
     assert training == pytest.approx(4 + 1 + 4 + 1, abs=SLACK)  # every sigmoid and the product of the last
 
 
-def test_the_figure_repeats_and_ignores_what_else_is_alive() -> None:
+def test_the_figure_repeats_and_ignores_other_tensors() -> None:
     net = nn.Sequential(nn.Conv1d(8, 32, 3), nn.GELU(), nn.Conv1d(32, 8, 3))
     x = torch.randn(4, 8, 1001)
     first = peak_memory_mib(lambda: net(x), [*net.parameters(), x], "cpu")

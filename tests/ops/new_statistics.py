@@ -1,4 +1,4 @@
-"""Statistics that the library does not have; Triton compiles only functions of a file."""
+"""Statistics that the library does not have; in a file, since Triton compiles only functions that are in files."""
 
 from mtr_lab.ops.statistics import Statistic
 

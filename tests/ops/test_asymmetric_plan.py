@@ -1,4 +1,4 @@
-"""Which tokens go and where, on any device: against loops over tokens."""
+"""The nearest target and the asymmetric decision against loops over tokens."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_nearest_is_a_registered_operator_without_a_gradient():
 
 
 def decided(terms, scale, size, special, features, removed, targets, by_size):
-    """Of one image: the survivors, and by position into which of them a token goes and with which share."""
+    """For one image: the survivors, the merge target of each token, and its weight in the mean."""
     length = len(size)
     score = [sum(float(x) for x in terms[:, i]) / scale for i in range(length)]
     ranked = sorted((i for i in range(length) if i not in special), key=lambda i: (score[i], i))
@@ -70,7 +70,8 @@ def test_asymmetric_plan_equals_a_loop_over_tokens(length, special, by_size, dro
     terms, size = tokens(2, 2, length), torch.randint(1, 5, (2, length)).float()
     index, places = positions(2, 2 * length, length).sort(1).values, positions(2, length, special, seed=1)
     hidden, residual = (None, None) if drop else (tokens(2, length, 6, seed=2), tokens(2, length, 6, seed=3))
-    plan = ops.asymmetric_plan(terms, -2.0, index, size, places, hidden, residual, removed, targets, by_size=by_size)
+    inputs = terms, -2.0, index, size, places, hidden, residual, removed, targets, by_size
+    plan = ops.asymmetric_plan(ops.DecisionInputs(*inputs))
     for b in range(2):
         features = None if hidden is None else (hidden + residual)[b].double().numpy()
         arguments = size[b].tolist(), places[b].tolist(), features, removed, targets, by_size
@@ -84,6 +85,6 @@ def test_asymmetric_plan_equals_a_loop_over_tokens(length, special, by_size, dro
 def test_special_tokens_stay_whatever_their_score():
     terms = torch.tensor([[[-1e300, 1e300, -torch.inf, torch.nan, 5.0]]], dtype=torch.float64)
     index, size, special = torch.arange(5)[None], torch.ones(1, 5), torch.tensor([[0]])
-    plan = ops.asymmetric_plan(terms, 1.0, index, size, special, None, None, 3, 1, by_size=False)
+    plan = ops.asymmetric_plan(ops.DecisionInputs(terms, 1.0, index, size, special, None, None, 3, 1, False))
     assert plan.keep.tolist() == [[0, 1]]
     assert ops.importance(terms, 1.0)[0, 3] == 0

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what happens where none can."""
+"""Which implementation runs, and the errors if none can."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def scan(x):
 
 
 def scan_of(data, gap=None):
-    """The inputs of the scan's operator, with as much of them as decides which implementation runs."""
+    """Inputs of the scan's operator: those that decide which implementation runs."""
     return *ScanInputs(data, *[None] * 5, gap=gap), None
 
 
@@ -111,7 +111,7 @@ def test_kernels_use_as_many_threads_as_pytorch(monkeypatch):
     assert counts == [1, min(2, numba.config.NUMBA_NUM_THREADS)]
 
 
-def test_forked_data_loading_workers_live_beside_the_kernels():
+def test_data_loading_workers_may_fork_after_a_kernel_has_run():
     with ops.use_backend("cpu"):
         expected = conv(torch.ones(4, 3, 2))
         loader = DataLoader(torch.ones(4, 3, 2), batch_size=2, num_workers=1, multiprocessing_context="fork")
@@ -131,7 +131,7 @@ y = ops.causal_conv1d(torch.ones(1, 2, 1), torch.ones(1, 1, 4), torch.zeros(1, 1
 torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(torch.tensor([1.0, 2.0])))
 assert torch.get_num_threads() == 1
 """
-    # The only place for a cache allowed is the one a variable names, and it names none.
+    # The only cache directory allowed is that of a variable, which is empty.
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "_UserProvidedCacheLocator"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -33,7 +33,7 @@ def random_inputs(batch, length, channels, width, directions, dtype=torch.float3
 
 
 def conv_loop(x, weight, bias, reverse):
-    """silu(bias + Σ_k weight[k] · the token W-1-k before), before meaning after for a backward direction."""
+    """silu(bias + Σ_k weight[k] x[t - (W-1-k)]); t + (W-1-k) in a backward direction."""
     x, weight, bias = (t.double().cpu().numpy() for t in (x, weight, bias))
     length, width = x.shape[1], weight.shape[-1]
     total = np.zeros((len(reverse), *x.shape))

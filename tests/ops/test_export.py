@@ -1,4 +1,4 @@
-"""An exported model runs without the library: its operators are decomposed to plain PyTorch."""
+"""Exported models run without the library: their operators are decomposed into plain PyTorch."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim
     [
         (None, "auto"),
         ("mtr", "auto"),
-        ("utr", "triton"),  # fused operators; another plan for the residual stream
+        ("utr", "triton"),  # fused operators; a separate plan for the residual stream
         pytest.param("hsa", "auto", marks=SLOW),
         pytest.param("tome", "auto", marks=SLOW),
         pytest.param("mtr", "triton", marks=SLOW),
@@ -41,7 +41,7 @@ def test_models_of_any_batch_size(policy: str | None, backend: str) -> None:
     torch.testing.assert_close(program.module()(images), model(images), rtol=0, atol=1e-5)
 
 
-def test_the_scan_is_no_loop_over_tokens() -> None:
+def test_the_exported_scan_has_no_loop_over_tokens() -> None:
     """The number of nodes grows with the logarithm of the length."""
 
     class Scan(torch.nn.Module):

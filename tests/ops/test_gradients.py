@@ -1,4 +1,4 @@
-"""First and second derivatives of the operations, whatever implementation ran forward."""
+"""First and second derivatives of the operations, for every implementation of the forward pass."""
 
 import itertools
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:
         "z": normal(images, length, channels),
         "delta_bias": normal(directions, channels, seed=1),
         "gap": gap,
-        "stretch": 1 + normal(images, length).abs(),
+        "delta_scale": 1 + normal(images, length).abs(),
     }
 
 
@@ -49,7 +49,7 @@ def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:
         ((True, False), 5, ()),
         ((False, True, True), 4, ("z", "gap")),
         ((False,), 1, ("delta_bias", "gap")),
-        ((True,), 3, ("stretch",)),
+        ((True,), 3, ("delta_scale",)),
     ],
 )
 def test_scan(reverse, length, absent, name):
@@ -89,12 +89,12 @@ def test_convolution():
 
 
 @pytest.mark.parametrize("residual", [None, normal(2, 5, 3, seed=2)])
-def test_norm_on_the_way_of_a_plan(residual):
+def test_norm_with_a_plan(residual):
     dest = torch.tensor([[0, 1, 0, 2, -1], [-1, 0, 1, 1, 2]])
-    keep, gone = torch.tensor([[0, 1, 3], [1, 2, 4]]), torch.tensor([[2, 4], [0, 3]])
+    keep, removed = torch.tensor([[0, 1, 3], [1, 2, 4]]), torch.tensor([[2, 4], [0, 3]])
 
     def reduced(hidden, share, weight, *residual):
-        plan = ops.Plan(dest, share.softmax(1), keep, gone)
+        plan = ops.Plan(dest, share.softmax(1), keep, removed)
         return ops.rms_norm_add(hidden, *(residual or [None]), weight, plan=plan)
 
     inputs = [normal(2, 5, 3), normal(2, 5), normal(3), *([] if residual is None else [residual])]
@@ -105,16 +105,16 @@ def test_norm_on_the_way_of_a_plan(residual):
 
 def test_third_derivatives():
     x, weight, bias = normal(1, 4, 2).requires_grad_(), normal(1, 2, 3), normal(1, 2)
-    found = []
+    actual = []
     for function in (ops.causal_conv1d, lambda *args: causal_conv1d_reference(*args, [0])):
         value = function(x, weight, bias)
         for _ in range(3):
             (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-        found.append(value)
-    torch.testing.assert_close(*found)
+        actual.append(value)
+    torch.testing.assert_close(*actual)
 
 
-def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
+def test_arguments_that_depend_on_each_other_keep_their_gradients_apart():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
 
     def function(x):
@@ -124,19 +124,19 @@ def test_a_gradient_belongs_to_its_own_argument_though_another_depends_on_it():
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])
-def test_gradients_are_operators_whose_layout_is_known(name):
+def test_registration_of_the_gradients(name):
     data = scan_inputs(2, 3)
     inputs = [data[argument].mT.contiguous().mT.requires_grad_() for argument in ARGUMENTS]  # of other strides
-    gap, stretch, grad = data["gap"], data["stretch"], normal(2, 3, 3)
+    gap, delta_scale, grad = data["gap"], data["delta_scale"], normal(2, 3, 3)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     operator = torch.ops.mtr_lab.selective_scan_backward.default
-    torch.library.opcheck(operator, (*inputs, None, gap, stretch, [1, 0], grad, name), test_utils=checks)
+    torch.library.opcheck(operator, (*inputs, None, gap, delta_scale, [1, 0], grad, name), test_utils=checks)
     conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
     operator = torch.ops.mtr_lab.causal_conv1d_backward.default
     torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
 
 
-def test_forward_mode_sees_the_operations():
+def test_forward_mode():
     x, weight, bias = normal(1, 4, 2), normal(1, 2, 3), normal(1, 2)
     start = scan_inputs(1, 4)["u"]
     for function, at in (
@@ -159,10 +159,10 @@ def test_a_hessian_of_one_argument_alone(argument):
     def total_of_reference(value):
         return selective_scan_reference(ScanInputs(**data | {argument: value}), stats=())[0].sum()
 
-    found, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
-    torch.testing.assert_close(found, expected)
-    found = torch.autograd.functional.hessian(total, data[argument])
-    torch.testing.assert_close(found, expected)
+    actual, expected = (torch.func.hessian(f)(data[argument]) for f in (total, total_of_reference))
+    torch.testing.assert_close(actual, expected)
+    actual = torch.autograd.functional.hessian(total, data[argument])
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_hessian_of_one_argument_alone(argument):
         ("gap", torch.zeros(2, 2, 3)),
         ("order", torch.zeros(2, 3, dtype=torch.int64)),
         ("order", torch.zeros(1, 2, 3)),
-        ("stretch", torch.ones(2, 2)),
+        ("delta_scale", torch.ones(2, 2)),
         ("reverse", (False, True)),
         ("u", normal(2, 3, 3)),
         ("u", normal(1, 2, 0, 3)),
@@ -197,8 +197,8 @@ def test_an_order_and_a_reversed_direction_exclude_each_other():
 
 def test_what_has_no_gradient_is_refused():
     data = scan_inputs(1, 3)
-    with pytest.raises(ValueError, match="no gradient of gap and stretch"):
-        ops.selective_scan(**data | {"stretch": data["stretch"].requires_grad_()})
+    with pytest.raises(ValueError, match="no gradient of gap and delta_scale"):
+        ops.selective_scan(**data | {"delta_scale": data["delta_scale"].requires_grad_()})
     data = scan_inputs(1, 3)
     y, sums = ops.selective_scan(**data | {"u": data["u"].requires_grad_()}, stats=("delta",))
     assert y.requires_grad
@@ -210,11 +210,11 @@ def test_the_portable_scan_equals_the_loop(dtype):
     for length, reverse in itertools.product((1, 2, 7, 33), ((False,), (True, False))):
         data = scan_inputs(len(reverse), length)
         half = {k: t if t is None or not t.is_floating_point() else t.to(dtype) for k, t in data.items()}
-        found, expected = [], []
-        for name, results in (("portable", found), ("reference", expected)):
+        actual, expected = [], []
+        for name, results in (("portable", actual), ("reference", expected)):
             with ops.use_backend(name):
                 results += ops.selective_scan(**half, reverse=reverse, stats=ops.STATS)
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
 

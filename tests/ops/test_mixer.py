@@ -1,4 +1,4 @@
-"""The mixer's inner operation where no kernel fuses it, and the copy of its parameters that the kernels read."""
+"""The mixer's inner operation without fused kernels, and the cache of its packed parameters."""
 
 import copy
 
@@ -20,7 +20,7 @@ def stacked_weights() -> list[torch.Tensor]:
     return [0.5 * normal(G, *shape, seed=seed) for seed, shape in enumerate(SHAPES)]
 
 
-def test_equals_the_operations_it_is_made_of():
+def test_equals_the_composed_operations():
     xz, weights = normal(2, 5, 2 * E), ops.MambaWeights(*stacked_weights())
     y, sums, b, c = ops.mamba_inner(xz, weights, reverse=(False, True), stats=("write",), scale=0.5)
     x, z = xz.chunk(2, dim=-1)
@@ -62,18 +62,18 @@ def test_packed_weights_are_kept_until_a_parameter_changes():
         after = cache.get(weights, torch.float32)
         assert after is not before
         assert all(map(torch.equal, after, ops.pack(weights, torch.float32)))
-    weights.D[0].data.mul_(2)  # which no version shows
+    weights.D[0].data.mul_(2)  # does not bump the version
     assert cache.get(weights, torch.float32) is after
     cache.clear()
     assert torch.equal(cache.get(weights, torch.float32).d[0], weights.D[0].float())
-    assert copy.deepcopy(cache).kept is None
+    assert copy.deepcopy(cache).entry is None
 
 
 def test_a_pass_that_does_not_read_the_packed_weights_drops_them():
     weights, cache = ops.MambaWeights(*stacked_weights()), ops.PackedCache()
     cache.get(weights, torch.float64)
     ops.mamba_inner(normal(1, 3, 2 * E), weights, reverse=(False, True), packed=cache)
-    assert cache.kept is None
+    assert cache.entry is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -82,8 +82,8 @@ def test_packed_weights_are_padded_with_zeros(dtype):
     packed = ops.pack(weights, dtype)
     low_rank, b, c = packed.split(packed.projection)
     assert (low_rank.shape[-1], b.shape[-1], c.shape[-1]) == (16, 8, 8)
-    found = torch.cat([low_rank[..., :R], b[..., :N], c[..., :N]], dim=-1)
-    assert torch.equal(found, weights.x_proj.mT.to(dtype))
+    actual = torch.cat([low_rank[..., :R], b[..., :N], c[..., :N]], dim=-1)
+    assert torch.equal(actual, weights.x_proj.mT.to(dtype))
     assert not any(
         t.any() for t in (low_rank[..., R:], b[..., N:], c[..., N:], packed.a[:, N:], packed.timescale[:, R:])
     )

@@ -9,7 +9,7 @@ from mtr_lab import ops
 
 
 def random_plan(seed, batch, length, kept, drop=0.3):
-    """Survivors in any order; of the other tokens a share is dropped, the rest merged anywhere."""
+    """Survivors in random order; of the removed tokens, a share is dropped and the rest merged at random."""
     rng = np.random.default_rng(seed)
     dest, keep = np.zeros((batch, length), int), np.zeros((batch, kept), int)
     for b in range(batch):
@@ -17,15 +17,15 @@ def random_plan(seed, batch, length, kept, drop=0.3):
         dest[b] = np.where(rng.random(length) < drop, -1, rng.integers(kept, size=length))
         dest[b, keep[b]] = np.arange(kept)
     weight = torch.from_numpy(rng.uniform(0.1, 1, (batch, length)))
-    return torch.from_numpy(dest), weight, torch.from_numpy(keep), others(torch.from_numpy(keep), length)
+    return torch.from_numpy(dest), weight, torch.from_numpy(keep), not_in(torch.from_numpy(keep), length)
 
 
-def others(keep, length):
-    gone = [[i for i in range(length) if i not in row] for row in keep.tolist()]
-    return torch.tensor(gone, dtype=torch.int64).view(len(keep), -1)
+def not_in(keep, length):
+    removed = [[i for i in range(length) if i not in row] for row in keep.tolist()]
+    return torch.tensor(removed, dtype=torch.int64).view(len(keep), -1)
 
 
-def apply_loop(x, dest, weight, keep, gone):
+def apply_loop(x, dest, weight, keep, removed):
     x, dest, weight = x.double().numpy(), dest.numpy(), weight.double().numpy()
     out = np.zeros((x.shape[0], keep.shape[1], x.shape[2]))
     for b, i in np.ndindex(dest.shape):
@@ -40,7 +40,7 @@ def tokens(batch, length, channels, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Half precision rounds once, at the end.
+    # Half precision is rounded once, at the end.
     [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1.01 * 2**-8), (torch.float16, 1.01 * 2**-11)],
 )
 @settings(max_examples=50)
@@ -57,12 +57,12 @@ def test_equals_the_loop_over_tokens(dtype, tolerance, data, length, channels, b
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @settings(max_examples=20)
-@given(length=st.integers(1, 60), removed=st.integers(0, 59), seed=st.integers(0, 2**32))
-@example(length=5, removed=0, seed=0)
-def test_survivors_alone_are_copied_bit_for_bit(dtype, length, removed, seed):
-    dest, weight, keep, gone = random_plan(seed, 2, length, max(length - removed, 1), drop=1)
+@given(length=st.integers(1, 60), remove=st.integers(0, 59), seed=st.integers(0, 2**32))
+@example(length=5, remove=0, seed=0)
+def test_survivors_alone_are_copied_bit_for_bit(dtype, length, remove, seed):
+    dest, weight, keep, removed = random_plan(seed, 2, length, max(length - remove, 1), drop=1)
     x = tokens(2, length, 7, dtype)
-    out = ops.apply_plan(x, dest, torch.ones_like(weight), keep, gone)
+    out = ops.apply_plan(x, dest, torch.ones_like(weight), keep, removed)
     assert torch.equal(out, x.gather(1, keep[..., None].expand(-1, -1, 7)))
 
 

@@ -1,4 +1,4 @@
-"""A new statistic of the scan is a row of the table, whatever implementation runs."""
+"""A new entry of ``STATISTICS`` works in every implementation of the scan."""
 
 import pytest
 import torch

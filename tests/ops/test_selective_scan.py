@@ -48,10 +48,10 @@ class Case:
     gate: bool = True
     bias: bool = True
     gap: bool = False
-    stretch: bool = False
+    delta_scale: bool = False
 
     def inputs(self, dtype=torch.float32, device="cpu"):
-        """Keyword arguments of ``selective_scan``, random but a function of the case alone."""
+        """Keyword arguments of ``selective_scan``, random, and the same for equal cases."""
         generator = torch.Generator().manual_seed(self.length + 1000 * self.channels + 100_000 * self.states)
 
         def normal(*shape):
@@ -60,7 +60,7 @@ class Case:
         lead = (len(self.paths), self.batch, self.length)
         cells = some_cells(self.batch, self.length, 2 * self.length + 3, generator)
         order, gap = (t.to(device) for t in reading(self.paths, cells, 2 * self.length + 3))
-        stretch = (1 + 2 * torch.rand(lead[1:], generator=generator)).to(device, dtype)
+        delta_scale = (1 + 2 * torch.rand(lead[1:], generator=generator)).to(device, dtype)
         return {
             "u": normal(*lead, self.channels),
             "delta": normal(*lead, self.channels) * self.spread,
@@ -71,12 +71,12 @@ class Case:
             "z": normal(*lead[1:], self.channels) if self.gate else None,
             "delta_bias": normal(lead[0], self.channels) - 2 if self.bias else None,
             "gap": gap if self.gap else None,
-            "stretch": stretch if self.stretch else None,
+            "delta_scale": delta_scale if self.delta_scale else None,
         } | ({"reverse": [p == "-rows" for p in self.paths]} if self.raster else {"order": order})
 
     @property
     def raster(self):
-        """Whether the directions are those that need no order."""
+        """Whether all paths are rows or reversed rows, which need no order."""
         return {*self.paths} <= {"rows", "-rows"}
 
 
@@ -93,11 +93,11 @@ cases = st.builds(
     gate=st.booleans(),
     bias=st.booleans(),
     gap=st.booleans(),
-    stretch=st.booleans(),
+    delta_scale=st.booleans(),
 )
 
 
-def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse=(), order=None):
+def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, delta_scale, reverse=(), order=None):
     """The recurrence step by step and direction by direction in float64; a gap is that many tokens of zero input.
 
     Returns the gated sum (B, L, E), each direction's output (G, B, L, E) and Δ (G, B, L, E).
@@ -107,8 +107,8 @@ def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse=(), ord
     if order is None:
         order = [[range(u.shape[2])[:: -1 if back else 1]] * u.shape[1] for back in reverse]
     delta = np.logaddexp(0, delta + bias[:, None, None])
-    if stretch is not None:
-        delta = delta * stretch.cpu().double().numpy()[..., None]
+    if delta_scale is not None:
+        delta = delta * delta_scale.cpu().double().numpy()[..., None]
     y = np.zeros_like(u)
     for g, b in itertools.product(range(len(u)), range(u.shape[1])):
         idle = np.exp(np.logaddexp(0, bias[g])[:, None] * A[g])  # (E, N)
@@ -127,7 +127,7 @@ def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, stretch, reverse=(), ord
 
 
 def magnitudes(inputs):
-    """The same recurrence without cancellation: what rounding errors are proportional to."""
+    """The recurrence of absolute values, to which rounding errors are proportional."""
     positive = {k: inputs[k].abs() for k in ("u", "B", "C", "D")}
     total, y, _ = scan_loop(**inputs | positive)
     return np.abs(total), y
@@ -145,7 +145,7 @@ def assert_close(actual, expected, magnitude, tolerance):
 @example(case=Case(length=1, channels=65, states=64, gap=True))
 @example(case=Case(length=300, channels=63, states=1, spread=100.0, gap=True))
 @example(case=Case(length=40, channels=64, paths=("-rows", "rows"), gate=False, bias=False))
-@example(case=Case(length=13, channels=65, paths=FOUR, gap=True, stretch=True))
+@example(case=Case(length=13, channels=65, paths=FOUR, gap=True, delta_scale=True))
 def test_scan_equals_the_loop_over_tokens(backend, dtype, tolerance, case):
     if backend == "mamba_ssm":
         inputs = dataclasses.replace(case, gap=False).inputs(dtype, "cuda")
@@ -190,7 +190,7 @@ def test_extreme_gates(backend, dtype, tolerance, value):
 
 @pytest.mark.parametrize("name", ["u", "delta", "B", "z"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_nan_shows_in_its_own_image_only(backend, name):
+def test_a_nan_stays_in_its_image(backend, name):
     inputs = Case(gap=True).inputs()
     inputs[name][..., 1, 3, :] = torch.nan  # token 3 of image 1
     with ops.use_backend(backend):
@@ -202,9 +202,9 @@ def test_a_nan_shows_in_its_own_image_only(backend, name):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @settings(max_examples=15)
 @given(case=cases)
-def test_gap_decays_as_zero_input_tokens_do(backend, case):
+def test_a_gap_decays_like_tokens_of_zero_input(backend, case):
     """Keep every token with probability one third of a sequence whose other tokens have u = delta = 0."""
-    inputs = dataclasses.replace(case, gap=False, stretch=False).inputs(
+    inputs = dataclasses.replace(case, gap=False, delta_scale=False).inputs(
         torch.float64 if backend == "reference" else torch.float32
     )
     survives = torch.rand(case.length, generator=torch.Generator().manual_seed(0)) < 1 / 3
@@ -241,9 +241,9 @@ def test_stats_come_in_the_order_asked(backend):
     assert none.shape == (2, 2, 7, 0)
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "order", "gap", "stretch"])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "order", "gap", "delta_scale"])
 def test_cpu_takes_any_strides(name):
-    inputs = Case(length=9, channels=70, paths=("snake", "rows"), gap=True, stretch=True).inputs()
+    inputs = Case(length=9, channels=70, paths=("snake", "rows"), gap=True, delta_scale=True).inputs()
     with ops.use_backend("cpu"):
         expected, sums = ops.selective_scan(**inputs, stats=ops.STATS)
         half = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=-1).chunk(2, dim=-1)[1]
@@ -256,7 +256,7 @@ def test_cpu_takes_any_strides(name):
 
 
 def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
-    inputs = Case(50, 130, 16, batch=5, paths=("snake", "-columns"), gap=True, stretch=True).inputs()
+    inputs = Case(50, 130, 16, batch=5, paths=("snake", "-columns"), gap=True, delta_scale=True).inputs()
     threads = torch.get_num_threads()
     with ops.use_backend("cpu"):
         y, sums = ops.selective_scan(**inputs, stats=ops.STATS)
@@ -264,7 +264,7 @@ def test_an_image_does_not_depend_on_its_batch_mates_or_the_threads():
             torch.set_num_threads(1)
             for b in range(5):
                 alone = {k: inputs[k][:, b : b + 1] for k in ("u", "delta", "B", "C", "order")}
-                alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap", "stretch")}
+                alone |= {k: inputs[k][b : b + 1] for k in ("z", "gap", "delta_scale")}
                 y_alone, sums_alone = ops.selective_scan(**inputs | alone, stats=ops.STATS)
                 assert torch.equal(y_alone[0], y[b])
                 assert torch.equal(sums_alone[:, 0], sums[:, b])
@@ -290,11 +290,11 @@ def test_concurrent_callers_get_their_own_results():
 
 
 @pytest.mark.parametrize(
-    "case", [Case(length=4, gap=True, stretch=True), Case(length=3, gate=False, bias=False, paths=("-rows",))]
+    "case", [Case(length=4, gap=True, delta_scale=True), Case(length=3, gate=False, bias=False, paths=("-rows",))]
 )
 def test_gradients(case):
     inputs = case.inputs(torch.float64)
-    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and k not in ("gap", "stretch")]
+    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and k not in ("gap", "delta_scale")]
 
     def scan(*tensors):
         return ops.selective_scan(**inputs | dict(zip(names, tensors, strict=True)))[0]
@@ -307,11 +307,13 @@ def test_gradients_of_the_cpu_forward_equal_float64():
     for dtype in (torch.float32, torch.float64):
         inputs = Case(channels=70, gap=True).inputs()
         inputs = {
-            k: v.to(dtype) if isinstance(v, torch.Tensor) and k not in ("gap", "stretch") else v
+            k: v.to(dtype) if isinstance(v, torch.Tensor) and k not in ("gap", "delta_scale") else v
             for k, v in inputs.items()
         }
         leaves = [
-            v.requires_grad_() for k, v in inputs.items() if isinstance(v, torch.Tensor) and k not in ("gap", "stretch")
+            v.requires_grad_()
+            for k, v in inputs.items()
+            if isinstance(v, torch.Tensor) and k not in ("gap", "delta_scale")
         ]
         with ops.use_backend("cpu" if dtype == torch.float32 else "reference"):
             y, sums = ops.selective_scan(**inputs, stats=("delta",))
@@ -364,7 +366,7 @@ def test_compiles_without_graph_break(backend):
 
 @pytest.mark.parametrize(("backend", "stats"), [("reference", "delta output"), ("cpu", "")])
 def test_registration(backend, stats):
-    inputs = ScanInputs(**Case(length=3, gap=True, stretch=True).inputs())
+    inputs = ScanInputs(**Case(length=3, gap=True, delta_scale=True).inputs())
     for tensor in inputs[:8]:
         tensor.requires_grad_()
     torch.library.opcheck(torch.ops.mtr_lab.selective_scan.default, (*inputs, stats, backend))

@@ -1,4 +1,4 @@
-"""What is drawn of a video is what the policy did to it."""
+"""Pictures of videos show the traced tokens and scores."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def make(**frames: int):
 @torch.no_grad()
 @pytest.mark.parametrize("policy", ["mtr", "hsa", "tome"])
 def test_the_maps_are_those_of_the_trace(policy: str) -> None:
-    """Over 3 layers of 2 × 3 overlapping patches, two frames deep each; the class token leads."""
+    """A model of 3 layers of 2 × 3 overlapping patches, two frames each; the class token comes first."""
     model, videos = make(num_frames=6, kernel_size=2), torch.randn(2, 3, 6, 24, 32)
     reduction = mtr_lab.patch(model, policy, ratio=0.2)
     observations, states = observe(model, reduction, videos), mtr_lab.trace(model, videos)
@@ -61,7 +61,7 @@ def test_a_merged_token_has_one_colour_in_all_its_frames(span: int) -> None:
     mean = frames[:, :, :4].reshape(-1, 3).mean(0)
     for i, panel in enumerate(panels):
         assert (abs(panel[:, :3] - mean) <= 1).all()
-        assert (panel[:, 3] > 180).all()  # the outline, in each of them
+        assert (panel[:, 3] > 180).all()  # the outline, in every frame
         alone = i < span
         assert (panel[:, 5:] == frames[i, :, 5:]).all() == alone
         assert (panel[:, 5:] > 190).all() == (not alone)
@@ -99,7 +99,7 @@ def test_the_files_written(observations, tmp_path) -> None:
     assert save_clip(observations[0], [1, 3], stem) == [stem.parent / "v1.5_mtr.png", stem.parent / "v1.5_mtr.gif"]
     with Image.open(stem.parent / "v1.5_mtr.png") as sheet:
         assert sheet.size == clip_sheet(observations[0], [1, 3]).size
-    pages = clip_pages(observations[0], 3)  # the last block asked for, every frame
+    pages = clip_pages(observations[0], 3)  # the last requested block, all frames
     with Image.open(stem.parent / "v1.5_mtr.gif") as animation:
         assert animation.n_frames == len(pages) == 10
         for i, page in enumerate(pages):

@@ -1,4 +1,4 @@
-"""What is drawn is what the policy did."""
+"""Pictures show the traced tokens and scores."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def patch_of(model, original: int) -> tuple[int, int] | None:
 @torch.no_grad()
 @pytest.mark.parametrize("policy", ["mtr", "hsa", "tome", "evit", "pumer"])
 def test_the_maps_are_those_of_the_trace(model, images, policy: str) -> None:
-    """Around the class token, which stands in the middle (Vim) or in front (VideoMamba), and over a 5 × 8 grid."""
+    """Models with the class token in the middle (Vim) or in front (VideoMamba), on a 5 × 8 grid."""
     reduction = mtr_lab.patch(model, policy, ratio=0.3)
     observations = observe(model, reduction, images)
     states = mtr_lab.trace(model, images)
@@ -117,7 +117,7 @@ def test_the_score_panel() -> None:
     assert grey not in (panel[5, 5].tolist(), panel[5, 45].tolist())
     assert len(set(map(tuple, panel[:40, :40].reshape(-1, 3)))) == 1
     crossed = panel[:40, 40:80]
-    assert len(set(map(tuple, crossed.reshape(-1, 3)))) == 3  # the score, a cross and its rim
+    assert len(set(map(tuple, crossed.reshape(-1, 3)))) == 3  # the colours of score, cross and rim
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which pixels belong to which token, on maps made by hand."""
+"""Regions, their colours and borders, on small maps."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_pixel_belongs_to_the_patch_with_the_nearest_centre(rows, columns, pat
 
 def test_overlapping_patches_share_their_overlap_evenly() -> None:
     grid = PatchGrid(rows=1, columns=3, patch_size=4, stride=2)
-    # Pixels 0-3, 2-5 and 4-7; the outer patches own what nobody shares.
+    # Pixels 0-3, 2-5 and 4-7; the outer patches own the pixels that no other patch covers.
     assert grid.paint(np.array([[7, 8, 9]]))[0].tolist() == [7, 7, 7, 8, 8, 9, 9, 9]
 
 
@@ -50,9 +50,9 @@ def test_region_sizes() -> None:
     assert region_sizes(np.full((2, 2), DROPPED)).tolist() == [[0, 0], [0, 0]]
 
 
-def test_outlines_lie_between_regions_only() -> None:
+def test_borders_lie_between_regions_only() -> None:
     border = region_borders(TOKENS, region_sizes(TOKENS) > 1)
-    # The corners touch nothing else; between tokens 4 and 5, or 5 and what was dropped, no merged region ends.
+    # The corners touch no other region. Neither token 4, token 5 nor the dropped patches are a merged region.
     expected = [
         [0, 1, 1, 1],
         [1, 1, 1, 1],

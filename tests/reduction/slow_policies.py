@@ -42,7 +42,7 @@ def mtr(score, features, hidden, residual, special, remove, target_fraction):
 
 
 def policy(name, score, features, sizes, special, remove):
-    """What each baseline does with one image, token by token, from its public description.
+    """The baselines on one image, token by token, from their public descriptions.
 
     Args:
         score: L importances (unused where the policy has none). features: L lists of numbers. sizes: L numbers.
@@ -80,8 +80,8 @@ def policy(name, score, features, sizes, special, remove):
         pairs = pair(ranked[:middle], ranked[middle:], remove)
         half = round(0.5 * remove)
 
-    gone = set(pruned) | {s for s, _ in pairs}
-    survivors = [i for i in range(length) if i not in gone]
+    removed = set(pruned) | {s for s, _ in pairs}
+    survivors = [i for i in range(length) if i not in removed]
     if name == "evit":
         survivors = [i for i in survivors if i in special] + sorted(
             (i for i in survivors if i not in special), key=lambda i: -score[i]

@@ -138,7 +138,7 @@ def test_invariants(length: int, remove: int, seed: int) -> None:
 
 
 def test_least_important_by_delta_of_both_directions() -> None:
-    """Δ counts as the sum of the directions: each direction alone would choose another token."""
+    """The score is the sum over the directions; each direction alone would choose another token."""
     sums = torch.tensor([[[9.0, 1.0, 5.0, 4.0], [0.0, 9.0, 5.0, 2.0]]])[..., None]  # sums 9, 10, 10, 6
     hidden = torch.randn(1, 4, 3)
     before = state(hidden, torch.zeros_like(hidden), [[2]])
@@ -148,7 +148,7 @@ def test_least_important_by_delta_of_both_directions() -> None:
 
 @pytest.mark.parametrize("features", ["stream", "hidden", "residual"])
 def test_similarity_compares_the_configured_features(features: str) -> None:
-    """Token 0 goes; 1 and 2 are targets, the most similar by the stream, the hidden or the residual features."""
+    """Token 0 is removed; 1 or 2 is its nearest target by the stream, the hidden or the residual features."""
     x, y = [1.0, 0.0], [0.0, 1.0]
     hidden = torch.tensor([[x, x, y, x]]) * (1 if features == "hidden" else 0.1)
     residual = torch.tensor([[x, y, x, x]])
@@ -160,7 +160,7 @@ def test_similarity_compares_the_configured_features(features: str) -> None:
 
 
 @pytest.mark.parametrize("remove", [0, -1, 7, 8])
-def test_removing_more_than_there_is(remove: int) -> None:
+def test_removing_too_many_is_refused(remove: int) -> None:
     hidden = torch.randn(1, 8, 3)
     with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them special: at most 6 can go"):
         policy()(state(hidden, hidden, [[0]]), evidence(torch.rand(1, 8)), remove)

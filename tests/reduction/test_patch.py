@@ -1,4 +1,4 @@
-"""Patching a model in place, taking the patch off, and tracing what became of the tokens."""
+"""Patching a model in place, unpatching it, and tracing its tokens."""
 
 import copy
 
@@ -81,7 +81,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(model, images) -> None:
 
 
 @torch.no_grad()
-def test_trace_says_which_patches_each_token_holds(model, images) -> None:
+def test_trace_tells_the_patches_of_each_token(model, images) -> None:
     schedule = mtr_lab.patch(model, ratio=0.4).schedule
     states = mtr_lab.trace(model, images)
     assert [state.hidden.shape[1] for state in states] == [*schedule.tokens[1:], 37 - sum(schedule.remove)]
@@ -89,7 +89,7 @@ def test_trace_says_which_patches_each_token_holds(model, images) -> None:
         for b in range(3):
             held = state.source[b].bincount(minlength=state.hidden.shape[1])
             assert held.tolist() == state.size[b].tolist()
-            # A token that survives holds itself: its original position leads back to it.
+            # A survivor contains itself: ``source`` maps its original position to it.
             assert state.source[b].gather(0, state.index[b]).tolist() == list(range(state.hidden.shape[1]))
             assert state.index[b].gather(0, state.special[b]).tolist() == [model.class_position(36)]
 
@@ -97,7 +97,7 @@ def test_trace_says_which_patches_each_token_holds(model, images) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("policy", ["mtr", "write", "hsa", "utr", "pumer"])
 def test_traced_scores_are_those_the_policy_used(model, images, policy: str, monkeypatch) -> None:
-    """Of B images and the L tokens that enter each block that reduces; no score elsewhere."""
+    """(B, L) at blocks that reduce, for the tokens that enter; no score at other blocks."""
     used, terms = [], Policy._terms
     schedule = mtr_lab.patch(model, policy, ratio=0.3).schedule
     with monkeypatch.context() as patched:
@@ -121,8 +121,8 @@ def test_no_score_is_traced_where_similarity_alone_decides(model, images) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("model", ["vim"], indirect=True)
-def test_the_class_token_is_found_image_by_image(model, images) -> None:
-    """In the middle of Vim's sequence its position comes to differ between images; the logits must be its own."""
+def test_the_class_token_is_read_at_its_position_in_each_image(model, images) -> None:
+    """After a reduction its position differs between images, as it is in the middle of Vim's sequence."""
     images = torch.randn(20, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     mtr_lab.patch(model, ratio=0.4)
     state = mtr_lab.trace(model, images)[-1]

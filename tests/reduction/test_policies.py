@@ -67,9 +67,9 @@ def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
             name, score[b].tolist(), features[b].tolist(), state.size[b].tolist(), state.special[b].tolist(), remove
         )
         assert after.index[b].tolist() == state.index[b][survivors].tolist()
-        for stream, parts, found in ((state.hidden, hidden, after.hidden), (state.residual, residual, after.residual)):
+        for stream, parts, actual in ((state.hidden, hidden, after.hidden), (state.residual, residual, after.residual)):
             expected = torch.stack([sum(w * stream[b, i] for i, w in part.items()) for part in parts])
-            torch.testing.assert_close(found[b], expected)
+            torch.testing.assert_close(actual[b], expected)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -216,7 +216,7 @@ def test_rmeeto_reproduces_its_authors_code(removed: int) -> None:
 
 @torch.no_grad()
 def test_aligned_states_decay_over_the_gaps() -> None:
-    """After pruning, the next block's scan runs as over the full sequence with nothing at the places of the pruned."""
+    """After pruning, the next scan equals one over the full sequence with no input at the pruned positions."""
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
     seen = []
@@ -236,7 +236,7 @@ def test_aligned_states_decay_over_the_gaps() -> None:
     assert seen[-1] is None
 
 
-def test_scores_are_what_they_say() -> None:
+def test_scores_equal_their_formulas() -> None:
     torch.manual_seed(0)
     state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
     delta, written, output = (evidence[name] for name in ("delta", "write", "output"))
@@ -260,7 +260,7 @@ def test_scores_are_what_they_say() -> None:
 
 
 def test_random_scores_follow_the_seed_and_nothing_else() -> None:
-    """Seed 0 draws what was drawn before there were seeds; an image's batch and its content do not matter."""
+    """Seed 0 gives the numbers of versions without seeds; batch and content of the images do not matter."""
     state, evidence = random_state(3, 40, 5, 1), random_evidence(3, 40)
     before = torch.frac(torch.sin((state.index + 1).double() * 12.9898) * 43758.5453).abs().float()
     assert torch.equal(make_policy(policy_config("random")).importance(state, evidence), before)
@@ -282,8 +282,8 @@ def test_random_scores_follow_the_seed_and_nothing_else() -> None:
 def test_one_direction_alone(directions: str, which: int) -> None:
     state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
     for score, name in (("delta", "delta"), ("output", "output")):
-        found = make_policy(policy_config("mtr", score=score, directions=directions)).importance(state, evidence)
-        torch.testing.assert_close(found, evidence[name][:, which] / 4)
+        actual = make_policy(policy_config("mtr", score=score, directions=directions)).importance(state, evidence)
+        torch.testing.assert_close(actual, evidence[name][:, which] / 4)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_all_may_be_pruned_by_score(merge: str, grouping: str) -> None:
     policy = make_policy(policy_config("mtr", merge=merge, grouping=grouping, prune_first=1.0))
     plan = policy(state, evidence, 3)
     least = policy.importance(state, evidence).scatter(1, state.special, torch.inf).argsort(dim=1)[:, :3]
-    assert plan.gone.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
-    assert (plan.dest.gather(1, plan.gone) == -1).all()
+    assert plan.removed.sort(dim=1).values.tolist() == least.sort(dim=1).values.tolist()
+    assert (plan.dest.gather(1, plan.removed) == -1).all()
 
 
 def by_score(state: TokenState, importance: torch.Tensor) -> torch.Tensor:
@@ -325,13 +325,13 @@ def by_score(state: TokenState, importance: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @torch.no_grad()
 def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policy and schedule ask the row alone: what it says happens, in a step and in a patched model."""
+    """Policy and schedule read the row alone, in a step and in a patched model."""
     monkeypatch.setitem(MERGES, "toy", rule)
     policy = make_policy(policy_config("mtr", merge="toy", grouping=grouping, score="norm"))
     torch.manual_seed(0)
     state, evidence = random_state(2, 14, 5, 1), random_evidence(2, 14)
     plan = policy(state, evidence, 4)
-    into = plan.dest.gather(1, plan.gone)
+    into = plan.dest.gather(1, plan.removed)
     assert plan.keep.shape == (2, 10)
     assert (into == -1).all() == (rule.into == "nothing")
     assert ((into == into[:, :1]).all(dim=1) == (rule.into != "nearest")).all() or rule.into == "nothing"
@@ -366,7 +366,7 @@ SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 
 
 @pytest.mark.parametrize("name", policy_names())
 @torch.no_grad()
-def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) -> None:
+def test_policies_that_need_a_class_token_are_refused_without_one(name: str) -> None:
     model = WithoutClassToken(**SMALL).eval()
     if name in ("evit", "pumer"):
         with pytest.raises(
@@ -379,7 +379,7 @@ def test_policies_that_need_a_class_token_say_so_where_there_is_none(name: str) 
         assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 30, 16)
 
 
-def test_directions_and_evidence_a_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directions_and_evidence_that_a_model_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Vim(**SMALL)
     for block in model.blocks:
         block.mixer.paths = (PATHS["columns"], PATHS["forward"])
@@ -392,7 +392,7 @@ def test_directions_and_evidence_a_model_does_not_have(monkeypatch: pytest.Monke
 
 @torch.no_grad()
 def test_stretched_tokens_take_longer_steps() -> None:
-    """After merging, Δ of the next block is multiplied by the square root of what each token stands for."""
+    """After merging, Δ of the next block is multiplied by the square root of the tokens' sizes."""
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=32, patch_size=8, stride=8, depth=3, embed_dim=16, num_classes=3)
     seen = []

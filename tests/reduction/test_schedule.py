@@ -1,4 +1,4 @@
-"""The schedule solver's promise: never less than asked, less than one token more."""
+"""The schedule solver: never less than asked, less than one token more."""
 
 import re
 
@@ -14,7 +14,7 @@ from mtr_lab.reduction import make_policy, make_schedule, policy_config
 MTR = make_policy(policy_config("mtr"))
 
 
-def outline(name: str = "vim_ti", **geometry):
+def meta_model(name: str = "vim_ti", **geometry):
     with torch.device("meta"):
         return create_model(name, **geometry)
 
@@ -32,7 +32,7 @@ def test_never_less_than_asked_and_under_one_token_more(
     name: str, depth: int, side: int, ratio: float, first_block: int, interval: int
 ) -> None:
     patch = 8 if name == "vim_nano" else 16
-    model = outline(name, depth=depth, img_size=side * patch)
+    model = meta_model(name, depth=depth, img_size=side * patch)
     where = {"first_block": min(first_block, depth - 2), "interval": interval}
     try:
         schedule = make_schedule(model, MTR, ratio=ratio, **where)
@@ -55,7 +55,7 @@ def test_never_less_than_asked_and_under_one_token_more(
 @pytest.mark.parametrize("name", ["vim_ti", "vim_s", "vim_b", "vim_s_plus", "vim_nano", "videomamba_s", "videomamba_b"])
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.3, 0.4, 0.5])
 def test_overshoot_of_the_published_settings(name: str, ratio: float) -> None:
-    model = outline(name)
+    model = meta_model(name)
     schedule = make_schedule(model, MTR, ratio=ratio)
     last = max(block for block, count in enumerate(schedule.remove) if count)
     one_token = sum(block.costs(1, 1, model.layouts()[0]).flops for block in model.blocks[last + 1 :])
@@ -63,31 +63,31 @@ def test_overshoot_of_the_published_settings(name: str, ratio: float) -> None:
 
 
 def test_the_same_number_at_each_reduction_up_to_rounding() -> None:
-    counts = [count for count in make_schedule(outline("vim_s"), MTR, ratio=0.3).remove if count]
+    counts = [count for count in make_schedule(meta_model("vim_s"), MTR, ratio=0.3).remove if count]
     assert len(counts) == 11
     assert max(counts) - min(counts) <= 2
 
 
 @pytest.mark.parametrize(("shape", "shares"), [("linear", [7, 6, 5, 4, 3, 2, 1]), ("front", [64, 32, 16, 8, 4, 2, 1])])
 def test_numbers_that_fall_from_reduction_to_reduction(shape: str, shares: list[int]) -> None:
-    counts = [count for count in make_schedule(outline("vim_nano"), MTR, ratio=0.3, schedule=shape).remove if count]
+    counts = [count for count in make_schedule(meta_model("vim_nano"), MTR, ratio=0.3, schedule=shape).remove if count]
     assert counts == pytest.approx([share / sum(shares) * sum(counts) for share in shares], abs=2)
 
 
 def test_numbers_in_proportion_to_weights() -> None:
-    counts = make_schedule(outline("vim_s"), MTR, ratio=0.3, schedule={8: 0.5, 2: 2, 5: 1}).remove
+    counts = make_schedule(meta_model("vim_s"), MTR, ratio=0.3, schedule={8: 0.5, 2: 2, 5: 1}).remove
     assert [block for block, count in enumerate(counts) if count] == [2, 5, 8]
     assert counts[2] == pytest.approx(2 * counts[5], abs=3)
     assert counts[5] == pytest.approx(2 * counts[8], abs=3)
 
 
 def test_by_default_every_second_block_from_the_second_on() -> None:
-    schedule = make_schedule(outline("vim_s"), MTR, ratio=0.3)
+    schedule = make_schedule(meta_model("vim_s"), MTR, ratio=0.3)
     assert [block for block, count in enumerate(schedule.remove) if count] == list(range(1, 23, 2))
 
 
 def test_the_reductions_own_cost_is_charged() -> None:
-    model = outline("vim_s")
+    model = meta_model("vim_s")
     schedule = make_schedule(model, MTR, ratio=0.3)
     left = model_flops(model, schedule.remove)
     assert schedule.flops == left
@@ -101,21 +101,21 @@ def test_the_reductions_own_cost_is_charged() -> None:
 
 
 def test_zero_removes_nothing() -> None:
-    schedule = make_schedule(outline(), MTR, ratio=0)
+    schedule = make_schedule(meta_model(), MTR, ratio=0)
     assert (schedule.reduction, sum(schedule.remove), schedule.flops_overhead) == (0, 0, 0)
 
 
 def test_given_counts_are_taken_as_they_are() -> None:
     counts = [0, 10, 0, 20, *[0] * 20]
-    schedule = make_schedule(outline(), MTR, schedule=counts)
+    schedule = make_schedule(meta_model(), MTR, schedule=counts)
     assert schedule.remove == tuple(counts)
     assert schedule.tokens[:5] == (197, 197, 187, 187, 167)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, "0.3", None, True, float("nan")])
-def test_a_ratio_that_is_no_share_is_refused(ratio: object) -> None:
+def test_a_ratio_outside_0_and_1_is_refused(ratio: object) -> None:
     with pytest.raises(UserError, match=r"mtr.ratio must be a share of the FLOPs in \[0, 1\), got"):
-        make_schedule(outline(), MTR, ratio=ratio)
+        make_schedule(meta_model(), MTR, ratio=ratio)
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_a_ratio_that_is_no_share_is_refused(ratio: object) -> None:
 )
 def test_impossible_schedules_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_schedule(outline(), MTR, **arguments)
+        make_schedule(meta_model(), MTR, **arguments)

@@ -1,4 +1,4 @@
-"""``schedule=auto``: what it finds, that it repeats itself, and that it leaves the model as it was."""
+"""``schedule=auto``: the schedules, their repeatability, and that the model is unchanged afterwards."""
 
 import pytest
 import torch
@@ -24,13 +24,13 @@ def images() -> torch.Tensor:
 
 
 def silence(model, *blocks: int) -> None:
-    """Make blocks add nothing to the stream: what goes into them no longer matters."""
+    """Make blocks add nothing to the stream, so that their input does not matter."""
     for block in blocks:
         torch.nn.init.zeros_(model.blocks[block].mixer.out_proj.weight)
 
 
-def test_tokens_go_where_they_no_longer_matter(model, images) -> None:
-    """Nothing is read from the tokens after block 2: removing them there, and only there, costs nothing."""
+def test_tokens_are_removed_where_they_do_not_matter(model, images) -> None:
+    """No block reads the tokens after block 2, so that removing them there does not change the output."""
     silence(model, 3, 4, 5)
     with torch.no_grad():
         expected = model(images)
@@ -51,8 +51,8 @@ def test_a_model_in_half_precision(model, images) -> None:
 
 @pytest.mark.parametrize("name", ["mtr", "random", "hsa"])
 @torch.no_grad()
-def test_the_first_choice_is_the_cheapest_of_all_blocks(name: str, model, images) -> None:
-    """Against whole forward passes, with at each block as many tokens as it takes to save a stride."""
+def test_the_first_step_is_the_cheapest_of_all_blocks(name: str, model, images) -> None:
+    """Against whole forward passes that remove, at one block, as many tokens as needed to save ``STRIDE``."""
     reference = model(images).double().log_softmax(-1)
     prices = {}
     for block in range(DEPTH - 1):
@@ -66,12 +66,12 @@ def test_the_first_choice_is_the_cheapest_of_all_blocks(name: str, model, images
                 reduced = model(images).double().log_softmax(-1)
                 prices[block] = (reference.exp() * (reference - reduced)).sum(-1).mean().item() / reduction
                 break
-    found = mtr_lab.patch(model, name, ratio=STRIDE / 2, schedule="auto", images=images).schedule.remove
-    assert [block for block, count in enumerate(found) if count] == [min(prices, key=prices.get)]
+    actual = mtr_lab.patch(model, name, ratio=STRIDE / 2, schedule="auto", images=images).schedule.remove
+    assert [block for block, count in enumerate(actual) if count] == [min(prices, key=prices.get)]
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_the_ratio_is_met_to_a_token_whatever_the_policy(name: str, model, images) -> None:
+def test_the_ratio_is_met_to_a_token_for_every_policy(name: str, model, images) -> None:
     schedule = mtr_lab.patch(model, name, ratio=0.2, schedule="auto", images=images).schedule
     assert schedule.reduction >= 0.2
     fewer = list(schedule.remove)
@@ -81,7 +81,7 @@ def test_the_ratio_is_met_to_a_token_whatever_the_policy(name: str, model, image
         assert sum(schedule.remove[DEPTH // 2 :]) == 0
 
 
-def test_the_same_images_give_the_same_schedule_whatever_was_asked_before(model, images) -> None:
+def test_the_same_images_give_the_same_schedule_after_other_ratios(model, images) -> None:
     alone = mtr_lab.patch(model, "write", ratio=0.4, schedule="auto", images=images).schedule
     reduction = mtr_lab.patch(model, "write", ratio=0.1, schedule="auto", images=images)
     assert [reduction.solve(0.2), reduction.solve(0.4)][1] == alone
@@ -103,7 +103,7 @@ def test_images_of_another_size_set_the_size(model) -> None:
     assert schedule.tokens[0] == 8 * 4 + 1
 
 
-def test_what_is_missing_is_said(model, images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_images_and_other_mistakes_are_named(model, images, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"mtr.schedule=auto measures on images.*patch\(…, images=images\)"):
         mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto")
     with pytest.raises(UserError, match="must be a share of the FLOPs"):
@@ -114,6 +114,6 @@ def test_what_is_missing_is_said(model, images, monkeypatch: pytest.MonkeyPatch)
     mtr_lab.unpatch(model)
     with pytest.raises(UserError, match="no longer in force"):
         stale.solve(0.4)
-    monkeypatch.setattr(model.layers[0], "forward", None)  # nothing is measured for a ratio that cannot be had
+    monkeypatch.setattr(model.layers[0], "forward", None)  # nothing is measured for a ratio out of reach
     with pytest.raises(UserError, match="out of reach"):
         mtr_lab.patch(model, "mtr", ratio=0.97, schedule="auto", images=images)

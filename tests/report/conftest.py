@@ -8,8 +8,8 @@ from wandb_server import WandbServer
 
 @pytest.fixture
 def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A local W&B server that everything from here on is logged in to."""
-    wandb.teardown()  # or it goes by the environment that it has read before
+    """A local W&B server; W&B is logged in to it."""
+    wandb.teardown()  # or W&B keeps the environment it has read before
     with WandbServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", server.address)

@@ -1,4 +1,4 @@
-"""The dashboard's file: what is in it, what is left out and why."""
+"""The dashboard: its data, its page, its server, its command line."""
 
 import base64
 import errno
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import data_block, write_run, write_sweep
+from example_runs import data_block, write_run, write_sweep
 
 from mtr_lab import UserError
 from mtr_lab.report.__main__ import main
@@ -26,7 +26,7 @@ from mtr_lab.report.dashboard import page as dashboard
 from mtr_lab.report.dashboard.live import _Source, make_server
 from mtr_lab.report.dashboard.page import Reader, build, page, to_json
 from mtr_lab.results.comparison import compare, compare_all
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import write_result
 
 PIXEL = base64.b64decode(
@@ -90,7 +90,7 @@ def test_equal_points_do_not_differ_wherever_they_stand() -> None:
 
 
 def test_an_interval_that_ends_at_zero_contains_it() -> None:
-    """One image of 300 differs: more than 2.5 % of the resamples are without it, and their difference is exactly 0."""
+    """One image of 300 differs: more than 2.5 % of the resamples lack it, and their difference is exactly 0."""
     first, second = np.ones(300), np.ones(300)
     second[7] = 0
     (found,) = compare_all([{"top1": first}, {"top1": second}], [(0, 1)])
@@ -118,8 +118,9 @@ def test_predictions_that_do_not_fit_are_a_note(tmp_path: Path) -> None:
     data = Reader([tmp_path]).data()
     assert [run["paired"] for run in data["runs"]] == [False, False, False]
     assert data["differences"] == []
-    assert any("/a is not compared in pairs: its predictions are of none@0, mtr@0.3" in note for note in data["notes"])
-    assert any("/b is not compared in pairs" in note for note in data["notes"])
+    other = "/a is not in the paired differences: its predictions.npz is of the points none@0, mtr@0.3"
+    assert any(other in note for note in data["notes"])
+    assert any("/b is not in the paired differences" in note for note in data["notes"])
 
 
 def test_the_unreduced_model_of_a_sweep_is_one_point(tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path)
 
 
 def test_an_answer_is_of_one_time(tmp_path: Path) -> None:
-    """What one request was given stays as it is when another one finds newer results."""
+    """The answer to one request does not change when another request reads newer results."""
     source = _Source([tmp_path])
     older = source.refresh()
     assert source.refresh() is older

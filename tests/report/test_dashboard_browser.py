@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_runs import ENVIRONMENT, write_run, write_sweep
+from example_runs import ENVIRONMENT, write_run, write_sweep
 from test_dashboard import PIXEL
 
 from mtr_lab.report.dashboard.live import make_server
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep, one run on other hardware, one of another task without timing or predictions; and its report."""
+    """A sweep, a run on other hardware, a run of another task without timing or predictions, and their report."""
     folder = tmp_path_factory.mktemp("dashboard")
     write_sweep(folder / "sweep")
     (folder / "sweep" / "0" / "pictures").mkdir()
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gpu = {**ENVIRONMENT, "gpus": ["A GPU"]}
     write_run(folder / "sweep" / "gpu", "mtr", environment=gpu, backbone="vim_s", speed=5000)
     dense = write_run(folder / "dense", "mtr", task="segmentation", dataset="ade20k")
-    kept = {"policy", "ratio", "reduction", "flops_literature", "flops_true", "flops_reduction", "tokens", "images"}
+    kept = {"policy", "ratio", "reduction", "flops_literature", "flops_true", "flops_overhead", "tokens", "images"}
     for i, point in enumerate(dense["points"]):
         for key in point.keys() - kept - {"skipped"}:
             del point[key]
@@ -65,7 +65,7 @@ def page(browser: Any, folder: Path) -> Iterator[Page]:
 
 
 def opened(browser: Any, address: str, **options: Any) -> Iterator[Page]:
-    """A page; when the test is done with it, it must have had no errors and asked nobody else for anything."""
+    """A page, which has to end without errors and without requests to other hosts."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options)
     requests, errors = [], []
     context.route("http*://**", lambda route: route.continue_() if route.request.url.startswith(own) else route.abort())
@@ -128,8 +128,8 @@ def test_charts_show_the_numbers_of_the_files(page: Page, folder: Path) -> None:
                 expected[f"{name}#{i}"] = pytest.approx((point["flops_true"] / 1e9, 100 * point["top1"], high))
     assert drawn == expected
     assert "unreduced" in page.locator("#cost .plot").inner_text()
-    assert page.locator("#cost .xtitle").text_content() == "FLOPs an image, true, G"
-    assert page.locator("#speed .xtitle").text_content() == "Images per second, measured"
+    assert page.locator("#cost .xtitle").text_content() == "True GFLOPs per image"
+    assert page.locator("#speed .xtitle").text_content() == "Images per second"
     assert "3 of 13 points not drawn: no measured speed or no Top-1." in page.locator("#speed .missing").inner_text()
     shot(page, "1280", full_page=True)
 
@@ -421,7 +421,7 @@ def test_in_print_the_charts_have_a_legend_and_fit_the_page(page: Page) -> None:
 
 
 def test_many_schedules_can_be_printed(browser: Any, tmp_path: Path) -> None:
-    """Plotly takes a legend's height from the chart's, until nothing is left of it."""
+    """Plotly fits a legend into the chart's height: a long legend must not shrink the chart to nothing."""
     for i in range(13):
         tokens = [[197] * 8, [197 - i] * 8, [150 - i] * 8]
         result = write_run(tmp_path / str(i), f"a policy of some considerable length {i}", images=20)
@@ -476,7 +476,7 @@ def test_a_result_with_next_to_nothing_is_shown(browser: Any, tmp_path: Path) ->
         assert "not measured" in page.locator("#details").inner_text()
 
 
-_REQUIRED = ("flops_literature", "flops_true", "flops_reduction")
+_REQUIRED = ("flops_literature", "flops_true", "flops_overhead")
 
 
 def test_live_points_appear_without_a_reload(browser: Any, tmp_path: Path) -> None:

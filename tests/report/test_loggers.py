@@ -33,7 +33,7 @@ WANDB_VARIABLES = (
 
 @pytest.fixture
 def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder without any trace of Weights & Biases."""
+    """A home folder without a login to Weights & Biases."""
     home = tmp_path / "home"
     home.mkdir()
     for name in WANDB_VARIABLES:
@@ -315,7 +315,7 @@ def test_disabling_wandb_is_respected(
 def test_a_run_that_cannot_be_logged_is_closed(
     result: Result, logged_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the same process the next point of a sweep would go on with it."""
+    """Otherwise the next job of a sweep, in the same process, would continue this run."""
     monkeypatch.setattr("mtr_lab.report.loggers._log_to_wandb", lambda *_: 1 / 0)
     ids = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A server in this process that speaks as much of W&B's API as uploading a run and building a report take."""
+"""A server in this process with the part of W&B's API that uploads runs and builds reports."""
 
 import base64
 import gzip
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Keeps what it is sent.
+    """Records the requests it receives.
 
     Attributes:
         calls: (query, variables) of every GraphQL request.
-        streamed: the content of every file_stream request, which carry the run while it goes on.
-        files: what was uploaded, by name; behind the artifact's name if it is part of one.
+        streamed: the content of every file_stream request, by which a run is sent while it lasts.
+        files: uploaded content by name; the files of an artifact have its name in front.
         refuse: whether to refuse reports.
     """
 
@@ -30,7 +30,7 @@ class WandbServer(ThreadingHTTPServer):
         return [variables for query, variables in self.calls if f"{field}(" in query]
 
     def lines(self, file: str) -> list[dict[str, Any]]:
-        """What was streamed into a file, a JSON object a line."""
+        """The JSON objects streamed into a file, one a line."""
         parts = [content["files"][file] for content in self.streamed if file in content.get("files", {})]
         return [json.loads(line) for part in parts for line in part["content"]]
 
@@ -158,4 +158,4 @@ FIELDS = {
     "upsertView": view,
     "models": projects,
 }
-"""Which function answers for a field of the API."""
+"""The function that answers for each field of the API."""

@@ -7,8 +7,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_masks
 
-from mtr_lab.results.average_precision import RECALLS, average_precision, match_images
-from mtr_lab.results.detections import resampled_precision
+from mtr_lab.results.average_precision import RECALLS, average_precision, match_images, resampled_precision
 from mtr_lab.tasks.detection.evaluation import average_precisions, mean_average_precision
 
 SIDE = 130
@@ -20,7 +19,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def random_images(rng: np.random.Generator, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Objects of three classes, some to ignore, found a little off, with boxes where nothing is; scores all differ."""
+    """Detections and objects of three classes: boxes a little off, some false, some to ignore; no equal scores."""
     found, truths = [], []
     for _ in range(count):
         boxes = random_boxes(rng, rng.integers(0, 8))
@@ -62,7 +61,7 @@ def tensors(image: dict[str, Any], outlines: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("outlines", [False, True])
-def test_it_is_what_torchmetrics_finds(seed: int, outlines: bool) -> None:
+def test_it_equals_torchmetrics(seed: int, outlines: bool) -> None:
     found, truths = random_images(np.random.default_rng(seed), 12)
     metric = mean_average_precision(outlines)
     metric.update([tensors(each, outlines) for each in found], [tensors(each, outlines) for each in truths])
@@ -80,7 +79,7 @@ def test_an_image_taken_twice_counts_twice() -> None:
     chosen = np.repeat(np.arange(6), counts)
     repeated = match_images([found[i] for i in chosen], [truths[i] for i in chosen], 3)
     weighted = average_precision(match_images(found, truths, 3), counts)
-    # Repeated detections share a score, so precision is taken after some of them: only where recall steps, it differs.
+    # Repeated detections share a score, which changes the precision only where the recall steps.
     assert weighted == pytest.approx(average_precision(repeated), abs=0.02)
 
 

@@ -6,19 +6,19 @@ import torch
 
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import bootstrap_interval
+from mtr_lab.results.classifications import Classifications, top_classes
 from mtr_lab.results.comparison import compare, per_image
-from mtr_lab.results.predictions import Predictions, top_classes
 
 
-def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Predictions:
-    """A run whose unreduced point is the same for all, and whose second point is off by ``noise``."""
+def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Classifications:
+    """A run with the same unreduced point for all seeds, and a second point that is off by ``noise``."""
     base = np.random.default_rng(1).normal(size=(n, 6)) * 3
     logits = np.stack([base, base + noise * np.random.default_rng(seed).normal(size=(n, 6))])
     log_probs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
     labels = np.where(np.random.default_rng(2).random(n) < 0.8, base.argmax(-1), 0)
     ids = np.array([f"{images}/{i}" for i in range(n)])
     top5 = top_classes(torch.from_numpy(log_probs)).numpy()
-    return Predictions(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
+    return Classifications(ids, ids, labels, np.array(["none@0", "mtr@0.3"]), top5, log_probs)
 
 
 def test_differences_equal_a_brute_force_bootstrap() -> None:
@@ -53,7 +53,7 @@ def test_a_point_does_not_differ_from_itself() -> None:
 
 
 def test_pairing_makes_the_interval_narrower() -> None:
-    """Two points that agree on most images: the paired interval is narrower than the images' own spread would give."""
+    """Two points agree on most images, so that their paired interval is narrower than an unpaired one."""
     first, second = run(3), run(3, noise=1.05)
     lo, hi = compare(first, 1, second, 1)["top1"]["ci"]
     assert hi - lo < 0.08  # unpaired: about 2 · 1.96 · √(2 · 0.8 · 0.2 / 200) = 0.16

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dashboard_runs import ENVIRONMENT
+from example_runs import ENVIRONMENT
 from rich.console import Console
 
 from mtr_lab.report.bench_table import bench_table

@@ -9,22 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from mtr_lab.errors import UserError
-from mtr_lab.results.predictions import (
-    Predictions,
-    load_predictions,
-    point_name,
-    save_predictions,
-    score_point,
-    top_classes,
-)
+from mtr_lab.results.classifications import Classifications, top_classes
+from mtr_lab.results.metrics import score
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 
 
-def predictions(images: int = 37, classes: int = 11, points: int = 3) -> Predictions:
+def predictions(images: int = 37, classes: int = 11, points: int = 3) -> Classifications:
     """Random logits, each point further from the first."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(points, images, classes, generator=generator).cumsum(dim=0)
     log_probs = logits.log_softmax(dim=-1)
-    return Predictions(
+    return Classifications(
         ids=np.array([f"class/ïmage {i}.png" for i in range(images)]),
         hashes=np.array([f"{i:064x}" for i in range(images)]),
         labels=torch.randint(classes, (images,), generator=generator).numpy(),
@@ -39,7 +35,7 @@ def test_predictions_return_from_their_file_and_their_folder(tmp_path: Path) -> 
     path = save_predictions(written, tmp_path)
     assert path.name == "predictions.npz"
     for read in (load_predictions(path), load_predictions(tmp_path)):
-        for field in dataclasses.fields(Predictions):
+        for field in dataclasses.fields(Classifications):
             np.testing.assert_array_equal(getattr(read, field.name), getattr(written, field.name))
     assert read.top5.dtype == np.int32
     assert read.log_probs.dtype == np.float32
@@ -92,33 +88,27 @@ def test_top_classes_are_those_of_topk_and_minus_one_beyond_the_last(classes: in
 def test_scores_match_torch_image_by_image(classes: int, point: int) -> None:
     made = predictions(images=2100, classes=classes)  # more than are handled at once
     log_probs, labels = torch.tensor(made.log_probs, dtype=torch.float64), torch.tensor(made.labels)
-    score = score_point(made, point)
+    scores = score(made, point)
 
     kl = F.kl_div(log_probs[point], log_probs[0], log_target=True, reduction="none").sum(dim=1)
     ranked = log_probs[point].argsort(dim=1, descending=True)
     top1 = (ranked[:, 0] == labels).double().mean().item()
-    assert score["images"] == 2100
-    assert score["top1"] == pytest.approx(top1)
-    assert score["top5"] == pytest.approx((ranked[:, :5] == labels[:, None]).any(dim=1).double().mean().item())
-    assert score["agreement"] == pytest.approx((ranked[:, 0] == log_probs[0].argmax(dim=1)).double().mean().item())
-    assert score["kl"] == pytest.approx(kl.mean().item(), abs=1e-6)
+    assert scores["images"] == 2100
+    assert scores["top1"] == pytest.approx(top1)
+    assert scores["top5"] == pytest.approx((ranked[:, :5] == labels[:, None]).any(dim=1).double().mean().item())
+    assert scores["agreement"] == pytest.approx((ranked[:, 0] == log_probs[0].argmax(dim=1)).double().mean().item())
+    assert scores["kl"] == pytest.approx(kl.mean().item(), abs=1e-6)
     half = 1.96 * kl.std().item() / math.sqrt(2100)
-    assert score["kl_ci"] == pytest.approx([score["kl"] - half, score["kl"] + half], abs=0.25 * half)  # skewed
+    assert scores["kl_ci"] == pytest.approx([scores["kl"] - half, scores["kl"] + half], abs=0.25 * half)  # skewed
     half = 1.96 * math.sqrt(top1 * (1 - top1) / 2100)
-    assert score["top1_ci"] == pytest.approx([top1 - half, top1 + half], abs=0.1 * half)
+    assert scores["top1_ci"] == pytest.approx([top1 - half, top1 + half], abs=0.1 * half)
 
 
 def test_the_unreduced_model_agrees_with_itself_without_uncertainty() -> None:
-    score = score_point(predictions(), 0)
-    assert (score["agreement"], score["agreement_ci"]) == (1.0, [1.0, 1.0])
-    assert (score["kl"], score["kl_ci"]) == (0.0, [0.0, 0.0])
-    assert score["top1_ci"][0] < score["top1"] < score["top1_ci"][1]
-
-
-def test_the_reference_can_be_any_point() -> None:
-    made = predictions()
-    moved = dataclasses.replace(made, points=made.points[::-1], top5=made.top5[::-1], log_probs=made.log_probs[::-1])
-    assert score_point(moved, 0, reference=2) == score_point(made, 2)
+    scores = score(predictions(), 0)
+    assert (scores["agreement"], scores["agreement_ci"]) == (1.0, [1.0, 1.0])
+    assert (scores["kl"], scores["kl_ci"]) == (0.0, [0.0, 0.0])
+    assert scores["top1_ci"][0] < scores["top1"] < scores["top1_ci"][1]
 
 
 def test_a_hardly_changed_model_has_no_negative_divergence() -> None:
@@ -130,13 +120,13 @@ def test_a_hardly_changed_model_has_no_negative_divergence() -> None:
         top5=made.top5.repeat(2, axis=0),
         log_probs=np.concatenate([made.log_probs, nudged]),
     )
-    assert 0 <= score_point(both, 1)["kl_ci"][0] < 1e-9
+    assert 0 <= score(both, 1)["kl_ci"][0] < 1e-9
 
 
 def test_an_unknown_label_is_not_the_padding_of_few_classes() -> None:
     made = predictions(classes=3)
-    score = score_point(dataclasses.replace(made, labels=np.full(37, -1)), 1)
-    assert (score["top1"], score["top5"]) == (0.0, 0.0)
+    scores = score(dataclasses.replace(made, labels=np.full(37, -1)), 1)
+    assert (scores["top1"], scores["top5"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

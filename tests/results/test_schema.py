@@ -53,19 +53,36 @@ def change(path: tuple[Any, ...], value: Any):  # type: ignore[no-untyped-def]
     return apply
 
 
+def test_a_result_of_schema_1_is_upgraded_when_it_is_read(result: Result, tmp_path: Path) -> None:
+    old: Any = json.loads(json.dumps(result))
+    old["schema"] = 1
+    for point in old["points"]:
+        point["flops_reduction"] = point.pop("flops_overhead")
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    assert read_result(tmp_path) == result
+    assert read_result(write_result(read_result(tmp_path), tmp_path)) == result
+
+
+@pytest.mark.parametrize("damage", [{"points": None}, {"points": [1]}, {"points": [{}]}])
+def test_a_damaged_result_of_schema_1_is_refused(damage: dict[str, Any], result: Result, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({**result, "schema": 1, **damage}))
+    with pytest.raises(UserError, match=r"result\.json is not a result: points"):
+        read_result(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda result: [], "it is list, not dict"),
         (lambda result: {"a": 1}, "it has no backbone, config"),
-        (change(("points", 1), {}), r"points\[1\] has no flops_literature, flops_reduction"),
+        (change(("points", 1), {}), r"points\[1\] has no flops_literature, flops_overhead"),
         (change(("points",), None), "points is NoneType, not list"),
         (change(("points", 2, "top1"), "0.8"), r"points\[2\]\.top1 is str, not float"),
         (change(("points", 2, "tokens"), [197, 8.5]), r"points\[2\]\.tokens\[1\] is float, not int"),
         (change(("points", 0, "images"), True), r"points\[0\]\.images is bool, not int"),
         (change(("points", 0, "latency_ms"), {"p50": 1.0}), r"points\[0\]\.latency_ms has no p95"),
         (change(("config",), []), "config is list, not dict"),
-        (change(("schema",), 2), r"has schema 2, this version of mtr_lab reads schema 1"),
+        (change(("schema",), 3), r"has schema 3, this version of mtr_lab reads schemas 1 and 2"),
     ],
 )
 def test_a_file_of_another_form_is_refused_with_its_name_and_place(

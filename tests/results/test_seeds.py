@@ -1,4 +1,4 @@
-"""Runs that differ in ``mtr.seed`` alone: one point, the mean over the seeds."""
+"""Runs that differ only in ``mtr.seed`` are one point, the mean over the seeds."""
 
 import io
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_runs import ENVIRONMENT, write_run
+from example_runs import ENVIRONMENT, write_run
 from rich.console import Console
 
 from mtr_lab.report.dashboard.page import Reader
 from mtr_lab.report.table import seed_tables
 from mtr_lab.results.comparison import compare_all, per_image
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 
@@ -112,7 +112,7 @@ def test_the_dashboard_shows_one_point_and_keeps_the_runs(seeds: list[Result], t
 
 
 def test_differences_are_those_of_the_mean(seeds: list[Result], tmp_path: Path) -> None:
-    """Of each image the mean of the three runs, paired with the other policy's."""
+    """The mean of three runs, for each image, is paired with another policy."""
     write_run(tmp_path / "3", "mtr", ratios=(0.4,))
     data = Reader([tmp_path]).data()
     mtr = load_predictions(tmp_path / "3")
@@ -135,7 +135,7 @@ def test_without_the_predictions_of_one_the_mean_is_not_compared(seeds: list[Res
 
 
 def test_equal_means_do_not_differ() -> None:
-    """Thirds do not add up to one by floating point: an end of an interval that is 0 has to stay 0."""
+    """Three thirds do not add up to one in floating point, yet an interval that ends at 0 has to end at exactly 0."""
     hits = np.random.default_rng(0).integers(0, 2, size=(3, 101)).astype(float)
     (found,) = compare_all([{"top1": hits.sum(0)}, {"top1": hits[::-1].sum(0)}], [(0, 1)], runs=[3, 3])
     assert found["top1"] == {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}

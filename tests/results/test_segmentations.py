@@ -9,8 +9,10 @@ import pytest
 
 from mtr_lab.errors import UserError
 from mtr_lab.results.comparison import Sample, compare
-from mtr_lab.results.predictions import load_predictions, save_predictions
-from mtr_lab.results.segmentations import Segmentations, mean_iou, resampled_iou, score_segmentations
+from mtr_lab.results.metrics import score
+from mtr_lab.results.metrics.miou import mean_iou, resampled_iou
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
+from mtr_lab.results.segmentations import Segmentations
 
 
 def segmentations(points: int = 2, images: int = 12, classes: int = 3) -> Segmentations:
@@ -38,7 +40,7 @@ def test_resampling_is_of_images() -> None:
 
 def test_the_difference_is_paired() -> None:
     run = segmentations()
-    unreduced, reduced = score_segmentations(run, 0), score_segmentations(run, 1)
+    unreduced, reduced = score(run, 0), score(run, 1)
     assert unreduced["miou_difference"] == 0
     assert unreduced["miou_difference_ci"] == [0, 0]
     assert reduced["miou_difference"] == pytest.approx(reduced["miou"] - unreduced["miou"])
@@ -63,7 +65,7 @@ def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared() -> None:
     run = segmentations()
-    with pytest.raises(UserError, match="no means over images"):
+    with pytest.raises(UserError, match="computed from all images together"):
         Sample.of(run)
     other = dataclasses.replace(run, hashes=run.hashes[::-1])
     with pytest.raises(UserError, match="cannot be paired"):

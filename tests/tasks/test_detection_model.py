@@ -1,4 +1,4 @@
-"""The two-stage detector: its pyramid, what a reduced backbone gives it, that it learns, and its precision."""
+"""The two-stage detector: its pyramid, its input from a reduced backbone, its training, its precision."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,8 +30,8 @@ def test_the_pyramid_has_maps_at_its_strides(stride: int) -> None:
     }
 
 
-def test_every_level_sees_what_is_in_its_place() -> None:
-    """A change in one corner of the map changes that corner of each level, and not the opposite one."""
+def test_every_level_keeps_places() -> None:
+    """A change in one corner of the map changes that corner of every level, and not the opposite one."""
     torch.manual_seed(0)
     pyramid = SimpleFeaturePyramid(8, 8, 8)
     features = torch.randn(1, 8, 32, 32)
@@ -59,11 +59,11 @@ def test_the_head_is_given_the_restored_map(restoration: str) -> None:
     assert torch.allclose(whole.flatten(2).transpose(1, 2), patches, atol=1e-6)
     assert restored.shape == whole.shape == (2, 32, 8, 12)
     distinct = restored.flatten(2)[0].unique(dim=1).shape[1]
-    assert distinct < 96 if restoration == "nearest" else distinct == 96  # merged patches share what they are given
+    assert distinct < 96 if restoration == "nearest" else distinct == 96  # merged patches share a value
 
 
 def squares(count: int, generator: torch.Generator) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Noise with two bright squares in each image, of a class by colour."""
+    """Images of noise with two bright squares, whose class is their colour."""
     images = 0.3 * torch.randn(count, 3, 64, 96, generator=generator)
     objects = []
     for image in images:
@@ -102,14 +102,14 @@ def test_the_losses_fall_and_reach_the_whole_backbone() -> None:
     assert not without
 
 
-def test_an_image_without_objects_can_be_learned_from() -> None:
+def test_an_image_without_objects_has_gradients() -> None:
     torch.manual_seed(0)
     detector = Detector(small_backbone(), 2, **SMALL).train()
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses = detector.losses(as_batch(torch.randn(2, 3, 64, 96), [nothing, nothing]))
     assert all(loss.isfinite() for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
-    assert detector.head.rpn.head.cls_logits.weight.grad.abs().sum() > 0  # that there is nothing is learned, too
+    assert detector.head.rpn.head.cls_logits.weight.grad.abs().sum() > 0  # "no object" is learned
 
 
 def test_boxes_are_not_rounded_to_the_precision_of_the_features() -> None:
@@ -142,7 +142,7 @@ def test_masks_lie_in_their_boxes() -> None:
             assert (around - box)[2:].max() < 6
 
 
-def test_detections_go_back_to_the_pixels_of_the_image() -> None:
+def test_detections_are_in_the_pixels_of_the_original_image() -> None:
     detection = {"boxes": torch.tensor([[10.0, 20, 30, 40]]), "scores": torch.ones(1)}
     back = to_original(detection, (50, 80), (100, 240))
     assert back["boxes"].tolist() == [[30, 40, 90, 80]]
@@ -151,7 +151,7 @@ def test_detections_go_back_to_the_pixels_of_the_image() -> None:
 def test_flops_of_the_head_grow_with_the_image() -> None:
     head = DetectionHead(32, 8, 2, **SMALL)
     small, large = head.flops(64, 96), head.flops(128, 192)
-    convolutions = small - (4 * small - large) / 3  # what does not grow belongs to the regions
+    convolutions = small - (4 * small - large) / 3  # the regions' share does not grow with the image
     assert 0 < convolutions < small
     regions = (4 * small - large) / 3
     # Of 300 regions: two convolutions and a layer over 7 x 7 x 16, then 3 classes and their boxes.
@@ -167,11 +167,11 @@ def test_flops_of_the_head_grow_with_the_image() -> None:
         ({"widht": 32}, r"unknown setting task\. 'widht'. Did you mean 'width'"),
     ],
 )
-def test_settings_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
+def test_impossible_settings(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         Detector(small_backbone(), 2, **{**SMALL, **changes})
 
 
 def test_patches_too_far_apart() -> None:
-    with pytest.raises(UserError, match=r"patches are 6 pixels apart: a feature pyramid takes \(4, 8, 16, 32\)"):
+    with pytest.raises(UserError, match=r"patches are 6 pixels apart: a feature pyramid needs one of \(4, 8, 16, 32\)"):
         Detector(small_backbone(img_size=60, patch_size=6, stride=6), 2, **SMALL)

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of its batches, and when."""
+"""An evaluation keeps the results of a batch when it runs the next one."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ def batch(first: int, images: int) -> dict[str, Any]:
     return {"image": pixels, "label": torch.arange(images), "id": names, "hash": names, "skipped": []}
 
 
-def test_a_batch_is_read_when_the_next_one_is_under_way() -> None:
+def test_results_are_read_after_the_next_batch_has_started() -> None:
     model = create_model("vim_nano", img_size=32, depth=6).eval()
     reduction = Reduction(model, policy_config("mtr"))
     points = [OperatingPoint("none", 0.0, reduction.solve(0.0)), OperatingPoint("mtr", 0.2, reduction.solve(0.2))]
     task = ClassifierEvaluation(model, reduction, points)
     batches = [batch(0, 4), batch(4, 4), batch(8, 1)]
     with torch.inference_mode():
-        kept = [len(task.batches) for index, each in enumerate(batches) if task.test_step(each, index) is None]
+        kept = [len(task.results) for index, each in enumerate(batches) if task.test_step(each, index) is None]
         task.on_test_epoch_end()
         expected = [task.forward_at(points[1], each["image"]).log_softmax(-1).numpy() for each in batches]
-    assert (kept, len(task.batches)) == ([0, 1, 2], 3)
+    assert (kept, len(task.results)) == ([0, 1, 2], 3)
     found = task.predictions()
     assert list(found.ids) == [f"{i}.png" for i in range(9)]
     assert list(found.labels) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
@@ -39,7 +39,7 @@ def test_a_batch_is_read_when_the_next_one_is_under_way() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_results_are_not_read_before_a_gpu_has_them(cuda_graph: bool) -> None:
-    device = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, where there are several
+    device = torch.device("cuda", torch.cuda.device_count() - 1)  # of several, not the current one
     model = create_model("vim_nano", img_size=32, depth=6).eval().to(device)
     reduction = Reduction(model, policy_config("mtr"))
     points = [OperatingPoint("none", 0.0, reduction.solve(0.0)), OperatingPoint("mtr", 0.2, reduction.solve(0.2))]
@@ -52,7 +52,7 @@ def test_results_are_not_read_before_a_gpu_has_them(cuda_graph: bool) -> None:
             torch.cuda.synchronize(device)
         with torch.cuda.device(device):
             for index, each in enumerate(batches):
-                torch.cuda._sleep(100_000_000)  # cycles, which keep the stream busy while the host goes on
+                torch.cuda._sleep(100_000_000)  # cycles: the stream is busy while the host continues
                 task.test_step(each, index)
     for each in (task, slow):
         each.on_test_epoch_end()

@@ -1,4 +1,4 @@
-"""The segmentation head on any backbone, patched or not, and windows put together."""
+"""The segmentation head on any backbone, patched or not, and joined windows."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mtr_lab import create_model, patch, unpatch
 from mtr_lab.backbones import Backbone
 from mtr_lab.data.segmentation.label_maps import IGNORE
 from mtr_lab.errors import UserError
-from mtr_lab.results.segmentations import mean_iou
+from mtr_lab.results.metrics.miou import mean_iou
 from mtr_lab.tasks.segmentation.evaluation import confusion_matrix
 from mtr_lab.tasks.segmentation.model import SegmentationHead, Segmenter, classify_pixels, join_windows
 from mtr_lab.tasks.segmentation.training import SegmentationTraining, class_weights
@@ -63,14 +63,14 @@ def test_the_depth_of_a_map_matters() -> None:
         (lambda: Segmenter(backbone(), 5, width=0), r"task\.width"),
     ],
 )
-def test_settings_that_cannot_be(make, expected: str) -> None:
+def test_impossible_settings(make, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         make()
 
 
 def test_flops_of_the_head_grow_with_the_image() -> None:
     head = SegmentationHead([16] * 4, [8] * 4, 5, 16)
-    assert head.flops(128, 192) == pytest.approx(4 * head.flops(64, 96), rel=0.01)  # but for the pooled maps
+    assert head.flops(128, 192) == pytest.approx(4 * head.flops(64, 96), rel=0.01)  # except for the pooled maps
     assert head.training
 
 

@@ -1,4 +1,4 @@
-"""Where the survivors of a reduction are on each path, against loops over the cells of a grid."""
+"""The order of survivors on each path, against loops over the cells of a grid."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ LAYOUTS = {
 
 
 def path_by_hand(name: str, layout: Layout) -> list[int]:
-    """The positions of the unreduced sequence in the order of a path; special tokens keep their places."""
+    """The positions of the unreduced sequence in the order of a path; special tokens keep their positions."""
     rows, columns = layout.grid
     cells = []
     for frame in range(layout.frames):
@@ -75,7 +75,7 @@ def test_special_tokens_have_to_ascend() -> None:
         Layout(2, 2, special=(3, 0))
 
 
-def test_a_convolution_reads_at_each_position_the_token_it_became_part_of() -> None:
+def test_a_convolution_reads_at_each_position_the_token_that_absorbed_it() -> None:
     layout, conv = LAYOUTS["grid"], torch.nn.Conv2d(2, 3, 3, padding=1)
     values = torch.randn(1, 12, 2)
     state = TokenState.start(values, (), layout)

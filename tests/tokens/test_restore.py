@@ -71,13 +71,13 @@ def test_a_dropped_position_takes_the_nearest_survivor_and_never_the_class_token
 
 def test_interpolation_weighs_by_distance_and_leaves_survivors_alone() -> None:
     line = start(tokens(99, 0, 7, 7, 30), 0)  # a grid of one row, the class token first
-    found = flat(restore(reduce(line, {2: 1, 3: -1}), (1, 4), "interpolate"))
+    actual = flat(restore(reduce(line, {2: 1, 3: -1}), (1, 4), "interpolate"))
     merged = 3.5  # the mean of 0 and 7
     near, far = (merged + 30 / 4) / 1.25, (merged / 4 + 30) / 1.25
-    assert found == pytest.approx([merged, near, far, 30])
+    assert actual == pytest.approx([merged, near, far, 30])
 
 
-def test_skip_gives_back_what_was_merged_and_adds_what_its_token_has_gained() -> None:
+def test_skip_restores_merged_features_and_adds_the_gain_of_their_token() -> None:
     after = reduce(start(tokens(*VALUES), 3).tracking_offset(), {0: 1, 6: -1})
     assert flat(restore(after, GRID, "skip")) == [0, 10, 20, 30, 40, 50]
     gained = after.with_streams(after.hidden + 3, None)
@@ -89,7 +89,7 @@ def test_skip_gives_back_what_was_merged_and_adds_what_its_token_has_gained() ->
 @pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
 @pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
 def test_feature_maps_of_an_unreduced_model_are_its_streams(name: str, how: str) -> None:
-    """And a patched model with nothing removed gives the same; neither grid nor depth is square or even."""
+    """Also of a patched model that removes nothing; the grid is not square, the depth odd."""
     model = mtr_lab.create_model(name, img_size=(24, 40), patch_size=8, depth=5, embed_dim=16).eval()
     images = torch.randn(2, 3, 24, 40)
     states = mtr_lab.trace(model, images)
@@ -97,13 +97,13 @@ def test_feature_maps_of_an_unreduced_model_are_its_streams(name: str, how: str)
     assert extractor.depths == [0, 1, 2, 4]
     maps = extractor(images)
     place = model.class_position(15)
-    for depth, found in zip(extractor.depths, maps, strict=True):
+    for depth, actual in zip(extractor.depths, maps, strict=True):
         stream = states[depth].stream
         patches = torch.cat([stream[:, :place], stream[:, place + 1 :]], dim=1)
-        torch.testing.assert_close(found, patches.transpose(1, 2).reshape(2, 16, 3, 5), rtol=0, atol=0)
+        torch.testing.assert_close(actual, patches.transpose(1, 2).reshape(2, 16, 3, 5), rtol=0, atol=0)
     mtr_lab.patch(model, "mtr", ratio=0.0)
-    for found, expected in zip(extractor(images), maps, strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(extractor(images), maps, strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
@@ -124,14 +124,14 @@ def test_every_policy_is_restored_to_the_source_map(policy: str, how: str) -> No
         source = torch.cat([state.source[image, :place], state.source[image, place + 1 :]])
         special = state.special[image, 0]
         assert not (source == special).any()
-        found = maps[-1][image].flatten(1).T  # (24, C)
+        actual = maps[-1][image].flatten(1).T  # (24, C)
         survivors = [p - (p > place) for p in state.index[image].tolist() if p != place]
         mine = source[survivors]
         if how != "skip":
-            torch.testing.assert_close(found[survivors], state.stream[image][mine], rtol=0, atol=0)
+            torch.testing.assert_close(actual[survivors], state.stream[image][mine], rtol=0, atol=0)
         if how == "nearest":
             absorbed = source >= 0
-            torch.testing.assert_close(found[absorbed], state.stream[image][source[absorbed]], rtol=0, atol=0)
+            torch.testing.assert_close(actual[absorbed], state.stream[image][source[absorbed]], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
@@ -157,7 +157,7 @@ def test_restoration_is_differentiable(policy: str, how: str) -> None:
     assert (at(1) - at(-1)) / 2e-6 == pytest.approx(gradient.norm().item(), rel=1e-4)
 
 
-def test_what_cannot_be_restored() -> None:
+def test_states_that_cannot_be_restored_are_refused() -> None:
     with pytest.raises(mtr_lab.UserError, match="unknown restoration 'nearset'.*'nearest'"):
         FeatureMaps(mtr_lab.create_model("vim_ti", depth=4, embed_dim=16), restoration="nearset")
     with pytest.raises(mtr_lab.UserError, match="3 blocks has no 4 depths"):

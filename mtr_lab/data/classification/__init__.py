@@ -1,1 +1,1 @@
-"""Images in class folders, or from a library of datasets."""
+"""Classification data: images in class folders, or datasets that timm opens."""

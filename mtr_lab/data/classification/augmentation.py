@@ -83,9 +83,9 @@ def crop_boxes(sides: Tensor, trials: Tensor, place: Tensor, scale: Sequence[flo
     central = torch.cat(
         [torch.minimum(height, (width / ratio[0]).round()), torch.minimum(width, (height * ratio[1]).round())], 1
     )
-    found = fits.any(1, keepdim=True)
-    size = torch.where(found, drawn, central)
-    corner = torch.where(found, (place * (sides - size + 1)).floor(), ((sides - size) / 2).floor())
+    any_fits = fits.any(1, keepdim=True)
+    size = torch.where(any_fits, drawn, central)
+    corner = torch.where(any_fits, (place * (sides - size + 1)).floor(), ((sides - size) / 2).floor())
     return torch.cat([corner, size], 1)
 
 

@@ -15,56 +15,51 @@ from timm.data import create_transform
 from torch import Tensor
 
 from mtr_lab.data.batches import Collate, ImageLoader
-from mtr_lab.data.cache import CachedImages
 from mtr_lab.data.classes import map_classes, name_classes
 from mtr_lab.data.classification.augmentation import Augmentation
+from mtr_lab.data.classification.cache import CachedImages
 from mtr_lab.data.classification.device_images import DeviceImages, DeviceLoader
+from mtr_lab.data.classification.images import Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.classification.timm_sources import StreamSource, open_timm
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
-from mtr_lab.data.images import Images, ImageSource, ImageStream, Preparation
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.errors import UserError, unknown
 
 
 class ImageDataModule(SplitDataModule[Any]):
-    """Images of ImageFolder directories or of anything timm opens, as batches that a classifier takes.
+    """Classification images from class folders or any dataset that timm opens.
 
-    Everything that can be wrong with the evaluation images, the class names and the options is found here, before a
-    model exists; the training images are opened by ``setup("fit")`` or at first use. Batches are described at
-    :class:`~mtr_lab.data.batches.Collate`; labels are the model's outputs. Evaluation images are preprocessed by
-    ``timm.data.create_transform(**data_config)``: resize to size / crop_pct, centre crop; ``normalise`` does the rest
-    on the device, which therefore receives one byte a value. A Lightning trainer calls it by itself.
+    The constructor checks the options, the class names and the evaluation images; ``setup("fit")`` or the first use
+    checks the training images. For batches see :class:`~mtr_lab.data.batches.Collate`; labels are indices of the
+    model's outputs. Evaluation images are resized to size / crop_pct and cropped at the centre by
+    ``timm.data.create_transform(**data_config)``. They stay uint8, one byte a value, until ``normalise`` converts them
+    on the device; a Lightning trainer calls it through a hook.
 
     Args:
-        name: what the dataset is called in results and messages.
         data_config: timm's ``input_size`` (3, H, W), ``interpolation``, ``mean``, ``std``, ``crop_pct``.
-        root: directory with ``train/`` and ``val/`` directories of class folders, or, for evaluation only, of class
-            folders; ``pkg://package/path`` inside an installed package. Other sources take it as timm does.
-        source: ``"imagefolder"``; ``"imagenette"``, which downloads what is not there; or a timm dataset name such as
+        root: directory with class folders in ``train/`` and ``val/`` or, for evaluation only, directly in it;
+            ``pkg://package/path`` is a directory in an installed package. timm's sources receive it unchanged.
+        source: ``"imagefolder"``; ``"imagenette"``, which is downloaded if missing; or a timm dataset name such as
             ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
-        classes: names of labels 0, 1, 2 … where the dataset does not say them itself, or ``"imagenet-1k"``.
-        train_split, test_split: directories below ``root``, or names of the source's splits.
-        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
-        batch_size: images in a batch.
-        num_workers: processes that decode, at most one a CPU, and one for the evaluation of a stream, whose order
-            they would change.
-        on_error: ``"fail"`` at an image that cannot be decoded, or ``"skip"`` it and say so in the batch.
-        cache: directory that keeps the evaluation images as they are after resize and crop, so that they are decoded
-            once and for all; see :class:`~mtr_lab.data.cache.CachedImages`.
-        train_cache: ``"device"`` decodes the training images once a run, resizes them whole to the size that evaluation
-            crops from, and keeps them on the device, which augments them; for training sets that fit there.
+        classes: names of labels 0, 1, 2 … if the dataset does not name them, or ``"imagenet-1k"``.
+        batch_size: number of images in a batch.
+        cache: directory for decoded evaluation images, see :class:`~mtr_lab.data.classification.cache.CachedImages`.
+        train_cache: ``"device"`` decodes the training images once a run and keeps them on the device, which augments
+            them, see :class:`~mtr_lab.data.classification.device_images.DeviceImages`.
         model_classes: class names in the order of the model's outputs, if known.
-        num_classes: how many outputs the model has; ``None``: as many as the dataset has classes.
+        num_classes: number of the model's outputs; ``None``: the dataset's number of classes.
         train_transform: options of ``timm.data.create_transform`` for training (``scale``, ``auto_augment``, …).
-        seed: fixes the order of the training images.
+        split: the other options of :class:`~mtr_lab.data.splits.SplitDataModule`. ``train_split`` and ``test_split``
+            are directories below ``root`` or splits of the source. For evaluation a stream uses at most one worker,
+            as more workers would change its order.
 
     Attributes:
         class_names: names of the labels in the batches, if known.
-        num_classes: how many outputs the labels count; ``None`` if neither model nor dataset says.
-        num_images: how many evaluation images there are; ``None`` if the source does not know.
+        num_classes: number of different labels; ``None`` if neither model nor dataset tells.
+        num_images: number of evaluation images; ``None`` if the source does not tell.
 
     Raises:
-        UserError: anything above is not as expected.
+        UserError: an option is invalid, or does not fit the images.
     """
 
     _collate: Collate
@@ -87,7 +82,7 @@ class ImageDataModule(SplitDataModule[Any]):
         super().__init__(batch_size=batch_size, **split)
         if not isinstance(classes, str | Sequence | None):
             raise UserError(f"dataset.classes={classes}: expected a list of names, or imagenet-1k.")
-        self._root = None if root is None else str(root)  # a directory may be called 5, which YAML takes for a number
+        self._root = None if root is None else str(root)  # YAML reads a directory called 5 as a number
         self._source = str(source)
         self._classes = classes
         self._collate = Collate(tuple(data_config["input_size"]))
@@ -98,8 +93,8 @@ class ImageDataModule(SplitDataModule[Any]):
         self._cache = None if cache is None else Path(str(cache)).expanduser()
         if self._cache is not None and isinstance(self._test_source, StreamSource):
             raise UserError(
-                f"dataset.cache={cache}: the images of the stream {source} cannot be kept, as only their order tells "
-                "them apart. Set dataset.cache=null, or choose a source with random access such as hfds/."
+                f"dataset.cache={cache}: the images of the stream {source} cannot be cached, as they have no ids. "
+                "Set dataset.cache=null, or choose a source with random access such as hfds/."
             )
         if self._holdout and isinstance(self._test_source, StreamSource):
             raise UserError(
@@ -126,7 +121,7 @@ class ImageDataModule(SplitDataModule[Any]):
             self._test_labels = map_classes(self._test_classes, model_classes, num_classes)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the model takes, (B, 3, H, W) float32, of uint8 evaluation images of that shape, on their device."""
+        """Evaluation images (B, 3, H, W), uint8 -> float32, normalised as the model expects, on their device."""
         mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
         return images.float().div_(255).sub_(mean).div_(std)
 
@@ -136,7 +131,7 @@ class ImageDataModule(SplitDataModule[Any]):
         return (images - mean) / std
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Lightning's hook: evaluation images are normalised on the device, in the trainer's precision."""
+        """Lightning's hook: normalise evaluation images on the device, in the trainer's precision."""
         if batch["image"].dtype == torch.uint8:
             assert self.trainer is not None
             batch["image"] = self.trainer.precision_plugin.convert_input(self.normalise(batch["image"]))
@@ -147,14 +142,14 @@ class ImageDataModule(SplitDataModule[Any]):
         several = self.trainer is not None and self.trainer.world_size > 1
         if stage == "fit" and several and isinstance(self._train_source, StreamSource):
             raise UserError(
-                f"dataset.source={self._source} is a stream, which one device trains on: set trainer=default, or "
-                "choose a source with random access such as hfds/."
+                f"dataset.source={self._source} is a stream, which only one device can train on: set trainer=default, "
+                "or choose a source with random access such as hfds/."
             )
 
     def train_dataloader(self) -> ImageLoader | DeviceLoader:  # type: ignore[override]
-        """As that of :class:`SplitDataModule`; of a stream, which shuffles itself, nothing is held out.
+        """As in :class:`SplitDataModule`; a stream shuffles itself and holds nothing out.
 
-        A stream begins anew when a run is resumed, so that such a run is not repeated bit for bit.
+        A resumed run reads a stream from its start: it is not the uninterrupted run bit for bit.
         """
         if not isinstance(self._train_source, StreamSource):
             return super().train_dataloader() if self._augmentation is None else self._device_loader(self._augmentation)
@@ -174,7 +169,7 @@ class ImageDataModule(SplitDataModule[Any]):
     def test_dataloader(self) -> ImageLoader:
         """The evaluation images, in the same order and batches every time.
 
-        With a cache, the first call builds it.
+        The first call builds the cache, if there is to be one.
         """
         if not isinstance(self._test_source, StreamSource):
             return super().test_dataloader()
@@ -183,7 +178,7 @@ class ImageDataModule(SplitDataModule[Any]):
         return self._loader(self._evaluation_images(), num_workers=num_workers)
 
     def calibration_images(self, count: int) -> Tensor:
-        """As those of :class:`SplitDataModule`, normalised; of a stream the first."""
+        """As in :class:`SplitDataModule`, normalised; from a stream, the first images."""
         return self.normalise(super().calibration_images(count))
 
     def _calibration_batches(self, count: int) -> Iterable[dict[str, Any]]:
@@ -229,7 +224,7 @@ class ImageDataModule(SplitDataModule[Any]):
             only_one = sorted(set(classes or ()) ^ set(self._test_classes or ()))
             raise UserError(
                 f"{self._train_source.location} and {self._test_source.location} differ in the classes "
-                f"{', '.join(only_one)}: give both the same class folders; an empty one will do."
+                f"{', '.join(only_one)}: give both the same class folders; they may be empty."
             )
         return map_classes(classes, self.class_names, self.num_classes)
 
@@ -248,7 +243,7 @@ class ImageDataModule(SplitDataModule[Any]):
 
 @cache
 def _channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3, 1, 1), once for all batches: the copy waits for all that the device has to do."""
+    """(3, 1, 1), cached, as the copy to the device waits for all its pending work."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mtr_lab.data.classification.augmentation import Augmentation
+from mtr_lab.data.classification.images import Images, Undecodable
 from mtr_lab.data.epochs import EpochShuffle, random_numbers
-from mtr_lab.data.images import Images, Skipped, Undecodable
+from mtr_lab.data.images import Skipped
 from mtr_lab.errors import UserError
 
 _CHUNK = 64  # images a worker decodes before it reports

@@ -1,4 +1,4 @@
-"""Datasets that timm opens: Hugging Face datasets, WebDataset, TensorFlow datasets, torchvision's own."""
+"""Datasets opened by timm: Hugging Face datasets, WebDataset, TensorFlow datasets, torchvision datasets."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
 def open_timm(
     source: str, root: str | None, split: str, *, training: bool, batch_size: int, seed: int
 ) -> "IndexedSource | StreamSource":
-    """What ``timm.data.create_dataset`` makes of ``source``, e.g. ``hfds/ILSVRC/imagenet-1k`` or ``wds/imagenet``.
+    """Open ``source``, e.g. ``hfds/ILSVRC/imagenet-1k`` or ``wds/imagenet``, by ``timm.data.create_dataset``.
 
     Raises:
         UserError: the prefix is unknown, a package is missing, or the dataset cannot be opened.
@@ -40,13 +40,13 @@ def open_timm(
 
 
 class IndexedSource:
-    """A map-style dataset of timm's factory: the encoded bytes if its reader gives them, else the decoded image."""
+    """A map-style dataset of timm: encoded bytes if its reader provides them, else decoded images."""
 
     def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
         self._dataset = dataset
         self._root, self._split = root, split
-        # timm's own __getitem__ replaces an image it cannot decode by its neighbour; its reader does not.
+        # timm's __getitem__ silently replaces an image that it cannot decode by the next one; its reader does not.
         self._reader = getattr(dataset, "reader", None)
         self.classes = _class_names(dataset)
         self.num_images: int | None = len(dataset)
@@ -55,11 +55,11 @@ class IndexedSource:
         return len(self._dataset)
 
     def id(self, index: int) -> str:
-        """The file name if the reader knows it, else the running index."""
+        """The file name if the reader provides it, else the index."""
         return str(self._reader.filename(index) or index) if self._reader is not None else str(index)
 
     def holdout_key(self, index: int) -> str:
-        """What decides whether an image is held out: the index, as file names may cost reading every image."""
+        """The index: asking the reader for file names may read every image."""
         return str(index)
 
     def fingerprint(self) -> str:
@@ -67,7 +67,7 @@ class IndexedSource:
         return _identity(self.location, self._root, self._split, self._dataset)
 
     def read(self, index: int) -> tuple[bytes | Image.Image, int]:
-        """The encoded bytes, or the decoded image, and the label."""
+        """The encoded bytes or the decoded image, and the label."""
         if self._reader is None:
             return self._dataset[index]
         file, label = self._reader[index]
@@ -76,7 +76,7 @@ class IndexedSource:
 
 
 class StreamSource:
-    """An iterable dataset of timm's factory: decoded images in the stream's order."""
+    """An iterable dataset of timm: decoded images in the order of the stream."""
 
     def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
@@ -87,7 +87,7 @@ class StreamSource:
         self._epoch = 0
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        # Shuffling streams draw a new order for each epoch, and only know of it if told.
+        # A shuffling stream draws its order from the number of the epoch.
         self._dataset.set_epoch(self._epoch)
         self._epoch += 1
         return iter(self._dataset)
@@ -97,15 +97,15 @@ class StreamSource:
         return _identity(self.location, self._root, self._split, self._dataset)
 
     def split_over(self, num_workers: int) -> None:
-        """Tell the reader how many processes will share the stream."""
+        """Tell the reader the number of worker processes that share the stream."""
         self._dataset.set_loader_cfg(num_workers=num_workers)
 
 
 def _identity(source: str, root: str | None, split: str, dataset: Any) -> str:
-    """A hash of the source, the split, the number of images, and of what tells the data itself apart.
+    """A hash of the source, the split, the number of images, and the data.
 
-    That is the fingerprint of a Hugging Face dataset, or path, size and time of change of the files below ``root``. A
-    stream from the network has neither: it is taken for unchanged.
+    The data are hashed by the fingerprint of a Hugging Face dataset, or else by path, size and modification time of the
+    files below ``root``. Changes of a stream from the network, which has neither, are not noticed.
     """
     inner = getattr(getattr(dataset, "reader", None), "dataset", None)
     parts: list[Any] = [source, split, len(dataset), getattr(inner, "_fingerprint", None)]
@@ -117,7 +117,7 @@ def _identity(source: str, root: str | None, split: str, dataset: Any) -> str:
 
 
 def _class_names(dataset: Any) -> Sequence[str] | None:
-    """Names in label order, from timm's reader or torchvision's dataset; WordNet ids before English names."""
+    """Class names in label order, from timm's reader or torchvision's dataset; WordNet ids if it has them."""
     class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     if class_to_idx:
         return [name for name, _ in sorted(class_to_idx.items(), key=lambda item: item[1])]

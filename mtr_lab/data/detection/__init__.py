@@ -1,1 +1,1 @@
-"""Images annotated with objects."""
+"""Detection data: images with boxes and masks of objects."""

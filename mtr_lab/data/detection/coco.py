@@ -1,4 +1,4 @@
-"""Images annotated as COCO does: one JSON file a split, with boxes and outlines."""
+"""COCO annotations: one JSON file per split, with boxes and segmentations."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ _LAYOUT = "Expected DIR/annotations/instances_<split>.json and the images in DIR
 
 
 class CocoSource:
-    """The images of ``annotations/instances_<split>.json``, which lie in ``root/<split>``.
+    """The images in ``root/<split>``, annotated in ``root/annotations/instances_<split>.json``.
 
     Args:
-        root: the directory.
-        split: such as ``train2017``.
-        classes: names in the order of the labels; by default the file's categories in the order of their ids.
+        root: the dataset's directory.
+        split: e.g. ``train2017``.
+        classes: names in label order; by default the file's categories, ordered by id.
 
     Raises:
-        UserError: the file is missing or damaged, an annotation is of an image or category the file does not have or
-            of a class not among ``classes``, a box is none.
+        UserError: the file is missing or damaged; an annotation refers to an unknown image, category or class; a box
+            is invalid.
     """
 
     def __init__(self, root: Path, split: str, classes: Sequence[str] | None) -> None:
@@ -48,8 +48,8 @@ class CocoSource:
             raise UserError(f"the annotations {path} are not valid JSON: {error}. Replace the file.") from error
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"the annotations {path} are not COCO's: {error!r}. Expected lists images (id, file_name), categories "
-                "(id, name) and annotations."
+                f"the annotations {path} are not in COCO's format: {error!r}. Expected the lists images "
+                "(id, file_name), categories (id, name) and annotations."
             ) from error
         if not images:
             raise UserError(f"the annotations {path} name no image. {_LAYOUT}")
@@ -60,7 +60,9 @@ class CocoSource:
         for annotation in annotations:
             image, category, box, ignore, segmentation = _parse(annotation, path)
             if image not in index_of:
-                raise UserError(f"{path}: annotation {annotation.get('id')} is of image {image}, which is not there.")
+                raise UserError(
+                    f"{path}: annotation {annotation.get('id')} refers to image {image}, which is not in the file."
+                )
             if category not in names:
                 raise unknown(f"category_id in {path}:", category, map(str, names))
             if names[category] not in self.classes:
@@ -80,7 +82,7 @@ class CocoSource:
         return self._files[index]
 
     def fingerprint(self) -> str:
-        """A hash of the annotations, and of every image's size and time of change."""
+        """A hash of the annotations, and of every image's file size and modification time."""
         digest = hashlib.blake2b(self._digest.encode(), digest_size=16)
         for index, id in enumerate(self._files):
             stat = self.path(index).stat() if self.path(index).is_file() else None
@@ -95,10 +97,10 @@ class CocoSource:
 
 
 def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[float], bool, Any]:
-    """Image, category, box as edges, whether to ignore it, and outline."""
+    """Image, category, box (left, top, right, bottom), whether to ignore it, and segmentation."""
     try:
         image, category = annotation["image_id"], annotation["category_id"]
-        hash((image, category))  # a list is no id
+        hash((image, category))  # ids are keys of dictionaries below
         left, top, width, height = map(float, annotation["bbox"])
         ignore, segmentation = bool(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
         return image, category, [left, top, left + width, top + height], ignore, segmentation

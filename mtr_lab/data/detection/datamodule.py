@@ -24,35 +24,34 @@ SOURCES: dict[str, type[VocSource] | type[CocoSource]] = {"voc": VocSource, "coc
 
 
 class DetectionDataModule(SplitDataModule[ObjectSource]):
-    """Images with objects, as batches that a detector takes.
+    """Detection images with boxes and, for COCO, masks.
 
-    All images are brought onto one canvas, the model's input, which they fill as far as their shape allows, from the
-    top left; the rest is of the mean colour. So every image has the same number of tokens. A batch of B images is
-    {"image": (B, 3, H, W), "size": B (height, width) of what an image covers of it, "original_size": B (height, width),
-    "objects": B dicts, "id", "hash", "skipped"}. Of objects there are ``boxes`` (n, 4) float32, left, top, right,
-    bottom, ``labels`` (n,) int64 from 0 and, if asked for, ``masks`` (n, ·, ·) uint8: while training in pixels of the
-    canvas, without those to ignore; else in pixels of the original image, with ``iscrowd`` (n,) for those.
+    Every image is scaled to fit the model's input size, placed at the top left, and padded with the mean colour, so
+    that all images have the same number of tokens. A batch of B images is a dictionary of
+
+    * ``image``: (B, 3, H, W) float32, normalised;
+    * ``size``, ``original_size``: B pairs (height, width) of the scaled image and of the original one;
+    * ``objects``: B dictionaries of ``boxes`` (n, 4) float32 (left, top, right, bottom), ``labels`` (n,) int64 from 0
+      and, with ``masks``, ``masks`` (n, height, width) uint8. For training, they are in pixels of the input, without
+      ignored objects. For evaluation, they are in pixels of the original image; ``iscrowd`` (n,) marks ignored objects;
+    * ``id``, ``hash``, ``skipped``: see :class:`~mtr_lab.data.batches.EntryCollate`.
 
     Args:
-        name: what the dataset is called in results and messages.
         data_config: timm's ``input_size`` (3, H, W), ``mean``, ``std``.
-        root: the directory; ``pkg://package/path`` inside an installed package.
-        source: ``"voc"`` or ``"coco"``: how it is annotated, see :class:`VocSource` and :class:`CocoSource`.
-        classes: names in the order of the labels, if not all that occur.
-        train_split, test_split: names of splits.
-        masks: read outlines as well, which VOC's boxes do not have.
-        holdout: share of the training images kept for validation while training, chosen by a hash of their ids.
-        batch_size, num_workers, on_error: as those of :class:`SplitDataModule`.
-        model_classes, num_classes: of the model's outputs, if it has weights already.
+        root: the dataset's directory; ``pkg://package/path`` is a directory in an installed package.
+        source: format of the annotations: ``"voc"`` (:class:`VocSource`) or ``"coco"`` (:class:`CocoSource`).
+        classes: names in label order; by default all classes of the annotations.
+        masks: decode masks from COCO's segmentations.
+        model_classes, num_classes: classes of a model that has weights; by default those of the dataset.
         train_transform: ``scale``, ``turns`` and ``color_jitter`` of :class:`Augmentation`.
-        seed: fixes the order of the training images.
+        split: the options of :class:`~mtr_lab.data.splits.SplitDataModule`.
 
     Attributes:
-        class_names, num_classes: of the labels in the batches.
-        num_images: how many evaluation images there are.
+        class_names, num_classes: classes of the labels in the batches.
+        num_images: number of evaluation images.
 
     Raises:
-        UserError: anything above is not as expected.
+        UserError: an option is invalid, or does not fit the images.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class DetectionDataModule(SplitDataModule[ObjectSource]):
         if source not in SOURCES:
             raise unknown("dataset.source", source, SOURCES)
         if masks and source == "voc":
-            raise UserError("dataset.source=voc has boxes alone: outlines need dataset.source=coco.")
+            raise UserError("dataset.source=voc has boxes only: masks need dataset.source=coco.")
         self._root = find_root(self.name, None if root is None else str(root), of_classes=False)
         self._kind, self._classes, self._masks = SOURCES[source], classes, masks
         self._normalise = data_config["mean"], data_config["std"]
@@ -107,7 +106,7 @@ class DetectionDataModule(SplitDataModule[ObjectSource]):
 
 
 class DetectionImages(AnnotatedImages[ObjectSource]):
-    """Entries of a batch as ``DetectionDataModule`` describes it, augmented ones for training or original ones."""
+    """Entries of ``DetectionDataModule``'s batches, augmented if there is an ``augmentation``."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class DetectionImages(AnnotatedImages[ObjectSource]):
         height, width = image.shape[-2:]
         boxes = torch.from_numpy(objects.boxes).clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         if len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-            raise UserError(f"{name}: a box lies beyond its {width} x {height} pixels.")
+            raise UserError(f"{name}: a box lies outside its {width} x {height} pixels.")
         labels = torch.from_numpy(objects.labels)
         labels = labels if self.label_map is None else torch.tensor(self.label_map, dtype=torch.int64)[labels]
         try:
@@ -153,10 +152,7 @@ class DetectionImages(AnnotatedImages[ObjectSource]):
 
 
 class DetectionCollate(EntryCollate):
-    """Batches as ``DetectionDataModule`` describes them.
-
-    ``size`` (H, W) shapes one none of whose images could be decoded.
-    """
+    """Batches as described at ``DetectionDataModule``; ``size`` (H, W) is the shape of a batch without images."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -173,7 +169,7 @@ def decode_masks(objects: Objects, height: int, width: int) -> np.ndarray:
     """Masks (n, height, width) uint8 of an image's objects.
 
     Raises:
-        UserError: an object has no outline, or one that is none.
+        UserError: an object's segmentation is missing or invalid.
     """
     masks = np.zeros((len(objects.boxes), height, width), np.uint8)
     for mask, segmentation in zip(masks, objects.segmentations or (), strict=True):
@@ -181,26 +177,26 @@ def decode_masks(objects: Objects, height: int, width: int) -> np.ndarray:
             mask[:] = coco_masks.decode(_to_rle(segmentation, height, width))
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise UserError(
-                f"an object's segmentation is no outline: {str(segmentation)[:80]}. Expected polygons [x, y, …] or "
+                f"an object's segmentation is invalid: {str(segmentation)[:80]}. Expected polygons [x, y, …] or "
                 "run lengths of the image's size."
             ) from error
     return masks
 
 
 def _to_rle(segmentation: Any, height: int, width: int) -> Any:
-    """An outline as COCO writes it, in the library's form; what the library would not survive is refused here."""
+    """COCO's polygons or run lengths -> the library's run lengths; raises where the library would crash."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         if list(segmentation["size"]) != [height, width]:
-            raise ValueError("of another size")
+            raise ValueError("wrong size")
         if isinstance(counts, str):
             return segmentation
         if sum(counts) != height * width:
-            raise ValueError("not as many pixels as the image has")
+            raise ValueError("wrong number of pixels")
         return coco_masks.frPyObjects(segmentation, height, width)
     polygons = [[float(value) for value in polygon] for polygon in segmentation]
     if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
-        raise ValueError("not three points")
+        raise ValueError("fewer than three points")
     return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
 
 

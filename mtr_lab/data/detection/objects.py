@@ -1,4 +1,4 @@
-"""What is known of the objects in an image, and where the files say it."""
+"""The annotated objects of an image, and the interface of sources of such images."""
 
 import math
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ class Objects:
     """The n objects of one image."""
 
     boxes: np.ndarray
-    """(n, 4) float32: left, top, right, bottom edge, pixels from the image's top left corner."""
+    """(n, 4) float32: left, top, right, bottom, in pixels from the image's top left corner."""
     labels: np.ndarray
     """(n,) int64, classes from 0."""
     ignore: np.ndarray
-    """(n,) bool: a crowd or a difficult object, neither trained on nor missed if it is not found."""
+    """(n,) bool: crowds (COCO) and difficult objects (VOC), which neither training nor evaluation counts."""
     segmentations: tuple[Any, ...] | None = None
-    """Polygons or run lengths, as COCO writes them; None where there are boxes alone."""
+    """COCO's polygons or run lengths; None if the source has boxes only."""
 
     @classmethod
     def of(
         cls, rows: Sequence[tuple[Sequence[float], int, bool]], segmentations: Sequence[Any] | None = None
     ) -> "Objects":
-        """From (box, class, ignored), one an object."""
+        """From (box, class, ignore) of each object."""
         return cls(
             np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
             np.array([row[1] for row in rows], np.int64),
@@ -38,9 +38,9 @@ class Objects:
 
 
 class ObjectSource(AnnotatedSource, Protocol):
-    """Images with objects; all annotations have been checked when it exists.
+    """Images with objects; the constructor checks all annotations.
 
-    ``degenerate`` counts the boxes without area that were left out.
+    ``degenerate`` is the number of boxes without area, which are left out.
     """
 
     degenerate: int
@@ -48,16 +48,16 @@ class ObjectSource(AnnotatedSource, Protocol):
     def objects(self, index: int) -> Objects: ...
 
 
-def check_box(box: Sequence[float], where: str) -> bool:
+def check_box(box: Sequence[float], name: str) -> bool:
     """Whether a box has an area.
 
     Raises:
-        UserError: its edges are not four finite numbers in order; ``where`` says which box it is.
+        UserError: its edges are not finite numbers in order; ``name`` names the box.
     """
     left, top, right, bottom = box
     if not all(map(math.isfinite, box)) or right < left or bottom < top:
         raise UserError(
-            f"{where}: the box left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g} is none. Expected finite "
-            "numbers, left <= right and top <= bottom: correct the annotation."
+            f"{name}: the box left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g} is invalid. Expected "
+            "finite numbers, left <= right and top <= bottom: correct the annotation."
         )
     return right > left and bottom > top

@@ -1,4 +1,4 @@
-"""Images annotated as Pascal VOC does: an XML file an image, lists of splits."""
+"""Pascal VOC annotations: one XML file per image, one list of images per split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocSource:
-    """The images named in ``ImageSets/Main/<split>.txt``, of ``root`` or the one directory in it that has that.
+    """The images listed in ``ImageSets/Main/<split>.txt`` of ``root`` or of its first subdirectory with such lists.
 
-    Edges of boxes are taken as written, though VOC's own count pixels from 1.
+    Edges of boxes are read unchanged, although Pascal VOC counts pixels from 1.
 
     Args:
-        root: the directory.
+        root: the dataset's directory.
         split: the name of a list.
-        classes: names in the order of the labels; by default those that occur, sorted.
+        classes: names in label order; by default the classes of all objects, sorted.
 
     Raises:
-        UserError: a file is missing or damaged, a class is not among ``classes``, a box is none.
+        UserError: a file is missing or damaged, a class is not among ``classes``, or a box is invalid.
     """
 
     def __init__(self, root: Path, split: str, classes: Sequence[str] | None) -> None:
@@ -58,7 +58,7 @@ class VocSource:
         return self._ids[index]
 
     def fingerprint(self) -> str:
-        """A hash of every image's size and time of change, and of what its annotation says."""
+        """A hash of every image's file size and modification time, and of its annotation."""
         digest = hashlib.blake2b(digest_size=16)
         for index, id in enumerate(self._ids):
             path = self.path(index)
@@ -81,12 +81,12 @@ def _voc_directory(root: Path) -> Path:
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     matching = [path for path in candidates if (path / "ImageSets" / "Main").is_dir()]
     if not matching:
-        raise UserError(f"dataset.root: {root} is no directory in Pascal VOC's layout. {_LAYOUT}")
+        raise UserError(f"dataset.root: {root} does not have Pascal VOC's layout. {_LAYOUT}")
     return matching[0]
 
 
 def _read(path: Path) -> list[tuple[str, list[float], bool]]:
-    """Name, box and whether it is difficult, of every object in an annotation."""
+    """(name, box, difficult) of every object in an annotation."""
     try:
         tree = ElementTree.parse(path)
     except OSError as error:

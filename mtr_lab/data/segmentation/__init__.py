@@ -1,1 +1,1 @@
-"""Images annotated with label maps."""
+"""Segmentation data: images with label maps."""

@@ -19,42 +19,41 @@ from mtr_lab.data.splits import SplitDataModule, subsample
 from mtr_lab.errors import UserError, check_number, unknown
 
 MAX_COUNTED = 500
-"""Of how many training images at most the pixels of each class are counted."""
+"""Largest number of training images whose pixels ``class_pixels`` counts."""
 
 
 class SegmentationDataModule(SplitDataModule[LabelMapSource]):
-    """Images with label maps, as batches that a segmenter takes.
+    """Images with label maps for semantic segmentation.
 
-    For evaluation an image is one or several windows of the model's input size. ``"whole"``: one, which the image fills
-    as far as its shape allows, from the top left; the rest is of the mean colour. ``"slide"``: the image is scaled so
-    that it just covers a window, and windows that overlap by a third follow each other along its longer side.
+    For evaluation, an image is cut into windows of the model's input size. With ``"whole"`` inference it is one window:
+    the image is scaled to fit, placed at the top left, and padded with the mean colour. With ``"slide"`` the image is
+    scaled to cover the window, which slides along the longer side; neighbours overlap by a third.
 
-    A batch of B images is {"image": (N, 3, H, W), N windows, "windows": of each image the (top, left) of its windows,
-    "size": B (height, width) of the scaled image, "label": B maps (height, width) uint8 of the original image, "id",
-    "hash", "skipped"}; while training "image" (B, 3, H, W) and "label" (B, H, W) int64. Labels are from 0, or 255 to
-    ignore.
+    A batch of B images is a dictionary of
+
+    * ``image``: N windows (N, 3, H, W) float32, normalised; for training (B, 3, H, W);
+    * ``windows``: for each image, the (top, left) of its windows; None for training;
+    * ``size``: B pairs (height, width) of the scaled image; None for training;
+    * ``label``: B maps (height, width) uint8 of the original size; for training (B, H, W) int64. Classes count from 0,
+      and 255 is ignored;
+    * ``id``, ``hash``, ``skipped``: see :class:`~mtr_lab.data.batches.EntryCollate`.
 
     Args:
-        name: what the dataset is called in results and messages.
         data_config: timm's ``input_size`` (3, H, W), ``mean``, ``std``.
-        root: the directory; ``pkg://package/path`` inside an installed package.
+        root: the dataset's directory; ``pkg://package/path`` is a directory in an installed package.
         layout: ``"camvid"``, ``"ade20k"`` or ``"voc"``, see ``LAYOUTS``.
-        classes: names in the order of the labels, or only how many there are.
-        train_split, test_split: names of splits.
+        classes: names in label order, or the number of classes.
         inference: ``"whole"`` or ``"slide"``.
-        holdout: share of the training images kept for validation while training, chosen by a hash of their names.
-        batch_size, num_workers, on_error: as those of :class:`SplitDataModule`.
-        model_classes, num_classes: of the model's outputs, if it has weights already.
-        train_transform: ``scale``, least and largest factor to the scale at which the whole image fits, and
-            ``color_jitter``, by how much brightness, contrast and saturation change.
-        seed: fixes the order of the training images.
+        model_classes, num_classes: classes of a model that has weights; by default those of the dataset.
+        train_transform: ``scale`` and ``color_jitter`` of :class:`RandomCrop`.
+        split: the options of :class:`~mtr_lab.data.splits.SplitDataModule`.
 
     Attributes:
-        class_names, num_classes: of the labels in the batches.
-        num_images: how many evaluation images there are.
+        class_names, num_classes: classes of the labels in the batches.
+        num_images: number of evaluation images.
 
     Raises:
-        UserError: anything above is not as expected.
+        UserError: an option is invalid, or does not fit the images.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
         self.num_images = len(self._test_source)
 
     def class_pixels(self) -> Tensor:
-        """How many pixels of each class (K,) the training images have, counted in ``MAX_COUNTED`` of them at most."""
+        """Number of pixels of each class (K,), counted in at most ``MAX_COUNTED`` training images."""
         source = self._train_source
         counts = np.zeros(IGNORE + 1, np.int64)
         for index in subsample(len(source), MAX_COUNTED):
@@ -115,7 +114,7 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
 
 
 class SegmentationImages(AnnotatedImages[LabelMapSource]):
-    """Entries of a batch as ``SegmentationDataModule`` describes it, augmented ones for training or original ones."""
+    """Entries of ``SegmentationDataModule``'s batches, augmented if there is an ``augmentation``."""
 
     def __init__(
         self,
@@ -138,18 +137,15 @@ class SegmentationImages(AnnotatedImages[LabelMapSource]):
                 f"pixels, its label map {labels.shape[1]} x {labels.shape[0]}: expected the same. Resize one of them."
             )
         if self.augmentation is not None:
-            image, labels, missing = self.augmentation(image, labels)
-            image, labels = F.pad(self.normalised(image), missing), F.pad(labels[None], missing, fill=IGNORE)[0]
+            image, labels, padding = self.augmentation(image, labels)
+            image, labels = F.pad(self.normalised(image), padding), F.pad(labels[None], padding, fill=IGNORE)[0]
             return {"image": image[None], "label": labels.long()}
         windows, offsets, size = self.windows(self.normalised(image))
         return {"image": windows, "windows": offsets, "size": size, "label": labels}
 
 
 class SegmentationCollate(EntryCollate):
-    """Batches as ``SegmentationDataModule`` describes them.
-
-    ``size`` (H, W) shapes one none of whose images could be decoded.
-    """
+    """Batches as described at ``SegmentationDataModule``; ``size`` (H, W) is the shape of a batch without images."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -169,7 +165,7 @@ def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
         check_number("dataset.classes", classes, int, 2, IGNORE)
         return tuple(map(str, range(classes)))
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not 2 <= len(classes) <= IGNORE:
-        raise UserError(f"dataset.classes={classes}: expected 2 to {IGNORE} names, or how many classes there are.")
+        raise UserError(f"dataset.classes={classes}: expected 2 to {IGNORE} names, or the number of classes.")
     return tuple(map(str, classes))
 
 

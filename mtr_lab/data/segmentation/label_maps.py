@@ -1,4 +1,4 @@
-"""Images and their label maps in the directories that segmentation datasets are released in."""
+"""Read segmentation datasets in their released directory layouts: images and label maps."""
 
 import hashlib
 import itertools
@@ -13,19 +13,19 @@ from mtr_lab.data.images import reason
 from mtr_lab.errors import UserError, unknown
 
 IGNORE = 255
-"""The label, in all batches, of pixels that count neither in training nor in evaluation."""
+"""Label, in all batches, of pixels that neither training nor evaluation counts."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a dataset has its images and label maps, and how it numbers the classes."""
+    """A dataset's directories of images and label maps, and its numbering of classes."""
 
     images: str
-    """Directory of the JPEGs below the root, ``{split}`` the split's name."""
+    """Directory of the JPEGs, relative to the root; ``{split}`` is the name of the split."""
     labels: str
-    """Directory of the label maps, a PNG of the same name for each image."""
+    """Directory of the label maps: for every image, a PNG of the same name."""
     listing: str | None
-    """File with the names of a split's images; None: all that are there."""
+    """File with the names of a split's images; None: all images of the directory."""
     ignore: int
     """The label of pixels to ignore."""
     first: int = 0
@@ -43,13 +43,13 @@ class LabelMapSource:
     """The images of one split, sorted by name or in the order of the list.
 
     Args:
-        root: the directory.
-        split: its name.
-        layout: one of ``LAYOUTS``.
-        classes: names in the order of the labels.
+        root: the dataset's directory.
+        split: the name of the split.
+        layout: a name in ``LAYOUTS``.
+        classes: names in label order.
 
     Raises:
-        UserError: an unknown layout; no images; an image without a label map, or a listed one that is not there.
+        UserError: the layout is unknown, there are no images, or an image or a label map is missing.
     """
 
     def __init__(self, root: Path, split: str, layout: str, classes: Sequence[str]) -> None:
@@ -83,14 +83,14 @@ class LabelMapSource:
         return len(self._paths)
 
     def id(self, index: int) -> str:
-        """The file's name without its ending."""
+        """The file name without its suffix."""
         return self._paths[index].stem
 
     def path(self, index: int) -> Path:
         return self._paths[index]
 
     def fingerprint(self) -> str:
-        """A hash of the names, sizes and times of change of all images and label maps, and of the classes."""
+        """A hash of the classes, and of the names, sizes and modification times of all images and label maps."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=16)
         for index in range(len(self)):
             stats = [path.stat() for path in (self.path(index), self._label_path(index))]
@@ -98,10 +98,10 @@ class LabelMapSource:
         return digest.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:
-        """The label map (H, W) uint8, classes from 0 and ``IGNORE``.
+        """The label map (H, W) uint8: classes from 0, and ``IGNORE``.
 
         Raises:
-            UserError: it cannot be read, is no map of indices, or has a label that is no class.
+            UserError: the file cannot be decoded, has several channels, or has a label outside the classes.
         """
         path = self._label_path(index)
         try:
@@ -111,8 +111,8 @@ class LabelMapSource:
             raise UserError(f"cannot decode the label map {path}: {reason(error)}. Replace it.") from error
         if values.ndim != 2:
             raise UserError(
-                f"the label map {path} has {values.shape[-1]} channels: expected one, of class indices. Colours have "
-                "to be converted to indices first."
+                f"the label map {path} has {values.shape[-1]} channels: expected one channel of class indices. "
+                "Convert colours to indices first."
             )
         labels, ignored = values - self._layout.first, values == self._layout.ignore
         wrong = ~ignored & ((labels < 0) | (labels >= len(self.classes)))

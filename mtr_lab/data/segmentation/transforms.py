@@ -1,4 +1,4 @@
-"""Windows of images with label maps: those that cover an image, or for training a random one."""
+"""Cut images with label maps into windows for evaluation; random crops for training."""
 
 import math
 
@@ -10,17 +10,17 @@ from torchvision.transforms import v2
 from mtr_lab.data.random_crop import random_crop, random_scale, scaled_sides
 
 OVERLAP = 1 / 3
-"""The share of a sliding window that the next one covers again."""
+"""Share of a sliding window that overlaps with the next one."""
 
 
 class Windows:
-    """How an image (3, h, w) becomes windows of ``size`` (H, W), see ``SegmentationDataModule``."""
+    """Cuts an image (3, h, w) into windows of ``size`` (H, W), as described at ``SegmentationDataModule``."""
 
     def __init__(self, size: tuple[int, int], slide: bool) -> None:
         self.size, self.slide = size, slide
 
     def __call__(self, image: Tensor) -> tuple[Tensor, list[tuple[int, int]], tuple[int, int]]:
-        """Windows (n, 3, H, W) of a normalised image, their (top, left), (height, width) of the scaled image."""
+        """Windows (n, 3, H, W) of a normalised image; their (top, left); (height, width) of the scaled image."""
         scales = [target / side for target, side in zip(self.size, image.shape[-2:], strict=True)]
         scale = max(scales) if self.slide else min(scales)
         rows, columns = (max(round(side * scale), 1) for side in image.shape[-2:])
@@ -33,18 +33,18 @@ class Windows:
 
 
 def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin that cover ``length`` pixels."""
+    """First pixels of the windows that together cover ``length`` pixels."""
     count = math.ceil(max(length - window, 0) / (window * (1 - OVERLAP))) + 1
     return [round(i * max(length - window, 0) / max(count - 1, 1)) for i in range(count)]
 
 
 class RandomCrop:
-    """A random scale and place, mirror image and colours of an image with its label map, for training.
+    """Random scale, crop, horizontal flip and colours of an image with its label map, for training.
 
     Args:
-        size: (H, W) of the window.
+        size: (H, W), the largest size of the scaled crop.
         scale: least and largest factor to the scale at which the whole image fits.
-        color_jitter: by how much brightness, contrast and saturation change.
+        color_jitter: strength of the change of brightness, contrast and saturation.
     """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], color_jitter: float) -> None:
@@ -52,7 +52,7 @@ class RandomCrop:
         self.colours = v2.ColorJitter(color_jitter, color_jitter, color_jitter)
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Image (3, h, w) uint8 and labels (h, w) uint8 to those of the part, and how far it has to be padded."""
+        """Image (3, h, w) uint8 and labels (h, w) uint8 -> those of the crop, and its padding to ``size``."""
         scale = random_scale(image, self.size, self.scale)
         crop = random_crop(image, self.size, scale)
         rows, columns = scaled_sides(crop[2:], self.size, scale)

@@ -1,1 +1,1 @@
-"""Triton kernels for GPUs. Nothing here is imported before a GPU's data arrives: Triton comes with PyTorch on Linux."""
+"""Triton kernels for GPUs, imported when the first one runs: Triton comes with PyTorch on Linux alone."""

@@ -1,7 +1,7 @@
 """Depthwise causal convolution and SiLU, all directions in one launch, and its gradients.
 
-Everything stays channels-last: a program has a tile of tokens and channels, and a tap is the same tile some tokens
-earlier, or later for a backward direction, which the cache still has.
+Data is channels-last. A program computes a tile of tokens and channels. For each tap it loads the tile shifted by some
+tokens, to earlier ones, or to later ones in a backward direction; the overlap is read from the cache.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from torch import Tensor
 from mtr_lab.ops.gpu.occupancy import on_its_device, reverse_mask
 
 CHANNELS = 64
-VARYING = ["length", "reverse"]  # no kernel of its own for a length of 1 or a multiple of 16
+VARYING = ["length", "reverse"]  # not specialised on these, so that other lengths do not trigger recompiles
 
 
 @on_its_device
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
-    """``causal_conv1d_reference`` for float32, float16 or bfloat16 data, with sums in float32.
+    """``causal_conv1d_reference`` for float32, float16 or bfloat16 data, accumulated in float32.
 
     Args:
-        x: (B, L, E), read in place if its last stride is 1.
+        x: (B, L, E), copied unless its last stride is 1.
         weight: (G, E, W), any floating dtype.
         bias: (G, E), any floating dtype.
         reverse: for each of the G directions, whether it reads from the last token to the first.
@@ -46,20 +46,20 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int
 def causal_conv1d_backward(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``causal_conv1d`` in x, weight and bias, each in the shape and dtype of its input.
+    """The gradients of ``causal_conv1d`` with respect to x, weight and bias, in their shapes and dtypes.
+
+    Deterministic: each program writes its part of the sums over tokens and images; the parts are added afterwards.
 
     Args:
         x, weight, bias, reverse: as for ``causal_conv1d``.
         grad: the gradient of the output, (G, B, L, E).
-
-    Deterministic: the sums over tokens and images are written in parts, one a program, and added afterwards.
     """
     x, grad = _readable(x), grad.contiguous()
     images, length, channels = x.shape
     directions, _, width = weight.shape
     w, b = weight.contiguous(), bias.contiguous()
     mask = reverse_mask(reverse)
-    # Before SiLU; the gradient of x needs it for tokens of other programs and all directions.
+    # The gradient before SiLU, in memory since that of x needs it for tokens of other programs and all directions.
     dp = torch.empty_like(grad)
     tokens = 32
     parts = triton.cdiv(length, tokens)
@@ -83,10 +83,10 @@ def _readable(x: Tensor) -> Tensor:
 
 @triton.jit
 def _tap(x, k, t, e, length, channels, stride, step, W: tl.constexpr):
-    """The tokens that tap k multiplies for outputs t: W - 1 - k tokens before them, in the reading order ``step``."""
+    """The inputs of tap k for outputs t: W - 1 - k tokens before them in reading order (``step`` 1 or -1)."""
     source = t - step * (W - 1 - k)
-    inside = ((source >= 0) & (source < length))[:, None] & (e < channels)[None, :]
-    return tl.load(x + source[:, None] * stride + e[None, :], inside, 0).to(tl.float32)
+    mask = ((source >= 0) & (source < length))[:, None] & (e < channels)[None, :]
+    return tl.load(x + source[:, None] * stride + e[None, :], mask, 0).to(tl.float32)
 
 
 @triton.jit
@@ -105,35 +105,35 @@ def _forward(x, weight, bias, y, x_i, x_l, length, channels, reverse,
     image = tl.program_id(2).to(tl.int64)  # a tensor may have over 2³¹ elements
     t = tl.program_id(1) * T + tl.arange(0, T)
     e = tl.program_id(0) * E + tl.arange(0, E)
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     for g in tl.static_range(G):
         step = 1 - 2 * ((reverse >> g) & 1)
         p = _before_silu(x + image * x_i, weight, bias, g, t, e, length, channels, x_l, step, W)
         out = y + (g * tl.num_programs(2) + image) * length * channels
-        tl.store(out + t[:, None] * channels + e[None, :], (p * tl.sigmoid(p)).to(y.dtype.element_ty), inside)
+        tl.store(out + t[:, None] * channels + e[None, :], (p * tl.sigmoid(p)).to(y.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def _backward_weight(x, weight, bias, grad, dp, dw, x_i, x_l, length, channels, reverse, images,
                      W: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """The gradient before SiLU, and its part of the sums for the taps and, in the place of tap W, the bias."""
+    """The gradient before SiLU, and this program's part of the sums for the taps and, as tap W, for the bias."""
     row = tl.program_id(2).to(tl.int64)
     g = tl.program_id(2) // images
     t = tl.program_id(1) * T + tl.arange(0, T)
     e = tl.program_id(0) * E + tl.arange(0, E)
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     step = 1 - 2 * ((reverse >> g) & 1)
     x += (tl.program_id(2) % images).to(tl.int64) * x_i
     at = t[:, None] * channels + e[None, :]
     p = _before_silu(x, weight, bias, g, t, e, length, channels, x_l, step, W)
     s = tl.sigmoid(p)
-    grad_t = tl.load(grad + row * length * channels + at, inside, 0).to(tl.float32)
+    grad_t = tl.load(grad + row * length * channels + at, mask, 0).to(tl.float32)
     dp_t = grad_t * s * (1 + p * (1 - s))
     dw += (row * tl.num_programs(1) + tl.program_id(1)) * (W + 1) * channels + e
     for k in tl.static_range(W):
         tl.store(dw + k * channels, tl.sum(dp_t * _tap(x, k, t, e, length, channels, x_l, step, W), 0), e < channels)
     tl.store(dw + W * channels, tl.sum(dp_t, 0), e < channels)
-    tl.store(dp + row * length * channels + at, dp_t.to(dp.dtype.element_ty), inside)
+    tl.store(dp + row * length * channels + at, dp_t.to(dp.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -144,12 +144,12 @@ def _backward_input(dp, weight, dx, length, channels, reverse,
     e = tl.program_id(0) * E + tl.arange(0, E)
     total = tl.zeros((T, E), tl.float32)
     for g in tl.static_range(G):
-        # A token is seen by the outputs that come after it in the reading order: the same taps, read the other way.
+        # The transposed convolution: a token contributes to the outputs after it in reading order.
         step = 2 * ((reverse >> g) & 1) - 1
         dp_g = dp + (g * tl.num_programs(2) + image) * length * channels
         for k in tl.static_range(W):
             w = tl.load(weight + (g * channels + e) * W + k, e < channels, 0).to(tl.float32)
             total += _tap(dp_g, k, t, e, length, channels, channels, step, W) * w[None, :]
-    inside = (t < length)[:, None] & (e < channels)[None, :]
+    mask = (t < length)[:, None] & (e < channels)[None, :]
     out = dx + image * length * channels + t[:, None] * channels + e[None, :]
-    tl.store(out, total.to(dx.dtype.element_ty), inside)
+    tl.store(out, total.to(dx.dtype.element_ty), mask)

@@ -1,4 +1,4 @@
-"""What is known of the tokens after a plan that was decided elsewhere, in one Triton kernel; one program an image."""
+"""Index, size and special positions of a plan's survivors in one Triton kernel, for plans that bring none."""
 
 import triton
 import triton.language as tl
@@ -7,20 +7,21 @@ from torch import Tensor
 from mtr_lab.ops.gpu.occupancy import on_its_device
 
 
-@triton.jit(do_not_specialize=["length", "removed", "specials"])
-def _update_metadata(index, size, special, dest, keep, gone, new_index, new_size, new_special,
-                     length, removed, specials, M: tl.constexpr, S: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["length", "num_removed", "specials"])
+def _update_metadata(index, size, special, dest, keep, removed, new_index, new_size, new_special,
+                     length, num_removed, specials, M: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """A program for each image."""
     image = tl.program_id(0).to(tl.int64)
-    first, kept = image * length, length - removed
+    first, kept = image * length, length - num_removed
     j = tl.arange(0, M)
-    there = j < kept
-    i = tl.load(keep + image * kept + j, there, 0)
-    tl.store(new_index + image * kept + j, tl.load(index + first + i, there, 0), there)
-    total = tl.load(size + first + i, there, 0)
-    for k in range(removed):
-        other = tl.load(gone + image * removed + k)
+    mask = j < kept
+    i = tl.load(keep + image * kept + j, mask, 0)
+    tl.store(new_index + image * kept + j, tl.load(index + first + i, mask, 0), mask)
+    total = tl.load(size + first + i, mask, 0)
+    for k in range(num_removed):
+        other = tl.load(removed + image * num_removed + k)
         total += tl.where(j == tl.load(dest + first + other), tl.load(size + first + other), 0)
-    tl.store(new_size + image * kept + j, total, there)
+    tl.store(new_size + image * kept + j, total, mask)
     s = tl.arange(0, S)
     place = tl.load(special + image * specials + s, s < specials, 0)
     tl.store(new_special + image * specials + s, tl.load(dest + first + place, s < specials, 0), s < specials)
@@ -28,9 +29,9 @@ def _update_metadata(index, size, special, dest, keep, gone, new_index, new_size
 
 @on_its_device
 def update_metadata(
-    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, gone: Tensor
+    index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The original index, size and special positions of the survivors: (B, M), (B, M), (B, S)."""
+    """The contract of ``mtr_lab.ops.update_metadata``, on a GPU."""
     images, length = index.shape
     kept = keep.shape[1]
     new_index, new_size, new_special = (
@@ -39,7 +40,7 @@ def update_metadata(
         special.new_empty(special.shape),
     )
     _update_metadata[(images,)](
-        *(t.contiguous() for t in (index, size, special, dest, keep, gone)), new_index, new_size, new_special,
+        *(t.contiguous() for t in (index, size, special, dest, keep, removed)), new_index, new_size, new_special,
         length, length - kept, special.shape[1], M=triton.next_power_of_2(kept),
         S=triton.next_power_of_2(max(special.shape[1], 1)), num_warps=4,
     )  # fmt: skip

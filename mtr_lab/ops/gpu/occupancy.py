@@ -1,4 +1,4 @@
-"""What the kernels share: how a configuration is chosen, and what layouts they accept."""
+"""Launch configuration of the kernels: device, tuning, memory layout, precision and registers."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,11 +13,11 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 INTERPRETED = triton.knobs.runtime.interpret
-STAGES = tl.constexpr(3)  # groups of tokens that a walk has under way or at work
+STAGES = tl.constexpr(3)  # pipeline stages of the loops over tokens
 
 
 def on_its_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, run on the device of its first argument: kernels are launched on the current device.
+    """Run the function with the device of its first argument as the current one, where Triton launches kernels.
 
     The argument is a tensor, or a tuple whose first entry is one.
     """
@@ -35,38 +35,38 @@ def on_its_device(function: Callable[Arguments, Result]) -> Callable[Arguments, 
 
 
 def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
-    """Time the configurations once for each key and dtype, and keep the choice on disk beside the compiled kernels.
+    """Time the configurations once for each key and dtype, and cache the choice on disk beside the compiled kernels.
 
-    Triton's interpreter, which cannot time, takes the first.
+    Under Triton's interpreter the first configuration is taken.
     """
     return triton.autotune(configs[:1] if INTERPRETED else configs, key=key, cache_results=True)
 
 
 def rows(x: Tensor) -> Tensor:
-    """(B, L, E) as it is if its rows are evenly spaced and contiguous each, else a contiguous copy."""
+    """x (B, L, E) itself if all rows are contiguous and evenly spaced, else a contiguous copy."""
     return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
 
 
 def reverse_mask(reverse: Any) -> int:
-    """Bit g is set if direction g reads from the last token to the first."""
+    """An integer whose bit g is set if direction g reads from the last token to the first."""
     return sum(1 << g for g, back in enumerate(reverse) if back)
 
 
-def processors(device: torch.device) -> int:
-    """The multiprocessors of a GPU; 1 of any other device, where the interpreter runs."""
+def num_sms(device: torch.device) -> int:
+    """The number of multiprocessors of a GPU; 1 for the CPU of the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def fill(device: torch.device) -> int:
-    """How many one-warp programs of many registers a device runs at once: twelve a multiprocessor."""
-    return 12 * processors(device)
+def resident_warps(device: torch.device) -> int:
+    """The number of one-warp programs, of 168 registers a thread, that a device runs at once: 12 a multiprocessor."""
+    return 12 * num_sms(device)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How ``product`` multiplies data of this dtype."""
+    """The mode of ``product`` for data of this dtype."""
     if dtype == torch.float32:
         return "ieee"
-    # The interpreter would multiply the bit patterns of bfloat16 as integers.
+    # The interpreter has no product of bfloat16: it would multiply the bits as integers.
     return "widened" if INTERPRETED and dtype == torch.bfloat16 else "native"
 
 
@@ -79,7 +79,7 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 def registers(limit: int) -> dict[str, int]:
-    """The option that limits the registers of a thread, which NVIDIA's compiler has."""
+    """The launch option that limits the registers of a thread, for NVIDIA's compiler alone."""
     return {"maxnreg": limit} if torch.version.hip is None else {}
 
 

@@ -1,7 +1,6 @@
-"""Everything a block's scan reads: convolution and SiLU, x_proj, then dt_proj, bias and softplus.
+"""The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bounded by what it moves. One kernel for all was slower: it met u again in the cache, but waited
-for it there.
+Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache.
 """
 
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.occupancy import autotuned, on_its_device, precision, processors, product, reverse_mask, rows
-from mtr_lab.ops.gpu.scan import LOG2E, maximum, softplus, terms
+from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
+from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
 
-SMALL = 4096  # tokens below which a run of them has to be shared by several programs to fill a GPU
+SMALL = 4096  # tokens: with fewer, runs are ``UNROLL`` long, so that enough programs run to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
 TILE = 64  # channels whose timescales a program computes at a time
@@ -29,37 +28,37 @@ def _tiles(*shapes: tuple[int, int, int]) -> list[triton.Config]:
 @triton.jit(do_not_specialize=["length", "run"])
 def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: tl.constexpr, REVERSE: tl.constexpr,
               G: tl.constexpr, W: tl.constexpr, E: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """A program, one warp, slides a window of tokens along a run, so that each is read once for all taps."""
+    """A program, one warp, slides a window along a run of tokens, so that each token is loaded once for all taps."""
     runs = tl.cdiv(length, run)
     image = (tl.program_id(1) // runs).to(tl.int64)
     start = tl.program_id(1) % runs * run
     end = tl.minimum(start + run, length)
     e = tl.program_id(0) * E + tl.arange(0, E)
-    there = e < channels
+    mask = e < channels
     weights, biases = (), ()
     for g in tl.static_range(G):
-        biases = biases + (tl.load(bias + g * channels + e, there, 0),)
+        biases = biases + (tl.load(bias + g * channels + e, mask, 0),)
         for k in tl.static_range(W):
-            weights = weights + (tl.load(weight + (g * W + k) * channels + e, there, 0),)
+            weights = weights + (tl.load(weight + (g * W + k) * channels + e, mask, 0),)
     x += image * length * step_x + e
     u += image * length * channels + e
     size = tl.num_programs(1).to(tl.int64) // runs * length * channels
-    window = ()  # of tokens t - W + 1 to t + W - 2, for the token t that comes next; then the U tokens after those
+    window = ()  # tokens t - W + 1 to t + W - 2 + U, where t is the next token
     for k in tl.static_range(2 * W - 2 + U):
         t = start + k - W + 1
-        window = window + (tl.load(x + t * step_x, there & (t >= 0) & (t < length), 0),)
+        window = window + (tl.load(x + t * step_x, mask & (t >= 0) & (t < length), 0),)
     for t0 in range(start, end, U):
         for k in tl.static_range(U):
             t = t0 + U + k + W - 1
-            window = window + (tl.load(x + t * step_x, there & (t < length), 0),)
+            window = window + (tl.load(x + t * step_x, mask & (t < length), 0),)
         for k in tl.static_range(U):
             for g in tl.static_range(G):
                 total = biases[g]
-                for tap in tl.static_range(W):  # the last is the token itself
+                for tap in tl.static_range(W):  # tap W - 1 multiplies the token itself
                     near = window[k + (2 * W - 2 - tap if (REVERSE >> g) & 1 else tap)]
                     total += weights[g * W + tap] * near.to(tl.float32)
                 active = total / (1 + tl.exp2(-total * LOG2E))
-                tl.store(u + g * size + (t0 + k) * channels, active.to(u.dtype.element_ty), there & (t0 + k < end))
+                tl.store(u + g * size + (t0 + k) * channels, active.to(u.dtype.element_ty), mask & (t0 + k < end))
         window = window[U:]
 
 
@@ -68,63 +67,65 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
     key=["channels", "R", "G", "BLOCKS", "STATS"],
 )
 @triton.jit(do_not_specialize=["tokens"])
-def _timescales(projected, weight, bias, stretch, u, delta, sums, terms, tokens, channels: tl.constexpr,
-                step: tl.constexpr, R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, STRETCH: tl.constexpr,
+def _timescales(projected, weight, bias, delta_scale, u, delta, sums, terms, tokens, channels: tl.constexpr,
+                step: tl.constexpr, R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, DELTA_SCALE: tl.constexpr,
                 STATS: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """``STATS``: the names of the terms, for the tuner."""
+    """Δ of T tokens, and their statistics. ``STATS``, the names of the terms, is a key of the tuner."""
     g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
     row = tl.arange(0, T)
-    inside = first + row < tokens
+    row_mask = first + row < tokens
     at = g * tokens.to(tl.int64) + first + row
     r = tl.arange(0, R)
-    rank = tl.load(projected + at[:, None] * step + r[None, :], inside[:, None], 0).to(weight.dtype.element_ty)
+    rank = tl.load(projected + at[:, None] * step + r[None, :], row_mask[:, None], 0).to(weight.dtype.element_ty)
     totals = ()
     for _ in tl.static_range(len(terms)):
         totals = totals + (tl.zeros((T,), tl.float32),)
     SHARE: tl.constexpr = (channels + BLOCKS * E - 1) // (BLOCKS * E) * E
     for e0 in range(0, SHARE, E):
         e = tl.program_id(1) * SHARE + e0 + tl.arange(0, E)
-        there = e < channels
-        w = tl.load(weight + (g * R + r)[:, None] * channels + e[None, :], there[None, :], 0)
+        channel_mask = e < channels
+        w = tl.load(weight + (g * R + r)[:, None] * channels + e[None, :], channel_mask[None, :], 0)
         dt = product(rank, w, tl.zeros((T, E), tl.float32), PRECISION)
-        dt = softplus(dt + tl.load(bias + g * channels + e, there, 0)[None, :])
-        if STRETCH:
-            dt *= tl.load(stretch + first + row, inside, 0)[:, None]
-        both = inside[:, None] & there[None, :]
-        tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), both)
+        dt = softplus(dt + tl.load(bias + g * channels + e, channel_mask, 0)[None, :])
+        if DELTA_SCALE:
+            dt *= tl.load(delta_scale + first + row, row_mask, 0)[:, None]
+        mask = row_mask[:, None] & channel_mask[None, :]
+        tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), mask)
         if channels % (BLOCKS * E) != 0:
-            dt = tl.where(there[None, :], dt, 0)
+            dt = tl.where(channel_mask[None, :], dt, 0)
         u_e = dt
-        if len(terms) > 0:  # the compiler leaves out what no term reads
-            u_e = tl.load(u + at[:, None] * channels + e[None, :], both, 0).to(tl.float32)
+        if len(terms) > 0:  # the compiler removes the load if no term uses u
+            u_e = tl.load(u + at[:, None] * channels + e[None, :], mask, 0).to(tl.float32)
         more = ()
         for i in tl.static_range(len(terms)):
             more = more + (totals[i] + tl.sum(terms[i](dt, u_e, None, maximum), 1),)
         totals = more
     place = sums + (tl.program_id(1) * G * tokens.to(tl.int64) + at) * len(terms)
     for i in tl.static_range(len(terms)):
-        tl.store(place + i, totals[i], inside)
+        tl.store(place + i, totals[i], row_mask)
 
 
 @on_its_device
 def project(
     x: Tensor,
     weights: PackedWeights,
-    stretch: Tensor | None,
+    delta_scale: Tensor | None,
     reverse: Sequence[int],
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve the tokens and project what the scan needs.
+    """Convolve the tokens and project them to Δ, B and C.
 
     Args:
-        x: (B, L, E), rows evenly spaced.
-        stretch: (B, L), what Δ of each token is multiplied by.
-        stats: the statistics to emit, of those that do not read the output.
+        x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
+        delta_scale: (B, L), a factor on Δ of each token.
+        stats: the statistics to compute, of those that do not read the scan's output.
 
     Returns:
-        u and Δ, after its softplus, (G, B, L, E) in the dtype of ``x``; low rank, B and C side by side,
-        (G, B, L, R + 2N) float32; the statistics, (G, B, L, len(stats)) float32.
+        u: (G, B, L, E) in the dtype of ``x``.
+        delta: Δ after softplus, likewise.
+        projected: low rank, B and C side by side, (G, B, L, R + 2N) float32.
+        sums: the statistics, (G, B, L, len(stats)) float32.
     """
     x = rows(x)
     images, length, channels = x.shape
@@ -141,20 +142,20 @@ def project(
     blocks = channel_blocks(directions * tokens, channels, x.device)
     parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
-        projected, weights.timescale, weights.timescale_bias, x if stretch is None else stretch.contiguous(), u, delta,
-        parts, terms(stats), tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
-        STRETCH=stretch is not None, STATS=" ".join(stats), PRECISION=precision(x.dtype),
+        projected, weights.timescale, weights.timescale_bias, x if delta_scale is None else delta_scale.contiguous(), u,
+        delta, parts, terms(stats), tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
+        DELTA_SCALE=delta_scale is not None, STATS=" ".join(stats), PRECISION=precision(x.dtype),
     )  # fmt: skip
     return u, delta, projected, parts[0] if blocks == 1 or not stats else parts.sum(0)
 
 
 def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:
-    """How many programs share the channels of a token: few tokens would leave processors idle.
+    """The number of programs that share the channels of a token, so that few tokens still fill the GPU.
 
-    Such that there are six programs a multiprocessor, at most eight for a token, each with as many whole tiles.
+    The aim is six programs a multiprocessor; at most eight share a token, and each takes the same number of tiles.
     """
     tiles = triton.cdiv(channels, TILE)
-    wanted = 6 * processors(device) // triton.cdiv(max(tokens, 1), 64)
+    wanted = 6 * num_sms(device) // triton.cdiv(max(tokens, 1), 64)
     return triton.cdiv(tiles, triton.cdiv(tiles, max(1, min(wanted, 8, tiles))))
 
 

@@ -1,4 +1,4 @@
-"""The dashboard of a running sweep: served on this machine, it follows the results."""
+"""The dashboard of a running sweep: a server on this machine whose page shows new results as they appear."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ _NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """A server on localhost whose page asks it for changed results; ``serve_forever`` runs it.
+    """Make a server on localhost whose page polls it for newer results; ``serve_forever`` runs it.
 
     Args:
         paths: see ``Reader``; folders may still be empty.
@@ -29,7 +29,7 @@ def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Another name is another site's, which has it lead here in order to read what is served.
+            # DNS rebinding: another site may let its name point to this machine in order to read the results.
             port = self.connection.getsockname()[1]
             if self.headers.get("Host") not in [f"{name}:{port}" for name in _NAMES]:
                 return self._send(HTTPStatus.FORBIDDEN, f"open http://localhost:{port}".encode(), "text/plain")
@@ -37,7 +37,7 @@ def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
                 return self.send_error(HTTPStatus.NOT_FOUND)
             try:
                 data, json, tag = source.refresh()
-            except (UserError, OSError) as error:  # a folder that went away while it was read
+            except (UserError, OSError) as error:  # a folder was removed while it was read
                 return self._send(HTTPStatus.SERVICE_UNAVAILABLE, str(error).encode(), "text/plain")
             if self.path == "/":
                 return self._send(HTTPStatus.OK, page(data, live=True).encode(), "text/html")
@@ -57,7 +57,7 @@ def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, *arguments: Any) -> None:
-            """Nothing: a line a second would hide what matters."""
+            """Log nothing: a line a second would hide other output."""
 
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -66,7 +66,7 @@ def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
 
 class _Snapshot(NamedTuple):
-    """The data of some results at one time, as the page reads it."""
+    """The data of the page at one time."""
 
     data: dict[str, Any]
     json: bytes
@@ -74,7 +74,7 @@ class _Snapshot(NamedTuple):
 
 
 class _Source:
-    """The newest data of some results."""
+    """The newest data of the page."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._reader = Reader(paths)
@@ -83,7 +83,7 @@ class _Source:
         self._snapshot: _Snapshot | None = None
 
     def refresh(self) -> _Snapshot:
-        """Read what has changed. One thread does, the others wait for it."""
+        """Read results that have changed. One thread reads, the others wait for it."""
         with self._lock:
             stamp = self._reader.stamp()
             if self._snapshot is None or stamp != self._stamp:

@@ -1,4 +1,4 @@
-"""Results as one HTML file that needs nothing else: charts, tables and what is behind every point."""
+"""The dashboard: results as one HTML file that works without a network."""
 
 import base64
 import hashlib
@@ -16,20 +16,28 @@ from typing import Any
 import numpy as np
 
 from mtr_lab.errors import UserError
-from mtr_lab.results import predictions
+from mtr_lab.report.axes import axes
+from mtr_lab.results import predictions_file
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.comparison import RESAMPLES, Sample, check_same_images, compare_all
+from mtr_lab.results.comparison import Sample, check_same_images, compare_all
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import load_predictions, point_name
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import load_predictions
+from mtr_lab.results.resampling import RESAMPLES
 from mtr_lab.results.schema import FILE_NAME, PICTURES, Point, Result, read_result
 from mtr_lab.results.seeds import Place, mean_point, seed_groups
 from mtr_lab.results.settings import flatten
 
 PICTURE_BYTES = 4 << 20
-"""The largest picture that is embedded."""
+"""Larger pictures are not embedded."""
 REPORT_PICTURE_BYTES = 48 << 20
-"""The most that all pictures of a report may be together."""
+"""The limit for all pictures of a report together."""
 
+_SCRIPTS = (
+    *("format", "dom", "styles", "data", "charts", "tokens", "tables"),
+    *("differences", "downloads", "details", "filters", "main"),
+)
+"""The files of the page's script, in this order: a file's top level may use the files before it."""
 _PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SPEED = ("img_per_s", "latency_ms", "peak_mib")
 _SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
@@ -38,7 +46,7 @@ _NAMED_SETTINGS = 4  # in the name of a variant
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read."""
+    """A run folder as it was read."""
 
     name: str  # unique within a report
     result: Result
@@ -48,7 +56,7 @@ class Run:
 
 
 class Reader:
-    """Reads results, each again only when one of its files changes.
+    """Reads results; each is read again only when one of its files has changed.
 
     Args:
         paths: result files, run folders, or folders that contain run folders at any depth.
@@ -59,7 +67,7 @@ class Reader:
         self._read: dict[Path, tuple[Any, Run]] = {}
 
     def stamp(self) -> Any:
-        """A value that is another one once a result appears, changes or goes.
+        """A value that changes when a result appears, changes or disappears.
 
         Raises:
             UserError: a path does not exist.
@@ -67,16 +75,16 @@ class Reader:
         return [(name, _stamp(file)) for file, name in self._files().items()]
 
     def data(self) -> dict[str, Any]:
-        """What the page shows.
+        """The data of the page.
 
         Returns:
-            ``runs`` with their results word for word; ``points``, each a place in a run's result, or the mean of those
-            that differ in the seed alone; ``differences`` between them in pairs; ``notes`` about what is left out, and
-            why.
+            ``axes`` of the charts; ``runs`` with their unchanged results; ``points``, which are places in these
+            results, or means of points that differ only in the seed; paired ``differences`` between points; ``notes``
+            that say what was left out, and why.
 
         Raises:
-            UserError: a path does not exist, or a file or run folder named itself is not a result. A file found in a
-                folder that is not a result becomes a note.
+            UserError: a path does not exist, or a given file or run folder is not a result. A bad file within a given
+                folder becomes a note instead.
         """
         runs, notes = [], []
         for file, name in self._files().items():
@@ -99,6 +107,7 @@ class Reader:
         pictures, left_out = _within_budget(runs)
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "axes": axes(),
             "resamples": RESAMPLES,
             "runs": [
                 {
@@ -117,7 +126,7 @@ class Reader:
         }
 
     def _files(self) -> dict[Path, str]:
-        """Result files and the names of their runs, which say where below the given path they were found."""
+        """Result files and the names of their runs: the folders from the given path on."""
         names: dict[Path, str] = {}
         for path in self.paths:
             if not path.exists():
@@ -138,12 +147,12 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         output: the HTML file; it appears complete or not at all.
 
     Raises:
-        UserError: what ``Reader.data`` refuses, nothing to show, Plotly is not installed, or ``output`` not writable.
+        UserError: see ``Reader.data``; there is no result; Plotly is not installed; ``output`` cannot be written.
     """
     data = Reader(paths).data()
     if not data["runs"]:
-        found = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
-        raise UserError(f"nothing to show. {found}")
+        reason = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
+        raise UserError(f"nothing to show. {reason}")
     html = page(data)
     try:
         with replace_file(output) as stream:
@@ -156,11 +165,11 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
 def page(data: dict[str, Any], *, live: bool = False) -> str:
     """The HTML of a report.
 
-    Its content security policy lets it run the two scripts it holds and no other, and load nothing from anywhere.
+    Its content security policy allows only its two scripts, and no request but those of a live page to its server.
 
     Args:
         data: of ``Reader.data``.
-        live: let the page ask its own server for newer data.
+        live: whether the page polls its server for newer data.
 
     Raises:
         UserError: Plotly is not installed.
@@ -170,10 +179,12 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
     except ImportError as error:
         raise UserError("the report's charts need Plotly: pip install 'mtr-lab[report]'.") from error
     files = importlib.resources.files("mtr_lab.report.dashboard")
-    template, style, script = (
-        (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "main.js")
+    template, style, *parts = (
+        (files / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", *(f"{name}.js" for name in _SCRIPTS))
     )
-    # What is hashed is what a browser reads: lines that end in a line feed, up to the end tag, which is not within.
+    script = "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])  # one scope, apart from Plotly's
+    # Browsers hash the text with line feeds, up to the end tag, which must not occur in it.
     scripts = [text.replace("\r\n", "\n").replace("</script", r"<\/script") for text in (get_plotlyjs(), script)]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = {
@@ -183,33 +194,33 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "connect-src": "'self'" if live else "'none'",
         "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
     }
-    parts = {
+    values = {
         "live": str(live).lower(),
         "policy": "; ".join(f"{name} {value}" for name, value in sources.items()),
         "style": style,
-        "data": to_json(data).replace("<", r"\u003c"),  # so that no text in it ends the block it stands in
+        "data": to_json(data).replace("<", r"\u003c"),  # or a "</script>" in a text would end the block
         "plotly": scripts[0],
         "script": scripts[1],
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def to_json(data: dict[str, Any]) -> str:
-    """JSON as browsers read it: a number that is not finite, which only a hand-written result can hold, is null."""
+    """JSON as browsers read it: numbers that are not finite, from hand-written results, are null."""
     return json.dumps(json.loads(json.dumps(data), parse_constant=lambda name: None), ensure_ascii=False)
 
 
 def _read_run(file: Path, name: str) -> Run:
     result, notes, sample = read_result(file), [], None
     names = [point_name(point["policy"], point["ratio"]) for point in result["points"]]
-    if (file.parent / predictions.FILE_NAME).exists():
+    if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
             if sample.points != names:
-                raise UserError(f"its predictions are of {', '.join(sample.points)}.")
+                raise UserError(f"its {predictions_file.FILE_NAME} is of the points {', '.join(sample.points)}.")
         except UserError as error:
             sample = None
-            notes.append(f"{name} is not compared in pairs: {error}")
+            notes.append(f"{name} is not in the paired differences: {error}")
     pictures = []
     for path in _pictures(file):
         try:
@@ -225,22 +236,22 @@ def _read_run(file: Path, name: str) -> Run:
 
 
 def _pictures(file: Path) -> list[Path]:
-    found = (file.parent / PICTURES).glob("*")
-    return sorted((path for path in found if path.suffix in _PICTURE_TYPES and path.is_file()), key=_natural)
+    files = (file.parent / PICTURES).glob("*")
+    return sorted((path for path in files if path.suffix in _PICTURE_TYPES and path.is_file()), key=_natural)
 
 
 def _stamp(file: Path) -> list[tuple[str, int, int]]:
-    found = [path for path in (file, file.parent / predictions.FILE_NAME, *_pictures(file)) if path.exists()]
-    return [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found]
+    files = [path for path in (file, file.parent / predictions_file.FILE_NAME, *_pictures(file)) if path.exists()]
+    return [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
 
 
 def _natural(path: Path) -> list[str | int]:
-    """A sort key by which 10 comes after 9."""
+    """A sort key that orders numbers in names by value, 9 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], list[str]]:
-    """Each run's pictures as far as ``REPORT_PICTURE_BYTES`` last, and notes about the others."""
+    """The first pictures of the runs within ``REPORT_PICTURE_BYTES``, and notes about the others."""
     left, kept, notes = REPORT_PICTURE_BYTES, [], []
     for run in runs:
         fitting = []
@@ -256,16 +267,16 @@ def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], lis
 
 
 def _setting(run: Run) -> tuple[str, ...]:
-    """What must be equal for two runs' points to be of one kind."""
+    """What two runs must share for their points to be compared."""
     return run.result["task"], run.result["backbone"], run.result["dataset"]
 
 
 def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[dict[str, Any]]:
-    """The points to show, each as a run and a place in its result; ``places`` are all that are the same.
+    """The points to show, each as a run and an index in its result; ``places`` are all points that it stands for.
 
-    A sweep evaluates the unreduced model in each run, with one outcome but for the speed: it is shown once, as the run
-    with the median speed found it, of those that timed it with the same settings. Points that differ in the seed alone,
-    the groups ``seeds``, are shown as their ``mean``, at the place of the first.
+    A sweep evaluates the unreduced model in each run, with equal figures except the speed. It is shown once, as in the
+    run with the median speed; runs with other timing settings count apart. A group of ``seeds``, whose points differ
+    only in the seed, is shown as its ``mean``, at the place of its first point.
     """
     equal: dict[str, list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}
@@ -292,13 +303,13 @@ def _points(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[d
 
 
 def _variants(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:
-    """What sets runs of the same policy apart: number of images, settings that differ, else the name, else ""."""
+    """What tells runs of the same policy apart: number of images and settings that differ, else the name, else ""."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
         groups[_setting(run), hardware_name(run.result["environment"]), policies].append(r)
     variants = [""] * len(runs)
-    others = {place for group in seeds for place in group[1:]}  # are one point with the first
+    others = {place for group in seeds for place in group[1:]}  # shown as one point with the first of their group
     for members in groups.values():
         settings = {r: {"images": _images(runs[r]), **dict(flatten(runs[r].result["config"]))} for r in members}
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
@@ -311,24 +322,24 @@ def _variants(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str
             for i, point in enumerate(runs[r].result["points"]):
                 if point["policy"] != "none" and (r, i) not in others:
                     alike[variants[r], point_name(point["policy"], point["ratio"])].append(r)
-        for r in {r for found in alike.values() if len(found) > 1 for r in found}:
+        for r in {r for same in alike.values() if len(same) > 1 for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
 
 
 def _images(run: Run) -> str:
-    """How many images it was to evaluate, those it could not read included."""
+    """The number of images of a run, with those that could not be read."""
     point = run.result["points"][0]
     return str(point["images"] + len(point["skipped"]))
 
 
 def _differences(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each point against its run's unreduced one, and against those of other runs and policies at the same ratio.
+    """Compare each point with its run's unreduced point, and with all points of other policies or runs at its ratio.
 
-    Of points that differ in the seed alone, the mean over the seeds; it has the place of the first.
+    Points that differ only in the seed are compared as their mean, at the place of the first.
 
     Returns:
-        the differences of all that can be paired, and why others cannot.
+        The differences of all points that can be paired, and notes why others cannot.
     """
     sets: dict[tuple[str, ...], list[list[tuple[int, Sample]]]] = defaultdict(list)
     notes = []
@@ -348,7 +359,7 @@ def _differences(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple
             if alternatives:
                 notes.append(reason)
             alternatives.append([(r, run.sample)])
-    found = []
+    differences = []
     grouped = {place for group in seeds for place in group}
     for members in (members for alternatives in sets.values() for members in alternatives):
         samples = dict(members)
@@ -362,10 +373,10 @@ def _differences(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple
             if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _same_ratio(points[a], points[b]))
         ]
         metrics = [_summed([samples[r].metrics[i] for r, i in group]) for group in groups]
-        differences = compare_all(metrics, pairs, runs=[len(group) for group in groups])
-        for (a, b), difference in zip(pairs, differences, strict=True):
-            found.append({"first": places[a], "second": places[b], **difference})
-    return found, notes
+        compared = compare_all(metrics, pairs, runs=[len(group) for group in groups])
+        for (a, b), difference in zip(pairs, compared, strict=True):
+            differences.append({"first": places[a], "second": places[b], **difference})
+    return differences, notes
 
 
 def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Classification as a task: the model is the backbone with its own head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.predictions import Predictions, score_point
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import CreateBackbone, Observe, Task, adamw_settings
+from mtr_lab.tasks.task import CreateBackbone, Drawing, Task, adamw_settings
 
 
-class Classification(Task):
+class Classification(Task[Any, ClassifierEvaluation]):
     __doc__ = Task.__doc__
     name = "classification"
-    metrics = ("top1", "top5", "agreement", "kl")
     datamodule = ImageDataModule
 
     def check_training(self, config: DictConfig, devices: int) -> None:
@@ -32,6 +30,9 @@ class Classification(Task):
                 f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
                 f"Choose {even}, or training.mixup=0 training.cutmix=0."
             )
+
+    def assemble(self, backbone: Any, num_classes: int) -> Any:
+        return backbone
 
     def backbone(self, model: Any) -> Any:
         return model
@@ -53,9 +54,6 @@ class Classification(Task):
     ) -> ClassifierEvaluation:
         return ClassifierEvaluation(model, reduction, points, cuda_graph)
 
-    def score(self, predictions: Predictions, point: int) -> Mapping[str, Any]:
-        return score_point(predictions, point)
-
     def training(self, model: Any, config: DictConfig) -> LightningModule:
         settings = config.training
         return ClassifierTraining(
@@ -67,14 +65,6 @@ class Classification(Task):
             cuda_graph=config.trainer.cuda_graph,
         )
 
-    def draw(
-        self,
-        evaluation: ClassifierEvaluation,
-        image: Mapping[str, Any],
-        observe: Observe,
-        points: Sequence[OperatingPoint],
-        class_names: Sequence[str],
-        stem: Path,
-    ) -> None:
-        (observation,) = observe(image["image"])
-        save_depth(observation, None, stem)
+    def draw(self, drawing: Drawing[ClassifierEvaluation]) -> None:
+        (observation,) = drawing.observe(drawing.image["image"])
+        save_depth(observation, None, drawing.stem)

@@ -1,4 +1,4 @@
-"""Evaluating a detector: the objects found in every image at every operating point."""
+"""Evaluation of a detector: the objects detected in every image at every operating point."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from mtr_lab.results.average_precision import count_objects, match_images
 from mtr_lab.results.detections import Detections
 from mtr_lab.tasks.detection.model import Detector
-from mtr_lab.tasks.evaluation import BatchedEvaluation, OperatingPoint, check_finite
+from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint, check_finite
 
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a table at every evaluation
 
@@ -21,7 +21,7 @@ logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints a t
 def mean_average_precision(masks: bool) -> MeanAveragePrecision:
     """COCO's metric, of boxes, or of boxes and masks: of masks alone it would leave out images without objects.
 
-    Of what its own process has seen: it never asks the others.
+    It covers the images of this process, without synchronisation.
     """
     return MeanAveragePrecision(
         iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval", sync_on_compute=False
@@ -29,39 +29,39 @@ def mean_average_precision(masks: bool) -> MeanAveragePrecision:
 
 
 def average_precisions(metric: MeanAveragePrecision) -> dict[str, float]:
-    """``map`` and ``ap50``, of masks if there are any, fractions; NaN where there are no objects."""
+    """``map`` and ``ap50``, of masks if the metric has them, fractions; NaN without objects."""
     figures = metric.compute()
     kind = "segm_" if "segm" in metric.iou_type else ""
-    found = {"map": float(figures[f"{kind}map"]), "ap50": float(figures[f"{kind}map_50"])}
-    return {name: math.nan if value < 0 else value for name, value in found.items()}  # -1: no objects
+    values = {"map": float(figures[f"{kind}map"]), "ap50": float(figures[f"{kind}map_50"])}
+    return {name: math.nan if value < 0 else value for name, value in values.items()}  # -1: no objects
 
 
 class DetectedBatch(NamedTuple):
-    """What is known of the images of a batch that could be read."""
+    """Results of the images of a batch that could be read."""
 
     ids: np.ndarray  # (B,) str
     hashes: np.ndarray
-    truths: list[dict[str, Any]]  # of each, as ``match_images`` takes it
-    found: list[list[dict[str, Any]]]  # at each point, of each
-    states: list[dict[str, Any]]  # at each point, that of COCO's metric: lists with an entry for each
-    skipped: list[str]  # ids of the others
+    truths: list[dict[str, Any]]  # by image, as ``match_images`` takes them
+    detections: list[list[dict[str, Any]]]  # by point and image
+    states: list[dict[str, Any]]  # by point, of COCO's metric: lists with an entry for every image
+    skipped: list[str]  # names of the images that could not be read
 
 
-class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
-    """Collects what is found in every image at every point; the model is a detector."""
+class DetectionEvaluation(Evaluation[DetectedBatch]):
+    """Collects the detections in every image at every point; the model is a detector."""
 
     model: Detector
 
     def forward_at(self, point: OperatingPoint, images: Tensor) -> list[dict[str, Tensor]]:
-        """What is found at one point in images (B, 3, H, W) that fill the model's input."""
+        """Detections at one point in images (B, 3, H, W) that fill the model's input."""
         sizes = [tuple(images.shape[-2:])] * len(images)
         return self.detect_at(point, {"image": images, "size": sizes, "original_size": sizes})
 
     def detect_at(self, point: OperatingPoint, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """What is found at one point, see :meth:`Detector.detect`.
+        """Detections at one point, see :meth:`Detector.detect`.
 
         Raises:
-            UserError: the model's outputs are not numbers.
+            UserError: the model's outputs are not finite.
         """
         self.reduction.use(point.schedule)
         features = self.model.features(batch["image"])
@@ -69,31 +69,26 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
         return self.model.detect(batch, features)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
-        truths = [on_cpu(each) for each in batch["objects"]]
-        detected = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
+        truths = [on_cpu(objects) for objects in batch["objects"]]
+        results = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
         for point in self.points if len(batch["id"]) else []:
-            found = [on_cpu(each) for each in self.detect_at(point, batch)]
+            detections = [on_cpu(detection) for detection in self.detect_at(point, batch)]
             metric = mean_average_precision(self.model.head.masks)
-            metric.update(found, truths)
-            detected.found.append(list(map(as_arrays, found)))
-            detected.states.append(metric.metric_state)
-        self.keep(detected)
+            metric.update(detections, truths)
+            results.detections.append(list(map(as_arrays, detections)))
+            results.states.append(metric.metric_state)
+        self.keep(results)
 
     def predictions(self) -> Detections:
-        """What was found in every image that could be read, at every point.
-
-        Raises:
-            UserError: no image could be read.
-        """
-        images, classes = self.images(), self.model.head.num_classes
-        read = [batch for batch in self.batches if len(batch.ids)]
-        truths = [each for batch in read for each in batch.truths]
+        images, classes = self.image_names(), self.model.head.num_classes
+        read = [results for results in self.results if len(results.ids)]
+        truths = [objects for results in read for objects in results.truths]
         matches = [
-            match_images([each for batch in read for each in batch.found[i]], truths, classes)
+            match_images([detection for results in read for detection in results.detections[i]], truths, classes)
             for i in range(len(self.points))
         ]
         figures = [
-            list(average_precisions(self._metric([batch.states[i] for batch in read])).values())
+            list(average_precisions(self._metric([results.states[i] for results in read])).values())
             for i in range(len(self.points))
         ]
         return Detections(
@@ -101,20 +96,20 @@ class DetectionEvaluation(BatchedEvaluation[DetectedBatch]):
             labels=count_objects(truths, classes),
             points=np.array([point.name for point in self.points]),
             figures=np.array(figures).reshape(-1, 2),
-            point=_joined([np.full(len(each.image), i) for i, each in enumerate(matches)], np.int64),
-            image=_joined([each.image for each in matches], np.int64),
-            label=_joined([each.label for each in matches], np.int64),
-            score=_joined([each.score for each in matches], np.float32),
-            box=_joined([each.box for each in matches], np.float32, 4),
-            found=_joined([each.found for each in matches], np.int8, 10),
+            point=_concat([np.full(len(m.image), i) for i, m in enumerate(matches)], np.int64),
+            image=_concat([m.image for m in matches], np.int64),
+            label=_concat([m.label for m in matches], np.int64),
+            score=_concat([m.score for m in matches], np.float32),
+            box=_concat([m.box for m in matches], np.float32, 4),
+            hits=_concat([m.hits for m in matches], np.int8, 10),
         )
 
     def _metric(self, states: Sequence[Mapping[str, Any]]) -> MeanAveragePrecision:
-        """COCO's metric of what several have seen, in turn."""
+        """COCO's metric with the concatenated states of several."""
         metric = mean_average_precision(self.model.head.masks)
-        metric.update([], [])  # else it would warn that it has seen nothing
+        metric.update([], [])  # without an update it warns
         for name in metric.metric_state:
-            setattr(metric, name, [each for state in states for each in state[name]])
+            setattr(metric, name, [entry for state in states for entry in state[name]])
         return metric
 
 
@@ -128,10 +123,11 @@ def as_arrays(objects: Mapping[str, Tensor]) -> dict[str, Any]:
     arrays: dict[str, Any] = {name: value.numpy() for name, value in objects.items() if name != "masks"}
     boxes = arrays["boxes"].astype(np.float64)
     arrays["shapes"] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    if "masks" in objects:  # as run lengths: thousands of whole masks would not fit into memory
+    if "masks" in objects:  # run lengths: thousands of whole masks would not fit into memory
         arrays["shapes"] = [coco_masks.encode(np.asfortranarray(mask.numpy(), np.uint8)) for mask in objects["masks"]]
     return arrays
 
 
-def _joined(parts: Sequence[np.ndarray], kind: Any, *shape: int) -> np.ndarray:
-    return np.concatenate([np.zeros((0, *shape), kind), *parts]).astype(kind)
+def _concat(parts: Sequence[np.ndarray], dtype: Any, *shape: int) -> np.ndarray:
+    """Arrays (n, *shape) along the first axis; (0, *shape) of no parts."""
+    return np.concatenate([np.zeros((0, *shape), dtype), *parts]).astype(dtype)

@@ -28,9 +28,9 @@ from mtr_lab.tasks.features import FeatureMaps
 
 STRIDES = (4, 8, 16, 32)
 PROPOSALS = {"training": 600, "testing": 300}
-"""How many regions of an image go to the second stage."""
+"""Regions of an image that the second stage classifies."""
 BOX_NMS, SCORE = 0.5, 0.01
-"""Of two detections of a class that overlap more only the better stays; none with a lower score is reported."""
+"""IoU threshold of the non-maximum suppression, and the lowest score of a detection."""
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -48,7 +48,7 @@ class SimpleFeaturePyramid(nn.Module):
     def __init__(self, channels: int, stride: int, width: int) -> None:
         super().__init__()
         if stride not in STRIDES:
-            raise UserError(f"the patches are {stride} pixels apart: a feature pyramid takes {STRIDES}.")
+            raise UserError(f"the patches are {stride} pixels apart: a feature pyramid needs one of {STRIDES}.")
         self.levels = nn.ModuleDict()
         for target in STRIDES:
             layers: list[nn.Module] = []
@@ -67,13 +67,13 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """The pyramid, the region proposals and the second stage: boxes and classes, with ``masks`` their outlines too.
+    """Feature pyramid, region proposal network and the second stage: boxes and classes, with ``masks`` masks too.
 
     Args:
-        channels, stride: of the map it is given.
+        channels, stride: of the feature map.
         num_classes: without the background, which is label 0 here.
-        anchors: for each stride of ``STRIDES`` the sides in pixels of the anchors there, each in ``ratios``.
-        ratios: height / width of the anchors.
+        anchors: the sides of the anchors in pixels, a list for every stride of ``STRIDES``.
+        ratios: height / width of the anchors; every side is combined with every ratio.
         masks: Mask R-CNN instead of Faster R-CNN.
         width: channels of the pyramid.
         hidden: width of the second stage's fully connected layer.
@@ -141,21 +141,21 @@ class DetectionHead(nn.Module):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections, and the losses while training.
+        """Detections in evaluation mode, losses in training mode.
 
         Args:
             features: (B, C, H/s, W/s).
-            images: (B, 3, H, W), whose shape alone counts.
-            sizes: (height, width) of each image within its (H, W), at the top left.
-            targets: while training, of each image ``boxes`` (n, 4), left, top, right, bottom in pixels, ``labels``
-                (n,) int64 from 1, and for masks ``masks`` (n, H, W) uint8.
+            images: (B, 3, H, W); only their shape is read.
+            sizes: (height, width) of every image, which is at the top left of its (H, W).
+            targets: in training mode, for every image ``boxes`` (n, 4), left, top, right, bottom in pixels, ``labels``
+                (n,) int64 from 1, and of Mask R-CNN ``masks`` (n, H, W) uint8.
 
         Returns:
-            for each image ``boxes`` (m, 4), ``scores`` (m,), ``labels`` (m,), ``masks`` (m, 1, 28, 28) within the box
-            (nothing while training); the losses by name (nothing else).
+            In evaluation mode for every image ``boxes`` (m, 4), ``scores`` (m,), ``labels`` (m,), and ``masks``
+            (m, 1, 28, 28) within the box; in training mode the losses by name. The other one is empty.
         """
         pyramid = self.pyramid(features)
-        # Boxes in bfloat16 would be whole pixels off, so only what comes before is in the precision of the caller.
+        # Autocast ends here: boxes in bfloat16 would be whole pixels off.
         with torch.autocast(features.device.type, enabled=False):
             pyramid = {stride: level.float() for stride, level in pyramid.items()}
             proposals, first = self.rpn(ImageList(images, sizes), pyramid, targets)
@@ -163,7 +163,7 @@ class DetectionHead(nn.Module):
         return detections, {**first, **second}
 
     def flops(self, height: int, width: int) -> int:
-        """True FLOPs on the map of one image of that size, with as many regions as there may be, without masks."""
+        """True FLOPs for one image of that size, with the maximum number of regions, without masks."""
         counter = FlopCounterMode(display=False)
         weight = next(self.parameters())
         features = weight.new_zeros(1, self.channels, height // self.stride, width // self.stride)
@@ -176,16 +176,16 @@ class DetectionHead(nn.Module):
 
 
 class Detector(nn.Module):
-    """A backbone and a detection head on its last map; their parameters are below ``backbone`` and ``head``.
+    """A backbone and a detection head on its last map; the parameters are ``backbone.*`` and ``head.*``.
 
     Args:
-        backbone: loses its classification head.
+        backbone: its classification head is removed.
         num_classes: without the background.
         restoration: of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
-        settings: the rest of :class:`DetectionHead`'s.
+        settings: the other arguments of :class:`DetectionHead`.
 
     Raises:
-        UserError: a setting the head does not know, or one that cannot be.
+        UserError: an unknown or impossible setting.
     """
 
     def __init__(self, backbone: Any, num_classes: int, *, restoration: str = "nearest", **settings: Any) -> None:
@@ -207,27 +207,34 @@ class Detector(nn.Module):
         return normed.transpose(1, 2).unflatten(2, last.shape[2:])
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The losses by name, of a batch as ``DetectionDataModule`` has it for training."""
+        """The losses by name, of a training batch of ``DetectionDataModule``."""
         targets = [{**objects, "labels": objects["labels"] + 1} for objects in batch["objects"]]
         return self.head(self.features(batch["image"]), batch["image"], batch["size"], targets)[1]
 
     def detect(self, batch: Mapping[str, Any], features: Tensor) -> list[dict[str, Tensor]]:
-        """Of each image ``boxes`` (m, 4) in its own pixels, ``scores``, ``labels`` from 0, and perhaps ``masks``."""
-        found, _ = self.head(features, batch["image"], batch["size"])
-        places = zip(found, batch["size"], batch["original_size"], strict=True)
-        return [{**to_original(*each), "labels": each[0]["labels"] - 1} for each in places]
+        """For every image ``boxes`` (m, 4) in its pixels, ``scores``, ``labels`` from 0, and ``masks`` of Mask R-CNN.
+
+        Args:
+            batch: as ``DetectionDataModule`` has it for evaluation.
+            features: of its images, see :meth:`features`.
+        """
+        detections, _ = self.head(features, batch["image"], batch["size"])
+        return [
+            {**to_original(detection, size, original), "labels": detection["labels"] - 1}
+            for detection, size, original in zip(detections, batch["size"], batch["original_size"], strict=True)
+        ]
 
 
 def to_original(detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
-    """A detection in the pixels of the image as it was, masks as (m, height, width) bool.
+    """A detection in the pixels of the original image, masks as (m, height, width) bool.
 
     Args:
-        detection: as ``DetectionHead`` finds it.
-        size, original: (height, width) of the image as the model had it, and as it was.
+        detection: an output of ``DetectionHead``.
+        size, original: (height, width) of the resized image in the model's input, and of the original image.
     """
-    vertical, horizontal = (was / now for was, now in zip(original, size, strict=True))
+    vertical, horizontal = original[0] / size[0], original[1] / size[1]
     boxes = detection["boxes"] * detection["boxes"].new_tensor([horizontal, vertical, horizontal, vertical])
-    found = {**detection, "boxes": boxes}
+    resized = {**detection, "boxes": boxes}
     if "masks" in detection:
-        found["masks"] = paste_masks_in_image(detection["masks"], boxes, original)[:, 0] > 0.5
-    return found
+        resized["masks"] = paste_masks_in_image(detection["masks"], boxes, original)[:, 0] > 0.5
+    return resized

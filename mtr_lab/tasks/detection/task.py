@@ -1,6 +1,6 @@
 """Detection as a task: Faster or Mask R-CNN on a backbone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,23 @@ from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.detections import Detections, score_detections
 from mtr_lab.tasks.detection.evaluation import DetectionEvaluation
 from mtr_lab.tasks.detection.model import Detector
 from mtr_lab.tasks.detection.training import DetectionTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
+from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
-class Detection(DenseTask):
+class Detection(DenseTask[Detector, DetectionEvaluation]):
     __doc__ = DenseTask.__doc__
     name = "detection"
-    metrics = ("map", "ap50")
     datamodule = DetectionDataModule
     bundled = "bccd"
 
     def check(self, trainer: DictConfig) -> None:
         if trainer.cuda_graph:
             raise UserError(
-                "trainer.cuda_graph=true: a detector finds another number of boxes in each image. Set false."
+                "trainer.cuda_graph=true: a detector has a different number of boxes in every image. Set false."
             )
         if str(trainer.precision) in ("16-true", "bf16-true"):
             mixed = str(trainer.precision).replace("true", "mixed")
@@ -56,26 +54,16 @@ class Detection(DenseTask):
     ) -> DetectionEvaluation:
         return DetectionEvaluation(model, reduction, points)
 
-    def score(self, predictions: Detections, point: int) -> Mapping[str, Any]:
-        return score_detections(predictions, point)
-
     def training(self, model: Detector, config: DictConfig) -> LightningModule:
         return DetectionTraining(model, **adamw_settings(config))
 
-    def draw(
-        self,
-        evaluation: DetectionEvaluation,
-        image: Mapping[str, Any],
-        observe: Observe,
-        points: Sequence[OperatingPoint],
-        class_names: Sequence[str],
-        stem: Path,
-    ) -> None:
-        batch = {**image, "original_size": image["size"]}
-        found = {}
-        for point in points:
-            (detection,) = evaluation.detect_at(point, batch)
+    def draw(self, drawing: Drawing[DetectionEvaluation]) -> None:
+        batch = {**drawing.image, "original_size": drawing.image["size"]}
+        detections = {}
+        for point in drawing.points:
+            (detection,) = drawing.evaluation.detect_at(point, batch)
             boxes, scores, labels = (detection[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
-            found[point.name] = (boxes, scores, labels.astype(int))
-        (observation,) = observe(image["image"])
-        save_picture(detection_sheet(observation, found, class_names), stem.with_name(f"{stem.name}.png"))
+            detections[point.name] = (boxes, scores, labels.astype(int))
+        (observation,) = drawing.observe(drawing.image["image"])
+        sheet = detection_sheet(observation, detections, drawing.class_names)
+        save_picture(sheet, drawing.stem.with_name(f"{drawing.stem.name}.png"))

@@ -22,8 +22,8 @@ class DetectionTraining(DenseTraining):
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> None:
         self.skipped.update(batch["skipped"])
-        found = [on_cpu(each) for each in self.model.detect(batch, self.model.features(batch["image"]))]
-        self.val_ap.update(found, [on_cpu(each) for each in batch["objects"]])
+        detections = self.model.detect(batch, self.model.features(batch["image"]))
+        self.val_ap.update(list(map(on_cpu, detections)), list(map(on_cpu, batch["objects"])))
 
     def on_validation_epoch_end(self) -> None:
         figures = average_precisions(self.val_ap)

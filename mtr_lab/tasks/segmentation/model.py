@@ -39,17 +39,17 @@ class SegmentationHead(nn.Module):
         super().__init__()
         for stride in strides:
             if stride not in STRIDES:
-                raise UserError(f"the patches are {stride} pixels apart: a segmentation head takes {STRIDES}.")
+                raise UserError(f"the patches are {stride} pixels apart: a segmentation head needs one of {STRIDES}.")
         check_number("task.width", width, int, 1)
         self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
         levels = zip(channels, strides, STRIDES, strict=True)
         self.resample = nn.ModuleList(_resampling(*level) for level in levels)
-        # It takes five maps and leaves out the two finest.
+        # The decoder expects five maps and ignores the two finest.
         self.decoder = UPerNetDecoder([0, 0, *channels], len(STRIDES) + 1, width)
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        levels = [resample(each) for resample, each in zip(self.resample, maps, strict=True)]
+        levels = [resample(level) for resample, level in zip(self.resample, maps, strict=True)]
         return self.classify(self.decoder([levels[0], levels[0], *levels]))
 
     def flops(self, height: int, width: int) -> int:
@@ -65,23 +65,23 @@ class SegmentationHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A backbone and a segmentation head; their parameters are below ``backbone`` and ``head``.
+    """A backbone and a segmentation head; the parameters are ``backbone.*`` and ``head.*``.
 
     Args:
-        backbone: of at least four blocks; loses its classification head.
+        backbone: of at least four blocks; its classification head is removed.
         num_classes: of the pixels.
         width: channels of the decoder.
-        restoration: how maps are made of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
+        restoration: of reduced tokens, one of ``mtr_lab.reduction.RESTORATIONS``.
 
     Raises:
-        UserError: a setting that cannot be.
+        UserError: an impossible setting.
     """
 
     def __init__(self, backbone: Any, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
         super().__init__()
         maps = FeatureMaps(backbone, len(STRIDES), restoration)
         backbone.reset_classifier(0)
-        backbone.final_norm.requires_grad_(False)  # the maps are those before it
+        backbone.final_norm.requires_grad_(False)  # unused: the maps are taken before it
         self.backbone, self.restoration = backbone, restoration
         self.head = SegmentationHead(maps.channels, maps.strides, num_classes, width)
 
@@ -92,22 +92,22 @@ class Segmenter(nn.Module):
 
 
 def classify_pixels(logits: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
-    """The class of every pixel of every image, (height, width) int64 in the size of its labels.
+    """The class of every pixel of every image, (height, width) int64, in the size of its labels.
 
     Args:
-        logits: (N, K, H, W) of a batch's N windows.
-        batch: as ``SegmentationDataModule`` has it for evaluation.
+        logits: (N, K, H, W) of the N windows of a batch.
+        batch: an evaluation batch of ``SegmentationDataModule``.
     """
     parts = logits.split([len(places) for places in batch["windows"]])
     images = zip(parts, batch["windows"], batch["size"], batch["label"], strict=True)
     return [
-        F.interpolate(join_windows(each, places, size)[None], labels.shape[-2:], mode="bilinear")[0].argmax(0)
-        for each, places, size, labels in images
+        F.interpolate(join_windows(windows, places, size)[None], labels.shape[-2:], mode="bilinear")[0].argmax(0)
+        for windows, places, size, labels in images
     ]
 
 
 def join_windows(logits: Tensor, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
-    """Windows (n, K, H, W) at ``places`` (top, left) to one map (K, height, width); where they overlap, the mean."""
+    """Windows (n, K, H, W) at ``places`` (top, left) to one map (K, height, width), the mean where they overlap."""
     height, width = logits.shape[-2:]
     whole = [max(top for top, _ in places) + height, max(left for _, left in places) + width]
     total, count = logits.new_zeros(logits.shape[1], *whole), logits.new_zeros(whole)
@@ -118,7 +118,7 @@ def join_windows(logits: Tensor, places: Sequence[tuple[int, int]], size: tuple[
 
 
 def _resampling(channels: int, stride: int, target: int) -> nn.Sequential:
-    """Twice as fine, or half as fine, as often as it takes."""
+    """Layers that bring a map of one stride to another, by factors of two."""
     halvings = round(math.log2(max(target / stride, 1)))
     layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(halvings)]
     for step in range(round(math.log2(max(stride / target, 1)))):

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule
@@ -13,18 +12,16 @@ from mtr_lab.data import SegmentationDataModule
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
 from mtr_lab.reduction import Reduction
-from mtr_lab.results.segmentations import Segmentations, score_segmentations
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.segmentation.evaluation import SegmentationEvaluation
 from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.tasks.segmentation.training import SegmentationTraining
-from mtr_lab.tasks.task import DenseTask, Observe, adamw_settings
+from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
-class Segmentation(DenseTask):
+class Segmentation(DenseTask[Segmenter, SegmentationEvaluation]):
     __doc__ = DenseTask.__doc__
     name = "segmentation"
-    metrics = ("miou",)
     datamodule = SegmentationDataModule
     bundled = "camvid"
 
@@ -44,9 +41,6 @@ class Segmentation(DenseTask):
     ) -> SegmentationEvaluation:
         return SegmentationEvaluation(model, reduction, points)
 
-    def score(self, predictions: Segmentations, point: int) -> Mapping[str, Any]:
-        return score_segmentations(predictions, point)
-
     def training(self, model: Segmenter, config: DictConfig) -> LightningModule:
         return SegmentationTraining(model, **adamw_settings(config), cuda_graph=config.trainer.cuda_graph)
 
@@ -55,17 +49,11 @@ class Segmentation(DenseTask):
         for image, single in zip(windows, super().single_images(batch), strict=True):
             yield {**single, "image": image}
 
-    def draw(
-        self,
-        evaluation: SegmentationEvaluation,
-        image: Mapping[str, Any],
-        observe: Observe,
-        points: Sequence[OperatingPoint],
-        class_names: Sequence[str],
-        stem: Path,
-    ) -> None:
-        """The first of its windows: what the model sees at once."""
-        first = image["image"][:1]
-        found = {point.name: evaluation.forward_at(point, first)[0].argmax(0).cpu().numpy() for point in points}
-        (observation,) = observe(first)
-        save_picture(segmentation_sheet(observation, found, class_names), stem.with_name(f"{stem.name}.png"))
+    def draw(self, drawing: Drawing[SegmentationEvaluation]) -> None:
+        """Draw the first window of the image, one input of the model."""
+        window = drawing.image["image"][:1]
+        logits = {point.name: drawing.evaluation.forward_at(point, window)[0] for point in drawing.points}
+        labels = {name: values.argmax(0).cpu().numpy() for name, values in logits.items()}
+        (observation,) = drawing.observe(window)
+        sheet = segmentation_sheet(observation, labels, drawing.class_names)
+        save_picture(sheet, drawing.stem.with_name(f"{drawing.stem.name}.png"))

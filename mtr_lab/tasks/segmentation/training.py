@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mtr_lab.backbones.graphed_training import GraphedTraining
 from mtr_lab.data.segmentation.label_maps import IGNORE
-from mtr_lab.results.segmentations import mean_iou
+from mtr_lab.results.metrics.miou import mean_iou
 from mtr_lab.tasks.dense_training import DenseTraining
 from mtr_lab.tasks.segmentation.evaluation import confusion_matrix
 from mtr_lab.tasks.segmentation.model import Segmenter, classify_pixels
 
 
 class SegmentationTraining(DenseTraining):
-    """Cross-entropy, rare classes weighing more, and the Dice loss of the classes in the batch.
+    """Cross-entropy, weighted by :func:`class_weights`, plus the Dice loss of the classes in the batch.
 
     Args:
         segmenter: to train.
@@ -46,7 +46,7 @@ class SegmentationTraining(DenseTraining):
         self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
 
     def setup(self, stage: str) -> None:
-        """Weigh the classes by how often the datamodule's training images have them."""
+        """Weigh the classes by their pixels in the datamodule's training images."""
         if stage == "fit":
             self.class_weights.copy_(class_weights(self.trainer.datamodule.class_pixels()))  # type: ignore[attr-defined]
 
@@ -59,8 +59,9 @@ class SegmentationTraining(DenseTraining):
         self.skipped.update(batch["skipped"])
         if not len(batch["id"]):
             return
-        for found, labels in zip(classify_pixels(self.model(batch["image"]), batch), batch["label"], strict=True):
-            self._confusion += confusion_matrix(found, labels, len(self._confusion)).cpu()
+        predictions = classify_pixels(self.model(batch["image"]), batch)
+        for predicted, labels in zip(predictions, batch["label"], strict=True):
+            self._confusion += confusion_matrix(predicted, labels, len(self._confusion)).cpu()
 
     def on_validation_epoch_end(self) -> None:
         self.log("val_miou", mean_iou(self._confusion.numpy()), prog_bar=True, sync_dist=True)
@@ -68,6 +69,6 @@ class SegmentationTraining(DenseTraining):
 
 
 def class_weights(class_pixels: Tensor) -> Tensor:
-    """Of each class the square root of the median number of pixels over its own, (K,); 0 for one that is absent."""
+    """√(median number of pixels of the classes / number of pixels of the class), (K,); 0 for an absent class."""
     weights = (class_pixels.float().median() / class_pixels.clamp(min=1)).sqrt()
     return torch.where(class_pixels > 0, weights, 0.0)

@@ -1,4 +1,4 @@
-"""Layouts, class mapping, hold-out by ids, and the messages for what is wrong with a configuration."""
+"""Image folders: layouts, class mapping, hold-out by ids, messages for wrong configurations."""
 
 import os
 import shutil
@@ -87,7 +87,7 @@ def test_new_names_for_class_folders(folders: Folders, module: Module) -> None:
 def test_training_and_evaluation_have_to_number_classes_alike(folders: Folders, module: Module) -> None:
     folders("train", a=4, b=4, c=4)
     root = folders("val", a=1, b=1)
-    with pytest.raises(UserError, match=r"differ in the classes c: .* empty one will do"):
+    with pytest.raises(UserError, match=r"differ in the classes c: .* they may be empty"):
         module(root=str(root)).setup("fit")
     folders("val", c=0)
     data = module(root=str(root), num_classes=3)
@@ -182,7 +182,7 @@ def test_evaluation_is_the_same_every_time(folders: Folders, module: Module) -> 
 def test_the_identity_is_of_the_images_wherever_they_lie(module: Module, folders: Folders, tmp_path: Path) -> None:
     root = folders("val", a=2, b=1)
     first = module(root=str(root)).fingerprint()
-    copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps the times
+    copy = Path(shutil.copytree(root / "val", tmp_path / "copy"))  # keeps modification times
     assert module(root=str(copy)).fingerprint() == first
     os.utime(copy / "a" / "0.jpg", ns=(1, 1))
     changed = module(root=str(copy)).fingerprint()

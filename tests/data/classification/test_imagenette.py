@@ -1,4 +1,4 @@
-"""``dataset.source=imagenette``: found where it is, downloaded by torchvision where it is not."""
+"""``dataset.source=imagenette`` uses existing directories, and downloads a missing dataset by torchvision."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Module = Callable[..., ImageDataModule]
 
 @pytest.fixture
 def downloads(tmp_path: Path, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands for the network: unpacks two classes, and notes the addresses asked for."""
+    """A fake network: unpacks two classes, and records the requested addresses."""
     asked: list[str] = []
     for split in ("train", "val"):
         for image in list((folders(f"archive/{split}", n01440764=2, n02102040=1) / "archive" / split).rglob("*.jpg")):

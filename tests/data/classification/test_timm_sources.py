@@ -33,7 +33,7 @@ def test_torchvision_dataset_through_timm(folders: Folders, module: Module) -> N
 def test_reader_with_encoded_bytes_keeps_names_and_never_shows_a_neighbour(
     folders: Folders, module: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A map-style timm dataset as ``hfds/`` makes it, over a local reader."""
+    """A map-style timm dataset like those of ``hfds/``, with a local reader."""
     root = folders(a=2, b=2)
     dataset = ImageDataset(str(root), reader=ReaderImageFolder(str(root)))
     monkeypatch.setattr("mtr_lab.data.classification.timm_sources.create_dataset", lambda *_, **__: dataset)
@@ -51,7 +51,7 @@ def test_reader_with_encoded_bytes_keeps_names_and_never_shows_a_neighbour(
 
 
 class Stream:
-    """A timm reader of seven red images, or of as many as ``stop`` says before it fails or ends."""
+    """A timm reader of seven red images; it fails or ends after ``stop`` of them."""
 
     def __init__(self, stop: int = 7, error: Exception | None = None) -> None:
         self.stop = stop

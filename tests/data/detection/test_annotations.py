@@ -1,4 +1,4 @@
-"""Detection data: what VOC and COCO files become, and what is said of files that are wrong."""
+"""Detection data: batches from VOC and COCO files, and messages for wrong files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SIZE = (60, 100)  # of the images: height, width
 
 
 def module(root: Path, source: str, **options: Any) -> DetectionDataModule:
-    """On a canvas of 48 x 64."""
+    """A data module with a canvas of 48 x 64."""
     config = {"input_size": (3, 48, 64), "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 0.5)}
     augmentation = {"scale": [0.5, 2.0], "turns": True, "color_jitter": 0.2}
     fixed: dict[str, Any] = {"name": "cells", "data_config": config, "batch_size": 2, "train_transform": augmentation}
@@ -93,7 +93,7 @@ def test_voc_objects_in_pixels_of_the_image(voc: Write) -> None:
     assert list(batch["id"]) == ["a", "b"]
     assert batch["image"].shape == (2, 3, 48, 64)
     assert batch["original_size"] == [SIZE, SIZE]
-    assert batch["size"] == [(38, 64)] * 2  # as large as the canvas allows
+    assert batch["size"] == [(38, 64)] * 2  # the largest size that fits the canvas
     first, without_objects = batch["objects"]
     assert first["boxes"].tolist() == [[10, 20, 40, 35], [0, 0, 5, 6]]
     assert first["labels"].tolist() == [1, 0]
@@ -153,7 +153,7 @@ def test_boxes_end_at_the_edge_of_the_image(voc: Write) -> None:
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_boxes_and_masks_follow_the_augmented_image(turns: bool) -> None:
-    """An object that alone is white: wherever it comes to lie, box and mask are around what is white."""
+    """The only white object: after any augmentation, box and mask enclose the white pixels."""
     torch.manual_seed(0)
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     image[:, 22:40, 30:64] = 255
@@ -179,7 +179,7 @@ def test_boxes_and_masks_follow_the_augmented_image(turns: bool) -> None:
 def test_objects_out_of_the_window_are_not_of_it() -> None:
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0, 20, 20], [30, 30, 50, 50], [0, 0, 38, 38]])
-    scene = Canvas((32, 32), (0, 0, 0)).window(image, boxes, None, (28, 28, 32, 32), 1.0)
+    scene = Canvas((32, 32), (0, 0, 0)).crop(image, boxes, None, (28, 28, 32, 32), 1.0)
     assert scene.kept.tolist() == [1]
     assert scene.boxes.tolist() == [[2, 2, 22, 22]]
 
@@ -220,8 +220,8 @@ def write_xml(root: Path, content: str) -> None:
         ("<a><object><name>rbc</name></object></a>", r"object 0 has no box of the four numbers"),
         (voc_object("", 1, 2, 3, 4), r"object 0 has no name"),
         (voc_object("rbx", 1, 2, 3, 4), r"unknown class in .*a\.xml.*'rbx'. Did you mean 'rbc'"),
-        (voc_object("rbc", 9, 2, 3, 4), r"left 9, top 2, right 3, bottom 4 is none"),
-        (voc_object("rbc", "nan", 2, 3, 4), r"left nan.* is none"),
+        (voc_object("rbc", 9, 2, 3, 4), r"left 9, top 2, right 3, bottom 4 is invalid"),
+        (voc_object("rbc", "nan", 2, 3, 4), r"left nan.* is invalid"),
     ],
 )
 def test_a_wrong_xml_file_is_named(voc: Write, content: str, expected: str) -> None:
@@ -241,7 +241,7 @@ def test_missing_files_of_voc_are_named(voc: Write, tmp_path: Path) -> None:
     (root / "ImageSets/Main/val.txt").write_text("\n")
     with pytest.raises(UserError, match=r"val\.txt names no image"):
         module(root, "voc")
-    with pytest.raises(UserError, match=r"no directory in Pascal VOC's layout"):
+    with pytest.raises(UserError, match=r"does not have Pascal VOC's layout"):
         module(tmp_path / "voc" / "JPEGImages", "voc")
 
 
@@ -249,8 +249,8 @@ def test_missing_files_of_voc_are_named(voc: Write, tmp_path: Path) -> None:
     ("annotation", "expected"),
     [
         (coco_object(category=5), r"unknown category_id in .*'5'. Available: 18, 90"),
-        (coco_object(image=8), r"annotation 1 is of image 8, which is not there"),
-        (coco_object(bbox=[1, 2, -3, 4]), r"annotation 1: the box left 1, top 2, right -2, bottom 6 is none"),
+        (coco_object(image=8), r"annotation 1 refers to image 8, which is not in the file"),
+        (coco_object(bbox=[1, 2, -3, 4]), r"annotation 1: the box left 1, top 2, right -2, bottom 6 is invalid"),
         (coco_object(bbox=[1, 2, 3]), r"cannot read the annotation .*bbox, four numbers"),
         (coco_object(bbox=["a", 2, 3, 4]), r"cannot read the annotation"),
         ({"bbox": [1, 2, 3, 4]}, r"cannot read the annotation .*image_id"),
@@ -268,8 +268,8 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
     file = root / "annotations/instances_val.json"
     for content, expected in (
         ("{", "not valid JSON"),
-        ("[]", "are not COCO's"),
-        ('{"images": [{}], "categories": [], "annotations": []}', "are not COCO's"),
+        ("[]", "are not in COCO's format"),
+        ('{"images": [{}], "categories": [], "annotations": []}', "are not in COCO's format"),
         ('{"images": [], "categories": [], "annotations": []}', "name no image"),
     ):
         file.write_text(content)
@@ -285,12 +285,12 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
 @pytest.mark.parametrize("segmentation", [None, [[1, 2]], "junk", {"size": [3, 3], "counts": [0, 9]}, [["a", "b"]]])
 def test_an_outline_that_is_none_is_named(coco: Write, segmentation: Any) -> None:
     data = module(coco([coco_object(segmentation=segmentation)]), "coco", masks=True)
-    with pytest.raises(UserError, match=r"image x\.jpg of .*segmentation is no outline"):
+    with pytest.raises(UserError, match=r"image x\.jpg of .*segmentation is invalid"):
         list(data.test_dataloader())
 
 
 def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
-    with pytest.raises(UserError, match=re.escape("a box lies beyond its 100 x 60 pixels")):
+    with pytest.raises(UserError, match=re.escape("a box lies outside its 100 x 60 pixels")):
         list(module(coco([coco_object(bbox=[200, 5, 10, 10])]), "coco").test_dataloader())
 
 
@@ -298,7 +298,7 @@ def test_a_box_beyond_the_image_is_named(coco: Write) -> None:
     ("options", "expected"),
     [
         ({"source": "yolo"}, r"unknown dataset\.source 'yolo'"),
-        ({"masks": True}, r"dataset\.source=voc has boxes alone"),
+        ({"masks": True}, r"dataset\.source=voc has boxes only"),
         ({"train_transform": {"scale": [1, 1]}}, r"train_transform=.*: expected color_jitter, scale, turns"),
         ({"train_transform": {"scale": [2, 1], "turns": True, "color_jitter": 0}}, r"least factor before the largest"),
         ({"train_transform": {"scale": 1, "turns": True, "color_jitter": 0}}, r"expected two factors"),

@@ -1,4 +1,4 @@
-"""Images with label maps: layouts, batches for training and evaluation, and what can be wrong with them."""
+"""Segmentation data: layouts, batches for training and evaluation, messages for wrong files."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ def save(folder: Path, name: str, labels: np.ndarray, image: np.ndarray | None =
 
 
 def scene(height: int = 40, width: int = 60) -> np.ndarray:
-    """The thing on the ground, below the sky; a column to ignore."""
+    """An object on the ground below the sky, and a column to ignore."""
     labels = np.zeros((height, width), np.int64)
     labels[: height // 4] = 2
     labels[height // 2 :, width // 4 : width // 2] = 1
@@ -64,7 +64,7 @@ def test_layouts(tmp_path: Path, layout: str, image: str, label: str, written: l
     Image.new("RGB", (3, 1)).save(tmp_path / image)
     indexed = Image.fromarray(np.array([written], np.uint8))
     if layout == "voc":
-        indexed.putpalette(range(256))  # its label maps are coloured, but by a palette
+        indexed.putpalette(range(256))  # coloured label maps with a palette are accepted
     indexed.save(tmp_path / label)
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/a.txt").write_text("x\n")
@@ -123,8 +123,8 @@ def test_sliding_windows_cover_the_image(tmp_path: Path, height: int, width: int
     covered = torch.zeros(size)
     whole = torch.full((3, *size), torch.nan)
     for window, (top, left) in zip(batch["image"], places, strict=True):
-        there = whole[:, top : top + 32, left : left + 48]
-        assert torch.equal(torch.where(there.isnan(), window, there), window)  # windows agree where they overlap
+        overlap = whole[:, top : top + 32, left : left + 48]
+        assert torch.equal(torch.where(overlap.isnan(), window, overlap), window)  # windows agree where they overlap
         whole[:, top : top + 32, left : left + 48] = window
         covered[top : top + 32, left : left + 48] += 1
     assert covered.min() == 1

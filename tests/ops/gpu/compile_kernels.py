@@ -1,7 +1,7 @@
-"""Compile every kernel for a GPU that need not be there: ``python compile_kernels.py cuda 90`` or ``hip gfx942``.
+"""Compile every kernel without a GPU: ``python compile_kernels.py cuda 90`` or ``hip gfx942``.
 
-The interpreter takes programs that the compiler refuses. Here the kernels' callers run on CPU tensors, and what would
-be a launch is a compilation. Prints the kernels by name.
+The interpreter accepts programs that the compiler rejects. Here the callers of kernels run on CPU tensors, and every
+launch is replaced by a compilation. Prints the names of the kernels.
 """
 
 import sys
@@ -39,11 +39,11 @@ def main(backend: str, arch: str) -> None:
     )
     JITFunction.run = compile_only
     if backend == "hip":
-        torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward
+        torch.version.hip = "of a ROCm build"  # tells the kernels that the backend is HIP
+    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward, scan_chunks
 
-    # What is unrolled twice as often takes the compiler four times as long, and is the same code.
-    scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
+    # Unrolling twice as much takes the compiler four times as long, for the same code.
+    scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
     weights = ops.MambaWeights(
         normal(2, 64, 1, 4), vectors[0], normal(2, 36, 64), normal(2, 64, 4), vectors[1], normal(2, 64, 16), vectors[2]
@@ -51,7 +51,7 @@ def main(backend: str, arch: str) -> None:
     packed = ops.pack(weights, torch.bfloat16)
     tuned = project._convolve, project._timescales
     choices = [kernel.configs for kernel in tuned]
-    for i in range(max(map(len, choices))):  # one at a time: they cannot be timed
+    for i in range(max(map(len, choices))):  # one configuration at a time: they cannot be timed here
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
         torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, "", 1.0)
@@ -61,14 +61,14 @@ def main(backend: str, arch: str) -> None:
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
     inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
-    for width in (32, 0):  # the last for what follows
+    for width in (32, None):  # None stays set for the calls below
         scan.half_width = lambda *_, width=width: width
         scan.selective_scan(inputs, ops.STATS)
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
     scan.selective_scan(ordered, ops.STATS)
     scan_backward.selective_scan_backward(ordered, normal(1, length, 64))
-    for length in (8, 512):  # one direction, nothing optional, a width that leaves threads without work
+    for length in (8, 512):  # one direction, no optional input, threads without a channel
         single = torch.randn(1, 1, length, 33)
         b_and_c = torch.randn(2, 1, 1, length, 5)
         plain = ScanInputs(single, single, -torch.ones(1, 33, 5), *b_and_c, torch.ones(1, 33), reverse=(1,))
@@ -83,16 +83,18 @@ def main(backend: str, arch: str) -> None:
         parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)
         embedding.patch_tokens(normal(1, 3, 2 * size, 2 * size), *parameters, 2)
 
-    for length, removed, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
+    for length, remove, merge in ((5, 1, True), (32, 3, True), (32, 3, False), (1200, 100, True)):
         hidden, residual, size = normal(1, length, 64), torch.randn(1, length, 64), torch.ones(1, length)
         index, special = torch.arange(length)[None], torch.zeros(1, 1, dtype=torch.int64)
         features = (hidden, residual) if merge else (None, None)
-        dest, share, keep, gone, start, *_ = decision.asymmetric_plan(
-            torch.rand(1, 2, length), 2.0, index, size, special, *features, removed, length // 2, by_size=merge
+        dest, share, keep, removed, offsets, *_ = decision.asymmetric_plan(
+            ops.DecisionInputs(
+                torch.rand(1, 2, length), 2.0, index, size, special, *features, remove, length // 2, merge
+            )
         )
-        norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, gone, start) * 2)
-        norm.apply_plan(hidden, share, keep, gone, start)
-        metadata.update_metadata(index, size, special, dest, keep, gone)
+        norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
+        norm.apply_plan(hidden, share, keep, removed, offsets)
+        metadata.update_metadata(index, size, special, dest, keep, removed)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
     print(triton.__version__, *sorted(compiled))

@@ -1,4 +1,4 @@
-"""The kernels run on a GPU where there is one, else under Triton's interpreter."""
+"""The kernels run on a GPU if the machine has one, else under Triton's interpreter."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 @pytest.fixture(autouse=True, scope="session")
 def _interpreted_language() -> None:
-    """Patch Triton's language once; the interpreter does so at every call of a device function, half of its time."""
+    """Patch Triton's language once. The interpreter patches it at every call of a device function: half of its time."""
     if not torch.cuda.is_available():
         interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
@@ -22,7 +22,7 @@ def _interpreted_language() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _first_configuration() -> None:
-    """As under the interpreter: timing all of them for every small shape would take minutes."""
+    """Do not tune: timing all configurations for every small shape would take minutes."""
     from mtr_lab.ops.gpu import project
 
     for kernel in (project._convolve, project._timescales):
@@ -31,26 +31,26 @@ def _first_configuration() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the scan, under the interpreter, which walks through the programs one after the other: the fewest of them."""
+    """Scan sequences whole under the interpreter, which runs programs one after the other: this form has the fewest."""
     from mtr_lab.ops.gpu import scan
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(scan, "half_width", lambda *_: 0)
+        monkeypatch.setattr(scan, "half_width", lambda *_: None)
 
 
 @pytest.fixture
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | int:
-    """Of the scan: whole sequences, chunks of them, or two directions that meet, by the channels of their programs."""
-    from mtr_lab.ops.gpu import scan
+    """The form of the scan: "whole", "chunks", or halves, given by the channels of a program."""
+    from mtr_lab.ops.gpu import scan, scan_chunks
 
-    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else 0)
-    monkeypatch.setattr(scan, "fill", lambda device: 100 if request.param == "chunks" else 0)
-    monkeypatch.setattr(scan, "MIN_CHUNK", 4)
+    monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else None)
+    monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 100 if request.param == "chunks" else 0)
+    monkeypatch.setattr(scan_chunks, "MIN_CHUNK", 4)
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def _default_device() -> Iterator[None]:
-    """What a test makes, it makes where the kernels run."""
+    """Tests create tensors on the device of the kernels."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         yield

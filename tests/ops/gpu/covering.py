@@ -1,4 +1,4 @@
-"""Covering arrays: of all combinations of some options, few in which any two values of different options meet."""
+"""Covering arrays: few combinations of options in which any two values of different options occur together."""
 
 from itertools import combinations, product
 from typing import Any
@@ -8,9 +8,9 @@ import torch
 
 
 def covering_array(*options: list, strength: int) -> list[tuple]:
-    """Combinations of one value an option such that any ``strength`` values of different options meet in one of them.
+    """Combinations of one value an option, such that any ``strength`` values of different options occur together.
 
-    Greedy: the next is the first of those in which most values meet for the first time.
+    Greedy: the next row is the first of those that cover most of the missing combinations.
     """
     met = {row: set(combinations(enumerate(row), strength)) for row in product(*(range(len(o)) for o in options))}
     missing = set().union(*met.values())
@@ -22,6 +22,6 @@ def covering_array(*options: list, strength: int) -> list[tuple]:
 
 
 def parametrize_covering(indirect: list[str] | None = None, **options: list) -> Any:
-    """``pytest.mark.parametrize`` over combinations in which any two values meet; on a GPU, any three."""
+    """``pytest.mark.parametrize`` over a covering array of strength 2; 3 on a GPU."""
     rows = covering_array(*options.values(), strength=3 if torch.cuda.is_available() else 2)
     return pytest.mark.parametrize(list(options), rows, indirect=indirect or [])

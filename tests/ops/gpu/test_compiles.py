@@ -1,4 +1,4 @@
-"""What the interpreter runs has to compile, too: for NVIDIA's and AMD's GPUs, on a machine that has neither."""
+"""Every kernel compiles for NVIDIA's and AMD's GPUs, on a machine without either."""
 
 import os
 import re

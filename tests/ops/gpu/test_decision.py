@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mtr_lab import ops
 from mtr_lab.ops.decision import ASYMMETRIC_PLAN
 from mtr_lab.ops.gpu import decision as kernels
-from mtr_lab.ops.plan import carry_plan
+from mtr_lab.ops.plan import update_metadata
 from mtr_lab.reduction.policy import make_policy, policy_config
 from mtr_lab.tokens import Evidence, TokenState
 
@@ -25,16 +25,18 @@ def state(batch, length, special, channels=12, seed=0, summed=5):
 
 def decide(policy, before, evidence, remove):
     with ops.use_backend("triton"):
-        found = policy(before, evidence, remove)
-        assert found.known is not None  # by the kernels
+        actual = policy(before, evidence, remove)
+        assert actual.metadata is not None  # by the kernels
     with ops.use_backend("reference"):
         expected = policy(before, evidence, remove)
-    expected = expected.listed()._replace(known=carry_plan(expected, before.index, before.size, before.special))
-    for name in ("dest", "keep", "gone", "start"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    for name, known, right in zip(("index", "size", "special"), found.known, expected.known, strict=True):
-        assert torch.equal(known, right), name
-    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=0)
+    expected = expected.with_offsets()._replace(
+        metadata=update_metadata(expected, before.index, before.size, before.special)
+    )
+    for name in ("dest", "keep", "removed", "offsets"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
+    for name, metadata, right in zip(("index", "size", "special"), actual.metadata, expected.metadata, strict=True):
+        assert torch.equal(metadata, right), name
+    torch.testing.assert_close(actual.weight, expected.weight, rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow
@@ -51,7 +53,7 @@ def test_equals_the_policy(merge, length, special, share, seed):
 @pytest.mark.parametrize(
     ("run", "length", "special", "remove", "merge"),
     [
-        (64, 65, 2, 1, "mean"),  # one more than a program's
+        (64, 65, 2, 1, "mean"),  # one token more than a program's
         (32, 150, 3, 70, "size"),
         (32, 150, 3, 70, "mean"),
         (16, 50, 0, 20, "prune"),
@@ -62,7 +64,7 @@ def test_several_programs_an_image(run, length, special, remove, merge, monkeypa
     monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, length, special)
     evidence.sums.copy_(evidence.sums.mul(40).round())  # equal scores in different programs
-    evidence.sums[0] = evidence.sums[0].sort(dim=1).values  # all of one program's go before those of the next
+    evidence.sums[0] = evidence.sums[0].sort(dim=1).values  # each program's tokens score below those of the next
     decide(make_policy(policy_config("mtr", merge=merge)), before, evidence, remove)
 
 
@@ -79,7 +81,7 @@ def test_scores(score, directions):
 
 
 @pytest.mark.parametrize("run", [kernels.RUN, 16])
-def test_scores_that_are_no_numbers(run, monkeypatch):
+def test_scores_that_are_not_finite(run, monkeypatch):
     monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 40, 1)
     nan, inf = float("nan"), float("inf")
@@ -96,7 +98,7 @@ def test_scores_that_are_no_numbers(run, monkeypatch):
 def test_of_equally_similar_targets_the_least_important_takes_the_token(run, monkeypatch):
     monkeypatch.setattr(kernels, "RUN", run)
     before, evidence = state(2, 130, 1, channels=3)
-    for stream in (before.hidden, before.residual):  # signs of zero included
+    for stream in (before.hidden, before.residual):  # zeros of both signs
         stream.copy_(stream.sign() * (torch.arange(130) % 3 > 0)[:, None])
     decide(make_policy(policy_config("mtr", features="hidden")), before, evidence, 30)
 
@@ -111,19 +113,19 @@ def test_streams_of_a_half_precision_model(run, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("features", ["stream", "hidden", "residual"])
-def test_what_is_compared(features):
+def test_features(features):
     decide(make_policy(policy_config("mtr", features=features)), *state(2, 40, 1, channels=70), 9)
 
 
 def test_equal_scores_go_in_their_order():
     before, evidence = state(2, 30, 1)
-    evidence.sums.copy_(evidence.sums[:, :1].mul(4).sub(2).round())  # two kinds of zero, which are equal
+    evidence.sums.copy_(evidence.sums[:, :1].mul(4).sub(2).round())  # +0 and -0 are equal scores
     assert evidence.sums.signbit().logical_and(evidence.sums == 0).any()
     decide(make_policy(policy_config("mtr")), before, evidence, 8)
 
 
 def test_nearly_equal_similarities():
-    """Closer than half of a float32's bits can tell."""
+    """Their differences are below the precision of TF32."""
     before, evidence = state(2, 90, 1, channels=40)
     before.residual.copy_(1 + 0.03 * before.residual)
     decide(make_policy(policy_config("mtr", features="residual")), before, evidence, 30)
@@ -138,7 +140,7 @@ def test_nearly_equal_similarities():
         (30, 4, torch.float64, "reference"),
     ],
 )
-def test_what_is_too_long_or_too_wide_is_left_to_the_parts(length, removed, dtype, expected):
+def test_larger_decisions_run_in_plain_pytorch(length, removed, dtype, expected):
     terms, tokens, hidden = torch.empty(1, 2, length), torch.empty(1, length), torch.empty(1, length, 8, dtype=dtype)
     inputs = terms, 1.0, tokens, tokens, tokens[:, :1], hidden, None, removed, 4, False
     with ops.use_backend("triton"):
@@ -152,17 +154,17 @@ def test_other_policies_are_composed(changes):
     policy = make_policy(policy_config("mtr", **changes))
     before, evidence = state(1, 20, 1)
     with ops.use_backend("triton"):
-        found = policy(before, evidence, 4)
+        actual = policy(before, evidence, 4)
     with ops.use_backend("reference"):
         expected = policy(before, evidence, 4)
-    assert torch.equal(found.dest, expected.dest)
+    assert torch.equal(actual.dest, expected.dest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_registration(dtype):
     before, _ = state(2, 20, 1)
-    known = before.index, before.size, before.special
-    arguments = (before.size[:, None].to(dtype), 1.0, *known, before.hidden.to(dtype), before.residual, 4, 7, True)
+    metadata = before.index, before.size, before.special
+    arguments = (before.size[:, None].to(dtype), 1.0, *metadata, before.hidden.to(dtype), before.residual, 4, 7, True)
     operator = torch.ops.mtr_lab.asymmetric_plan.default
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
     torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))

@@ -1,4 +1,4 @@
-"""The patch embedding in one launch against the reference in float64, and where a model uses it."""
+"""The fused patch embedding against the reference in float64, and the models that use it."""
 
 import copy
 
@@ -37,24 +37,24 @@ def assert_equal_reference(inputs, place):
 @parametrize_covering(
     geometry_and_place=[
         ((1, 3, 16, 2, 3, 24), 3),
-        ((3, 3, 14, 3, 1, 200), 0),  # more channels than a program's, pixels that fill no whole step
-        ((3, 1, 8, 5, 9, 24), 45),  # a program whose tokens are of three images, another with few
+        ((3, 3, 14, 3, 1, 200), 0),  # channels for two programs, pixels for a part of a step
+        ((3, 1, 8, 5, 9, 24), 45),  # one program has tokens of three images, the other few tokens
         ((2, 4, 5, 3, 7, 384), 1),
         ((1, 2, 3, 1, 1, 1), 1),
         ((0, 3, 8, 2, 2, 16), 2),
     ],
-    processors=[0, 10**6],  # programs of either size
+    num_sms=[0, 10**6],  # small and large programs
     dtype=[torch.float16, torch.bfloat16],
 )
-def test_shapes(geometry_and_place, processors, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "processors", lambda device: processors)
+def test_shapes(geometry_and_place, num_sms, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "num_sms", lambda device: num_sms)
     geometry, place = geometry_and_place
     assert_equal_reference(random_inputs(*geometry, dtype), place)
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(197, 2), (43 * 128, 2), (44 * 128, 1), (256 * 197, 1)])
-def test_few_tokens_are_left_to_smaller_programs(tokens, expected, monkeypatch):
-    monkeypatch.setattr(kernels, "processors", lambda device: 132)
+def test_few_tokens_run_in_smaller_programs(tokens, expected, monkeypatch):
+    monkeypatch.setattr(kernels, "num_sms", lambda device: 132)
     assert kernels.divisor(tokens, 384, torch.device("cpu")) == expected
 
 
@@ -80,7 +80,7 @@ def small_model(name="vim_ti", stride=8):
 
 
 def counted(run, images, backend="triton"):
-    """What it returns, the FLOPs that were counted, and whether the patch embedding was one operation."""
+    """The result, its FLOPs, and whether the patch embedding was fused."""
     with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
         result = run(images)
     return result, counter.get_total_flops(), torch.ops.mtr_lab.patch_tokens in counter.get_flop_counts()["Global"]
@@ -91,21 +91,21 @@ def counted(run, images, backend="triton"):
 @torch.no_grad()
 def test_models(name, size, dtype):
     made, images = small_model(name).to(dtype), torch.randn(2, 3, *size).to(dtype)
-    found, flops, fused = counted(made, images)
+    actual, flops, fused = counted(made, images)
     expected, expected_flops, _ = counted(made, images, "reference")
     assert fused
     assert flops == expected_flops
-    torch.testing.assert_close(found, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
 
 
-def test_elsewhere_a_model_goes_from_step_to_step():
+def test_other_models_are_not_fused():
     made, images = small_model(), torch.randn(1, 3, 16, 24)
     half, half_images = copy.deepcopy(made).half(), images.half()
 
     def fused(model, images):
         return counted(model.embed, images)[2]
 
-    assert not fused(half, half_images)  # gradients can be asked for
+    assert not fused(half, half_images)  # gradients may be needed
     with torch.no_grad():
         assert fused(half, half_images)
         assert not fused(made, images)
@@ -122,5 +122,5 @@ def test_registration():
     inputs = random_inputs(2, 3, 8, 2, 3, 24, torch.float16)
     operator = torch.ops.mtr_lab.patch_tokens.default
     torch.library.opcheck(operator, (*inputs, 3), test_utils=("test_schema", "test_faketensor"))
-    found, expected = ops.decompositions()[operator](*inputs, 3), operator(*inputs, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    actual, expected = ops.decompositions()[operator](*inputs, 3), operator(*inputs, 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

@@ -39,8 +39,8 @@ def packed(made):
     return ops.pack(mixer_weights(made), torch.float32)
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_unreduced(name, dtype):
         with ops.use_backend("reference"):
             of_the_reference = relative(made(images), expected)
         with ops.use_backend("triton"):
-            # Triton's interpreter cuts off where bfloat16 should be rounded, which doubles the error.
+            # Triton's interpreter truncates to bfloat16 instead of rounding, which doubles the error.
             factor = 4 if dtype == torch.bfloat16 and not torch.cuda.is_available() else 2
             assert relative(made(images), expected) < factor * of_the_reference + 1e-6
 
@@ -77,7 +77,7 @@ def test_a_device_that_is_not_the_current_one():
         torch.testing.assert_close(elsewhere.to("cuda:0"), made(images))
 
 
-def test_kernels_are_launched_where_their_data_is(monkeypatch):
+def test_kernels_run_on_the_device_of_their_data(monkeypatch):
     current = [0]
 
     @contextmanager
@@ -135,9 +135,9 @@ def test_many_tokens_are_convolved_in_runs(monkeypatch):
     torch.testing.assert_close(u, expected)
 
 
-@pytest.mark.parametrize(("width", "processors"), [(72, 1), (160, 8)])
-def test_several_programs_share_the_channels_of_a_token(width, processors, monkeypatch):
-    monkeypatch.setattr(project, "processors", lambda device: processors)
+@pytest.mark.parametrize(("width", "num_sms"), [(72, 1), (160, 8)])
+def test_several_programs_share_the_channels_of_a_token(width, num_sms, monkeypatch):
+    monkeypatch.setattr(project, "num_sms", lambda device: num_sms)
     assert project.channel_blocks(2 * 14, 2 * width, torch.device("cpu")) > 1
     weights = packed(model(embed_dim=width))
     x = torch.randn(2, 7, 2 * width)
@@ -163,12 +163,12 @@ def test_new_statistics_of_the_fused_mixer(monkeypatch):
     ("tokens", "channels", "expected"),
     [(10**6, 768, 1), (0, 768, 6), (394, 768, 6), (394, 384, 6), (394, 1536, 8), (2 * 8 * 674, 768, 4), (64, 20, 1)],
 )
-def test_few_tokens_are_shared_by_programs_that_all_have_work(tokens, channels, expected, monkeypatch):
-    monkeypatch.setattr(project, "processors", lambda device: 132)
+def test_every_program_of_few_tokens_has_channels(tokens, channels, expected, monkeypatch):
+    monkeypatch.setattr(project, "num_sms", lambda device: 132)
     blocks = project.channel_blocks(tokens, channels, torch.device("cpu"))
     assert blocks == expected
     tiles = -(-channels // project.TILE)
-    assert (blocks - 1) * -(-tiles // blocks) < tiles  # the last has one
+    assert (blocks - 1) * -(-tiles // blocks) < tiles  # the last program has at least one tile
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
@@ -195,21 +195,21 @@ def test_a_changed_parameter_is_packed_again():
         assert made.half()(images.half()).dtype == torch.float16
 
 
-def test_changes_that_no_version_shows():
-    """Fused optimisers and what writes to ``parameter.data`` leave versions alone; a parametrisation hides them."""
+def test_changes_without_a_new_version():
+    """Fused optimizers and writes to ``parameter.data`` do not bump versions, and a parametrisation hides them."""
     made, images = model(depth=2), torch.randn(1, 3, 24, 24)
 
     def outputs():
         with torch.no_grad():
             with ops.use_backend("triton"):
-                found = made(images)
-            with ops.use_backend("reference"):  # of a copy: the model itself is not to see another pass
-                return found, copy.deepcopy(made)(images)
+                actual = made(images)
+            with ops.use_backend("reference"):  # on a copy, so that the model itself runs no other pass
+                return actual, copy.deepcopy(made)(images)
 
     outputs()
     optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, fused=True)
     with ops.use_backend("triton"):
-        made(images)  # the copies are made anew after a pass with gradients, not before
+        made(images)  # packs again only after a pass with gradients
         made(images).sum().backward()
     optimizer.step()
     torch.testing.assert_close(*outputs())
@@ -223,14 +223,14 @@ def test_changes_that_no_version_shows():
     torch.testing.assert_close(*outputs())
 
 
-def test_state_dict_and_copies_know_nothing_of_packed_weights():
+def test_state_dict_and_copies_have_no_packed_weights():
     made, names = model(), set(model().state_dict())
     with torch.no_grad(), ops.use_backend("triton"):
-        found = made(torch.ones(1, 3, 24, 24))
+        actual = made(torch.ones(1, 3, 24, 24))
         assert set(made.state_dict()) == names
-        assert made.blocks[0].mixer.packed.kept
-        assert copy.deepcopy(made).blocks[0].mixer.packed.kept is None
-        assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), found)
+        assert made.blocks[0].mixer.packed.entry
+        assert copy.deepcopy(made).blocks[0].mixer.packed.entry is None
+        assert torch.equal(copy.deepcopy(made)(torch.ones(1, 3, 24, 24)), actual)
 
 
 @pytest.mark.parametrize("policy", ["write", pytest.param(None, marks=SLOW), pytest.param("mtr", marks=SLOW)])
@@ -243,8 +243,8 @@ def test_training_gradients(policy):
         exact(images.double()).square().sum().backward()
     with ops.use_backend("triton"):
         made(images).square().sum().backward()
-    for (name, found), expected in zip(made.named_parameters(), exact.parameters(), strict=True):
-        assert relative(found.grad, expected.grad) < 1e-4, name
+    for (name, actual), expected in zip(made.named_parameters(), exact.parameters(), strict=True):
+        assert relative(actual.grad, expected.grad) < 1e-4, name
 
 
 @pytest.mark.parametrize("policy", [None, "write", pytest.param("utr", marks=SLOW)])

@@ -1,4 +1,4 @@
-"""Addition and normalisation, with and without a plan to carry out, against the reference."""
+"""Addition and normalisation, with and without a plan, against the reference."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mtr_lab.reduction.plan import make_plan
 
 
 def plans(batch, length, removed, shared_residual=True):
-    """A random plan: some sources merged, several into one, some dropped."""
+    """A random plan: some tokens are merged, several of them into one, and some are dropped."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(length)
     order = torch.rand(batch, length, generator=generator).argsort(1)
     source, target = order[:, :removed], order[:, removed : removed + 3]
@@ -55,7 +55,7 @@ def test_add_and_normalise(channels, dtype, first, layer):
 @pytest.mark.parametrize("shared_residual", [True, False])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(("removed", "layer"), [(9, False), (40, False), (9, True)])
-def test_a_plan_is_carried_out_on_the_way(removed, layer, shared_residual, first):
+def test_a_plan_is_fused(removed, layer, shared_residual, first):
     length = removed + 11
     hidden, weight = torch.randn(2, length, 24), torch.rand(24)
     residual = None if first else torch.randn(2, length, 24)
@@ -68,34 +68,34 @@ def test_a_plan_is_carried_out_on_the_way(removed, layer, shared_residual, first
 @pytest.mark.parametrize("removed", [9, 40])
 def test_apply_plan(removed):
     x, plan = torch.randn(3, removed + 11, 40).half(), plans(3, removed + 11, removed)
-    found, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
-    torch.testing.assert_close(found, expected)
+    actual, expected = both(lambda: ops.apply_plan(x, *plan[:4]))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_registration():
     plan, checks = plans(2, 20, 9), ("test_schema", "test_faketensor")
     hidden, residual, weight = torch.randn(2, 20, 8).half(), torch.randn(2, 20, 8), torch.rand(8)
-    lists = (plan.weight, *plan.listed()[3:5])
+    lists = (plan.weight, *plan.with_offsets()[3:5])
     for arguments in (
         (hidden, None, weight, None, 1e-5, *[None] * 7),
         (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2),
     ):
         operator = torch.ops.mtr_lab.norm_add.default
         torch.library.opcheck(operator, arguments, test_utils=checks)
-        found, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # it rounds between its steps
-    known = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
-    arguments = (*known, plan.dest, plan.keep, plan.gone, "triton")
-    torch.library.opcheck(torch.ops.mtr_lab.carry_plan.default, arguments, test_utils=checks)
+        actual, expected = ops.decompositions()[operator](*arguments), operator(*arguments)
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)  # the decomposition rounds between its steps
+    metadata = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
+    arguments = (*metadata, plan.dest, plan.keep, plan.removed, "triton")
+    torch.library.opcheck(torch.ops.mtr_lab.update_metadata.default, arguments, test_utils=checks)
 
 
-def test_what_is_known_of_the_tokens():
+def test_metadata():
     plan = plans(3, 20, 9)
     index = torch.arange(20).mul(3).expand(3, -1)
     size = torch.randint(1, 5, (3, 20)).float()
     special = plan.keep[:, 2:4]
-    found, expected = both(lambda: ops.carry_plan(plan, index, size, special))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual, expected = both(lambda: ops.update_metadata(plan, index, size, special))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -108,5 +108,5 @@ def test_gradients(reduced):
         with ops.use_backend(backend):
             normed, total = ops.rms_norm_add(*leaves, plan=plan)
         gradients.append(torch.autograd.grad(normed.square().sum() + total.sin().sum(), leaves))
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from new_statistics import NEW
 from paths import reading, some_cells
 
 from mtr_lab import ops
-from mtr_lab.ops.gpu import scan
+from mtr_lab.ops.gpu import scan, scan_chunks
 from mtr_lab.ops.gpu.scan import half_width
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
@@ -16,8 +16,8 @@ from mtr_lab.ops.statistics import STATISTICS
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def inputs(directions, batch, length, channels, states, dtype=torch.float32):
@@ -37,14 +37,14 @@ def inputs(directions, batch, length, channels, states, dtype=torch.float32):
         "z": normal(batch, length, 2 * channels).to(dtype)[..., channels:],
         "delta_bias": normal(directions, channels),
         "gap": torch.randint(0, 4, (batch, directions, length), generator=generator),
-        "stretch": 1 + normal(batch, length).abs(),
+        "delta_scale": 1 + normal(batch, length).abs(),
     }
     data["gap"][..., 0] = 0
     return data
 
 
 def along(paths, batch, length):
-    """The order and the gaps of random tokens, along these paths over a grid."""
+    """Order and gaps of random tokens along these paths over a grid."""
     cells = some_cells(batch, length, 2 * length + 3, torch.Generator(torch.get_default_device()).manual_seed(0))
     order, gap = reading(paths, cells, 2 * length + 3)
     return {"order": order.to(torch.get_default_device()), "gap": gap.to(torch.get_default_device())}
@@ -63,24 +63,24 @@ def check(data, reverse, dtype, stats=ops.STATS):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The kernels that are launched, and the first dimension of their grids."""
+    """The names of the launched kernels, and the first dimension of their grids."""
     launches = []
 
     class Kernel:
-        def __init__(self, name):
-            self.name, self.kernel = name, getattr(scan, name)
+        def __init__(self, module, name):
+            self.name, self.kernel = name, getattr(module, name)
 
         def __getitem__(self, grid):
             launches.append((self.name, grid[0]))
             return self.kernel[grid]
 
-    for name in ("_scan", "_scan_half", "_chunk_states"):
-        monkeypatch.setattr(scan, name, Kernel(name))
+    for module, name in ((scan, "_scan"), (scan, "_scan_half"), (scan_chunks, "_chunk_states")):
+        monkeypatch.setattr(module, name, Kernel(module, name))
     return launches
 
 
 def launches_of(form, length, channels, apart=1):
-    """``apart``: the launches of a scan in chunks, one a direction where directions have orders."""
+    """``apart``: the launches of a scan in chunks, one for each direction with an order."""
     if isinstance(form, int):
         return [("_scan_half", -(-channels // form))] * 2
     blocks = -(-channels // scan.CHANNELS)
@@ -126,7 +126,7 @@ def test_the_statistics_asked_for(stats, monkeypatch):
 
 
 def test_nothing_optional():
-    data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "stretch"])
+    data = inputs(1, 1, 5, 20, 3) | dict.fromkeys(["z", "delta_bias", "gap", "delta_scale"])
     check(data, (True,), torch.float32)
 
 
@@ -139,11 +139,11 @@ def test_nothing_optional():
     gate=[True, False],
     bias=[True, False],
     gap=[True, False],
-    stretch=[True, False],
+    delta_scale=[True, False],
     indirect=["form"],
 )
-def test_options(form, sizes, dtype, paths, gate, bias, gap, stretch, launched):
-    present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
+def test_options(form, sizes, dtype, paths, gate, bias, gap, delta_scale, launched):
+    present = {"z": gate, "delta_bias": bias, "gap": gap, "delta_scale": delta_scale}
     absent = [name for name, given in present.items() if not given]
     data, raster = inputs(len(paths), 2, *sizes, dtype), {*paths} == {"rows", "-rows"}
     if not raster:
@@ -180,24 +180,24 @@ def test_softplus_is_accurate_over_the_whole_range():
     ("length", "warps", "expected"),
     [(197, 10**6, 197), (197, 1, 28), (16384, 1, 2048), (12, 1, 12), (20, 1, 12), (4097, 1, 516), (4097, 2, 4097)],
 )
-def test_only_what_would_leave_the_gpu_idle_is_split(length, warps, expected, monkeypatch):
-    monkeypatch.setattr(scan, "fill", lambda device: 8)
-    assert scan.chunk_length(length, warps, torch.device("cpu")) == expected
+def test_only_batches_that_leave_the_gpu_idle_are_split(length, warps, expected, monkeypatch):
+    monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 8)
+    assert scan_chunks.chunk_length(length, warps, torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(
     ("images", "channels", "expected"),
     [
-        (2, 768, 0),
+        (2, 768, None),
         (3, 768, 16),
-        (2, 1000, 0),
+        (2, 1000, None),
         (8, 768, 16),
         (21, 768, 16),
         (22, 768, 32),
         (109, 768, 32),
-        (110, 768, 0),
+        (110, 768, None),
     ],
 )
 def test_few_images_are_scanned_in_halves(images, channels, expected, monkeypatch):
-    monkeypatch.setattr(scan, "processors", lambda device: 132)
+    monkeypatch.setattr(scan, "num_sms", lambda device: 132)
     assert half_width(images, channels, torch.device("cuda")) == expected

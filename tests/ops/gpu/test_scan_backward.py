@@ -51,7 +51,7 @@ def random_inputs(
         "delta_bias": normal(g, channels, dtype=weight_dtype) - 1,
         "order": None if raster else order,
         "gap": gap,
-        "stretch": 1 + 2 * normal(batch, length, dtype=torch.float32).abs(),
+        "delta_scale": 1 + 2 * normal(batch, length, dtype=torch.float32).abs(),
         "reverse": tuple(int(raster and path == "-rows") for path in paths),
         "grad_y": normal(batch, length, channels),
     }
@@ -84,9 +84,9 @@ def assert_equal_reference(inputs):
 
 @pytest.fixture
 def segments(request, monkeypatch):
-    """How many segments 13 tokens have, at most: 3, of which the last is shorter, or 1."""
+    """At most this many segments for 13 tokens: 3, of which the last is shorter, or 1."""
     monkeypatch.setattr(scan_backward, "MIN_SEGMENT", 13 // request.param)
-    monkeypatch.setattr(scan_backward, "fill", lambda device: 100)
+    monkeypatch.setattr(scan_backward, "resident_warps", lambda device: 100)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def segments(request, monkeypatch):
         (1, {"length": 7, "channels": 35, "states": 3}),  # a chunk of 4 tokens and one of 3; 32 channels and 3
         (3, {"length": 13, "paths": ("-rows", "rows"), "dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}),
         (1, {"length": 5, "paths": ("-rows", "rows", "-rows"), "dtype": torch.float16}),
-        (3, {"length": 13, "paths": ("rows",), "batch": 1, "without": ("z", "delta_bias", "gap", "stretch")}),
+        (3, {"length": 13, "paths": ("rows",), "batch": 1, "without": ("z", "delta_bias", "gap", "delta_scale")}),
         (3, {"length": 13, "paths": ("snake", "-columns")}),
     ],
     indirect=["segments"],
@@ -116,12 +116,12 @@ def test_all_inputs_or_none(sizes):
     gate=[True, False],
     bias=[True, False],
     gap=[True, False],
-    stretch=[True, False],
+    delta_scale=[True, False],
     indirect=["segments"],
 )
 @pytest.mark.usefixtures("segments")
-def test_options(sizes, paths, dtype, weight_dtype, batch, gate, bias, gap, stretch):
-    present = {"z": gate, "delta_bias": bias, "gap": gap, "stretch": stretch}
+def test_options(sizes, paths, dtype, weight_dtype, batch, gate, bias, gap, delta_scale):
+    present = {"z": gate, "delta_bias": bias, "gap": gap, "delta_scale": delta_scale}
     absent = [name for name, given in present.items() if not given]
     assert_equal_reference(random_inputs(*sizes, paths, batch, absent, dtype, weight_dtype))
 
@@ -140,8 +140,8 @@ def test_inputs_of_different_dtypes():
     "names",
     [
         ("u", "A", "B", "D", "z", "gap"),
-        ("delta", "C", "delta_bias", "order", "stretch", "grad_y"),
-    ],  # not two of a shape
+        ("delta", "C", "delta_bias", "order", "delta_scale", "grad_y"),
+    ],  # all of different shapes
 )
 def test_any_strides(names):
     inputs = random_inputs(length=3, paths=("snake", "columns"))
@@ -169,7 +169,7 @@ def test_an_image_does_not_depend_on_its_batch_mates():
     inputs = random_inputs(batch=3)
     together = dict(zip(NAMES, gradients(**inputs), strict=True))
     alone = {k: inputs[k][:, 1:2] for k in ("u", "delta", "B", "C")}
-    alone |= {k: inputs[k][1:2] for k in ("z", "gap", "stretch", "grad_y")}
+    alone |= {k: inputs[k][1:2] for k in ("z", "gap", "delta_scale", "grad_y")}
     single = dict(zip(NAMES, gradients(**inputs | alone), strict=True))
     for name in ("u", "delta", "B", "C"):
         assert torch.equal(single[name][:, 0], together[name][:, 1])

@@ -1,4 +1,4 @@
-"""The cache of decoded images: what it saves, and what it never does, which is to be trusted wrongly."""
+"""The cache of decoded images: it saves decoding, and is never used for other images or preprocessing."""
 
 import multiprocessing
 from collections import Counter
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtr_lab.data import ImageDataModule, images
+from mtr_lab.data import ImageDataModule
+from mtr_lab.data.classification import images
 from mtr_lab.errors import UserError
 
 Folders = Callable[..., Path]
@@ -19,7 +20,7 @@ Module = Callable[..., ImageDataModule]
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the images that are decoded in this process."""
+    """Counts the images that this process decodes."""
     counts: Counter[str] = Counter()
     decode = images.decode
 

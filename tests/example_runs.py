@@ -1,4 +1,4 @@
-"""Run folders for the dashboard: results and predictions that belong together."""
+"""Run folders: results and the predictions they were computed from."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr_lab.results.predictions import Predictions, point_name, save_predictions, score_point, top_classes
+from mtr_lab.results.classifications import Classifications, top_classes
+from mtr_lab.results.metrics import score
+from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions_file import save_predictions
 from mtr_lab.results.schema import Result, write_result
 
 ENVIRONMENT = {
@@ -35,12 +38,12 @@ def write_run(
     mtr: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Result:
-    """A run of ``policy`` whose predictions are off by ``ratio / quality``, written to ``folder`` and returned.
+    """Write a run of ``policy``, with predictions off by ``ratio / quality``, to ``folder``, and return it.
 
     Args:
-        images, first_image: which images, numbered from 0, it is over.
+        images, first_image: the images of the run, numbered from 0.
         mtr: settings besides the ratio.
-        fields: of the result, instead of those made here.
+        fields: replace fields of the result.
     """
     numbers = np.arange(first_image, first_image + images)
     base = np.random.default_rng(1).normal(size=(10_000, 6))[numbers] * 3
@@ -52,9 +55,9 @@ def write_run(
     labels = np.where(numbers % 5 > 0, base.argmax(-1), 0)
     point_names = np.array([point_name(*point) for point in points])
     top5 = top_classes(torch.from_numpy(log_probs)).numpy()
-    predictions = Predictions(names, names, labels, point_names, top5, log_probs)
+    predictions = Classifications(names, names, labels, point_names, top5, log_probs)
     result: Result = {
-        "schema": 1,
+        "schema": 2,
         "task": "classification",
         "backbone": "vim_nano",
         "dataset": "imagenette_sample",
@@ -68,10 +71,10 @@ def write_run(
                 "reduction": ratio + 0.002 * (ratio > 0),
                 "flops_literature": 4.75e8 * (1 - ratio),
                 "flops_true": 1.03e9 * (1 - ratio),
-                "flops_reduction": 4.1e4 * (ratio > 0),
+                "flops_overhead": 4.1e4 * (ratio > 0),
                 "tokens": [197 - round(10 * ratio) * 12 * (block // 2) for block in range(8)],
                 "skipped": [],
-                **score_point(predictions, i),
+                **score(predictions, i),
                 "img_per_s": speed * (1 + ratio),
                 "latency_ms": {"p50": 20 * (1 - ratio / 2), "p95": 31.5},
                 "peak_mib": 48.9,

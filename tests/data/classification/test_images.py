@@ -1,4 +1,4 @@
-"""What reaches a batch: pixels, labels, ids, hashes; and what happens to images that cannot be decoded."""
+"""The content of batches: pixels, labels, ids, hashes; images that cannot be decoded."""
 
 import hashlib
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_undecodable_images_are_skipped_and_listed(folders: Folders, module: Mod
         damage(root / f"a/{index}.jpg", how)
     data = module(root=str(root), on_error="skip")
     batches = list(data.test_dataloader())
-    # a/0 … a/3 are the whole first batch, which still has an image tensor.
+    # a/0 … a/3 are the first batch, which has an image tensor although no image could be decoded.
     assert [batch["image"].shape for batch in batches] == [(0, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
     assert batches[0]["label"].shape == (0,)
     assert [batch["skipped"] for batch in batches] == [[f"a/{i}.jpg" for i in range(4)], ["a/4.jpg"], []]
@@ -114,7 +114,7 @@ def test_workers_give_the_same_batches_and_clean_errors(
 
 
 class Means(LightningModule):
-    """Collects what a Trainer passes on."""
+    """Collects the batches that a Trainer passes on."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Evaluation images as they are after resize and crop, kept in a memory-mapped file: decoded once, read ever after."""
+"""Cache of decoded, resized and cropped evaluation images in a memory-mapped file."""
 
 import hashlib
 import importlib.metadata
@@ -16,17 +16,18 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from mtr_lab.data.images import Entry, Images, Skipped, Undecodable
+from mtr_lab.data.classification.images import Images, Undecodable
+from mtr_lab.data.images import Entry, Skipped
 from mtr_lab.errors import UserError
 
 PIXELS, INDEX = "pixels.u8", "index.npz"
 _PACKAGES = ("pillow", "torchvision", "timm")
-_CHUNK = 64  # images a worker decodes before it reports
+_CHUNK = 64  # images that a worker decodes per message
 
 
 @dataclass(frozen=True)
 class _Index:
-    """n images; pixels, label and hash mean nothing where ``decoded`` is false."""
+    """What the cache stores of n images besides pixels; label and hash are valid where ``decoded`` is true."""
 
     decoded: np.ndarray  # (n,) bool
     labels: np.ndarray  # (n,) int64, the source's own
@@ -34,23 +35,23 @@ class _Index:
 
 
 class CachedImages(Dataset[Entry]):
-    """The entries of ``images``, their pixels read from ``folder/<key>/`` and not decoded.
+    """The entries of ``images``, with pixels read from the cache ``folder/<key>/`` instead of decoded.
 
-    The key is a hash of what the pixels follow from: the source's identity (of a directory, every file's path, size and
-    time of change), the preprocessing, and the versions of the packages that carry it out. So a cache of other images
-    or of another preprocessing is not looked at, but left for whoever uses it. Whoever comes first builds the cache, in
-    ``num_workers`` processes; the others wait. It gets its name when it is complete and on the disk, and one that is
-    damaged is built again. An image that could not be decoded is tried anew each time.
+    Caches are keyed by content: the source's fingerprint (for a directory, the path, size and modification time of
+    every file), the preprocessing, and the versions of the packages that decode and resize. Caches with other keys are
+    ignored. The first process builds the cache with ``num_workers`` workers, other processes wait. The cache is renamed
+    to its key once it is complete and synced to disk. A damaged cache is rebuilt. Images that could not be decoded are
+    not cached, but tried again each time.
 
     Args:
         images: with a transform to uint8.
-        shape: (3, H, W), that of every image after the transform.
-        folder: where caches are kept; H·W·3 bytes an image.
-        name: of the dataset, for the progress bar.
-        num_workers: processes that decode.
+        shape: (3, H, W) of every image after the transform.
+        folder: directory of the caches; an image takes 3·H·W bytes.
+        name: the dataset's name in the progress bar.
+        num_workers: number of processes that decode.
 
     Raises:
-        UserError: an image cannot be decoded and is not to be skipped; the folder cannot be written.
+        UserError: an image cannot be decoded and ``on_error`` is ``"fail"``, or the folder cannot be written.
     """
 
     def __init__(self, images: Images, shape: tuple[int, int, int], folder: Path, name: str, num_workers: int) -> None:
@@ -66,7 +67,7 @@ class CachedImages(Dataset[Entry]):
             size = np.prod(self._shape) / 2**30
             raise UserError(
                 f"dataset.cache={folder}: cannot keep {len(images)} images ({size:.1f} GiB) there: {error.strerror}. "
-                "Give another directory, or dataset.cache=null to do without."
+                "Set another directory, or dataset.cache=null for no cache."
             ) from error
 
     def __len__(self) -> int:
@@ -75,13 +76,13 @@ class CachedImages(Dataset[Entry]):
     def __getitem__(self, index: int) -> Entry:
         if not self._index.decoded[index]:
             return self._images[index]
-        if self._pixels is None:  # opened by each worker for itself
+        if self._pixels is None:  # every worker opens the file itself
             self._pixels = np.memmap(self._folder / PIXELS, mode="c", shape=self._shape)
         id, hash, label = self._images.source.id(index), str(self._index.hashes[index]), int(self._index.labels[index])
         return self._images.prepare.entry(id, torch.from_numpy(self._pixels[index]), hash, label)
 
     def _load(self) -> _Index | None:
-        """What is there, ``None`` if nothing is or it is damaged, which is said on the terminal."""
+        """The index of the cache; ``None`` if there is no cache, or if it is damaged, which is printed."""
         if not self._folder.exists():
             return None
         try:
@@ -91,15 +92,15 @@ class CachedImages(Dataset[Entry]):
             if size != expected:
                 raise ValueError(f"{PIXELS} has {size} bytes, not {expected}")
             if any(len(array) != len(self) for array in vars(index).values()):
-                raise ValueError(f"{INDEX} is of another number of images")
+                raise ValueError(f"{INDEX} does not have {len(self)} images")
         except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            print(f"{self._folder}: the cache is damaged ({error}); building it again.")
+            print(f"{self._folder}: the cache is damaged ({error}); rebuilding it.")
             return None
         return index
 
     def _build(self, name: str, num_workers: int) -> _Index:
         unfinished = self._folder.with_name(f".{self._folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that died
+        shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that died
         unfinished.mkdir()
         try:
             index = self._decode(unfinished, name, num_workers)
@@ -112,7 +113,7 @@ class CachedImages(Dataset[Entry]):
     def _decode(self, folder: Path, name: str, num_workers: int) -> _Index:
         size = int(np.prod(self._shape))
         with open(folder / PIXELS, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # else a full disk would kill whoever writes to the mapping
+            if hasattr(os, "posix_fallocate"):  # on a full disk, an error here and no SIGBUS in a worker
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
         index = _Index(

@@ -1,0 +1,157 @@
+"""Build a registered model from its configuration and the caller's arguments."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from torch import nn
+
+from mtr_lab.backbones import weights
+from mtr_lab.backbones.pretrained import IMAGENET, label_names, timm_config
+from mtr_lab.errors import UserError, check_number, unknown
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def build(
+    family: type[Model],
+    registered: Mapping[str, Any],
+    pretrained: bool,
+    defaults: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+) -> Model:
+    """Construct a model of a family and load its weights if asked: the entry point behind every registered name.
+
+    The model gets ``pretrained_cfg`` (timm's data configuration, with the model's input size and classes) and
+    ``weights`` (a dict of :class:`~mtr_lab.backbones.weights.Weights`). On the meta device no weights are loaded.
+
+    Args:
+        family: a :class:`Backbone` that is a module and has a method ``fit_weights``. The annotations of its
+            constructor declare its arguments: ``int``, ``float``, ``bool``, ``str``, tuples of these, or ``None``.
+        registered: the configuration of the name, see ``mtr_lab.backbones.pretrained``.
+        pretrained: load the weights of the configuration. The head stays untrained if it has another number of classes.
+        defaults: the arguments of the variant.
+        kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``;
+            ``checkpoint`` (a local file or ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights),
+            ``revision`` (branch, tag or commit on the hub), the arguments of timm's factory, and for a model that
+            returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
+
+    Returns:
+        The model, or with ``features_only`` timm's wrapper of it.
+
+    Raises:
+        UserError: an unknown argument; weights that cannot be downloaded, cannot be read, or do not fit.
+    """
+    name, kwargs = registered["architecture"], dict(kwargs)
+    checkpoint, revision = kwargs.pop("checkpoint", None), kwargs.pop("revision", "main")
+    config = timm_config(registered, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
+    feature_class = kwargs.pop("feature_cls", "getter")
+    for key in ("cache_dir", "pretrained_model_args"):  # arguments of timm's own loader
+        if kwargs.pop(key, None) is not None:
+            raise UserError(f"{key} of {name} cannot be set: give a file as checkpoint=; HF_HUB_CACHE moves the cache.")
+    if "in_chans" in kwargs:
+        kwargs["channels"] = kwargs.pop("in_chans")
+    _check_arguments(name, family, kwargs)
+    if not isinstance(pretrained, bool):
+        raise UserError(f"pretrained of {name}={pretrained}: expected true or false.")
+
+    model: Any = family(**{**defaults, **kwargs})
+    model.weights = asdict(weights.Weights("random"))
+    channels, *frames, height, width = model.input_shape
+    video = bool(frames)
+    if video:  # the registered weights and classes are those of the model for images
+        config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename")}
+    same_classes = not video and model.num_classes == config["num_classes"]
+    model.pretrained_cfg = {
+        **config,
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "input_size": (channels, height, width),  # of one frame of a video
+        "first_conv": registered["first_conv"],
+        "classifier": registered["classifier"],
+        "label_names": label_names(config) if same_classes else None,
+    }
+    model.default_cfg = model.pretrained_cfg
+    any_head = False
+    if checkpoint is not None:
+        local = not str(checkpoint).startswith("hf://")
+        names = weights.checkpoint_label_names(checkpoint) if local else None
+        if names or registered["label_names"] != IMAGENET:
+            model.pretrained_cfg["label_names"] = names  # the user's own classes
+    elif pretrained and video:
+        raise UserError(
+            f"no weights are registered for {name} with num_frames: pass a file's path (backbone.checkpoint=PATH, "
+            "create_model(..., checkpoint=PATH)), or take random ones (backbone.pretrained=false, pretrained=False)."
+        )
+    elif pretrained:
+        any_head = True
+        checkpoint = _pretrained_file(name, config)
+    if checkpoint is not None and not weights.is_meta(model):
+        unchanged = weights.load_weights(model, checkpoint, revision, any_head=any_head)
+        if unchanged and Path(checkpoint).name == registered.get("hf_hub_filename"):
+            model.weights = model.weights | {"published_top1": registered["published_top1"]}
+    if features_only:
+        return _feature_extractor(model, out_indices, feature_class)
+    return model
+
+
+def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:
+    """The checkpoint of a configuration: a local file, or one on the hub."""
+    if config.get("state_dict") is None:
+        if config.get("file"):
+            return str(config["file"])
+        if config.get("hf_hub_id"):
+            return f"hf://{config['hf_hub_id']}/{config.get('hf_hub_filename') or 'model.safetensors'}"
+    raise UserError(
+        f"pretrained_cfg of {name} names neither a file nor a repository on the Hugging Face Hub (hf_hub_id): pass "
+        "checkpoint=FILE, or call load_state_dict on the model."
+    )
+
+
+def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_class: Any) -> Any:
+    """timm's wrapper: images to the maps of ``forward_intermediates``."""
+    from timm.models._features import FeatureGetterNet
+
+    if feature_class not in ("getter", FeatureGetterNet):
+        raise UserError(f"feature_cls={feature_class}: expected 'getter', since the tokens of a block are no image.")
+    extractor: Any = FeatureGetterNet(model, out_indices=tuple(model.blocks_at(out_indices)))
+    no_head = ("num_classes", "classifier", "label_names")
+    extractor.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in no_head}
+    extractor.default_cfg = extractor.pretrained_cfg
+    return extractor
+
+
+def _check_arguments(name: str, family: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` unless the constructor of the family takes these arguments."""
+    parameters = dict(list(inspect.signature(family.__init__).parameters.items())[1:])  # without self
+    for key, value in kwargs.items():
+        if key not in parameters:
+            raise unknown(f"argument of {name}", key, parameters)
+        most = 0.99 if key.endswith("_rate") else math.inf
+        _check_argument(f"{key} of {name}", value, parameters[key].annotation, 0 if key == "num_classes" else 1, most)
+
+
+def _check_argument(label: str, value: Any, annotation: Any, least_int: int, most: float) -> None:
+    """Raise a ``UserError`` unless a value fits its annotation: an int, a float ≥ 0, a bool, or a tuple of numbers.
+
+    The constructor checks values of other types itself.
+    """
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if value is None and NoneType in kinds:
+        return
+    for kind in kinds:
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            item_kind, length = get_args(kind)
+            if length is Ellipsis or len(value) == len(get_args(kind)):
+                for item in value:
+                    _check_argument(label, item, item_kind, least_int, most)
+                return
+    if int in kinds or float in kinds:
+        check_number(label, value, float if float in kinds else int, 0 if float in kinds else least_int, most)
+    elif bool in kinds and not isinstance(value, bool):
+        raise UserError(f"{label}={value}: expected true or false.")

@@ -1,0 +1,1 @@
+"""Benchmark of backbones, policies and backends of the operations: the cases, their timing, the table."""

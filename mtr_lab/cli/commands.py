@@ -1,0 +1,110 @@
+"""The ``mtr-lab`` command: one name for all programs. A program joins as one line of ``COMMANDS``."""
+
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from mtr_lab import __version__
+from mtr_lab.cli.help_pages import EXIT_CODES
+from mtr_lab.cli.overrides import is_override, stray_word
+from mtr_lab.errors import UserError, unknown
+
+
+class Command(NamedTuple):
+    """``mtr-lab NAME``."""
+
+    name: str
+    program: str
+    """``module:function``, called without arguments; reads ``sys.argv``."""
+    summary: str
+
+
+COMMANDS = (
+    Command("eval", "mtr_lab.__main__:main", "accuracy, FLOPs and speed of a model, unreduced and reduced"),
+    Command("train", "mtr_lab.train:main", "train a classifier, a detector or a segmenter"),
+    Command("bench", "mtr_lab.bench:main", "time models, policies and backends in turn"),
+    Command("report", "mtr_lab.report.__main__:main", "results as one HTML page"),
+    Command("visualize", "mtr_lab.visualize:main", "draw the tokens that a policy keeps, merges and drops"),
+    Command("models", "mtr_lab.listing:models_main", "list models: parameters, FLOPs, published top-1"),
+    Command("policies", "mtr_lab.listing:policies_main", "list policies: their parts and their papers"),
+)
+
+OVERVIEW = """\
+usage: mtr-lab COMMAND [ARGUMENT ...]
+
+Token reduction for Vision Mamba without retraining.
+
+commands:
+{commands}
+
+examples:
+  mtr-lab eval                               the bundled model and images
+  mtr-lab eval backbone=vim_s mtr.ratio=0.3 dataset.root=/data/imagenet
+  mtr-lab eval -m reduction=mtr,write mtr.ratio=0.2,0.4 hydra.sweep.dir=DIR
+  mtr-lab report DIR -o report.html
+
+more:
+  mtr-lab COMMAND --help      examples, groups and options of a command
+  mtr-lab COMMAND --cfg job   settings of eval, train or bench, with comments
+  mtr-lab --version           the version
+  mtr-lab backbone=vim_s      without a command: eval
+  python -m mtr_lab           the same as mtr-lab eval; mtr_lab.train, … too
+
+{exit_codes}"""
+
+
+def main() -> None:
+    """Run the command that the first argument names; ``eval`` if it is an option or an override."""
+    arguments = sys.argv[1:]
+    if arguments in ([], ["help"], ["-h"], ["--help"]):
+        print(overview())
+        return
+    if arguments == ["--version"]:
+        print(f"mtr_lab {__version__}")
+        return
+    if arguments == ["-sc", "query=bash"]:
+        arguments = _complete(arguments)
+    try:
+        command, sys.argv[1:] = split_command(arguments)
+    except UserError as error:
+        print(f"mtr_lab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    pkgutil.resolve_name(command.program)()
+
+
+def _complete(arguments: list[str]) -> list[str]:
+    """Print the commands that the line being typed may go on with; hand the rest of the line to its command."""
+    program, _, line = os.environ.get("COMP_LINE", "mtr-lab ").partition(" ")
+    first, blank, rest = line.lstrip().partition(" ")
+    names = [command.name for command in COMMANDS]
+    if not blank:
+        print(*(name for name in names if name.startswith(first)))
+    elif first in names:
+        os.environ["COMP_LINE"] = f"{program} {rest}"
+        return [first, *arguments]
+    return arguments
+
+
+def split_command(arguments: list[str]) -> tuple[Command, list[str]]:
+    """The command of a command line, and its arguments.
+
+    Raises:
+        UserError: the first argument is neither a command nor an option nor an override.
+    """
+    first = arguments[0]
+    named = {command.name: command for command in COMMANDS}
+    if first in named:
+        return named[first], arguments[1:]
+    if first.startswith("-") or is_override(first):
+        return COMMANDS[0], arguments
+    if Path(first).exists() or Path(first).suffix:
+        raise stray_word(first)
+    raise unknown("command", first, named)
+
+
+def overview() -> str:
+    """What ``mtr-lab`` prints: the commands, on one screen."""
+    commands = "\n".join(f"  {command.name:<11}{command.summary}" for command in COMMANDS)
+    return OVERVIEW.format(commands=commands, exit_codes=EXIT_CODES)

@@ -1,0 +1,133 @@
+"""Overrides on a command line (``KEY=VALUE``, ``+KEY=VALUE``, ``~KEY``); of mistakes in them, what to type instead."""
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mtr_lab.errors import UserError, unknown
+
+ALL_KEYS = "mtr-lab eval --cfg job prints all keys (so do train and bench)."
+
+_OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument has the form of an override."""
+    return _OVERRIDE.match(argument) is not None
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate a command line's overrides from its options and files, wherever they stand.
+
+    Returns:
+        options and files, overrides.
+    """
+    overrides = [argument for argument in arguments if is_override(argument) and not Path(argument).exists()]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def typed(key: str, value: str) -> str:
+    """``KEY=VALUE`` as it is typed in a shell: in quotes for Hydra, where those are needed, then for the shell."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        read = override.value()
+        plain = not override.is_sweep_override() and (read == value or not isinstance(read, str))
+    except HydraException:
+        plain = False
+    return shlex.quote(f"{key}={value if plain else _in_quotes(value)}")
+
+
+def _in_quotes(value: str) -> str:
+    """A text in quotes that Hydra takes off."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(value, Quote.double).with_quotes()
+
+
+_FILES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
+    ((".png", ".jpg", ".jpeg", ".gif", ".webp"), lambda file: f"mtr-lab visualize {shlex.quote(file)}"),
+    ((".pth", ".pt", ".bin", ".safetensors"), lambda file: typed("backbone.checkpoint", file)),
+    ((".ckpt",), lambda file: f"mtr-lab train {typed('training.resume', file)}"),
+    ((".json",), lambda file: f"mtr-lab report {shlex.quote(file)} -o report.html"),
+)
+"""Suffixes of files, and what to type for such a file."""
+
+
+def stray_word(word: str, before: str | None = None) -> UserError:
+    """The error for an argument that is neither an option nor an override.
+
+    Args:
+        before: the argument before it.
+    """
+    key, _, beginning = (before or "").partition("=")
+    if beginning and Path(f"{beginning} {word}").exists():
+        return UserError(f"a path with blanks needs quotes. Type {typed(key, f'{beginning} {word}')}")
+    path = Path(word)
+    for suffixes, instead in _FILES:
+        if path.suffix.lower() in suffixes:
+            return UserError(f"{word} is a file, expected KEY=VALUE. Type {instead(word)}")
+    if path.is_dir() and any(path.glob("**/result.json")):
+        return UserError(f"{word} is a folder of results. Type mtr-lab report {shlex.quote(word)} -o report.html")
+    if path.exists() or "/" in word:
+        return UserError(f"{word} is a path, expected KEY=VALUE, e.g. {typed('dataset.root', word)}")
+    return UserError(f"{word!r} is no override: expected KEY=VALUE. --help shows examples.")
+
+
+def unknown_option(option: str, value: str | None, names: Sequence[str]) -> UserError:
+    """The error for an option that does not exist; where it is called like a setting, says the override.
+
+    Args:
+        option: as typed, ``--ratio`` or ``--ratio=0.4``.
+        value: the argument after it, if that may be its value.
+        names: of all settings and groups, see ``mtr_lab.cli.settings.setting_names``.
+    """
+    name, equals, given = option.lstrip("-").partition("=")
+    same = _same_name(name.replace("-", "_"), names)
+    if not same:
+        return UserError(f"unknown option {option}. --help lists the options; settings are typed KEY=VALUE.")
+    value = given if equals else value
+    choices = " or ".join(typed(key, value) if value is not None else f"{key}=…" for key in same)
+    return UserError(f"{option} is no option: settings are typed without dashes. Type {choices}")
+
+
+def explain_composition(error: Exception, overrides: Sequence[str], names: Callable[[], Sequence[str]]) -> UserError:
+    """Hydra's error about overrides in terms of what may be typed instead.
+
+    Args:
+        error: what Hydra has raised.
+        overrides: the command line's.
+        names: -> the names of all settings and groups.
+    """
+    text = str(error)
+    bad = getattr(error, "override", None)
+    if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
+        key, _, value = match[1].partition("=")
+        sweep = f"For a sweep type -m {shlex.quote(match[1])}"
+        if "." not in key:
+            return UserError(f"{match[1]}: a comma separates the values of a sweep. {sweep}")
+        return UserError(
+            f"{match[1]}: a comma separates the values of a sweep. {sweep}, for a list "
+            f"{shlex.quote(f'{key}=[{value}]')}, for a text {shlex.quote(f'{key}={_in_quotes(value)}')}"
+        )
+    if match := re.search(r"Could not override '([^']*)'", text):
+        name = match[1]
+        value = next((given.partition("=")[2] for given in overrides if given.startswith(f"{name}=")), None)
+        same = [key for key in _same_name(name, names()) if key != name]
+        if same and value is not None:
+            return UserError(f"unknown key {name!r}. Did you mean {' or '.join(typed(key, value) for key in same)}?")
+        return unknown("key", name, names(), ALL_KEYS)
+    if isinstance(bad, str):
+        key, _, value = bad.partition("=")
+        if value and is_override(bad) and (value[0] not in "[{(" or Path(value).exists()):
+            return UserError(f"{bad}: a value with special characters needs quotes. Type {typed(key, value)}")
+        return UserError(f"cannot parse the override {bad!r}: {getattr(error, 'message', text)}")
+    return UserError(text)
+
+
+def _same_name(name: str, names: Sequence[str]) -> list[str]:
+    """The setting called exactly so; else those whose last part is."""
+    return [name] if name in names else [key for key in names if key.rpartition(".")[2] == name]

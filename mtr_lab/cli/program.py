@@ -1,0 +1,261 @@
+"""Run a program that Hydra configures: compose its configuration, check it, call one function with it.
+
+Exit code 0: done; 2: the user's mistake, with one message and no traceback; 128 + n: ended by signal n; 1: any other
+error. This module does not import PyTorch, which takes seconds: ``--help``, ``--cfg``, completion and mistyped names
+are answered before that.
+"""
+
+import contextlib
+import os
+import pkgutil
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mtr_lab import __version__
+from mtr_lab.cli import folders as folders  # registers the resolvers of the configuration
+from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
+from mtr_lab.cli.completion import answer_completion
+from mtr_lab.cli.help_pages import Program, help_page
+from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
+from mtr_lab.cli.settings import check_settings, setting_names
+from mtr_lab.configuration import CONF
+from mtr_lab.errors import UserError, unknown, user_errors
+from mtr_lab.policy_files import policy_files, policy_name
+
+PLUGIN_EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+"""Hydra's plugins, and the extra that installs each."""
+
+
+def run_program(program: Program) -> None:
+    """Compose the program's configuration with the command line's overrides and call its function with it."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:  # Hydra would print its own
+        print(f"mtr_lab {__version__}")
+        return
+    if answer_completion():
+        return
+    if "-sc" not in arguments:
+        with exit_on_user_error():
+            if _answer(program, arguments):
+                return
+    started = False
+
+    def guarded(config: DictConfig) -> object:
+        nonlocal started
+        started = True
+        # In a sweep mtr_lab.sweep.Jobs notes the mistake and goes on.
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        with exit_on_user_error() if alone else contextlib.nullcontext():
+            check_settings(config, hydra.compose(program.config_name))
+            _name_policy(config, HydraConfig.get().runtime.choices)
+            print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
+            return pkgutil.resolve_name(program.function)(config)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing a traceback
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=program.config_name)(guarded)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(_explain(error, program.config_name, sys.argv[1:]))
+    except (OSError, ValueError) as error:
+        if started:
+            raise
+        where = (
+            "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
+            if isinstance(error, OSError)
+            else ""
+        )
+        _exit(UserError(f"{where}{error}"))
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = _signal_behind(error)
+        if number is None:
+            raise
+        raise SystemExit(128 + number) from None
+
+
+def _signal_behind(ending: BaseException) -> int | None:
+    """The signal that ended the program, if one did. Lightning exits with code 1 at SIGINT and with 0 at SIGTERM."""
+    if isinstance(ending, KeyboardInterrupt) or isinstance(ending.__context__, KeyboardInterrupt):
+        return signal.SIGINT
+    return signal.SIGTERM if type(ending).__name__ == "SIGTERMException" else None
+
+
+def _answer(program: Program, arguments: Sequence[str]) -> bool:
+    """Answer ``--help`` and ``--cfg job``, and put the options before the overrides, as Hydra wants them.
+
+    Returns:
+        whether it was answered.
+
+    Raises:
+        UserError: an option that does not exist, an argument that is neither option nor override, a bad folder.
+    """
+    overrides = [argument for argument in arguments if is_override(argument)]
+    words = [argument for argument in arguments if not is_override(argument)]
+    options, unknown_options = get_args_parser().parse_known_args(words)
+    if options.help:
+        print(help_page(program, options.config_dir and Path(options.config_dir)))
+        return True
+    if unknown_options:
+        after = arguments[arguments.index(unknown_options[0]) + 1 :][:1]
+        value = next((word for word in after if word in options.overrides), None)
+        raise unknown_option(unknown_options[0], value, setting_names(program.config_name))
+    if options.overrides:
+        place = arguments.index(options.overrides[0])
+        raise stray_word(arguments[place], arguments[place - 1] if place else None)
+    folder = Path(options.config_dir) if options.config_dir else None
+    _check_config_dir(folder)
+    if options.cfg == "job" and not options.config_name and not options.config_path:
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head ends the program, without a traceback
+        print(show_config(program.config_name, overrides, folder, options.package, options.resolve))
+        return True
+    sys.argv[1:] = [*words, *overrides]
+    return False
+
+
+def show_config(
+    config_name: str,
+    overrides: Sequence[str],
+    config_dir: Path | None = None,
+    package: str | None = None,
+    resolve: bool = False,
+) -> str:
+    """What ``--cfg job`` prints: the composed configuration as YAML with the comments of its files.
+
+    Args:
+        config_dir: see :func:`compose`.
+        package: print the settings below this key alone.
+        resolve: replace interpolations by their values.
+
+    Raises:
+        UserError: the overrides do not fit.
+    """
+    config, choices = _compose(config_name, overrides, config_dir)
+    comments = read_comments(config_name, choices, [CONF] if config_dir is None else [CONF, config_dir])
+    if package in (None, "_global_"):
+        return to_commented_yaml(config, comments, resolve)
+    part = OmegaConf.select(config, str(package))
+    if not isinstance(part, DictConfig):
+        raise unknown("package", package, [key for key in map(str, config) if isinstance(config[key], DictConfig)])
+    within = {
+        key.removeprefix(f"{package}."): comment for key, comment in comments.items() if key.startswith(f"{package}.")
+    }
+    return f"# @package {package}\n{to_commented_yaml(part, within, resolve)}"
+
+
+def print_on_rank_zero(line: str) -> None:
+    """Print a line to stdout, on rank 0 alone. Progress goes to stdout, errors go to stderr."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the program with code 2 and one message at a mistake of the user."""
+    try:
+        yield
+    except user_errors() as error:
+        _exit(error)
+
+
+def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Compose and check ``conf/<config_name>.yaml`` with overrides.
+
+    Args:
+        config_dir: a folder of the user's with more files for the groups, as Hydra's ``--config-dir``.
+
+    Raises:
+        UserError: the overrides do not fit; names what was expected.
+    """
+    return _compose(config_name, overrides, config_dir)[0]
+
+
+def _compose(
+    config_name: str, overrides: Sequence[str], config_dir: Path | None
+) -> tuple[DictConfig, Mapping[str, Any]]:
+    """The configuration, and the file chosen in each group."""
+    _check_config_dir(config_dir)
+    own = []
+    if config_dir is not None:
+        path = QuotedString(f"file://{config_dir.absolute()}", Quote.single).with_quotes()
+        own = [f"hydra.searchpath=[{path}]"]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose(config_name, [*own, *overrides], return_hydra_config=True)
+            default = hydra.compose(config_name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(_explain(error, config_name, overrides))) from error
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    check_settings(config, default)
+    _name_policy(config, choices)
+    return config, choices
+
+
+def config_folders() -> list[Path]:
+    """The user's configuration folders in the running program: ``--config-dir``, ``hydra.searchpath``."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and Path(source.path) != CONF]
+
+
+def _check_config_dir(folder: Path | None) -> None:
+    """Raise a ``UserError`` if the folder does not exist, or a file in it has the name of one of the package's."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UserError(f"--config-dir={folder}: the folder does not exist.")
+    for ours in CONF.rglob("*.yaml"):
+        file = folder / ours.relative_to(CONF)
+        if file.exists() and not file.samefile(ours):
+            raise UserError(f"{file}: mtr_lab has a file of that name, which hides yours. Give yours another name.")
+    policy_files([folder])
+
+
+def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Set ``mtr.policy`` to the name of the policy's file; raise a ``UserError`` if it is another name."""
+    if "mtr" in config:
+        config.mtr.policy = policy_name(choices["reduction"], config.mtr.policy)
+
+
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Exception:
+    """Hydra's composition errors in terms of what may be chosen."""
+    text = str(error)
+    if match := re.search(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/([^']*)'", text):
+        group, name = match.groups()
+        if name in PLUGIN_EXTRAS:
+            return UserError(f"hydra/{group}={name} needs an extra: pip install 'mtr-lab[{PLUGIN_EXTRAS[name]}]'.")
+        own = [path.stem for path in (CONF / "hydra" / group).glob("*.yaml")]
+        return unknown(f"hydra/{group}", name, ["basic", *own, *PLUGIN_EXTRAS])
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '(\w+)/([^']*)'", text)):
+        group, name = match.groups()
+        if error.options:
+            return unknown(group, name, error.options)
+    return explain_composition(error, overrides, lambda: setting_names(config_name))
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(f"mtr_lab: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,117 @@
+"""The settings of a program: which keys it has, and the ranges of those that no constructor checks."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from mtr_lab.cli.overrides import ALL_KEYS
+from mtr_lab.configuration import CONF
+from mtr_lab.errors import UserError, check_number, unknown
+
+OPEN_GROUPS = ("dataset", "task", "trainer", "logger")
+"""Groups whose keys are arguments of a constructor, which may take more than their files list."""
+
+
+class Number(NamedTuple):
+    """A number from ``least`` to ``most``; ``optional``: or null."""
+
+    kind: type[int] | type[float]
+    least: float
+    most: float = math.inf
+    optional: bool = False
+
+    def check(self, key: str, value: object) -> None:
+        """Raise a ``UserError`` unless the value fits."""
+        if not (self.optional and value is None):
+            check_number(key, value, self.kind, self.least, self.most)
+
+
+class Switch(NamedTuple):
+    """true or false."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise a ``UserError`` unless the value fits."""
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value}: expected true or false.")
+
+
+class Share(NamedTuple):
+    """A share of the FLOPs, or several; the solver says which are in reach, here only percentages are refused."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise a ``UserError`` if the value looks like a percentage."""
+        for number in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(number, int | float) and 2 <= number <= 100:
+                raise UserError(
+                    f"{key} must be a share of the FLOPs in [0, 1), got {number}. "
+                    f"For {number} % type {key}={number / 100:g}"
+                )
+
+
+SCHEMA: dict[str, Number | Switch | Share] = {
+    "seed": Number(int, 0, 2**32 - 1),
+    "resume": Switch(),
+    "pictures": Number(int, 0),
+    "backbone.num_classes": Number(int, 1, optional=True),
+    "mtr.ratio": Share(),
+    "trainer.cuda_graph": Switch(),
+    "timing.batch_size": Number(int, 0),  # 0: no timing
+    "timing.seconds": Number(float, 0),
+    "bench.seconds": Number(float, 0),
+    "bench.ratio": Share(),
+    "training.epochs": Number(int, 1),
+    "training.lr": Number(float, 0, 10),
+    "training.weight_decay": Number(float, 0, 10),
+    "training.warmup_epochs": Number(int, 0),
+    "training.ema_decay": Number(float, 0, 1),
+    "training.ratio_warmup_epochs": Number(int, 0),
+    "training.freeze_backbone": Switch(),
+    "training.label_smoothing": Number(float, 0, 1),
+    "training.mixup": Number(float, 0, 100),
+    "training.cutmix": Number(float, 0, 100),
+}
+"""Settings of all programs; a program checks those it has."""
+
+
+def check_settings(config: DictConfig, default: DictConfig) -> None:
+    """Check a composed configuration against a program's default one, and against ``SCHEMA``.
+
+    Raises:
+        UserError: a key was added or deleted, or a value does not fit.
+    """
+    keys, known = flatten(config, whole=OPEN_GROUPS), flatten(default, whole=OPEN_GROUPS)
+    for key in keys:
+        if key.startswith("reduction."):
+            raise UserError(f"{key}: a file in reduction/ has to begin with the line '# @package mtr'.")
+        if key not in known:
+            raise unknown("key", key, known, ALL_KEYS)
+    for key in known:
+        if key not in keys:
+            raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
+    absent = object()
+    for key, setting in SCHEMA.items():
+        value = OmegaConf.select(config, key, default=absent)
+        if value is not absent:
+            setting.check(key, value)
+
+
+def setting_names(config_name: str) -> list[str]:
+    """The keys of a program's default configuration, dotted, and the groups."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(config_name)
+    return [*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir())]
+
+
+def flatten(node: DictConfig, prefix: str = "", whole: Sequence[str] = ()) -> list[str]:
+    """The keys below a node, dotted; nodes called as in ``whole`` count as one key."""
+    keys = []
+    for key in map(str, node):
+        child = node._get_node(key)
+        inner = isinstance(child, DictConfig) and not child._is_none() and key not in whole
+        keys += flatten(child, f"{prefix}{key}.", whole) if inner else [prefix + key]  # type: ignore[arg-type]
+    return keys

@@ -1,0 +1,163 @@
+"""From a composed configuration to an evaluation that can run: everything checked, the weights loaded."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from mtr_lab import ops
+from mtr_lab.compose import check_device, make_loggers, make_task, make_task_data, make_task_model, make_trainer
+from mtr_lab.data.shard import ShardedEvaluation
+from mtr_lab.errors import UserError, unknown
+from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
+from mtr_lab.launch import has_to_launch
+from mtr_lab.ops import installed
+from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
+from mtr_lab.tasks.evaluation import OperatingPoint
+from mtr_lab.tasks.task import AnyTask, DataModule
+
+CALIBRATION_IMAGES = 128
+"""The number of training images that ``mtr.schedule=auto`` is measured on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that can run."""
+
+    config: DictConfig
+    folder: Path
+    """The run folder."""
+    task: AnyTask
+    model: Any
+    """The task's, with its weights, not patched."""
+    points: list[OperatingPoint]
+    """The unreduced model's first. Those of ``mtr.schedule=auto`` are solved again on the calibration images."""
+    calibration: Tensor | None
+    """(N, 3, H, W) for ``mtr.schedule=auto``."""
+    data: DataModule
+    trainer: lightning.Trainer
+    launches: bool
+    """Whether this process has to start those that evaluate, see ``mtr_lab.launch``."""
+    batches: ShardedEvaluation
+    """This process's share of the evaluation images."""
+    loggers: dict[str, Logger]
+    machine: list[str]
+    """What speeds, and the last digits of predictions, depend on besides code and configuration; the device first."""
+    record: dict[str, Any]
+    """The resolved configuration, without the settings that the policy does not read."""
+    key: Key
+    unreduced_key: str
+
+    @property
+    def wait(self) -> bool:
+        """Whether to wait for another process in the same folder: an optimiser needs the value."""
+        return self.config.objective is not None
+
+
+def plan(config: DictConfig) -> Job:
+    """Check a configuration on a model without weights, then load the weights.
+
+    Raises:
+        UserError: the configuration has a mistake; all but mistakes in the weights are raised before loading them.
+    """
+    if config.backbone.num_frames is not None:
+        raise UserError(
+            f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "
+            "with python -m mtr_lab.visualize CLIP."
+        )
+    ops.set_backend(config.ops.backend)
+    check_device(config.trainer)
+    task = make_task(config.task)
+    data, meta_model = make_task_data(task, config)
+    reduction = Reduction(task.backbone(meta_model), provisional(policy_settings(config.mtr)))
+    points = operating_points(reduction, config.mtr)
+    if config.pictures:
+        strongest(points)
+    check_objective(task, config, points)
+    calibration = calibration_images(data) if config.mtr.schedule == AUTO else None
+    loggers = dict(zip(config.logger, make_loggers(config.logger), strict=True))
+    trainer = make_trainer(
+        config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
+    launches = has_to_launch(trainer)
+
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    model = make_task_model(task, config, data.num_classes)
+    record: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if not reduction.policy.draws:
+        del record["mtr"]["seed"]
+    weights, images, machine = task.backbone(model).weights["sha256"], data.fingerprint(), describe_machine(trainer)
+    return Job(
+        config=config,
+        folder=Path(HydraConfig.get().runtime.output_dir),
+        task=task,
+        model=model,
+        points=points,
+        calibration=calibration,
+        data=data,
+        trainer=trainer,
+        launches=launches,
+        batches=ShardedEvaluation(data, trainer),
+        loggers=loggers,
+        machine=machine,
+        record=record,
+        key=evaluation_key(
+            record, weights, [images, _digest(calibration)], machine if config.timing.batch_size else []
+        ),
+        unreduced_key=unreduced_key(record, weights, images, machine),
+    )
+
+
+def provisional(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a policy whose schedule can be solved without images: ``auto`` becomes ``constant``.
+
+    A ratio within reach of ``auto`` is within reach of a constant schedule over all blocks.
+    """
+    constant = {"schedule": "constant", "first_block": 0, "interval": 1}
+    return {**settings, **constant} if settings["schedule"] == AUTO else settings
+
+
+def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoint]) -> None:
+    """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
+    measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
+    metrics = [*task.metrics, *(measured if config.timing.batch_size else [])]
+    if config.objective is not None and config.objective not in metrics:
+        raise unknown("objective", config.objective, metrics)
+    if config.objective is not None and len(points) == 1:
+        raise UserError(f"objective={config.objective} is that of the reduced model: give an mtr.ratio above 0.")
+
+
+def calibration_images(data: DataModule) -> Tensor:
+    """Training images (N, 3, H, W) to measure ``mtr.schedule=auto`` on: never those of the evaluation.
+
+    Raises:
+        UserError: the dataset has no training images.
+    """
+    try:
+        return data.calibration_images(CALIBRATION_IMAGES)
+    except UserError as error:
+        raise UserError(
+            f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "
+            "Or give the counts themselves: mtr.ratio=null mtr.schedule=[…]."
+        ) from error
+
+
+def describe_machine(trainer: lightning.Trainer) -> list[str]:
+    """The device, and what else speeds and the last digits of predictions depend on besides code and configuration."""
+    environment, device = describe_environment(), trainer.strategy.root_device
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device), f"mamba_ssm {installed('mamba_ssm')}"]
+    return [device.type, str(environment["cpu"]), f"{environment['threads']} threads"]
+
+
+def _digest(images: Tensor | None) -> str | None:
+    return None if images is None else hashlib.blake2b(images.numpy().tobytes(), digest_size=16).hexdigest()

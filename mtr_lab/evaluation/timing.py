@@ -1,0 +1,41 @@
+"""Speed and memory of a model at its operating points."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mtr_lab.evaluation.placement import as_input, placed
+from mtr_lab.measure.speed import Speed, measure_speed
+from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
+
+if TYPE_CHECKING:
+    from mtr_lab.evaluation.job import Job  # imports all tasks
+
+
+def time_job(job: "Job", evaluation: Evaluation[Any], points: Sequence[OperatingPoint]) -> dict[str, Speed]:
+    """Time all points on evaluation images, in the trainer's precision and on its device; images fill the batch."""
+    settings = job.config.timing
+    batch = next(batch for batch in job.data.test_dataloader() if len(batch["image"]))
+    images = as_input(batch, job.data, job.trainer)
+    images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
+    with placed(evaluation.model, job.trainer):
+        return time_points(evaluation, points, images, settings.seconds)
+
+
+def time_points(
+    evaluation: Evaluation[Any], points: Sequence[OperatingPoint], images: Tensor, seconds: float
+) -> dict[str, Speed]:
+    """Time an evaluation's model at all points in turn, by name.
+
+    Args:
+        images: (B, 3, H, W), as the model expects them, on its device.
+        seconds: for all points together.
+    """
+    return measure_speed(
+        {point.name: partial(evaluation.forward_at, point) for point in points},
+        images,
+        resident={point.name: evaluation.model.parameters() for point in points},
+        max_seconds=seconds,
+    )

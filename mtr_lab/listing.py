@@ -1,0 +1,146 @@
+"""List the models and policies that can be chosen by name; ``mtr-lab models`` and ``mtr-lab policies`` print tables."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NoReturn
+
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
+from mtr_lab.errors import UserError, unknown
+from mtr_lab.policy_files import policy_files, read_policy
+
+_ARXIV = re.compile(r"arXiv[ :]\d{4}\.\d{5}")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that ``create_model`` takes, by family and size.
+
+    Args:
+        pattern: a shell pattern, as of ``timm.list_models``: ``"vim_*"``.
+    """
+    from mtr_lab.backbones import MODELS
+
+    return [name for name in MODELS if fnmatchcase(name, pattern)]
+
+
+def list_policies(pattern: str = "*") -> list[str]:
+    """Names of policies that ``patch`` takes, in alphabetical order.
+
+    Args:
+        pattern: a shell pattern: ``"*mtr*"``.
+    """
+    return [name for name in policy_files() if fnmatchcase(name, pattern)]
+
+
+def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
+    """A row of texts for each model below a row of titles. Models are built without memory and without weights."""
+    import torch
+
+    from mtr_lab.backbones import FAMILIES, create_model
+    from mtr_lab.measure.flops import model_costs
+
+    published_top1 = {name: config["published_top1"] for family in FAMILIES for name, config in family.CONFIGS.items()}
+    rows: list[tuple[str, ...]] = [("model", "params", "image", "GFLOPs", "GFLOPs*", "top-1", "weights")]
+    for name in list_models(pattern):
+        with torch.device("meta"):
+            model = create_model(name)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        costs, _ = model_costs(model)
+        config = model.pretrained_cfg
+        published = published_top1[name]
+        rows.append(
+            (
+                name,
+                f"{parameters / 1e6:.1f}M",
+                f"{config['input_size'][-1]}²",
+                f"{costs.flops / 1e9:.2f}",
+                f"{costs.literature / 1e9:.2f}",
+                "–" if published is None else f"{100 * published:.1f}%",
+                config.get("hf_hub_id", "bundled"),
+            )
+        )
+    return rows
+
+
+def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tuple[str, ...]]:
+    """A row of texts for each policy below a row of titles.
+
+    Args:
+        config_dir: a folder of the user's with more policies, ``reduction/NAME.yaml``.
+
+    Raises:
+        UserError: a file of the user's is no policy.
+    """
+    parts = ("score", "grouping", "matching", "merge", "order")
+    rows: list[tuple[str, ...]] = [("policy", *parts, "source")]
+    for name, file in policy_files([] if config_dir is None else [config_dir]).items():
+        if fnmatchcase(name, pattern):
+            settings = read_policy(file)
+            rows.append((name, *(str(settings[part]) for part in parts), _source(file)))
+    return rows
+
+
+def _source(file: Path) -> str:
+    """The paper that the comment of a policy's file cites; without one, the name before its colon."""
+    comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(), re.MULTILINE))
+    paper = _ARXIV.search(comment)
+    name = comment.partition(":")[0]
+    return paper[0] if paper else name if len(name) <= 16 else "–"
+
+
+def models_main() -> None:
+    """``mtr-lab models``."""
+    parser = _parser(
+        "mtr-lab models",
+        "List the models that create_model and backbone= take, without loading weights.",
+        ("", "'vim_*'", "vim_s"),
+    )
+    options = parser.parse_args()
+    _print(model_table(options.pattern), "model", options.pattern, list_models())
+    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; *: as papers count them.")
+    print("top-1: on ImageNet-1k, as published with the weights; not measured here.")
+
+
+def policies_main() -> None:
+    """``mtr-lab policies``."""
+    parser = _parser(
+        "mtr-lab policies",
+        "List the policies that patch and reduction= take: their parts, and the paper they follow.",
+        ("", "'*r*'", "-cd DIR"),
+    )
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="list your own, DIR/reduction/*.yaml, too"
+    )
+    options = parser.parse_args()
+    try:
+        rows = policy_table(options.pattern, options.config_dir)
+    except UserError as error:
+        _exit(error)
+    _print(rows, "policy", options.pattern, list_policies())
+    print("\nAll parts of a policy: mtr-lab eval reduction=NAME --cfg job -p mtr")
+
+
+def _parser(command: str, about: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    lines = examples(*(f"{command} {given}".rstrip() for given in arguments))
+    parser = argparse.ArgumentParser(
+        prog=command, description=wrap(about), epilog=f"{lines}\n\n{EXIT_CODES}", formatter_class=HelpFormatter
+    )
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names, with * and ?")
+    return parser
+
+
+def _print(rows: Sequence[Sequence[str]], kind: str, pattern: str, known: Sequence[str]) -> None:
+    """Print rows of texts in columns; end with code 2 if there is none below the titles."""
+    if len(rows) == 1:
+        _exit(unknown(kind, pattern, known))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _exit(error: UserError) -> NoReturn:
+    print(f"mtr_lab: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,29 @@
+"""The arguments of every implementation of the asymmetric decision."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class DecisionInputs(NamedTuple):
+    """The arguments of ``asymmetric_plan``. B images, L tokens, C channels, S special tokens."""
+
+    terms: Tensor
+    """(B, K, L), summed and divided by ``scale`` to the score of each token, as in ``importance``."""
+    scale: float
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
+    """(B, L) int64, ascending: the original position of each token."""
+    size: Tensor
+    """(B, L) float32: the number of original tokens each token stands for."""
+    special: Tensor
+    """(B, S) int64: the positions of tokens that are neither removed nor merged into."""
+    hidden: Tensor | None
+    """(B, L, C). Tokens are compared by the cosine of ``hidden + residual``, or of the one that is given. Without both,
+    the removed tokens are dropped."""
+    residual: Tensor | None
+    remove: int
+    """The number of tokens to remove from each image: those of the lowest scores, of equal scores the earlier."""
+    targets: int
+    """The number of merge targets in each image: the tokens of the next lowest scores."""
+    by_size: bool
+    """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""

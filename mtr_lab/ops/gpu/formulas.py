@@ -1,0 +1,46 @@
+"""Formulas that several kernels compute: softplus, and the terms of the scan's statistics."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from mtr_lab.ops.gpu.occupancy import INTERPRETED
+from mtr_lab.ops.statistics import STATISTICS
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)); log(1 + w) is w times a polynomial in w, Chebyshev fit on [0, 1], relative error below 3e-7."""
+    w = tl.exp2(-tl.abs(x) * LOG2E)
+    p = -0.008336497470736504 * w + 0.04337085038423538
+    p = p * w - 0.10667790472507477
+    p = p * w + 0.1767549365758896
+    p = p * w - 0.2447046935558319
+    p = p * w + 0.3327118754386902
+    p = p * w - 0.49997127056121826
+    p = p * w + 0.9999997615814209
+    return tl.maximum(x, 0) + w * p
+
+
+@cache
+def _compiled(term: Callable[..., Any]) -> Any:
+    if INTERPRETED:  # the interpreter patches ``tl`` among the globals of a function
+        term = FunctionType(term.__code__, term.__globals__ | {"tl": tl})
+    return triton.jit(term)
+
+
+def terms(stats: Sequence[str]) -> tuple[Any, ...]:
+    """The terms of these statistics as functions that a kernel takes as an argument and calls."""
+    return tuple(_compiled(STATISTICS[name].term) for name in stats)
+
+
+@triton.jit
+def maximum(x, y):
+    """The argument ``maximum`` of a statistic's term."""
+    return tl.maximum(x, y)

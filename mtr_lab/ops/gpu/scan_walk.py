@@ -1,0 +1,225 @@
+"""How one program of the scan walks through tokens: device functions of ``scan`` and ``scan_chunks``.
+
+A program is one warp. It owns some channels of one image, keeps their states in registers and loads U tokens at a time,
+which the compiler prefetches through shared memory. The exponentials bound the speed: one for each token, channel,
+state and direction, of which a multiprocessor computes 16 a clock; then the instructions, five for each exponential.
+
+``e`` numbers channels, ``t`` tokens, and ``s`` positions along the walk: token ``order[s]``, or s without an order.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus
+from mtr_lab.ops.gpu.occupancy import STAGES, unstack
+
+
+class Channels(NamedTuple):
+    """The channels of a program and their parameters."""
+
+    e: Any
+    mask: Any
+    a: Any
+    """(NP, CH): A log2(e), so that exp(Δ A) is a power of 2."""
+    d: Any
+    bias: Any
+    """Of Δ, before softplus."""
+    idle: Any
+    """Δ of a token without input, softplus(bias): the state decays by it over a gap."""
+
+
+class Direction(NamedTuple):
+    """One direction of one image: pointers to its first token or position, and strides."""
+
+    u: Any
+    delta: Any
+    bc: Any
+    """B and C of a token side by side."""
+    z: Any
+    order: Any
+    gap: Any
+    delta_scale: Any
+    y: Any
+    sums: Any
+    length: Any
+    width: Any
+    """The number of channels, the stride of u, delta and y from token to token."""
+    stride_z: Any
+    stride_bc: Any
+    stride_sums: Any
+    """From one statistic to the next."""
+
+
+class Options(NamedTuple):
+    """Compile-time options of a walk, all constexpr."""
+
+    backward: Any
+    """The walk goes from the last position to the first."""
+    first: Any
+    """The first direction: y is written. Other directions add to it."""
+    last: Any
+    """The last direction: y is gated and scaled."""
+    gate: Any
+    softplus: Any
+    """Δ lacks its bias and softplus."""
+    gap: Any
+    delta_scale: Any
+    even: Any
+    """All channels of every program exist: no masks."""
+
+
+@triton.jit
+def tile(x, e, width: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr):
+    """Pointers to the NP states of CH channels.
+
+    The hint of alignment makes the compiler give a thread one or two whole channels, so that a sum over states stays
+    within the thread. Fewer than 32 channels are shared by S threads each; the rows are permuted so that each of them
+    has neighbouring states.
+    """
+    S: tl.constexpr = min(max(32 // CH, 1), NP)
+    n = tl.arange(0, NP)
+    n = n % S * (NP // S) + n // S
+    return tl.multiple_of(x + n[:, None] * width + e[None, :], (max(CH // 8, 4), max(CH // 8, 4)))
+
+
+@triton.jit
+def load_channels(a, d, bias, e, mask, width: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
+                  NP: tl.constexpr, CH: tl.constexpr):  # fmt: skip
+    """``Channels`` of one direction."""
+    a2 = tl.load(tile(a, e, width, NP, CH), mask[None, :], 0) * LOG2E
+    d_e = tl.load(d + e, mask, 0).to(tl.float32)
+    bias_e, idle_e = d_e, d_e
+    if SOFTPLUS:
+        bias_e = tl.load(bias + e, mask, 0).to(tl.float32)
+    if GAP:
+        idle_e = softplus(tl.load(bias + e, mask, 0).to(tl.float32))
+    return Channels(e, mask, a2, d_e, bias_e, idle_e)
+
+
+@triton.jit
+def _rows(x, s0, order, stride: tl.constexpr, SIGN: tl.constexpr, U: tl.constexpr):
+    """Pointers to the tokens at U positions from s0 on, (U, 1)."""
+    if order is None:
+        return x + s0 * stride + tl.arange(0, U)[:, None] * (SIGN * stride)
+    else:
+        return x + tl.load(order + s0 + tl.arange(0, U))[:, None] * stride
+
+
+@triton.jit
+def _tokens(x, s0, order, channels, stride: tl.constexpr, SIGN: tl.constexpr, EVEN: tl.constexpr, U: tl.constexpr):
+    """The channels of U tokens, U times (CH,)."""
+    at = _rows(x, s0, order, stride, SIGN, U) + channels.e[None, :]
+    return unstack(tl.load(at) if EVEN else tl.load(at, channels.mask[None, :], 0), U)
+
+
+@triton.jit
+def _states(bc, s0, order, stride: tl.constexpr, SIGN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):
+    """B and C of U tokens side by side, U times (2 NP,)."""
+    return unstack(tl.load(_rows(bc, s0, order, stride, SIGN, U) + tl.arange(0, 2 * NP)[None, :]), U)
+
+
+@triton.jit
+def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
+    """B and C of one token, permuted as the rows of ``tile``."""
+    S: tl.constexpr = min(max(32 // CH, 1), NP)
+    b, c = tl.split(tl.permute(tl.reshape(bc.to(tl.float32), (2, S, NP // S)), (2, 1, 0)))
+    return tl.reshape(b, (NP,)), tl.reshape(c, (NP,))
+
+
+@triton.jit
+def _timescale(delta_t, channels, delta_scale, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr):
+    dt = delta_t.to(tl.float32)
+    if SOFTPLUS:
+        dt = tl.where(channels.mask, softplus(dt + channels.bias), 0)
+    if DELTA_SCALE:
+        dt *= tl.load(delta_scale + t)
+    return dt
+
+
+@triton.jit
+def _with_gap(dt, idle, gap, s, length, BACKWARD: tl.constexpr, GAP: tl.constexpr):
+    """Δ plus the decay over the gap before position s. Gaps are in reading order, s counts from the first token."""
+    if GAP:
+        dt += tl.load(gap + (length - 1 - s if BACKWARD else s)).to(tl.float32) * idle
+    return dt
+
+
+@triton.jit
+def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.constexpr):
+    """Scan ``count`` positions, a multiple of U, from ``first`` on; h is the state before, (NP, CH)."""
+    SIGN: tl.constexpr = -1 if options.backward else 1
+    order, width = direction.order, direction.width
+    for i in tl.range(0, count, U, num_stages=STAGES):
+        s0 = first + SIGN * i
+        us = _tokens(direction.u, s0, order, channels, width, SIGN, options.even, U)
+        dts = _tokens(direction.delta, s0, order, channels, width, SIGN, options.even, U)
+        bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
+        ys, zs = us, us
+        if not options.first:
+            ys = _tokens(direction.y, s0, order, channels, width, SIGN, options.even, U)
+        if options.last and options.gate:
+            zs = _tokens(direction.z, s0, order, channels, direction.stride_z, SIGN, options.even, U)
+        y_at = direction.y + s0 * width + channels.e
+        for k in tl.static_range(U):
+            s = s0 + SIGN * k
+            t = s if order is None else tl.load(order + s)
+            dt = _timescale(dts[k], channels, direction.delta_scale, t, options.softplus, options.delta_scale)
+            u_t = us[k].to(tl.float32)
+            b_t, c_t = _b_and_c(bcs[k], h.shape[0], h.shape[1])
+            span = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)
+            fade = tl.exp2(span[None, :] * channels.a)
+            h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
+            y_t = channels.d * u_t + tl.sum(h * c_t[:, None], 0)
+            at = direction.sums + t * tl.num_programs(0) + tl.program_id(0)
+            for i in tl.static_range(len(terms)):
+                tl.store(at + i * direction.stride_sums, tl.sum(terms[i](dt, u_t, y_t, maximum), 0))
+            if not options.first:
+                y_t += ys[k].to(tl.float32)
+            if options.last and options.gate:
+                z_t = zs[k].to(tl.float32)
+                y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))
+            elif options.last:
+                y_t *= scale
+            out = y_at + SIGN * k * width if order is None else direction.y + t * width + channels.e
+            if options.even:
+                tl.store(out, y_t.to(direction.y.dtype.element_ty))
+            else:
+                tl.store(out, y_t.to(direction.y.dtype.element_ty), channels.mask)
+    return h
+
+
+@triton.jit
+def walk(h, direction, channels, terms, start, end, scale, options, U: tl.constexpr):
+    """Scan the positions from ``start`` to ``end``, of which h is the state before; return the state after."""
+    whole = (end - start) // U * U
+    if whole > 0:
+        first = end - 1 if options.backward else start
+        h = _walk(h, direction, channels, terms, first, whole, scale, options, U)
+    if whole < end - start:
+        first = end - 1 - whole if options.backward else start + whole
+        h = _walk(h, direction, channels, terms, first, end - start - whole, scale, options, 1)
+    return h
+
+
+@triton.jit
+def walk_states(h, total, direction, channels, first, count, options, U: tl.constexpr):
+    """``walk`` without an output: the state after ``count`` positions, and the sum of Δ and the gaps crossed."""
+    SIGN: tl.constexpr = -1 if options.backward else 1
+    order, width = direction.order, direction.width
+    for i in tl.range(0, count, U, num_stages=STAGES):
+        s0 = first + SIGN * i
+        us = _tokens(direction.u, s0, order, channels, width, SIGN, options.even, U)
+        dts = _tokens(direction.delta, s0, order, channels, width, SIGN, options.even, U)
+        bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
+        for k in tl.static_range(U):
+            s = s0 + SIGN * k
+            t = s if order is None else tl.load(order + s)
+            dt = _timescale(dts[k], channels, direction.delta_scale, t, options.softplus, options.delta_scale)
+            write = dt * us[k].to(tl.float32)
+            dt = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)
+            b_t, _ = _b_and_c(bcs[k], h.shape[0], h.shape[1])
+            h = tl.exp2(dt[None, :] * channels.a) * h + write[None, :] * b_t[:, None]
+            total += dt
+    return h, total

@@ -1,0 +1,101 @@
+"""What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from mtr_lab import ops
+from mtr_lab.reduction.group import GROUPINGS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.schedule import Schedule
+from mtr_lab.tokens import Evidence, ScanPath, TokenState
+
+
+class ActiveReduction:
+    """The policy and the schedule in force: one object for the model and all its blocks."""
+
+    def __init__(self, policy: Policy, schedule: Schedule) -> None:
+        self.policy, self.schedule = policy, schedule
+        self.record_score: Callable[[Tensor], None] | None = None
+        """Called with the importance (B, L) at each block that chooses tokens by importance."""
+
+    @property
+    def acting_policy(self) -> Policy | None:
+        """The policy, ``None`` if the schedule changes nothing."""
+        return self.policy if self.schedule.acts else None
+
+    @property
+    def key(self) -> tuple[Policy, Schedule] | None:
+        """Equal if and only if the forward pass is the same; ``None`` for the unreduced one."""
+        return (self.policy, self.schedule) if self.schedule.acts else None
+
+    def on_picture(self, images: Tensor) -> Tensor:
+        """The images that the backbone gets instead."""
+        part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
+        return images if part is None else part.change(images)
+
+    def on_embedding(self, state: TokenState) -> TokenState:
+        """The tokens before the first block, with a pending plan if some are removed."""
+        part = EMBEDDINGS[self.acting_policy.embedding] if self.acting_policy else None
+        if part is None:
+            return state
+        assert state.layout is not None
+        return state.reduced(part.plan(state, part.removes(state.layout)))
+
+
+class ActiveBlockReduction:
+    """The view of one block on the :class:`ActiveReduction` of its model."""
+
+    def __init__(self, active: ActiveReduction, block: int) -> None:
+        self._active, self._block = active, block
+
+    @property
+    def remove(self) -> int:
+        """How many tokens are removed after the mixer."""
+        return self._active.schedule.remove[self._block]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the scan's state decays over the positions of removed tokens."""
+        policy = self._active.acting_policy
+        return policy is not None and policy.align
+
+    @property
+    def size_exponent(self) -> float:
+        """Δ of a token is multiplied by its size to this power."""
+        policy = self._active.acting_policy
+        return 0.0 if policy is None else policy.stretch
+
+    @property
+    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
+        policy = self._active.acting_policy
+        part = None if policy is None else SCANS[policy.paths]
+        return None if part is None else part.choose
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The evidence to collect."""
+        policy = self._active.acting_policy
+        part = None if policy is None else MLPS[policy.mlp]
+        after_mixer = self._active.policy.needs if self.remove else ()
+        return after_mixer if part is None else tuple(dict.fromkeys((*after_mixer, *part.needs)))
+
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
+        """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
+        if not self.remove:
+            return state, evidence
+        policy, record = self._active.policy, self._active.record_score
+        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+            record(policy.importance(state, evidence))  # computed again by the policy, to the same values
+        plan = policy(state, evidence, self.remove)
+        return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence
+
+    def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
+        """The plan that merges tokens for the MLP alone; ``None`` for no plan."""
+        policy = self._active.acting_policy
+        part = None if policy is None else MLPS[policy.mlp]
+        if part is None:
+            return None
+        return part.plan(state, evidence, part.removes(state.index.shape[1], state.special.shape[1]))

@@ -1,0 +1,95 @@
+"""Which blocks may remove tokens, and how many each may remove."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mtr_lab.backbones import Backbone
+from mtr_lab.errors import UserError, unknown
+from mtr_lab.reduction.costs import picture_size, removed_at_embedding
+from mtr_lab.reduction.policy import Policy
+
+LAYERS = ("all", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """The properties of one block that a schedule depends on."""
+
+    stage: int
+    tokens: int
+    """Of an unreduced sequence at this block."""
+    special: int
+    """Special tokens among them."""
+    sequences: int
+    """Of one image."""
+    width: int
+    has_evidence: bool
+    saves_nothing: bool
+    """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+
+
+def block_infos(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[BlockInfo]:
+    """One entry a block, for images of (height, width), by default the model's own size."""
+    layouts = model.layouts(picture_size(policy, model, img_size))
+    removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
+    return [
+        BlockInfo(
+            stage=number,
+            tokens=layout.tokens - removed[number],
+            special=len(layout.special),
+            sequences=layout.sequences,
+            width=stage.width,
+            has_evidence=bool(block.mixer.paths),
+            saves_nothing=block is stage.blocks[-1] and block.mlp is None,
+        )
+        for number, (stage, layout) in enumerate(zip(model.stages, layouts, strict=True))
+        for block in stage.blocks
+    ]
+
+
+def reducing_blocks(
+    infos: Sequence[BlockInfo], policy: Policy, first_block: int, interval: int, layers: str = "all"
+) -> list[int]:
+    """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on.
+
+    Left out are the last block of the model, blocks where a removal saves nothing, and blocks without the evidence that
+    the policy reads.
+
+    Args:
+        layers: ``lower`` or ``upper`` for that half of the blocks alone, as in Famba-V.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    depth = len(infos)
+    if layers not in LAYERS:
+        raise unknown("mtr.layers", str(layers), LAYERS)
+    if not isinstance(interval, int) or interval < 1:
+        raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
+    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
+    if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
+        raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
+    candidates = range(max(first_block, start), stop, interval)
+    return [block for block in candidates if can_reduce(infos[block], policy)]
+
+
+def can_reduce(info: BlockInfo, policy: Policy) -> bool:
+    """Whether it makes sense that the policy removes tokens at this block."""
+    return not info.saves_nothing and can_decide(info, policy)
+
+
+def can_decide(info: BlockInfo, policy: Policy) -> bool:
+    """Whether the block has the evidence that the policy reads."""
+    return info.has_evidence or not policy.needs
+
+
+def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
+    """The number of tokens to remove at each block, limited to what the policy can remove there."""
+    counts: list[int] = []
+    stage, length = -1, 0
+    for count, info in zip(wanted, infos, strict=True):
+        if info.stage != stage:
+            stage, length = info.stage, info.tokens
+        counts.append(min(count, policy.capacity(length, info.special)) if count else 0)
+        length -= counts[-1]
+    return counts

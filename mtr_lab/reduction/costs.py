@@ -1,0 +1,68 @@
+"""The remaining work of a reduced model, and the cost of the policy's own steps."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mtr_lab.backbones import Backbone
+from mtr_lab.measure.flops import Work
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.policy import Policy
+from mtr_lab.tokens import Layout
+
+
+def picture_size(policy: Policy, model: Backbone, img_size: Sequence[int] | None) -> Sequence[int] | None:
+    """(height, width) of the picture that the backbone gets for one of ``img_size``; ``None`` is its own size."""
+    part = PICTURES[policy.picture]
+    if part is None:
+        return img_size
+    height, width = img_size or model.input_shape[-2:]
+    return part.size(height, width)
+
+
+def removed_at_embedding(policy: Policy, layout: Layout) -> int:
+    """The number of tokens removed from each sequence before the first block."""
+    part = EMBEDDINGS[policy.embedding]
+    return 0 if part is None else part.removes(layout)
+
+
+def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Work:
+    """The work of a model whose blocks remove that many tokens; ``layout`` is that of the first stage."""
+    mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
+    work = Work(remove, removed_at_embedding(policy, layout))
+    work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
+    return work if scan is None else replace(work, choose_paths=scan.choose)
+
+
+def overhead_flops(
+    policy: Policy, model: Backbone, layouts: Sequence[Layout], tokens: Sequence[int], remove: Sequence[int]
+) -> int:
+    """True FLOPs of the policy's own steps on one image.
+
+    Args:
+        layouts: of the stages.
+        tokens: how many enter each block.
+        remove: how many each block removes.
+    """
+    flops = _embedding_flops(policy, layouts[0], model.stages[0].width) * layouts[0].sequences
+    counts = zip(tokens, remove, strict=True)
+    for stage, layout in zip(model.stages, layouts, strict=True):
+        special = len(layout.special)
+        for block in stage.blocks:
+            entering, removed = next(counts)
+            step = policy.flops(entering, special, removed, stage.width)
+            if block.mlp is not None:
+                step += _mlp_flops(policy, entering - removed, special, stage.width)
+            flops += step * layout.sequences
+    return flops
+
+
+def _embedding_flops(policy: Policy, layout: Layout, channels: int) -> int:
+    """For one sequence, before the first block."""
+    part = EMBEDDINGS[policy.embedding]
+    return 0 if part is None else part.flops(layout, channels) + 2 * part.removes(layout) * channels
+
+
+def _mlp_flops(policy: Policy, tokens: int, special: int, channels: int) -> int:
+    """For one sequence, of merging for an MLP."""
+    part = MLPS[policy.mlp]
+    return 0 if part is None else part.flops(tokens, channels) + 2 * part.removes(tokens, special) * channels

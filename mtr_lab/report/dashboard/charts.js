@@ -1,0 +1,266 @@
+// Quality against cost and speed.
+
+/** The Pareto front of points that have both values, by rising cost. */
+function front(candidates, axis, metric) {
+  const ordered = [...candidates].sort(
+    (a, b) => axis.better * (b[axis.key] - a[axis.key]) || metric.better * (b[metric.key] - a[metric.key]),
+  );
+  const kept = [];
+  for (const point of ordered) {
+    if (!kept.length || metric.better * (point[metric.key] - kept.at(-1)[metric.key]) > 0) kept.push(point);
+  }
+  return kept.sort((a, b) => a[axis.key] - b[axis.key]);
+}
+
+function hover(point, axis, metric) {
+  const written = [shown(point[metric.key], metric.write), interval(point, metric) && `(${interval(point, metric)})`];
+  return [
+    `<b>${plain(label(point))}</b>${point.unreduced ? "" : `, asked ${plain(ratioName(point))}`}`,
+    `${metric.name} ${written.filter(Boolean).join(" ")} ${metric.unit}`,
+    `${figure(numberOf(point, axis))} ${axis.unit}`,
+  ].join("<br>");
+}
+
+function tradeoff(axis, metric, colours, legend) {
+  const drawn = visible.filter((point) => point[axis.key] != null && point[metric.key] != null);
+  const traces = [];
+  const alike = (point) =>
+    JSON.stringify([
+      point.task,
+      point.dataset,
+      point.images + point.skipped.length, // figures over other images are not comparable
+      (metric.relative || axis.relative) && point.backbone,
+      SPEEDS.includes(axis) && point.hardware,
+    ]);
+  for (const [, members] of groupBy(drawn, alike)) {
+    const best = front(members, axis, metric);
+    traces.push({
+      x: best.map((point) => numberOf(point, axis)),
+      y: best.map((point) => numberOf(point, metric)),
+      mode: "lines",
+      hoverinfo: "skip",
+      name: "Pareto front",
+      legendgroup: "front",
+      showlegend: !traces.length,
+      line: { color: colours.front, width: 5, shape: axis.better < 0 ? "hv" : "vh" },
+      opacity: 0.55,
+    });
+  }
+  const shapes = [],
+    annotations = [];
+  const bases = groupBy(
+    drawn.filter((point) => point.unreduced),
+    (point) => metric.write(point[metric.key]),
+  );
+  const several = new Set(drawn.map((point) => point.backbone)).size > 1 && !metric.relative;
+  let widest = 10;
+  for (const [written, members] of bases) {
+    const y = numberOf(members[0], metric);
+    shapes.push({
+      type: "line",
+      xref: "paper",
+      x0: 0,
+      x1: 1,
+      y0: y,
+      y1: y,
+      line: { color: colours.soft, width: 1, dash: "dash" },
+    });
+    const names = several ? [...new Set(members.map((point) => point.backbone))] : [];
+    widest = Math.max(widest, ...names.map((name) => name.length));
+    annotations.push({
+      xref: "paper",
+      x: 1,
+      xanchor: "left",
+      xshift: 4,
+      y,
+      align: "left",
+      showarrow: false,
+      text: ["unreduced", written, ...names.map(plain)].join("<br>"),
+      font: { size: 10, color: colours.soft },
+    });
+  }
+  const families = groupBy(drawn, (point) => point.policy);
+  for (const [policy, family] of [...families].sort(([a], [b]) => a.localeCompare(b))) {
+    for (const [series, members] of groupBy(family, (point) => point.series)) {
+      const place = places.get(series);
+      const ordered = [...members].sort(byCost);
+      const ends = (point) => {
+        const [value, sd] = [point[metric.key], point[`${metric.key}_sd`]];
+        return sd == null ? (point[`${metric.key}_ci`] ?? [null, null]) : [value - sd, value + sd];
+      };
+      const own = colour(policy, colours);
+      const [dash] = DASHES[place % DASHES.length];
+      traces.push({
+        x: ordered.map((point) => numberOf(point, axis)),
+        y: ordered.map((point) => numberOf(point, metric)),
+        customdata: ordered.map((point) => point.id),
+        text: ordered.map((point) => hover(point, axis, metric)),
+        hovertemplate: "%{text}<extra></extra>",
+        name: plain(label(ordered[0], drawn)),
+        mode: ordered[0].unreduced ? "markers" : "lines+markers",
+        line: { color: own, width: 1.6, dash },
+        marker: {
+          symbol: style(policy).symbol + (place || policy === "none" ? "-open" : ""),
+          color: own,
+          opacity: 1,
+          size: ordered.map((point) => (point.id === state.selected ? 16 : 10)),
+          line: {
+            color: place || policy === "none" ? own : colours.paper,
+            width: place || policy === "none" ? 2 : 1,
+          },
+        },
+        error_y: {
+          type: "data",
+          symmetric: false,
+          color: own,
+          thickness: 1.2,
+          width: 3,
+          array: ordered.map((point) =>
+            Math.max(0, metric.scale * ((ends(point)[1] ?? point[metric.key]) - point[metric.key])),
+          ),
+          arrayminus: ordered.map((point) =>
+            Math.max(0, metric.scale * (point[metric.key] - (ends(point)[0] ?? point[metric.key]))),
+          ),
+        },
+      });
+    }
+  }
+  const spec = layout(axis.title, metric.axis, colours, legend, { shapes, annotations });
+  spec.margin.r = 8 + 6 * widest;
+  return { drawn, figure: { data: traces, layout: spec } };
+}
+
+function layout(x, y, colours, legend, more = {}) {
+  const axis = (text) => ({
+    title: { text, standoff: 8, font: { size: 13 } },
+    gridcolor: colours.grid,
+    zeroline: false,
+    linecolor: colours.grid,
+    automargin: true,
+    ticks: "outside",
+    tickcolor: colours.grid,
+    fixedrange: matchMedia("(pointer: coarse)").matches,
+  });
+  return {
+    paper_bgcolor: colours.paper,
+    plot_bgcolor: colours.paper,
+    hovermode: "closest",
+    showlegend: legend,
+    font: {
+      family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
+      size: 12,
+      color: colours.ink,
+    },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
+    margin: { l: 56, r: 72, t: 14, b: 52 },
+    xaxis: axis(x),
+    yaxis: axis(y),
+    hoverlabel: { align: "left", bgcolor: colours.paper, bordercolor: colours.front, font: { color: colours.ink } },
+    ...more,
+  };
+}
+
+/** The height of a picture with its legend below, px: Plotly fits the legend into the chart's height. */
+function heightWithLegend(traces, width, chart) {
+  const names = traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
+  const widest = Math.max(0, ...names.map((name) => name.length)); // all columns have the width of the widest name
+  const columns = Math.max(1, Math.floor((width - 130) / (7 * widest + 50)));
+  return chart + 22 * Math.ceil(names.length / columns);
+}
+
+function chartSpec(kind, colours, legend) {
+  if (kind === "tokens") return tokensSpec(colours, legend);
+  const axes = kind === "cost" ? COSTS : SPEEDS;
+  return tradeoff(
+    axes.find((axis) => axis.key === state[kind]),
+    metricNow(),
+    colours,
+    legend,
+  );
+}
+
+/** The legend of policies with several lines. */
+function drawLegend() {
+  const series = groupBy(
+    visible.filter((point) => !point.unreduced && point[state.metric] != null),
+    (point) => point.series,
+  );
+  const ofPolicy = groupBy(
+    [...series.values()].map(([point]) => point),
+    (point) => point.policy,
+  );
+  byId("legend").replaceChildren(
+    ...[...ofPolicy.values()]
+      .filter((members) => members.length > 1)
+      .flat()
+      .map((point) => {
+        const place = places.get(point.series);
+        const line = svg("line", {
+          x1: 0,
+          x2: 28,
+          y1: 6,
+          y2: 6,
+          stroke: colour(point.policy, theme()),
+          "stroke-width": 2,
+          "stroke-dasharray": DASHES[place % DASHES.length][1],
+        });
+        return h(
+          "li",
+          {},
+          svg("svg", { viewBox: "0 0 28 12", class: "dash", "aria-hidden": "true" }, line),
+          swatch(point.policy, place > 0),
+          label(point, [...series.values()].flat()),
+        );
+      }),
+  );
+}
+
+function drawChart(kind) {
+  const node = byId(kind);
+  const plot = node.querySelector(".plot");
+  const printing = print.matches;
+  const {
+    drawn,
+    figure: { data: traces, layout: spec },
+  } = chartSpec(kind, theme(), printing);
+  const missing = visible.length - drawn.length;
+  const axis = kind === "cost" ? "FLOPs" : "measured speed";
+  node.querySelector(".missing").textContent =
+    kind === "tokens" || !missing
+      ? ""
+      : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
+  plot.hidden = !drawn.length;
+  if (!drawn.length) return Plotly.purge(plot);
+  if (printing) Object.assign(spec, { width: 680, height: heightWithLegend(traces, 680, 350) });
+  else Object.assign(spec, { height: kind === "tokens" ? 300 : 400, width: undefined });
+  Plotly.react(plot, traces, spec, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+  if (!plot.dataset.bound) {
+    plot.on("plotly_click", (event) => showDetails(event.points[0].customdata));
+    plot.dataset.bound = "true";
+  }
+}
+
+function buildFigure(kind, title, axes) {
+  const choice =
+    axes &&
+    h(
+      "select",
+      {
+        onchange: (event) => {
+          state[kind] = event.target.value;
+          drawChart(kind);
+        },
+      },
+      axes.map((axis) => h("option", { value: axis.key, selected: axis.key === state[kind] }, axis.title)),
+    );
+  byId(kind).replaceChildren(
+    h(
+      "figcaption",
+      {},
+      h("label", {}, h("span", {}, title), choice),
+      h("button", { type: "button", onclick: () => savePng(kind), "aria-label": `${title}: save as PNG` }, "PNG"),
+    ),
+    h("div", { class: "plot" }),
+    h("p", { class: "missing caption" }),
+  );
+}

@@ -1,0 +1,72 @@
+// Tokens per block: the chart of all points, and the bars of one.
+
+/** One line for each distinct list of token counts; points with equal schedules share it. */
+function tokensSpec(colours, legend) {
+  const traces = [],
+    annotations = [],
+    labelled = new Set();
+  const drawn = visible.filter((point) => point.tokens.length);
+  const lists = groupBy(drawn, (point) => JSON.stringify([point.backbone, point.tokens]));
+  for (const [, members] of lists) {
+    const policies = new Set(members.map((point) => point.policy));
+    const names = members.map((point) => (point.unreduced ? label(point) : `${label(point)} at ${ratioName(point)}`));
+    const own = policies.size === 1 ? colour(members[0].policy, colours) : colours.soft;
+    const { tokens } = members[0];
+    const listed = names.length > 12 ? [...names.slice(0, 11), `and ${names.length - 11} more`] : names;
+    traces.push({
+      x: [...tokens.keys(), tokens.length],
+      y: [...tokens, tokens.at(-1)],
+      mode: "lines",
+      opacity: 0.8,
+      name: plain(
+        names.length > 3 ? `${names.slice(0, 2).join(", ")} and ${names.length - 2} more` : names.join(", "),
+      ),
+      line: { color: own, width: 1.6, shape: "hv", dash: members[0].unreduced ? "dash" : "solid" },
+      customdata: [...tokens, 0].map(() => members[0].id),
+      text: [...tokens, tokens.at(-1)].map((count) => `<b>${count} tokens</b><br>${listed.map(plain).join("<br>")}`),
+      hovertemplate: "%{text}<extra></extra>",
+    });
+    const ends = [...new Set(members.map((point) => (point.unreduced ? "unreduced" : ratioName(point))))].join(", ");
+    if (labelled.has(ends)) continue; // schedules of one ratio end close together
+    labelled.add(ends);
+    annotations.push({
+      x: tokens.length,
+      y: tokens.at(-1),
+      xanchor: "left",
+      xshift: 6,
+      showarrow: false,
+      font: { size: 11, color: colours.soft },
+      text: plain(ends),
+    });
+  }
+  const named = legend && traces.length <= 12; // with more, the ratios at the ends of the lines have to suffice
+  for (const trace of traces) trace.showlegend = named;
+  const spec = layout("Block, counted from 0", "Tokens entering the block", colours, named, { annotations });
+  spec.yaxis.rangemode = "tozero";
+  spec.xaxis.tickformat = "d";
+  spec.xaxis.range = [0, Math.max(1, ...drawn.map((point) => point.tokens.length))];
+  return { drawn, figure: { data: traces, layout: spec } };
+}
+
+function tokensStrip(tokens, own) {
+  const [width, height, most] = [360, 72, Math.max(...tokens)];
+  const step = width / tokens.length;
+  return svg(
+    "svg",
+    {
+      viewBox: `0 0 ${width} ${height}`,
+      class: "tokens",
+      role: "img",
+      "aria-label": `Tokens per block: ${tokens.join(", ")}`,
+    },
+    ...tokens.map((count, block) =>
+      svg("rect", {
+        x: block * step + 0.5,
+        width: step - 1,
+        y: height * (1 - count / most),
+        height: (height * count) / most,
+        fill: own,
+      }),
+    ),
+  );
+}

@@ -1,0 +1,47 @@
+"""The bootstrap over images: how far a figure of these images may be from the figure of all images.
+
+Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
+"""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+
+# The more resamples, the less the ends of an interval depend on the seed: with 10 000, 2 000 and 500 their standard
+# error is 0.7, 1.5 and 3 % of the interval's width (normal approximation).
+RESAMPLES = 10_000
+"""For a mean over images: a resample is a row of a matrix product."""
+IOU_RESAMPLES = 2_000
+"""For mean IoU: a resample adds up the confusion matrices of the images."""
+AP_RESAMPLES = 500
+"""For average precision: a resample ranks all detections of every class anew."""
+
+
+class Difference(TypedDict):
+    """Second minus first; ``ci`` is the paired bootstrap interval of level 0.95, ``significant`` if it excludes 0."""
+
+    difference: float
+    ci: list[float]
+    significant: bool
+
+
+def resampled_counts(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Draw n images with replacement, ``resamples`` times; yield how often each image was drawn, (n,) int64.
+
+    The same n and seed give the same draws, which pairs the figures computed from them.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(n, size=n, dtype=np.int32), minlength=n)
+
+
+def percentile_interval(resampled: np.ndarray) -> list[float]:
+    """[lo, hi] of level 0.95 of a figure's resamples (r,); NaN, a resample without the figure, does not count."""
+    return [float(end) for end in np.nanquantile(resampled, [0.025, 0.975])]
+
+
+def paired_difference(difference: float, interval: list[float]) -> Difference:
+    """A difference with its interval and what follows from it."""
+    lo, hi = interval
+    return {"difference": difference, "ci": interval, "significant": lo > 0 or hi < 0}

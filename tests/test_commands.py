@@ -1,0 +1,223 @@
+"""``mtr-lab``: the commands, their help pages, the commented configuration and the lists."""
+
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import mtr_lab
+from mtr_lab import __main__ as evaluate_program
+from mtr_lab import bench, commands, train
+from mtr_lab.cli.overrides import is_override
+from mtr_lab.cli.program import compose, show_config
+from mtr_lab.cli.settings import setting_names
+from mtr_lab.configuration import CONF
+from mtr_lab.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+NAMES = [command.name for command in commands.COMMANDS]
+HYDRA_PROGRAMS = (evaluate_program.PROGRAM, train.PROGRAM, bench.PROGRAM)
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]])
+def test_without_a_command_the_overview_is_printed(run_command, arguments: list[str]) -> None:
+    run = run_command(commands.main, *arguments)
+    assert (run.code, run.err) == (0, "")
+    lines = run.out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[lines.index("commands:") + 1 :][: len(NAMES)]] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "rest"),
+    [
+        ("train dataset.root=DIR", "train", ["dataset.root=DIR"]),
+        ("backbone=vim_s mtr.ratio=0.3", "eval", ["backbone=vim_s", "mtr.ratio=0.3"]),
+        ("-m reduction=mtr,hsa", "eval", ["-m", "reduction=mtr,hsa"]),
+        ("--cfg job", "eval", ["--cfg", "job"]),
+        ("~mtr.score", "eval", ["~mtr.score"]),
+        ("report DIR -o r.html", "report", ["DIR", "-o", "r.html"]),
+    ],
+)
+def test_overrides_without_a_command_are_evaluated(line: str, command: str, rest: list[str]) -> None:
+    chosen, arguments = commands.split_command(line.split())
+    assert (chosen.name, arguments) == (command, rest)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trian", "unknown command 'trian'. Did you mean 'train'?"),
+        ("visualise", "'visualize'"),
+        ("dog.jpg", "Type mtr-lab visualize dog.jpg"),
+    ],
+)
+def test_a_mistyped_command_gets_one_clear_message_and_code_2(run_command, word: str, expected: str) -> None:
+    run = run_command(commands.main, word, "mtr.ratio=0.3")
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("mtr_lab: ")
+    assert expected in run.err
+
+
+def test_the_version(run_command) -> None:
+    assert run_command(commands.main, "--version").out == f"mtr_lab {mtr_lab.__version__}\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_fits_on_a_screen(run_command, name: str) -> None:
+    run = run_command(commands.main, name, "--help")
+    assert (run.code, run.err) == (0, "")
+    lines = run.out.splitlines()
+    assert lines[0].startswith(f"usage: mtr-lab {name}")
+    assert 15 <= len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    examples = lines[lines.index("examples:") + 1 :][:3]
+    assert all(line.startswith(f"  mtr-lab {name}") for line in examples)
+    assert lines[-1].startswith("exit codes: 0 ")
+
+
+@pytest.mark.parametrize("program", HYDRA_PROGRAMS, ids=lambda program: program.command)
+def test_help_names_every_choice_of_the_groups(run_command, program, tmp_path: Path) -> None:
+    (tmp_path / "reduction").mkdir()
+    (tmp_path / "reduction" / "mine.yaml").touch()
+    out = run_command(commands.main, program.command.split()[1], "--help", "-cd", tmp_path).out
+    config = compose(program.config_name, [])
+    for group in {"backbone", "dataset", "task", "reduction", "trainer", "logger", "bench"} & {*config, "reduction"}:
+        if group != "reduction" or "mtr" in config:
+            assert {file.stem for file in (CONF / group).glob("*.yaml")} <= set(out.replace("*", "").split())
+    assert ("mine" in out.split()) == ("mtr" in config)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [(program, arguments) for program in HYDRA_PROGRAMS for arguments in program.examples],
+    ids=lambda value: value if isinstance(value, str) else value.command,
+)
+def test_the_examples_of_help_are_true(program, arguments: str) -> None:
+    sweep, *overrides = ["-m", *arguments.split()] if not arguments.startswith("-m ") else arguments.split()
+    single = [override if "[" in override else override.split(",")[0] for override in overrides]
+    assert sweep == "-m"
+    compose(program.config_name, single)
+
+
+@pytest.mark.parametrize(
+    ("program", "overrides"),
+    [
+        ("config", []),
+        ("config", ["task=segmentation", "reduction=tome", "logger=csv", "trainer=ddp"]),
+        ("config", ["backbone=vim_s", "dataset.root=/data/a: b", "backbone.revision='1e3'", "mtr.ratio=null"]),
+        ("train", ["experiment=vim_nano_bccd"]),
+        ("bench", ["bench=h100_1024"]),
+    ],
+)
+def test_the_commented_configuration_is_the_configuration(program: str, overrides: list[str]) -> None:
+    text = show_config(program, overrides)
+    assert OmegaConf.create(text) == compose(program, overrides)
+    assert max(map(len, text.splitlines())) <= 160
+
+
+def test_comments_are_those_of_the_chosen_files() -> None:
+    lines = show_config("config", ["reduction=tome", "task=segmentation"]).splitlines()
+    assert "  ratio: [0.2, 0.3, 0.4]  # share of the FLOPs to remove: a number or a list" in lines
+    assert any(line.startswith("# ToMe (arXiv 2210.09461)") for line in lines[: lines.index("mtr:")])
+    assert any(line.startswith("  img_size: [360, 480]  # height, width") for line in lines)
+    assert any(line.startswith("  on_error: fail  # ") for line in lines)  # of the file that camvid_sample builds on
+    assert any(line.startswith("  seed: 0  # ") for line in lines)  # of mtr.yaml, on which tome builds
+    assert not any("@package" in line for line in lines)
+
+
+def test_a_package_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="unknown package 'mtrr'. Did you mean 'mtr'"):
+        show_config("config", [], package="mtrr")
+
+
+def test_models_are_listed_with_their_figures(run_command) -> None:
+    run = run_command(commands.main, "models", "vim_[tn]*")
+    assert (run.code, run.err) == (0, "")
+    rows = {line.split()[0]: line for line in run.out.split("\n\n")[0].splitlines()[1:]}
+    assert list(rows) == ["vim_ti", "vim_ti_plus", "vim_nano"]
+    assert rows["vim_ti"].split() == ["vim_ti", "7.1M", "224²", "3.12", "1.45", "76.1%", "hustvl/Vim-tiny-midclstok"]
+    assert rows["vim_nano"].split()[-1] == "bundled"
+
+
+def test_policies_are_listed_with_their_parts_and_papers(run_command, tmp_path: Path) -> None:
+    (tmp_path / "reduction").mkdir()
+    (tmp_path / "reduction" / "mine.yaml").write_text("# @package mtr\n# Mine: a test.\ndefaults: [mtr, _self_]\n")
+    run = run_command(commands.main, "policies", "-cd", tmp_path)
+    assert (run.code, run.err) == (0, "")
+    assert max(map(len, run.out.splitlines())) <= 80
+    rows = {line.split()[0]: line for line in run.out.split("\n\n")[0].splitlines()[1:]}
+    assert list(rows) == [*mtr_lab.list_policies(), "mine"]
+    assert rows["tome"].split() == ["tome", "none", "alternate", "cosine", "size", "sets", "arXiv", "2210.09461"]
+    assert rows["mine"].endswith("Mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["models", "vim_xs"], "unknown model 'vim_xs'. Did you mean 'vim_s'"),
+        (["policies", "mtrr"], "unknown policy 'mtrr'. Did you mean 'mtr'"),
+    ],
+)
+def test_a_pattern_that_nothing_fits(run_command, arguments: list[str], expected: str) -> None:
+    run = run_command(commands.main, *arguments)
+    assert (run.code, run.out) == (2, "")
+    assert expected in run.err
+
+
+def test_lists_take_a_pattern() -> None:
+    assert mtr_lab.list_models("vim_?") == ["vim_s", "vim_b"]
+    assert mtr_lab.list_policies("*mee*") == ["rmeeto"]
+    assert mtr_lab.list_models("resnet*") == []
+
+
+def test_the_installed_command_and_every_program_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert pkgutil.resolve_name(project["scripts"]["mtr-lab"]) is commands.main
+    assert all(callable(pkgutil.resolve_name(command.program)) for command in commands.COMMANDS)
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/**/*.md")]
+PLACEHOLDERS = {"NAME", "mine"}
+
+
+def test_the_command_lines_of_the_manual_name_what_exists() -> None:
+    """Every ``mtr-lab …`` of the pages: its command, and the groups, choices and keys of its overrides."""
+    keys = {key for program in HYDRA_PROGRAMS for key in setting_names(program.config_name)}
+    for task in ("detection", "segmentation"):
+        keys |= {f"task.{key}" for key in compose("config", [f"task={task}"]).task}
+    wrong, lines = [], 0
+    for page in PAGES:
+        for command, arguments in re.findall(r"\bmtr-lab ([a-z][\w-]*)([^`#\n|)]*)", page.read_text()):
+            lines += 1
+            if command not in NAMES:
+                wrong.append(f"{page.name}: mtr-lab {command}")
+            for override in filter(is_override, arguments.split()):
+                key, _, value = override.lstrip("+~").partition("=")
+                files = {file.stem for file in (CONF / key).glob("*.yaml")}
+                known = set(value.split(",")) <= files | PLACEHOLDERS if files else key in keys
+                if not known and not key.startswith(("hydra", "logger.", "dataset.", "trainer.", "wandb")):
+                    wrong.append(f"{page.name}: {override}")
+    assert not wrong
+    assert lines > 50
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mtr-lab vis", {"visualize"}),
+        ("mtr-lab trai", {"train", "trainer=", "trainer."}),
+        ("mtr-lab backbone=vim_n", {"backbone=vim_nano"}),
+        ("mtr-lab train training.ep", {"training.epochs="}),
+        ("mtr-lab bench bench=h100_l", {"bench=h100_latency"}),
+    ],
+)
+def test_completion_of_commands_and_of_their_settings(
+    run_command, monkeypatch: pytest.MonkeyPatch, line: str, expected: set[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert set(run_command(commands.main, "-sc", "query=bash").out.split()) == expected
