@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -106,8 +104,7 @@ def train(config: DictConfig) -> Path:
     start = time.perf_counter()
     for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
         warnings.filterwarnings("ignore", message=noise)  # nothing is held out; of sides of 1 strides do not matter
-    with exit_on_signals():
-        trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
+    trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
     skipped = gather_names(module.skipped)
     if not trainer.is_global_zero:
         return folder
@@ -204,21 +201,6 @@ def freeze_backbone(task: Task, model: nn.Module) -> None:
             "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
         )
     backbone.requires_grad_(False)
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Exit with code 128 + number at SIGINT and SIGTERM; Lightning's handlers would exit with 1 and 0."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def gather_names(names: set[str]) -> list[str]:

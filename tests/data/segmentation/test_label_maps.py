@@ -77,8 +77,10 @@ def test_labels_stay_on_their_pixels_in_training(root: Path) -> None:
     data = datamodule(root)
     data.setup("fit")
     scales = set()
-    for _ in range(4):
-        for batch in data.train_dataloader():
+    loader = data.train_dataloader()
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
             assert batch["image"].shape == (2, 3, 32, 48)
             assert batch["label"].shape == (2, 32, 48)
             assert batch["label"].dtype == torch.int64
