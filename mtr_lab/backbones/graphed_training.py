@@ -42,7 +42,7 @@ class GraphedTraining:
         kind = images.device.type
         # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
         with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
-            graphed: Any = torch.cuda.make_graphed_callables(_Call(self._model), (torch.zeros_like(images),))
+            graphed: Any = torch.cuda.make_graphed_callables(_Call(self._model), (images.clone(),))
         return graphed
 
 

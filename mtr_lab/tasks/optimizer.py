@@ -15,6 +15,8 @@ def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epoc
     """
     fused = trainer.strategy.root_device.type == "cuda" and trainer.scaler is None
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused, foreach=not fused)
+    # Lightning does not clip gradients for an optimizer that might divide them by a scaler's factor; there is none.
+    optimizer._step_supports_amp_scaling = False
     steps = int(trainer.estimated_stepping_batches)
     warmup = min(warmup_epochs * steps // max(trainer.max_epochs or 1, 1), steps - 1)
     cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
