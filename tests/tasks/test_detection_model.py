@@ -109,9 +109,7 @@ def test_an_image_without_objects_has_gradients() -> None:
     losses = detector.losses(as_batch(torch.randn(2, 3, 64, 96), [nothing, nothing]))
     assert all(loss.isfinite() for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
-    assert (
-        detector.head.rpn.head.cls_logits.weight.grad.abs().sum() > 0
-    )  # "no object" is learned
+    assert detector.head.rpn.head.cls_logits.weight.grad.abs().sum() > 0  # "no object" is learned
 
 
 def test_boxes_are_not_rounded_to_the_precision_of_the_features() -> None:
