@@ -5,9 +5,9 @@ from functools import cache
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mtr_lab import cli
+from mtr_lab.cli import program
 
-_compose = cache(cli.compose)
+_compose = cache(program.compose)
 
 
 def composed(program: str, *overrides: str) -> DictConfig:

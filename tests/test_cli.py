@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
-from mtr_lab import cli
 from mtr_lab import train as train_program
+from mtr_lab.cli import program as cli
 from mtr_lab.cli.overrides import split_overrides, stray_word, typed, unknown_option
 from mtr_lab.cli.program import compose
 from mtr_lab.errors import UserError

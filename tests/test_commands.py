@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 import mtr_lab
 from mtr_lab import __main__ as evaluate_program
-from mtr_lab import bench, commands, train
+from mtr_lab import bench, train
+from mtr_lab.cli import commands
 from mtr_lab.cli.overrides import is_override
 from mtr_lab.cli.program import compose, show_config
 from mtr_lab.cli.settings import setting_names

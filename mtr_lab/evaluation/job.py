@@ -146,7 +146,7 @@ def calibration_images(data: DataModule) -> Tensor:
         return data.calibration_images(CALIBRATION_IMAGES)
     except UserError as error:
         raise UserError(
-            f"mtr.schedule=auto measures on training images of the dataset, and cannot have them: {error} "
+            f"mtr.schedule=auto measures on training images of the dataset, which cannot be read: {error} "
             "Or give the counts themselves: mtr.ratio=null mtr.schedule=[…]."
         ) from error
 
