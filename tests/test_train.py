@@ -280,6 +280,24 @@ def test_a_reduced_model_is_trained_and_its_weights_are_plain(
     assert load_file(run.folder / "model.safetensors").keys() == plain.state_dict().keys()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graphs_follow_the_ratio_of_the_epoch(run_program, root: Path) -> None:
+    """With graphs and without, the same losses but for the precision; gradients are clipped, the optimizer is fused."""
+    options = [*SMALL, f"dataset.root={root}", "trainer.accelerator=gpu", "dataset.train_cache=device"]
+    options += ["backbone.depth=6", "training.mixup=0", "training.cutmix=0", "training.epochs=3", "dataset.holdout=0.2"]
+    options += ["mtr.ratio=0.3", "training.ratio_warmup_epochs=1", "trainer.gradient_clip_val=1.0"]
+    options += ["trainer.precision=bf16-mixed"]
+    losses = []
+    for graph in ("false", "true"):
+        run = run_program(main, *options, f"trainer.cuda_graph={graph}")
+        assert run.code == 0, run.err
+        rows = csv.DictReader((run.folder / "metrics.csv").open())
+        losses.append([float(row["train_loss"]) for row in rows])
+        shutil.rmtree(run.folder)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 class Counting(LightningModule):
     """A module with weights and a counter."""
 

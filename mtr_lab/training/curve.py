@@ -1,5 +1,6 @@
 """The training loss and a held-out metric over the epochs, drawn as SVG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -18,7 +19,7 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     """Draw the loss with its scale on the left, the first of ``METRICS`` there is, a share, with its on the right."""
     metric = next((name for name in METRICS if any(name in row for row in rows)), None)
     epochs = max(row["epoch"] for row in rows) + 1
-    most = max([row["train_loss"] for row in rows if row.get("train_loss", 0) < float("inf")] or [1.0])
+    most = max([loss for _, loss in _values(rows, "train_loss")], default=0.0) or 1.0
     parts = [_text((LEFT + RIGHT) / 2, HEIGHT - 10, "epoch")]
     for tick in range(TICKS + 1):
         x, y = LEFT + (RIGHT - LEFT) * tick / TICKS, BOTTOM - (BOTTOM - TOP) * tick / TICKS
@@ -40,11 +41,15 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
         stream.write(svg.encode())
 
 
+def _values(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    """Epochs done and the value after them, where it is finite."""
+    return [(row["epoch"] + 1, row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+
+
 def _line(rows: Sequence[Row], name: str, epochs: float, most: float, colour: str) -> str:
     points = [
-        f"{LEFT + (RIGHT - LEFT) * (row['epoch'] + 1) / epochs:.1f},{BOTTOM - (BOTTOM - TOP) * row[name] / most:.1f}"
-        for row in rows
-        if abs(row.get(name, float("nan"))) < float("inf")
+        f"{LEFT + (RIGHT - LEFT) * epoch / epochs:.1f},{BOTTOM - (BOTTOM - TOP) * value / most:.1f}"
+        for epoch, value in _values(rows, name)
     ]
     return f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 

@@ -66,10 +66,10 @@ def train(config: DictConfig) -> Path:
     datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **task.training_arguments())
     create = partial(make_model, config.backbone)
     with torch.device("meta"):
-        outline: Any = task.trained_model(create, datamodule.num_classes)
-    schedules = make_schedules(task.backbone(outline), config)
+        meta_task_model: Any = task.trained_model(create, datamodule.num_classes)
+    schedules = make_schedules(task.backbone(meta_task_model), config)
     if settings.resume is not None:
-        check_resume(str(settings.resume), task.training(outline, config), resume_settings(config))
+        check_resume(str(settings.resume), task.training(meta_task_model, config), resume_settings(config))
     history = History(folder, config.dataset.batch_size)
     trainer = make_trainer(
         config.trainer,

@@ -45,10 +45,11 @@ def test_the_table_has_a_few_epochs_and_the_last(epochs: int, shown: int) -> Non
 def test_the_curve_has_a_point_for_every_value(tmp_path: Path) -> None:
     run = rows(6)
     run[2]["train_loss"] = float("nan")
+    del run[4]["train_loss"]  # none of its images could be read
     draw_curve(run, tmp_path / "curve.svg")
     svg = ElementTree.parse(tmp_path / "curve.svg")
     lines = svg.findall(".//{http://www.w3.org/2000/svg}polyline")
-    assert [len(line.get("points", "").split()) for line in lines] == [5, 3]
+    assert [len(line.get("points", "").split()) for line in lines] == [4, 3]
     text = "".join(svg.getroot().itertext())
     assert "training loss" in text
     assert "top-1" in text

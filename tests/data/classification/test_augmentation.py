@@ -78,3 +78,18 @@ def test_an_image_does_not_depend_on_its_batch(pixels: Tensor) -> None:
     assert whole.shape == (4, 3, 9, 12)
     torch.testing.assert_close(augment(pixels[2:3], sides[2:3], random[2:3]), whole[2:3])
     assert not torch.allclose(whole[:2], augment(pixels, sides, random.flip(0))[:2], atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_the_same_images_without_being_waited_for(pixels: Tensor) -> None:
+    augment = Augmentation((9, 12))
+    sides, random = torch.tensor([[23.0, 31.0]]).expand(4, 2), torch.rand(4, augment.numbers)
+    inputs = [tensor.cuda() for tensor in (pixels, sides, random)]
+    augment(*inputs)  # libraries set themselves up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        images = augment(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(images.cpu(), augment(pixels, sides, random), atol=1e-4, rtol=0)
