@@ -46,7 +46,7 @@ def trainer(config: DictConfig) -> None:
         (points, ["mtr.ratio="], ["mtr.ratio must be a share", "got ''"]),
         (points, ["mtr.ratio=0.97"], ["out of reach", "at most 0."]),
         (points, ["mtr.ratio=null"], ["mtr.ratio must be a share"]),
-        (points, ["mtr.schedule=[0,3,0]"], ["set mtr.ratio=null"]),
+        (points, ["mtr.schedule=[0,3,0]"], ["add mtr.ratio=null"]),
         (points, ["mtr.schedule=atuo"], ["mtr.schedule must be one of constant", "auto", "got 'atuo'"]),
         (points, ["mtr.interval=two"], ["mtr.interval must be", "'two'"]),
         (data, ["task.name=segmenting"], ["unknown task.name 'segmenting'"]),

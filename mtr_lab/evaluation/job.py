@@ -40,7 +40,7 @@ class Job:
     model: Any
     """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
-    """The unreduced model's comes first. With ``mtr.schedule=auto`` token counts are provisional until they are measured
+    """The unreduced model's comes first. With ``mtr.schedule=auto`` the counts are provisional until they are measured
     on the calibration images."""
     calibration: Tensor | None
     """(N, 3, H, W) for ``mtr.schedule=auto``."""
