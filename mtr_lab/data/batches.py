@@ -109,7 +109,7 @@ class Collate(EntryCollate):
     Args:
         input_size: (3, H, W), the shape of a batch without images.
         ring: where to stack images. "image" is then the number of a slot, and "label" a NumPy array: a tensor would be
-            copied to shared memory again on its way from the worker.
+            copied to shared memory again when the worker sends it.
     """
 
     input_size: tuple[int, int, int]
