@@ -80,9 +80,12 @@ def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: 
     """
     kind = get_class(str(config.get("_target_")))
     if not issubclass(kind, task.datamodule):
+        fitting = [other.name for other in TASKS.values() if issubclass(kind, other.datamodule)]
         raise UserError(
-            f"dataset={config.name} is not for task={task.name}: its data module is {kind.__name__}, not "
-            f"{task.datamodule.__name__}. Choose another dataset= or task=."
+            f"dataset={config.name} is for task={' or '.join(fitting)}, not for task={task.name}. Choose another task, "
+            "or another dataset; without dataset= a task takes its bundled one."
+            if fitting
+            else f"dataset={config.name} is for no task: {kind.__name__} is no data module of mtr_lab."
         )
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 

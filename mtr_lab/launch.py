@@ -29,8 +29,8 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
     """Whether the trainer needs several processes, and neither torchrun nor SLURM has started them.
 
     Raises:
-        UserError: the processes are on several machines, where torchrun or SLURM has to start them; or one of these has
-            started a sweep.
+        UserError: several machines are asked for, and neither torchrun nor SLURM has started the processes; or torchrun
+            or SLURM has started a sweep.
     """
     if trainer.world_size == 1:
         return False
@@ -45,13 +45,13 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
     if HydraConfig.get().mode == RunMode.MULTIRUN and "MTR_LAB_LAUNCHED" not in os.environ:
         raise UserError(
             "a sweep (-m) starts the processes of every job itself: run it without torchrun or srun, as "
-            "python -m mtr_lab -m trainer=ddp …; hydra/launcher=slurm gives every job its own machine."
+            "mtr-lab eval -m trainer=ddp …; hydra/launcher=slurm gives every job its own machine."
         )
     return False
 
 
 def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
-    """Call ``function`` with the resolved ``config`` in new processes on this machine, under PyTorch's agent.
+    """Call ``function`` with the resolved ``config`` in new processes on this machine, under torchelastic's agent.
 
     They get torchrun's environment variables. If one of them fails, the agent terminates the others.
 
@@ -60,7 +60,8 @@ def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: i
 
     Raises:
         UserError: a process failed by the user's mistake.
-        RuntimeError: a process failed otherwise; with the traceback of the first one that failed.
+        RuntimeError: a process failed otherwise. The message has the traceback of the first one that failed, or the
+            rank of one that was killed.
     """
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     hydra: DictConfig = copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
@@ -102,7 +103,8 @@ def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: i
 def _work(
     function: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str
 ) -> T:
-    # For the data loader's workers: by default they would start as this process did, and import everything again.
+    # For the data loader's workers: the agent has spawned this process, and they would be spawned too, and import
+    # everything again.
     multiprocessing.set_start_method(start_method, force=True)
     HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
     os.environ["MTR_LAB_LAUNCHED"] = "1"

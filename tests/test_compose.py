@@ -46,11 +46,11 @@ def trainer(config: DictConfig) -> None:
         (points, ["mtr.ratio="], ["mtr.ratio must be a share", "got ''"]),
         (points, ["mtr.ratio=0.97"], ["out of reach", "at most 0."]),
         (points, ["mtr.ratio=null"], ["mtr.ratio must be a share"]),
-        (points, ["mtr.schedule=[0,3,0]"], ["set mtr.ratio=null"]),
+        (points, ["mtr.schedule=[0,3,0]"], ["add mtr.ratio=null"]),
         (points, ["mtr.schedule=atuo"], ["mtr.schedule must be one of constant", "auto", "got 'atuo'"]),
         (points, ["mtr.interval=two"], ["mtr.interval must be", "'two'"]),
         (data, ["task.name=segmenting"], ["unknown task.name 'segmenting'"]),
-        (data, ["dataset=bccd_sample"], ["dataset=bccd_sample is not for task=classification"]),
+        (data, ["dataset=bccd_sample"], ["dataset=bccd_sample is for task=detection, not for task=classification"]),
         (data, ["dataset=imagefolder", "dataset.root=/nowhere"], ["/nowhere", "<class>", "dataset=imagenette_sample"]),
         (data, ["dataset=imagefolder", "dataset.root=5"], ["5 is not a directory"]),
         (data, ["backbone=vim_s"], ["imagenet", "dataset.root", "dataset=imagenette_sample"]),
@@ -88,7 +88,7 @@ def test_a_mistake_gets_one_clear_message(check: Check, overrides: list[str], ex
 OF_BOTH = [
     (["backbone=vim_ti", "backbone.pretrained=true"], "no weights for NAME with vim_ti are bundled"),
     (["backbone.checkpoint=nowhere.safetensors"], r"nowhere\.safetensors does not exist"),
-    (["dataset=imagenette_sample"], "dataset=imagenette_sample is not for task=NAME"),
+    (["dataset=imagenette_sample"], "dataset=imagenette_sample is for task=classification, not for task=NAME"),
     (["backbone.img_size=[60,96]"], "does not fit patches of 8"),
     (["dataset.root=/nowhere"], r"/nowhere is not a directory\.(?! Expected)"),
 ]

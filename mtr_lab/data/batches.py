@@ -21,9 +21,9 @@ from mtr_lab.errors import UserError
 class EntryCollate(ABC):
     """Collates entries to one batch, or returns the first ``UserError`` among them.
 
-    A batch is the dictionary that ``stack`` returns for the B images that could be decoded, with "id" and "hash"
-    (arrays of B str, as Lightning walks through every item of a list) and "skipped" (a list of the ids of images that
-    could not be decoded). B is the batch size less the skipped images.
+    A batch is the dictionary that ``stack`` returns for the B images that could be decoded, and besides: "id" and
+    "hash", arrays of B str (not lists, through which Lightning would walk item by item); "skipped", the list of the ids
+    of images that could not be decoded. B is the batch size less the skipped images.
     """
 
     @abstractmethod
@@ -46,7 +46,8 @@ class EntryCollate(ABC):
 class PinnedRing:
     """Zero-copy transfer from workers to the GPU: a ring buffer in shared memory that this process page-locks.
 
-    Batch j lies in slot j mod n. A DataLoader gives batch j to worker j mod w, so a worker can compute its slots.
+    Batch j lies in slot j mod n. A DataLoader of w workers gives batch j to worker j mod w, so workers compute their
+    slots themselves.
 
     Args:
         slots: n, the number of batches in the buffer.
@@ -73,7 +74,7 @@ class PinnedRing:
         """Stack the images of a worker's next batch, possibly none, in the batch's slot; return the slot's number.
 
         Raises:
-            ValueError: a slot holds fewer images.
+            ValueError: there are more images than a slot holds.
         """
         if len(images) > self._memory.shape[1]:
             raise ValueError(f"{len(images)} images for a slot of {self._memory.shape[1]}")
@@ -107,8 +108,8 @@ class Collate(EntryCollate):
 
     Args:
         input_size: (3, H, W), the shape of a batch without images.
-        ring: where to stack images. "image" is then the number of a slot and "label" a NumPy array, as workers would
-            move tensors to shared memory once more.
+        ring: where to stack images. "image" is then the number of a slot, and "label" a NumPy array: a tensor would be
+            copied to shared memory again when the worker sends it.
     """
 
     input_size: tuple[int, int, int]
@@ -135,11 +136,13 @@ class ImageLoader(DataLoader[Any]):
     def zero_copy(self) -> Iterator[dict[str, Any]]:
         """The batches; the images of a batch are valid until the next batch is requested.
 
-        A loader with workers, ``pin_memory`` and ``Collate`` passes evaluation images (uint8, all of one size) through
-        a ``PinnedRing``; any other loader yields its ordinary batches. The ring's size follows from the DataLoader:
-        when batch j is requested, it sends batch j + workers · prefetch_factor to a worker, which overwrites batch
-        j - 1. Streams are excluded, as a worker gets extra batches once another worker's share is exhausted. The first
-        batch must be the largest.
+        Images go through a ``PinnedRing`` if the loader is one for evaluation: with workers that are not persistent,
+        ``pin_memory``, ``in_order``, a ``Collate``, and a dataset of known length. They have to be uint8 and of one
+        size, the first batch the largest. Any other loader yields its ordinary batches.
+
+        The ring's size follows from the DataLoader: when batch j is requested, the loader sends batch
+        j + workers · prefetch_factor to a worker, which overwrites batch j - 1. An ``IterableDataset`` is excluded, as
+        a worker gets extra batches once another worker's share is exhausted.
         """
         pins = self.num_workers > 0 and self.pin_memory and torch.cuda.is_available()
         in_turn = self.in_order and not self.persistent_workers and not isinstance(self.dataset, IterableDataset)

@@ -1,4 +1,4 @@
-"""From a composed configuration to an evaluation that can run: everything checked, the weights loaded."""
+"""From a composed configuration to an evaluation that can run: settings checked, weights loaded."""
 
 import hashlib
 from dataclasses import dataclass
@@ -38,28 +38,31 @@ class Job:
     """The run folder."""
     task: AnyTask
     model: Any
-    """The task's, with its weights, not patched."""
+    """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
-    """The unreduced model's first. Those of ``mtr.schedule=auto`` are solved again on the calibration images."""
+    """The unreduced model's comes first. With ``mtr.schedule=auto`` the counts are provisional until they are measured
+    on the calibration images."""
     calibration: Tensor | None
     """(N, 3, H, W) for ``mtr.schedule=auto``."""
     data: DataModule
     trainer: lightning.Trainer
     launches: bool
-    """Whether this process has to start those that evaluate, see ``mtr_lab.launch``."""
+    """Whether this process has to start the processes that evaluate, see ``mtr_lab.launch``."""
     batches: ShardedEvaluation
     """This process's share of the evaluation images."""
     loggers: dict[str, Logger]
     machine: list[str]
-    """What speeds, and the last digits of predictions, depend on besides code and configuration; the device first."""
+    """The device, then all else that affects speed and the last digits of predictions, besides code and settings."""
     record: dict[str, Any]
-    """The resolved configuration, without the settings that the policy does not read."""
+    """The resolved configuration, without ``mtr.seed`` if the policy draws no random numbers."""
     key: Key
+    """By which a finished evaluation is found and reused."""
     unreduced_key: str
+    """The same for the unreduced model's predictions."""
 
     @property
     def wait(self) -> bool:
-        """Whether to wait for another process in the same folder: an optimiser needs the value."""
+        """Whether to wait for another process in the same folder: the optimiser of a sweep needs ``objective``."""
         return self.config.objective is not None
 
 
@@ -67,12 +70,12 @@ def plan(config: DictConfig) -> Job:
     """Check a configuration on a model without weights, then load the weights.
 
     Raises:
-        UserError: the configuration has a mistake; all but mistakes in the weights are raised before loading them.
+        UserError: the configuration has a mistake. Weights are loaded last: other mistakes are reported before.
     """
     if config.backbone.num_frames is not None:
         raise UserError(
             f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "
-            "with python -m mtr_lab.visualize CLIP."
+            "with mtr-lab visualize CLIP."
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
@@ -120,14 +123,14 @@ def plan(config: DictConfig) -> Job:
 def provisional(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a policy whose schedule can be solved without images: ``auto`` becomes ``constant``.
 
-    A ratio within reach of ``auto`` is within reach of a constant schedule over all blocks.
+    A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce.
     """
     constant = {"schedule": "constant", "first_block": 0, "interval": 1}
     return {**settings, **constant} if settings["schedule"] == AUTO else settings
 
 
 def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoint]) -> None:
-    """Raise a ``UserError`` unless the result will have the metric that ``objective`` names."""
+    """Raise a ``UserError`` unless there is a reduced model, and the result will have the metric of ``objective``."""
     measured = ["img_per_s"] if config.trainer.cuda_graph else ["img_per_s", "peak_mib"]
     metrics = [*task.metrics, *(measured if config.timing.batch_size else [])]
     if config.objective is not None and config.objective not in metrics:
@@ -140,7 +143,7 @@ def calibration_images(data: DataModule) -> Tensor:
     """Training images (N, 3, H, W) to measure ``mtr.schedule=auto`` on: never those of the evaluation.
 
     Raises:
-        UserError: the dataset has no training images.
+        UserError: the dataset has no training images, or they cannot be read.
     """
     try:
         return data.calibration_images(CALIBRATION_IMAGES)
@@ -152,7 +155,7 @@ def calibration_images(data: DataModule) -> Tensor:
 
 
 def describe_machine(trainer: lightning.Trainer) -> list[str]:
-    """The device, and what else speeds and the last digits of predictions depend on besides code and configuration."""
+    """The device, and all else that affects speed and the last digits of predictions, besides code and settings."""
     environment, device = describe_environment(), trainer.strategy.root_device
     if device.type == "cuda":
         return [torch.cuda.get_device_name(device), f"mamba_ssm {installed('mamba_ssm')}"]

@@ -48,7 +48,8 @@ def selective_scan(
 
         h_t = exp(Δ_t A) h_{t-1} + (Δ_t u_t) B_t        y_t = C_t h_t + D u_t
 
-    and the result is ``silu(z) · Σ_directions y``. The state is float32 (float64 for float64 inputs).
+    and the result is ``silu(z) · Σ_directions y``. ``delta_scale`` multiplies Δ everywhere, in statistics too; ``gap``
+    adds to Δ in the exponential alone. The state is float32 (float64 for float64 inputs).
 
     Args:
         u: input after convolution and activation, (G, B, L, E).
@@ -60,9 +61,9 @@ def selective_scan(
         delta_bias: (G, E).
         reverse: for each direction, whether it reads from the last token to the first; ``None`` for token order.
         order: (G, B, L) int64, a permutation of the tokens for each direction and image: step s of direction g reads
-            token ``order[g, b, s]``. ``None`` for the order of ``reverse``. With an order, ``reverse`` must be all 0.
-        gap: (B, G, L), in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g, 0 for
-            s = 0. The state decays over n missing tokens as over n tokens with zero input, by
+            token ``order[g, b, s]``. ``None`` for the order of ``reverse``. With an order, leave ``reverse`` out.
+        gap: (B, G, L), batch first, in reading order: ``gap[b, g, s]`` tokens are missing just before step s of
+            direction g, 0 for s = 0. The state decays over n missing tokens as over n tokens with zero input, by
             ``exp(n softplus(delta_bias) A)``. ``None`` for no gaps. Not differentiable.
         delta_scale: (B, L), positive factor on Δ of each token: a token that stands for several takes a longer step.
             ``None`` for 1. Not differentiable.
@@ -75,7 +76,8 @@ def selective_scan(
             differentiable.
 
     Raises:
-        UserError: an unknown statistic, shapes that do not match, or a selected backend that cannot run these inputs.
+        UserError: an unknown statistic, shapes or dtypes that do not match, ``order`` with ``reverse``, or a selected
+            backend that cannot run these inputs.
         ValueError: ``gap`` or ``delta_scale`` requires a gradient.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
@@ -196,7 +198,7 @@ def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Te
 
 
 def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the authors' CUDA kernel. They are not differentiable."""
+    """The gradients of the authors' CUDA kernel, without second derivatives."""
 
     def forward(*tensors: Any) -> Tensor:
         return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), stats=())[0]
@@ -215,12 +217,12 @@ def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
 
 
 def _emitting(scan: Callable[[ScanInputs, Sequence[str]], tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """``_flat``, for names of statistics in one string."""
+    """Like ``_flat``, with the names of statistics joined in one string."""
     return _flat(lambda inputs, names: scan(inputs, names.split()))
 
 
 def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
-    """``_flat``, with contiguous gradients, empty for inputs that are ``None``: operators return tensors."""
+    """Like ``_flat``, and returns contiguous gradients. An operator returns tensors: empty ones for absent inputs."""
 
     def call(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor, ...]:
         return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in backward(inputs, grad))
@@ -318,6 +320,6 @@ SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_conte
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)
 def selective_scan_flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """9·L·E·N + 2·L·E for each direction and image: the literature's count of the recurrence, of skip and gate."""
+    """9·L·E·N + 2·L·E for each direction and image: the literature's count, of the recurrence and of skip and gate."""
     directions, batch, length, channels = u_shape
     return directions * batch * length * channels * (9 * A_shape[-1] + 2)

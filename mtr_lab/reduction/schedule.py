@@ -100,7 +100,10 @@ def make_schedule(
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
-            raise UserError("mtr.schedule gives the counts itself: set mtr.ratio=null, or use mtr.schedule=constant.")
+            raise UserError(
+                f"mtr.schedule gives the counts itself, {depth} of them, one a block: add mtr.ratio=null, or leave "
+                "mtr.schedule out."
+            )
         counts: list[int] = list(schedule)
         _check_counts(counts, policy, infos)
         return cost(counts)
@@ -128,7 +131,8 @@ def make_schedule(
         """The schedule of these counts by block, each limited to what the block can remove."""
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, cost)
+    more = len(shape) < sum(can_reduce(info, policy) for info in infos)
+    return _solve(ratio, shape, max(info.tokens for info in infos), limited, cost, more)
 
 
 def _solve(
@@ -137,8 +141,12 @@ def _solve(
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
     cost: Callable[[Sequence[int]], Schedule],
+    more: bool,
 ) -> Schedule:
-    """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one."""
+    """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
+
+    ``more``: whether blocks that do not reduce could.
+    """
     wanted = dict.fromkeys(shape, 0)
     reached = limited(wanted)
     best = reached.reduction
@@ -153,9 +161,10 @@ def _solve(
         wanted = enough
     else:
         most = math.floor(best * 1e4) / 1e4
+        remedy = "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval)." if more else "Lower it."
         raise UserError(
             f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
-            f"{list(shape)} reduce. Lower the ratio, or reduce earlier (mtr.first_block, mtr.interval)."
+            f"{list(shape)} reduce. {remedy}"
         )
     # The step before is too little. Take this step's counts block by block, the earliest (dearest) first, as long as
     # the ratio is still missed; then add one token at the block where this overshoots least.

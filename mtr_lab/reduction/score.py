@@ -1,6 +1,7 @@
-"""The importance of each token, the sum of K terms: state and evidence -> (B, K, L); higher is more important.
+"""Scores: functions of state and evidence that return K terms for each token, (B, K, L).
 
-B images, L tokens. A score that reads evidence has a term for each of the G scan directions, any other has one term.
+The importance of a token is the sum of its terms, see ``mtr_lab.ops.importance``; higher is more important. B images, L
+tokens. A score that reads evidence has a term for each of the G scan directions, any other has one term.
 """
 
 import math
@@ -16,14 +17,14 @@ from mtr_lab.tokens import Evidence, TokenState
 
 @dataclass(frozen=True)
 class Score:
-    """A score.
+    """A score that a policy can name.
 
     Args:
         function: (state, evidence) -> (B, K, L), with the policy's ``seed`` as a third argument if it ``draws``.
         needs: the evidence it reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         class_token: whether it compares tokens with the class token.
-        mean: whether to divide the terms, sums over the channels, by the number of channels.
-        draws: whether it draws random numbers.
+        mean: whether the policy divides the terms by the number of channels, which turns sums into means.
+        draws: whether it draws random numbers, from the policy's ``seed``.
     """
 
     function: Callable[..., Tensor]
@@ -34,7 +35,7 @@ class Score:
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
-    """MTR: the timescale, Σ Δ over channels (arXiv 2507.14042)."""
+    """MTR: the timescale, Σ Δ over channels; with ``mean``, the mean of Δ (arXiv 2507.14042)."""
     return evidence["delta"]
 
 
@@ -54,17 +55,17 @@ def hidden(state: TokenState, evidence: Evidence) -> Tensor:
 
 
 def input_projection(state: TokenState, evidence: Evidence) -> Tensor:
-    """The mean over states of the input projection B, an ablation in MTR."""
+    """The mean of the N entries of the input projection B, an ablation in MTR."""
     return evidence.projection("b").mean(-1)
 
 
 def output_projection(state: TokenState, evidence: Evidence) -> Tensor:
-    """The mean over states of the output projection C, an ablation in MTR."""
+    """The mean of the N entries of the output projection C, an ablation in MTR."""
     return evidence.projection("c").mean(-1)
 
 
 def class_token(state: TokenState, evidence: Evidence) -> Tensor:
-    """Cosine similarity to the first class token in the residual stream, in place of EViT's attention weights."""
+    """Cosine similarity of residual streams, of the token and the first class token, instead of EViT's attention."""
     anchor = state.special_tokens()[:, :1].float()
     return F.cosine_similarity(state.stream.float(), anchor, dim=-1)[:, None]
 
@@ -80,8 +81,8 @@ def none(state: TokenState, evidence: Evidence) -> Tensor:
 
 
 def random(state: TokenState, evidence: Evidence, seed: int) -> Tensor:
-    """A random number for each original position, equal for all images, batches and machines."""
-    phase = seed * 78.233 % math.tau  # 0 for seed 0; the constants are those of a common shader hash
+    """A pseudo-random number that depends on original position and seed alone: the same for every image and batch."""
+    phase = seed * 78.233 % math.tau  # the constants are those of a common shader hash
     return torch.frac(torch.sin((state.index + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()[:, None]
 
 
@@ -97,4 +98,4 @@ SCORES = {
     "random": Score(random, draws=True),
     "none": Score(none),
 }
-"""By the name in ``mtr.score``. A minus in front of a name negates the score, as in ``-delta``."""
+"""The scores by their names in ``mtr.score``. A minus in front of a name negates the score, as in ``-delta``."""

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a "
         "report there, with charts of the runs logged to it",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="the HTML file to write (default: report.html)"
+    )
     parser.add_argument("--live", action="store_true", help="serve the page on this machine and follow new results")
     parser.add_argument(
         "--port", type=int, default=8765, metavar="N", help="for --live; 0 takes a free one (default: %(default)s)"
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     projects = [given.removeprefix(WANDB) for given in options.results if given.startswith(WANDB)]
     results = [Path(given) for given in options.results if not given.startswith(WANDB)]
     if options.output is None and not options.live and not projects:
-        parser.error("say where to write the report (-o report.html), --live to serve it, or wandb=PROJECT")
+        options.output = Path("report.html")
     if not results:
         parser.error("say which results: result.json files, run folders, or folders of them")
     for project in projects:

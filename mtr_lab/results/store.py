@@ -27,7 +27,7 @@ class Busy(UserError):
 
 @contextlib.contextmanager
 def claim(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Lock a run folder, which is created if it is missing: no other process writes to it during the block.
+    """Lock a run folder, which is created if it is missing: no other process can claim it during the block.
 
     Raises:
         Busy: another process holds the lock, and ``wait`` is false.
@@ -45,9 +45,10 @@ def claim(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def find_finished(folder: Path, key: Key, sweep: Path | None = None) -> Path | None:
-    """The folder of a finished evaluation with this key: ``folder``, or that of another job of the same sweep.
+    """The folder of a finished evaluation with this key, ``None`` if there is none.
 
-    If ``folder`` has a result that cannot be used, the reason is printed.
+    Looks in ``folder``, then in the other jobs of ``sweep``, the folder of a sweep. If none can be used but ``folder``
+    has a result, the reason why that cannot is printed.
     """
     problem = _problem(folder, key) if (folder / result_file.FILE_NAME).exists() else "there is no result"
     if problem is None:
@@ -60,7 +61,7 @@ def find_finished(folder: Path, key: Key, sweep: Path | None = None) -> Path | N
 
 
 def _problem(folder: Path, key: Key) -> str | None:
-    """Why the result in a folder cannot be used for an evaluation with this key."""
+    """Why the result in a folder cannot be used for an evaluation with this key, ``None`` if it can."""
     try:
         result = read_result(folder)
         stored_key: Mapping[str, Any] = result.get("key") or {}
@@ -85,7 +86,7 @@ def write_run(result: Result, predictions: Predictions, folder: Path) -> list[Pa
 class UnreducedCache:
     """The unreduced model's predictions, computed by one job of a sweep and read by the others.
 
-    The process that computes them holds ``lock``.
+    Hold ``lock`` to compute and save them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +108,7 @@ class UnreducedCache:
             self.lock.release()
 
     def load(self) -> Predictions | None:
-        """The stored predictions; ``None`` if there are none, or if they are damaged, which is printed."""
+        """The stored predictions; ``None`` if there are none or they are damaged (prints why)."""
         if not (self.folder / predictions_file.FILE_NAME).exists():
             return None
         try:
@@ -117,5 +118,5 @@ class UnreducedCache:
             return None
 
     def save(self, predictions: Predictions) -> None:
-        """Store the predictions of point 0."""
+        """Store the predictions of point 0, the unreduced model."""
         save_predictions(predictions.select(slice(1)), self.folder)

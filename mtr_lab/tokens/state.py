@@ -18,17 +18,18 @@ class TokenState(NamedTuple):
     A tuple of tensors, so that autograd, hooks and checkpoints see them: ``state = TokenState(*block(*state))``. All
     sequences have the same number of tokens, so shapes are static.
 
-    A reduction is applied lazily. ``index``, ``size``, ``special`` and ``source`` describe the tokens after it at once;
-    the streams stay unreduced in ``raw_hidden`` and ``raw_residual`` until the next norm applies ``pending`` in its own
-    kernel. ``hidden``, ``residual`` and ``stream`` return reduced streams.
+    A reduction is applied lazily. ``index``, ``size``, ``special`` and ``source`` describe the tokens after it
+    immediately. The streams stay unreduced in ``raw_hidden`` and ``raw_residual``, of L' tokens, until the next norm
+    applies ``pending`` in its own kernel. ``hidden``, ``residual`` and ``stream`` return reduced streams.
     """
 
     raw_hidden: Tensor
     """(B, L', C), the output of the last block (before the first block, of the embedding), before ``pending``."""
     raw_residual: Tensor | None
-    """(B, L', C) in float32, the residual stream without ``raw_hidden``; ``None`` before the first block."""
+    """(B, L', C) in float32 (float64 in a float64 model), the residual stream without ``raw_hidden``; ``None`` before
+    the first block."""
     index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
-    """(B, L) int64, the original position of each token."""
+    """(B, L) int64, the position of each token before any reduction of this stage."""
     size: Tensor
     """(B, L) float32, the number of original tokens that each token stands for."""
     special: Tensor
@@ -41,8 +42,8 @@ class TokenState(NamedTuple):
     layout: Layout | None = None
     """The layout of the original positions; ``None`` if it is not needed."""
     offset: Tensor | None = None
-    """(B, L0, C), the difference of each original position to the token that absorbed it, at that time (for a dropped
-    one, to zero); ``None`` if not tracked. The restoration ``skip`` adds it."""
+    """(B, L0, C), for each original position its vector minus that of the token that now stands for it (minus zero, if
+    it was dropped), updated at every reduction; ``None`` if not tracked. The restoration ``skip`` adds it."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
@@ -51,7 +52,7 @@ class TokenState(NamedTuple):
         Args:
             tokens: (B, L, C).
             special: positions of the special tokens.
-            layout: of the positions.
+            layout: what the positions are.
         """
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
@@ -62,11 +63,14 @@ class TokenState(NamedTuple):
         return cls(tokens, None, index, size, positions, layout=layout)
 
     def with_streams(self, hidden: Tensor, residual: Tensor | None) -> "TokenState":
-        """The same tokens with other streams, (B, L, C) each."""
+        """The same tokens with other streams, (B, L, C) each; nothing is pending for them."""
         return self._replace(raw_hidden=hidden, raw_residual=residual, pending=None)
 
     def reduced(self, plan: ops.Plan) -> "TokenState":
-        """The state of the survivors of a plan, which is pending for the streams."""
+        """The state of a plan's survivors.
+
+        Metadata is updated now. Streams are reduced when they are next read, or now if ``offset`` is tracked.
+        """
         state = self.applied()
         index, size, special = ops.update_metadata(plan, state.index, state.size, state.special)
         source = state.source
@@ -92,7 +96,7 @@ class TokenState(NamedTuple):
         return self._replace(offset=zero.expand(*self.source.shape, self.raw_hidden.shape[-1]))
 
     def applied(self) -> "TokenState":
-        """This state with the pending plan applied; call it once before reading several streams."""
+        """This state with the pending plan applied; keep it to read several streams, as each read applies the plan."""
         if self.pending is None:
             return self
         return self.with_streams(*ops.reduce_streams(self.pending, self.raw_hidden, self.raw_residual))
@@ -126,7 +130,7 @@ class Evidence:
     """Statistics of a scan for each token and each of G directions, collected by the mixer in the same pass.
 
     Args:
-        sums: (B, G, L, K), sums over the channels at each token's own position.
+        sums: (B, G, L, K), sums over the channels, in token order. (In ``mtr_lab.ops`` directions come first.)
         names: the K statistics, names of ``mtr_lab.ops.STATS``.
         channels: the number of channels that are summed.
         b, c: the input and output projections (B, G, L, N), ``None`` if they were not requested.
@@ -146,7 +150,7 @@ class Evidence:
 
     @classmethod
     def none(cls, hidden: Tensor) -> "Evidence":
-        """The evidence of a mixer that does not scan its tokens (B, L, C)."""
+        """The evidence, without statistics, of a mixer that does not scan: for tokens ``hidden`` (B, L, C)."""
         return cls(hidden.new_empty(hidden.shape[0], 0, hidden.shape[1], 0), (), 0, directions=())
 
     def along(self, direction: str) -> "Evidence":
@@ -172,5 +176,5 @@ class Evidence:
         return projection
 
     def __getitem__(self, name: str) -> Tensor:
-        """One sum over the channels, (B, G, L) float32."""
+        """One sum over the channels, (B, G, L) float32 (float64 in a float64 model)."""
         return self.sums[..., self.names.index(name)]

@@ -176,5 +176,5 @@ def test_bad_calls_are_explained(model) -> None:
         mtr_lab.patch(model)
     with pytest.raises(UserError, match="made by mtr_lab.create_model, got VisionTransformer"):
         mtr_lab.patch(timm.create_model("vit_tiny_patch16_224"), ratio=0.3)
-    with pytest.raises(UserError, match="set mtr.ratio=null"):
+    with pytest.raises(UserError, match="add mtr.ratio=null"):
         mtr_lab.patch(model, ratio=0.3, schedule=[0, 1, 0, 0, 0, 0])

@@ -122,7 +122,7 @@ def test_a_ratio_outside_0_and_1_is_refused(ratio: object) -> None:
     ("arguments", "message"),
     [
         ({"ratio": 0.99}, r"mtr.ratio=0.99 is out of reach: at most 0\.\d+ of the FLOPs"),
-        ({"ratio": 0.3, "schedule": [0] * 24}, "set mtr.ratio=null"),
+        ({"ratio": 0.3, "schedule": [0] * 24}, "add mtr.ratio=null"),
         ({"schedule": [1] * 23}, "must hold 24 counts"),
         ({"schedule": [-1] * 24}, "counts ≥ 0"),
         ({"schedule": [9] * 24}, "removes 9 tokens after block 21: of the 8 there, mtr can remove at most 6"),

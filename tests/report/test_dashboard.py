@@ -279,6 +279,13 @@ def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_without_an_output_the_report_is_report_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", "mtr")
+    monkeypatch.chdir(tmp_path)
+    main(["run"])
+    assert Path("report.html").read_text().startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -286,7 +293,6 @@ def test_the_program_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFix
         (["empty", "-o", "r.html"], "mtr_lab: nothing to show. No result.json in empty."),
         (["wrong.json", "-o", "r.html"], "mtr_lab: wrong.json is not a result"),
         (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
-        (["run"], "say where to write the report (-o report.html), --live"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
         (["run", "wandb="], "wandb= names no project: say wandb=PROJECT or wandb=ENTITY/PROJECT"),
         (["run", "wandb=team/"], "wandb=team/ names no project"),

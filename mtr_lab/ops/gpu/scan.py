@@ -1,13 +1,13 @@
 """The selective scan as Triton kernels: every direction of a block, skip connection and gate, and their sum.
 
-How one program walks through tokens is in ``scan_walk``. Three forms fill a GPU with any number of images:
+How one program walks through tokens is in ``scan_walk``. One of three forms is chosen by the batch size:
 
 * whole: a program scans its channels of an image in every direction, one after the other. For large batches.
 * halves: two opposite directions, a program for each, in two launches: both scan to the middle, then each adds to the
   half that the other has written. For small batches.
 * chunks: two passes over chunks of the sequence, see ``scan_chunks``. For very small batches.
 
-With an ``order`` tokens are read by number. The compiler makes other kernels for it.
+With an ``order``, tokens are gathered by index, in kernels that are compiled separately; ``halves`` is not used.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ REGISTERS = registers(168)  # fewer, 128 or 104, fit more warps and are slower
 
 @on_its_device
 def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The contract of ``mtr_lab.ops.selective_scan_reference``, on a GPU."""
+    """As ``mtr_lab.ops.scan_reference.selective_scan_reference``, on a GPU."""
     u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
@@ -62,18 +62,18 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan`` with packed parameters.
 
-    The sum over directions is accumulated in y: in half precision, the first of two directions is rounded before the
-    gate.
+    The sum over directions is accumulated in y: in half precision it is rounded after every direction.
 
     Args:
         u: (G, B, L, E), contiguous.
         delta: (G, B, L, E), contiguous, of any floating dtype.
         a: (G, N, E) float32, contiguous; N is a power of two.
-        bc: B and C side by side, (G, B, L, 2N), of last stride 1.
+        bc: B and C side by side, (G, B, L, 2N), innermost dimension contiguous.
         d: (G, E) float32, contiguous.
-        z: (B, L, E) of last stride 1 and evenly spaced rows; ``None`` for no gate.
+        z: (B, L, E), innermost dimension contiguous, one stride between all rows; ``None`` for no gate.
         bias: (G, E) float32, contiguous.
-        softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` serves gaps alone.
+        order, gap, delta_scale, reverse, stats: as in ``selective_scan``.
+        softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` is for gaps only.
         scale: factor of the result.
 
     Returns:
@@ -130,12 +130,14 @@ def scan(
 def half_width(images: int, channels: int, device: torch.device) -> int | None:
     """The channels of a program of ``_scan_half``; ``None`` where scanning sequences whole or in chunks is faster.
 
-    The limits were measured on an H100 at 197 tokens. At 4 097 tokens, chunks are faster up to 1.4 walks.
+    The load is the number of warps for each multiprocessor, at 32 channels and one direction a warp. Its limits were
+    measured on an H100 at 197 tokens: chunks are faster below 1, whole sequences from 40 on. At 4 097 tokens, chunks
+    are faster up to 1.4.
     """
-    walks = 2 * images * channels / 32 / num_sms(device)  # of 32 channels in one direction, for each multiprocessor
-    if walks < 1 or walks >= 40:
+    load = 2 * images * channels / 32 / num_sms(device)
+    if load < 1 or load >= 40:
         return None
-    return 16 if walks < 8 else 32
+    return 16 if load < 8 else 32
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
@@ -144,7 +146,7 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, 
           scale, REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
           SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
           CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """Directions ``FROM`` to ``TO`` of G, whole or, with ``SPLIT``, one chunk of them."""
+    """Directions ``FROM`` to ``TO - 1`` of G: the whole sequence or, with ``SPLIT``, one chunk."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     mask = e < width

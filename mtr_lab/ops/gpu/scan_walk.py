@@ -1,10 +1,12 @@
 """How one program of the scan walks through tokens: device functions of ``scan`` and ``scan_chunks``.
 
 A program is one warp. It owns some channels of one image, keeps their states in registers and loads U tokens at a time,
-which the compiler prefetches through shared memory. The exponentials bound the speed: one for each token, channel,
-state and direction, of which a multiprocessor computes 16 a clock; then the instructions, five for each exponential.
+which the compiler prefetches through shared memory. Two limits bound the speed: the exponentials, one for each token,
+channel, state and direction (a multiprocessor computes 16 a clock), and the instructions, five for each exponential.
 
-``e`` numbers channels, ``t`` tokens, and ``s`` positions along the walk: token ``order[s]``, or s without an order.
+``e`` numbers channels and ``t`` tokens. ``s`` is a position in the sequence: token ``order[s]``, or token s without an
+order. A backward walk visits positions in decreasing order. NP is the number of states padded to a power of two, CH the
+number of channels of a program.
 """
 
 from typing import Any, NamedTuple
@@ -22,10 +24,10 @@ class Channels(NamedTuple):
     e: Any
     mask: Any
     a: Any
-    """(NP, CH): A log2(e), so that exp(Δ A) is a power of 2."""
+    """(NP, CH): A / ln 2, so that exp(Δ A) is a power of 2."""
     d: Any
     bias: Any
-    """Of Δ, before softplus."""
+    """The bias of Δ, which is added before softplus."""
     idle: Any
     """Δ of a token without input, softplus(bias): the state decays by it over a gap."""
 
@@ -49,7 +51,7 @@ class Direction(NamedTuple):
     stride_z: Any
     stride_bc: Any
     stride_sums: Any
-    """From one statistic to the next."""
+    """The stride from one statistic to the next."""
 
 
 class Options(NamedTuple):
@@ -63,7 +65,7 @@ class Options(NamedTuple):
     """The last direction: y is gated and scaled."""
     gate: Any
     softplus: Any
-    """Δ lacks its bias and softplus."""
+    """Bias and softplus are still to be applied to Δ."""
     gap: Any
     delta_scale: Any
     even: Any
@@ -74,9 +76,9 @@ class Options(NamedTuple):
 def tile(x, e, width: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr):
     """Pointers to the NP states of CH channels.
 
-    The hint of alignment makes the compiler give a thread one or two whole channels, so that a sum over states stays
-    within the thread. Fewer than 32 channels are shared by S threads each; the rows are permuted so that each of them
-    has neighbouring states.
+    With 32 channels or more, the hint of alignment makes the compiler give every thread one or two whole channels: a
+    sum over states needs no shuffle. With fewer, S = 32 / CH threads share a channel; the rows are permuted so that
+    every thread has neighbouring states.
     """
     S: tl.constexpr = min(max(32 // CH, 1), NP)
     n = tl.arange(0, NP)
@@ -140,7 +142,7 @@ def _timescale(delta_t, channels, delta_scale, t, SOFTPLUS: tl.constexpr, DELTA_
 
 @triton.jit
 def _with_gap(dt, idle, gap, s, length, BACKWARD: tl.constexpr, GAP: tl.constexpr):
-    """Δ plus the decay over the gap before position s. Gaps are in reading order, s counts from the first token."""
+    """Δ plus the decay over the gap in front of position s. Gaps are in reading order."""
     if GAP:
         dt += tl.load(gap + (length - 1 - s if BACKWARD else s)).to(tl.float32) * idle
     return dt
@@ -148,7 +150,7 @@ def _with_gap(dt, idle, gap, s, length, BACKWARD: tl.constexpr, GAP: tl.constexp
 
 @triton.jit
 def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.constexpr):
-    """Scan ``count`` positions, a multiple of U, from ``first`` on; h is the state before, (NP, CH)."""
+    """Scan ``count`` positions, a multiple of U, beginning with ``first``; h is the state before it, (NP, CH)."""
     SIGN: tl.constexpr = -1 if options.backward else 1
     order, width = direction.order, direction.width
     for i in tl.range(0, count, U, num_stages=STAGES):
@@ -192,7 +194,10 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
 
 @triton.jit
 def walk(h, direction, channels, terms, start, end, scale, options, U: tl.constexpr):
-    """Scan the positions from ``start`` to ``end``, of which h is the state before; return the state after."""
+    """Scan positions ``start`` to ``end - 1``, in a backward walk from ``end - 1`` down to ``start``.
+
+    h is the state before the first position visited; returns the state after the last one.
+    """
     whole = (end - start) // U * U
     if whole > 0:
         first = end - 1 if options.backward else start
@@ -205,7 +210,7 @@ def walk(h, direction, channels, terms, start, end, scale, options, U: tl.conste
 
 @triton.jit
 def walk_states(h, total, direction, channels, first, count, options, U: tl.constexpr):
-    """``walk`` without an output: the state after ``count`` positions, and the sum of Δ and the gaps crossed."""
+    """``walk`` without an output: the state after ``count`` positions, and ``total`` plus the sum of Δ with gaps."""
     SIGN: tl.constexpr = -1 if options.backward else 1
     order, width = direction.order, direction.width
     for i in tl.range(0, count, U, num_stages=STAGES):
