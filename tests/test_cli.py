@@ -129,6 +129,7 @@ def test_an_option_that_is_a_setting(option: str, value: str | None, expected: s
         ("/nowhere/data", None, "expected KEY=VALUE, e.g. dataset.root=/nowhere/data"),
         ("images", "dataset.root=my", "a path with blanks needs quotes. Type 'dataset.root=my images'"),
         ("nothing", "dataset.root=my", "'nothing' is no override: expected KEY=VALUE"),
+        ("x" * 300, "dataset.root=my", "is no override: expected KEY=VALUE"),
     ],
 )
 def test_a_file_or_a_word_where_an_override_is_expected(
@@ -202,6 +203,8 @@ def test_overrides_are_told_from_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     Path("a=b.png").touch()
     arguments = ["a=b.png", "-o", "out", "mtr.ratio=0.3", "~mtr.score", "hydra/launcher=slurm", "+x=1", "c.png"]
+    long = f"mtr.schedule=[{','.join(['10'] * 100)}]"
+    assert split_overrides([long]) == ([], [long])
     files, overrides = split_overrides(arguments)
     assert files == ["a=b.png", "-o", "out", "c.png"]
     assert overrides == ["mtr.ratio=0.3", "~mtr.score", "hydra/launcher=slurm", "+x=1"]

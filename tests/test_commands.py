@@ -64,6 +64,12 @@ def test_a_mistyped_command_gets_one_clear_message_and_code_2(run_command, word:
     assert expected in run.err
 
 
+def test_help_on_a_command_may_be_asked_in_two_ways(run_command) -> None:
+    asked = run_command(commands.main, "help", "policies")
+    assert asked.code == 0
+    assert asked.out == run_command(commands.main, "policies", "--help").out
+
+
 def test_the_version(run_command) -> None:
     assert run_command(commands.main, "--version").out == f"mtr_lab {mtr_lab.__version__}\n"
 

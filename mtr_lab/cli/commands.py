@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mtr_lab import __version__
 from mtr_lab.cli.help_pages import EXIT_CODES
-from mtr_lab.cli.overrides import is_override, stray_word
+from mtr_lab.cli.overrides import is_override, is_path, stray_word
 from mtr_lab.errors import UserError, unknown
 
 
@@ -61,6 +61,8 @@ def main() -> None:
     if arguments in ([], ["help"], ["-h"], ["--help"]):
         print(overview())
         return
+    if len(arguments) == 2 and arguments[0] == "help":
+        arguments = [arguments[1], "--help"]
     if arguments == ["--version"]:
         print(f"mtr_lab {__version__}")
         return
@@ -99,7 +101,7 @@ def split_command(arguments: list[str]) -> tuple[Command, list[str]]:
         return named[first], arguments[1:]
     if first.startswith("-") or is_override(first):
         return COMMANDS[0], arguments
-    if Path(first).exists() or Path(first).suffix:
+    if is_path(first) or Path(first).suffix:
         raise stray_word(first)
     raise unknown("command", first, named)
 

@@ -17,13 +17,21 @@ def is_override(argument: str) -> bool:
     return _OVERRIDE.match(argument) is not None
 
 
+def is_path(text: str) -> bool:
+    """Whether there is a file or folder of this name; False for a text that no file system takes as a name."""
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate a command line's overrides from its options and files, wherever they stand.
 
     Returns:
         options and files, overrides.
     """
-    overrides = [argument for argument in arguments if is_override(argument) and not Path(argument).exists()]
+    overrides = [argument for argument in arguments if is_override(argument) and not is_path(argument)]
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
@@ -64,15 +72,15 @@ def stray_word(word: str, before: str | None = None) -> UserError:
         before: the argument before it.
     """
     key, _, beginning = (before or "").partition("=")
-    if beginning and Path(f"{beginning} {word}").exists():
+    if beginning and is_path(f"{beginning} {word}"):
         return UserError(f"a path with blanks needs quotes. Type {typed(key, f'{beginning} {word}')}")
     path = Path(word)
     for suffixes, instead in _FILES:
         if path.suffix.lower() in suffixes:
             return UserError(f"{word} is a file, expected KEY=VALUE. Type {instead(word)}")
-    if path.is_dir() and any(path.glob("**/result.json")):
+    if is_path(word) and path.is_dir() and any(path.glob("**/result.json")):
         return UserError(f"{word} is a folder of results. Type mtr-lab report {shlex.quote(word)} -o report.html")
-    if path.exists() or "/" in word:
+    if is_path(word) or "/" in word:
         return UserError(f"{word} is a path, expected KEY=VALUE, e.g. {typed('dataset.root', word)}")
     return UserError(f"{word!r} is no override: expected KEY=VALUE. --help shows examples.")
 
@@ -122,7 +130,7 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
         return unknown("key", name, names(), ALL_KEYS)
     if isinstance(bad, str):
         key, _, value = bad.partition("=")
-        if value and is_override(bad) and (value[0] not in "[{(" or Path(value).exists()):
+        if value and is_override(bad) and (value[0] not in "[{(" or is_path(value)):
             return UserError(f"{bad}: a value with special characters needs quotes. Type {typed(key, value)}")
         return UserError(f"cannot parse the override {bad!r}: {getattr(error, 'message', text)}")
     return UserError(text)

@@ -63,8 +63,8 @@ class IndexedSource:
         return str(index)
 
     def fingerprint(self) -> str:
-        """A hash that changes with the data, see ``_identity``."""
-        return _identity(self.location, self._root, self._split, self._dataset)
+        """A hash that changes with the data, see ``_fingerprint``."""
+        return _fingerprint(self.location, self._root, self._split, self._dataset)
 
     def read(self, index: int) -> tuple[bytes | Image.Image, int]:
         """The encoded bytes or the decoded image, and the label."""
@@ -93,15 +93,15 @@ class StreamSource:
         return iter(self._dataset)
 
     def fingerprint(self) -> str:
-        """A hash that changes with the data, see ``_identity``."""
-        return _identity(self.location, self._root, self._split, self._dataset)
+        """A hash that changes with the data, see ``_fingerprint``."""
+        return _fingerprint(self.location, self._root, self._split, self._dataset)
 
     def split_over(self, num_workers: int) -> None:
         """Tell the reader the number of worker processes that share the stream."""
         self._dataset.set_loader_cfg(num_workers=num_workers)
 
 
-def _identity(source: str, root: str | None, split: str, dataset: Any) -> str:
+def _fingerprint(source: str, root: str | None, split: str, dataset: Any) -> str:
     """A hash of the source, the split, the number of images, and the data.
 
     The data are hashed by the fingerprint of a Hugging Face dataset, or else by path, size and modification time of the

@@ -86,8 +86,8 @@ def _survivors(order, best, index, size, special, dest, weight, keep, offsets, n
     tl.store(offsets + slot, begin.to(tl.int64), survives)
     tl.store(offsets + kept + i * 0, num_removed.to(tl.int64), i == length - 1)
     for s in tl.static_range(SPECIALS):
-        protected = i == tl.load(special + image * SPECIALS + s).to(tl.int32)
-        tl.store(new_special + image * SPECIALS + s + i * 0, slot.to(tl.int64), protected)
+        is_special = i == tl.load(special + image * SPECIALS + s).to(tl.int32)
+        tl.store(new_special + image * SPECIALS + s + i * 0, slot.to(tl.int64), is_special)
 
 
 @triton.jit
