@@ -165,14 +165,14 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, 
                 span = tl.load(spans + other * width + e, mask, 0)
                 state = tl.load(tile(left + other * NP * width, e, width, NP, CH), mask[None, :], 0)
                 h = tl.exp2(span[None, :] * channels.a) * h + state
-        direction = Direction(u + row * length * width, delta + row * length * width,
-                              bc + g * stride_g + image * stride_b, z + image * length * stride_z,
-                              None if order is None else order + row * length, gap + (image * G + g) * length,
-                              delta_scale + image * length, y + image * length * width,
-                              sums + row * length * tl.num_programs(0), length, width, stride_z, stride_bc,
-                              G * images.to(tl.int64) * length * tl.num_programs(0))  # fmt: skip
-        options = Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0)
-        walk(h, direction, channels, terms, start, end, scale, options, U)
+        walk(h, Direction(u + row * length * width, delta + row * length * width, bc + g * stride_g + image * stride_b,
+                          z + image * length * stride_z, None if order is None else order + row * length,
+                          gap + (image * G + g) * length, delta_scale + image * length, y + image * length * width,
+                          sums + row * length * tl.num_programs(0), length, width, stride_z, stride_bc,
+                          G * images.to(tl.int64) * length * tl.num_programs(0)),
+             channels, terms, start, end, scale,
+             Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+             U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
@@ -201,13 +201,13 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, delta_scale, y, sums, terms, st
                 start, end = middle, length
             else:
                 start, end = 0, middle
-            direction = Direction(u + row * length * width, delta + row * length * width,
+            h = walk(h, Direction(u + row * length * width, delta + row * length * width,
                                   bc + g * stride_g + image * stride_b, z + image * length * stride_z, None,
                                   gap + (image * 2 + g) * length, delta_scale + image * length,
                                   y + image * length * width, sums + row * length * tl.num_programs(0), length, width,
-                                  stride_z, stride_bc,
-                                  2 * images.to(tl.int64) * length * tl.num_programs(0))  # fmt: skip
-            options = Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0)
-            h = walk(h, direction, channels, terms, start, end, scale, options, U)
+                                  stride_z, stride_bc, 2 * images.to(tl.int64) * length * tl.num_programs(0)),
+                     channels, terms, start, end, scale,
+                     Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+                     U)  # fmt: skip
             if FIRST:
                 tl.store(state, h, mask[None, :])

@@ -80,7 +80,6 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans
     image = row % images
     start = tl.program_id(2) * chunk
     count = tl.minimum(chunk, length - start)
-    whole = count // U * U
     at = row * tl.num_programs(2) + tl.program_id(2)
     u += row * length * width
     delta += row * length * width
@@ -94,12 +93,11 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans
                                      GAP, NP, CH)  # fmt: skip
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
-            direction = Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, delta_scale, None,
-                                None, length, width, None, stride_bc, None)  # fmt: skip
-            options = Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0)
-            first = start + count - 1 if options.backward else start
-            h, total = walk_states(h, total, direction, channels, first, whole, options, U)
-            first = first - whole if options.backward else first + whole
-            h, total = walk_states(h, total, direction, channels, first, count - whole, options, 1)
+            h, total = walk_states(
+                h, total, Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, delta_scale, None,
+                                    None, length, width, None, stride_bc, None),
+                channels, start, count,
+                Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+                U)  # fmt: skip
             tl.store(spans + at * width + e, total, mask)
             tl.store(tile(left + at * NP * width, e, width, NP, CH), h, mask[None, :])

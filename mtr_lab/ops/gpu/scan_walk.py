@@ -6,7 +6,7 @@ channel, state and direction (a multiprocessor computes 16 a clock), and the ins
 
 ``e`` numbers channels and ``t`` tokens. ``s`` is a position in the sequence: token ``order[s]``, or token s without an
 order. A backward walk visits positions in decreasing order. NP is the number of states padded to a power of two, CH the
-number of channels of a program.
+number of channels of a program. A tuple is made where it is passed: an assignment would turn its constants into tensors.
 """
 
 from typing import Any, NamedTuple
@@ -152,18 +152,18 @@ def _with_gap(dt, idle, gap, s, length, BACKWARD: tl.constexpr, GAP: tl.constexp
 def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.constexpr):
     """Scan ``count`` positions, a multiple of U, beginning with ``first``; h is the state before it, (NP, CH)."""
     SIGN: tl.constexpr = -1 if options.backward else 1
-    order, width = direction.order, direction.width
+    order = direction.order
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
-        us = _tokens(direction.u, s0, order, channels, width, SIGN, options.even, U)
-        dts = _tokens(direction.delta, s0, order, channels, width, SIGN, options.even, U)
+        us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
+        dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
         ys, zs = us, us
         if not options.first:
-            ys = _tokens(direction.y, s0, order, channels, width, SIGN, options.even, U)
+            ys = _tokens(direction.y, s0, order, channels, direction.width, SIGN, options.even, U)
         if options.last and options.gate:
             zs = _tokens(direction.z, s0, order, channels, direction.stride_z, SIGN, options.even, U)
-        y_at = direction.y + s0 * width + channels.e
+        y_at = direction.y + s0 * direction.width + channels.e
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
@@ -184,7 +184,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
                 y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))
             elif options.last:
                 y_t *= scale
-            out = y_at + SIGN * k * width if order is None else direction.y + t * width + channels.e
+            out = y_at + SIGN * k * direction.width if order is None else direction.y + t * direction.width + channels.e
             if options.even:
                 tl.store(out, y_t.to(direction.y.dtype.element_ty))
             else:
@@ -209,14 +209,14 @@ def walk(h, direction, channels, terms, start, end, scale, options, U: tl.conste
 
 
 @triton.jit
-def walk_states(h, total, direction, channels, first, count, options, U: tl.constexpr):
-    """``walk`` without an output: the state after ``count`` positions, and ``total`` plus the sum of Δ with gaps."""
+def _walk_states(h, total, direction, channels, first, count, options, U: tl.constexpr):
+    """``_walk`` without an output: the state after, and ``total`` plus the sum of Δ with gaps."""
     SIGN: tl.constexpr = -1 if options.backward else 1
-    order, width = direction.order, direction.width
+    order = direction.order
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
-        us = _tokens(direction.u, s0, order, channels, width, SIGN, options.even, U)
-        dts = _tokens(direction.delta, s0, order, channels, width, SIGN, options.even, U)
+        us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
+        dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
         for k in tl.static_range(U):
             s = s0 + SIGN * k
@@ -228,3 +228,13 @@ def walk_states(h, total, direction, channels, first, count, options, U: tl.cons
             h = tl.exp2(dt[None, :] * channels.a) * h + write[None, :] * b_t[:, None]
             total += dt
     return h, total
+
+
+@triton.jit
+def walk_states(h, total, direction, channels, start, count, options, U: tl.constexpr):
+    """``walk`` without an output: the state after ``count`` positions, and ``total`` plus the sum of Δ with gaps."""
+    whole = count // U * U
+    first = start + count - 1 if options.backward else start
+    h, total = _walk_states(h, total, direction, channels, first, whole, options, U)
+    first = first - whole if options.backward else first + whole
+    return _walk_states(h, total, direction, channels, first, count - whole, options, 1)
