@@ -9,8 +9,11 @@ from mtr_lab.cli.program import run_program
 def announce(config: DictConfig) -> str:
     """What is evaluated."""
     mtr = config.mtr
+    what = f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced"
+    if mtr.ratio in (0, []):
+        return what
     at = "the counts of mtr.schedule" if mtr.ratio is None else f"mtr.ratio={mtr.ratio}"
-    return f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced and by {mtr.policy} at {at}"
+    return f"{what} and by {mtr.policy} at {at}"
 
 
 PROGRAM = Program(

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
+from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, end_quietly_without_a_reader, examples, wrap
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.policy_files import policy_files, read_policy
 
@@ -85,7 +85,7 @@ def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tup
 
 def _source(file: Path) -> str:
     """The paper that the comment of a policy's file cites; without one, the name before its colon."""
-    comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(), re.MULTILINE))
+    comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(encoding="utf-8"), re.MULTILINE))
     paper = _ARXIV.search(comment)
     name = comment.partition(":")[0]
     return paper[0] if paper else name if len(name) <= 16 else "–"
@@ -136,6 +136,7 @@ def _print(rows: Sequence[Sequence[str]], kind: str, pattern: str, known: Sequen
     """Print rows of texts in columns; end with code 2 if there is none below the titles."""
     if len(rows) == 1:
         _exit(unknown(kind, pattern, known))
+    end_quietly_without_a_reader()
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -89,7 +89,7 @@ class Jobs(Callback):
             SystemExit: jobs failed.
         """
         files = sorted(self._outcomes(config).glob("*.json"), key=lambda path: int(path.stem))
-        outcomes = [Outcome(**json.loads(path.read_text())) for path in files]
+        outcomes = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
         shutil.rmtree(self._outcomes(config), ignore_errors=True)
         print(summary(config.hydra.sweep.dir, outcomes))
         done = [outcome.folder for outcome in outcomes if outcome.status in ("computed", "finished")]

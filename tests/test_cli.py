@@ -46,6 +46,12 @@ DIFFICULT = [
         ("config", "reduction=mtrr", ["unknown reduction 'mtrr'", "'mtr'"]),
         ("config", "dataset=imagnet", ["unknown dataset 'imagnet'", "'imagenet'"]),
         ("config", "experiment=vim_nan", ["unknown experiment 'vim_nan'", "'vim_nano'"]),
+        (
+            "config",
+            "experiment=vim_nano",
+            ["experiment=vim_nano is a preset", "Type mtr-lab train experiment=vim_nano"],
+        ),
+        ("train", "experiment=anchors", ["experiment=anchors is a preset", "Type mtr-lab eval experiment=anchors"]),
         ("config", "mtr.ratoi=0.3", ["unknown key 'mtr.ratoi'", "'mtr.ratio'", "mtr-lab eval --cfg job"]),
         ("config", "backbon=vim_s", ["unknown key 'backbon'", "'backbone'"]),
         ("config", "ratio=0.4", ["unknown key 'ratio'", "mtr.ratio=0.4"]),
@@ -129,6 +135,7 @@ def test_an_option_that_is_a_setting(option: str, value: str | None, expected: s
         ("/nowhere/data", None, "expected KEY=VALUE, e.g. dataset.root=/nowhere/data"),
         ("images", "dataset.root=my", "a path with blanks needs quotes. Type 'dataset.root=my images'"),
         ("nothing", "dataset.root=my", "'nothing' is no override: expected KEY=VALUE"),
+        ("", None, "an empty argument: expected KEY=VALUE"),
         ("x" * 300, "dataset.root=my", "is no override: expected KEY=VALUE"),
     ],
 )

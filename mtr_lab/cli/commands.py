@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtr_lab import __version__
-from mtr_lab.cli.help_pages import EXIT_CODES
+from mtr_lab.cli.help_pages import EXIT_CODES, end_quietly_without_a_reader
 from mtr_lab.cli.overrides import is_override, is_path, stray_word
 from mtr_lab.errors import UserError, unknown
 
@@ -59,6 +59,7 @@ def main() -> None:
     """Run the command that the first argument names; ``eval`` if it is an option or an override."""
     arguments = sys.argv[1:]
     if arguments in ([], ["help"], ["-h"], ["--help"]):
+        end_quietly_without_a_reader()
         print(overview())
         return
     if len(arguments) == 2 and arguments[0] == "help":

@@ -49,7 +49,7 @@ def _read(name: str, package: str, folders: Sequence[Path]) -> dict[str, Comment
     file = next((folder / name for folder in folders if (folder / name).exists()), None)
     if file is None:  # a plugin's
         return {}
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     comments: dict[str, Comment] = {}
     for base in (yaml.safe_load(text) or {}).get("defaults", []):
         if isinstance(base, str) and base != "_self_":

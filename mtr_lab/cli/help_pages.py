@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -67,6 +68,19 @@ def examples(*lines: str) -> str:
     return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
+def preset_program(file: Path) -> str | None:
+    """The program that a preset in ``experiment/`` is for, ``train`` if it sets ``training``; ``None`` for any."""
+    if file.parent.name != "experiment" or file.stem == "none":
+        return None
+    return "train" if re.search(r"^training:", file.read_text(encoding="utf-8"), re.MULTILINE) else "config"
+
+
+def end_quietly_without_a_reader() -> None:
+    """End a page that is piped into ``head`` as the shell expects, without a traceback."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def groups(config_name: str, names: Sequence[str] | None = None, config_dir: Path | None = None) -> str:
     """The section of the groups that a program's configuration uses, each with its choices.
 
@@ -76,10 +90,13 @@ def groups(config_name: str, names: Sequence[str] | None = None, config_dir: Pat
     """
     folders = [CONF] if config_dir is None else [CONF, config_dir]
     lines = ["groups (* is the default):"]
-    defaults = re.findall(r"^  - (\w+)(?:@[\w.]+)?: (\w+)$", (CONF / f"{config_name}.yaml").read_text(), re.MULTILINE)
+    defaults = re.findall(
+        r"^  - (\w+)(?:@[\w.]+)?: (\w+)$", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     for group, default in defaults:
         if names is None or group in names:
-            files = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
-            choices = " ".join(f"{name}*" if name == default else name for name in files)
+            files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+            choosable = sorted({file.stem for file in files if preset_program(file) in (None, config_name)})
+            choices = " ".join(f"{name}*" if name == default else name for name in choosable)
             lines.append(textwrap.fill(choices, WIDTH, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14))
     return "\n".join(lines)

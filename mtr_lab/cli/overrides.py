@@ -71,6 +71,8 @@ def stray_word(word: str, before: str | None = None) -> UserError:
     Args:
         before: the argument before it.
     """
+    if not word.strip():
+        return UserError("an empty argument: expected KEY=VALUE. Is a variable of the shell unset?")
     key, _, beginning = (before or "").partition("=")
     if beginning and is_path(f"{beginning} {word}"):
         return UserError(f"a path with blanks needs quotes. Type {typed(key, f'{beginning} {word}')}")

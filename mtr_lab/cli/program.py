@@ -29,7 +29,7 @@ from mtr_lab import __version__
 from mtr_lab.cli import folders as folders  # registers the resolvers of the configuration
 from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
 from mtr_lab.cli.completion import answer_completion
-from mtr_lab.cli.help_pages import Program, help_page
+from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.settings import check_settings, setting_names
 from mtr_lab.configuration import CONF
@@ -66,8 +66,10 @@ def run_program(program: Program) -> None:
         # In a sweep mtr_lab.sweep.Jobs notes the mistake and goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
         with exit_on_user_error() if alone else contextlib.nullcontext():
+            choices = HydraConfig.get().runtime.choices
+            _check_preset(choices, program.config_name, config_folders())
             check_settings(config, hydra.compose(program.config_name))
-            _name_policy(config, HydraConfig.get().runtime.choices)
+            _name_policy(config, choices)
             print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(program.function)(config)
 
@@ -112,6 +114,7 @@ def _answer(program: Program, arguments: Sequence[str]) -> bool:
     words = [argument for argument in arguments if not is_override(argument)]
     options, unknown_options = get_args_parser().parse_known_args(words)
     if options.help:
+        end_quietly_without_a_reader()
         print(help_page(program, options.config_dir and Path(options.config_dir)))
         return True
     if unknown_options:
@@ -124,8 +127,7 @@ def _answer(program: Program, arguments: Sequence[str]) -> bool:
     folder = Path(options.config_dir) if options.config_dir else None
     _check_config_dir(folder)
     if options.cfg == "job" and not options.config_name and not options.config_path:
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head ends the program, without a traceback
+        end_quietly_without_a_reader()
         print(show_config(program.config_name, overrides, folder, options.package, options.resolve))
         return True
     sys.argv[1:] = [*words, *overrides]
@@ -208,6 +210,7 @@ def _compose(
     choices = config.hydra.runtime.choices
     with open_dict(config):
         del config["hydra"]
+    _check_preset(choices, config_name, [] if config_dir is None else [config_dir])
     check_settings(config, default)
     _name_policy(config, choices)
     return config, choices
@@ -232,6 +235,15 @@ def _check_config_dir(folder: Path | None) -> None:
         if file.exists() and not file.samefile(ours):
             raise UserError(f"{file}: mtr_lab has a file of that name, which hides yours. Give yours another name.")
     policy_files([folder])
+
+
+def _check_preset(choices: Mapping[str, Any], config_name: str, folders: Sequence[Path]) -> None:
+    """Raise a ``UserError`` if the chosen ``experiment`` is for another program."""
+    name = choices.get("experiment")
+    for file in (folder / "experiment" / f"{name}.yaml" for folder in (CONF, *folders)):
+        if file.is_file() and preset_program(file) not in (None, config_name):
+            command = "train" if config_name == "config" else "eval"
+            raise UserError(f"experiment={name} is a preset of {command}. Type mtr-lab {command} experiment={name} …")
 
 
 def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:

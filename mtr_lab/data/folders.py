@@ -14,8 +14,8 @@ from torchvision.datasets.folder import is_image_file
 from mtr_lab.errors import UserError
 
 _LAYOUT = (
-    "Expected DIR/val/<class>/<image> (with DIR/train/<class>/<image> beside it for training) or, to evaluate only, "
-    "DIR/<class>/<image>; dataset=imagenette_sample is bundled and needs no directory."
+    "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; to evaluate only, "
+    "DIR/<class>/<image> will do. Without images of yours, dataset=imagenette_sample is bundled: no dataset.root."
 )
 
 

@@ -73,7 +73,9 @@ def code_hash() -> str:
     """A hash of mtr_lab's Python files as they are on disk, committed or not, and of the versions of ``_PACKAGES``."""
     files = sorted(path for path in _PACKAGE.rglob("*.py"))
     versions = [_version(package) for package in _PACKAGES]
-    return _hash([versions, *((path.relative_to(_PACKAGE).as_posix(), path.read_text()) for path in files)])
+    return _hash(
+        [versions, *((path.relative_to(_PACKAGE).as_posix(), path.read_text(encoding="utf-8")) for path in files)]
+    )
 
 
 def _version(package: str) -> str | None:

@@ -6,7 +6,7 @@ channel, state and direction (a multiprocessor computes 16 a clock), and the ins
 
 ``e`` numbers channels and ``t`` tokens. ``s`` is a position in the sequence: token ``order[s]``, or token s without an
 order. A backward walk visits positions in decreasing order. NP is the number of states padded to a power of two, CH the
-number of channels of a program. A tuple is made where it is passed: an assignment would turn its constants into tensors.
+number of channels of a program. Tuples are made where they are passed: an assignment turns constants into tensors.
 """
 
 from typing import Any, NamedTuple
