@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -159,7 +160,8 @@ def objective_value(result: Result, metric: str | None) -> float | None:
     """The mean of a metric over the reduced points; ``None`` without a metric."""
     if metric is None:
         return None
-    values = [point[metric] for point in result["points"] if point["policy"] != "none"]  # type: ignore[literal-required]
+    points: list[dict[str, Any]] = [dict(point) for point in result["points"]]
+    values = [point[metric] for point in points if point["policy"] != "none"]
     if None in values:
         raise UserError(f"objective={metric}: the result has no such figure, since no image could be read.")
     return fmean(values)
