@@ -1,6 +1,7 @@
 """Attach a policy to a model, and remove it again."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def patch(
 def unpatch(model: nn.Module) -> None:
     """Remove the policy; the model computes what it did before ``patch``, bit for bit."""
     _detach(as_backbone(model, "unpatch"))
+
+
+@contextlib.contextmanager
+def keeping_policy(model: Backbone) -> Iterator[None]:
+    """Restore the policy that the model has now, or none, at the end of the block; the old handle is valid again."""
+    modules: list[Any] = [model, *blocks_of(model)]
+    reductions = [module.reduction for module in modules]
+    try:
+        yield
+    finally:
+        for module, reduction in zip(modules, reductions, strict=True):
+            module.reduction = reduction
 
 
 def _detach(model: Backbone) -> None:
