@@ -62,8 +62,8 @@ def evaluate_model(
         ``peak_mib``.
 
     Raises:
-        UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model or data of another kind, a folder without
-            images, no image at all, or outputs that are not finite.
+        UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model or data of
+            another kind, a folder without images, no image at all, or outputs that are not finite.
     """
     training, task = model.training, Classification({})
     with keeping_policy(as_backbone(model, "evaluate_model")):

@@ -131,6 +131,10 @@ def read_result(path: str | Path) -> Result:
             f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schemas 1 and {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again."
         )
+    if isinstance(result, dict) and result.get("kind") == "comparison":
+        raise UserError(
+            f"{path} is not a result: it is a table that compares several. Give the run folders it was made from."
+        )
     result = upgrade(result)
     problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])
     if problem:
