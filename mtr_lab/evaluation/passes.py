@@ -39,7 +39,9 @@ def reduced_model(job: Job) -> tuple[Reduction, list[OperatingPoint]]:
         return Reduction(backbone, settings), job.points
     with placed(backbone, job.trainer) as prepare:
         reduction = Reduction(backbone, settings, images=prepare(job.calibration))
-        return reduction, operating_points(reduction, job.config.mtr)
+        points = operating_points(reduction, job.config.mtr)
+        reduction.release_images()  # on the device, where the passes and their timing need the memory
+        return reduction, points
 
 
 @contextlib.contextmanager
@@ -85,7 +87,9 @@ def predict(
 
     def run(points: list[OperatingPoint]) -> PassResult:
         run_pass(evaluation, from_rank_zero(points), trainer, batches)
-        return PassResult(evaluation.predictions(), evaluation.skipped, reused=False)
+        result = PassResult(evaluation.predictions(), evaluation.skipped, reused=False)
+        evaluation.release()  # the predictions are a copy
+        return result
 
     if unreduced is None:
         return run(points)

@@ -139,14 +139,11 @@ def hand_over(job: Job, folder: Path) -> tuple[Result, float | None]:
     result = read_result(folder)
     Console().print(result_table(result))
     logged = result.setdefault("logged", [])
-    loggers = {name: logger for name, logger in job.loggers.items() if name not in logged}
-    try:
-        for name, logger in loggers.items():
+    for name, logger in job.loggers.items():
+        if name not in logged:
             log_result(result, [folder / RESULT, folder / PREDICTIONS], logger, pictures=folder / PICTURES)
             logged.append(name)
-    finally:
-        if loggers:
-            write_result(result, folder)
+            write_result(result, folder)  # at once: if the next logger fails, resuming does not log to this one again
     return result, objective_value(result, job.config.objective)
 
 

@@ -70,6 +70,7 @@ def evaluate_model(
         reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
         gives_counts = not isinstance(reduction.config["schedule"], str)
         points = points_at(reduction, reduction.policy.policy, _ratios(ratio, gives_counts))
+        reduction.release_images()
         try:
             evaluation = task.evaluation(model.eval(), reduction, points, cuda_graph=False)
             first: Tensor | None = None

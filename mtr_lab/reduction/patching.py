@@ -69,6 +69,10 @@ class Reduction:
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
 
+    def release_images(self) -> None:
+        """Free the images that ``schedule=auto`` measures on, and what was measured: no more ratios can be solved."""
+        self._images = self._search = None
+
     def _measured(self, ratio: float, images: Tensor) -> dict[int, float]:
         """The counts of the measured schedule by block, as weights for ``make_schedule``."""
         self._check_active()
