@@ -105,7 +105,7 @@ def write(job: Job, measured: Measurement) -> None:
         "unreduced": {"key": job.unreduced_key, "reused": run.reused},
         "logged": [],
         "config": job.record,
-        "environment": {**describe_environment(), "device": job.machine[0]},
+        "environment": {**describe_environment(), "device": job.machine.device},
         "points": describe_points(
             job.task,
             job.model,
