@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from mtr_lab import UserError
-from mtr_lab.report.dashboard.page import Reader
+from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
 from mtr_lab.results import metrics
