@@ -83,6 +83,9 @@ def predict(
 
     In a sweep, the first job runs the unreduced model and stores its predictions in ``unreduced``; the others run the
     reduced points meanwhile, then read them. If the first job fails, another one runs the unreduced model.
+
+    Raises:
+        UserError: no image could be read, the model's outputs are not finite, or the images changed between two passes.
     """
 
     def run(points: list[OperatingPoint]) -> PassResult:

@@ -154,7 +154,11 @@ def start_over(folder: Path) -> None:
 
 
 def objective_value(result: Result, metric: str | None) -> float | None:
-    """The mean of a metric over the reduced points; ``None`` without a metric."""
+    """The mean of a metric over the reduced points; ``None`` without a metric.
+
+    Raises:
+        UserError: a point has no figure of this metric, since no image could be read.
+    """
     if metric is None:
         return None
     points: list[dict[str, Any]] = [dict(point) for point in result["points"]]

@@ -67,7 +67,7 @@ def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Seque
         grad: of y, (B, L, E).
 
     Returns:
-        The gradients of the first eight inputs, ``None`` for absent ones.
+        As ``selective_scan_backward_reference``.
     """
 
     def forward(*tensors: Any) -> Tensor:

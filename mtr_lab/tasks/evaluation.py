@@ -128,7 +128,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
 
 
 def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
-    """Raise a ``UserError`` unless all outputs of the model at a point are finite."""
+    """Raise a ``UserError`` unless all outputs of the model at a point, a tensor of any shape, are finite."""
     if not outputs.isfinite().all():
         raise UserError(
             f"the model's outputs at {point.name} are infinite or not a number: use another precision "
