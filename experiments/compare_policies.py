@@ -44,8 +44,8 @@ def main(sweep: Path, out: Path) -> None:
             rows.append(row)
     rows.sort(key=lambda row: (row["ratio"], row["kl"]))
     first = next(iter(results.values()))
-    record = {key: first[key] for key in ("schema", "task", "backbone", "dataset", "weights", "environment")}
-    out.write_text(json.dumps(record | {"points": rows}, indent=1, ensure_ascii=False) + "\n")
+    record = {key: first[key] for key in ("task", "backbone", "dataset", "weights", "environment")}
+    out.write_text(json.dumps({"kind": "comparison", **record, "points": rows}, indent=1, ensure_ascii=False) + "\n")
 
     print("| removed | policy | top-1 | agreement | KL | KL against `mtr` | KL against `write` |")
     print("|---|---|---|---|---|---|---|")

@@ -20,14 +20,14 @@ def main(sweep: Path, out: Path) -> None:
     rows = []
     for folder in folders:
         result, predictions = read_result(folder), load_predictions(folder)
-        metrics = [metric.key for metric in task_metrics(result["task"])]
+        metrics = [metric.key for metric in task_metrics(result["task"]) if metric.compared]
         for i, point in enumerate(result["points"]):
             if i == 0 and rows:
                 continue  # the unreduced model, the same in all runs
             rows.append({**point, "difference": compare(predictions, 0, predictions, i)})
     rows.sort(key=lambda row: (row["ratio"], -row[metrics[0]]))
-    record = {key: result[key] for key in ("schema", "task", "backbone", "dataset", "weights", "environment")}
-    out.write_text(json.dumps(record | {"points": rows}, indent=1, ensure_ascii=False) + "\n")
+    record = {key: result[key] for key in ("task", "backbone", "dataset", "weights", "environment")}
+    out.write_text(json.dumps({"kind": "comparison", **record, "points": rows}, indent=1, ensure_ascii=False) + "\n")
 
     print("| removed | policy |" + "".join(f" {metric} | against unreduced |" for metric in metrics))
     print("|---|---|" + "---|---|" * len(metrics))

@@ -15,13 +15,14 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
+from torch import nn
 
 from mtr_lab.backbones import create_model
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
-from mtr_lab.tasks.task import AnyTask
+from mtr_lab.tasks.task import AnyTask, DataModule
 
 TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
 
@@ -51,7 +52,7 @@ def make_task(config: DictConfig) -> AnyTask:
     return TASKS[config.name]({key: settings[key] for key in settings if key not in ("name", "timing_batch_size")})
 
 
-def make_task_data(task: AnyTask, config: DictConfig) -> tuple[Any, Any]:
+def make_task_data(task: AnyTask, config: DictConfig) -> tuple[DataModule, nn.Module]:
     """The data of the ``dataset`` group for evaluating the task's model, and that model on the meta device.
 
     Without memory or weights, the model is there to check the rest of the configuration against.
@@ -67,8 +68,12 @@ def make_task_data(task: AnyTask, config: DictConfig) -> tuple[Any, Any]:
         return datamodule, task.assemble(backbone, datamodule.num_classes)
 
 
-def make_task_model(task: AnyTask, config: DictConfig, num_classes: int) -> Any:
-    """The model that the task evaluates, with its weights."""
+def make_task_model(task: AnyTask, config: DictConfig, num_classes: Any) -> nn.Module:
+    """The model that the task evaluates, with its weights.
+
+    Args:
+        num_classes: of the data; may be ``None`` for a classifier, whose backbone has its classes.
+    """
     return task.evaluated_model(partial(make_model, config.backbone), task.checkpoint(config.backbone), num_classes)
 
 

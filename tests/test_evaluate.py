@@ -15,10 +15,13 @@ from mtr_lab import create_model
 from mtr_lab.__main__ import main
 from mtr_lab.compose import make_meta_model
 from mtr_lab.configuration import CONF
+from mtr_lab.errors import UserError
+from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
+from mtr_lab.tasks.evaluation import Evaluation
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 
@@ -124,6 +127,27 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
     assert "its result is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
 
 
+def test_models_are_timed_without_the_images_and_results_of_before(
+    run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wnids = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())
+    root = image_folder(tmp_path / "images" / "train", wnids, 1).parent
+    image_folder(root / "val", wnids, 1)
+    timed = []
+
+    def time_job(job: Job, evaluation: Evaluation, points: object) -> dict[str, object]:
+        with pytest.raises(UserError, match="was given none"):
+            evaluation.reduction.solve(0.1)
+        timed.append((evaluation.results, len(job.points)))
+        return {}
+
+    monkeypatch.setattr("mtr_lab.evaluation.run.time_job", time_job)
+    data = ("dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0", "timing.batch_size=1")
+    run = run_program(main, *SMALL, *data, "mtr.schedule=auto", "mtr.ratio=0.2")
+    assert run.code == 0, run.err
+    assert timed == [([], 2)]
+
+
 def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = (*SMALL, "mtr.ratio=0.2", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}")
     with monkeypatch.context() as broken:
@@ -142,6 +166,17 @@ def test_a_result_is_complete_or_not_there(run_program, tmp_path: Path, monkeypa
     assert list((tmp_path / "run" / "pictures").iterdir())
     assert run_program(main, *again).code == 0  # without pictures: removes those of the other evaluation
     assert not (tmp_path / "run" / "pictures").exists()
+
+
+def test_a_logger_is_recorded_before_the_next_one_starts(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def log(result: object, files: list[Path], *_: object, **__: object) -> None:
+        recorded.append(read_result(files[0])["logged"])
+
+    monkeypatch.setattr("mtr_lab.evaluation.run.log_result", log)
+    assert run_program(main, *SMALL, "mtr.ratio=0.2", "logger=[csv,tensorboard]").code == 0
+    assert recorded == [[], ["csv"]]
 
 
 def test_an_objective_that_is_not_measured_with_cuda_graphs(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +243,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["dataset=null"], ["Config group override must be a string"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
         (["mtr.policy=hsa"], ["mtr.policy=hsa only names the result: choose with reduction=, now mtr"]),
-        (["backbone=videomamba_ti", "backbone.num_frames=8"], ["evaluation takes images", "mtr_lab.visualize"]),
+        (["backbone=videomamba_ti", "backbone.num_frames=8"], ["evaluation takes images", "mtr-lab visualize"]),
         (["ops.backend=cuda"], ["unknown ops.backend 'cuda'", "mamba_ssm"]),
         (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),

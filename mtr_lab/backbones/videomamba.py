@@ -15,7 +15,11 @@ from mtr_lab.backbones.vision_mamba import VisionMamba
 
 
 class VideoMamba(VisionMamba):
-    __doc__ = VisionMamba.__doc__
+    """VideoMamba: the class token comes first, and a block adds up its two directions.
+
+    Arguments and errors as for ``VisionMamba``; with ``num_frames`` it takes videos.
+    """
+
     average_directions = False
     video = True
 

@@ -17,7 +17,11 @@ IMAGENETTE = (
 
 
 class Vim(VisionMamba):
-    __doc__ = VisionMamba.__doc__
+    """Vim: the class token is in the middle of the sequence, and a block averages its two directions.
+
+    Arguments and errors as for ``VisionMamba``; there are no models for videos.
+    """
+
     average_directions = True
 
     def class_position(self, patches: int) -> int:

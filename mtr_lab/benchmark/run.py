@@ -96,7 +96,11 @@ def name_of(device: torch.device) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``bench.device``."""
+    """The device of ``bench.device``: ``auto`` is CUDA's current device if one is present, else the CPU.
+
+    Raises:
+        UserError: another name, or ``cuda`` without a CUDA device.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise unknown("bench.device", name, ("auto", "cpu", "cuda"))
     present = torch.cuda.is_available()

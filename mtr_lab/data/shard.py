@@ -2,13 +2,27 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import IterableDataset, Sampler
 
-from mtr_lab.data.batches import ImageLoader, Prefetcher
+from mtr_lab.data.batches import Prefetcher
 from mtr_lab.errors import UserError
+
+
+class EvaluationImages(Protocol):
+    """What an evaluation runs over, a ``LightningDataModule``."""
+
+    trainer: Trainer | None
+
+    def test_dataloader(self) -> Iterable[dict[str, Any]]:
+        """The evaluation images, in the same order and batches every time."""
+        ...
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Lightning's hook: the batch on the device as the model expects it."""
+        ...
 
 
 class ShardedEvaluation(LightningDataModule):
@@ -18,7 +32,7 @@ class ShardedEvaluation(LightningDataModule):
     On a GPU, batches are prefetched.
 
     Args:
-        data: its ``test_dataloader`` yields the same batches in every process.
+        data: its ``test_dataloader`` is an ``ImageLoader`` with the same batches in every process.
         trainer: provides rank and world size. Its ``limit_test_batches`` would limit each rank; it is reset, and
             applied to all ranks together here.
 
@@ -26,7 +40,7 @@ class ShardedEvaluation(LightningDataModule):
         UserError: (from ``test_dataloader``) the limit leaves no batch, or is a share of a stream of unknown length.
     """
 
-    def __init__(self, data: LightningDataModule, trainer: Trainer) -> None:
+    def __init__(self, data: EvaluationImages, trainer: Trainer) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._data = data
@@ -40,7 +54,7 @@ class ShardedEvaluation(LightningDataModule):
         return Prefetcher(batches, device) if device.type == "cuda" else batches
 
     def _share(self) -> Iterable[Any]:
-        loader: ImageLoader = self._data.test_dataloader()
+        loader: Any = self._data.test_dataloader()
         if isinstance(loader.dataset, IterableDataset):
             return _EveryNth(loader, self._rank, self._stop(None), self._world_size)
         assert loader.batch_sampler is not None

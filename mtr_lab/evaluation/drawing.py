@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 def draw_images(job: "Job", evaluation: Evaluation[Any], points: list[OperatingPoint]) -> None:
     """Draw the first evaluation images at two points, to the pictures folder of the run folder.
 
-    To be called after the trainer has run over images of ``job.data``, as :func:`as_input`.
-
     Args:
         job: its ``pictures`` is the number of images, which are numbered from 0 in the names of the files.
         evaluation: of the job's model.

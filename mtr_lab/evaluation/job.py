@@ -3,14 +3,14 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.compose import check_device, make_loggers, make_task, make_task_data, make_task_model, make_trainer
@@ -29,6 +29,18 @@ CALIBRATION_IMAGES = 128
 """The number of training images that ``mtr.schedule=auto`` is measured on."""
 
 
+class Machine(NamedTuple):
+    """What affects speed and the last digits of predictions, besides code and settings."""
+
+    device: str
+    details: list[str]
+
+    @property
+    def parts(self) -> list[str]:
+        """All of it, as the keys of evaluations hash it."""
+        return [self.device, *self.details]
+
+
 @dataclass(frozen=True)
 class Job:
     """An evaluation that can run."""
@@ -37,7 +49,7 @@ class Job:
     folder: Path
     """The run folder."""
     task: AnyTask
-    model: Any
+    model: nn.Module
     """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
     """The unreduced model's comes first. With ``mtr.schedule=auto`` the counts are provisional until they are measured
@@ -51,8 +63,7 @@ class Job:
     batches: ShardedEvaluation
     """This process's share of the evaluation images."""
     loggers: dict[str, Logger]
-    machine: list[str]
-    """The device, then all else that affects speed and the last digits of predictions, besides code and settings."""
+    machine: Machine
     record: dict[str, Any]
     """The resolved configuration, without ``mtr.seed`` if the policy draws no random numbers."""
     key: Key
@@ -114,9 +125,9 @@ def plan(config: DictConfig) -> Job:
         machine=machine,
         record=record,
         key=evaluation_key(
-            record, weights, [images, _digest(calibration)], machine if config.timing.batch_size else []
+            record, weights, [images, _digest(calibration)], machine.parts if config.timing.batch_size else []
         ),
-        unreduced_key=unreduced_key(record, weights, images, machine),
+        unreduced_key=unreduced_key(record, weights, images, machine.parts),
     )
 
 
@@ -154,12 +165,12 @@ def calibration_images(data: DataModule) -> Tensor:
         ) from error
 
 
-def describe_machine(trainer: lightning.Trainer) -> list[str]:
-    """The device, and all else that affects speed and the last digits of predictions, besides code and settings."""
+def describe_machine(trainer: lightning.Trainer) -> Machine:
+    """The machine that the trainer runs on."""
     environment, device = describe_environment(), trainer.strategy.root_device
     if device.type == "cuda":
-        return [torch.cuda.get_device_name(device), f"mamba_ssm {installed('mamba_ssm')}"]
-    return [device.type, str(environment["cpu"]), f"{environment['threads']} threads"]
+        return Machine(torch.cuda.get_device_name(device), [f"mamba_ssm {installed('mamba_ssm')}"])
+    return Machine(device.type, [str(environment["cpu"]), f"{environment['threads']} threads"])
 
 
 def _digest(images: Tensor | None) -> str | None:

@@ -39,7 +39,9 @@ def reduced_model(job: Job) -> tuple[Reduction, list[OperatingPoint]]:
         return Reduction(backbone, settings), job.points
     with placed(backbone, job.trainer) as prepare:
         reduction = Reduction(backbone, settings, images=prepare(job.calibration))
-        return reduction, operating_points(reduction, job.config.mtr)
+        points = operating_points(reduction, job.config.mtr)
+        reduction.release_images()  # on the device, where the passes and their timing need the memory
+        return reduction, points
 
 
 @contextlib.contextmanager
@@ -81,11 +83,16 @@ def predict(
 
     In a sweep, the first job runs the unreduced model and stores its predictions in ``unreduced``; the others run the
     reduced points meanwhile, then read them. If the first job fails, another one runs the unreduced model.
+
+    Raises:
+        UserError: no image could be read, the model's outputs are not finite, or the images changed between two passes.
     """
 
     def run(points: list[OperatingPoint]) -> PassResult:
         run_pass(evaluation, from_rank_zero(points), trainer, batches)
-        return PassResult(evaluation.predictions(), evaluation.skipped, reused=False)
+        result = PassResult(evaluation.predictions(), evaluation.skipped, reused=False)
+        evaluation.release()  # the predictions are a copy
+        return result
 
     if unreduced is None:
         return run(points)

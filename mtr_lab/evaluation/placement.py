@@ -24,11 +24,8 @@ def placed(model: nn.Module, trainer: lightning.Trainer) -> Iterator[Callable[[T
 
 
 def as_input(batch: Mapping[str, Any], data: DataModule, trainer: lightning.Trainer) -> Tensor:
-    """The images (B, 3, H, W) of an evaluation batch, as the trainer gives them to the model.
-
-    To be called after the trainer has run over images of ``data``, whose hook reads the trainer that it was last used
-    with.
-    """
+    """The images (B, 3, H, W) of an evaluation batch, as the trainer gives them to the model."""
+    data.trainer = trainer  # its hook reads the precision
     on_device = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
     images: Tensor = data.on_after_batch_transfer(on_device, 0)["image"]
     return trainer.precision_plugin.convert_input(images)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -104,7 +105,7 @@ def write(job: Job, measured: Measurement) -> None:
         "unreduced": {"key": job.unreduced_key, "reused": run.reused},
         "logged": [],
         "config": job.record,
-        "environment": {**describe_environment(), "device": job.machine[0]},
+        "environment": {**describe_environment(), "device": job.machine.device},
         "points": describe_points(
             job.task,
             job.model,
@@ -138,14 +139,11 @@ def hand_over(job: Job, folder: Path) -> tuple[Result, float | None]:
     result = read_result(folder)
     Console().print(result_table(result))
     logged = result.setdefault("logged", [])
-    loggers = {name: logger for name, logger in job.loggers.items() if name not in logged}
-    try:
-        for name, logger in loggers.items():
+    for name, logger in job.loggers.items():
+        if name not in logged:
             log_result(result, [folder / RESULT, folder / PREDICTIONS], logger, pictures=folder / PICTURES)
             logged.append(name)
-    finally:
-        if loggers:
-            write_result(result, folder)
+            write_result(result, folder)  # at once: if the next logger fails, resuming does not log to this one again
     return result, objective_value(result, job.config.objective)
 
 
@@ -156,10 +154,15 @@ def start_over(folder: Path) -> None:
 
 
 def objective_value(result: Result, metric: str | None) -> float | None:
-    """The mean of a metric over the reduced points; ``None`` without a metric."""
+    """The mean of a metric over the reduced points; ``None`` without a metric.
+
+    Raises:
+        UserError: a point has no figure of this metric, since no image could be read.
+    """
     if metric is None:
         return None
-    values = [point[metric] for point in result["points"] if point["policy"] != "none"]  # type: ignore[literal-required]
+    points: list[dict[str, Any]] = [dict(point) for point in result["points"]]
+    values = [point[metric] for point in points if point["policy"] != "none"]
     if None in values:
         raise UserError(f"objective={metric}: the result has no such figure, since no image could be read.")
     return fmean(values)

@@ -13,18 +13,21 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import describe_points, points_at
 from mtr_lab.evaluation.timing import time_points
-from mtr_lab.reduction import Policy, patch, unpatch
+from mtr_lab.reduction import Policy, patch
+from mtr_lab.reduction.patching import as_backbone, keeping_policy
 from mtr_lab.results.schema import Point
 from mtr_lab.tasks.classification.task import Classification
 
 Batch = Mapping[str, Any]
+RATIOS = (0.2, 0.3, 0.4)
+"""The default of ``evaluate_model``."""
 
 
 def evaluate_model(
     model: nn.Module,
     data: Iterable[Any] | ImageDataModule | str | Path,
     policy: str | Path | Policy = "mtr",
-    ratio: float | Sequence[float] | None = (0.2, 0.3, 0.4),
+    ratio: float | Iterable[float] | None = None,
     *,
     schedule: str | Sequence[int] | None = None,
     images: Tensor | None = None,
@@ -38,7 +41,7 @@ def evaluate_model(
             print(point["policy"], point["ratio"], point["top1"], point["flops_true"])
 
     The model runs in evaluation mode where it is, in its own precision or the caller's autocast, and in this process
-    alone. Its mode is restored, and it is unpatched when the function returns.
+    alone. Its mode is restored when the function returns, and so is the policy of a patched model.
 
     Args:
         model: a classifier that :func:`mtr_lab.patch` accepts.
@@ -47,8 +50,8 @@ def evaluate_model(
             outputs, -1 for unknown, which counts as wrong. Or the folder of a dataset, with a folder a class or with
             those in ``val/``, prepared as the model's weights expect; or an ``ImageDataModule``.
         policy: as in :func:`mtr_lab.patch`.
-        ratio: share of the unreduced model's FLOPs to remove, in [0, 1), or several; ``None`` with token counts as the
-            ``schedule``.
+        ratio: share of the unreduced model's FLOPs to remove, in [0, 1), or several, in a list or an array. The default
+            is 0.2, 0.3 and 0.4, or the token counts if the ``schedule`` gives them.
         schedule, images, parts: as in :func:`mtr_lab.patch`.
         timing_seconds: time all points in turn on the first batch, for about as long; 0 for no timing.
 
@@ -59,29 +62,40 @@ def evaluate_model(
         ``peak_mib``.
 
     Raises:
-        UserError: an unknown policy or part, a ratio out of reach, a model or data of another kind, a folder without
-            images, no image at all, or outputs that are not finite.
+        UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model or data of
+            another kind, a folder without images, no image at all, or outputs that are not finite.
     """
     training, task = model.training, Classification({})
-    reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
-    try:
-        ratios = ratio if isinstance(ratio, Sequence) else [ratio]
-        points = points_at(reduction, reduction.policy.policy, ratios)
-        evaluation = task.evaluation(model.eval(), reduction, points, cuda_graph=False)
-        first: Tensor | None = None
-        with torch.inference_mode():
-            for index, batch in enumerate(_batches(model, data)):
-                first = batch["image"] if first is None and len(batch["image"]) else first
-                evaluation.test_step(batch, index)
-            evaluation.on_test_epoch_end()
-        predictions = evaluation.predictions()
-        speeds = {}
-        if timing_seconds and first is not None:
-            speeds = time_points(evaluation, points, first, timing_seconds)
-        return describe_points(task, model, points, predictions, evaluation.skipped, speeds)
-    finally:
-        unpatch(model)
-        model.train(training)
+    with keeping_policy(as_backbone(model, "evaluate_model")):
+        reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
+        gives_counts = not isinstance(reduction.config["schedule"], str)
+        points = points_at(reduction, reduction.policy.policy, _ratios(ratio, gives_counts))
+        reduction.release_images()
+        try:
+            evaluation = task.evaluation(model.eval(), reduction, points, cuda_graph=False)
+            first: Tensor | None = None
+            with torch.inference_mode():
+                for index, batch in enumerate(_batches(model, data)):
+                    first = batch["image"] if first is None and len(batch["image"]) else first
+                    evaluation.test_step(batch, index)
+                evaluation.on_test_epoch_end()
+            predictions = evaluation.predictions()
+            speeds = {}
+            if timing_seconds and first is not None:
+                speeds = time_points(evaluation, points, first, timing_seconds)
+            return describe_points(task, model, points, predictions, evaluation.skipped, speeds)
+        finally:
+            model.train(training)
+
+
+def _ratios(ratio: Any, gives_counts: bool) -> list[Any]:
+    """The ratios as plain numbers; ``None`` stands for the counts that the schedule gives."""
+    if ratio is None:
+        return [None] if gives_counts else list(RATIOS)
+    if isinstance(ratio, np.ndarray | Tensor):
+        ratio = ratio.tolist()
+    ratios = list(ratio) if isinstance(ratio, Iterable) and not isinstance(ratio, str) else [ratio]
+    return [number.item() if isinstance(number, np.generic | Tensor) else number for number in ratios]
 
 
 def _batches(model: Any, data: Iterable[Any] | ImageDataModule | str | Path) -> Iterator[Batch]:
@@ -113,10 +127,11 @@ def _named(batch: Any, count: int) -> Batch:
             "tensors 'image' and 'label'."
         )
     images, labels = batch["image"], batch["label"]
-    if images.ndim < 4 or not images.is_floating_point() or labels.shape != images.shape[:1]:
+    fits = images.ndim >= 4 and labels.shape == images.shape[:1]
+    if not fits or not images.is_floating_point() or labels.is_floating_point():
         raise UserError(
-            f"data gives images {tuple(images.shape)} of {images.dtype} with labels {tuple(labels.shape)}: expected "
-            "images (B, channels, H, W), normalised floats, and labels (B,)."
+            f"data gives images {tuple(images.shape)} of {images.dtype} with labels {tuple(labels.shape)} of "
+            f"{labels.dtype}: expected images (B, channels, H, W), normalised floats, and labels (B,), integers."
         )
     names = np.array([str(count + i) for i in range(len(images))], np.str_)
     return {"id": names, "hash": np.full(len(names), ""), "skipped": [], **batch}

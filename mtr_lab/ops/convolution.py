@@ -41,7 +41,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
 
 
 def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
-    """A sum of W shifted products in plain PyTorch, without a transpose of the channels-last input."""
+    """A sum of W shifted products in plain PyTorch, without a transpose of the channels-last input.
+
+    Arguments and result as ``causal_conv1d``.
+    """
     length, width = x.shape[1], weight.shape[-1]
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     outputs = []
@@ -56,7 +59,10 @@ def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Se
 def causal_conv1d_backward_reference(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, ``weight`` and ``bias`` for ``grad`` (G, B, L, E), in plain PyTorch."""
+    """The gradients of ``x``, ``weight`` and ``bias`` for ``grad`` (G, B, L, E), in plain PyTorch.
+
+    Other arguments as ``causal_conv1d``; each gradient has the shape and the dtype of its input.
+    """
     length, width = x.shape[1], weight.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     tokens, grad_x = x.to(wide), torch.zeros_like(x, dtype=wide)
@@ -81,7 +87,10 @@ def causal_conv1d_backward_reference(
 
 
 def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
-    """The authors' CUDA kernel, one launch a direction, on channels-first copies."""
+    """The authors' CUDA kernel, one launch a direction, on channels-first copies.
+
+    Arguments and result as ``causal_conv1d``.
+    """
     from causal_conv1d import causal_conv1d_fn
 
     outputs = []
@@ -97,7 +106,7 @@ def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequenc
 
 
 def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
-    """One kernel for all directions."""
+    """One kernel for all directions. Arguments and result as ``causal_conv1d``."""
     from mtr_lab.ops.gpu import conv
 
     return conv.causal_conv1d(x, weight, bias, reverse)
@@ -106,7 +115,7 @@ def causal_conv1d_triton(x: Tensor, weight: Tensor, bias: Tensor, reverse: Seque
 def causal_conv1d_backward_triton(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """Two kernels for the gradients."""
+    """Two kernels for the gradients. Arguments and result as ``causal_conv1d_backward_reference``."""
     from mtr_lab.ops.gpu import conv
 
     return conv.causal_conv1d_backward(x, weight, bias, reverse, grad)
@@ -115,7 +124,10 @@ def causal_conv1d_backward_triton(
 def causal_conv1d_backward_cuda(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor
 ) -> Sequence[Tensor | None]:
-    """The gradients of the authors' CUDA kernel. They are not differentiable."""
+    """The gradients of the authors' CUDA kernel, not differentiable.
+
+    Arguments and result as ``causal_conv1d_backward_reference``.
+    """
     return vjp(partial(causal_conv1d_cuda, reverse=reverse), (x, weight, bias), grad)
 
 
@@ -173,7 +185,7 @@ CAUSAL_CONV1D_BACKWARD.operator.register_autograd(_second_backward, setup_contex
 
 @register_flop_formula(torch.ops.mtr_lab.causal_conv1d)
 def causal_conv1d_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2, a multiply-accumulate, for each of W taps of every token, channel and direction."""
+    """2 FLOPs per tap, token, channel and direction."""
     directions, _, width = weight_shape
     batch, length, channels = x_shape
     return 2 * directions * batch * length * channels * width

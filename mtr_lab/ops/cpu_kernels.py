@@ -263,6 +263,10 @@ def _scan(
 
 @_jit(parallel=True)
 def conv(x, x_step, weight, bias, reverse, y):
+    """``causal_conv1d_reference``, written to ``y`` (G, B, L, E).
+
+    ``x`` and ``x_step`` are the flat memory and the strides of (1, B, L, E); weight is (G, E, W), bias (G, E).
+    """
     directions, channels, taps = weight.shape
     _, images, length, _ = y.shape
     blocks = -(-channels // BLOCK)

@@ -28,7 +28,7 @@ def nearest(features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, T
 
 
 def nearest_reference(features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The product of all sources and targets, plain PyTorch."""
+    """The product of all sources and targets, plain PyTorch. Arguments and result as ``nearest``."""
 
     def unit_rows(index: Tensor) -> Tensor:
         rows = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
@@ -51,7 +51,7 @@ NEAREST = Operation(
 
 @register_flop_formula(torch.ops.mtr_lab.nearest)
 def nearest_flops(features_shape, source_shape, target_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2, a multiply-accumulate, for every channel of every similarity."""
+    """2 FLOPs per channel and similarity."""
     return 2 * source_shape[0] * source_shape[1] * target_shape[1] * features_shape[2]
 
 
@@ -162,6 +162,6 @@ def asymmetric_plan_flops(  # type: ignore[no-untyped-def]
     terms_shape, scale, index_shape, size_shape, special_shape, hidden_shape, residual_shape, remove, targets, *args,
     out_shape=None, **kwargs
 ) -> int:  # fmt: skip
-    """2, a multiply-accumulate, for every channel of every similarity."""
+    """2 FLOPs per channel and similarity."""
     compared = hidden_shape or residual_shape
     return 2 * compared[0] * remove * targets * compared[2] if compared else 0

@@ -36,7 +36,7 @@ def patch_tokens(
 def patch_tokens_reference(
     images: Tensor, weight: Tensor, bias: Tensor | None, class_token: Tensor, positions: Tensor, place: int
 ) -> Tensor:
-    """One step after the other in plain PyTorch."""
+    """One step after the other in plain PyTorch. Arguments and result as ``patch_tokens``."""
     return add_class_token(project_patches(images, weight, bias), class_token, positions, place)
 
 
@@ -101,5 +101,5 @@ _patch_tokens = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.patch_tokens)
 def patch_tokens_flops(images_shape, weight_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2, a multiply-accumulate, for every pixel and channel of the tokens."""
+    """2 FLOPs per value of the images and channel of the tokens."""
     return 2 * math.prod(images_shape) * weight_shape[0]

@@ -84,7 +84,7 @@ def apply_plan(
 def apply_plan_reference(
     x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
-    """Gather and scatter-add, plain PyTorch."""
+    """Gather and scatter-add, plain PyTorch. Arguments and result as ``apply_plan``."""
     return merge_rows(x, weight, keep, removed, dest.gather(1, removed))
 
 
@@ -136,7 +136,7 @@ APPLY_PLAN.operator.register_autograd(_backward, setup_context=_setup)
 
 @register_flop_formula(torch.ops.mtr_lab.apply_plan)
 def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, removed_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """2, a multiply-accumulate, for every channel of every removed token."""
+    """2 FLOPs per channel and removed token."""
     batch, _, channels = x_shape
     return 2 * batch * removed_shape[1] * channels
 
@@ -160,7 +160,7 @@ def update_metadata(plan: Plan, index: Tensor, size: Tensor, special: Tensor) ->
 def update_metadata_reference(
     index: Tensor, size: Tensor, special: Tensor, dest: Tensor, keep: Tensor, removed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gathers and a scatter-add, plain PyTorch."""
+    """Gathers and a scatter-add, plain PyTorch. Result as ``update_metadata``; the last arguments are a plan's."""
     none = torch.zeros_like(keep, dtype=size.dtype)
     summed = none.scatter_add(1, dest.clamp(min=0), size.masked_fill(dest < 0, 0))
     return index.gather(1, keep), summed, dest.gather(1, special)

@@ -5,25 +5,19 @@ order. ``reverse`` or ``order`` gives the reading order of each direction; calle
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.ops import cpu
+from mtr_lab.ops import cpu, scan_gradient
 from mtr_lab.ops.registry import Implementation, Operation
-from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs
-from mtr_lab.ops.scan_reference import (
-    selective_scan_backward_reference,
-    selective_scan_portable,
-    selective_scan_reference,
-)
-from mtr_lab.ops.statistics import STATISTICS, as_asked, channel_sums, emitted
-from mtr_lab.ops.vjp import vjp
+from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
+from mtr_lab.ops.scan_mamba_ssm import crosses_gaps, selective_scan_mamba_ssm
+from mtr_lab.ops.scan_reference import selective_scan_portable, selective_scan_reference
+from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
 
 
 def selective_scan(
@@ -138,51 +132,6 @@ def _check(inputs: ScanInputs) -> None:
         )
 
 
-def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be ``None``."""
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-    u, delta, A, B, C, D, z, delta_bias, order, _, delta_scale, reverse = inputs
-    inverse = None if order is None else order.argsort(-1)
-
-    def reordered(x: Tensor, g: int, order: Tensor | None) -> Tensor:  # (B, L, K)
-        if order is None:
-            return x.flip(1) if reverse[g] else x
-        return x.gather(1, order[g, ..., None].expand_as(x))
-
-    def read(x: Tensor, g: int) -> Tensor:  # (B, L, K) -> (B, K, L)
-        return reordered(x, g, order).to(u.dtype).transpose(1, 2).contiguous()
-
-    if delta_scale is not None:
-        if delta_bias is not None:
-            delta = delta.float() + delta_bias.float()[:, None, None, :]
-        delta, delta_bias = F.softplus(delta.float()) * delta_scale[..., None], None
-    ys = []
-    for g in range(len(reverse)):
-        y = selective_scan_fn(
-            read(u[g], g),
-            read(delta[g], g),
-            A[g].float(),
-            read(B[g], g),
-            read(C[g], g),
-            D[g].float(),
-            # Statistics need the output before the gate.
-            z=None if z is None or stats else read(z, g),
-            delta_bias=None if delta_bias is None else delta_bias[g].float(),
-            delta_softplus=delta_scale is None,
-        ).transpose(1, 2)
-        ys.append(reordered(y, g, inverse))
-    if not stats:
-        return torch.stack(ys).sum(0), u.new_empty(*u.shape[:3], 0, dtype=torch.float32)
-    per_direction = torch.stack(ys).float()
-    total = per_direction.sum(0)
-    if z is not None:
-        total = total * F.silu(z.float())
-    step = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None, None, :]
-    step = F.softplus(step) if delta_scale is None else step
-    return total.to(u.dtype), channel_sums(stats, step, u.float(), per_direction)
-
-
 def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``."""
     from mtr_lab.ops.gpu import scan
@@ -190,52 +139,9 @@ def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Ten
     return scan.selective_scan(inputs, stats)
 
 
-def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Kernels in ``mtr_lab.ops.gpu``, deterministic."""
-    from mtr_lab.ops.gpu import scan_backward
-
-    return scan_backward.selective_scan_backward(inputs, grad)
-
-
-def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the authors' CUDA kernel, without second derivatives."""
-
-    def forward(*tensors: Any) -> Tensor:
-        return selective_scan_mamba_ssm(ScanInputs._make((*tensors, *inputs[8:])), stats=())[0]
-
-    return vjp(forward, inputs[:8], grad)
-
-
-def _flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
-    """The function of ``ScanInputs`` and one more argument, taking them as the operator's flat arguments."""
-
-    def call(*arguments: Any) -> Any:
-        *inputs, last = arguments
-        return function(ScanInputs._make(inputs), last)
-
-    return call
-
-
 def _emitting(scan: Callable[[ScanInputs, Sequence[str]], tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """Like ``_flat``, with the names of statistics joined in one string."""
-    return _flat(lambda inputs, names: scan(inputs, names.split()))
-
-
-def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
-    """Like ``_flat``, and returns contiguous gradients. An operator returns tensors: empty ones for absent inputs."""
-
-    def call(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(inputs.u.new_empty(0) if t is None else t.contiguous() for t in backward(inputs, grad))
-
-    return _flat(call)
-
-
-def _crosses_gaps(inputs: ScanInputs, _: Any) -> str:
-    return "" if inputs.gap is None else "cannot decay the state over removed tokens"
-
-
-def _has_no_gradient(inputs: ScanInputs, grad: Tensor) -> str:
-    return _crosses_gaps(inputs, grad) or ("has no second derivatives" if torch.is_grad_enabled() else "")
+    """Like ``flat``, with the names of statistics joined in one string."""
+    return flat(lambda inputs, names: scan(inputs, names.split()))
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -244,18 +150,12 @@ def _like_result(*arguments: Any) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape[1:]), u.new_empty(*u.shape[:3], len(names.split()), dtype=sums_dtype)
 
 
-def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(arguments[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments[:8])
-
-
 SELECTIVE_SCAN = Operation(
     "selective_scan",
     [
         Implementation("triton", _emitting(selective_scan_triton), package="triton"),
         Implementation("cpu", _emitting(cpu.selective_scan)),
-        Implementation(
-            "mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=_flat(_crosses_gaps), package="mamba_ssm"
-        ),
+        Implementation("mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=flat(crosses_gaps), package="mamba_ssm"),
         Implementation("reference", _emitting(selective_scan_reference)),
         Implementation("portable", _emitting(selective_scan_portable)),
     ],
@@ -263,59 +163,7 @@ SELECTIVE_SCAN = Operation(
     fake=_like_result,
 )
 
-SELECTIVE_SCAN_BACKWARD = Operation(
-    "selective_scan_backward",
-    [
-        Implementation("triton", _filled(selective_scan_backward_triton), package="triton"),
-        Implementation(
-            "mamba_ssm",
-            _flat(selective_scan_backward_mamba_ssm),
-            unfit=_flat(_has_no_gradient),
-            package="mamba_ssm",
-            composed=True,
-        ),
-        Implementation("reference", _filled(selective_scan_backward_reference)),
-        Implementation("portable", _filled(partial(selective_scan_backward_reference, loop=False))),
-    ],
-    schema=(f"{SCHEMA}, Tensor grad", f"({', '.join(['Tensor'] * 8)})"),
-    fake=_like_inputs,
-    strict=False,
-)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.reverse, _, _ = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = SELECTIVE_SCAN_BACKWARD(*tensors, ctx.reverse, grad)
-    return *(None if t is None else g for t, g in zip(tensors[:8], grads, strict=True)), *(None,) * 6
-
-
-def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.reverse, grad, _ = inputs
-    ctx.save_for_backward(*tensors, grad)
-
-
-def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, grad = ctx.saved_tensors
-    inputs = ScanInputs._make((*tensors, ctx.reverse))
-
-    def first_gradients(*tensors: Any) -> tuple[Tensor, ...]:
-        *differentiable, grad = tensors
-        first = selective_scan_backward_reference(ScanInputs._make((*differentiable, *inputs[8:])), grad, loop=False)
-        return tuple(t for t in first if t is not None)
-
-    present = [g for t, g in zip(inputs[:8], grads, strict=True) if t is not None]
-    *second, of_grad = vjp(first_gradients, [*inputs[:8], grad], present)
-    return *second, *(None,) * 4, of_grad, None
-
-
-SELECTIVE_SCAN.operator.register_autograd(_backward, setup_context=_setup)
-SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_context=_setup_second)
+SELECTIVE_SCAN.operator.register_autograd(scan_gradient.backward, setup_context=scan_gradient.setup)
 
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)

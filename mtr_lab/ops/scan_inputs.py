@@ -1,6 +1,7 @@
 """The arguments of every implementation of the selective scan and of its gradients."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -41,3 +42,13 @@ class ScanInputs(NamedTuple):
     """Positive factor of each token's Δ, (B, L)."""
     reverse: tuple[int, ...] = (0,)
     """For each direction, 1 if it reads from the last token to the first, else 0."""
+
+
+def flat(function: Callable[[ScanInputs, Any], Any]) -> Callable[..., Any]:
+    """The function of ``ScanInputs`` and one more argument, taking them as the operator's flat arguments."""
+
+    def call(*arguments: Any) -> Any:
+        *inputs, last = arguments
+        return function(ScanInputs._make(inputs), last)
+
+    return call

@@ -122,6 +122,8 @@ def selective_scan_backward_reference(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the first eight inputs for ``grad`` (B, L, E), the gradient of y, in plain PyTorch.
 
+    Each has the shape and the dtype of its input; that of an absent input is ``None``.
+
     The adjoint λ of the state obeys the recurrence in reverse: λ_t = g_t C_t + decay_{t+1} λ_{t+1}, where g_t is the
     gradient of the output before the gate.
     """

@@ -23,7 +23,7 @@ def font(pixels: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def image_panel(image: np.ndarray, scale: int) -> Image.Image:
-    """The image, enlarged ``scale`` times."""
+    """The image, (H, W, 3) uint8, enlarged ``scale`` times in both directions."""
     return Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
 
 

@@ -11,17 +11,17 @@ from mtr_lab.tokens import TokenState
 
 
 def equal(state: TokenState, importance: Tensor) -> Tensor:
-    """The plain mean."""
+    """The plain mean: weights (B, L) of 1."""
     return torch.ones_like(state.size)
 
 
 def by_size(state: TokenState, importance: Tensor) -> Tensor:
-    """Weighted by size, the number of original tokens that a token stands for."""
+    """Weights (B, L): size, the number of original tokens that a token stands for."""
     return state.size
 
 
 def by_importance(state: TokenState, importance: Tensor) -> Tensor:
-    """Weighted by exp(score), so that the average uses the softmax of the scores."""
+    """Weights (B, L): exp(score), so that the average uses the softmax of the scores."""
     return importance.exp()
 
 

@@ -1,6 +1,7 @@
 """Attach a policy to a model, and remove it again."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class Reduction:
             return solve(schedule=self._measured(ratio, self._images))
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
+
+    def release_images(self) -> None:
+        """Free the images that ``schedule=auto`` measures on, and what was measured: no more ratios can be solved."""
+        self._images = self._search = None
 
     def _measured(self, ratio: float, images: Tensor) -> dict[int, float]:
         """The counts of the measured schedule by block, as weights for ``make_schedule``."""
@@ -157,6 +162,18 @@ def patch(
 def unpatch(model: nn.Module) -> None:
     """Remove the policy; the model computes what it did before ``patch``, bit for bit."""
     _detach(as_backbone(model, "unpatch"))
+
+
+@contextlib.contextmanager
+def keeping_policy(model: Backbone) -> Iterator[None]:
+    """Restore the policy that the model has now, or none, at the end of the block; the old handle is valid again."""
+    modules: list[Any] = [model, *blocks_of(model)]
+    reductions = [module.reduction for module in modules]
+    try:
+        yield
+    finally:
+        for module, reduction in zip(modules, reductions, strict=True):
+            module.reduction = reduction
 
 
 def _detach(model: Backbone) -> None:

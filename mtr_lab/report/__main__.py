@@ -9,7 +9,8 @@ from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.errors import UserError
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
-from mtr_lab.report.dashboard.page import Reader, build
+from mtr_lab.report.dashboard.page import build
+from mtr_lab.report.dashboard.reader import Reader
 
 WANDB = "wandb="
 ABOUT = "Show results on one HTML page that needs no network: tables, charts, differences image by image."

@@ -43,14 +43,14 @@ def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
 
 
 def compare(
-    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int = RESAMPLES, seed: int = 0
+    first: Predictions, i: int, second: Predictions, j: int, *, resamples: int | None = None, seed: int = 0
 ) -> dict[str, Difference]:
     """How point ``j`` of one run differs from point ``i`` of another, paired image by image.
 
     Args:
         first, second: runs on the same images in the same order; their points 0 are the unreduced model.
-        resamples, seed: of the bootstrap over images, for metrics that are means over images. Pooled metrics have
-            their own number of resamples, see ``mtr_lab.results.resampling``.
+        resamples, seed: of the bootstrap over images. By default each metric has the number of resamples in
+            ``mtr_lab.results.resampling``: pooled metrics have fewer than means over images.
 
     Returns:
         The difference of each compared metric of the task, in its unit in ``result.json``.
@@ -62,12 +62,12 @@ def compare(
     if first.task != second.task:
         raise UserError(f"these runs cannot be paired: one is of {first.task}, the other of {second.task}.")
     pooled = {
-        metric.key: metric.difference(first, i, second, j)
+        metric.key: metric.difference(first, i, second, j, resamples=resamples, seed=seed)
         for metric in task_metrics(first.task)
         if metric.compared and isinstance(metric, PooledMetric)
     }
     points = [per_image(first, i), per_image(second, j)]
-    return compare_all(points, [(0, 1)], resamples=resamples, seed=seed)[0] | pooled
+    return compare_all(points, [(0, 1)], resamples=resamples or RESAMPLES, seed=seed)[0] | pooled
 
 
 def compare_all(

@@ -53,12 +53,13 @@ class Detections(Predictions):
             self.image[rows], self.label[rows], self.score[rows], self.box[rows], self.hits[rows], self.labels
         )
 
-    def resampled(self, point: int) -> np.ndarray:
-        """See ``resampled_precision``; computed once for each point, since two metrics read it."""
-        if point not in self._resampled:
-            self._resampled[point] = resampled_precision(self.matches(point))
-        return self._resampled[point]
+    def resampled(self, point: int, resamples: int, seed: int) -> np.ndarray:
+        """See ``resampled_precision``; computed once for each point and drawing, since two metrics read it."""
+        key = (point, resamples, seed)
+        if key not in self._resampled:
+            self._resampled[key] = resampled_precision(self.matches(point), resamples, seed)
+        return self._resampled[key]
 
     @cached_property
-    def _resampled(self) -> dict[int, np.ndarray]:
+    def _resampled(self) -> dict[tuple[int, int, int], np.ndarray]:
         return {}

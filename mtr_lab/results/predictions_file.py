@@ -4,6 +4,7 @@ Paired comparisons read it, and the jobs of a sweep share the unreduced model's.
 """
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.segmentations import Segmentations
 
 FILE_NAME = "predictions.npz"
-_KINDS: dict[str, type[Predictions]] = {"log_probs": Classifications, "figures": Detections, "confusion": Segmentations}
-"""By a field that no other kind has, since the file does not name its kind."""
+_KINDS: dict[str, type[Predictions]] = {kind.task: kind for kind in (Classifications, Detections, Segmentations)}
+_OLD_KINDS = {"log_probs": Classifications, "figures": Detections, "confusion": Segmentations}
+"""By a field that no other kind has: older files do not name their task."""
 _OLD_NAMES = {"hits": "found"}  # of arrays in older files
 
 
@@ -26,6 +28,7 @@ def save_predictions(predictions: Predictions, directory: str | Path) -> Path:
     """Write ``directory/predictions.npz``, complete or not at all, and return its path."""
     path = Path(directory) / FILE_NAME
     arrays = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
+    arrays["task"] = np.array(predictions.task)
     plain = {name: array.astype(np.str_) if array.dtype == object else array for name, array in arrays.items()}
     with replace_file(path) as stream:
         # Log-probabilities hardly shrink; confusion matrices are mostly zeros.
@@ -44,7 +47,7 @@ def load_predictions(path: str | Path) -> Predictions:
         path = path / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            kind = next((_KINDS[name] for name in _KINDS if name in arrays), Classifications)
+            kind = _kind(arrays)
             names = [field.name for field in fields(kind)]
             stored = {name: _OLD_NAMES[name] if _OLD_NAMES.get(name) in arrays else name for name in names}
             return kind(**{name: arrays[stored[name]] for name in names})
@@ -56,3 +59,16 @@ def load_predictions(path: str | Path) -> Predictions:
         raise UserError(
             f"{path} does not hold predictions: {error}. Expected the {FILE_NAME} of an evaluation."
         ) from error
+
+
+def _kind(arrays: Mapping[str, np.ndarray]) -> type[Predictions]:
+    """The kind of predictions that a file holds; raises a ``ValueError`` if it holds none."""
+    if "task" in arrays:
+        task = str(arrays["task"])
+        if task not in _KINDS:
+            raise ValueError(f"its task is {task!r}, not one of {', '.join(_KINDS)}")
+        return _KINDS[task]
+    for field, kind in _OLD_KINDS.items():
+        if field in arrays:
+            return kind
+    raise ValueError(f"it has neither a task nor one of the arrays {', '.join(_OLD_KINDS)}")

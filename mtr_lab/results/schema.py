@@ -34,7 +34,8 @@ class Latency(TypedDict):
 class Point(TypedDict):
     """One model at one operating point.
 
-    It also has the metrics of its task, of ``mtr_lab.results.metrics``: each key is a Number, ``KEY_ci`` an Interval.
+    The metrics at the end are those of ``mtr_lab.results.metrics``, of which a point has those of its task. Every
+    metric KEY, also one that is added there, is a Number, and ``KEY_ci`` an Interval.
     """
 
     policy: str
@@ -51,6 +52,23 @@ class Point(TypedDict):
     img_per_s: NotRequired[Number]
     latency_ms: NotRequired[Latency]
     peak_mib: NotRequired[Number]
+
+    top1: NotRequired[Number]
+    top1_ci: NotRequired[Interval]
+    top5: NotRequired[Number]
+    top5_ci: NotRequired[Interval]
+    agreement: NotRequired[Number]
+    agreement_ci: NotRequired[Interval]
+    kl: NotRequired[Number]
+    kl_ci: NotRequired[Interval]
+    miou: NotRequired[Number]
+    miou_ci: NotRequired[Interval]
+    miou_difference: NotRequired[Number]
+    miou_difference_ci: NotRequired[Interval]
+    map: NotRequired[Number]
+    map_ci: NotRequired[Interval]
+    ap50: NotRequired[Number]
+    ap50_ci: NotRequired[Interval]
 
 
 class Unreduced(TypedDict):
@@ -112,6 +130,10 @@ def read_result(path: str | Path) -> Result:
         raise UserError(
             f"{path} has schema {result['schema']!r}, this version of mtr_lab reads schemas 1 and {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again."
+        )
+    if isinstance(result, dict) and result.get("kind") == "comparison":
+        raise UserError(
+            f"{path} is not a result: it is a table that compares several. Give the run folders it was made from."
         )
     result = upgrade(result)
     problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])

@@ -71,7 +71,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
         self.points = points
         self.results: list[Results] = []
         """Of the batches, in their order."""
-        self._gathering: Gathering[Results] | None = None
+        self._gathering: Gathering[Results] = Gathering(alone=True)  # ``setup`` makes that of a trainer's processes
 
     @abstractmethod
     def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
@@ -101,16 +101,18 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
     def keep(self, results: Results) -> None:
         """Store the results of the next batch, and send them to rank 0."""
         self.results.append(results)
-        if self._gathering is not None:
-            self._gathering.put(results)
+        self._gathering.put(results)
 
     def gather(self) -> None:
         """Collect the results of all processes on rank 0, in the order of the images; the others keep none.
 
         Every process has to call it, after ``trainer.test``.
         """
-        assert self._gathering is not None
         self.results = self._gathering.finish(self.results)
+
+    def release(self) -> None:
+        """Free the results of the last pass."""
+        self.results, self._gathering = [], Gathering(alone=True)
 
     def image_names(self) -> dict[str, np.ndarray]:
         """``ids`` and ``hashes`` of the images that could be read.
@@ -126,7 +128,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
 
 
 def check_finite(outputs: Tensor, point: OperatingPoint) -> None:
-    """Raise a ``UserError`` unless all outputs of the model at a point are finite."""
+    """Raise a ``UserError`` unless all outputs of the model at a point, a tensor of any shape, are finite."""
     if not outputs.isfinite().all():
         raise UserError(
             f"the model's outputs at {point.name} are infinite or not a number: use another precision "

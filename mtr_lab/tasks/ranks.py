@@ -30,10 +30,14 @@ class Gathering(Generic[T]):
 
     Every process has to make one. Rank r of w computes batches r, r + w, r + 2w, …. A result is anything that can be
     pickled, except ``None``.
+
+    Args:
+        alone: this process computes all batches; it sends and receives nothing.
     """
 
-    def __init__(self) -> None:
-        self._group = _host_group() if _is_distributed() else None  # a collective call: all ranks make it together
+    def __init__(self, alone: bool = False) -> None:
+        # A collective call: all ranks make it together.
+        self._group = _host_group() if not alone and _is_distributed() else None
         self._rank, ranks = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
         self._outgoing: SimpleQueue[T | None] = SimpleQueue()
         self._incoming: list[list[T]] = [[] for _ in range(1, ranks)]

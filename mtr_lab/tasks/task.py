@@ -1,7 +1,7 @@
 """The interface of a task, by which the programs handle classification, detection and segmentation alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
+from mtr_lab.data.shard import EvaluationImages
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
 from mtr_lab.reduction import Reduction
@@ -25,7 +26,7 @@ CreateBackbone = Callable[..., Any]
 """Makes the configured backbone; keywords change its configuration, as those of ``create_model``."""
 
 
-class DataModule(Protocol):
+class DataModule(EvaluationImages, Protocol):
     """What an evaluation reads of a task's data module, a ``LightningDataModule``."""
 
     name: str
@@ -42,14 +43,6 @@ class DataModule(Protocol):
 
     def calibration_images(self, count: int) -> Tensor:
         """Training images (count, 3, H, W), prepared as for evaluation."""
-        ...
-
-    def test_dataloader(self) -> Iterable[dict[str, Any]]:
-        """The evaluation images, in the same order and batches every time."""
-        ...
-
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Lightning's hook: the batch on the device as the model expects it."""
         ...
 
 
@@ -119,7 +112,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
 
     @abstractmethod
     def backbone(self, model: Model) -> Any:
-        """The part of the model that a policy reduces; its ``weights`` say where the whole model's come from."""
+        """The part of the model that a policy reduces; its ``weights`` record the source of the whole model's."""
 
     @abstractmethod
     def checkpoint(self, backbone: DictConfig) -> Path | None:

@@ -18,6 +18,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation import evaluate_model
 
+LABELS = torch.arange(3)
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
 
 
@@ -64,9 +65,36 @@ def test_every_form_of_a_batch_is_scored_at_every_ratio(form: Callable) -> None:
 
 
 def test_counts_instead_of_a_ratio_and_a_part_of_the_policy() -> None:
-    points = evaluate_model(classifier(), DataLoader(dataset(2)), ratio=None, schedule=[3, 2, 0, 0, 0, 0], score="b")
+    points = evaluate_model(classifier(), DataLoader(dataset(2)), schedule=[3, 2, 0, 0, 0, 0], score="b")
     assert points[1]["ratio"] is None
     assert points[1]["tokens"] == [17, 14, 12, 12, 12, 12]
+
+
+def test_the_default_ratios() -> None:
+    points = evaluate_model(classifier(), DataLoader(dataset(2)))
+    assert [point["ratio"] for point in points] == [0, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        (0.125, 0.25),
+        iter([0.125, 0.25]),
+        np.array([0.125, 0.25], np.float32),
+        torch.tensor([0.125, 0.25]),
+        [np.float32(0.125), torch.tensor(0.25)],
+    ],
+    ids=["tuple", "iterator", "array", "tensor", "scalars of both"],
+)
+def test_ratios_in_any_iterable(ratio: Any) -> None:
+    points = evaluate_model(classifier(), DataLoader(dataset(2)), ratio=ratio)
+    assert [(type(point["ratio"]), point["ratio"]) for point in points[1:]] == [(float, 0.125), (float, 0.25)]
+
+
+@pytest.mark.parametrize("ratio", [0.25, np.float32(0.25), np.array(0.25), torch.tensor(0.25)])
+def test_a_single_ratio(ratio: Any) -> None:
+    _, point = evaluate_model(classifier(), DataLoader(dataset(2)), ratio=ratio)
+    assert (type(point["ratio"]), point["ratio"]) == (float, 0.25)
 
 
 def test_a_measured_schedule() -> None:
@@ -120,20 +148,37 @@ def test_the_model_is_left_as_it_was() -> None:
         assert torch.equal(model(images), before)
 
 
+def test_the_policy_of_a_patched_model_is_restored() -> None:
+    model, (images, _) = classifier(), dataset().tensors
+    unreduced = evaluate_model(model, DataLoader(dataset()), "write", ratio=0.2)
+    reduction = patch(model, "random", ratio=0.3)
+    with torch.no_grad():
+        before = model(images)
+        assert evaluate_model(model, DataLoader(dataset()), "write", ratio=0.2) == unreduced
+        with pytest.raises(UserError):
+            evaluate_model(model, DataLoader(dataset()), "mtrr")
+        assert torch.equal(model(images), before)
+        reduction.use(reduction.solve(0.1))
+        assert not torch.equal(model(images), before)
+
+
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [
-        ([(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2))], {}, "of torch.uint8.*normalised floats"),
-        ([(torch.zeros(2, 3, 32, 32), torch.zeros(3))], {}, r"labels \(3,\)"),
-        ([(torch.zeros(3, 32, 32), torch.zeros(3))], {}, r"images \(3, 32, 32\)"),
+        ([(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), LABELS[:2])], {}, "of torch.uint8.*normalised floats"),
+        ([(torch.zeros(2, 3, 32, 32), LABELS)], {}, r"labels \(3,\)"),
+        ([(torch.zeros(2, 3, 32, 32), torch.zeros(2))], {}, "labels .* of torch.float32: .*integers"),
+        ([(torch.zeros(3, 32, 32), LABELS)], {}, r"images \(3, 32, 32\)"),
         ([torch.zeros(2, 3, 32, 32)], {}, "batch of type Tensor"),
         ([{"images": torch.zeros(2, 3, 32, 32)}], {}, "batch of type dict"),
         ([(np.zeros((2, 3, 32, 32)), np.zeros(2))], {}, "expected tensors"),
         ([], {}, "not one image"),
-        ([(torch.full((1, 3, 32, 32), torch.nan), torch.zeros(1))], {}, "not a number for 1 of 1 images"),
+        ([(torch.full((1, 3, 32, 32), torch.nan), LABELS[:1])], {}, "not a number for 1 of 1 images"),
         ("/nowhere", {}, "/nowhere is not a directory"),
         ([], {"ratio": 0.99}, "out of reach"),
-        ([], {"ratio": "0.2"}, "must be a share"),
+        ([], {"ratio": "0.2"}, "must be a share .*got '0.2'"),
+        ([], {"ratio": ["0.2"]}, "must be a share .*got '0.2'"),
+        ([], {"ratio": 0.2, "schedule": [0] * 6}, "in Python: ratio=None"),
         ([], {"policy": "mtrr"}, "unknown .*'mtrr'"),
         ([], {"scroe": "b"}, "unknown .*'scroe'"),
         ([], {"schedule": "auto"}, "images"),

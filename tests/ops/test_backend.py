@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.ops import cpu_kernels, registry
-from mtr_lab.ops.scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
+from mtr_lab.ops.scan import SELECTIVE_SCAN
+from mtr_lab.ops.scan_gradient import SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
 
 

@@ -11,7 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.ops.convolution import causal_conv1d_reference
-from mtr_lab.ops.scan import SELECTIVE_SCAN, SELECTIVE_SCAN_BACKWARD
+from mtr_lab.ops.scan import SELECTIVE_SCAN
+from mtr_lab.ops.scan_gradient import SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.scan_reference import selective_scan_reference
 

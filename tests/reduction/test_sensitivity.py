@@ -1,5 +1,7 @@
 """``schedule=auto``: the schedules, their repeatability, and that the model is unchanged afterwards."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -21,6 +23,18 @@ def model():
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+def test_images_are_freed_on_request(model, images: torch.Tensor) -> None:
+    images = images.clone()
+    reduction, held = mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images), weakref.ref(images)
+    schedule = reduction.schedule
+    del images
+    reduction.release_images()
+    assert held() is None
+    assert reduction.schedule == schedule
+    with pytest.raises(UserError, match="was given none"):
+        reduction.solve(0.1)
 
 
 def silence(model, *blocks: int) -> None:

@@ -22,9 +22,9 @@ from example_runs import data_block, write_run, write_sweep
 
 from mtr_lab import UserError
 from mtr_lab.report.__main__ import main
-from mtr_lab.report.dashboard import page as dashboard
 from mtr_lab.report.dashboard.live import _Source, make_server
-from mtr_lab.report.dashboard.page import Reader, build, page, to_json
+from mtr_lab.report.dashboard.page import build, page, to_json
+from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.results.comparison import compare, compare_all
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import write_result
@@ -221,13 +221,13 @@ def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name / "pictures" / "tokens.png").write_bytes(PIXEL)
     (tmp_path / "a" / "pictures" / "notes.txt").write_text("no picture")
     (tmp_path / "a" / "pictures" / "large.gif").write_bytes(b"GIF89a" + bytes(2000))
-    monkeypatch.setattr(dashboard, "PICTURE_BYTES", 1000)
+    monkeypatch.setattr("mtr_lab.report.dashboard.runs.PICTURE_BYTES", 1000)
     data = Reader([tmp_path]).data()
     (picture,) = data["runs"][0]["pictures"]
     assert picture["name"] == "tokens.png"
     assert base64.b64decode(picture["uri"].removeprefix("data:image/png;base64,")) == PIXEL
     assert ["large.gif is left out" in note for note in data["notes"]] == [True]
-    monkeypatch.setattr(dashboard, "REPORT_PICTURE_BYTES", len(picture["uri"]) + 10)
+    monkeypatch.setattr("mtr_lab.report.dashboard.reader.REPORT_PICTURE_BYTES", len(picture["uri"]) + 10)
     data = Reader([tmp_path]).data()
     assert [len(run["pictures"]) for run in data["runs"]] == [1, 0]
     assert any("b: 1 pictures are left out" in note for note in data["notes"])
@@ -255,7 +255,7 @@ def test_a_result_that_cannot_be_read_is_not_the_reports_fault(tmp_path: Path, m
     def refuse(file: Path, name: str) -> None:
         raise OSError(errno.EIO, "Input/output error", str(file))
 
-    monkeypatch.setattr(dashboard, "_read_run", refuse)
+    monkeypatch.setattr("mtr_lab.report.dashboard.reader.read_run", refuse)
     with pytest.raises(OSError, match="result.json"):
         main([str(tmp_path), "-o", str(tmp_path / "report.html")])
 

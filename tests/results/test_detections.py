@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mtr_lab.results.average_precision import resampled_precision
+from mtr_lab.results.comparison import compare
 from mtr_lab.results.detections import Detections
 from mtr_lab.results.predictions_file import load_predictions, save_predictions
 
@@ -36,6 +39,16 @@ def test_points_are_selected_and_joined_with_their_detections(tmp_path: Path) ->
         [0, 1, 2],
     )
     assert_equal(run.select(slice(1)).concat(reduced), run)
+
+
+def test_a_comparison_draws_as_it_is_told() -> None:
+    run = detections()
+    resampled = resampled_precision(run.matches(1), 20, seed=3) - resampled_precision(run.matches(0), 20, seed=3)
+    for seed, same in ((3, True), (4, False)):
+        compared = compare(run, 0, run, 1, resamples=20, seed=seed)
+        for column, metric in enumerate(("map", "ap50")):
+            expected = np.nanquantile(resampled[:, column], [0.025, 0.975]).tolist()
+            assert (compared[metric]["ci"] == pytest.approx(expected)) == same
 
 
 def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:

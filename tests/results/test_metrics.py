@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from mtr_lab import UserError
-from mtr_lab.report.dashboard.page import Reader
+from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
 from mtr_lab.results import metrics
@@ -108,6 +108,6 @@ def test_the_first_metric_of_a_task_is_its_accuracy(task: str, keys: list[str]) 
 
 
 def test_only_metrics_of_the_points_are_shown(result: Result, tmp_path: Path) -> None:
-    result["points"][0]["miou"] = 0.4  # type: ignore[typeddict-unknown-key]
+    result["points"][0]["miou"] = 0.4
     points = read_result(write_result(result, tmp_path))["points"]
     assert [metric.key for metric in shown_metrics(points)] == ["top1", "top5", "miou", "agreement", "kl"]

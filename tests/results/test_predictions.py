@@ -55,9 +55,25 @@ def test_files_that_hold_something_else_are_user_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "others.npz", ids=np.arange(3))
     path = save_predictions(predictions(), tmp_path)
     (tmp_path / "half.npz").write_bytes(path.read_bytes()[:-500])
-    for name in ("text.npz", "pickled.npz", "others.npz", "half.npz"):
+    for name in ("text.npz", "pickled.npz", "half.npz"):
         with pytest.raises(UserError, match=name):
             load_predictions(tmp_path / name)
+    with pytest.raises(UserError, match=r"others\.npz .* neither a task nor one of the arrays log_probs, figures"):
+        load_predictions(tmp_path / "others.npz")
+
+
+def test_the_file_names_its_task(tmp_path: Path) -> None:
+    path = save_predictions(predictions(), tmp_path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    assert arrays.pop("task") == "classification"
+    np.savez(path, **arrays)  # of an earlier version
+    np.testing.assert_array_equal(load_predictions(path).log_probs, predictions().log_probs)
+    np.savez(path, **arrays, task="classification", figures=np.zeros(1))  # an array of another task's name
+    np.testing.assert_array_equal(load_predictions(path).log_probs, predictions().log_probs)
+    np.savez(path, **arrays, task="depth")
+    with pytest.raises(UserError, match="its task is 'depth', not one of classification, detection, segmentation"):
+        load_predictions(path)
 
 
 def test_arrays_that_do_not_fit_together_are_refused() -> None:

@@ -1,4 +1,5 @@
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from mtr_lab.errors import UserError
-from mtr_lab.results.schema import Result, read_result, write_result
+from mtr_lab.results.metrics import all_metrics
+from mtr_lab.results.schema import Interval, Number, Point, Result, read_result, write_result
 
 
 def test_a_result_returns_from_its_file_and_its_folder(result: Result, tmp_path: Path) -> None:
@@ -104,3 +106,10 @@ def test_missing_and_truncated_files_are_user_errors(result: Result, tmp_path: P
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"result\.json is not a result"):
         read_result(path)
+
+
+def test_a_point_declares_every_metric_for_type_checkers() -> None:
+    keys = {key for metric in all_metrics() for key in metric.keys}
+    declared = typing.get_type_hints(Point)
+    assert {key.removesuffix("_ci") for key in declared if key.endswith("_ci")} == keys
+    assert all(declared[key] == Number and declared[f"{key}_ci"] == Interval for key in keys)

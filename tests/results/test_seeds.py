@@ -10,7 +10,7 @@ import pytest
 from example_runs import ENVIRONMENT, write_run
 from rich.console import Console
 
-from mtr_lab.report.dashboard.page import Reader
+from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.table import seed_tables
 from mtr_lab.results.comparison import compare_all, per_image
 from mtr_lab.results.predictions_file import load_predictions

@@ -53,6 +53,14 @@ def test_the_difference_is_paired() -> None:
     assert found["significant"]
 
 
+def test_a_comparison_draws_as_it_is_told() -> None:
+    run = segmentations()
+    confusion = [run.confusion[i] for i in range(2)]
+    resampled = resampled_iou(confusion[1], 50, seed=3) - resampled_iou(confusion[0], 50, seed=3)
+    expected = np.quantile(resampled, [0.025, 0.975]).tolist()
+    assert compare(run, 0, run, 1, resamples=50, seed=3)["miou"]["ci"] == pytest.approx(expected)
+
+
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     run = segmentations()
     save_predictions(run, tmp_path)

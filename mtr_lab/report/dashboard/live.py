@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.dashboard.page import Reader, page, to_json
+from mtr_lab.report.dashboard.page import page, to_json
+from mtr_lab.report.dashboard.reader import Reader
 
 _NAMES = ("localhost", "127.0.0.1", "[::1]")
 

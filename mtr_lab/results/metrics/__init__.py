@@ -1,7 +1,7 @@
 """The metrics of all tasks, one file each.
 
 A new metric is a new file in this folder that defines ``METRIC``. Results, tables, charts, loggers, comparisons and the
-``objective`` of a sweep read this table.
+``objective`` of a sweep read this table. ``mtr_lab.results.schema.Point`` lists the keys for type checkers.
 """
 
 import importlib

@@ -4,6 +4,7 @@ import numpy as np
 
 from mtr_lab.results.detections import Detections
 from mtr_lab.results.metrics.metric import PooledMetric
+from mtr_lab.results.resampling import AP_RESAMPLES
 
 _COLUMN = 1  # of Detections.figures and of resampled()
 
@@ -12,8 +13,8 @@ def _value(predictions: Detections, point: int) -> float:
     return float(predictions.figures[point, _COLUMN])
 
 
-def _resampled(predictions: Detections, point: int) -> np.ndarray:
-    return predictions.resampled(point)[:, _COLUMN]
+def _resampled(predictions: Detections, point: int, resamples: int, seed: int) -> np.ndarray:
+    return predictions.resampled(point, resamples, seed)[:, _COLUMN]
 
 
 METRIC = PooledMetric(
@@ -28,4 +29,5 @@ METRIC = PooledMetric(
     better=1,
     value=_value,
     resampled=_resampled,
+    resamples=AP_RESAMPLES,
 )

@@ -75,8 +75,11 @@ class PooledMetric(Metric):
 
     value: Callable[[Any, int], float]
     """(predictions, point) to the figure."""
-    resampled: Callable[[Any, int], np.ndarray]
-    """(predictions, point) to the figure of each resample, (r,); all points with the same images draw the same ones."""
+    resampled: Callable[[Any, int, int, int], np.ndarray]
+    """(predictions, point, resamples, seed) to the figure of each resample, (resamples,); all points with the same
+    images draw the same ones."""
+    resamples: int
+    """The number of resamples, unless a comparison asks for another."""
     difference_in_result: bool = False
     """Whether a result has ``KEY_difference`` too, the paired difference to its unreduced model."""
 
@@ -85,14 +88,17 @@ class PooledMetric(Metric):
         return [self.key, *([f"{self.key}_difference"] if self.difference_in_result else [])]
 
     def score(self, predictions: Any, point: int) -> dict[str, Any]:
-        interval = percentile_interval(self.resampled(predictions, point))
+        interval = percentile_interval(self.resampled(predictions, point, self.resamples, 0))
         score: dict[str, Any] = {self.key: self.value(predictions, point), f"{self.key}_ci": interval}
         if self.difference_in_result:
             change = self.difference(predictions, 0, predictions, point)
             score |= {f"{self.key}_difference": change["difference"], f"{self.key}_difference_ci": change["ci"]}
         return score
 
-    def difference(self, first: Any, i: int, second: Any, j: int) -> Difference:
+    def difference(
+        self, first: Any, i: int, second: Any, j: int, *, resamples: int | None = None, seed: int = 0
+    ) -> Difference:
         """How point ``j`` of ``second`` differs from point ``i`` of ``first``, on the same images."""
-        resampled = self.resampled(second, j) - self.resampled(first, i)
+        drawn = (self.resamples if resamples is None else resamples, seed)
+        resampled = self.resampled(second, j, *drawn) - self.resampled(first, i, *drawn)
         return paired_difference(self.value(second, j) - self.value(first, i), percentile_interval(resampled))

@@ -45,8 +45,8 @@ def _value(predictions: Segmentations, point: int) -> float:
     return mean_iou(predictions.confusion[point].sum(0))
 
 
-def _resampled(predictions: Segmentations, point: int) -> np.ndarray:
-    return resampled_iou(predictions.confusion[point])
+def _resampled(predictions: Segmentations, point: int, resamples: int, seed: int) -> np.ndarray:
+    return resampled_iou(predictions.confusion[point], resamples, seed)
 
 
 METRIC = PooledMetric(
@@ -61,5 +61,6 @@ METRIC = PooledMetric(
     better=1,
     value=_value,
     resampled=_resampled,
+    resamples=IOU_RESAMPLES,
     difference_in_result=True,
 )

@@ -18,7 +18,12 @@ from mtr_lab.tasks.task import CreateBackbone, Drawing, Task, adamw_settings
 
 
 class Classification(Task[Any, ClassifierEvaluation]):
-    __doc__ = Task.__doc__
+    """Classification: the backbone is the whole model, evaluated by its log-probabilities.
+
+    Args:
+        settings: empty, as the task has none.
+    """
+
     name = "classification"
     datamodule = ImageDataModule
 

@@ -20,7 +20,12 @@ from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
 class Detection(DenseTask[Detector, DetectionEvaluation]):
-    __doc__ = DenseTask.__doc__
+    """Detection: boxes, and masks if the head has them, evaluated by COCO's average precision.
+
+    Args:
+        settings: the arguments of ``Detector`` besides backbone and number of classes, such as ``masks``.
+    """
+
     name = "detection"
     datamodule = DetectionDataModule
     bundled = "bccd"

@@ -20,7 +20,12 @@ from mtr_lab.tasks.task import DenseTask, Drawing, adamw_settings
 
 
 class Segmentation(DenseTask[Segmenter, SegmentationEvaluation]):
-    __doc__ = DenseTask.__doc__
+    """Semantic segmentation: a class for each pixel, evaluated by mean intersection over union.
+
+    Args:
+        settings: the arguments of ``Segmenter`` besides backbone and number of classes.
+    """
+
     name = "segmentation"
     datamodule = SegmentationDataModule
     bundled = "camvid"

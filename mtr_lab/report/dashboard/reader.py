@@ -1,0 +1,118 @@
+"""The data of a report's page, read from results and kept up to date."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mtr_lab.errors import UserError
+from mtr_lab.report.axes import axes
+from mtr_lab.report.dashboard.points import differences_of, points_of, variants_of
+from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run
+from mtr_lab.results.environment import hardware_name
+from mtr_lab.results.resampling import RESAMPLES
+from mtr_lab.results.schema import FILE_NAME
+from mtr_lab.results.seeds import seed_groups
+
+REPORT_PICTURE_BYTES = 48 << 20
+"""The limit for all pictures of a report together."""
+
+
+class Reader:
+    """Reads results; each is read again only when one of its files has changed.
+
+    Args:
+        paths: result files, run folders, or folders that contain run folders at any depth.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._read: dict[Path, tuple[Any, Run]] = {}
+
+    def stamp(self) -> Any:
+        """A value that changes when a result appears, changes or disappears.
+
+        Raises:
+            UserError: a path does not exist.
+        """
+        return [(name, file_stamp(file)) for file, name in self._files().items()]
+
+    def data(self) -> dict[str, Any]:
+        """The data of the page.
+
+        Returns:
+            ``axes`` of the charts; ``runs`` with their unchanged results; ``points``, which are places in these
+            results, or means of points that differ only in the seed; paired ``differences`` between points; ``notes``
+            that say what was left out, and why.
+
+        Raises:
+            UserError: a path does not exist, or a given file or run folder is not a result. A bad file within a given
+                folder becomes a note instead.
+        """
+        runs, notes = [], []
+        for file, name in self._files().items():
+            stamp = (name, file_stamp(file))
+            known, run = self._read.get(file, (None, None))
+            if run is None or known != stamp:
+                try:
+                    run = read_run(file, name)
+                except UserError as error:
+                    if file in self.paths or file.parent in self.paths:
+                        raise
+                    notes.append(str(error))
+                    continue
+                self._read[file] = (stamp, run)
+            runs.append(run)
+            notes += run.notes
+        seeds = seed_groups([run.result for run in runs])
+        variants = variants_of(runs, seeds)
+        differences, refused = differences_of(runs, seeds)
+        pictures, left_out = _within_budget(runs)
+        return {
+            "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "axes": axes(),
+            "resamples": RESAMPLES,
+            "runs": [
+                {
+                    "name": run.name,
+                    "variant": variant,
+                    "hardware": hardware_name(run.result["environment"]),
+                    "paired": run.sample is not None,
+                    "result": run.result,
+                    "pictures": embedded,
+                }
+                for run, variant, embedded in zip(runs, variants, pictures, strict=True)
+            ],
+            "points": list(points_of(runs, seeds)),
+            "differences": differences,
+            "notes": [*notes, *refused, *left_out],
+        }
+
+    def _files(self) -> dict[Path, str]:
+        """Result files and the names of their runs: the folders from the given path on."""
+        names: dict[Path, str] = {}
+        for path in self.paths:
+            if not path.exists():
+                raise UserError(f"there is no {path}. Give {FILE_NAME} files, or folders that contain them.")
+            for file in sorted(path.rglob(FILE_NAME), key=natural_order) if path.is_dir() else [path]:
+                run = file.parent if file.name == FILE_NAME else file.with_suffix("")
+                top = path if path.is_dir() else run
+                names.setdefault(file, "/".join([top.resolve().name, *run.relative_to(top).parts]))
+        shown = list(names.values())
+        return {file: name if shown.count(name) == 1 else str(file.parent) for file, name in names.items()}
+
+
+def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], list[str]]:
+    """The first pictures of the runs within ``REPORT_PICTURE_BYTES``, and notes about the others."""
+    left, kept, notes = REPORT_PICTURE_BYTES, [], []
+    for run in runs:
+        fitting = []
+        for picture in run.pictures:
+            left -= len(picture["uri"])
+            if left >= 0:
+                fitting.append(picture)
+        if len(fitting) < len(run.pictures):
+            total = f"all pictures together would be larger than {REPORT_PICTURE_BYTES >> 20} MiB"
+            notes.append(f"{run.name}: {len(run.pictures) - len(fitting)} pictures are left out, {total}.")
+        kept.append(fitting)
+    return kept, notes
