@@ -4,6 +4,7 @@ On a GPU, for inference, it is fused: fewer passes over memory, with parameters 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops.causal_conv1d import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
+from mtr_lab.ops.mamba_training import fills, mamba_training
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan_inputs import ScanInputs
@@ -97,6 +99,11 @@ def _fused(
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
+    if torch.is_grad_enabled():
+        if packed is not None:
+            packed.clear()
+        backward = partial(_differentiable, scale=scale, reverse=reverse)
+        return mamba_training(xz, weights, backward, reverse=reverse, stats=stats, scale=scale)
     laid_out = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
     names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
@@ -105,10 +112,32 @@ def _fused(
     return y, as_asked(sums, stats), b[..., :states], c[..., :states]
 
 
-def _unfit(*inputs: Any, order: Tensor | None, **options: Any) -> str:
-    if torch.is_grad_enabled():
-        return "has no gradient of the fused mixer"
-    return "" if order is None else "reads tokens in their order or backwards"
+def _differentiable(
+    xz: Tensor, weights: MambaWeights, *, scale: float, reverse: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, B and C of ``_composed``."""
+    y, _, b, c = _composed(xz, weights, None, scale, reverse=reverse)
+    return y, b, c
+
+
+def _unfit(
+    xz: Tensor,
+    weights: MambaWeights,
+    *inputs: Any,
+    order: Tensor | None,
+    gap: Tensor | None,
+    stretch: Tensor | None,
+    **options: Any,
+) -> str:
+    if order is not None:
+        return "reads tokens in their order or backwards"
+    if not torch.is_grad_enabled():
+        return ""
+    if gap is not None or stretch is not None or torch.compiler.is_compiling():
+        return "has no gradient of the fused mixer with gaps or stretch, nor one that a compiler traces"
+    if not fills(xz):
+        return "leaves a GPU idle where sequences are long and images few"
+    return ""
 
 
 MAMBA_INNER = Operation(

@@ -42,6 +42,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHANNELS = 64  # of a program, which is one warp
 UNROLL = 4  # tokens that are read at once
 UNROLL_HALF = 8  # the same, of ``_scan_half``, whose programs have fewer beside them
+KEPT = tl.constexpr(8)  # tokens from one state that is kept for a backward pass to the next
 REGISTERS = registers(168)  # 128 and 104, for more warps beside each other, are slower
 LEAST_ROOM = 5  # for walks beside each other: with less, scanning in chunks, which is twice, costs more than it hides
 CHUNKS = 24  # of a sequence that is split, at most: each program sums up the ones before its own
@@ -153,8 +154,8 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, first, count, length, a2, d_e, bias_e,
-          idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
+def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside, first, count, length, a2,
+          d_e, bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
           BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
           GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
           U: tl.constexpr):  # fmt: skip
@@ -162,6 +163,11 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, fi
     SIGN: tl.constexpr = -1 if BACK else 1
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
+        if kept is not None:
+            passed = length - 1 - s0 if BACK else s0
+            if (passed % KEPT == 0) & (passed > 0):
+                at = kept + (passed // KEPT - 1) * NP * channels
+                tl.store(_tile(at, e, channels, NP, h.shape[1]), h.to(kept.dtype.element_ty), inside[None, :])
         us = _tokens(u, s0, order, e, inside, channels, SIGN, EVEN, U)
         dts = _tokens(delta, s0, order, e, inside, channels, SIGN, EVEN, U)
         bcs = _states(bc, s0, order, step_t, SIGN, NP, U)
@@ -185,6 +191,8 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, fi
                 tl.store(at + i * step_k, tl.sum(terms[i](dt, u_t, y_t, maximum), 0))
             if not FIRST:
                 y_t += ys[k].to(tl.float32)
+            if LAST and ungated is not None:
+                tl.store(ungated + t * channels + e, y_t.to(ungated.dtype.element_ty), inside)
             if LAST and GATE:
                 z_t = zs[k].to(tl.float32)
                 y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))
@@ -199,19 +207,19 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, fi
 
 
 @triton.jit
-def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, start, end, length, a2, d_e,
-               bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
+def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside, start, end, length,
+               a2, d_e, bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
                BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
                GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
                U: tl.constexpr):  # fmt: skip
     """Scan the tokens from ``start`` to ``end``, those of ``order`` if there is one, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside, end - 1 if BACK else start,
-                  whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST,
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside,
+                  end - 1 if BACK else start, whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST,
                   GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
-        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, inside,
+        h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside,
                   end - 1 - whole if BACK else start + whole, end - start - whole, length, a2, d_e, bias_e, idle_e,
                   channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP,
                   1)  # fmt: skip
@@ -219,7 +227,7 @@ def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, e, insid
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, before, faded,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, before, faded, kept, ungated,
           length, channels: tl.constexpr, chunk, step_z: tl.constexpr, step_g, step_b, step_t: tl.constexpr, scale,
           REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
           SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
@@ -247,8 +255,10 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, befo
                    bc + g * step_g + image * step_b, z + image * length * step_z,
                    None if order is None else order + each * length, gap + (image * G + g) * length,
                    stretch + image * length, y + image * length * channels,
-                   sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e, bias_e,
-                   idle_e, channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
+                   sums + each * length * tl.num_programs(0), terms,
+                   None if kept is None else kept + each * ((length - 1) // KEPT) * NP * channels,
+                   None if ungated is None else ungated + image * length * channels, e, inside, start, end, length,
+                   a2, d_e, bias_e, idle_e, channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
                    (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP,
                    U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
@@ -280,8 +290,8 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, stretch, y, sums, terms, states
             h = _direction(h, u + each * length * channels, delta + each * length * channels,
                            bc + g * step_g + image * step_b, z + image * length * step_z, None,
                            gap + (image * 2 + g) * length, stretch + image * length, y + image * length * channels,
-                           sums + each * length * tl.num_programs(0), terms, e, inside, start, end, length, a2, d_e,
-                           bias_e, idle_e, channels, step_z, step_t,
+                           sums + each * length * tl.num_programs(0), terms, None, None, e, inside, start, end, length,
+                           a2, d_e, bias_e, idle_e, channels, step_z, step_t,
                            2 * images.to(tl.int64) * length * tl.num_programs(0), scale, BACK, FIRST, not FIRST, GATE,
                            SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP, U)  # fmt: skip
             if FIRST:
@@ -381,6 +391,8 @@ def scan(
     *,
     softplus: bool,
     scale: float = 1.0,
+    kept: Tensor | None = None,
+    ungated: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan`` with its constants laid out for the kernel.
 
@@ -391,6 +403,9 @@ def scan(
         z: (B, L, E), the last stride 1 and rows evenly spaced; ``None`` for no gate.
         softplus: whether ``delta`` still lacks bias and softplus; without, ``bias`` is read for gaps alone.
         scale: the result is multiplied by it.
+        kept, ungated: to be filled for a backward pass, both or none: the states before every ``KEPT``-th token of a
+            direction but the first, (G, B, (L - 1) // KEPT, N, E), and the directions' sum before the gate,
+            (B, L, E). Sequences are scanned whole then.
 
     The directions' sum is kept in y, so that of two directions in half precision the first is rounded before the gate.
 
@@ -405,7 +420,7 @@ def scan(
     gaps, stretches = (absent if t is None else t.contiguous() for t in (gap, stretch))
     mask = reverse_mask(reverse)
     opposite = directions == 2 and mask in (1, 2)
-    halves = half_width(images, channels, u.device) if opposite else 0
+    halves = half_width(images, channels, u.device) if opposite and kept is None else 0
     width = halves or CHANNELS
     blocks = triton.cdiv(channels, width)
     sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
@@ -424,7 +439,7 @@ def scan(
                 *data, *rest, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
             )
     else:
-        chunk = chunk_length(length, images * blocks, u.device)
+        chunk = chunk_length(length, images * blocks, u.device) if kept is None else length
         chunks = triton.cdiv(length, chunk)
         before = faded = absent
         if chunks > 1:
@@ -435,7 +450,7 @@ def scan(
         launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
         for first, last in launches:
             _scan[blocks, images, chunks](
-                *data, order, *rest, before, faded, length, channels, chunk, *strides, scale, FROM=first, TO=last,
+                *data, order, *rest, before, faded, kept, ungated, length, channels, chunk, *strides, scale, FROM=first, TO=last,
                 G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
             )  # fmt: skip
     if not stats:

@@ -1,0 +1,238 @@
+"""The gradients of the scan for training, from states that the forward pass has kept: every ``KEPT``-th of a sequence.
+
+A program, one warp, owns one direction of one image and 64 channels, and goes through groups of ``KEPT`` tokens from
+the last to the first. It takes the states one after the other: forwards through the group from the kept state, then
+backwards, with two channels of all tokens of the group in the registers of a thread. One exponential is computed for
+each token, channel and state, and no state is written but the gradient that passes from group to group.
+
+The sums over channels, for B and C, are taken by tensor cores, which multiply the products by ones. Of bfloat16 data
+the products are rounded to bfloat16 before, as B and C themselves are; of other data they are added in float32.
+
+Sums over images and over a program's channels are written as parts and added afterwards: the result does not depend on
+which program finishes first.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtr_lab.ops.gpu.launch import INTERPRETED, on_its_device, registers, reverse_mask
+from mtr_lab.ops.gpu.scan import KEPT, LOG2E
+
+LN2 = tl.constexpr(0.6931471805599453)
+CHANNELS = 64  # of a program, which is one warp
+REGISTERS = registers(168)
+
+
+@triton.jit
+def _side_by_side(xs):
+    """A power of two of (K,) -> (K, their number): no data moves, a thread has its numbers beside each other."""
+    if len(xs) == 1:
+        return tl.reshape(xs[0], (xs[0].shape[0], 1))
+    else:
+        even, odd = _side_by_side(xs[::2]), _side_by_side(xs[1::2])
+        return tl.reshape(tl.join(even, odd), (even.shape[0], 2 * even.shape[1]))
+
+
+@triton.jit
+def _slope(dt, EXACT: tl.constexpr):
+    """Of softplus, where its value is dt: 1 - exp(-dt)."""
+    slope = 1 - tl.exp2(-dt * LOG2E)
+    if EXACT:
+        series = dt * (1 - dt * 0.5 * (1 - dt * 0.3333333333333333 * (1 - dt * 0.25 * (1 - dt * 0.2))))
+        slope = tl.where(dt < 0.125, series, slope)
+    return slope
+
+
+@triton.jit
+def _load(x, inside, MASKED: tl.constexpr):
+    """As float32."""
+    return (tl.load(x, inside, 0) if MASKED else tl.load(x)).to(tl.float32)
+
+
+@triton.jit
+def _store(x, value, inside, MASKED: tl.constexpr):
+    if MASKED:
+        tl.store(x, value.to(x.dtype.element_ty), inside)
+    else:
+        tl.store(x, value.to(x.dtype.element_ty))
+
+
+@triton.jit
+def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, dbc, carried, da, d_e, inside, left,
+           channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale, LAST: tl.constexpr,
+           BACK: tl.constexpr, GATE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr,
+           ROWS: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """The gradients of group k. All pointers are to its first token in the reading order, of which ``left`` follow.
+
+    ``LAST``: nothing is carried from a later group. ``GATE``: write the gate's gradient.
+    """
+    SIGN: tl.constexpr = -1 if BACK else 1
+    dts, writes, dys, dwrites, dspans = (), (), (), (), ()
+    for j in tl.static_range(U):
+        there = inside & (j < left)
+        dt = _load(delta + SIGN * j * channels, there, MASKED)
+        z_t = _load(z + SIGN * j * step_z, there, MASKED)
+        grad = _load(dy + SIGN * j * channels, there, MASKED) * scale
+        gate = 1 / (1 + tl.exp2(-z_t * LOG2E))
+        dts = dts + (dt,)
+        writes = writes + (dt * _load(u + SIGN * j * channels, there, MASKED),)
+        dys = dys + (grad * z_t * gate,)
+        dwrites, dspans = dwrites + (dt * 0,), dspans + (dt * 0,)
+        if GATE:
+            y_t = _load(y + SIGN * j * channels, there, MASKED)
+            _store(dz + SIGN * j * step_dz, grad * y_t * gate * (1 + z_t * (1 - gate)), there, MASKED)
+    row = tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, 2 * U), tl.float32)
+    h_first = tl.load(states, inside & (k > 0), 0).to(tl.float32)
+    dh_first = d_e * 0
+    if not LAST:
+        dh_first = _load(carried, inside, MASKED)
+    for n in tl.range(0, NP, num_stages=1):
+        a_n = _load(a + n * channels, inside, MASKED)
+        h, dh = h_first, dh_first
+        following = tl.minimum(n + 1, NP - 1) * channels
+        h_first = tl.load(states + following, inside & (k > 0), 0).to(tl.float32)
+        da_n = dh * 0
+        if not LAST:
+            dh_first = _load(carried + following, inside, MASKED)
+            da_n = _load(da + n * channels, inside, MASKED)
+        hs, fades, bs = (h,), (), ()
+        for j in tl.static_range(U):
+            b_t = tl.load(bc + n * (2 * U) + j)
+            fade = tl.exp2(dts[j] * (a_n * LOG2E))
+            h = fade * h + writes[j] * b_t
+            hs, fades, bs = hs + (h,), fades + (fade,), bs + (b_t,)
+        more_writes, more_spans, for_b, for_c = (), (), (), ()
+        for j in tl.static_range(U - 1, -1, -1):
+            dh += dys[j] * tl.load(bc + n * (2 * U) + U + j)
+            for_b, for_c = (dh * writes[j],) + for_b, (dys[j] * hs[j + 1],) + for_c
+            more_writes = (dwrites[j] + dh * bs[j],) + more_writes
+            dh *= fades[j]
+            q = dh * hs[j]  # the gradient of the exponent Δ · A
+            da_n += q * dts[j]
+            more_spans = (dspans[j] + q * a_n,) + more_spans
+        dwrites, dspans = more_writes, more_spans
+        _store(carried + n * channels, dh, inside, MASKED)
+        _store(da + n * channels, da_n, inside, MASKED)
+        products = _side_by_side(for_b + for_c)
+        if EXACT:
+            sums = tl.sum(products, 0)[None, :]
+        else:  # the same in every row
+            sums = tl.dot(tl.full((ROWS, products.shape[0]), 1, tl.bfloat16), products.to(tl.bfloat16))
+        total = tl.where(row[:, None] == n, sums, total)
+    column = tl.arange(0, 2 * U)
+    at = dbc + (SIGN * (column % U) * (2 * NP) + column // U * NP)[None, :] + row[:, None]
+    tl.store(at, total, (row < NP)[:, None] & (column % U < left)[None, :])
+    for j in tl.static_range(U):
+        there = inside & (j < left)
+        u_t = _load(u + SIGN * j * channels, there, MASKED)
+        raw = (dspans[j] + u_t * dwrites[j]) * _slope(dts[j], EXACT)
+        dd_e += dys[j] * u_t
+        dbias_e += raw
+        _store(du + SIGN * j * channels, dts[j] * dwrites[j] + d_e * dys[j], there, MASKED)
+        _store(ddelta + SIGN * j * channels, raw, there, MASKED)
+    return dd_e, dbias_e
+
+
+@triton.jit
+def _direction(g: tl.constexpr, u, delta, a, bc, d, z, y, dy, states, du, ddelta, dz, dbc, carried, da, dd, dbias,
+               images, length, channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale,
+               BACK: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr, CH: tl.constexpr,
+               U: tl.constexpr):  # fmt: skip
+    e = tl.program_id(0) * CH + tl.arange(0, CH)
+    inside = e < channels
+    each = tl.program_id(1).to(tl.int64)
+    groups = tl.cdiv(length, U)
+    k = groups - 1
+    first = length - 1 - k * U if BACK else k * U
+    rows, image_rows = each * length + first, (each - g * images) * length + first
+    u += rows * channels + e
+    delta += rows * channels + e
+    du += rows * channels + e
+    ddelta += rows * channels + e
+    dbc += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) * length + rows) * (2 * NP)
+    z += image_rows * step_z + e
+    dz += image_rows * step_dz + e
+    y += image_rows * channels + e
+    dy += image_rows * channels + e
+    bc += (each * groups + k) * (2 * NP * U)
+    states += (each * k + k - 1) * NP * channels + e
+    carried += each * NP * channels + e
+    da += each * NP * channels + e
+    a += g * NP * channels + e
+    d_e = tl.load(d + g * channels + e, inside, 0)
+    zero = tl.zeros((CH,), tl.float32)
+    dd_e, dbias_e = _group(k, zero, zero, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, dbc, carried, da, d_e,
+                           inside, length - k * U, channels, step_z, step_dz, scale, True, BACK, g == 0, True, EXACT,
+                           NP, ROWS, U)  # fmt: skip
+    for i in range(1, groups):
+        token = ((k - i).to(tl.int64) - k) * (-U if BACK else U)
+        dd_e, dbias_e = _group(k - i, dd_e, dbias_e, u + token * channels, delta + token * channels, a,
+                               bc - i * (2 * NP * U), z + token * step_z, y + token * channels, dy + token * channels,
+                               states - i * (NP * channels), du + token * channels, ddelta + token * channels,
+                               dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside, U, channels,
+                               step_z, step_dz, scale, False, BACK, g == 0, channels % CH != 0, EXACT, NP, ROWS,
+                               U)  # fmt: skip
+    tl.store(dd + each * channels + e, dd_e, inside)
+    tl.store(dbias + each * channels + e, dbias_e, inside)
+
+
+@triton.jit(do_not_specialize=["length", "images"])
+def _scan_from_states(u, delta, a, bc, d, z, y, dy, states, du, ddelta, dz, dbc, carried, da, dd, dbias,
+                      images, length, channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale,
+                      REVERSE: tl.constexpr, G: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr,
+                      ROWS: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    for g in tl.static_range(G):
+        if tl.program_id(1) // images == g:
+            _direction(g, u, delta, a, bc, d, z, y, dy, states, du, ddelta, dz, dbc, carried, da, dd, dbias, images,
+                       length, channels, step_z, step_dz, scale, (REVERSE >> g) & 1, EXACT, NP, ROWS, CH,
+                       U)  # fmt: skip
+
+
+@on_its_device
+def scan_from_states(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    bc: Tensor,
+    d: Tensor,
+    z: Tensor,
+    y: Tensor,
+    states: Tensor,
+    grad: Tensor,
+    dz: Tensor,
+    reverse: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of ``mtr_lab.ops.gpu.scan.scan`` without order, gaps and stretch.
+
+    Args:
+        u, delta: (G, B, L, E), contiguous, Δ after its softplus.
+        a, d: (G, N, E) and (G, E) float32.
+        bc: B and C in groups of tokens, (G, B, groups, N, 2, KEPT) float32, in the reading order.
+        z, dz: (B, L, E), rows evenly spaced; the gradient of the gate is written to ``dz``.
+        y: the sum of the directions before the gate, (B, L, E); the gradient ``grad`` of the output likewise.
+        states: (G, B, groups - 1, N, E), as ``scan`` keeps them.
+
+    Returns:
+        The gradients of u and of Δ before bias and softplus, (G, B, L, E); in float32 in parts: of B and C side by
+        side, (parts, G, B, L, 2N), of a (G, B, N, E), of d and of Δ's bias (G, B, E).
+    """
+    directions, images, length, channels = u.shape
+    padded = a.shape[1]
+    blocks = triton.cdiv(channels, CHANNELS)
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    dbc = u.new_empty(blocks, directions, images, length, 2 * padded, dtype=torch.float32)
+    carried, da = (u.new_empty(directions, images, padded, channels, dtype=torch.float32) for _ in range(2))
+    dd, dbias = (u.new_empty(directions, images, channels, dtype=torch.float32) for _ in range(2))
+    _scan_from_states[blocks, directions * images](
+        u, delta, a, bc, d, z, y, grad.contiguous(), states, du, ddelta, dz, dbc, carried, da, dd, dbias, images,
+        length, channels, z.stride(1), dz.stride(1), scale, REVERSE=reverse_mask(reverse), G=directions,
+        EXACT=u.dtype != torch.bfloat16 or INTERPRETED, NP=padded, ROWS=max(padded, 16), CH=CHANNELS, U=KEPT,
+        num_warps=1, **REGISTERS,
+    )  # fmt: skip
+    return du, ddelta, dbc, da, dd, dbias
