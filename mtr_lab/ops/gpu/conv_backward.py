@@ -19,6 +19,20 @@ RUN = 68  # tokens of a program, about
 UNROLL = 4
 
 
+@triton.jit
+def _read(x, grad, t0, length, size, there, channels: tl.constexpr, step_x: tl.constexpr, REVERSE: tl.constexpr,
+          G: tl.constexpr, W: tl.constexpr, U: tl.constexpr):  # fmt: skip
+    """What U steps from t0 on come to: of each the last token they see, and the gradients of each direction's output."""
+    ahead, grads = (), ()
+    for i in tl.static_range(U):
+        t = t0 + i + W - 1
+        ahead = ahead + (tl.load(x + t * step_x, there & (t >= 0) & (t < length), 0),)
+        for g in tl.static_range(G):
+            out = t0 + i if (REVERSE >> g) & 1 else t
+            grads = grads + (tl.load(grad + g * size + out * channels, there & (out >= 0) & (out < length), 0),)
+    return ahead, grads
+
+
 @triton.jit(do_not_specialize=["length", "run"])
 def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.constexpr, step_x: tl.constexpr,
                    step_dx: tl.constexpr, REVERSE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, E: tl.constexpr,
@@ -46,17 +60,13 @@ def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.cons
     for k in tl.static_range(W - 1):
         t = first - (W - 1) + k
         near = near + (tl.load(x + t * step_x, there & (t >= 0) & (t < length), 0).to(tl.float32),)
-    for t0 in range(first - (W - 1), end, U):
-        ahead, grads = (), ()
+    start = first - (W - 1)
+    ahead, grads = _read(x, grad, start, length, size, there, channels, step_x, REVERSE, G, W, U)
+    for t0 in range(start, end, U):
+        # What comes next is under way while this is computed.
+        more_ahead, more_grads = _read(x, grad, t0 + U, length, size, there, channels, step_x, REVERSE, G, W, U)
         for i in tl.static_range(U):
-            t = t0 + i + W - 1
-            ahead = ahead + (tl.load(x + t * step_x, there & (t >= 0) & (t < length), 0).to(tl.float32),)
-            for g in tl.static_range(G):
-                out = t0 + i if (REVERSE >> g) & 1 else t0 + i + W - 1
-                inside = there & (out >= 0) & (out < length)
-                grads = grads + (tl.load(grad + g * size + out * channels, inside, 0).to(tl.float32),)
-        for i in tl.static_range(U):
-            near = near + (ahead[i],)
+            near = near + (ahead[i].to(tl.float32),)
             t = t0 + i
             # Each output counts once: in the first run from its first step on, in others from their first token on.
             counts = tl.where((t >= first) | (first == 0), tl.where(t < end, 1.0, 0.0), 0.0)
@@ -67,7 +77,7 @@ def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.cons
                 for k in tl.static_range(W):
                     p += weights[g * W + k] * near[W - 1 - k if (REVERSE >> g) & 1 else k]
                 s = 1 / (1 + tl.exp2(-p * LOG2E))
-                dp = grads[i * G + g] * s * (1 + p * (1 - s))
+                dp = grads[i * G + g].to(tl.float32) * s * (1 + p * (1 - s))
                 counted = dp * counts
                 for k in tl.static_range(W):
                     seen = near[W - 1 - k if (REVERSE >> g) & 1 else k]
@@ -82,6 +92,7 @@ def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.cons
             sums, passed = more_sums, more_passed
             tl.store(dx + t * step_dx, total.to(dx.dtype.element_ty), there & (t >= first) & (t < end))
             near = near[1:]
+        ahead, grads = more_ahead, more_grads
     dw += tl.program_id(1).to(tl.int64) * G * (W + 1) * channels + e
     for k in tl.static_range(G * (W + 1)):
         tl.store(dw + k * channels, sums[k], there)

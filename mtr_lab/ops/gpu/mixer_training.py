@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu import conv_backward, project, scan, scan_from_states
-from mtr_lab.ops.gpu.launch import on_its_device, reverse_mask
+from mtr_lab.ops.gpu.launch import on_its_device, precision, processors, product, reverse_mask
 from mtr_lab.ops.packed import PackedWeights
 from mtr_lab.ops.statistics import STATISTICS
 
@@ -76,22 +76,91 @@ def backward(
     )  # fmt: skip
     rank = weights.timescale.shape[1]
     du, ddelta = du.flatten(1, 2), ddelta.flatten(1, 2)
-    total = torch.cat([torch.bmm(ddelta, weights.timescale.mT), dbc.sum(0).flatten(1, 2).to(u.dtype)], dim=-1)
-    if projected_grad is not None:
-        total += projected_grad.flatten(1, 2)
-    low_rank = projected[..., :rank].flatten(1, 2).to(u.dtype)
-    dtimescale = _sums(ddelta.mT, low_rank)
-    dprojection = _sums(total.mT, u.flatten(1, 2))
-    du = torch.baddbmm(du, total, weights.projection.mT)
+    total = assemble(torch.bmm(ddelta, weights.timescale.mT), dbc.flatten(2, 3), projected_grad)
+    dtimescale = weight_gradient(projected.flatten(1, 2)[..., :rank], ddelta).mT
+    dprojection = weight_gradient(total, u.flatten(1, 2))
+    du.baddbmm_(total, weights.projection.mT)
     dweight, dconv_bias = conv_backward.conv_backward(
         x, weights.conv_weight, weights.conv_bias, reverse, du.view_as(u), dx
     )
     return dxz, PackedWeights(dweight, dconv_bias, dprojection, dtimescale, dbias.sum(1), da.sum(1), dd.sum(1))
 
 
-def _sums(a: Tensor, b: Tensor) -> Tensor:
-    """(G, K, T) @ (G, T, M) in float32."""
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else a.float() @ b.float()
+@triton.jit(do_not_specialize=["rows"])
+def _assemble(low_rank, parts, more, out, rows, R: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
+              T: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
+    inside = (row < rows)[:, None]
+    r, k = tl.arange(0, R), tl.arange(0, K)
+    total = tl.zeros((T, K), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + (part * rows.to(tl.int64) + row)[:, None] * K + k[None, :], inside, 0)
+    low = tl.load(low_rank + row[:, None] * R + r[None, :], inside, 0).to(tl.float32)
+    if more is not None:
+        low += tl.load(more + row[:, None] * (R + K) + r[None, :], inside, 0)
+        total += tl.load(more + row[:, None] * (R + K) + R + k[None, :], inside, 0)
+    tl.store(out + row[:, None] * (R + K) + r[None, :], low.to(out.dtype.element_ty), inside)
+    tl.store(out + row[:, None] * (R + K) + R + k[None, :], total.to(out.dtype.element_ty), inside)
+
+
+def assemble(low_rank: Tensor, parts: Tensor, more: Tensor | None) -> Tensor:
+    """The gradient of low rank, B and C side by side.
+
+    Args:
+        low_rank: (G, T, R); R a power of two.
+        parts: what programs have summed up for B and C, (parts, G, T, 2N) float32; N a power of two.
+        more: what else arrives, (G, B, L, R + 2N) float32 with B · L = T.
+
+    Returns:
+        (G, T, R + 2N) in the dtype of ``low_rank``.
+    """
+    directions, tokens, rank = low_rank.shape
+    columns = parts.shape[3]
+    out = low_rank.new_empty(directions, tokens, rank + columns)
+    rows = directions * tokens
+    _assemble[triton.cdiv(rows, 32),](
+        low_rank, parts, None if more is None else more.contiguous(), out, rows, R=rank, K=columns,
+        PARTS=len(parts), T=32, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["tokens", "share"])
+def _weight_gradient(a, b, out, tokens, share, step_a: tl.constexpr, columns: tl.constexpr, channels: tl.constexpr,
+                     PRECISION: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    g, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    e = tl.program_id(0) * E + tl.arange(0, E)
+    k = tl.arange(0, K)
+    a += g * tokens * step_a
+    b += g * tokens * channels
+    total = tl.zeros((K, E), tl.float32)
+    end = tl.minimum((part + 1) * share, tokens)
+    for first in range(part * share, end, T):
+        t = first + tl.arange(0, T)
+        x = tl.load(a + t[None, :] * step_a + k[:, None], (t < end)[None, :] & (k < columns)[:, None], 0)
+        y = tl.load(b + t[:, None] * channels + e[None, :], (t < end)[:, None] & (e < channels)[None, :], 0)
+        total = product(x.to(y.dtype), y, total, PRECISION)
+    at = (tl.num_programs(2) * part + g) * columns
+    tl.store(out + (at + k[:, None]) * channels + e[None, :], total, (k < columns)[:, None] & (e < channels)[None, :])
+
+
+def weight_gradient(a: Tensor, b: Tensor) -> Tensor:
+    """(G, T, K) and (G, T, E) -> the sums of a · b over the T tokens, (G, K, E) float32.
+
+    K is small and T large: programs share the tokens, for which the library has no kernel as fast.
+    """
+    directions, tokens, columns = a.shape
+    channels = b.shape[2]
+    blocks = triton.cdiv(channels, 64)
+    parts = max(1, min(4 * processors(b.device) // (blocks * directions), triton.cdiv(tokens, 64)))
+    share = triton.cdiv(triton.cdiv(tokens, parts), 64) * 64
+    parts = triton.cdiv(tokens, share)
+    out = b.new_empty(parts, directions, columns, channels, dtype=torch.float32)
+    _weight_gradient[blocks, parts, directions](
+        a, b, out, tokens, share, a.stride(1), columns, channels, PRECISION=precision(b.dtype),
+        K=max(16, triton.next_power_of_2(columns)), T=64, E=64, num_warps=4, num_stages=4,
+    )  # fmt: skip
+    return out.sum(0)
 
 
 @triton.jit(do_not_specialize=["length", "images"])

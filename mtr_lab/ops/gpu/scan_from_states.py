@@ -23,8 +23,9 @@ from mtr_lab.ops.gpu.launch import INTERPRETED, on_its_device, registers, revers
 from mtr_lab.ops.gpu.scan import KEPT, LOG2E
 
 LN2 = tl.constexpr(0.6931471805599453)
-CHANNELS = 64  # of a program, which is one warp
-REGISTERS = registers(168)
+CHANNELS = 64  # of a program
+WARPS = 1
+REGISTERS = registers(255)
 
 
 @triton.jit
@@ -62,53 +63,79 @@ def _store(x, value, inside, MASKED: tl.constexpr):
 
 
 @triton.jit
+def _touch(x, there, inside, step: tl.constexpr, ROWS: tl.constexpr):
+    """Read one number of every few of rows that are ``step`` apart, x pointing to the channels of the first."""
+    row = tl.arange(0, inside.shape[0]) % ROWS
+    return tl.load(x + row * (step - 1), inside & there, 0).to(tl.float32)
+
+
+@triton.jit
 def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, dbc, carried, da, d_e, inside, left,
-           channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale, LAST: tl.constexpr,
+           channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale, more,
            BACK: tl.constexpr, GATE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr,
            ROWS: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """The gradients of group k. All pointers are to its first token in the reading order, of which ``left`` follow.
 
-    ``LAST``: nothing is carried from a later group. ``GATE``: write the gate's gradient.
+    ``more``: whether later groups have left something behind. ``GATE``: write the gate's gradient.
     """
     SIGN: tl.constexpr = -1 if BACK else 1
+    raw_u, raw_dt, raw_z, raw_y, raw_dy = (), (), (), (), ()
+    for j in tl.static_range(U):
+        there = inside & (j < left)
+        raw_dt = raw_dt + (tl.load(delta + SIGN * j * channels, there, 0),)
+        raw_u = raw_u + (tl.load(u + SIGN * j * channels, there, 0),)
+        raw_z = raw_z + (tl.load(z + SIGN * j * step_z, there, 0),)
+        raw_dy = raw_dy + (tl.load(dy + SIGN * j * channels, there, 0),)
+        if GATE:
+            raw_y = raw_y + (tl.load(y + SIGN * j * channels, there, 0),)
+    tl.debug_barrier()  # all loads are under way before the first is waited for
+    # What the group that comes next reads, to have it in the cache then.
+    touched = _touch(delta - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
+    touched += _touch(u - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
+    touched += _touch(z - SIGN * U * step_z, k > 0, inside, SIGN * step_z, U)
+    touched += _touch(dy - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
+    if GATE:
+        touched += _touch(y - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
+    touched += _touch(states - NP * channels, k > 1, inside, channels, NP)
+    i = tl.arange(0, inside.shape[0])
+    touched += tl.load(bc - 2 * NP * U + i * (2 * NP * U // inside.shape[0]), (k > 0) & (i >= 0), 0)
     dts, writes, dys, dwrites, dspans = (), (), (), (), ()
     for j in tl.static_range(U):
         there = inside & (j < left)
-        dt = _load(delta + SIGN * j * channels, there, MASKED)
-        z_t = _load(z + SIGN * j * step_z, there, MASKED)
-        grad = _load(dy + SIGN * j * channels, there, MASKED) * scale
+        dt, z_t, grad = raw_dt[j].to(tl.float32), raw_z[j].to(tl.float32), raw_dy[j].to(tl.float32) * scale
         gate = 1 / (1 + tl.exp2(-z_t * LOG2E))
         dts = dts + (dt,)
-        writes = writes + (dt * _load(u + SIGN * j * channels, there, MASKED),)
+        writes = writes + (dt * raw_u[j].to(tl.float32),)
         dys = dys + (grad * z_t * gate,)
         dwrites, dspans = dwrites + (dt * 0,), dspans + (dt * 0,)
         if GATE:
-            y_t = _load(y + SIGN * j * channels, there, MASKED)
-            _store(dz + SIGN * j * step_dz, grad * y_t * gate * (1 + z_t * (1 - gate)), there, MASKED)
+            dz_t = grad * raw_y[j].to(tl.float32) * gate * (1 + z_t * (1 - gate))
+            tl.store(dz + SIGN * j * step_dz, dz_t.to(dz.dtype.element_ty), there)
     row = tl.arange(0, ROWS)
     total = tl.zeros((ROWS, 2 * U), tl.float32)
     h_first = tl.load(states, inside & (k > 0), 0).to(tl.float32)
-    dh_first = d_e * 0
-    if not LAST:
-        dh_first = _load(carried, inside, MASKED)
+    dh_first = tl.load(carried, inside & more, 0)
+    da_first = tl.load(da, inside & more, 0)
+    a_first = _load(a, inside, MASKED)
+    sums = total
     for n in tl.range(0, NP, num_stages=1):
-        a_n = _load(a + n * channels, inside, MASKED)
-        h, dh = h_first, dh_first
-        following = tl.minimum(n + 1, NP - 1) * channels
-        h_first = tl.load(states + following, inside & (k > 0), 0).to(tl.float32)
-        da_n = dh * 0
-        if not LAST:
-            dh_first = _load(carried + following, inside, MASKED)
-            da_n = _load(da + n * channels, inside, MASKED)
-        hs, fades, bs = (h,), (), ()
+        bs, cs = (), ()
         for j in tl.static_range(U):
-            b_t = tl.load(bc + n * (2 * U) + j)
+            bs, cs = bs + (tl.load(bc + n * (2 * U) + j),), cs + (tl.load(bc + n * (2 * U) + U + j),)
+        h, dh, da_n, a_n = h_first, dh_first, da_first, a_first
+        hs, fades = (h,), ()
+        for j in tl.static_range(U):
             fade = tl.exp2(dts[j] * (a_n * LOG2E))
-            h = fade * h + writes[j] * b_t
-            hs, fades, bs = hs + (h,), fades + (fade,), bs + (b_t,)
+            h = tl.fma(fade, h, writes[j] * bs[j])
+            hs, fades = hs + (h,), fades + (fade,)
+        following = tl.minimum(n + 1, NP - 1) * channels
+        a_first = _load(a + following, inside, MASKED)
+        h_first = tl.load(states + following, inside & (k > 0), 0).to(tl.float32)
+        dh_first = tl.load(carried + following, inside & more, 0)
+        da_first = tl.load(da + following, inside & more, 0)
         more_writes, more_spans, for_b, for_c = (), (), (), ()
         for j in tl.static_range(U - 1, -1, -1):
-            dh += dys[j] * tl.load(bc + n * (2 * U) + U + j)
+            dh = tl.fma(dys[j], cs[j], dh)
             for_b, for_c = (dh * writes[j],) + for_b, (dys[j] * hs[j + 1],) + for_c
             more_writes = (dwrites[j] + dh * bs[j],) + more_writes
             dh *= fades[j]
@@ -118,12 +145,14 @@ def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, 
         dwrites, dspans = more_writes, more_spans
         _store(carried + n * channels, dh, inside, MASKED)
         _store(da + n * channels, da_n, inside, MASKED)
+        total = tl.where(row[:, None] == n - 1, sums, total)  # of the state before: nothing waits for the product
         products = _side_by_side(for_b + for_c)
         if EXACT:
-            sums = tl.sum(products, 0)[None, :]
+            sums = tl.sum(products, 0)[None, :] + tl.zeros((ROWS, 2 * U), tl.float32)
         else:  # the same in every row
             sums = tl.dot(tl.full((ROWS, products.shape[0]), 1, tl.bfloat16), products.to(tl.bfloat16))
-        total = tl.where(row[:, None] == n, sums, total)
+    total = tl.where(row[:, None] == NP - 1, sums, total)
+    dd_e += touched * 0
     column = tl.arange(0, 2 * U)
     at = dbc + (SIGN * (column % U) * (2 * NP) + column // U * NP)[None, :] + row[:, None]
     tl.store(at, total, (row < NP)[:, None] & (column % U < left)[None, :])
@@ -166,16 +195,14 @@ def _direction(g: tl.constexpr, u, delta, a, bc, d, z, y, dy, states, du, ddelta
     a += g * NP * channels + e
     d_e = tl.load(d + g * channels + e, inside, 0)
     zero = tl.zeros((CH,), tl.float32)
-    dd_e, dbias_e = _group(k, zero, zero, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, dbc, carried, da, d_e,
-                           inside, length - k * U, channels, step_z, step_dz, scale, True, BACK, g == 0, True, EXACT,
-                           NP, ROWS, U)  # fmt: skip
-    for i in range(1, groups):
+    dd_e, dbias_e = zero, zero
+    for i in range(0, groups):
         token = ((k - i).to(tl.int64) - k) * (-U if BACK else U)
         dd_e, dbias_e = _group(k - i, dd_e, dbias_e, u + token * channels, delta + token * channels, a,
                                bc - i * (2 * NP * U), z + token * step_z, y + token * channels, dy + token * channels,
                                states - i * (NP * channels), du + token * channels, ddelta + token * channels,
-                               dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside, U, channels,
-                               step_z, step_dz, scale, False, BACK, g == 0, channels % CH != 0, EXACT, NP, ROWS,
+                               dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside, length - (k - i) * U,
+                               channels, step_z, step_dz, scale, i > 0, BACK, g == 0, True, EXACT, NP, ROWS,
                                U)  # fmt: skip
     tl.store(dd + each * channels + e, dd_e, inside)
     tl.store(dbias + each * channels + e, dbias_e, inside)
@@ -233,6 +260,6 @@ def scan_from_states(
         u, delta, a, bc, d, z, y, grad.contiguous(), states, du, ddelta, dz, dbc, carried, da, dd, dbias, images,
         length, channels, z.stride(1), dz.stride(1), scale, REVERSE=reverse_mask(reverse), G=directions,
         EXACT=u.dtype != torch.bfloat16 or INTERPRETED, NP=padded, ROWS=max(padded, 16), CH=CHANNELS, U=KEPT,
-        num_warps=1, **REGISTERS,
+        num_warps=WARPS, **REGISTERS,
     )  # fmt: skip
     return du, ddelta, dbc, da, dd, dbias
