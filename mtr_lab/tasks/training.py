@@ -124,7 +124,8 @@ class ClassifierTraining(LightningModule):
 
 def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epochs: int) -> OptimizerLRScheduler:
     """AdamW on groups of parameters, its learning rate rising linearly to ``lr`` and falling by a cosine."""
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=on_gpu or None)
     steps = int(trainer.estimated_stepping_batches)
     warmup = min(warmup_epochs * steps // max(trainer.max_epochs or 1, 1), steps - 1)
     cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))

@@ -15,7 +15,7 @@ from mtr_lab.ops.gpu.launch import on_its_device, reverse_mask, rows
 from mtr_lab.ops.gpu.scan import LOG2E
 
 CHANNELS = 64  # of a program, which is one warp
-RUN = 68  # tokens of a program, about
+RUN = 256  # tokens of a program, about
 UNROLL = 4
 
 

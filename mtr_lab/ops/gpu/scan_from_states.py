@@ -1,9 +1,9 @@
 """The gradients of the scan for training, from states that the forward pass has kept: every ``KEPT``-th of a sequence.
 
-A program, one warp, owns one direction of one image and 64 channels, and goes through groups of ``KEPT`` tokens from
-the last to the first. It takes the states one after the other: forwards through the group from the kept state, then
-backwards, with two channels of all tokens of the group in the registers of a thread. One exponential is computed for
-each token, channel and state, and no state is written but the gradient that passes from group to group.
+A thread owns one channel of one direction of one image, and goes through groups of ``KEPT`` tokens from the last to the
+first. It takes the states one after the other: forwards through the group from the kept state, then backwards, with all
+tokens of the group in its registers. One exponential is computed for each token, channel and state, and no state is
+written but the gradient that passes from group to group.
 
 The sums over channels, for B and C, are taken by tensor cores, which multiply the products by ones. Of bfloat16 data
 the products are rounded to bfloat16 before, as B and C themselves are; of other data they are added in float32.
@@ -23,9 +23,8 @@ from mtr_lab.ops.gpu.launch import INTERPRETED, on_its_device, registers, revers
 from mtr_lab.ops.gpu.scan import KEPT, LOG2E
 
 LN2 = tl.constexpr(0.6931471805599453)
-CHANNELS = 64  # of a program
-WARPS = 1
-REGISTERS = registers(255)
+CHANNELS = 64  # of a program, one a thread
+REGISTERS = registers(168)  # 128, for 16 warps beside each other, and two channels a thread are slower
 
 
 @triton.jit
@@ -39,6 +38,24 @@ def _side_by_side(xs):
 
 
 @triton.jit
+def _apart(x):
+    """(K, a power of two) -> as many (K,), which no data moves for either."""
+    if x.shape[1] == 1:
+        return (tl.reshape(x, (x.shape[0],)),)
+    else:
+        even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+        return _in_turn(_apart(even), _apart(odd))
+
+
+@triton.jit
+def _in_turn(even, odd):
+    mixed = ()
+    for i in tl.static_range(len(even)):
+        mixed = mixed + (even[i], odd[i])
+    return mixed
+
+
+@triton.jit
 def _slope(dt, EXACT: tl.constexpr):
     """Of softplus, where its value is dt: 1 - exp(-dt)."""
     slope = 1 - tl.exp2(-dt * LOG2E)
@@ -49,30 +66,27 @@ def _slope(dt, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _load(x, inside, MASKED: tl.constexpr):
+def _load(x, inside):
     """As float32."""
-    return (tl.load(x, inside, 0) if MASKED else tl.load(x)).to(tl.float32)
+    return tl.load(x, inside, 0).to(tl.float32)
 
 
 @triton.jit
-def _store(x, value, inside, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(x, value.to(x.dtype.element_ty), inside)
-    else:
-        tl.store(x, value.to(x.dtype.element_ty))
+def _store(x, value, inside):
+    tl.store(x, value.to(x.dtype.element_ty), inside)
 
 
 @triton.jit
 def _touch(x, there, inside, step: tl.constexpr, ROWS: tl.constexpr):
     """Read one number of every few of rows that are ``step`` apart, x pointing to the channels of the first."""
     row = tl.arange(0, inside.shape[0]) % ROWS
-    return tl.load(x + row * (step - 1), inside & there, 0).to(tl.float32)
+    return _load(x + row * (step - 1), inside & there)
 
 
 @triton.jit
 def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, dbc, carried, da, d_e, inside, left,
            channels: tl.constexpr, step_z: tl.constexpr, step_dz: tl.constexpr, scale, more,
-           BACK: tl.constexpr, GATE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr,
+           BACK: tl.constexpr, GATE: tl.constexpr, EXACT: tl.constexpr, NP: tl.constexpr,
            ROWS: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """The gradients of group k. All pointers are to its first token in the reading order, of which ``left`` follow.
 
@@ -89,7 +103,7 @@ def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, 
         if GATE:
             raw_y = raw_y + (tl.load(y + SIGN * j * channels, there, 0),)
     tl.debug_barrier()  # all loads are under way before the first is waited for
-    # What the group that comes next reads, to have it in the cache then.
+    # What the group that comes next reads, to have it in the cache then. It is used, times 0, or would be left out.
     touched = _touch(delta - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
     touched += _touch(u - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
     touched += _touch(z - SIGN * U * step_z, k > 0, inside, SIGN * step_z, U)
@@ -97,8 +111,8 @@ def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, 
     if GATE:
         touched += _touch(y - SIGN * U * channels, k > 0, inside, SIGN * channels, U)
     touched += _touch(states - NP * channels, k > 1, inside, channels, NP)
-    i = tl.arange(0, inside.shape[0])
-    touched += tl.load(bc - 2 * NP * U + i * (2 * NP * U // inside.shape[0]), (k > 0) & (i >= 0), 0)
+    channel = tl.arange(0, inside.shape[0])
+    touched += tl.load(bc - 2 * NP * U + channel * (2 * NP * U // inside.shape[0]), (channel >= 0) & (k > 0), 0)
     dts, writes, dys, dwrites, dspans = (), (), (), (), ()
     for j in tl.static_range(U):
         there = inside & (j < left)
@@ -107,50 +121,54 @@ def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, 
         dts = dts + (dt,)
         writes = writes + (dt * raw_u[j].to(tl.float32),)
         dys = dys + (grad * z_t * gate,)
-        dwrites, dspans = dwrites + (dt * 0,), dspans + (dt * 0,)
+        dwrites, dspans = dwrites + (tl.zeros_like(dt),), dspans + (tl.zeros_like(dt),)
         if GATE:
             dz_t = grad * raw_y[j].to(tl.float32) * gate * (1 + z_t * (1 - gate))
-            tl.store(dz + SIGN * j * step_dz, dz_t.to(dz.dtype.element_ty), there)
+            _store(dz + SIGN * j * step_dz, dz_t, there)
     row = tl.arange(0, ROWS)
     total = tl.zeros((ROWS, 2 * U), tl.float32)
-    h_first = tl.load(states, inside & (k > 0), 0).to(tl.float32)
-    dh_first = tl.load(carried, inside & more, 0)
-    da_first = tl.load(da, inside & more, 0)
-    a_first = _load(a, inside, MASKED)
+    h_first = _load(states, inside & (k > 0))
+    dh_first = _load(carried, inside & more)
+    da_first = _load(da, inside & more)
+    a_first = _load(a, inside)
     sums = total
     for n in tl.range(0, NP, num_stages=1):
-        bs, cs = (), ()
-        for j in tl.static_range(U):
-            bs, cs = bs + (tl.load(bc + n * (2 * U) + j),), cs + (tl.load(bc + n * (2 * U) + U + j),)
+        # Every thread reads all of B and C, a few numbers at once.
+        both = ()
+        for part in tl.static_range(2 * U // 4):
+            four = n * (2 * U) + 4 * part + tl.arange(0, 4)
+            both = both + _apart(tl.load(bc + four[None, :] + 0 * channel[:, None]))
         h, dh, da_n, a_n = h_first, dh_first, da_first, a_first
         hs, fades = (h,), ()
         for j in tl.static_range(U):
             fade = tl.exp2(dts[j] * (a_n * LOG2E))
-            h = tl.fma(fade, h, writes[j] * bs[j])
+            h = tl.fma(fade, h, writes[j] * both[j])
             hs, fades = hs + (h,), fades + (fade,)
         following = tl.minimum(n + 1, NP - 1) * channels
-        a_first = _load(a + following, inside, MASKED)
-        h_first = tl.load(states + following, inside & (k > 0), 0).to(tl.float32)
-        dh_first = tl.load(carried + following, inside & more, 0)
-        da_first = tl.load(da + following, inside & more, 0)
+        a_first = _load(a + following, inside)
+        h_first = _load(states + following, inside & (k > 0))
+        dh_first = _load(carried + following, inside & more)
+        da_first = _load(da + following, inside & more)
         more_writes, more_spans, for_b, for_c = (), (), (), ()
         for j in tl.static_range(U - 1, -1, -1):
-            dh = tl.fma(dys[j], cs[j], dh)
+            dh = tl.fma(dys[j], both[U + j], dh)
             for_b, for_c = (dh * writes[j],) + for_b, (dys[j] * hs[j + 1],) + for_c
-            more_writes = (dwrites[j] + dh * bs[j],) + more_writes
+            more_writes = (dwrites[j] + dh * both[j],) + more_writes
             dh *= fades[j]
             q = dh * hs[j]  # the gradient of the exponent Δ · A
             da_n += q * dts[j]
             more_spans = (dspans[j] + q * a_n,) + more_spans
         dwrites, dspans = more_writes, more_spans
-        _store(carried + n * channels, dh, inside, MASKED)
-        _store(da + n * channels, da_n, inside, MASKED)
+        _store(carried + n * channels, dh, inside)
+        _store(da + n * channels, da_n, inside)
         total = tl.where(row[:, None] == n - 1, sums, total)  # of the state before: nothing waits for the product
         products = _side_by_side(for_b + for_c)
         if EXACT:
             sums = tl.sum(products, 0)[None, :] + tl.zeros((ROWS, 2 * U), tl.float32)
-        else:  # the same in every row
-            sums = tl.dot(tl.full((ROWS, products.shape[0]), 1, tl.bfloat16), products.to(tl.bfloat16))
+        else:  # the same in every row; channels beside each other, so that a thread's numbers stay so in memory
+            pairs = tl.reshape(products.to(tl.bfloat16), (products.shape[0] // 2, 4 * U))
+            doubled = tl.dot(tl.full((ROWS, products.shape[0] // 2), 1, tl.bfloat16), pairs)
+            sums = tl.sum(tl.reshape(doubled, (ROWS, 2, 2 * U)), 1)
     total = tl.where(row[:, None] == NP - 1, sums, total)
     dd_e += touched * 0
     column = tl.arange(0, 2 * U)
@@ -158,12 +176,12 @@ def _group(k, dd_e, dbias_e, u, delta, a, bc, z, y, dy, states, du, ddelta, dz, 
     tl.store(at, total, (row < NP)[:, None] & (column % U < left)[None, :])
     for j in tl.static_range(U):
         there = inside & (j < left)
-        u_t = _load(u + SIGN * j * channels, there, MASKED)
+        u_t = _load(u + SIGN * j * channels, there)
         raw = (dspans[j] + u_t * dwrites[j]) * _slope(dts[j], EXACT)
         dd_e += dys[j] * u_t
         dbias_e += raw
-        _store(du + SIGN * j * channels, dts[j] * dwrites[j] + d_e * dys[j], there, MASKED)
-        _store(ddelta + SIGN * j * channels, raw, there, MASKED)
+        _store(du + SIGN * j * channels, dts[j] * dwrites[j] + d_e * dys[j], there)
+        _store(ddelta + SIGN * j * channels, raw, there)
     return dd_e, dbias_e
 
 
@@ -202,8 +220,7 @@ def _direction(g: tl.constexpr, u, delta, a, bc, d, z, y, dy, states, du, ddelta
                                bc - i * (2 * NP * U), z + token * step_z, y + token * channels, dy + token * channels,
                                states - i * (NP * channels), du + token * channels, ddelta + token * channels,
                                dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside, length - (k - i) * U,
-                               channels, step_z, step_dz, scale, i > 0, BACK, g == 0, True, EXACT, NP, ROWS,
-                               U)  # fmt: skip
+                               channels, step_z, step_dz, scale, i > 0, BACK, g == 0, EXACT, NP, ROWS, U)  # fmt: skip
     tl.store(dd + each * channels + e, dd_e, inside)
     tl.store(dbias + each * channels + e, dbias_e, inside)
 
@@ -260,6 +277,6 @@ def scan_from_states(
         u, delta, a, bc, d, z, y, grad.contiguous(), states, du, ddelta, dz, dbc, carried, da, dd, dbias, images,
         length, channels, z.stride(1), dz.stride(1), scale, REVERSE=reverse_mask(reverse), G=directions,
         EXACT=u.dtype != torch.bfloat16 or INTERPRETED, NP=padded, ROWS=max(padded, 16), CH=CHANNELS, U=KEPT,
-        num_warps=WARPS, **REGISTERS,
+        num_warps=CHANNELS // 32, **REGISTERS,
     )  # fmt: skip
     return du, ddelta, dbc, da, dd, dbias

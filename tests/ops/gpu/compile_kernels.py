@@ -40,7 +40,8 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import carry, conv, norm, patch_tokens, plan, project, scan, scan_backward
+    from mtr_lab.ops.gpu import carry, conv, mixer_training, norm, norm_backward, patch_tokens, plan, project, scan
+    from mtr_lab.ops.gpu import scan_backward
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
@@ -56,6 +57,11 @@ def main(backend: str, arch: str) -> None:
             kernel.configs = [configs[i % len(configs)]]
         torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, "", 1.0)
         project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
+
+    for data in (normal(1, 9, 128), torch.randn(1, 9, 128)):
+        packed = ops.pack(weights, data.dtype)
+        y, _, projected, kept = mixer_training.forward(data, packed, BOTH, ("output",), 0.5)
+        mixer_training.backward(data, packed, projected, kept, BOTH, 0.5, y, projected)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
@@ -95,6 +101,9 @@ def main(backend: str, arch: str) -> None:
         carry.carry(index, size, special, dest, keep, gone)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
+    for bias in (None, torch.zeros(64)):
+        total = torch.randn(hidden.shape)
+        norm_backward.norm_add_backward(total, torch.ones(64), bias, 1e-5, hidden, total, residual=True)
     print(triton.__version__, *sorted(compiled))
 
 
