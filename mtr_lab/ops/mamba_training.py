@@ -1,4 +1,4 @@
-"""What a mixer does between its two big projections, in a training step on a GPU: kernels, and those of the gradient."""
+"""What a mixer does between its two big projections, in a training step on a GPU, as one operation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,34 +14,35 @@ Composed = Callable[[Tensor, MambaWeights], tuple[Tensor, Tensor, Tensor]]
 
 
 def mamba_training(
-    xz: Tensor, weights: MambaWeights, composed: Composed, *, reverse: Sequence[bool], stats: Sequence[str], scale: float
+    xz: Tensor,
+    weights: MambaWeights,
+    composed: Composed,
+    *,
+    reverse: Sequence[bool],
+    stats: Sequence[str],
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``mamba_inner`` for data on a GPU without order, gap and stretch, with few launches in both passes.
 
     Args:
-        composed: ``(xz, weights) -> y, b, c`` in differentiable operations, for gradients that are differentiated again.
+        composed: ``(xz, weights) -> y, b, c`` in differentiable operations, for gradients to be differentiated again.
     """
     names, directions = emitted(stats), [int(r) for r in reverse]
     parameters = [p for field in weights for p in ([field] if isinstance(field, Tensor) else field)]
     with torch.no_grad():
         packed = pack(weights, xz.dtype)
     lengths = [None if isinstance(field, Tensor) else len(field) for field in weights]
-    y, sums, projected = _Mixer.apply(xz, packed, composed, directions, names, scale, lengths, *parameters)  # type: ignore[no-untyped-call]
+    y, sums, projected = _Mixer.apply(xz, packed, composed, directions, names, scale, lengths, *parameters)
     _, b, c = packed.split(projected)
     return y, as_asked(sums, stats), b[..., : weights.states], c[..., : weights.states]
 
 
 def fills(xz: Tensor) -> bool:
-    """Whether there are images and channels enough for every multiprocessor to have scans beside each other."""
+    """Whether images and channels are enough for two scans of 64 channels a multiprocessor, of a GPU."""
     if not xz.is_cuda:
         return True
-    walks = xz.shape[0] * triton_blocks(xz.shape[2] // 2)
-    return walks >= 2 * torch.cuda.get_device_properties(xz.device).multi_processor_count
-
-
-def triton_blocks(channels: int) -> int:
-    """Programs of 64 channels."""
-    return -(-channels // 64)
+    scans = xz.shape[0] * -(-xz.shape[2] // 128)  # xz has twice the channels
+    return scans >= 2 * torch.cuda.get_device_properties(xz.device).multi_processor_count
 
 
 class _Mixer(torch.autograd.Function):
@@ -67,15 +68,15 @@ class _Mixer(torch.autograd.Function):
         return y, sums, projected
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None, projected_grad: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, _: None, projected_grad: Tensor | None) -> tuple[Any, ...]:
         from mtr_lab.ops.gpu import mixer_training
 
         xz, projected, *rest = ctx.saved_tensors
         packed, kept, parameters = PackedWeights(*rest[:7]), mixer_training.Kept(*rest[7:11]), rest[11:]
         weights = _grouped(parameters, ctx.lengths)
         if torch.is_grad_enabled():
-            found = _composed_gradients(ctx, xz, projected, packed, grad, projected_grad, parameters)
-            return found[0], *(None,) * 6, *found[1:]
+            recorded = _composed_gradients(ctx, xz, projected, packed, grad, projected_grad, parameters)
+            return recorded[0], *(None,) * 6, *recorded[1:]
         if grad is None:
             grad = torch.zeros_like(xz[..., : xz.shape[-1] // 2])
         dxz, found = mixer_training.backward(xz, packed, projected, kept, ctx.reverse, ctx.scale, grad, projected_grad)
@@ -95,19 +96,19 @@ def _unpacked(grads: PackedWeights, weights: MambaWeights) -> list[Tensor]:
     low_rank, b, c = grads.projection.split(
         [grads.timescale.shape[2], grads.a.shape[1], grads.a.shape[1]], dim=1
     )  # (G, R + 2N, E), padded
-    fields = MambaWeights(
-        conv_weight=grads.conv_weight.mT[:, :, None],
-        conv_bias=grads.conv_bias,
-        x_proj=torch.cat([low_rank[:, :rank], b[:, :states], c[:, :states]], dim=1),
-        dt_proj=grads.timescale[..., :rank],
-        dt_bias=grads.timescale_bias,
-        A_log=grads.a[:, :states].mT * weights.A,
-        D=grads.d,
-    )
-    row = []
-    for grad, field in zip(fields, weights, strict=True):
-        row += [grad] if isinstance(field, Tensor) else list(grad.unbind())
-    return [g.contiguous() for g in row]
+    fields: dict[str, Tensor] = {
+        "conv_weight": grads.conv_weight.mT[:, :, None],
+        "conv_bias": grads.conv_bias,
+        "x_proj": torch.cat([low_rank[:, :rank], b[:, :states], c[:, :states]], dim=1),
+        "dt_proj": grads.timescale[..., :rank],
+        "dt_bias": grads.timescale_bias,
+        "A_log": grads.a[:, :states].mT * weights.A,
+        "D": grads.d,
+    }
+    row: list[Tensor] = []
+    for name, field in weights._asdict().items():
+        row += [fields[name]] if isinstance(field, Tensor) else fields[name].unbind()
+    return [grad.contiguous() for grad in row]
 
 
 def _composed_gradients(

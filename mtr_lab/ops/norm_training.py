@@ -34,7 +34,7 @@ class NormAdd(torch.autograd.Function):
         return normed, total
 
     @staticmethod
-    def backward(ctx: Any, normed_grad: Tensor, total_grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, normed_grad: Tensor, total_grad: Tensor) -> tuple[Any, ...]:
         from mtr_lab.ops.gpu import norm_backward
 
         hidden, residual, total, weight, bias = ctx.saved_tensors

@@ -22,7 +22,7 @@ UNROLL = 4
 @triton.jit
 def _read(x, grad, t0, length, size, there, channels: tl.constexpr, step_x: tl.constexpr, REVERSE: tl.constexpr,
           G: tl.constexpr, W: tl.constexpr, U: tl.constexpr):  # fmt: skip
-    """What U steps from t0 on come to: of each the last token they see, and the gradients of each direction's output."""
+    """Of U steps from t0 on the last token that each sees, and the gradient of each direction's output there."""
     ahead, grads = (), ()
     for i in tl.static_range(U):
         t = t0 + i + W - 1
@@ -48,9 +48,9 @@ def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.cons
         biases = biases + (tl.load(bias + g * channels + e, there, 0),)
         for k in tl.static_range(W):
             weights = weights + (tl.load(weight + (g * W + k) * channels + e, there, 0),)
-        for k in tl.static_range(W + 1):
+        for _ in tl.static_range(W + 1):
             sums = sums + (tl.zeros((E,), tl.float32),)
-        for k in tl.static_range(W - 1):
+        for _ in tl.static_range(W - 1):
             passed = passed + (tl.zeros((E,), tl.float32),)
     x += image * length * step_x + e
     dx += image * length * step_dx + e

@@ -66,7 +66,6 @@ def backward(
         ``projection`` and ``timescale``.
     """
     u, delta, ungated, states = kept
-    directions, images, length, channels = u.shape
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     dx, dz = dxz.chunk(2, dim=-1)

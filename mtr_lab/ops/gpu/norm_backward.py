@@ -77,5 +77,7 @@ def norm_add_backward(
         total, weight, normed_grad.contiguous(), total_grad.contiguous(), hidden_grad, residual_grad, weight_grad,
         bias_grad, tokens, channels, eps, **row(channels),
     )  # fmt: skip
-    sums = (None if t is None else t.sum(0).to(weight.dtype) for t in (weight_grad, bias_grad))
-    return hidden_grad, hidden_grad.clone() if residual and residual_grad is None else residual_grad, *sums
+    if residual and residual_grad is None:
+        residual_grad = hidden_grad.clone()
+    dbias = None if bias_grad is None else bias_grad.sum(0).to(weight.dtype)
+    return hidden_grad, residual_grad, weight_grad.sum(0).to(weight.dtype), dbias

@@ -208,16 +208,16 @@ def _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated
 
 @triton.jit
 def _direction(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside, start, end, length,
-               a2, d_e, bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k, scale,
-               BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr,
-               GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
+               a2, d_e, bias_e, idle_e, channels: tl.constexpr, step_z: tl.constexpr, step_t: tl.constexpr, step_k,
+               scale, BACK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, GATE: tl.constexpr,
+               SOFTPLUS: tl.constexpr, GAP: tl.constexpr, STRETCH: tl.constexpr, EVEN: tl.constexpr, NP: tl.constexpr,
                U: tl.constexpr):  # fmt: skip
     """Scan the tokens from ``start`` to ``end``, those of ``order`` if there is one, from the state h."""
     whole = (end - start) // U * U
     if whole > 0:
         h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside,
-                  end - 1 if BACK else start, whole, length, a2, d_e, bias_e, idle_e, channels, step_z, step_t, step_k, scale, BACK, FIRST, LAST,
-                  GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP, U)  # fmt: skip
+                  end - 1 if BACK else start, whole, length, a2, d_e, bias_e, idle_e, channels, step_z,
+                  step_t, step_k, scale, BACK, FIRST, LAST, GATE, SOFTPLUS, GAP, STRETCH, EVEN, NP, U)  # fmt: skip
     if whole < end - start:
         h = _walk(h, u, delta, bc, z, order, gap, stretch, y, sums, terms, kept, ungated, e, inside,
                   end - 1 - whole if BACK else start + whole, end - start - whole, length, a2, d_e, bias_e, idle_e,
@@ -258,9 +258,9 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, stretch, y, sums, terms, befo
                    sums + each * length * tl.num_programs(0), terms,
                    None if kept is None else kept + each * ((length - 1) // KEPT) * NP * channels,
                    None if ungated is None else ungated + image * length * channels, e, inside, start, end, length,
-                   a2, d_e, bias_e, idle_e, channels, step_z, step_t, G * images.to(tl.int64) * length * tl.num_programs(0), scale,
-                   (REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP,
-                   U)  # fmt: skip
+                   a2, d_e, bias_e, idle_e, channels, step_z, step_t,
+                   G * images.to(tl.int64) * length * tl.num_programs(0), scale, (REVERSE >> g) & 1, g == 0, g == G - 1,
+                   GATE, SOFTPLUS, GAP, STRETCH, channels % CH == 0, NP, U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
@@ -450,8 +450,8 @@ def scan(
         launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
         for first, last in launches:
             _scan[blocks, images, chunks](
-                *data, order, *rest, before, faded, kept, ungated, length, channels, chunk, *strides, scale, FROM=first, TO=last,
-                G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
+                *data, order, *rest, before, faded, kept, ungated, length, channels, chunk, *strides, scale, FROM=first,
+                TO=last, G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
             )  # fmt: skip
     if not stats:
         return y, sums.view(directions, images, length, 0)

@@ -214,13 +214,14 @@ def _direction(g: tl.constexpr, u, delta, a, bc, d, z, y, dy, states, du, ddelta
     d_e = tl.load(d + g * channels + e, inside, 0)
     zero = tl.zeros((CH,), tl.float32)
     dd_e, dbias_e = zero, zero
-    for i in range(0, groups):
+    for i in range(groups):
         token = ((k - i).to(tl.int64) - k) * (-U if BACK else U)
         dd_e, dbias_e = _group(k - i, dd_e, dbias_e, u + token * channels, delta + token * channels, a,
                                bc - i * (2 * NP * U), z + token * step_z, y + token * channels, dy + token * channels,
                                states - i * (NP * channels), du + token * channels, ddelta + token * channels,
-                               dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside, length - (k - i) * U,
-                               channels, step_z, step_dz, scale, i > 0, BACK, g == 0, EXACT, NP, ROWS, U)  # fmt: skip
+                               dz + token * step_dz, dbc + token * (2 * NP), carried, da, d_e, inside,
+                               length - (k - i) * U, channels, step_z, step_dz, scale, i > 0, BACK, g == 0, EXACT, NP,
+                               ROWS, U)  # fmt: skip
     tl.store(dd + each * channels + e, dd_e, inside)
     tl.store(dbias + each * channels + e, dbias_e, inside)
 

@@ -40,8 +40,18 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # what the kernels ask
-    from mtr_lab.ops.gpu import carry, conv, mixer_training, norm, norm_backward, patch_tokens, plan, project, scan
-    from mtr_lab.ops.gpu import scan_backward
+    from mtr_lab.ops.gpu import (
+        carry,
+        conv,
+        mixer_training,
+        norm,
+        norm_backward,
+        patch_tokens,
+        plan,
+        project,
+        scan,
+        scan_backward,
+    )
 
     # What is unrolled twice as often takes the compiler four times as long, and is the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_backward.FORWARDS = 2
