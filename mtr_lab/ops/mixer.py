@@ -4,6 +4,7 @@ For inference on a GPU it is fused into fewer passes over memory, with parameter
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
+from mtr_lab.ops.mixer_training import fills, mamba_inner_training
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
@@ -98,6 +100,11 @@ def _fused(
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
+    if torch.is_grad_enabled():
+        if packed is not None:
+            packed.clear()
+        differentiable = partial(_differentiable, scale=scale, reverse=reverse)
+        return mamba_inner_training(xz, weights, differentiable, reverse=reverse, stats=stats, scale=scale)
     kernel_weights = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
     names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
@@ -106,10 +113,32 @@ def _fused(
     return y, as_asked(sums, stats), b[..., :states], c[..., :states]
 
 
-def _unfit(*inputs: Any, order: Tensor | None, **options: Any) -> str:
-    if torch.is_grad_enabled():
-        return "has no gradient of the fused mixer"
-    return "" if order is None else "reads tokens in their order or backwards"
+def _differentiable(
+    xz: Tensor, weights: MambaWeights, *, scale: float, reverse: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, B and C of ``_composed``."""
+    y, _, b, c = _composed(xz, weights, None, scale, reverse=reverse)
+    return y, b, c
+
+
+def _unfit(
+    xz: Tensor,
+    weights: MambaWeights,
+    *inputs: Any,
+    order: Tensor | None,
+    gap: Tensor | None,
+    delta_scale: Tensor | None,
+    **options: Any,
+) -> str:
+    if order is not None:
+        return "reads tokens in their order or backwards"
+    if not torch.is_grad_enabled():
+        return ""
+    if gap is not None or delta_scale is not None or torch.compiler.is_compiling():
+        return "has no gradient of the fused mixer for gaps or delta_scale, or in a compiled graph"
+    if not fills(xz):
+        return "is slower than separate operations for few images, which leave the GPU idle"
+    return ""
 
 
 MAMBA_INNER = Operation(

@@ -1,5 +1,6 @@
 """Residual addition and normalisation between two blocks: RMSNorm without a bias, LayerNorm with one."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops.norm_training import NormAdd
 from mtr_lab.ops.plan import Plan, apply_plan, merge_rows
 from mtr_lab.ops.registry import Implementation, Operation, operator
 
@@ -63,7 +65,11 @@ def _composed(
 def _fused(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """One kernel for plan, addition and normalisation."""
+    """One kernel for plan, addition and normalisation; with gradients, the plan is applied by a kernel before it."""
+    if _needs_gradients(hidden, residual, weight, bias):
+        if plan is not None:
+            hidden, residual = reduce_streams(plan, hidden, residual)
+        return NormAdd.apply(hidden, residual, weight, bias, eps, partial(_composed, eps=eps, plan=None))
     if plan is None:
         return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
     own = plan.with_offsets()
@@ -75,8 +81,12 @@ def _fused(
 def _unfit(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> str:
-    differentiable = any(t is not None and t.requires_grad for t in (hidden, residual, weight, bias))
-    return "has no gradient of the fused norm" if torch.is_grad_enabled() and differentiable else ""
+    traced = torch.compiler.is_compiling() and _needs_gradients(hidden, residual, weight, bias)
+    return "has no gradient of the fused norm in a compiled graph" if traced else ""
+
+
+def _needs_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 NORM_ADD = Operation(

@@ -80,7 +80,7 @@ def norm_add(
         hidden.contiguous(), absent if residual is None else residual.contiguous(), weight,
         bias, normed, total,
         *(absent if t is None else t.contiguous() for t in (keep, *lists)), length, length - kept, channels, eps,
-        ADD=residual is not None, REDUCE=keep is not None, **_row(channels),
+        ADD=residual is not None, REDUCE=keep is not None, **row(channels),
     )  # fmt: skip
     return normed, total
 
@@ -106,11 +106,11 @@ def apply_plan(x: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets
     kept = keep.shape[1]
     y = x.new_empty(images, kept, channels)
     plan = (t.contiguous() for t in (keep, weight, removed, offsets))
-    _apply[(images * kept,)](x, y, *plan, length, length - kept, channels, **_row(channels))
+    _apply[(images * kept,)](x, y, *plan, length, length - kept, channels, **row(channels))
     return y
 
 
-def _row(channels: int) -> dict[str, int]:
+def row(channels: int) -> dict[str, int]:
     """A token's channels, padded to a power of two, and its program's warps: up to 8, of 16 channels a thread."""
     size = triton.next_power_of_2(channels)
     return {"C": size, "num_warps": min(max(size // 512, 1), 8)}

@@ -21,7 +21,7 @@ from torch import Tensor
 from mtr_lab.ops.gpu.formulas import terms
 from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device, registers, reverse_mask, rows
 from mtr_lab.ops.gpu.scan_chunks import CHANNELS, UNROLL, chunk_length, chunk_states
-from mtr_lab.ops.gpu.scan_walk import Direction, Options, load_channels, tile, walk
+from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY, Direction, Options, load_channels, tile, walk
 from mtr_lab.ops.scan_inputs import ScanInputs
 
 UNROLL_HALF = 8  # tokens that a program of ``_scan_half`` loads at a time: more than ``UNROLL``, as fewer programs run
@@ -59,6 +59,8 @@ def scan(
     *,
     softplus: bool,
     scale: float = 1.0,
+    saved: Tensor | None = None,
+    ungated: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan`` with packed parameters.
 
@@ -75,6 +77,9 @@ def scan(
         order, gap, delta_scale, reverse, stats: as in ``selective_scan``.
         softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` is for gaps only.
         scale: factor of the result.
+        saved, ungated: outputs for a backward pass, both or neither: the states before every ``SAVE_EVERY``-th
+            position of a direction but the first, (G, B, (L - 1) // SAVE_EVERY, N, E), and the sum over directions
+            before the gate, (B, L, E). Sequences are scanned whole then.
 
     Returns:
         y: (B, L, E).
@@ -88,7 +93,7 @@ def scan(
     gap_or_absent, scale_or_absent = (absent if t is None else t.contiguous() for t in (gap, delta_scale))
     mask = reverse_mask(reverse)
     opposite = directions == 2 and mask in (1, 2)
-    half = half_width(images, channels, u.device) if opposite else None
+    half = half_width(images, channels, u.device) if opposite and saved is None else None
     width = half or CHANNELS
     blocks = triton.cdiv(channels, width)
     sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
@@ -107,7 +112,7 @@ def scan(
                 *data, *rest, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
             )
     else:
-        chunk = chunk_length(length, images * blocks, u.device)
+        chunk = chunk_length(length, images * blocks, u.device) if saved is None else length
         chunks = triton.cdiv(length, chunk)
         left = spans = absent
         if chunks > 1:
@@ -119,8 +124,8 @@ def scan(
         launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
         for first, last in launches:
             _scan[blocks, images, chunks](
-                *data, order, *rest, left, spans, length, channels, chunk, *strides, scale, FROM=first, TO=last,
-                G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
+                *data, order, *rest, left, spans, saved, ungated, length, channels, chunk, *strides, scale, FROM=first,
+                TO=last, G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
             )  # fmt: skip
     if not stats:
         return y, sums.view(directions, images, length, 0)
@@ -141,7 +146,7 @@ def half_width(images: int, channels: int, device: torch.device) -> int | None:
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, left, spans,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, left, spans, saved, ungated,
           length, width: tl.constexpr, chunk, stride_z: tl.constexpr, stride_g, stride_b, stride_bc: tl.constexpr,
           scale, REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
           SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
@@ -169,7 +174,9 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, 
                           z + image * length * stride_z, None if order is None else order + row * length,
                           gap + (image * G + g) * length, delta_scale + image * length, y + image * length * width,
                           sums + row * length * tl.num_programs(0), length, width, stride_z, stride_bc,
-                          G * images.to(tl.int64) * length * tl.num_programs(0)),
+                          G * images.to(tl.int64) * length * tl.num_programs(0),
+                          None if saved is None else saved + row * ((length - 1) // SAVE_EVERY) * NP * width,
+                          None if ungated is None else ungated + image * length * width),
              channels, terms, start, end, scale,
              Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
              U)  # fmt: skip
@@ -205,7 +212,8 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, delta_scale, y, sums, terms, st
                                   bc + g * stride_g + image * stride_b, z + image * length * stride_z, None,
                                   gap + (image * 2 + g) * length, delta_scale + image * length,
                                   y + image * length * width, sums + row * length * tl.num_programs(0), length, width,
-                                  stride_z, stride_bc, 2 * images.to(tl.int64) * length * tl.num_programs(0)),
+                                  stride_z, stride_bc, 2 * images.to(tl.int64) * length * tl.num_programs(0), None,
+                                  None),
                      channels, terms, start, end, scale,
                      Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
                      U)  # fmt: skip

@@ -95,7 +95,7 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans
             total = tl.zeros((CH,), tl.float32)
             h, total = walk_states(
                 h, total, Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, delta_scale, None,
-                                    None, length, width, None, stride_bc, None),
+                                    None, length, width, None, stride_bc, None, None, None),
                 channels, start, count,
                 Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
                 U)  # fmt: skip

@@ -17,6 +17,8 @@ import triton.language as tl
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus
 from mtr_lab.ops.gpu.occupancy import STAGES, unstack
 
+SAVE_EVERY = tl.constexpr(8)  # positions between two states that are saved for a backward pass, a multiple of U
+
 
 class Channels(NamedTuple):
     """The channels of a program and their parameters."""
@@ -52,6 +54,10 @@ class Direction(NamedTuple):
     stride_bc: Any
     stride_sums: Any
     """The stride from one statistic to the next."""
+    saved: Any
+    """States for a backward pass: those before every ``SAVE_EVERY``-th position but the first; or ``None``."""
+    ungated: Any
+    """The sum over directions before the gate, for a backward pass; or ``None``."""
 
 
 class Options(NamedTuple):
@@ -155,6 +161,12 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
     order = direction.order
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
+        if direction.saved is not None:
+            passed = direction.length - 1 - s0 if options.backward else s0
+            if (passed % SAVE_EVERY == 0) & (passed > 0):
+                at = direction.saved + (passed // SAVE_EVERY - 1) * h.shape[0] * direction.width
+                state = tile(at, channels.e, direction.width, h.shape[0], h.shape[1])
+                tl.store(state, h.to(direction.saved.dtype.element_ty), channels.mask[None, :])
         us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
         dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
@@ -179,6 +191,9 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
                 tl.store(at + i * direction.stride_sums, tl.sum(terms[i](dt, u_t, y_t, maximum), 0))
             if not options.first:
                 y_t += ys[k].to(tl.float32)
+            if options.last and direction.ungated is not None:
+                ungated = direction.ungated + t * direction.width + channels.e
+                tl.store(ungated, y_t.to(direction.ungated.dtype.element_ty), channels.mask)
             if options.last and options.gate:
                 z_t = zs[k].to(tl.float32)
                 y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))

@@ -40,7 +40,19 @@ def main(backend: str, arch: str) -> None:
     JITFunction.run = compile_only
     if backend == "hip":
         torch.version.hip = "of a ROCm build"  # tells the kernels that the backend is HIP
-    from mtr_lab.ops.gpu import conv, decision, embedding, metadata, norm, project, scan, scan_backward, scan_chunks
+    from mtr_lab.ops.gpu import (
+        conv,
+        decision,
+        embedding,
+        metadata,
+        mixer_training,
+        norm,
+        norm_backward,
+        project,
+        scan,
+        scan_backward,
+        scan_chunks,
+    )
 
     # Unrolling twice as much takes the compiler four times as long, for the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
@@ -56,6 +68,11 @@ def main(backend: str, arch: str) -> None:
             kernel.configs = [configs[i % len(configs)]]
         torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, "", 1.0)
         project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
+
+    for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
+        packed = ops.pack(weights, xz.dtype)
+        y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
+        mixer_training.backward(xz, packed, projected, saved, BOTH, 0.5, y, projected)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
@@ -97,6 +114,9 @@ def main(backend: str, arch: str) -> None:
         metadata.update_metadata(index, size, special, dest, keep, removed)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
+    for bias in (None, torch.zeros(64)):
+        total = torch.randn(hidden.shape)
+        norm_backward.norm_add_backward(total, torch.ones(64), bias, 1e-5, hidden, total, residual=True)
     print(triton.__version__, *sorted(compiled))
 
 

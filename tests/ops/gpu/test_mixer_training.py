@@ -1,0 +1,93 @@
+"""The mixer's training step against its composition in float64: outputs and the gradient of every parameter."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mtr_lab import ops
+from mtr_lab.ops import mixer
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+def make(length, channels, states, rank, width, directions, dtype, batch=2):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(length + 100 * channels)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(DEVICE)
+
+    weights = ops.MambaWeights(
+        conv_weight=[0.5 * normal(channels, 1, width) for _ in range(directions)],
+        conv_bias=[normal(channels) for _ in range(directions)],
+        x_proj=[normal(rank + 2 * states, channels) / channels**0.5 for _ in range(directions)],
+        dt_proj=[normal(channels, rank) / rank**0.5 for _ in range(directions)],
+        dt_bias=[normal(channels) - 2 for _ in range(directions)],
+        A_log=[0.5 * normal(channels, states) for _ in range(directions)],
+        D=[normal(channels) for _ in range(directions)],
+    )
+    return normal(batch, length, 2 * channels).to(dtype), weights, normal(batch, length, channels).to(dtype), normal
+
+
+def gradients(xz, weights, grad, bc_grad, **options):
+    leaves = [xz.requires_grad_(), *(p.requires_grad_() for field in weights for p in field)]
+    y, sums, b, c = ops.mamba_inner(xz, weights, **options)
+    outputs, arriving = [y], [grad]
+    if bc_grad is not None:
+        outputs, arriving = [y, b, c], [grad, *(t.to(b.dtype) for t in bc_grad)]
+    return y, sums, torch.autograd.grad(outputs, leaves, arriving)
+
+
+def error(one, other):
+    return ((one.double() - other.double()).norm() / other.double().norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "states", "rank", "width", "reverse", "dtype", "of_bc"),
+    [
+        (11, 70, 3, 17, 4, (False, True), torch.float32, True),
+        (3, 5, 3, 1, 2, (True,), torch.float32, True),
+        (16, 16, 8, 2, 3, (False, False, True), torch.float16, False),
+        (9, 32, 16, 4, 4, (True, False), torch.bfloat16, True),
+    ],
+)
+def test_gradients_of_every_parameter_equal_float64(
+    length, channels, states, rank, width, reverse, dtype, of_bc, monkeypatch
+):
+    monkeypatch.setattr(mixer, "fills", lambda xz: True)
+    xz, weights, grad, normal = make(length, channels, states, rank, width, len(reverse), dtype)
+    bc_grad = [normal(len(reverse), 2, length, states) for _ in range(2)] if of_bc else None
+    options = {"reverse": reverse, "scale": 0.5, "stats": ("output", "delta")}
+    with ops.use_backend("triton"):
+        fields = {"order": None, "gap": None, "delta_scale": None}
+        assert mixer.MAMBA_INNER.pick(xz, weights, None, 0.5, **options, **fields).name == "triton"
+        y, sums, found = gradients(xz, weights, grad, bc_grad, **options)
+    wide = ops.MambaWeights(*([p.detach().double() for p in field] for field in weights))
+    with ops.use_backend("reference"):
+        exact_y, exact_sums, exact = gradients(xz.detach().double(), wide, grad.double(), bc_grad, **options)
+    tolerance = TOLERANCE[dtype]
+    assert error(y, exact_y) < tolerance
+    assert error(sums, exact_sums) < tolerance
+    names = ["xz", *(f"{name}[{g}]" for name in weights._fields for g in range(len(reverse)))]
+    errors = {name: error(*pair) for name, *pair in zip(names, found, exact, strict=True)}
+    assert max(errors.values()) < tolerance, errors
+
+
+def test_gradients_can_be_differentiated_again(monkeypatch):
+    monkeypatch.setattr(mixer, "fills", lambda xz: True)
+
+    def norm_of_gradients(xz, weights, grad):
+        leaves = [xz.requires_grad_(), *(p.requires_grad_() for field in weights for p in field)]
+        y, *_ = ops.mamba_inner(xz, weights, reverse=(False, True))
+        first = torch.autograd.grad(y.square(), leaves, grad, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    xz, weights, grad, _ = make(3, 4, 2, 1, 3, 2, torch.float32)
+    with ops.use_backend("triton"):
+        found = norm_of_gradients(xz, weights, grad)
+    wide = ops.MambaWeights(*([p.detach().double() for p in field] for field in weights))
+    with ops.use_backend("reference"):
+        exact = norm_of_gradients(xz.detach().double(), wide, grad.double())
+    assert max(map(error, found, exact)) < 1e-5
