@@ -70,7 +70,5 @@ def test_the_command_line_names_the_project(
     (saved,) = wandb_server.asked("upsertView")
     assert (saved["entityName"], saved["projectName"]) == ("team", "lab")
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
         main(["wandb=lab"])
     assert "say which results" in capsys.readouterr().err
