@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from mtr_lab.results.comparison import compare
-from mtr_lab.results.predictions import load_predictions
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 FINE_TUNINGS = {"reduced": ["mtr.ratio=0.4"], "unreduced": ["mtr.ratio=0"]}

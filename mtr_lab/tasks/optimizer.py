@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 
 def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epochs: int) -> OptimizerLRScheduler:
@@ -19,6 +19,7 @@ def adamw(groups: list[dict[str, Any]], trainer: Trainer, lr: float, warmup_epoc
     optimizer._step_supports_amp_scaling = False
     steps = int(trainer.estimated_stepping_batches)
     warmup = min(warmup_epochs * steps // max(trainer.max_epochs or 1, 1), steps - 1)
-    cosine = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
-    schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=max(warmup, 1)), cosine], [warmup])
+    schedule: LRScheduler = CosineAnnealingLR(optimizer, max(steps - warmup, 1))
+    if warmup:
+        schedule = SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=warmup), schedule], [warmup])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -25,16 +25,17 @@ def test_gradients_are_clipped_whichever_kernel_makes_the_step(device: str, scal
     optimizer.step()
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
+@pytest.mark.parametrize(("warmup_epochs", "first", "peak"), [(1, 1e-4, 5), (0, 0.1, 0)])
+def test_the_learning_rate_rises_and_falls(warmup_epochs: int, first: float, peak: int) -> None:
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     trainer = SimpleNamespace(strategy=strategy, scaler=None, estimated_stepping_batches=20, max_epochs=4)
-    made = adamw([{"params": nn.Linear(1, 1).parameters()}], trainer, 0.1, 1)
+    made = adamw([{"params": nn.Linear(1, 1).parameters()}], trainer, 0.1, warmup_epochs)
     rates = []
     for _ in range(20):
         rates.append(made["optimizer"].param_groups[0]["lr"])
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-    assert rates[0] == pytest.approx(1e-4)
-    assert max(rates) == rates[5] == pytest.approx(0.1)
-    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[0] == pytest.approx(first)
+    assert max(rates) == rates[peak] == pytest.approx(0.1)
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
