@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
-from mtr_lab.ops.mixer_training import fills, mamba_inner_training
+from mtr_lab.ops.mixer_training import fills_gpu, mamba_inner_training
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
@@ -136,8 +136,8 @@ def _unfit(
         return ""
     if gap is not None or delta_scale is not None or torch.compiler.is_compiling():
         return "has no gradient of the fused mixer for gaps or delta_scale, or in a compiled graph"
-    if not fills(xz):
-        return "is slower than separate operations for few images, which leave the GPU idle"
+    if not fills_gpu(xz):
+        return "leaves the GPU partly idle with few images"
     return ""
 
 

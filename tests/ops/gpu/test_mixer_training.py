@@ -56,7 +56,7 @@ def error(one, other):
 def test_gradients_of_every_parameter_equal_float64(
     length, channels, states, rank, width, reverse, dtype, of_bc, monkeypatch
 ):
-    monkeypatch.setattr(mixer, "fills", lambda xz: True)
+    monkeypatch.setattr(mixer, "fills_gpu", lambda xz: True)
     xz, weights, grad, normal = make(length, channels, states, rank, width, len(reverse), dtype)
     bc_grad = [normal(len(reverse), 2, length, states) for _ in range(2)] if of_bc else None
     options = {"reverse": reverse, "scale": 0.5, "stats": ("output", "delta")}
@@ -76,7 +76,7 @@ def test_gradients_of_every_parameter_equal_float64(
 
 
 def test_gradients_can_be_differentiated_again(monkeypatch):
-    monkeypatch.setattr(mixer, "fills", lambda xz: True)
+    monkeypatch.setattr(mixer, "fills_gpu", lambda xz: True)
 
     def norm_of_gradients(xz, weights, grad):
         leaves = [xz.requires_grad_(), *(p.requires_grad_() for field in weights for p in field)]
