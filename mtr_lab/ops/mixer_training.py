@@ -10,6 +10,9 @@ from mtr_lab.ops.packed import MambaWeights, PackedWeights, pack
 from mtr_lab.ops.statistics import as_asked, emitted
 from mtr_lab.ops.vjp import vjp
 
+_WEIGHTS = ", ".join(f"Tensor {name}" for name in PackedWeights._fields)
+_SIZES = "int[] reverse, int rank, int states"  # unpadded, for the count of FLOPs
+
 Composed = Callable[[Tensor, MambaWeights], tuple[Tensor, Tensor, Tensor]]
 """Takes xz and weights; returns y, B and C, in differentiable operations."""
 
@@ -68,10 +71,10 @@ class _Mixer(torch.autograd.Function):
         lengths: list[int | None],
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from mtr_lab.ops.gpu import mixer_training
-
-        y, sums, projected, saved = mixer_training.forward(xz, packed, reverse, stats, scale)
-        ctx.composed, ctx.reverse, ctx.scale, ctx.lengths = composed, reverse, scale, lengths
+        weights = _unflattened(parameters, lengths)
+        sizes = reverse, weights.rank, weights.states
+        y, sums, projected, *saved = _forward(xz, *packed, *sizes, " ".join(stats), scale)
+        ctx.composed, ctx.sizes, ctx.scale, ctx.lengths = composed, sizes, scale, lengths
         ctx.save_for_backward(xz, projected, *packed, *saved, *parameters)
         ctx.mark_non_differentiable(sums)
         ctx.set_materialize_grads(False)
@@ -79,21 +82,51 @@ class _Mixer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None, projected_grad: Tensor | None) -> tuple[Any, ...]:
-        from mtr_lab.ops.gpu import mixer_training
-
         xz, projected, *tensors = ctx.saved_tensors
-        packed, saved = PackedWeights(*tensors[:7]), mixer_training.Saved(*tensors[7:11])
-        parameters = tensors[11:]
+        packed, saved, parameters = PackedWeights(*tensors[:7]), tensors[7:11], tensors[11:]
         if torch.is_grad_enabled():
             xz_grad, *grads = _composed_gradients(ctx, xz, projected, packed, grad, projected_grad, parameters)
             return xz_grad, *(None,) * 6, *grads
         if grad is None:
-            grad = torch.zeros_like(saved.ungated)
-        xz_grad, packed_grads = mixer_training.backward(
-            xz, packed, projected, saved, ctx.reverse, ctx.scale, grad, projected_grad
-        )
-        unpacked = _unpacked(packed_grads, _unflattened(parameters, ctx.lengths))
+            grad = torch.zeros_like(xz[..., : xz.shape[-1] // 2])
+        xz_grad, *packed_grads = _backward(xz, *packed, projected, *saved, grad, projected_grad, *ctx.sizes, ctx.scale)
+        unpacked = _unpacked(PackedWeights(*packed_grads), _unflattened(parameters, ctx.lengths))
         return xz_grad, *(None,) * 6, *(g.to(p.dtype) for g, p in zip(unpacked, parameters, strict=True))
+
+
+# Operators, so that FlopCounterMode counts a training step as that of the separate operations.
+@torch.library.custom_op(
+    "mtr_lab::mamba_inner_training",
+    mutates_args=(),
+    schema=f"(Tensor xz, {_WEIGHTS}, {_SIZES}, str stats, float scale) -> ({', '.join(['Tensor'] * 7)})",
+)
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    """y, statistics and projected, then what is saved."""
+    from mtr_lab.ops.gpu import mixer_training
+
+    xz, *weights = arguments[:8]
+    reverse, _, _, stats, scale = arguments[8:]
+    y, sums, projected, saved = mixer_training.forward(xz, PackedWeights(*weights), reverse, stats.split(), scale)
+    return y, sums, projected, *saved
+
+
+@torch.library.custom_op(
+    "mtr_lab::mamba_inner_training_backward",
+    mutates_args=(),
+    schema=f"(Tensor xz, {_WEIGHTS}, Tensor projected, Tensor u, Tensor delta, Tensor ungated, Tensor saved_states, "
+    f"Tensor grad, Tensor? projected_grad, {_SIZES}, float scale) -> ({', '.join(['Tensor'] * 8)})",
+)
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients of xz and of the packed weights."""
+    from mtr_lab.ops.gpu import mixer_training
+
+    xz, *weights = arguments[:8]
+    projected, *saved = arguments[8:13]
+    grad, projected_grad, reverse, _, _, scale = arguments[13:]
+    xz_grad, grads = mixer_training.backward(
+        xz, PackedWeights(*weights), projected, mixer_training.Saved(*saved), reverse, scale, grad, projected_grad
+    )
+    return xz_grad, *grads._replace(conv_bias=grads.conv_bias.clone())  # outputs of an operator share no memory
 
 
 def _unflattened(parameters: Sequence[Tensor], lengths: Sequence[int | None]) -> MambaWeights:
