@@ -110,6 +110,20 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     return y, sums, projected, *saved
 
 
+@_forward.register_fake
+def _like_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY
+
+    xz, _, _, projection, _, _, a, _, reverse, _, _, stats, _ = arguments
+    images, length, channels = xz.shape[0], xz.shape[1], xz.shape[2] // 2
+    rows = len(reverse), images, length
+    sums, projected = (xz.new_empty(*rows, n, dtype=torch.float32) for n in (len(stats.split()), projection.shape[2]))
+    u, delta = (xz.new_empty(*rows, channels) for _ in range(2))
+    y, ungated = (xz.new_empty(images, length, channels) for _ in range(2))
+    num_saved = (length - 1) // SAVE_EVERY.value
+    return y, sums, projected, u, delta, ungated, xz.new_empty(*rows[:2], num_saved, a.shape[1], channels)
+
+
 @torch.library.custom_op(
     "mtr_lab::mamba_inner_training_backward",
     mutates_args=(),
@@ -126,7 +140,16 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     xz_grad, grads = mixer_training.backward(
         xz, PackedWeights(*weights), projected, mixer_training.Saved(*saved), reverse, scale, grad, projected_grad
     )
-    return xz_grad, *grads._replace(conv_bias=grads.conv_bias.clone())  # outputs of an operator share no memory
+    # The outputs of an operator share no memory; these two are parts of one tensor.
+    return xz_grad, *grads._replace(conv_weight=grads.conv_weight.clone(), conv_bias=grads.conv_bias.clone())
+
+
+@_backward.register_fake
+def _like_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    xz, *tensors = arguments[:8]
+    weights = PackedWeights(*tensors)
+    weights = weights._replace(projection=weights.projection.mT)
+    return xz.new_empty(xz.shape), *(t.new_empty(t.shape, dtype=torch.float32) for t in weights)
 
 
 def _unflattened(parameters: Sequence[Tensor], lengths: Sequence[int | None]) -> MambaWeights:

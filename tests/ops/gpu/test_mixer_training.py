@@ -10,6 +10,7 @@ from mtr_lab.ops import mixer
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CHECKS = ("test_schema", "test_faketensor")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
@@ -73,6 +74,19 @@ def test_gradients_of_every_parameter_equal_float64(
     names = ["xz", *(f"{name}[{g}]" for name in weights._fields for g in range(len(reverse)))]
     errors = {name: error(*pair) for name, *pair in zip(names, actual, expected, strict=True)}
     assert max(errors.values()) < tolerance, errors
+
+
+def test_registration():
+    xz, weights, grad, _ = make(9, 6, 3, 2, 3, 2, torch.float32)
+    packed, sizes = ops.pack(weights, xz.dtype), ([0, 1], 2, 3)
+    for stats in ("", "delta", "write output"):
+        arguments = xz, *packed, *sizes, stats, 0.5
+        torch.library.opcheck(torch.ops.mtr_lab.mamba_inner_training.default, arguments, test_utils=CHECKS)
+    _, _, projected, *saved = torch.ops.mtr_lab.mamba_inner_training(*arguments)
+    operator = torch.ops.mtr_lab.mamba_inner_training_backward.default
+    for projected_grad in (None, torch.ones_like(projected)):
+        arguments = xz, *packed, projected, *saved, grad, projected_grad, *sizes, 0.5
+        torch.library.opcheck(operator, arguments, test_utils=CHECKS)
 
 
 def test_strides_do_not_matter(monkeypatch):
