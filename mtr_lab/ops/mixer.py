@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
-from mtr_lab.ops.mixer_training import fills, mamba_inner_training
+from mtr_lab.ops.mixer_training import fills_gpu, mamba_inner_training
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, stacked
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
@@ -136,8 +136,8 @@ def _unfit(
         return ""
     if gap is not None or delta_scale is not None or torch.compiler.is_compiling():
         return "has no gradient of the fused mixer for gaps or delta_scale, or in a compiled graph"
-    if not fills(xz):
-        return "is slower than separate operations for few images, which leave the GPU idle"
+    if not fills_gpu(xz):
+        return "leaves the GPU partly idle with few images"
     return ""
 
 
@@ -207,9 +207,29 @@ def mamba_inner_flops(  # type: ignore[no-untyped-def]
     """Those of convolution and scan, and 2 for each multiply-accumulate of the projections, padding not counted."""
     directions, width, channels = conv_shape
     images, length, _ = xz_shape
-    rows = directions * images * length
     return (
         causal_conv1d_flops((images, length, channels), (directions, channels, width))
-        + 2 * rows * channels * (rank + 2 * states + rank)
+        + _projection_flops(xz_shape, conv_shape, rank, states)
         + selective_scan_flops((directions, images, length, channels), None, (directions, channels, states))
     )
+
+
+@register_flop_formula(torch.ops.mtr_lab.mamba_inner_training)
+def mamba_inner_training_flops(xz_shape, conv_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """Those of ``mamba_inner``."""
+    *packed, reverse, rank, states, _, _ = args
+    return mamba_inner_flops(xz_shape, conv_shape, *packed, None, None, reverse, rank, states)
+
+
+@register_flop_formula(torch.ops.mtr_lab.mamba_inner_training_backward)
+def mamba_inner_training_backward_flops(xz_shape, conv_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """Two products for each projection. As for the separate operations, convolution and scan are not counted."""
+    *_, rank, states, _ = args
+    return 2 * _projection_flops(xz_shape, conv_shape, rank, states)
+
+
+def _projection_flops(xz_shape, conv_shape, rank: int, states: int) -> int:  # type: ignore[no-untyped-def]
+    """Those of x_proj and dt_proj, unpadded."""
+    directions, _, channels = conv_shape
+    images, length, _ = xz_shape
+    return 2 * directions * images * length * channels * (rank + 2 * states + rank)

@@ -1,4 +1,4 @@
-"""What a mixer does between its two big projections, in a training step on a GPU, as one operation."""
+"""The Mamba mixer without in_proj and out_proj in a training step on a GPU: few kernels in both passes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,11 @@ from mtr_lab.ops.packed import MambaWeights, PackedWeights, pack
 from mtr_lab.ops.statistics import as_asked, emitted
 from mtr_lab.ops.vjp import vjp
 
+_WEIGHTS = ", ".join(f"Tensor {name}" for name in PackedWeights._fields)
+_SIZES = "int[] reverse, int rank, int states"  # unpadded, for the count of FLOPs
+
 Composed = Callable[[Tensor, MambaWeights], tuple[Tensor, Tensor, Tensor]]
+"""Takes xz and weights; returns y, B and C, in differentiable operations."""
 
 
 def mamba_inner_training(
@@ -22,10 +26,10 @@ def mamba_inner_training(
     stats: Sequence[str],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``mamba_inner`` for data on a GPU without order, gap and delta_scale, with few launches in both passes.
+    """``mamba_inner`` with gradients, without order, gap and delta_scale. Arguments and result as of ``mamba_inner``.
 
     Args:
-        composed: ``(xz, weights) -> y, b, c`` in differentiable operations, for gradients to be differentiated again.
+        composed: the same for second derivatives, which are computed through it.
     """
     names, directions = emitted(stats), [int(r) for r in reverse]
     parameters = [p for field in weights for p in ([field] if isinstance(field, Tensor) else field)]
@@ -37,15 +41,24 @@ def mamba_inner_training(
     return y, as_asked(sums, stats), b[..., : weights.states], c[..., : weights.states]
 
 
-def fills(xz: Tensor) -> bool:
-    """Whether images and channels are enough for two scans of 64 channels a multiprocessor, of a GPU."""
+def fills_gpu(xz: Tensor) -> bool:
+    """Whether xz (B, L, 2E) gives every multiprocessor at least two programs of the scan; True on other devices.
+
+    A program scans 64 channels of an image over the whole sequence. With fewer programs, the separate operations, which
+    split sequences, are faster.
+    """
     if not xz.is_cuda:
         return True
-    scans = xz.shape[0] * -(-xz.shape[2] // 128)  # xz has twice the channels
-    return scans >= 2 * torch.cuda.get_device_properties(xz.device).multi_processor_count
+    programs = xz.shape[0] * -(-xz.shape[2] // 128)
+    return programs >= 2 * torch.cuda.get_device_properties(xz.device).multi_processor_count
 
 
 class _Mixer(torch.autograd.Function):
+    """The packed weights have no gradient; ``parameters``, the fields of ``MambaWeights`` in a row, have it.
+
+    ``lengths`` tells for each field whether it is one tensor (``None``) or how many parameters it has.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -58,59 +71,111 @@ class _Mixer(torch.autograd.Function):
         lengths: list[int | None],
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from mtr_lab.ops.gpu import mixer_training
-
-        y, sums, projected, kept = mixer_training.forward(xz, packed, reverse, stats, scale)
-        ctx.composed, ctx.reverse, ctx.scale, ctx.lengths = composed, reverse, scale, lengths
-        ctx.save_for_backward(xz, projected, *packed, *kept, *parameters)
+        weights = _unflattened(parameters, lengths)
+        sizes = reverse, weights.rank, weights.states
+        y, sums, projected, *saved = _forward(xz, *packed, *sizes, " ".join(stats), scale)
+        ctx.composed, ctx.sizes, ctx.scale, ctx.lengths = composed, sizes, scale, lengths
+        ctx.save_for_backward(xz, projected, *packed, *saved, *parameters)
         ctx.mark_non_differentiable(sums)
         ctx.set_materialize_grads(False)
         return y, sums, projected
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None, projected_grad: Tensor | None) -> tuple[Any, ...]:
-        from mtr_lab.ops.gpu import mixer_training
-
-        xz, projected, *rest = ctx.saved_tensors
-        packed, kept, parameters = PackedWeights(*rest[:7]), mixer_training.Kept(*rest[7:11]), rest[11:]
-        weights = _grouped(parameters, ctx.lengths)
+        xz, projected, *tensors = ctx.saved_tensors
+        packed, saved, parameters = PackedWeights(*tensors[:7]), tensors[7:11], tensors[11:]
         if torch.is_grad_enabled():
-            recorded = _composed_gradients(ctx, xz, projected, packed, grad, projected_grad, parameters)
-            return recorded[0], *(None,) * 6, *recorded[1:]
+            xz_grad, *grads = _composed_gradients(ctx, xz, projected, packed, grad, projected_grad, parameters)
+            return xz_grad, *(None,) * 6, *grads
         if grad is None:
             grad = torch.zeros_like(xz[..., : xz.shape[-1] // 2])
-        dxz, packed_grads = mixer_training.backward(
-            xz, packed, projected, kept, ctx.reverse, ctx.scale, grad, projected_grad
-        )
-        grads = _unpacked(packed_grads, weights)
-        return dxz, *(None,) * 6, *(g.to(p.dtype) for g, p in zip(grads, parameters, strict=True))
+        xz_grad, *packed_grads = _backward(xz, *packed, projected, *saved, grad, projected_grad, *ctx.sizes, ctx.scale)
+        unpacked = _unpacked(PackedWeights(*packed_grads), _unflattened(parameters, ctx.lengths))
+        return xz_grad, *(None,) * 6, *(g.to(p.dtype) for g, p in zip(unpacked, parameters, strict=True))
 
 
-def _grouped(parameters: Sequence[Tensor], lengths: Sequence[int | None]) -> MambaWeights:
-    """The parameters in a row as the fields they came from."""
+# Operators, so that FlopCounterMode counts a training step as that of the separate operations.
+@torch.library.custom_op(
+    "mtr_lab::mamba_inner_training",
+    mutates_args=(),
+    schema=f"(Tensor xz, {_WEIGHTS}, {_SIZES}, str stats, float scale) -> ({', '.join(['Tensor'] * 7)})",
+)
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    """y, statistics and projected, then what is saved."""
+    from mtr_lab.ops.gpu import mixer_training
+
+    xz, *weights = arguments[:8]
+    reverse, _, _, stats, scale = arguments[8:]
+    y, sums, projected, saved = mixer_training.forward(xz, PackedWeights(*weights), reverse, stats.split(), scale)
+    return y, sums, projected, *saved
+
+
+@_forward.register_fake
+def _like_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY
+
+    xz, _, _, projection, _, _, a, _, reverse, _, _, stats, _ = arguments
+    images, length, channels = xz.shape[0], xz.shape[1], xz.shape[2] // 2
+    rows = len(reverse), images, length
+    sums, projected = (xz.new_empty(*rows, n, dtype=torch.float32) for n in (len(stats.split()), projection.shape[2]))
+    u, delta = (xz.new_empty(*rows, channels) for _ in range(2))
+    y, ungated = (xz.new_empty(images, length, channels) for _ in range(2))
+    num_saved = (length - 1) // SAVE_EVERY.value
+    return y, sums, projected, u, delta, ungated, xz.new_empty(*rows[:2], num_saved, a.shape[1], channels)
+
+
+@torch.library.custom_op(
+    "mtr_lab::mamba_inner_training_backward",
+    mutates_args=(),
+    schema=f"(Tensor xz, {_WEIGHTS}, Tensor projected, Tensor u, Tensor delta, Tensor ungated, Tensor saved_states, "
+    f"Tensor grad, Tensor? projected_grad, {_SIZES}, float scale) -> ({', '.join(['Tensor'] * 8)})",
+)
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients of xz and of the packed weights."""
+    from mtr_lab.ops.gpu import mixer_training
+
+    xz, *weights = arguments[:8]
+    projected, *saved = arguments[8:13]
+    grad, projected_grad, reverse, _, _, scale = arguments[13:]
+    xz_grad, grads = mixer_training.backward(
+        xz, PackedWeights(*weights), projected, mixer_training.Saved(*saved), reverse, scale, grad, projected_grad
+    )
+    # The outputs of an operator share no memory; these two are parts of one tensor.
+    return xz_grad, *grads._replace(conv_weight=grads.conv_weight.clone(), conv_bias=grads.conv_bias.clone())
+
+
+@_backward.register_fake
+def _like_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    xz, *tensors = arguments[:8]
+    weights = PackedWeights(*tensors)
+    weights = weights._replace(projection=weights.projection.mT)
+    return xz.new_empty(xz.shape), *(t.new_empty(t.shape, dtype=torch.float32) for t in weights)
+
+
+def _unflattened(parameters: Sequence[Tensor], lengths: Sequence[int | None]) -> MambaWeights:
+    """The fields that the parameters come from."""
     remaining = iter(parameters)
     return MambaWeights(*(next(remaining) if n is None else [next(remaining) for _ in range(n)] for n in lengths))
 
 
 def _unpacked(grads: PackedWeights, weights: MambaWeights) -> list[Tensor]:
-    """Gradients as ``mixer_training.backward`` gives them -> of every parameter, in a row."""
+    """The gradients of ``gpu.mixer_training.backward`` -> those of the parameters, in a row."""
     rank, states = weights.rank, weights.states
-    low_rank, b, c = grads.projection.split(
-        [grads.timescale.shape[2], grads.a.shape[1], grads.a.shape[1]], dim=1
-    )  # (G, R + 2N, E), padded
+    padded = grads.a.shape[1]
+    low_rank, b, c = grads.projection.split([grads.timescale.shape[1], padded, padded], dim=1)
     fields: dict[str, Tensor] = {
         "conv_weight": grads.conv_weight.mT[:, :, None],
         "conv_bias": grads.conv_bias,
         "x_proj": torch.cat([low_rank[:, :rank], b[:, :states], c[:, :states]], dim=1),
-        "dt_proj": grads.timescale[..., :rank],
+        "dt_proj": grads.timescale[:, :rank].mT,
         "dt_bias": grads.timescale_bias,
         "A_log": grads.a[:, :states].mT * weights.A,
         "D": grads.d,
     }
-    row: list[Tensor] = []
+    flat: list[Tensor] = []
     for name, field in weights._asdict().items():
-        row += [fields[name]] if isinstance(field, Tensor) else fields[name].unbind()
-    return [grad.contiguous() for grad in row]
+        flat += [fields[name]] if isinstance(field, Tensor) else fields[name].unbind()
+    return [grad.contiguous() for grad in flat]
 
 
 def _composed_gradients(
@@ -122,12 +187,12 @@ def _composed_gradients(
     projected_grad: Tensor | None,
     parameters: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """The gradients in differentiable operations."""
+    """The gradients of xz and the parameters, which are differentiable."""
 
     def run(xz: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return ctx.composed(xz, _grouped(parameters, ctx.lengths))
+        return ctx.composed(xz, _unflattened(parameters, ctx.lengths))
 
     y_grad = torch.zeros_like(xz[..., : xz.shape[-1] // 2]) if grad is None else grad
     _, b, c = packed.split(torch.zeros_like(projected) if projected_grad is None else projected_grad)
-    states = _grouped(parameters, ctx.lengths).states
+    states = _unflattened(parameters, ctx.lengths).states
     return vjp(run, (xz, *parameters), (y_grad, *(t[..., :states].to(xz.dtype) for t in (b, c))))

@@ -65,7 +65,7 @@ def _composed(
 def _fused(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
 ) -> tuple[Tensor, Tensor]:
-    """One kernel for plan, addition and normalisation; with gradients, the plan is applied by a kernel before it."""
+    """One kernel for plan, addition and normalisation. With gradients, another one applies the plan."""
     if _needs_gradients(hidden, residual, weight, bias):
         if plan is not None:
             hidden, residual = reduce_streams(plan, hidden, residual)

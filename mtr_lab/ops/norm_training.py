@@ -1,4 +1,4 @@
-"""Residual addition and normalisation in a training step on a GPU: a kernel, and one for the gradients."""
+"""Residual addition and normalisation with gradients, on a GPU: one kernel forwards, one backwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from mtr_lab.ops.vjp import vjp
 
 
 class NormAdd(torch.autograd.Function):
-    """``NormAdd.apply(hidden, residual, weight, bias, eps, composed)`` -> normed and the sum, both (B, L, C).
+    """``NormAdd.apply(hidden, residual, weight, bias, eps, composed)`` -> normed and total, both (B, L, C).
 
-    ``composed(hidden, residual, weight, bias)`` is the same in differentiable operations, for gradients that are
-    differentiated again.
+    The arguments are those of ``layer_norm_add``; a ``bias`` of ``None`` is for RMSNorm. ``composed(hidden, residual,
+    weight, bias)`` returns the same in differentiable operations; second derivatives are computed through it.
     """
 
     @staticmethod

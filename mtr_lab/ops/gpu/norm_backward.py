@@ -8,7 +8,7 @@ from torch import Tensor
 from mtr_lab.ops.gpu.norm import row
 from mtr_lab.ops.gpu.occupancy import num_sms, on_its_device
 
-PROGRAMS = 16  # of a multiprocessor, each with an even share of the tokens
+PROGRAMS = 16  # for each multiprocessor; they share the tokens evenly
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -55,21 +55,23 @@ def norm_add_backward(
     *,
     residual: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """The gradients of ``mtr_lab.ops.gpu.norm.norm_add`` without a plan.
+    """The gradients of ``mtr_lab.ops.gpu.norm.norm_add`` without a plan. Deterministic.
 
     Args:
-        total: the sum of the streams, (B, L, C) float32, and ``total_grad`` its gradient.
-        normed_grad: the gradient of the normalised tokens, (B, L, C), whose dtype that of ``hidden`` has.
-        residual: whether there was a residual stream.
+        total: the sum of the two streams, (B, L, C) float32, contiguous.
+        weight, bias, eps: as for ``norm_add``.
+        normed_grad: the gradient of ``normed``, (B, L, C) in the dtype of ``hidden``.
+        total_grad: the gradient of ``total``, (B, L, C) float32.
+        residual: whether ``norm_add`` had a residual stream.
 
     Returns:
-        The gradients of hidden, residual, weight and bias, None for those that are absent.
+        The gradients of hidden, residual, weight and bias; ``None`` for an absent one.
     """
     channels = total.shape[-1]
     tokens = total.numel() // channels
     programs = max(1, min(PROGRAMS * num_sms(total.device), tokens))
     hidden_grad = total.new_empty(total.shape, dtype=normed_grad.dtype)
-    # In float32 the two streams have one gradient.
+    # Both streams have the same gradient; the kernel writes it twice only in two dtypes.
     residual_grad = torch.empty_like(total) if residual and hidden_grad.dtype != total.dtype else None
     weight_grad = total.new_empty(programs, channels)
     bias_grad = None if bias is None else torch.empty_like(weight_grad)

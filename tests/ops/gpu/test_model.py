@@ -262,6 +262,16 @@ def test_flops_are_those_of_the_composed_model(policy):
             assert counter.get_total_flops() == model_flops(made)
 
 
+def test_flops_of_a_training_step_are_those_of_the_composed_model():
+    made, images = model(depth=2), torch.randn(1, 3, 24, 24)
+    counted = {}
+    for backend in ("reference", "triton"):
+        with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
+            made(images).sum().backward()
+        counted[backend] = counter.get_total_flops()
+    assert counted["triton"] == counted["reference"]
+
+
 @pytest.mark.parametrize("policy", ["write", pytest.param(None, marks=SLOW)])
 def test_compiles_without_graph_break(policy):
     made, images = model(depth=2), torch.randn(1, 3, 24, 24)

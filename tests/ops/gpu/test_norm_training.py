@@ -40,9 +40,9 @@ def test_equals_float64(shape, dtype, first, layer, planned):
         return torch.autograd.grad((normed, total), used, (grads[0].to(normed.dtype), grads[1].to(total.dtype)))
 
     with ops.use_backend("triton"):
-        found = gradients(hidden.to(dtype), residual.clone(), weight.clone())
+        actual = gradients(hidden.to(dtype), residual.clone(), weight.clone())
     with ops.use_backend("reference"):
-        exact = gradients(hidden.to(dtype).double(), residual.double(), weight.double())
+        expected = gradients(hidden.to(dtype).double(), residual.double(), weight.double())
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-    for one, other in zip(found, exact, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert ((one.double() - other).norm() / other.norm()).item() < tolerance
