@@ -250,7 +250,11 @@ def test_a_signal_ends_the_run_with_its_code(
     run_program, root: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(ClassifierTraining, "on_train_epoch_end", lambda module: os.kill(os.getpid(), number))
-    run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have the signal ignored
+    try:
+        run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert run.code == 128 + number
     assert not (run.folder / "model.safetensors").exists()
 

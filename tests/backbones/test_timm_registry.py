@@ -31,14 +31,15 @@ def child(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+RARE_IMPORTS = (
+    "from mtr_lab import create_model; import mtr_lab, timm.models",
+    "import mtr_lab; [sys.modules.pop(m) for m in [*sys.modules] if m.startswith('mtr_lab')]; import mtr_lab, timm",
+    "import mtr_lab, importlib.util; importlib.util.find_spec('timm'); from timm.models import vgg; import timm",
+)
+
+
 @pytest.mark.parametrize(
-    "imports",
-    [
-        "import timm, mtr_lab",
-        "from mtr_lab import create_model; import mtr_lab, timm.models",
-        "import mtr_lab; [sys.modules.pop(m) for m in [*sys.modules] if m.startswith('mtr_lab')]; import mtr_lab, timm",
-        "import mtr_lab, importlib.util; importlib.util.find_spec('timm'); from timm.models import vgg; import timm",
-    ],
+    "imports", ["import timm, mtr_lab", *(pytest.param(imports, marks=pytest.mark.slow) for imports in RARE_IMPORTS)]
 )
 def test_registered_in_either_order(imports: str) -> None:
     done = child(f"{imports}\n{REGISTERED}")

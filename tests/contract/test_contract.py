@@ -244,7 +244,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         torch.testing.assert_close(model(inputs(model)), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", [None, "mtr"])
+@pytest.mark.parametrize("policy", [pytest.param(None, marks=pytest.mark.slow), "mtr"])
 @pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS, "smallest"])
 @torch.no_grad()
 def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:

@@ -48,10 +48,11 @@ def error(one, other):
 @pytest.mark.parametrize(
     ("length", "channels", "states", "rank", "width", "reverse", "dtype", "use_bc"),
     [
-        (11, 70, 3, 17, 4, (False, True), torch.float32, True),
+        pytest.param(11, 70, 3, 17, 4, (False, True), torch.float32, True, marks=pytest.mark.slow),
         (3, 5, 3, 1, 2, (True,), torch.float32, True),
-        (16, 16, 8, 2, 3, (False, False, True), torch.float16, False),
-        (9, 32, 16, 4, 4, (True, False), torch.bfloat16, True),
+        pytest.param(16, 16, 8, 2, 3, (False, False, True), torch.float16, False, marks=pytest.mark.slow),
+        (9, 16, 4, 3, 4, (True, False), torch.bfloat16, True),
+        pytest.param(9, 32, 16, 4, 4, (True, False), torch.bfloat16, True, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_every_parameter_equal_float64(
@@ -76,6 +77,7 @@ def test_gradients_of_every_parameter_equal_float64(
     assert max(errors.values()) < tolerance, errors
 
 
+@pytest.mark.slow
 def test_registration():
     xz, weights, grad, _ = make(9, 6, 3, 2, 3, 2, torch.float32)
     packed, sizes = ops.pack(weights, xz.dtype), ([0, 1], 2, 3)
