@@ -62,10 +62,10 @@ def evaluate_model(
         ``peak_mib``.
 
     Raises:
-        UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model or data of
-            another kind, a folder without images, no image at all, or outputs that are not finite.
+        UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model, data or
+            labels of another kind, a folder without images, no image at all, or outputs that are not finite.
     """
-    training, task = model.training, Classification({})
+    modes, task = [(module, module.training) for module in model.modules()], Classification({})
     with keeping_policy(as_backbone(model, "evaluate_model")):
         reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
         gives_counts = not isinstance(reduction.config["schedule"], str)
@@ -85,7 +85,9 @@ def evaluate_model(
                 speeds = time_points(evaluation, points, first, timing_seconds)
             return describe_points(task, model, points, predictions, evaluation.skipped, speeds)
         finally:
-            model.train(training)
+            model.train(modes[0][1])
+            for module, training in modes:  # a user may have frozen parts of a model in another mode
+                module.training = training
 
 
 def _ratios(ratio: Any, gives_counts: bool) -> list[Any]:
@@ -113,6 +115,12 @@ def _batches(model: Any, data: Iterable[Any] | ImageDataModule | str | Path) -> 
     count = 0
     for given in data:
         batch = _named(given, count)
+        labels = batch["label"]
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise UserError(
+                f"data gives labels from {labels.min()} to {labels.max()}: expected 0 to {model.num_classes - 1}, "
+                "the indices of the model's outputs, or -1 for unknown."
+            )
         count += len(batch["image"])
         yield {**batch, "image": batch["image"].to(parameter.device, parameter.dtype)}
 
@@ -128,7 +136,7 @@ def _named(batch: Any, count: int) -> Batch:
         )
     images, labels = batch["image"], batch["label"]
     fits = images.ndim >= 4 and labels.shape == images.shape[:1]
-    if not fits or not images.is_floating_point() or labels.is_floating_point():
+    if not fits or not images.is_floating_point() or labels.is_floating_point() or labels.dtype == torch.bool:
         raise UserError(
             f"data gives images {tuple(images.shape)} of {images.dtype} with labels {tuple(labels.shape)} of "
             f"{labels.dtype}: expected images (B, channels, H, W), normalised floats, and labels (B,), integers."

@@ -55,7 +55,7 @@ def load_predictions(path: str | Path) -> Predictions:
         raise UserError(
             f"cannot read the predictions {path}: {error.strerror}. Give a {FILE_NAME} or its folder."
         ) from error
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} does not hold predictions: {error}. Expected the {FILE_NAME} of an evaluation."
         ) from error

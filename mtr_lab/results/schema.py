@@ -120,11 +120,12 @@ def read_result(path: str | Path) -> Result:
         path = path / FILE_NAME
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(result, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
     except OSError as error:
         raise UserError(
             f"cannot read the result {path}: {error.strerror}. Give a {FILE_NAME} or its folder."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a result: it is not valid JSON ({error}).") from error
     if isinstance(result, dict) and result.get("schema", SCHEMA) not in (1, SCHEMA):
         raise UserError(
@@ -136,7 +137,8 @@ def read_result(path: str | Path) -> Result:
             f"{path} is not a result: it is a table that compares several. Give the run folders it was made from."
         )
     result = upgrade(result)
-    problem = _mismatch(result, Result, "") or _metric_mismatch(result["points"])
+    problem = _mismatch(result, Result, "") or ("it has no points" if not result["points"] else None)
+    problem = problem or _metric_mismatch(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
@@ -150,7 +152,9 @@ def upgrade(result: Any) -> Any:
     if isinstance(result.get("points"), list):
         renamed = {"flops_reduction": "flops_overhead"}
         upgraded["points"] = [
-            {renamed.get(key, key): value for key, value in point.items()} if isinstance(point, dict) else point
+            {renamed.get(key, key): value for key, value in point.items() if renamed.get(key) not in point}
+            if isinstance(point, dict)
+            else point
             for point in result["points"]
         ]
     return upgraded

@@ -148,6 +148,14 @@ def test_the_model_is_left_as_it_was() -> None:
         assert torch.equal(model(images), before)
 
 
+def test_a_part_in_another_mode_stays_in_it() -> None:
+    model = classifier().train()
+    frozen = model.blocks[1].eval()
+    evaluate_model(model, DataLoader(dataset()), ratio=0.2)
+    assert [block.training for block in model.blocks] == [True, False, True, True, True, True]
+    assert not any(module.training for module in frozen.modules())
+
+
 def test_the_policy_of_a_patched_model_is_restored() -> None:
     model, (images, _) = classifier(), dataset().tensors
     unreduced = evaluate_model(model, DataLoader(dataset()), "write", ratio=0.2)
@@ -168,6 +176,9 @@ def test_the_policy_of_a_patched_model_is_restored() -> None:
         ([(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), LABELS[:2])], {}, "of torch.uint8.*normalised floats"),
         ([(torch.zeros(2, 3, 32, 32), LABELS)], {}, r"labels \(3,\)"),
         ([(torch.zeros(2, 3, 32, 32), torch.zeros(2))], {}, "labels .* of torch.float32: .*integers"),
+        ([(torch.zeros(2, 3, 32, 32), torch.tensor([0, 10]))], {}, "labels from 0 to 10: expected 0 to 9"),
+        ([(torch.zeros(2, 3, 32, 32), torch.tensor([-2, 1]))], {}, "labels from -2 to 1"),
+        ([(torch.zeros(2, 3, 32, 32), LABELS[:2] > 0)], {}, "labels .* of torch.bool"),
         ([(torch.zeros(3, 32, 32), LABELS)], {}, r"images \(3, 32, 32\)"),
         ([torch.zeros(2, 3, 32, 32)], {}, "batch of type Tensor"),
         ([{"images": torch.zeros(2, 3, 32, 32)}], {}, "batch of type dict"),

@@ -55,7 +55,8 @@ def test_files_that_hold_something_else_are_user_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "others.npz", ids=np.arange(3))
     path = save_predictions(predictions(), tmp_path)
     (tmp_path / "half.npz").write_bytes(path.read_bytes()[:-500])
-    for name in ("text.npz", "pickled.npz", "half.npz"):
+    (tmp_path / "empty.npz").touch()
+    for name in ("text.npz", "pickled.npz", "half.npz", "empty.npz"):
         with pytest.raises(UserError, match=name):
             load_predictions(tmp_path / name)
     with pytest.raises(UserError, match=r"others\.npz .* neither a task nor one of the arrays log_probs, figures"):

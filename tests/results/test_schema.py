@@ -72,6 +72,18 @@ def test_a_damaged_result_of_schema_1_is_refused(damage: dict[str, Any], result:
         read_result(tmp_path)
 
 
+def test_a_cost_that_schema_1_has_twice_keeps_its_new_name(result: Result, tmp_path: Path) -> None:
+    points = [{"flops_reduction": 123.0, **point, "flops_overhead": 5.0} for point in result["points"]]
+    (tmp_path / "result.json").write_text(json.dumps({**result, "schema": 1, "points": points}))
+    assert {point["flops_overhead"] for point in read_result(tmp_path)["points"]} == {5.0}
+
+
+def test_nesting_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_result(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -79,6 +91,8 @@ def test_a_damaged_result_of_schema_1_is_refused(damage: dict[str, Any], result:
         (lambda result: {"a": 1}, "it has no backbone, config"),
         (change(("points", 1), {}), r"points\[1\] has no flops_literature, flops_overhead"),
         (change(("points",), None), "points is NoneType, not list"),
+        (change(("points",), []), "it has no points"),
+        (change(("backbone",), "\ud800"), "not valid JSON"),
         (change(("points", 2, "top1"), "0.8"), r"points\[2\]\.top1 is str, not float"),
         (change(("points", 2, "tokens"), [197, 8.5]), r"points\[2\]\.tokens\[1\] is float, not int"),
         (change(("points", 0, "images"), True), r"points\[0\]\.images is bool, not int"),
