@@ -21,7 +21,7 @@ def start() -> str:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         with mkdocs_gen_files.open(picture, "wb") as out:
             out.write((ROOT / picture).read_bytes())
-    text = text.replace("](docs/pages/", "](")
+    text = text.replace("](docs/pages/", "](").replace("](docs/policies.md)", "](policies.md)")
     return text.replace("](CONTRIBUTING.md)", "](contributing.md)").replace("](CHANGELOG.md)", "](changelog.md)")
 
 

@@ -1,7 +1,8 @@
 """The selective scan of a Mamba block in all its directions, with its gradients.
 
 Shapes: G directions, B images, L tokens, E = d_inner channels, N = d_state. All tensors are channels-last and in token
-order. ``reverse`` or ``order`` gives the reading order of each direction; callers flip and gather nothing.
+order, but for ``gap``, which is in reading order. ``reverse`` or ``order`` gives the reading order of each direction;
+callers flip and gather nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,8 +43,9 @@ def selective_scan(
 
         h_t = exp(Δ_t A) h_{t-1} + (Δ_t u_t) B_t        y_t = C_t h_t + D u_t
 
-    and the result is ``silu(z) · Σ_directions y``. ``delta_scale`` multiplies Δ everywhere, in statistics too; ``gap``
-    adds to Δ in the exponential alone. The state is float32 (float64 for float64 inputs).
+    and the result is ``silu(z) · Σ_directions y``. ``delta_scale`` multiplies Δ_t, in statistics too. A gap of n
+    tokens adds n · softplus(delta_bias), not scaled, to Δ_t in the exponential alone. The state is float32 (float64 for
+    float64 inputs).
 
     Args:
         u: input after convolution and activation, (G, B, L, E).
@@ -55,7 +57,8 @@ def selective_scan(
         delta_bias: (G, E).
         reverse: for each direction, whether it reads from the last token to the first; ``None`` for token order.
         order: (G, B, L) int64, a permutation of the tokens for each direction and image: step s of direction g reads
-            token ``order[g, b, s]``. ``None`` for the order of ``reverse``. With an order, leave ``reverse`` out.
+            token ``order[g, b, s]``. ``None`` for the order of ``reverse``. With an order, leave ``reverse`` out. Its
+            values are not checked: wrong ones would be read out of bounds.
         gap: (B, G, L), batch first, in reading order: ``gap[b, g, s]`` tokens are missing just before step s of
             direction g, 0 for s = 0. The state decays over n missing tokens as over n tokens with zero input, by
             ``exp(n softplus(delta_bias) A)``. ``None`` for no gaps. Not differentiable.
@@ -70,8 +73,8 @@ def selective_scan(
             differentiable.
 
     Raises:
-        UserError: an unknown statistic, shapes or dtypes that do not match, ``order`` with ``reverse``, or a selected
-            backend that cannot run these inputs.
+        UserError: an unknown statistic, shapes that do not match, an ``order`` of another dtype or with ``reverse``, or
+            a selected backend that cannot run these inputs.
         ValueError: ``gap`` or ``delta_scale`` requires a gradient.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap

@@ -101,8 +101,8 @@ def make_schedule(
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError(
-                f"mtr.schedule gives the counts itself, {depth} of them, one a block: add mtr.ratio=null "
-                "(in Python: ratio=None), or leave mtr.schedule out."
+                f"mtr.schedule gives the counts itself, {depth} of them, one a block (here {len(schedule)}). It replaces "
+                "mtr.ratio, which has a default: add mtr.ratio=null (in Python: ratio=None), or leave it out."
             )
         counts: list[int] = list(schedule)
         _check_counts(counts, policy, infos)

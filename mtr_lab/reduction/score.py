@@ -23,7 +23,7 @@ class Score:
         function: (state, evidence) -> (B, K, L), with the policy's ``seed`` as a third argument if it ``draws``.
         needs: the evidence it reads, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``.
         class_token: whether it compares tokens with the class token.
-        mean: whether the policy divides the terms by the number of channels, which turns sums into means.
+        mean: whether the policy divides the terms by the number of channels; directions are still summed.
         draws: whether it draws random numbers, from the policy's ``seed``.
     """
 
@@ -35,12 +35,12 @@ class Score:
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
-    """MTR: the timescale, Σ Δ over channels; with ``mean``, the mean of Δ (arXiv 2507.14042)."""
+    """MTR: the timescale, Σ Δ over channels, divided by their number (arXiv 2507.14042)."""
     return evidence["delta"]
 
 
 def state_update(state: TokenState, evidence: Evidence) -> Tensor:
-    """The size of a token's update of the state: the Frobenius norm of (Δ⊙u) Bᵀ, which is ‖Δ⊙u‖·‖B‖."""
+    """``write``: the size of a token's update of the state: the Frobenius norm of (Δ⊙u) Bᵀ, which is ‖Δ⊙u‖·‖B‖."""
     return evidence["write"].sqrt() * evidence.projection("b").norm(dim=-1)
 
 
@@ -55,12 +55,12 @@ def hidden(state: TokenState, evidence: Evidence) -> Tensor:
 
 
 def input_projection(state: TokenState, evidence: Evidence) -> Tensor:
-    """The mean of the N entries of the input projection B, an ablation in MTR."""
+    """``b``: the mean of the N entries of the input projection B, an ablation in MTR."""
     return evidence.projection("b").mean(-1)
 
 
 def output_projection(state: TokenState, evidence: Evidence) -> Tensor:
-    """The mean of the N entries of the output projection C, an ablation in MTR."""
+    """``c``: the mean of the N entries of the output projection C, an ablation in MTR."""
     return evidence.projection("c").mean(-1)
 
 

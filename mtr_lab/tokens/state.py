@@ -42,8 +42,8 @@ class TokenState(NamedTuple):
     layout: Layout | None = None
     """The layout of the original positions; ``None`` if it is not needed."""
     offset: Tensor | None = None
-    """(B, L0, C), for each original position its vector minus that of the token that now stands for it (minus zero, if
-    it was dropped), updated at every reduction; ``None`` if not tracked. The restoration ``skip`` adds it."""
+    """(B, L0, C), what to add to the stream of the token that now stands for an original position to restore the
+    position's vector at the last reduction; for a dropped position it is that vector. ``None`` if not tracked."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
@@ -69,7 +69,8 @@ class TokenState(NamedTuple):
     def reduced(self, plan: ops.Plan) -> "TokenState":
         """The state of a plan's survivors.
 
-        Metadata is updated now. Streams are reduced when they are next read, or now if ``offset`` is tracked.
+        Metadata is updated now, and a plan that is still pending is applied now. The streams are reduced by the new
+        plan when they are next read, or now if ``offset`` is tracked.
         """
         state = self.applied()
         index, size, special = ops.update_metadata(plan, state.index, state.size, state.special)
