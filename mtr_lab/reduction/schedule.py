@@ -101,7 +101,7 @@ def make_schedule(
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError(
-                f"mtr.schedule gives the counts itself, {depth} of them, one a block (here {len(schedule)}). It replaces "
+                f"mtr.schedule gives the counts itself, {depth} of them, one a block (got {len(schedule)}), replacing "
                 "mtr.ratio, which has a default: add mtr.ratio=null (in Python: ratio=None), or leave it out."
             )
         counts: list[int] = list(schedule)
