@@ -101,8 +101,8 @@ def make_schedule(
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError(
-                f"mtr.schedule gives the counts itself, {depth} of them, one a block (got {len(schedule)}), replacing "
-                "mtr.ratio, which has a default: add mtr.ratio=null (in Python: ratio=None), or leave it out."
+                f"mtr.schedule gives the counts itself ({depth}, one a block; got {len(schedule)}), not mtr.ratio: "
+                "add mtr.ratio=null (in Python: ratio=None), or leave mtr.schedule out."
             )
         counts: list[int] = list(schedule)
         _check_counts(counts, policy, infos)
