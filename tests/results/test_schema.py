@@ -73,7 +73,7 @@ def test_a_damaged_result_of_schema_1_is_refused(damage: dict[str, Any], result:
 
 
 def test_a_cost_that_schema_1_has_twice_keeps_its_new_name(result: Result, tmp_path: Path) -> None:
-    points = [{"flops_reduction": 123.0, **point, "flops_overhead": 5.0} for point in result["points"]]
+    points = [{**point, "flops_overhead": 5.0, "flops_reduction": 123.0} for point in result["points"]]
     (tmp_path / "result.json").write_text(json.dumps({**result, "schema": 1, "points": points}))
     assert {point["flops_overhead"] for point in read_result(tmp_path)["points"]} == {5.0}
 
