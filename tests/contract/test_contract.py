@@ -245,7 +245,17 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [pytest.param(None, marks=pytest.mark.slow), "mtr"])
-@pytest.mark.parametrize("name", ["vim_ti", "video", *TOYS, "smallest"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vim_ti", "snakes", "windows"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("video", "smallest", *TOYS)
+            if name not in ("snakes", "windows")
+        ),
+    ],
+)
 @torch.no_grad()
 def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
     model = make(name)

@@ -91,6 +91,7 @@ def test_registration():
         torch.library.opcheck(operator, arguments, test_utils=CHECKS)
 
 
+@pytest.mark.slow
 def test_strides_do_not_matter(monkeypatch):
     monkeypatch.setattr(mixer, "fills_gpu", lambda xz: True)
     xz, weights, grad, _ = make(3, 4, 2, 1, 3, 2, torch.float32)

@@ -262,6 +262,7 @@ def test_flops_are_those_of_the_composed_model(policy):
             assert counter.get_total_flops() == model_flops(made)
 
 
+@pytest.mark.slow
 def test_flops_of_a_training_step_are_those_of_the_composed_model():
     made, images = model(depth=2), torch.randn(1, 3, 24, 24)
     counted = {}
