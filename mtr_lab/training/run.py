@@ -99,7 +99,7 @@ def train(config: DictConfig) -> Path:
     if trainer.is_global_zero and not config.dataset.holdout:
         print(
             "nothing is validated while training: dataset.holdout=0 holds out no training images, and those of "
-            f"{config.dataset.test_split} are for python -m mtr_lab"
+            f"{config.dataset.test_split} are for mtr-lab eval"
         )
     start = time.perf_counter()
     for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
