@@ -1,7 +1,7 @@
 """Count the files that one evaluation enters: ``python experiments/files_entered.py``.
 
-A file is entered if a function or a class body in it runs after the start of ``python -m mtr_lab``. Prints the number of
-these files and of their lines. To count another version, run the script with ``PYTHONPATH`` set to its checkout.
+A file is entered if a function or a class body in it runs after the start of ``python -m mtr_lab``. The script prints
+the number of these files and of their lines. ``PYTHONPATH`` may name the checkout of another version.
 """
 
 import runpy
