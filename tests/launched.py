@@ -34,6 +34,12 @@ def fail(config: DictConfig) -> None:
     time.sleep(600)
 
 
+def wait(config: DictConfig) -> None:
+    """Note the process, and do nothing."""
+    Path(config.folder, os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
     """In two processes: the gathered batches, the message of rank 0, and the start method of new processes."""
     torch.distributed.init_process_group("gloo")

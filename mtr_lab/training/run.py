@@ -88,6 +88,9 @@ def train(config: DictConfig) -> Path:
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    # Before every step Lightning broadcasts whether rank 0 got SIGTERM, and waits for the device to read the answer. A
+    # signal reaches every process here, and one that ends alone is noticed by the launcher.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     task.check_training(config, trainer.world_size)
     if has_to_launch(trainer):
         return launch(train, config, trainer.num_devices)
@@ -102,8 +105,13 @@ def train(config: DictConfig) -> Path:
             f"{config.dataset.test_split} are for mtr-lab eval"
         )
     start = time.perf_counter()
-    for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
-        warnings.filterwarnings("ignore", message=noise)  # nothing is held out; of sides of 1 strides do not matter
+    for noise in (
+        "Total length of `list` across ranks is zero",  # nothing is held out
+        "Grad strides do not match bucket view strides",  # of sides of 1, where strides do not matter
+        # Lightning makes DDP on a stream of its own, which waits for the step's in turn.
+        *(["The AccumulateGrad node's stream does not match"] if trainer.world_size > 1 else []),
+    ):
+        warnings.filterwarnings("ignore", message=noise)
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
     skipped = gather_names(module.skipped)
     if not trainer.is_global_zero:
