@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,19 @@ def train(options: argparse.Namespace, images: Path, gpus: int) -> dict[str, Any
     return {"gpus": gpus, "img_per_s": rates, "losses": [float(row["train_loss"]) for row in rows]}
 
 
-def processes_of(launcher: int) -> list[int]:
-    """The launched ones."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+def status(pid: str) -> tuple[str, int]:
+    """The state of a process and its parent: ``("Z", …)`` of one that has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return False
+        return "Z", 0
+    return state, int(parent)
+
+
+def launched_by(launcher: int) -> list[str]:
+    """The processes that a launcher has spawned."""
+    children = [path.name for path in Path("/proc").glob("[0-9]*") if status(path.name)[1] == launcher]
+    return sorted((pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), key=int)
 
 
 def wait_until(condition: Callable[[], bool], limit: float) -> float:
@@ -120,9 +122,11 @@ def kill(options: argparse.Namespace, images: Path, gpus: int, who: str) -> dict
         try:
             wait_until(lambda: (folder / "last.ckpt").exists() or launcher.poll() is not None, options.limit)
             time.sleep(0.5)
-            ranks = processes_of(launcher.pid)
-            os.kill(ranks[-1] if who == "rank" else launcher.pid, signal.SIGKILL)
-            ended = wait_until(lambda: launcher.poll() is not None and not any(map(alive, ranks)), options.limit)
+            ranks = launched_by(launcher.pid)
+            os.kill(int(ranks[-1]) if who == "rank" else launcher.pid, signal.SIGKILL)
+            ended = wait_until(
+                lambda: launcher.poll() is not None and all(status(rank)[0] == "Z" for rank in ranks), options.limit
+            )
         finally:
             launcher.kill()
     last = (options.out / f"killed_{who}.txt").read_text().strip().splitlines()[-1]
@@ -169,7 +173,9 @@ def main() -> None:
             record["rows"].append(row)
             print(row, flush=True)
     if options.part in (None, "kills"):
-        record["kills"] = [kill(options, images, max(options.gpus), who) for who in ("rank", "launcher")]
+        with ThreadPoolExecutor() as pool:  # both at once
+            killed = [pool.submit(kill, options, images, max(options.gpus), who) for who in ("rank", "launcher")]
+        record["kills"] = [end.result() for end in killed]
         print(record["kills"], flush=True)
     with replace_file(options.out / f"{options.part or 'training'}.json") as stream:
         stream.write(f"{json.dumps(record, indent=1)}\n".encode())
