@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from launched import fail, gather, wait
+from launched import fail, fit, gather, wait
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
@@ -252,10 +252,15 @@ def test_a_process_that_fails_stops_the_other(hydra_config, tmp_path: Path, how:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("killed", "number", "code"),
+    [
+        ("launcher", signal.SIGKILL, -signal.SIGKILL),
+        ("launcher", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("rank", signal.SIGKILL, 1),
+    ],
 )
-def test_the_processes_end_with_the_one_that_launched_them(
-    hydra_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, code: int
+def test_a_kill_ends_all_within_15_seconds(
+    hydra_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed: str, number: signal.Signals, code: int
 ) -> None:
     monkeypatch.setattr("mtr_lab.launch.start_processes", partial(start_processes, start_method="fork"))
     arguments = (wait, OmegaConf.create({"folder": str(tmp_path)}), 2)
@@ -264,7 +269,7 @@ def test_the_processes_end_with_the_one_that_launched_them(
     started = lambda: [int(path.read_text() or 0) for path in tmp_path.iterdir()]  # noqa: E731
     until(lambda: len(started()) == 2 and all(started()))
     assert all(map(runs, started()))
-    os.kill(launcher.pid, number)
+    os.kill(launcher.pid if killed == "launcher" else started()[0], number)
     until(lambda: not any(map(runs, started())))
     launcher.join(5)
     assert launcher.exitcode == code
@@ -296,6 +301,13 @@ def test_batches_are_gathered_in_their_order(hydra_config) -> None:
     assert gathered == [list(range(batches)) for batches in (0, 1, 7, 8)]
     assert told == "of 0"
     assert start_method == multiprocessing.get_start_method()  # of the data loader's workers
+
+
+def test_gradients_averaged_in_one_message_train_as_ddp_does(hydra_config) -> None:
+    """Also from weights that differ."""
+    expected, weights = (launch(fit, OmegaConf.create({"graphed": graphed}), 2) for graphed in (False, True))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value)
 
 
 @pytest.fixture

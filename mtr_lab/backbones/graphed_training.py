@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs: two launches instead of thousands."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,7 @@ class GraphedTraining:
         # Frees the captured pass's autograd graph, which would tie the parameters' gradients to the capture's stream:
         # every one of them would be handed from stream to stream, and PyTorch warns.
         call.output.detach_()
+        gc.collect()
         return graphed
 
 

@@ -41,6 +41,7 @@ from mtr_lab.tasks.task import Task
 from mtr_lab.training.averaging import WeightEMA
 from mtr_lab.training.checkpoint import LastCheckpoint, PlainCheckpointIO, check_resume
 from mtr_lab.training.curve import draw_curve
+from mtr_lab.training.graphed_ddp import GRAPHED_DDP
 from mtr_lab.training.history import History, TrainingBar, last_values, table
 from mtr_lab.training.randomness import SeedEpochs
 from mtr_lab.training.reduced import ReducedTraining, epoch_ratios
@@ -74,6 +75,7 @@ def train(config: DictConfig) -> Path:
     trainer = make_trainer(
         config.trainer,
         distributed=True,
+        ddp=GRAPHED_DDP if config.trainer.cuda_graph else "ddp",
         max_epochs=settings.epochs,
         logger=[logger for logger in make_loggers(config.logger) if not isinstance(logger, CSVLogger)],  # see History
         callbacks=[
@@ -105,13 +107,8 @@ def train(config: DictConfig) -> Path:
             f"{config.dataset.test_split} are for mtr-lab eval"
         )
     start = time.perf_counter()
-    for noise in (
-        "Total length of `list` across ranks is zero",  # nothing is held out
-        "Grad strides do not match bucket view strides",  # of sides of 1, where strides do not matter
-        # Lightning makes DDP on a stream of its own, which waits for the step's in turn.
-        *(["The AccumulateGrad node's stream does not match"] if trainer.world_size > 1 else []),
-    ):
-        warnings.filterwarnings("ignore", message=noise)
+    for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
+        warnings.filterwarnings("ignore", message=noise)  # nothing is held out; of sides of 1 strides do not matter
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
     skipped = gather_names(module.skipped)
     if not trainer.is_global_zero:
