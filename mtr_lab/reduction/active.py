@@ -1,6 +1,6 @@
 """What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -9,7 +9,8 @@ from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.schedule import Schedule
-from mtr_lab.tokens import Evidence, ScanPath, TokenState
+from mtr_lab.tokens import Evidence, TokenState
+from mtr_lab.tokens.positions import Positions
 
 
 class ActiveReduction:
@@ -29,6 +30,11 @@ class ActiveReduction:
     def key(self) -> tuple[Policy, Schedule] | None:
         """Equal if and only if the forward pass is the same; ``None`` for the unreduced one."""
         return (self.policy, self.schedule) if self.schedule.acts else None
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether blocks read ``source`` of their tokens."""
+        return self.acting_policy is not None and self.acting_policy.unmerges
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
@@ -55,24 +61,20 @@ class ActiveBlockReduction:
         """How many tokens are removed after the mixer."""
         return self._active.schedule.remove[self._block]
 
-    @property
-    def aligned(self) -> bool:
-        """Whether the scan's state decays over the positions of removed tokens."""
+    def positions(self, state: TokenState) -> Positions:
+        """What the mixer is told about its tokens."""
         policy = self._active.acting_policy
-        return policy is not None and policy.align
-
-    @property
-    def size_exponent(self) -> float:
-        """Δ of a token is multiplied by its size to this power."""
-        policy = self._active.acting_policy
-        return 0.0 if policy is None else policy.stretch
-
-    @property
-    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
-        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
-        policy = self._active.acting_policy
-        part = None if policy is None else SCANS[policy.paths]
-        return None if part is None else part.choose
+        if policy is None:
+            return Positions(state)
+        part = SCANS[policy.paths]
+        return Positions(
+            state,
+            aligned=policy.align,
+            size_exponent=policy.stretch,
+            choose_paths=None if part is None else part.choose,
+            unmerged=policy.unmerges,
+            pruned=policy.prunes,
+        )
 
     @property
     def needs(self) -> tuple[str, ...]:
