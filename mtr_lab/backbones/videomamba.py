@@ -7,9 +7,14 @@ Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understand
 OpenGVLab/VideoMamba. State-dict names are the authors'.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
 
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.initialisation import initialise_videomamba
+from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
 
@@ -17,15 +22,35 @@ from mtr_lab.backbones.vision_mamba import VisionMamba
 class VideoMamba(VisionMamba):
     """VideoMamba: the class token comes first, and a block adds up its two directions.
 
-    Arguments and errors as for ``VisionMamba``; with ``num_frames`` it takes videos.
+    With ``num_frames`` it takes videos.
+
+    Args:
+        fc_drop_rate: dropout before the head while training, as ``drop_rate``.
+        use_checkpoint: compute activations again in the backward pass, as ``set_grad_checkpointing``.
+        kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
     average_directions = False
     video = True
+    keywords: ClassVar[Mapping[str, Keyword]] = {
+        **MIXER,
+        **MODEL,
+        "bimamba": only(True, otherwise="the mixers scan forward alone"),
+        "checkpoint_num": HARMLESS,
+    }
+
+    def __init__(self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if fc_drop_rate > 0:
+            self.head_drop = nn.Dropout(fc_drop_rate)
+        self.set_grad_checkpointing(use_checkpoint)
 
     def class_position(self, patches: int) -> int:
         """The first position."""
         return 0
+
+    def initialise(self) -> None:
+        initialise_videomamba(self, len(self.layers))
 
 
 def _hub(file: str, top1: float) -> dict[str, Any]:
