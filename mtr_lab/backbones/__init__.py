@@ -4,6 +4,7 @@ from typing import Any
 
 from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.cuda_graph import compile
+from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
 from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.stage import Block, Stage
@@ -49,6 +50,7 @@ __all__ = [
     "Backbone",
     "Block",
     "Stage",
+    "as_backbone",
     "blocks_of",
     "compile",
     "create_model",
@@ -56,5 +58,8 @@ __all__ = [
     "height_and_width",
     "last_state",
     "missing_members",
+    "route",
     "run",
+    "unroute",
+    "unwrapped",
 ]

@@ -19,6 +19,11 @@ class Keyword:
     otherwise: str = ""
     """What theirs does with other values, a sentence without its full stop."""
 
+    def check(self, what: str, value: Any, advice: str) -> None:
+        """Raise a ``UserError`` about ``what``, with the advice, unless the value is represented."""
+        if not self.fits(value):
+            raise UserError(f"{what} is not represented: {self.otherwise}. {advice}.")
+
 
 HARMLESS = Keyword(lambda value: True)
 """With given weights, the output in float32 evaluation does not depend on it."""
@@ -67,7 +72,5 @@ def translate(name: str, keywords: Mapping[str, Keyword], arguments: Mapping[str
             raise UserError(f"{twice[0]} of {name} is given twice: leave it out of ssm_cfg.")
         ours |= mixer
     for key in [key for key in ours if key in keywords]:
-        value, keyword = ours.pop(key), keywords[key]
-        if not keyword.fits(value):
-            raise UserError(f"{key}={value!r} of {name} is not represented: {keyword.otherwise}. Leave it out.")
+        keywords[key].check(f"{key}={ours[key]!r} of {name}", ours.pop(key), "Leave it out")
     return ours

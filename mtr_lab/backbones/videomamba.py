@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_videomamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
 
 
 class VideoMamba(VisionMamba):
@@ -88,3 +90,19 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+@recognises("VideoMamba")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
+
+    Its mixers have ``bimamba``, and no ``bimamba_type``.
+    """
+    mixers = mixers_of(model)
+    if not mixers or not hasattr(mixers[0], "bimamba") or hasattr(mixers[0], "bimamba_type"):
+        return None
+    checkpointing = {"use_checkpoint": bool(getattr(model, "use_checkpoint", False))}
+    arguments = read_arguments(model, VideoMamba) | checkpointing
+    ours = build(VideoMamba, CONFIGS["videomamba_ti"], False, {}, arguments)
+    copy_settings(model, ours)
+    return ours

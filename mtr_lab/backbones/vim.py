@@ -7,11 +7,15 @@ arXiv 2401.09417; code and weights hustvl/Vim. State-dict names are the authors'
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import nn
+
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_vim
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -118,3 +122,21 @@ def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     """The bundled model: 2.2 M parameters, 112² images in 8² patches, the 197 tokens of Vim at 224²."""
     geometry = {"img_size": 112, "patch_size": 8, "stride": 8, "depth": 16, "embed_dim": 128, "num_classes": 10}
     return build(Vim, CONFIGS["vim_nano"], pretrained, geometry, kwargs)
+
+
+@recognises("Vim")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
+
+    Its mixers have ``bimamba_type``, and ``if_divide_out``, which was ``if_devide_out`` until July 2024.
+    """
+    mixers = mixers_of(model)
+    if not mixers or not hasattr(mixers[0], "bimamba_type"):
+        return None
+    middle = {"use_middle_cls_token": bool(getattr(model, "use_middle_cls_token", False))}
+    ours = build(Vim, CONFIGS["vim_ti"], False, {}, read_arguments(model, Vim) | middle)
+    copy_settings(model, ours)
+    for mixer, block in zip(mixers, ours.blocks, strict=True):
+        divides = getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False))
+        block.mixer.average_directions = bool(divides)
+    return ours

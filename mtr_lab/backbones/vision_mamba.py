@@ -1,8 +1,8 @@
 """The classifier behind Vim and VideoMamba: patches and a class token in blocks of bidirectional Mamba."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class VisionMamba(TimmInterface):
         UserError: sizes that do not fit each other, ``num_frames`` for a family of image models, or an unknown pooling.
     """
 
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward", "forward_features": "pooled"}
+    """By the names of methods of the authors' class: our methods that compute the same."""
     average_directions: bool
     """Whether a block divides the sum of its two directions by two; else it is their sum."""
     video = False
@@ -207,6 +209,10 @@ class VisionMamba(TimmInterface):
         Of a reduced sequence, the survivors in their order.
         """
         return self.class_first(self.forward_state(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the normalised class token, (B, C)."""
+        return self.class_features(self.forward_state(images))
 
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> the normalised class token, (B, C)."""
