@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import Backbone, blocks_of, height_and_width, missing_members
-from mtr_lab.backbones.interface import MEMBERS
+from mtr_lab.backbones import Backbone, as_backbone, blocks_of, height_and_width, route, unroute
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
@@ -49,6 +48,11 @@ class Reduction:
         model.reduction = self._active
         for number, block in enumerate(blocks_of(model)):
             block.reduction = ActiveBlockReduction(self._active, number)
+
+    @property
+    def model(self) -> Backbone:
+        """The model that computes: the patched one, or the one in the place of an object of the authors' class."""
+        return self._model
 
     @property
     def schedule(self) -> Schedule:
@@ -125,8 +129,13 @@ def patch(
     Blocks remove tokens after their mixers. Parameters and state dict are untouched, and ``unpatch`` restores the model
     bit for bit. Patching a patched model replaces its policy.
 
+    An object of the authors' own class (Vim, VideoMamba) gets a model of this library that computes in its place, with
+    the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
+    ``torch.compile`` and of data parallelism are looked into.
+
     Args:
-        model: a model of this library, or any other with the members of ``mtr_lab.backbones.Backbone``.
+        model: a model of this library, any other with the members of ``mtr_lab.backbones.Backbone``, or an object of
+            the authors' class.
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
         schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto``,
@@ -141,7 +150,7 @@ def patch(
 
     Raises:
         UserError: an unknown policy or part, a file that holds no policy, a ratio out of reach (states the maximum),
-            or a model of another library.
+            or a model of another library or of a variant that is not represented.
     """
     backbone = as_backbone(model, "patch")
     config = policy_config(policy, **parts)
@@ -154,14 +163,16 @@ def patch(
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:
-        unpatch(model)
+        _detach(backbone)
+        unroute(model)
         raise
+    route(model, backbone)
     return reduction
 
 
 def unpatch(model: nn.Module) -> None:
     """Remove the policy; the model computes what it did before ``patch``, bit for bit."""
-    _detach(as_backbone(model, "unpatch"))
+    _detach(unroute(model) or as_backbone(model, "unpatch"))
 
 
 @contextlib.contextmanager
@@ -180,12 +191,3 @@ def _detach(model: Backbone) -> None:
     model.reduction = None
     for block in blocks_of(model):
         block.reduction = None
-
-
-def as_backbone(model: nn.Module, function: str) -> Backbone:
-    """The model, which ``function`` got; raises a ``UserError`` unless it is a :class:`Backbone`."""
-    if missing := missing_members(model):
-        name, described = type(model).__name__, len(missing) <= len(MEMBERS) // 2
-        lacks = f", which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone" if described else ""
-        raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {name}{lacks}.")
-    return model  # type: ignore[return-value]
