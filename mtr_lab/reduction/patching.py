@@ -62,7 +62,7 @@ class Reduction:
         """The schedule in force."""
         return self._active.schedule
 
-    def solve(self, ratio: float | None, resolution: float | str | None = None) -> Schedule:
+    def solve(self, ratio: float | None, resolution: float | None = None) -> Schedule:
         """The schedule that removes this share of the FLOPs; for ``None`` the configured counts.
 
         Args:
@@ -73,10 +73,10 @@ class Reduction:
         """
         resolution = self.config["resolution"] if resolution is None else resolution
         full = self._img_size or self._model.input_shape[-2:]
-        if resolution is None or ratio == 0 or (resolution == AUTO and ratio is None):
+        if resolution is None or ratio == 0:
             return self._solve(ratio, None)
-        if resolution == AUTO:
-            return self._solve_with_picture(ratio, full)
+        if resolution == AUTO:  # given counts leave no budget for a smaller picture
+            return self._solve(ratio, None) if ratio is None else self._solve_with_picture(ratio, full)
         picture = picture_of(self._model, resolution, full)
         return self._solve(ratio, None if picture == tuple(full) else picture)
 
@@ -107,15 +107,13 @@ class Reduction:
         return schedules[kl.index(min(kl))]
 
     def _cost(self, counts: Sequence[int], resolution: Size | None) -> Schedule:
-        return make_schedule(
-            self._model, self.policy, schedule=counts, img_size=self._img_size, resolution=resolution
-        )
+        return make_schedule(self._model, self.policy, schedule=counts, img_size=self._img_size, resolution=resolution)
 
     def _solve(self, ratio: float | None, resolution: Size | None) -> Schedule:
         """The schedule on a picture of that size."""
         counts, layers = self.config["schedule"], self.config["layers"]
-        size = {"img_size": self._img_size, "resolution": resolution}
-        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, layers=layers, **size)
+        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, layers=layers)
+        solve = partial(solve, img_size=self._img_size, resolution=resolution)
         if ratio is None and counts == NO_TOKENS:
             return self._cost([0] * len(blocks_of(self._model)), resolution)
         if counts == AUTO and ratio and self._images is not None:
@@ -196,8 +194,8 @@ def patch(
         schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto``,
             measured on ``images``, or ``none``); instead of a ratio, how many tokens to remove after each block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
-        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H, W),
-            preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
+        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H,
+            W), preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
         parts: changes to the policy's configuration, e.g. ``target_fraction=0.3`` or ``resolution=96``: the shorter
             side in pixels (an integer), a scale (a float), or ``"auto"``. The picture is resized first, and the ratio
             counts from the full size.

@@ -108,8 +108,9 @@ class GreedySearch:
 
     def _cost(self, counts: Sequence[int]) -> Schedule:
         possible = possible_counts(self._policy, counts, self._infos)
-        where = {"img_size": self._size, "resolution": self.resolution}
-        return make_schedule(self._model, self._policy, schedule=possible, **where)
+        return make_schedule(
+            self._model, self._policy, schedule=possible, img_size=self._size, resolution=self.resolution
+        )
 
     def _from_images(self, images: Tensor, schedule: Schedule) -> list[TokenState]:
         self._use(schedule)
