@@ -23,7 +23,7 @@ from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
-RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write"}
+RESTORED = {"mtr", "resolution", "rmeeto", "utr", "hsa", "random", "write"}
 PRUNING = {"hsa", "random", "pumer", "utr"}
 
 
