@@ -22,7 +22,7 @@ from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, TokenState
-from mtr_lab.tokens.pooling import ordinary_tokens
+from mtr_lab.tokens.pooling import tokens_outside
 
 EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
@@ -51,6 +51,7 @@ class Policy:
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
+        zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -74,6 +75,7 @@ class Policy:
     embedding: str = "none"
     mlp: str = "none"
     paths: str = "all"
+    zone: int = 0
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -106,12 +108,13 @@ class Policy:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
-        fitting = self.merging.groupings or GROUPINGS
-        if self.grouping not in fitting:
-            needed = " or ".join(fitting)
-            raise UserError(
-                f"mtr.merge={self.merge} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
-            )
+        check_number("mtr.zone", self.zone, int, 0)
+        for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
+            if self.grouping not in (rule.groupings or GROUPINGS):
+                given, needed = getattr(self, part), " or ".join(rule.groupings)
+                raise UserError(
+                    f"mtr.{part}={given} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
+                )
 
     @property
     def scoring(self) -> Score:
@@ -168,7 +171,7 @@ class Policy:
         """The plan that removes that many tokens of each sequence; L - ``remove`` survive."""
         length, special = int(state.index.shape[1]), int(state.special.shape[1])  # tensors under torch.jit.trace
         first, sources, targets = self._sizes(length, special, remove)
-        if not 0 < remove < length - special or sources < remove - first or targets < 1:
+        if not 0 < remove < self._free(length, special) or sources < remove - first or targets < 1:
             raise UserError(
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
                 f"at most {self.capacity(length, special)} can go."
@@ -183,7 +186,7 @@ class Policy:
                 ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
             )
         importance = self.importance(state, evidence)
-        tokens = ordinary_tokens(state.special, length)
+        tokens = tokens_outside(state.special, length, self.zone)
         grouping = GROUPINGS[self.grouping]
         if grouping.ranked or first:
             tokens = ascending(tokens, importance)
@@ -193,7 +196,7 @@ class Policy:
 
         source, target = grouping.split(tokens, remove - first, self.target_fraction)
         if self.merging.compares(sources, remove - first):
-            into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
+            into, similarity = MATCHINGS[self.matching].match(FEATURES[self.features](state), source, target)
             if source.shape[1] > remove - first:
                 chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
                 source, into = source.gather(1, chosen), into.gather(1, chosen)
@@ -221,7 +224,7 @@ class Policy:
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
             and self.merging.into in ("nearest", "nothing")
             and self.merging.mass in (merge.equal, merge.by_size)
-            and self.prune_first == self.prune_share == 0
+            and self.prune_first == self.prune_share == self.zone == 0
         )
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
@@ -239,8 +242,12 @@ class Policy:
     def _sizes(self, length: int, special: int, remove: int) -> tuple[int, int, int]:
         """The numbers of tokens pruned first, of candidate sources, and of targets."""
         first = round(self.prune_first * remove)
-        pool = length - special - first
+        pool = max(0, self._free(length, special) - first)
         return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
+
+    def _free(self, length: int, special: int) -> int:
+        """The number of tokens that may go or absorb others."""
+        return length - special * (1 + self.zone)
 
     def capacity(self, length: int, special: int) -> int:
         """The most tokens that one step can remove from ``length`` tokens, ``special`` special ones among them."""
@@ -252,13 +259,13 @@ class Policy:
             return 0
         first, sources, targets = self._sizes(length, special, remove)
         compared = self.merging.compares(sources, remove - first)
-        similarities = 2 * sources * targets * channels if compared else 0
-        return similarities + 2 * 2 * remove * channels
+        pairs = MATCHINGS[self.matching].comparisons(sources, targets) if compared else 0
+        return 2 * pairs * channels + 2 * 2 * remove * channels
 
 
 @cache
 def _capacity(policy: Policy, length: int, special: int) -> int:
-    for remove in range(length - special - 1, 0, -1):
+    for remove in range(policy._free(length, special) - 1, 0, -1):
         first, sources, targets = policy._sizes(length, special, remove)
         if sources >= remove - first and targets >= 1:
             return remove

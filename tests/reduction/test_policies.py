@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from slow_policies import mtr as slow_mtr
@@ -22,8 +22,8 @@ from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
-BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
-RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write"}
+BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
+RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
 PRUNING = {"hsa", "random", "pumer", "utr"}
 
 
@@ -56,6 +56,7 @@ def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(4, 20), label="tokens")
     special = data.draw(st.integers(1, 2), label="special")
     policy = make_policy(policy_config(name))
+    assume(policy.capacity(length, special) > 0)
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
     state, evidence = random_state(2, length, 6, special), random_evidence(2, length)
@@ -111,6 +112,7 @@ def test_invariants(name: str, data: st.DataObject) -> None:
     special = data.draw(st.integers(1, 2), label="special")
     channels = data.draw(st.integers(1, 7), label="channels")
     policy = make_policy(policy_config(name))
+    assume(policy.capacity(length, special) > 0)
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
     state, evidence = random_state(4, length, channels, special), random_evidence(4, length)
@@ -295,6 +297,8 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
         ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
+        ({"matching": "adjacent"}, "mtr.matching=adjacent .*grouping=asymmetric: it needs mtr.grouping=alternate"),
+        ({"zone": -1}, "mtr.zone=-1: expected an integer of at least 0"),
         ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .*grouping=halves: it needs mtr.grouping=asymmetric"),
     ],
 )
