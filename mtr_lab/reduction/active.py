@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.schedule import Schedule
@@ -87,7 +86,7 @@ class ActiveBlockReduction:
         if not self.remove:
             return state, evidence
         policy, record = self._active.policy, self._active.record_score
-        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+        if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
         plan = policy(state, evidence, self.remove)
         return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence

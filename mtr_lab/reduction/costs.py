@@ -30,7 +30,8 @@ def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Wor
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     work = Work(remove, removed_at_embedding(policy, layout))
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
-    return work if scan is None else replace(work, choose_paths=scan.choose)
+    work = work if scan is None else replace(work, choose_paths=scan.choose)
+    return replace(work, grid=policy.grid) if policy.keeps_grid else work
 
 
 def overhead_flops(
@@ -46,12 +47,11 @@ def overhead_flops(
     flops = _embedding_flops(policy, layouts[0], model.stages[0].width) * layouts[0].sequences
     counts = zip(tokens, remove, strict=True)
     for stage, layout in zip(model.stages, layouts, strict=True):
-        special = len(layout.special)
         for block in stage.blocks:
             entering, removed = next(counts)
-            step = policy.flops(entering, special, removed, stage.width)
+            step = policy.step_flops(entering, layout, removed, stage.width)
             if block.mlp is not None:
-                step += _mlp_flops(policy, entering - removed, special, stage.width)
+                step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences
     return flops
 

@@ -13,15 +13,16 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
-from mtr_lab.reduction import merge
+from mtr_lab.reduction import lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
+from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
-from mtr_lab.tokens import PATHS, Evidence, TokenState
+from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 from mtr_lab.tokens.pooling import tokens_outside
 
 EVIDENCE = (*ops.STATS, "b", "c")
@@ -36,7 +37,7 @@ class Policy:
         policy: the policy's name.
         score: the importance of a token, a name of ``score.SCORES``; a minus in front negates it.
         directions: the scan directions whose evidence is read: ``both`` for all, or one by name (``forward``, …).
-        grouping: a name of ``group.GROUPINGS``.
+        grouping: a name of ``group.GROUPINGS``, or ``lines``, see the module ``lines``.
         target_fraction: targets as a share of the tokens that are not sources (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
         features: the vectors that matching compares, a name of ``match.FEATURES``.
@@ -44,7 +45,8 @@ class Policy:
         prune_first: share of the removed tokens that is pruned by score before grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
-        order: of the survivors in the sequence, a name of ``order.ORDERS``. Paths over the grid follow the grid anyway.
+        order: of the survivors in the sequence, a name of ``order.ORDERS``, or ``grid`` for ``lines``. Paths over the
+            grid follow the grid anyway.
         align: from the next block on, the scan's state decays over pruned tokens (HSA).
         stretch: from the next block on, Δ of a merged token is multiplied by its size to this power, since it stands
             for several time steps.
@@ -52,6 +54,7 @@ class Policy:
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
+        window: the pairs of a window (``lines``).
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -76,15 +79,16 @@ class Policy:
     mlp: str = "none"
     paths: str = "all"
     zone: int = 0
+    window: int = 5
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
             "directions": (BOTH, *PATHS),
-            "grouping": GROUPINGS,
+            "grouping": (*GROUPINGS, LINES),
             "matching": MATCHINGS,
             "features": FEATURES,
             "merge": MERGES,
-            "order": ORDERS,
+            "order": (*ORDERS, GRID),
             "picture": PICTURES,
             "embedding": EMBEDDINGS,
             "mlp": MLPS,
@@ -109,12 +113,39 @@ class Policy:
                 raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         check_number("mtr.zone", self.zone, int, 0)
+        check_number("mtr.window", self.window, int, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
-            if self.grouping not in (rule.groupings or GROUPINGS):
+            if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
                 given, needed = getattr(self, part), " or ".join(rule.groupings)
                 raise UserError(
                     f"mtr.{part}={given} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
                 )
+
+        if self.keeps_grid != (self.order == GRID):
+            raise UserError(
+                f"mtr.grouping={self.grouping} with mtr.order={self.order}: mtr.grouping={LINES} keeps a full grid, "
+                f"whose order is mtr.order={GRID}; set both or none."
+            )
+        for part in ("prune_first", "prune_share", "zone"):
+            if self.keeps_grid and getattr(self, part):
+                raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        if self.keeps_grid and EMBEDDINGS[self.embedding] is not None:
+            raise UserError(
+                f"mtr.embedding={self.embedding} with mtr.grouping={LINES}, which needs a full grid: set one to its "
+                "default (mtr.embedding=none)."
+            )
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether a full grid remains, so that removals come in whole rows and columns."""
+        return self.grouping == LINES
+
+    @property
+    def ranks(self) -> bool:
+        """Whether tokens are chosen by importance, not by similarity alone."""
+        if self.keeps_grid:
+            return self.merging.into == "nothing"
+        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked
 
     @property
     def scoring(self) -> Score:
@@ -169,6 +200,10 @@ class Policy:
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
         """The plan that removes that many tokens of each sequence; L - ``remove`` survive."""
+        if self.keeps_grid:
+            features = FEATURES[self.features](state) if self.merging.into == "nearest" else None
+            rule = lines.Rule(self.window, MATCHINGS[self.matching].cosine, self.merging.mass, self.merging.normalised)
+            return lines.plan(state, remove, rule, features, self.importance(state, evidence))
         length, special = int(state.index.shape[1]), int(state.special.shape[1])  # tensors under torch.jit.trace
         first, sources, targets = self._sizes(length, special, remove)
         if not 0 < remove < self._free(length, special) or sources < remove - first or targets < 1:
@@ -210,6 +245,8 @@ class Policy:
         key = ORDERS[self.order](state, importance, target, source)
         mass = self.merging.mass(state, importance)
         plan = make_plan(source, into, key, mass)
+        if not self.merging.normalised:
+            plan = plan._replace(weight=(plan.dest >= 0).to(plan.weight.dtype))
         dropped = round(self.prune_share * (remove - first))
         if dropped == 0:
             return plan
@@ -224,6 +261,7 @@ class Policy:
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
             and self.merging.into in ("nearest", "nothing")
             and self.merging.mass in (merge.equal, merge.by_size)
+            and self.merging.normalised
             and self.prune_first == self.prune_share == self.zone == 0
         )
 
@@ -252,6 +290,23 @@ class Policy:
     def capacity(self, length: int, special: int) -> int:
         """The most tokens that one step can remove from ``length`` tokens, ``special`` special ones among them."""
         return _capacity(self, length, special)
+
+    def possible(self, wanted: int, tokens: int, layout: Layout) -> int:
+        """The most tokens, up to ``wanted``, that one step can remove from ``tokens`` of the tokens of a layout."""
+        if self.keeps_grid:
+            return max((n for n in lines.removals(tokens, layout) if n <= wanted), default=0)
+        return min(wanted, self.capacity(tokens, len(layout.special)))
+
+    def grid(self, layout: Layout, tokens: int) -> Layout:
+        """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
+        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+
+    def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
+        """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""
+        if self.keeps_grid and remove:
+            merges = self.merging.into == "nearest"
+            return lines.flops(tokens, layout, remove, channels, merges=merges)
+        return self.flops(tokens, len(layout.special), remove, channels)
 
     def flops(self, length: int, special: int, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams."""

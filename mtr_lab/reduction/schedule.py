@@ -9,6 +9,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_reduce, possible_counts, reducing_blocks
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
+from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
 
 AUTO = "auto"
@@ -132,7 +133,7 @@ def make_schedule(
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
     more = len(shape) < sum(can_reduce(info, policy) for info in infos)
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, cost, more)
+    return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
 
 
 def _solve(
@@ -140,7 +141,6 @@ def _solve(
     shape: Mapping[int, float],
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
-    cost: Callable[[Sequence[int]], Schedule],
     more: bool,
 ) -> Schedule:
     """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
@@ -174,9 +174,9 @@ def _solve(
     trials = [limited({**wanted, block: wanted[block] + 1}) for block in shape]
     best_trial = min([t for t in trials if t.reduction >= ratio] or [reached], key=lambda trial: trial.reduction)
     while True:  # where blocks have reached their limits, the overshoot may be larger: trim the last reduction
-        remove = list(best_trial.remove)
-        remove[max(block for block, count in enumerate(remove) if count)] -= 1
-        trial = cost(remove)
+        remove = {block: count for block, count in enumerate(best_trial.remove) if count}
+        remove[max(remove)] -= 1
+        trial = limited(remove)
         if trial.reduction < ratio:
             return best_trial
         best_trial = trial
@@ -199,9 +199,13 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
     for block, (count, most, info) in enumerate(zip(counts, possible, infos, strict=True)):
         if count > most:
             removed = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
+            left = info.tokens - removed
+            choice = f"at most {most}"
+            if policy.keeps_grid:
+                choice = " or ".join(map(str, removals(left, info.layout))) + ", in whole rows and columns"
             raise UserError(
-                f"mtr.schedule removes {count} tokens after block {block}: of the {info.tokens - removed} there, "
-                f"{policy.policy} can remove at most {most}."
+                f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
+                f"remove {choice}."
             )
         if count and not can_decide(info, policy):
             raise UserError(
