@@ -1,6 +1,6 @@
 """Token reduction: policies decide which tokens are removed, schedules how many, ``patch`` attaches both to a model."""
 
-from mtr_lab.reduction.patching import Reduction, patch, unpatch
+from mtr_lab.reduction.patching import Reduction, measures_on_images, patch, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
 from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
@@ -19,6 +19,7 @@ __all__ = [
     "check_restoration",
     "make_policy",
     "make_schedule",
+    "measures_on_images",
     "patch",
     "policy_config",
     "policy_names",

@@ -7,6 +7,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
 
@@ -32,7 +33,9 @@ class ActiveReduction:
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
-        return images if part is None else part.change(images)
+        picture = images if part is None else part.change(images)
+        size = self.schedule.resolution
+        return picture if size is None else resize_picture(picture, size)
 
     def on_embedding(self, state: TokenState) -> TokenState:
         """The tokens before the first block, with a pending plan if some are removed."""

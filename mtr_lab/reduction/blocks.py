@@ -7,6 +7,7 @@ from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.costs import picture_size, removed_at_embedding
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import Size
 from mtr_lab.tokens import Layout
 
 LAYERS = ("all", "lower", "upper")
@@ -27,9 +28,11 @@ class BlockInfo:
     """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
 
 
-def block_infos(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[BlockInfo]:
-    """One entry a block, for images of (height, width), by default the model's own size."""
-    layouts = model.layouts(picture_size(policy, model, img_size))
+def block_infos(
+    model: Backbone, policy: Policy, img_size: Sequence[int] | None = None, resolution: Size | None = None
+) -> list[BlockInfo]:
+    """One entry a block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
+    layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     return [
         BlockInfo(

@@ -1,7 +1,7 @@
 """Attach a policy to a model, and remove it again."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,14 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
-from mtr_lab.reduction.schedule import AUTO, Schedule, make_schedule
-from mtr_lab.reduction.sensitivity import GreedySearch
+from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
+from mtr_lab.reduction.schedule import AUTO, NO_TOKENS, OutOfReach, Schedule, make_schedule
+from mtr_lab.reduction.sensitivity import GreedySearch, divergences
+
+
+def measures_on_images(config: Mapping[str, Any]) -> bool:
+    """Whether schedules of a policy's configuration are measured on images."""
+    return config["schedule"] == AUTO or (config["resolution"] == AUTO and config["schedule"] != NO_TOKENS)
 
 
 class Reduction:
@@ -25,7 +31,8 @@ class Reduction:
         model: the model to patch.
         config: the configuration of the policy, see ``policy_config``.
         img_size: (height, width) that schedules are solved for, the model's own by default.
-        images: (B, channels, H, W) on the model's device, for ``schedule=auto`` to measure on; they set ``img_size``.
+        images: (B, channels, H, W) on the model's device, for ``schedule=auto`` and ``resolution=auto`` to measure on;
+            they set ``img_size``.
         kind: the class of the policy.
     """
 
@@ -55,44 +62,101 @@ class Reduction:
         """The schedule in force."""
         return self._active.schedule
 
-    def solve(self, ratio: float | None) -> Schedule:
+    def solve(self, ratio: float | None, resolution: float | str | None = None) -> Schedule:
         """The schedule that removes this share of the FLOPs; for ``None`` the configured counts.
 
+        Args:
+            resolution: instead of the configured one.
+
         Raises:
-            UserError: as ``make_schedule``, which refuses ``auto`` without images.
+            UserError: as ``make_schedule``, which refuses ``auto`` without images; or an impossible ``resolution``.
         """
+        resolution = self.config["resolution"] if resolution is None else resolution
+        full = self._img_size or self._model.input_shape[-2:]
+        if resolution is None or ratio == 0 or (resolution == AUTO and ratio is None):
+            return self._solve(ratio, None)
+        if resolution == AUTO:
+            return self._solve_with_picture(ratio, full)
+        picture = picture_of(self._model, resolution, full)
+        return self._solve(ratio, None if picture == tuple(full) else picture)
+
+    def _solve_with_picture(self, ratio: float, full: Sequence[int]) -> Schedule:
+        """The schedule on the size of the picture that changes the output least; the largest, if no block reduces."""
+        if self._images is None and measures_on_images(self.config):
+            raise UserError(
+                "mtr.resolution=auto measures on images how to divide the ratio between the size of the picture and "
+                "the tokens, and was given none: pass about a hundred as patch(…, images=images), or give the size, "
+                "such as mtr.resolution=0.75."
+            )
+        schedules, error = [], None
+        for picture in (None, *smaller_pictures(self._model, full)):
+            alone = self._cost([0] * len(blocks_of(self._model)), picture)
+            if alone.reduction >= ratio:
+                schedules.append(alone)
+                break
+            try:
+                schedules.append(self._solve(ratio, picture))
+            except OutOfReach as out_of_reach:
+                error = out_of_reach
+        if not schedules:
+            raise error or OutOfReach(f"mtr.ratio={ratio} is out of reach: the model accepts no smaller picture.")
+        if len(schedules) == 1:
+            return schedules[0]
+        with self._measuring() as images:
+            kl = divergences(self._model, self.use, self._solve(0.0, None), schedules, images)
+        return schedules[kl.index(min(kl))]
+
+    def _cost(self, counts: Sequence[int], resolution: Size | None) -> Schedule:
+        return make_schedule(
+            self._model, self.policy, schedule=counts, img_size=self._img_size, resolution=resolution
+        )
+
+    def _solve(self, ratio: float | None, resolution: Size | None) -> Schedule:
+        """The schedule on a picture of that size."""
         counts, layers = self.config["schedule"], self.config["layers"]
-        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, img_size=self._img_size, layers=layers)
+        size = {"img_size": self._img_size, "resolution": resolution}
+        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, layers=layers, **size)
+        if ratio is None and counts == NO_TOKENS:
+            return self._cost([0] * len(blocks_of(self._model)), resolution)
         if counts == AUTO and ratio and self._images is not None:
             solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
-            return solve(schedule=self._measured(ratio, self._images))
+            return solve(schedule=self._measured(ratio, resolution))
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
 
     def release_images(self) -> None:
-        """Free the images that ``schedule=auto`` measures on, and what was measured: no more ratios can be solved."""
+        """Free the images that ``auto`` measures on, and what was measured: no more ratios can be solved."""
         self._images = self._search = None
 
-    def _measured(self, ratio: float, images: Tensor) -> dict[int, float]:
+    def _measured(self, ratio: float, resolution: Size | None) -> dict[int, float]:
         """The counts of the measured schedule by block, as weights for ``make_schedule``."""
+        with self._measuring() as images:
+            if self._search is None or self._search.resolution != resolution:
+                infos = block_infos(self._model, self.policy, self._img_size, resolution)
+                blocks = reducing_blocks(infos, self.policy, first_block=0, interval=1, layers=self.config["layers"])
+                self._search = GreedySearch(self._model, self.use, self.policy, blocks, images, resolution)
+            measured = self._search.reach(ratio)
+        return {block: count for block, count in enumerate(measured.remove) if count}
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[Tensor]:
+        """The images to measure on; the model is in evaluation mode, and afterwards as it was."""
         self._check_active()
+        assert self._images is not None
         model: Any = self._model
         training, schedule = model.training, self.schedule
         model.eval()
         try:
-            if self._search is None:
-                infos = block_infos(model, self.policy, self._img_size)
-                blocks = reducing_blocks(infos, self.policy, first_block=0, interval=1, layers=self.config["layers"])
-                self._search = GreedySearch(model, self.use, self.policy, blocks, images)
-            measured = self._search.reach(ratio)
+            yield self._images
         finally:
             model.train(training)
             self.use(schedule)
-        return {block: count for block, count in enumerate(measured.remove) if count}
 
     def __repr__(self) -> str:
         removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
-        return f"Reduction({self.policy.policy!r}, {removed}, tokens {list(self.schedule.tokens)})"
+        size = self.schedule.resolution
+        picture = "" if size is None else f", picture {size[0]}×{size[1]}"
+        return f"Reduction({self.policy.policy!r}, {removed}{picture}, tokens {list(self.schedule.tokens)})"
 
     def use(self, schedule: Schedule) -> None:
         """Put a schedule in force; the model's next forward pass follows it.
@@ -130,11 +194,13 @@ def patch(
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
         schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto``,
-            measured on ``images``); instead of a ratio, how many tokens to remove after each block.
+            measured on ``images``, or ``none``); instead of a ratio, how many tokens to remove after each block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
-        images: for ``schedule="auto"``, about a hundred unlabelled images (B, channels, H, W), preprocessed for the
-            model and on its device; they set ``img_size``. Do not evaluate on the same images.
-        parts: changes to the policy's configuration, e.g. ``target_fraction=0.3``.
+        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H, W),
+            preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
+        parts: changes to the policy's configuration, e.g. ``target_fraction=0.3`` or ``resolution=96``: the shorter
+            side in pixels (an integer), a scale (a float), or ``"auto"``. The picture is resized first, and the ratio
+            counts from the full size.
 
     Returns:
         The handle. Its ``schedule`` has the token counts and the FLOPs.

@@ -11,15 +11,22 @@ from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_red
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
 from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import Size
 
 AUTO = "auto"
-"""The schedule that ``Reduction.solve`` measures; see ``sensitivity.GreedySearch``."""
+"""The schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``; and the size that it chooses."""
+NO_TOKENS = "none"
+"""The schedule in which no block removes tokens: the policy acts at other places, or on the size of the picture."""
 SHAPES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, n: 1.0,
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
 }
 """The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before."""
+
+
+class OutOfReach(UserError):
+    """The policy cannot remove that share of the FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,13 @@ class Schedule:
     """exp(Δ A) of all scans."""
     at_other_places: bool
     """Whether the policy acts at other places than after mixers, too."""
+    resolution: Size | None = None
+    """(height, width) to which the picture is resized first; ``None``: it is not."""
 
     @property
     def acts(self) -> bool:
         """Whether the model computes anything else than the unreduced one."""
-        return self.at_other_places or any(self.remove)
+        return self.at_other_places or self.resolution is not None or any(self.remove)
 
     @property
     def reduction(self) -> float:
@@ -63,7 +72,8 @@ def make_schedule(
     first_block: int = 1,
     interval: int = 2,
     layers: str = "all",
-    img_size: tuple[int, int] | None = None,
+    img_size: Size | None = None,
+    resolution: Size | None = None,
 ) -> Schedule:
     """Token counts for a FLOPs reduction, or the cost of given counts.
 
@@ -73,17 +83,20 @@ def make_schedule(
             would miss the ratio.
         schedule: how the counts of the reducing blocks relate, as far as whole numbers allow and until a block can
             remove no more: a name of ``SHAPES``, or a weight > 0 for each reducing block. Or the counts themselves,
-            one for each block.
+            one for each block. Or ``none``: no block removes tokens.
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
+        resolution: (height, width) to which the picture is resized before the model, which counts towards the ratio.
 
     Raises:
-        UserError: a ratio out of reach (states the maximum), counts beyond what a block can remove, or both a ratio and
+        OutOfReach: the ratio cannot be reached; states the maximum.
+        UserError: an impossible setting, counts beyond what a block can remove, or both a ratio and
             counts.
     """
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
-    infos = block_infos(model, acting, img_size)
-    size = picture_size(acting, model, img_size)
+    resolution = None if ratio == 0 else resolution
+    infos = block_infos(model, acting, img_size, resolution)
+    size = resolution or picture_size(acting, model, img_size)
     depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
@@ -97,6 +110,7 @@ def make_schedule(
             flops_literature=costs.literature,
             exponentials=costs.exponentials,
             at_other_places=acting.acts_at_other_places,
+            resolution=resolution,
         )
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
@@ -115,12 +129,14 @@ def make_schedule(
             "mtr.schedule=auto measures on images how removing tokens changes the output, and was given none: pass "
             "about a hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
         )
-    if not isinstance(schedule, Mapping) and schedule not in SHAPES:
+    if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(
-            f"mtr.schedule must be one of {', '.join([*SHAPES, AUTO])} or a list of {depth} counts, got {schedule!r}."
+            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, AUTO])} or a list of {depth} counts, got {schedule!r}."
         )
     if ratio == 0:
         return cost([0] * depth)
+    if schedule == NO_TOKENS:
+        return _enough(cost([0] * depth), ratio)
     if isinstance(schedule, Mapping):
         _check_weights(schedule, [can_reduce(info, policy) for info in infos])
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
@@ -134,6 +150,17 @@ def make_schedule(
 
     more = len(shape) < sum(can_reduce(info, policy) for info in infos)
     return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
+
+
+def _enough(schedule: Schedule, ratio: float) -> Schedule:
+    """The schedule without removed tokens; raises a ``UserError`` unless it reaches the ratio."""
+    if schedule.reduction < ratio:
+        raise OutOfReach(
+            f"mtr.ratio={ratio} is out of reach: mtr.schedule=none removes no tokens, and all else that the policy "
+            f"does removes {max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)} of the FLOPs. Lower the ratio, choose "
+            "a smaller mtr.resolution (auto: the largest that is enough), or another schedule."
+        )
+    return schedule
 
 
 def _solve(
@@ -162,7 +189,7 @@ def _solve(
     else:
         most = math.floor(best * 1e4) / 1e4
         remedy = "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval)." if more else "Lower it."
-        raise UserError(
+        raise OutOfReach(
             f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
             f"{list(shape)} reduce. {remedy}"
         )

@@ -46,6 +46,7 @@ class Point(TypedDict):
     flops_overhead: Number  # of one image: that cost alone
     flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
+    resolution: NotRequired[list[int]]  # [height, width] to which the picture was resized; absent if it was not
     images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
 

@@ -1,6 +1,7 @@
 """Restore the grid of patches from a reduced sequence, and convolve over the grid."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
@@ -53,6 +54,14 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> T
     else:
         tokens = _unmerged(state.stream, state, patches, grid)
     return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def fit_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (B, C, *) on the grid of (rows, columns), bilinear; unchanged if they are on it.
+
+    A policy may give the backbone a smaller picture, whose maps have a coarser grid than those of the full one.
+    """
+    return maps if tuple(maps.shape[-2:]) == grid else F.interpolate(maps, grid, mode="bilinear")
 
 
 def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:

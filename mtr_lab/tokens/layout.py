@@ -34,6 +34,11 @@ class Layout:
         return self.rows, self.columns
 
     @property
+    def image_grid(self) -> tuple[int, int]:
+        """(rows, columns) of one frame of the image, all windows."""
+        return self.rows * self.windows[0], self.columns * self.windows[1]
+
+    @property
     def patches(self) -> int:
         """The number of patches of one sequence."""
         return self.frames * self.rows * self.columns

@@ -12,7 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Point
 from mtr_lab.results.seeds import Place, mean_point
 from mtr_lab.results.settings import flatten
@@ -77,7 +77,7 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):
                 if point["policy"] != "none" and (r, i) not in others:
-                    alike[variants[r], point_name(point["policy"], point["ratio"])].append(r)
+                    alike[variants[r], name_of(point)].append(r)
         for r in {r for same in alike.values() if len(same) > 1 for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants

@@ -8,7 +8,7 @@ from pathlib import Path
 from mtr_lab.errors import UserError
 from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import PICTURES, Result, read_result
 
@@ -35,7 +35,7 @@ def read_run(file: Path, name: str) -> Run:
         UserError: it is not a result. Predictions and pictures that cannot be used become notes instead.
     """
     result, notes, sample = read_result(file), [], None
-    names = [point_name(point["policy"], point["ratio"]) for point in result["points"]]
+    names = [name_of(point) for point in result["points"]]
     if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
