@@ -33,6 +33,7 @@ class Work:
         removed_at_embedding: the number of tokens removed before the first block.
         merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
         choose_paths: the paths of a mixer -> those to scan.
+        skipped: for each block the names of paths that are not scanned; none by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
     """
 
@@ -40,6 +41,7 @@ class Work:
     removed_at_embedding: int = 0
     merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
+    skipped: Sequence[Sequence[str]] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
 
 
@@ -68,7 +70,9 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             tokens -= next(counts)
             transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
             grid = work.grid(layout, entering[-1])
-            costs = block.costs(entering[-1], transformed, grid, work.choose_paths(block.mixer.paths))
+            skipped = work.skipped[len(entering) - 1] if work.skipped else ()
+            paths = [path for path in work.choose_paths(block.mixer.paths) if path.name not in skipped]
+            costs = block.costs(entering[-1], transformed, grid, paths)
             total += costs * layout.sequences
     return total, entering
 

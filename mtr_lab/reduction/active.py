@@ -74,7 +74,12 @@ class ActiveBlockReduction:
         """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
         policy = self._active.acting_policy
         part = None if policy is None else SCANS[policy.paths]
-        return None if part is None else part.choose
+        if part is None:
+            return None
+        choose, skipped = part.choose, self._active.schedule.skipped
+        if not skipped or not skipped[self._block]:
+            return choose
+        return lambda paths: [path for path in choose(paths) if path.name not in skipped[self._block]]
 
     @property
     def needs(self) -> tuple[str, ...]:

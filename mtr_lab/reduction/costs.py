@@ -25,10 +25,12 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
     return 0 if part is None else part.removes(layout)
 
 
-def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Work:
-    """The work of a model whose blocks remove that many tokens; ``layout`` is that of the first stage."""
+def remaining_work(
+    policy: Policy, remove: Sequence[int], layout: Layout, skipped: Sequence[Sequence[str]] = ()
+) -> Work:
+    """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    work = Work(remove, removed_at_embedding(policy, layout))
+    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work

@@ -5,8 +5,8 @@ removals of a row are shared out over windows of consecutive pairs, in proportio
 remainder). In a window the most similar pairs merge into their second token; with ``merge=prune`` the less important
 token of a pair goes, those of least importance first. Columns follow in the same way, on the merged tokens.
 
-Left open by the source and chosen here: both sides shrink in proportion, one line at a time; frames and windows are
-grids of their own; special tokens stand again behind the same share of the patches, as in a smaller picture.
+Left open by the source and chosen here: both sides shrink in proportion, one line at a time; every frame and window
+is a separate grid; special tokens stand again behind the same share of the patches, as in a smaller picture.
 
 B sequences, L tokens, P pairs of a line.
 """
@@ -144,16 +144,16 @@ def _step(
         one, other = (places.flatten().expand(batch, -1) for places in (first, second))
         value = ops.pair_similarity(features, one, other, rule.cosine).view(everywhere)
         drops_first = torch.ones(everywhere, dtype=torch.bool, device=device)
-    gone = _chosen(value, lines.shape[1] - slots.shape[1], rule.window)
-    gone = torch.stack([gone & drops_first, gone & ~drops_first], dim=-1).flatten(2)
-    gone = F.pad(gone, (0, lines.shape[1] - gone.shape[2]))  # (B, K, n), a last token without a partner stays
+    removed = _chosen(value, lines.shape[1] - slots.shape[1], rule.window)
+    removed = torch.stack([removed & drops_first, removed & ~drops_first], dim=-1).flatten(2)
+    removed = F.pad(removed, (0, lines.shape[1] - removed.shape[2]))  # (B, K, n), a last token without a partner stays
 
-    place = gone.long().argsort(dim=2, descending=True, stable=True)[..., : lines.shape[1] - slots.shape[1]]
+    place = removed.long().argsort(dim=2, descending=True, stable=True)[..., : lines.shape[1] - slots.shape[1]]
     source = lines.expand(batch, -1, -1).gather(2, place)
     into = torch.full_like(source, -1)
     if features is not None:
         into = lines.expand(batch, -1, -1).gather(2, place + 1)
-    slot = ((~gone).long().cumsum(2) - 1).clamp(min=0)  # of each survivor in its line
+    slot = ((~removed).long().cumsum(2) - 1).clamp(min=0)  # of each survivor in its line
     position = slots.expand(batch, -1, -1).gather(2, slot)
     key = torch.zeros(importance.shape, dtype=torch.float64, device=device)
     key = key.scatter(1, lines.flatten().expand(batch, -1), position.flatten(1).double())

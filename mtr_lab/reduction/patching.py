@@ -13,15 +13,21 @@ from mtr_lab.backbones.interface import MEMBERS
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
+from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
+from mtr_lab.reduction.places import SCANS
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
 from mtr_lab.reduction.schedule import AUTO, NO_TOKENS, OutOfReach, Schedule, make_schedule
 from mtr_lab.reduction.sensitivity import GreedySearch, divergences
 
 
-def measures_on_images(config: Mapping[str, Any]) -> bool:
-    """Whether schedules of a policy's configuration are measured on images."""
-    return config["schedule"] == AUTO or (config["resolution"] == AUTO and config["schedule"] != NO_TOKENS)
+def measured_on_images(config: Mapping[str, Any]) -> str:
+    """The setting of a policy's configuration by which schedules are measured on images, empty if none is."""
+    if config["schedule"] == AUTO:
+        return "mtr.schedule=auto"
+    if config["resolution"] == AUTO and config["schedule"] != NO_TOKENS:
+        return "mtr.resolution=auto"
+    return "mtr.paths=least" if config["paths"] == "least" else ""
 
 
 class Reduction:
@@ -51,6 +57,7 @@ class Reduction:
         self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
         self._images = images
         self._search: GreedySearch | None = None
+        self._pairs: list[Pair] = []
         _detach(model)
         self._active = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._active
@@ -82,7 +89,7 @@ class Reduction:
 
     def _solve_with_picture(self, ratio: float, full: Sequence[int]) -> Schedule:
         """The schedule on the size of the picture that changes the output least; the largest, if no block reduces."""
-        if self._images is None and measures_on_images(self.config):
+        if self._images is None and self.config["schedule"] != NO_TOKENS:
             raise UserError(
                 "mtr.resolution=auto measures on images how to divide the ratio between the size of the picture and "
                 "the tokens, and was given none: pass about a hundred as patch(…, images=images), or give the size, "
@@ -107,34 +114,67 @@ class Reduction:
         return schedules[kl.index(min(kl))]
 
     def _cost(self, counts: Sequence[int], resolution: Size | None) -> Schedule:
-        return make_schedule(
-            self._model, self.policy, schedule=counts, img_size=self._img_size, resolution=resolution
-        )
+        return make_schedule(self._model, self.policy, schedule=counts, img_size=self._img_size, resolution=resolution)
 
     def _solve(self, ratio: float | None, resolution: Size | None) -> Schedule:
         """The schedule on a picture of that size."""
         counts, layers = self.config["schedule"], self.config["layers"]
-        size = {"img_size": self._img_size, "resolution": resolution}
-        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, layers=layers, **size)
+        beside: Any = {"resolution": resolution, "skipped": self._skipped(ratio, resolution)}
+        solve = partial(
+            make_schedule, self._model, self.policy, ratio=ratio, layers=layers, img_size=self._img_size, **beside
+        )
         if ratio is None and counts == NO_TOKENS:
             return self._cost([0] * len(blocks_of(self._model)), resolution)
         if counts == AUTO and ratio and self._images is not None:
             solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
-            return solve(schedule=self._measured(ratio, resolution))
+            return solve(schedule=self._measured(ratio, beside))
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
 
     def release_images(self) -> None:
         """Free the images that ``auto`` measures on, and what was measured: no more ratios can be solved."""
         self._images = self._search = None
+        self._pairs = []
 
-    def _measured(self, ratio: float, resolution: Size | None) -> dict[int, float]:
+    def _skipped(self, ratio: float | None, resolution: Size | None) -> Skipped:
+        """The scan paths that every block skips, to save the part of the ratio that the policy gives to them."""
+        part = SCANS[self.policy.paths]
+        if part is None or not part.skips or not ratio:
+            return ()
+        depth = len(blocks_of(self._model))
+
+        def cost(skips: Skipped) -> Schedule:
+            return make_schedule(
+                self._model,
+                self.policy,
+                schedule=[0] * depth,
+                img_size=self._img_size,
+                resolution=resolution,
+                skipped=skips,
+            )
+
+        if not self._pairs and part.skips == "last":
+            self._pairs = last_first(self._model)
+        elif not self._pairs:
+            if self._images is None:
+                raise UserError(
+                    "mtr.paths=least measures on images which directions matter least, and was given none: pass about "
+                    "a hundred as patch(…, images=images), or take mtr.paths=last."
+                )
+            with self._measuring() as images:
+                self._pairs = least_first(self._model, self.use, cost, self._solve_unreduced(), images)
+        return enough_pairs(self._pairs, self.policy.paths_share * ratio, depth, cost)
+
+    def _solve_unreduced(self) -> Schedule:
+        return make_schedule(self._model, self.policy, ratio=0.0, img_size=self._img_size)
+
+    def _measured(self, ratio: float, beside: dict[str, Any]) -> dict[int, float]:
         """The counts of the measured schedule by block, as weights for ``make_schedule``."""
         with self._measuring() as images:
-            if self._search is None or self._search.resolution != resolution:
-                infos = block_infos(self._model, self.policy, self._img_size, resolution)
+            if self._search is None or self._search.beside != beside:
+                infos = block_infos(self._model, self.policy, self._img_size, beside["resolution"])
                 blocks = reducing_blocks(infos, self.policy, first_block=0, interval=1, layers=self.config["layers"])
-                self._search = GreedySearch(self._model, self.use, self.policy, blocks, images, resolution)
+                self._search = GreedySearch(self._model, self.use, self.policy, blocks, images, **beside)
             measured = self._search.reach(ratio)
         return {block: count for block, count in enumerate(measured.remove) if count}
 

@@ -55,6 +55,7 @@ class Policy:
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
         window: the pairs of a window (``lines``).
+        paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -80,6 +81,7 @@ class Policy:
     paths: str = "all"
     zone: int = 0
     window: int = 5
+    paths_share: float = 1.0
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -114,6 +116,7 @@ class Policy:
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
+        check_number("mtr.paths_share", self.paths_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
             if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
                 given, needed = getattr(self, part), " or ".join(rule.groupings)
@@ -184,6 +187,11 @@ class Policy:
         if self.needs and not mixers:
             raise UserError(
                 f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
+            )
+        if self.needs and self.directions != BOTH and scan is not None and scan.skips:
+            raise UserError(
+                f"mtr.directions={self.directions} with mtr.paths={self.paths}, which may skip that direction: set "
+                "mtr.directions=both."
             )
         for paths in mixers:
             scanned = [path.name for path in (paths if scan is None else scan.choose(paths))]

@@ -51,6 +51,8 @@ class Schedule:
     """Whether the policy acts at other places than after mixers, too."""
     resolution: Size | None = None
     """(height, width) to which the picture is resized first; ``None``: it is not."""
+    skipped: tuple[tuple[str, ...], ...] = ()
+    """For each block the names of the scan paths that it skips; empty: all blocks scan what the policy lets them."""
 
     @property
     def acts(self) -> bool:
@@ -74,6 +76,7 @@ def make_schedule(
     layers: str = "all",
     img_size: Size | None = None,
     resolution: Size | None = None,
+    skipped: tuple[tuple[str, ...], ...] = (),
 ) -> Schedule:
     """Token counts for a FLOPs reduction, or the cost of given counts.
 
@@ -87,6 +90,7 @@ def make_schedule(
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
         resolution: (height, width) to which the picture is resized before the model, which counts towards the ratio.
+        skipped: for each block the names of the scan paths that it skips, which counts towards the ratio.
 
     Raises:
         OutOfReach: the ratio cannot be reached; states the maximum.
@@ -94,13 +98,13 @@ def make_schedule(
             counts.
     """
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
-    resolution = None if ratio == 0 else resolution
+    resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
     size = resolution or picture_size(acting, model, img_size)
     depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, remove, layouts[0]), size)
+        costs, tokens = model_costs(model, remaining_work(acting, remove, layouts[0], skipped), size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -111,6 +115,7 @@ def make_schedule(
             exponentials=costs.exponentials,
             at_other_places=acting.acts_at_other_places,
             resolution=resolution,
+            skipped=skipped,
         )
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):

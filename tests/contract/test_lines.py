@@ -33,7 +33,7 @@ def shares(pairs: int, count: int, window: int) -> list[int]:
 def shorten(line: list, length: int, window: int, merges: bool) -> list:
     """One row or column on the way to ``length`` tokens; a token is (members, vector, score)."""
     pairs, count = len(line) // 2, len(line) - length
-    gone, start = set(), 0
+    removed, start = set(), 0
     for share, size in zip(shares(pairs, count, window), [window] * (pairs // window) + [pairs % window], strict=False):
         priced = []
         for pair in range(start, start + size):
@@ -41,15 +41,15 @@ def shorten(line: list, length: int, window: int, merges: bool) -> list:
             price = sum(abs(a - b) for a, b in zip(one, two, strict=True)) if merges else min(first, second)
             priced.append((price, pair, 0 if merges or first <= second else 1))
         for _, pair, which in sorted(priced)[:share]:
-            gone.add(2 * pair + which)
+            removed.add(2 * pair + which)
         start += size
     result = [list(token) for token in line]
-    for place in gone if merges else ():
+    for place in removed if merges else ():
         members, vector, _ = result[place]
         target = result[place + 1]
         target[0] = members + target[0]
         target[1] = [a + b for a, b in zip(vector, target[1], strict=True)]
-    return [tuple(token) for place, token in enumerate(result) if place not in gone]
+    return [tuple(token) for place, token in enumerate(result) if place not in removed]
 
 
 def storm(frames: list, rows: int, columns: int, window: int, merges: bool) -> list:

@@ -76,15 +76,15 @@ def policy(name, score, features, sizes, special, remove):
         pairs = pair(ordinary[::2], ordinary[1::2], remove)
     elif name == "adjacent":
         free = sorted(sorted(ordinary, key=lambda i: (distance(i), i))[4 * len(special) :])
-        found = []
+        priced = []
         for turn, s in enumerate(free[::2]):
             sides = [t for t in (s + 1, s - 1) if t in free[1::2]]
             if sides:
                 t = max(sides, key=lambda t: cosine(s, t))  # of equals, the right one
-                found.append((cosine(s, t), s, t))
+                priced.append((cosine(s, t), s, t))
             else:  # the zone of a class token is on both sides: goes last, into the next target
-                found.append((-math.inf, s, free[1::2][min(turn, len(free) // 2 - 1)]))
-        pairs = [(s, t) for _, s, t in sorted(found, key=lambda pair: -pair[0])[:remove]]
+                priced.append((-math.inf, s, free[1::2][min(turn, len(free) // 2 - 1)]))
+        pairs = [(s, t) for _, s, t in sorted(priced, key=lambda pair: -pair[0])[:remove]]
     elif name == "pumer":
         pruned = ranked[: round(0.5 * remove)]
         rest = [i for i in ordinary if i not in pruned]

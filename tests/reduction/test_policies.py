@@ -24,7 +24,7 @@ from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
-RESTORED = {"mtr", "resolution", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
+RESTORED = {"mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
 PRUNING = {"hsa", "random", "pumer", "utr", "storm_evit", "storm_random"}
 ONE_BY_ONE = [name for name in policy_names() if not make_policy(policy_config(name)).keeps_grid]
 """Policies that remove any number of tokens; tests/contract/test_lines.py has the others."""
@@ -188,7 +188,7 @@ def test_every_policy_runs_in_a_model(name: str) -> None:
         expected = model.eval()(images)
         mtr_lab.patch(model, name, ratio=0)
         assert torch.equal(model(images), expected)
-        schedule = mtr_lab.patch(model, name, ratio=0.15).schedule
+        schedule = mtr_lab.patch(model, name, ratio=0.15, images=images).schedule
         assert schedule.reduction >= 0.15
         reduced = model(images)
         assert reduced.isfinite().all()
