@@ -19,7 +19,7 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
-from mtr_lab.reduction import AUTO, NO_TOKENS, Reduction, measured_on_images
+from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -170,7 +170,10 @@ def calibration_images(data: DataModule, settings: DictConfig) -> Tensor:
     except UserError as error:
         measured = measured_on_images(settings)
         instead = {
-            "mtr.schedule=auto": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]",
+            **{
+                f"mtr.schedule={name}": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]"
+                for name in MEASURED
+            },
             "mtr.resolution=auto": "give the size itself, such as mtr.resolution=0.75",
             "mtr.paths=least": "take mtr.paths=last",
         }

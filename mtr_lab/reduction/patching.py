@@ -14,17 +14,18 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
+from mtr_lab.reduction.dtp import deviations, two_blocks
 from mtr_lab.reduction.places import SCANS
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
-from mtr_lab.reduction.schedule import AUTO, NO_TOKENS, OutOfReach, Schedule, make_schedule
+from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
 from mtr_lab.reduction.sensitivity import GreedySearch, divergences
 
 
 def measured_on_images(config: Mapping[str, Any]) -> str:
     """The setting of a policy's configuration by which schedules are measured on images, empty if none is."""
-    if config["schedule"] == AUTO:
-        return "mtr.schedule=auto"
+    if isinstance(config["schedule"], str) and config["schedule"] in MEASURED:
+        return f"mtr.schedule={config['schedule']}"
     if config["resolution"] == AUTO and config["schedule"] != NO_TOKENS:
         return "mtr.resolution=auto"
     return "mtr.paths=least" if config["paths"] == "least" else ""
@@ -58,6 +59,7 @@ class Reduction:
         self._images = images
         self._search: GreedySearch | None = None
         self._pairs: list[Pair] = []
+        self._deviations: list[float] | None = None
         _detach(model)
         self._active = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._active
@@ -125,6 +127,8 @@ class Reduction:
         )
         if ratio is None and counts == NO_TOKENS:
             return self._cost([0] * len(blocks_of(self._model)), resolution)
+        if counts == DTP and ratio and self._images is not None:
+            return solve(schedule=dict.fromkeys(self._two_blocks(), 1.0))
         if counts == AUTO and ratio and self._images is not None:
             solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
             return solve(schedule=self._measured(ratio, beside))
@@ -133,8 +137,16 @@ class Reduction:
 
     def release_images(self) -> None:
         """Free the images that ``auto`` measures on, and what was measured: no more ratios can be solved."""
-        self._images = self._search = None
+        self._images = self._search = self._deviations = None
         self._pairs = []
+
+    def _two_blocks(self) -> list[int]:
+        """The blocks that reduce under ``schedule=dtp``."""
+        infos = block_infos(self._model, self.policy, self._img_size)
+        if self._deviations is None:
+            with self._measuring() as images:
+                self._deviations = deviations(self._model, self.policy, infos, self._solve_unreduced(), images)
+        return two_blocks(self._deviations, infos, self.policy)
 
     def _skipped(self, ratio: float | None, resolution: Size | None) -> Skipped:
         """The scan paths that every block skips, to save the part of the ratio that the policy gives to them."""
@@ -233,8 +245,8 @@ def patch(
         model: a model of this library, or any other with the members of ``mtr_lab.backbones.Backbone``.
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
-        schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto``,
-            measured on ``images``, or ``none``); instead of a ratio, how many tokens to remove after each block.
+        schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto`` and
+            ``dtp``, measured on ``images``, or ``none``); instead of a ratio, how many tokens to remove after each block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
         images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H, W),
             preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.

@@ -15,6 +15,10 @@ from mtr_lab.reduction.resolution import Size
 
 AUTO = "auto"
 """The schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``; and the size that it chooses."""
+DTP = "dtp"
+"""Two blocks reduce, which ``Reduction.solve`` chooses by the scores on images; see ``mtr_lab.reduction.dtp``."""
+MEASURED = {AUTO: "how removing tokens changes the output", DTP: "how much the scores of tokens differ"}
+"""What the schedules measure that need images."""
 NO_TOKENS = "none"
 """The schedule in which no block removes tokens: the policy acts at other places, or on the size of the picture."""
 SHAPES: dict[str, Callable[[int, int], float]] = {
@@ -129,14 +133,14 @@ def make_schedule(
         return cost(counts)
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
-    if schedule == AUTO:
+    if isinstance(schedule, str) and schedule in MEASURED:
         raise UserError(
-            "mtr.schedule=auto measures on images how removing tokens changes the output, and was given none: pass "
-            "about a hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
+            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and was given none: pass about a hundred "
+            "as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
         )
     if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(
-            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, AUTO])} or a list of {depth} counts, got {schedule!r}."
+            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, *MEASURED])} or a list of {depth} counts, got {schedule!r}."
         )
     if ratio == 0:
         return cost([0] * depth)
