@@ -67,7 +67,8 @@ def as_backbone(model: nn.Module, function: str) -> Backbone:
     expected, name = "a model made by mtr_lab.create_model", type(model).__name__
     if len(missing) <= len(MEMBERS) // 2:
         raise UserError(
-            f"{function} expects {expected}, got {name}, which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone."
+            f"{function} expects {expected}, got {name}, which lacks {', '.join(missing)} of "
+            "mtr_lab.backbones.Backbone."
         )
     families = " or ".join(sorted(_readers))
     raise UserError(f"{function} expects an object of the authors' class of {families}, or {expected}, got {name}.")
