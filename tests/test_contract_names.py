@@ -23,7 +23,7 @@ GROUPS = {
     "camvid_sample camvid ade20k voc_segmentation",
     "task": "classification detection segmentation",
     "reduction": "mtr write evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit storm_random "
-    "directions",
+    "directions quartermap",
     "trainer": "default ddp",
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",

@@ -33,6 +33,10 @@ class BlockReduction(Protocol):
     def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
 
+    @property
+    def samples(self) -> bool:
+        """Whether the mixer scans one of each 2 x 2 tokens of the grid."""
+
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
 
@@ -46,6 +50,8 @@ class Mixer(Protocol):
     paths: tuple[ScanPath, ...]
     """The directions in which it scans; empty for a mixer that does not scan, and so has no evidence (attention)."""
     # A mixer that convolves over the grid has ``reads_grid = True``, too: a reduced model then tracks ``source``.
+    # One that scans the tokens of ``positions.sample`` and spreads its output has ``samples_grid = True``, too: its
+    # ``costs`` take ``scanned``, the number of tokens that are scanned.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
@@ -104,7 +110,9 @@ class Block(nn.Module):
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            positions = Positions(state, reduction.aligned, reduction.size_exponent, reduction.choose_paths)
+            positions = Positions(
+                state, reduction.aligned, reduction.size_exponent, reduction.choose_paths, reduction.samples
+            )
             hidden, evidence = self.mixer(normed, positions, reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
@@ -122,7 +130,15 @@ class Block(nn.Module):
         merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
         return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
-    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[ScanPath] | None = None) -> Costs:
+    def costs(
+        self,
+        mixed: int,
+        transformed: int,
+        layout: Layout,
+        paths: Sequence[ScanPath] | None = None,
+        *,
+        scanned: int | None = None,
+    ) -> Costs:
         """The costs for one sequence.
 
         Args:
@@ -130,8 +146,10 @@ class Block(nn.Module):
             transformed: the number of tokens in the MLP.
             layout: of the unreduced tokens, or of the full grid that a reduction has left.
             paths: the paths to scan, by default all of the mixer's.
+            scanned: the number of tokens that the mixer scans, if these are not all.
         """
-        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
+        options = {} if scanned is None else {"scanned": scanned}
+        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths, **options)
         return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)
 
 

@@ -49,8 +49,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
@@ -80,6 +80,11 @@ class ActiveBlockReduction:
         if not skipped or not skipped[self._block]:
             return choose
         return lambda paths: [path for path in choose(paths) if path.name not in skipped[self._block]]
+
+    @property
+    def samples(self) -> bool:
+        """Whether the mixer scans one of each 2 x 2 tokens of the grid."""
+        return self._is_sampled and self._active.acting_policy is not None
 
     @property
     def needs(self) -> tuple[str, ...]:

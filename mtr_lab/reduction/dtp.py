@@ -57,8 +57,8 @@ def deviations(
     """
     if policy.score.removeprefix("-") == "none":
         raise UserError(
-            "mtr.schedule=dtp follows the scores of tokens, and mtr.score=none has none: choose another score, or another "
-            "schedule."
+            "mtr.schedule=dtp follows the scores of tokens, and mtr.score=none has none: choose another score, or "
+            "another schedule."
         )
     active, blocks = ActiveReduction(policy, unreduced), blocks_of(model)
     before, reductions = model.reduction, [block.reduction for block in blocks]

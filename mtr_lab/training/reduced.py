@@ -54,7 +54,8 @@ def epoch_ratios(mtr: DictConfig, warmup_epochs: int) -> list[float | None]:
         return []
     if isinstance(mtr.schedule, str) and mtr.schedule in MEASURED:
         raise UserError(
-            f"mtr.schedule={mtr.schedule} is measured on trained weights: for training choose constant, linear, front or counts."
+            f"mtr.schedule={mtr.schedule} is measured on trained weights: for training choose constant, linear, front "
+            "or counts."
         )
     if ratio is None:
         if warmup_epochs:
