@@ -1,6 +1,6 @@
 """Blocks and stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,24 +18,11 @@ class BlockReduction(Protocol):
     """What ``patch`` attaches to a block."""
 
     @property
-    def aligned(self) -> bool:
-        """Whether the scan's state decays over the positions of removed tokens."""
-
-    @property
-    def size_exponent(self) -> float:
-        """Δ of a token is multiplied by its size to this power."""
-
-    @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
-    @property
-    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
-        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
-
-    @property
-    def samples(self) -> bool:
-        """Whether the mixer scans one of each 2 x 2 tokens of the grid."""
+    def positions(self, state: TokenState) -> Positions:
+        """What the mixer is told about its tokens."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
@@ -52,6 +39,7 @@ class Mixer(Protocol):
     # A mixer that convolves over the grid has ``reads_grid = True``, too: a reduced model then tracks ``source``.
     # One that scans the tokens of ``positions.sample`` and spreads its output has ``samples_grid = True``, too: its
     # ``costs`` take ``scanned``, the number of tokens that are scanned.
+    # A mixer that convolves along the sequence, over ``Positions.neighbours``, has ``reads_neighbours = True``.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
@@ -110,10 +98,7 @@ class Block(nn.Module):
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            positions = Positions(
-                state, reduction.aligned, reduction.size_exponent, reduction.choose_paths, reduction.samples
-            )
-            hidden, evidence = self.mixer(normed, positions, reduction.needs)
+            hidden, evidence = self.mixer(normed, reduction.positions(state), reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)

@@ -87,8 +87,8 @@ class TimmInterface(nn.Module, ABC):
     ) -> Any:
         """The residual stream after several blocks, with timm's arguments.
 
-        For a patched model the whole grid of the images is restored, as by ``mtr_lab.tasks.features.FeatureMaps``, which has other
-        restorations, too.
+        For a patched model the whole grid of the images is restored, as by ``mtr_lab.tasks.features.FeatureMaps``,
+        which has other restorations, too.
 
         Args:
             images: (B, channels, H, W).

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
-from mtr_lab.backbones import Backbone, blocks_of
+from mtr_lab.backbones import Backbone, as_backbone, blocks_of
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.tokens import Layout, ScanPath
 
@@ -81,15 +81,15 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
     return total, entering
 
 
-def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
+def model_flops(model: Any, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
     """FLOPs of a classifier for one image of the model's input size.
 
     Args:
-        model: the classifier.
+        model: the classifier, or an object of the authors' class.
         remove: for each block the number of tokens removed from a sequence after the mixer; none by default.
         convention: ``LITERATURE`` or ``TRUE``.
     """
-    costs, _ = model_costs(model, Work(remove))
+    costs, _ = model_costs(as_backbone(model, "model_flops"), Work(remove))
     return costs.flops if convention == TRUE else costs.literature
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import Backbone, blocks_of, height_and_width, missing_members
-from mtr_lab.backbones.interface import MEMBERS
+from mtr_lab.backbones import Backbone, as_backbone, blocks_of, height_and_width, route, unroute
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
@@ -68,11 +67,16 @@ class Reduction:
             block.reduction = ActiveBlockReduction(self._active, number, sampled[number])
 
     @property
+    def model(self) -> Backbone:
+        """The model that computes: the patched one, or the one in the place of an object of the authors' class."""
+        return self._model
+
+    @property
     def schedule(self) -> Schedule:
         """The schedule in force."""
         return self._active.schedule
 
-    def solve(self, ratio: float | None, resolution: float | str | None = None) -> Schedule:
+    def solve(self, ratio: float | None, resolution: float | None = None) -> Schedule:
         """The schedule that removes this share of the FLOPs; for ``None`` the configured counts.
 
         Args:
@@ -83,10 +87,10 @@ class Reduction:
         """
         resolution = self.config["resolution"] if resolution is None else resolution
         full = self._img_size or self._model.input_shape[-2:]
-        if resolution is None or ratio == 0 or (resolution == AUTO and ratio is None):
+        if resolution is None or ratio == 0:
             return self._solve(ratio, None)
-        if resolution == AUTO:
-            return self._solve_with_picture(ratio, full)
+        if resolution == AUTO:  # given counts leave no budget for a smaller picture
+            return self._solve(ratio, None) if ratio is None else self._solve_with_picture(ratio, full)
         picture = picture_of(self._model, resolution, full)
         return self._solve(ratio, None if picture == tuple(full) else picture)
 
@@ -123,9 +127,8 @@ class Reduction:
         """The schedule on a picture of that size."""
         counts, layers = self.config["schedule"], self.config["layers"]
         beside: Any = {"resolution": resolution, "skipped": self._skipped(ratio, resolution)}
-        solve = partial(
-            make_schedule, self._model, self.policy, ratio=ratio, layers=layers, img_size=self._img_size, **beside
-        )
+        solve = partial(make_schedule, self._model, self.policy, ratio=ratio, layers=layers)
+        solve = partial(solve, img_size=self._img_size, **beside)
         if ratio is None and counts == NO_TOKENS:
             return self._cost([0] * len(blocks_of(self._model)), resolution)
         if counts == DTP and ratio and self._images is not None:
@@ -242,16 +245,21 @@ def patch(
     Blocks remove tokens after their mixers. Parameters and state dict are untouched, and ``unpatch`` restores the model
     bit for bit. Patching a patched model replaces its policy.
 
+    An object of the authors' own class (Vim, VideoMamba) gets a model of this library that computes in its place, with
+    the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
+    ``torch.compile`` and of data parallelism are looked into.
+
     Args:
-        model: a model of this library, or any other with the members of ``mtr_lab.backbones.Backbone``.
+        model: a model of this library, any other with the members of ``mtr_lab.backbones.Backbone``, or an object of
+            the authors' class.
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
         schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, ``none``, or
             ``auto`` and ``dtp``, measured on ``images``); instead of a ratio, how many tokens to remove after each
             block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
-        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H, W),
-            preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
+        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H,
+            W), preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
         parts: changes to the policy's configuration, e.g. ``target_fraction=0.3`` or ``resolution=96``: the shorter
             side in pixels (an integer), a scale (a float), or ``"auto"``. The picture is resized first, and the ratio
             counts from the full size.
@@ -261,7 +269,7 @@ def patch(
 
     Raises:
         UserError: an unknown policy or part, a file that holds no policy, a ratio out of reach (states the maximum),
-            or a model of another library.
+            or a model of another library or of a variant that is not represented.
     """
     backbone = as_backbone(model, "patch")
     config = policy_config(policy, **parts)
@@ -274,14 +282,16 @@ def patch(
     try:
         reduction.use(reduction.solve(ratio))
     except UserError:
-        unpatch(model)
+        _detach(backbone)
+        unroute(model)
         raise
+    route(model, backbone)
     return reduction
 
 
 def unpatch(model: nn.Module) -> None:
     """Remove the policy; the model computes what it did before ``patch``, bit for bit."""
-    _detach(as_backbone(model, "unpatch"))
+    _detach(unroute(model) or as_backbone(model, "unpatch"))
 
 
 @contextlib.contextmanager
@@ -300,12 +310,3 @@ def _detach(model: Backbone) -> None:
     model.reduction = None
     for block in blocks_of(model):
         block.reduction = None
-
-
-def as_backbone(model: nn.Module, function: str) -> Backbone:
-    """The model, which ``function`` got; raises a ``UserError`` unless it is a :class:`Backbone`."""
-    if missing := missing_members(model):
-        name, described = type(model).__name__, len(missing) <= len(MEMBERS) // 2
-        lacks = f", which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone" if described else ""
-        raise UserError(f"{function} expects a model made by mtr_lab.create_model, got {name}{lacks}.")
-    return model  # type: ignore[return-value]

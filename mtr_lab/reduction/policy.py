@@ -27,6 +27,7 @@ from mtr_lab.tokens.pooling import tokens_outside
 
 EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
+SURVIVORS, UNMERGED = "survivors", "unmerged"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Policy:
         align: from the next block on, the scan's state decays over pruned tokens (HSA).
         stretch: from the next block on, Δ of a merged token is multiplied by its size to this power, since it stands
             for several time steps.
+        convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
+            ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
+            token leaves the sequence either way.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -79,6 +83,7 @@ class Policy:
     embedding: str = "none"
     mlp: str = "none"
     paths: str = "all"
+    convolution: str = SURVIVORS
     zone: int = 0
     window: int = 5
     paths_share: float = 1.0
@@ -95,6 +100,7 @@ class Policy:
             "embedding": EMBEDDINGS,
             "mlp": MLPS,
             "paths": SCANS,
+            "convolution": (SURVIVORS, UNMERGED),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -167,6 +173,16 @@ class Policy:
         return self.scoring.draws
 
     @property
+    def prunes(self) -> bool:
+        """Whether some removed tokens are dropped, not merged."""
+        return self.merging.into == "nothing" or self.prune_first > 0 or self.prune_share > 0
+
+    @property
+    def unmerges(self) -> bool:
+        """Whether convolutions run over the original positions, and these differ from the survivors'."""
+        return self.convolution == UNMERGED and self.merging.into != "nothing"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
@@ -206,6 +222,11 @@ class Policy:
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
+        if self.unmerges and not any(getattr(block.mixer, "reads_neighbours", False) for block in blocks_of(model)):
+            raise UserError(
+                f"mtr.convolution={self.convolution}: {name} has no mixer that convolves along the sequence. Leave "
+                f"mtr.convolution={SURVIVORS}."
+            )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "

@@ -165,10 +165,11 @@ def make_schedule(
 def _enough(schedule: Schedule, ratio: float) -> Schedule:
     """The schedule without removed tokens; raises a ``UserError`` unless it reaches the ratio."""
     if schedule.reduction < ratio:
+        most = max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)
         raise OutOfReach(
-            f"mtr.ratio={ratio} is out of reach: mtr.schedule=none removes no tokens, and all else that the policy "
-            f"does removes {max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)} of the FLOPs. Lower the ratio, choose "
-            "a smaller mtr.resolution (auto: the largest that is enough), or another schedule."
+            f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed with mtr.schedule=none, in "
+            "which no block removes tokens. Lower the ratio, choose a smaller mtr.resolution (auto: the largest that "
+            "is enough), or another schedule."
         )
     return schedule
 

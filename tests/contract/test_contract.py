@@ -329,6 +329,10 @@ def test_policies_that_do_not_fit_a_model_are_refused() -> None:
         mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
     with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
         mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
+    with pytest.raises(
+        UserError, match=r"mtr\.convolution=unmerged: Toy has no mixer that convolves along the sequence"
+    ):
+        mtr_lab.patch(four, "mtr", ratio=0.1, convolution="unmerged")
     reduction = mtr_lab.patch(vim, "mtr", ratio=0.1)
     with pytest.raises(UserError, match="a schedule of 6 blocks does not fit a model of 4"):
         reduction.use(mtr_lab.patch(make("two_stages"), "mtr", ratio=0.1).schedule)

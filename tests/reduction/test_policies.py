@@ -241,6 +241,58 @@ def test_aligned_states_decay_over_the_gaps() -> None:
     assert seen[-1] is None
 
 
+SMALL_VIM = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 4, "embed_dim": 16, "num_classes": 3}
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize("policy", ["write", "tome", "pumer", "utr"])
+@torch.no_grad()
+def test_the_convolution_runs_over_the_original_positions(name: str, policy: str) -> None:
+    """From the first reduction on: as convolving the sequence where a token stands at all positions it has absorbed."""
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model(name, **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    schedule = [3, 2, 2, 0]
+    merged_alone = mtr_lab.patch(model, policy, schedule=schedule).schedule
+    survivors = model(images)
+    assert mtr_lab.patch(model, policy, schedule=schedule, convolution="unmerged").schedule == merged_alone  # no FLOPs
+    states = [None, *mtr_lab.trace(model, images)]  # before each block
+    inputs: list[torch.Tensor] = []
+    convolve = ops.mixer.causal_conv1d
+
+    def spied(x: torch.Tensor, *args: torch.Tensor, **options: object) -> torch.Tensor:
+        y = convolve(x, *args, **options)
+        state, reverse = states[len(inputs)], options["reverse"]
+        inputs.append(x)
+        for b in range(len(x)):
+            alive = [i for i, t in enumerate(state.source[b]) if t >= 0] if state else list(range(x.shape[1]))
+            whole = x[b, state.source[b, alive]] if state else x[b]
+            places = [alive.index(i) for i in state.index[b]] if state else alive
+            expected = convolve(whole[None], *args, reverse=reverse)[:, 0, places]
+            torch.testing.assert_close(y[:, b], expected)
+        return y
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ops.mixer, "causal_conv1d", spied)
+        unmerged = model(images)
+    assert [x.shape[1] for x in inputs] == [17, 14, 12, 10]
+    assert not torch.allclose(unmerged, survivors, atol=1e-4)
+    for block in model.blocks:  # called as a module, as with an adapter
+        block.mixer.conv1d.register_forward_hook(lambda module, args, output: None)
+    torch.testing.assert_close(model(images), unmerged)
+
+
+@torch.no_grad()
+def test_pruned_tokens_leave_the_convolution() -> None:
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    logits = [
+        model(images)
+        for convolution in ("survivors", "unmerged")
+        if mtr_lab.patch(model, "hsa", schedule=[3, 2, 2, 0], convolution=convolution)
+    ]
+    assert torch.equal(*logits)
+
+
 def test_scores_equal_their_formulas() -> None:
     torch.manual_seed(0)
     state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
@@ -298,6 +350,7 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"directions": "up"}, "unknown mtr.directions 'up'"),
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
+        ({"convolution": "all"}, "unknown mtr.convolution 'all'"),
         ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
         ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
 from mtr_lab.reduction import Reduction, policy_config
-from mtr_lab.training.reduced import epoch_ratios
+from mtr_lab.training.reduced import epoch_ratios, unfused_settings
 
 
 def is_of_direction(parameter: str, block: int, direction: str) -> bool:
@@ -57,3 +57,10 @@ def test_a_training_step_saves_what_the_schedule_says() -> None:
 def test_the_ratio_rises_in_equal_steps(ratio: float | None, warmup_epochs: int, expected: list) -> None:
     mtr = OmegaConf.create({"ratio": ratio, "schedule": "constant"})
     assert epoch_ratios(mtr, warmup_epochs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("mtr", []), ("write", ["mtr.stretch=0.5"]), ("hsa", ["mtr.align=True"])]
+)
+def test_settings_without_fused_gradients_are_named(policy: str, expected: list[str]) -> None:
+    assert unfused_settings(OmegaConf.create(policy_config(policy))) == expected
