@@ -55,8 +55,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
@@ -75,6 +75,7 @@ class ActiveBlockReduction:
             choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,
+            sampled=self._is_sampled,
         )
 
     def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:

@@ -19,7 +19,7 @@ from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
@@ -138,10 +138,11 @@ class Policy:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
-        if self.keeps_grid and EMBEDDINGS[self.embedding] is not None:
+        scan = SCANS[self.paths]
+        if EMBEDDINGS[self.embedding] is not None and (self.keeps_grid or (scan is not None and scan.samples)):
+            whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
             raise UserError(
-                f"mtr.embedding={self.embedding} with mtr.grouping={LINES}, which needs a full grid: set one to its "
-                "default (mtr.embedding=none)."
+                f"mtr.embedding={self.embedding} with {whole}, which needs a full grid: set mtr.embedding=none."
             )
 
     @property
@@ -203,6 +204,11 @@ class Policy:
         if self.needs and not mixers:
             raise UserError(
                 f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
+            )
+        if scan is not None and scan.samples and not any(sampled_blocks(model, scan)):
+            raise UserError(
+                f"mtr.paths={self.paths} scans one of each 2 x 2 tokens of every stage but the last, in mixers that "
+                f"scan a grid along four paths, and {name} has none there: choose another policy."
             )
         if self.needs and self.directions != BOTH and scan is not None and scan.skips:
             raise UserError(
