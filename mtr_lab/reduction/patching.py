@@ -117,8 +117,8 @@ class Reduction:
         if ratio is None and counts == NO_TOKENS:
             return self._cost([0] * len(blocks_of(self._model)), resolution)
         if counts == AUTO and ratio and self._images is not None:
-            solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
-            return solve(schedule=self._measured(ratio, resolution))
+            constant = solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
+            return solve(schedule=self._measured(ratio, resolution)) if any(constant.remove) else constant
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
 
