@@ -1,9 +1,9 @@
 """Compare the lines of one sweep in pairs: ``python experiments/compare_policies.py SWEEP OUT.json [BASELINE …]``.
 
-SWEEP has run folders, all on the same images: of policies at the same ratios, of ``resolution`` at several sizes, and of
+SWEEP has run folders, all on the same images: of policies at the same ratios, of ``resolution`` at several sizes, of
 smaller models. The script prints a table in Markdown, and writes it to OUT.json with the paired differences to every
-baseline (by default ``mtr``, ``write`` and ``resolution``): bootstrap over images with 10 000 resamples, McNemar's test
-for top-1 and agreement, p-values corrected by Holm for all rows with the same baseline.
+baseline (by default ``mtr``, ``write`` and ``resolution``). Intervals are of the bootstrap over images with 10 000
+resamples; p-values of top-1 and agreement are McNemar's, corrected by Holm for all rows with the same baseline.
 """
 
 import json

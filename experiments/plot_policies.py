@@ -23,7 +23,7 @@ PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
 
 def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
-    """Draw one line a policy with its 95 % intervals, emphasised ones coloured and in front; a smaller model is a star."""
+    """Draw one line a policy with its 95 % intervals; the emphasised ones are in front, a smaller model is a star."""
     policies = dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")
     models = {point["model"] for point in points if "model" in point}
     scale = 100 if metric == "top1" else 1

@@ -8,7 +8,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from mtr_lab.backbones import Stage
+from mtr_lab.backbones import Stage, as_backbone
 from mtr_lab.pictures.regions import PatchGrid
 from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 
@@ -69,6 +69,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
         UserError: the images do not fit the patch grid, or the model is no longer patched by ``reduction``.
     """
     reduction.use(reduction.schedule)  # raises if the model was unpatched or patched again
+    model = as_backbone(model, "observe")
     stages = [(stage, block is stage.blocks[0]) for stage in model.stages for block in stage.blocks]
     video = len(model.input_shape) == 4
     traced = zip(trace_blocks(model, images), stages, strict=True)

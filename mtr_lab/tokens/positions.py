@@ -20,12 +20,16 @@ class Positions:
         aligned: let the scan's state decay over the positions of removed tokens.
         size_exponent: Δ of a token is multiplied by its size to this power.
         choose_paths: the paths of a mixer -> those to scan; ``None`` to scan all of them.
+        unmerged: let a convolution along the sequence run over the original positions of the tokens.
+        pruned: whether tokens may have been dropped, not merged.
     """
 
     state: TokenState | None = None
     aligned: bool = False
     size_exponent: float = 0.0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
+    unmerged: bool = False
+    pruned: bool = False
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """The paths to scan, of all paths of a mixer."""
@@ -40,6 +44,23 @@ class Positions:
             "gap": self.gap(scanned),
             "delta_scale": self.delta_scale,
         }
+
+    def neighbours(self) -> dict[str, Any]:
+        """``index`` and ``source`` as ``mtr_lab.ops.causal_conv1d`` takes them; ``None`` to convolve over the tokens.
+
+        Dropped tokens are left out: their neighbours are neighbours now.
+        """
+        state = self.state
+        if not self.unmerged or state is None or state.source is None or state.index.shape == state.source.shape:
+            return {"index": None, "source": None}
+        index, source = state.index, state.source
+        if self.pruned:
+            batch, positions = source.shape
+            rank = (source >= 0).cumsum(1) - 1  # of each position, without those of dropped tokens
+            index = rank.gather(1, index)
+            last = rank.masked_fill(source < 0, positions)
+            source = source.new_full((batch, positions + 1), -1).scatter(1, last, source)
+        return {"index": index, "source": source}
 
     def order(self, scanned: Sequence[ScanPath]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L); ``None`` for raster paths. See ``tokens.paths.order``."""

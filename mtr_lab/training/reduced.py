@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, ListConfig
 
 from mtr_lab.errors import UserError
-from mtr_lab.reduction import AUTO, Reduction, Schedule
+from mtr_lab.reduction import MEASURED, Reduction, Schedule
 
 
 class ReducedTraining(Callback):
@@ -52,9 +52,10 @@ def epoch_ratios(mtr: DictConfig, warmup_epochs: int) -> list[float | None]:
         raise UserError(f"mtr.ratio={ratio}: training takes one ratio. Train several runs with -m mtr.ratio=0.2,0.4.")
     if ratio == 0:
         return []
-    if mtr.schedule == AUTO:
+    if isinstance(mtr.schedule, str) and mtr.schedule in MEASURED:
         raise UserError(
-            "mtr.schedule=auto is measured on trained weights: for training choose constant, linear, front or counts."
+            f"mtr.schedule={mtr.schedule} is measured on trained weights: for training choose constant, linear, front "
+            "or counts."
         )
     if ratio is None:
         if warmup_epochs:
