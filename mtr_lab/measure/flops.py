@@ -33,12 +33,14 @@ class Work:
         removed_at_embedding: the number of tokens removed before the first block.
         merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
         choose_paths: the paths of a mixer -> those to scan.
+        repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
     """
 
     remove: Sequence[int] | None = None
     removed_at_embedding: int = 0
     merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
+    repeated: bool = False
 
 
 ALL = Work()
@@ -65,7 +67,10 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             entering.append(tokens)
             tokens -= next(counts)
             transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
-            costs = block.costs(entering[-1], transformed, layout, work.choose_paths(block.mixer.paths))
+            paths = work.choose_paths(block.mixer.paths)
+            costs = block.costs(entering[-1], transformed, layout, paths)
+            if work.repeated and entering[-1] < layout.tokens:
+                costs = costs.repeating(len(paths))
             total += costs * layout.sequences
     return total, entering
 

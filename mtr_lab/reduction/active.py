@@ -7,7 +7,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, TokenState
 from mtr_lab.tokens.positions import Positions
@@ -70,7 +70,8 @@ class ActiveBlockReduction:
         return Positions(
             state,
             aligned=policy.align,
-            size_exponent=policy.stretch,
+            size_exponent=policy.size_exponent,
+            repeated=policy.stretch == EXACT,
             choose_paths=None if part is None else part.choose,
             unmerged=policy.unmerges,
             pruned=policy.prunes,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
 
@@ -28,7 +28,7 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
 def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Work:
     """The work of a model whose blocks remove that many tokens; ``layout`` is that of the first stage."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    work = Work(remove, removed_at_embedding(policy, layout))
+    work = Work(remove, removed_at_embedding(policy, layout), repeated=policy.stretch == EXACT)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     return work if scan is None else replace(work, choose_paths=scan.choose)
 
