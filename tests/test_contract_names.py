@@ -22,7 +22,8 @@ GROUPS = {
     "dataset": "imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
     "camvid_sample camvid ade20k voc_segmentation",
     "task": "classification detection segmentation",
-    "reduction": "mtr write evit tome rmeeto pumer utr hsa famba random",
+    "reduction": "mtr write evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit storm_random "
+    "directions",
     "trainer": "default ddp",
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",

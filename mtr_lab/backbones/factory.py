@@ -8,9 +8,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
+import torch
 from torch import nn
 
 from mtr_lab.backbones import weights
+from mtr_lab.backbones.keywords import translate
 from mtr_lab.backbones.pretrained import IMAGENET, label_names, timm_config
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -35,7 +37,8 @@ def build(
         registered: the configuration of the name, see ``mtr_lab.backbones.pretrained``.
         pretrained: load the weights of the configuration. The head stays untrained if it has another number of classes.
         defaults: the arguments of the variant.
-        kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``;
+        kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
+            family's ``keywords`` has those that are no arguments of its constructor; ``device`` and ``dtype``;
             ``checkpoint`` (a local file or ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights),
             ``revision`` (branch, tag or commit on the hub), the arguments of timm's factory, and for a model that
             returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
@@ -56,6 +59,10 @@ def build(
             raise UserError(f"{key} of {name} cannot be set: give a file as checkpoint=; HF_HUB_CACHE moves the cache.")
     if "in_chans" in kwargs:
         kwargs["channels"] = kwargs.pop("in_chans")
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    if not isinstance(dtype, torch.dtype | None):
+        raise UserError(f"dtype of {name}={dtype!r}: expected a torch.dtype, such as torch.bfloat16.")
+    kwargs = translate(name, getattr(family, "keywords", {}), kwargs)
     _check_arguments(name, family, kwargs)
     if not isinstance(pretrained, bool):
         raise UserError(f"pretrained of {name}={pretrained}: expected true or false.")
@@ -95,6 +102,8 @@ def build(
         unchanged = weights.load_weights(model, checkpoint, revision, any_head=any_head)
         if unchanged and Path(checkpoint).name == registered.get("hf_hub_filename"):
             model.weights = model.weights | {"published_top1": registered["published_top1"]}
+    if device is not None or dtype is not None:
+        model.to(device=device, dtype=dtype)
     if features_only:
         return _feature_extractor(model, out_indices, feature_class)
     return model
@@ -128,12 +137,20 @@ def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_cla
 
 def _check_arguments(name: str, family: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` unless the constructor of the family takes these arguments."""
-    parameters = dict(list(inspect.signature(family.__init__).parameters.items())[1:])  # without self
+    parameters = _parameters(family)
     for key, value in kwargs.items():
         if key not in parameters:
             raise unknown(f"argument of {name}", key, parameters)
         most = 0.99 if key.endswith("_rate") else math.inf
         _check_argument(f"{key} of {name}", value, parameters[key].annotation, 0 if key == "num_classes" else 1, most)
+
+
+def _parameters(family: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Of the constructor; where it has ``**kwargs``, those of the next class that has a constructor, too."""
+    parameters = dict(list(inspect.signature(family.__init__).parameters.items())[1:])  # without self
+    if parameters.pop("kwargs", None) is None:
+        return parameters
+    return {**parameters, **_parameters(family.__mro__[1])}
 
 
 def _check_argument(label: str, value: Any, annotation: Any, least_int: int, most: float) -> None:

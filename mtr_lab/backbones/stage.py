@@ -43,7 +43,7 @@ class Mixer(Protocol):
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Costs of one sequence with ``tokens`` of the tokens of ``layout``, scanned along ``paths``."""
+        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``, convolved over ``layout``'s grid."""
 
 
 class Block(nn.Module):
@@ -86,11 +86,12 @@ class Block(nn.Module):
         pending: ops.Plan | None = None,
         layout: Layout | None = None,
         offset: Tensor | None = None,
+        grid: Layout | None = None,
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
         size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
         normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
-        state = TokenState(normed, residual, index, size, special, source, None, layout, offset)
+        state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid)
         reduction = self.reduction
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
@@ -118,7 +119,7 @@ class Block(nn.Module):
         Args:
             mixed: the number of tokens in the mixer.
             transformed: the number of tokens in the MLP.
-            layout: of the unreduced tokens.
+            layout: of the unreduced tokens, or of the full grid that a reduction has left.
             paths: the paths to scan, by default all of the mixer's.
         """
         costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)

@@ -1,15 +1,15 @@
 """What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import EXACT, Policy
+from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
-from mtr_lab.tokens import Evidence, TokenState
+from mtr_lab.tokens import Evidence, ScanPath, TokenState
 from mtr_lab.tokens.positions import Positions
 
 
@@ -39,7 +39,9 @@ class ActiveReduction:
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
-        return images if part is None else part.change(images)
+        picture = images if part is None else part.change(images)
+        size = self.schedule.resolution
+        return picture if size is None else resize_picture(picture, size)
 
     def on_embedding(self, state: TokenState) -> TokenState:
         """The tokens before the first block, with a pending plan if some are removed."""
@@ -66,16 +68,25 @@ class ActiveBlockReduction:
         policy = self._active.acting_policy
         if policy is None:
             return Positions(state)
-        part = SCANS[policy.paths]
         return Positions(
             state,
             aligned=policy.align,
             size_exponent=policy.size_exponent,
             repeated=policy.stretch == EXACT,
-            choose_paths=None if part is None else part.choose,
+            choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,
         )
+
+    def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
+        part = SCANS[policy.paths]
+        if part is None:
+            return None
+        choose, skipped = part.choose, self._active.schedule.skipped
+        if not skipped or not skipped[self._block]:
+            return choose
+        return lambda paths: [path for path in choose(paths) if path.name not in skipped[self._block]]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -90,7 +101,7 @@ class ActiveBlockReduction:
         if not self.remove:
             return state, evidence
         policy, record = self._active.policy, self._active.record_score
-        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+        if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
         plan = policy(state, evidence, self.remove)
         return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence

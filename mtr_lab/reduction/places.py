@@ -6,6 +6,7 @@ what its own steps cost, so that a schedule charges exactly that.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -53,11 +54,18 @@ class MlpPart:
 class PathsPart:
     """Fewer paths in a scan."""
 
-    choose: Callable[[Sequence[ScanPath]], Sequence[ScanPath]]
+    choose: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
     """The paths of a mixer -> those to scan, at least one."""
+    skips: Literal["", "least", "last"] = ""
+    """Whether a schedule skips paths of single blocks for a ratio, too: those whose absence changes the output of
+    calibration images ``least`` first, or those of the ``last`` blocks; see ``mtr_lab.reduction.directions``."""
 
 
 PICTURES: dict[str, PicturePart | None] = {"none": None}
 EMBEDDINGS: dict[str, EmbeddingPart | None] = {"none": None}
 MLPS: dict[str, MlpPart | None] = {"none": None}
-SCANS: dict[str, PathsPart | None] = {"all": None}
+SCANS: dict[str, PathsPart | None] = {
+    "all": None,
+    "least": PathsPart(skips="least"),
+    "last": PathsPart(skips="last"),
+}

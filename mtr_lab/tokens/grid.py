@@ -1,6 +1,7 @@
 """Restore the grid of patches from a reduced sequence, and convolve over the grid."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
@@ -55,6 +56,14 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> T
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def fit_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (B, C, *) on the grid of (rows, columns), bilinear; unchanged if they are on it.
+
+    A policy may give the backbone a smaller picture, whose maps have a coarser grid than those of the full one.
+    """
+    return maps if tuple(maps.shape[-2:]) == grid else F.interpolate(maps, grid, mode="bilinear")
+
+
 def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
     """A convolution over the grid of patches: computed at all positions, read at the survivors.
 
@@ -62,20 +71,21 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
 
     Args:
         values: (B, L, C), one row for each token of ``state``.
-        state: traced if it is reduced, with its layout, without special tokens.
+        state: traced if it is reduced, with its layout, without special tokens. On a full grid that a reduction has
+            left, the convolution is over that grid.
         conv: C to C' channels, stride 1, with a padding that keeps the size of the grid.
 
     Returns:
         (B, L, C').
     """
-    layout = state.layout
+    layout, is_whole = state.grid or state.layout, state.source is None or state.grid is not None
     assert layout is not None
     assert not layout.special
-    if state.source is not None:
+    if not is_whole:
         patches = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
         values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
-    return maps if state.source is None else take(maps, state.index)
+    return maps if is_whole else take(maps, state.index)
 
 
 def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from fitting_counts import fitting
 from torch import Tensor
 
 import mtr_lab
@@ -111,7 +112,7 @@ def test_feature_maps_of_an_unreduced_model_are_its_streams(name: str, how: str)
 def test_every_policy_is_restored_to_the_source_map(policy: str, how: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=(32, 48), patch_size=8, depth=6, embed_dim=16).eval()
-    mtr_lab.patch(model, policy, schedule=[0, 5, 4, 3, 0, 0])
+    mtr_lab.patch(model, policy, schedule=fitting(policy, [0, 5, 4, 3, 0, 0], model.layouts()[0]))
     images = torch.randn(2, 3, 32, 48)
     states = mtr_lab.trace(model, images)
     extractor = FeatureMaps(model, restoration=how)
