@@ -342,7 +342,7 @@ class Policy:
 
     def grid(self, layout: Layout, tokens: int) -> Layout:
         """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
-        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+        return lines.cached_grids(layout)[tokens] if self.keeps_grid else layout
 
     def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""
