@@ -7,6 +7,7 @@ from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
+from mtr_lab.ops.mixer_read import OUTPUT_FLOPS, STATE_FLOPS, gated, mamba_inner_read, reads_one_token
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.pairs import pair_similarity
@@ -35,8 +36,10 @@ REDUCTION_OPS = (
 
 __all__ = [
     "BACKENDS",
+    "OUTPUT_FLOPS",
     "REDUCTION_OPS",
     "REPEAT_FLOPS",
+    "STATE_FLOPS",
     "STATS",
     "DecisionInputs",
     "MambaWeights",
@@ -49,18 +52,21 @@ __all__ = [
     "causal_conv1d",
     "check_backend",
     "decompositions",
+    "gated",
     "importance",
     "installed",
     "is_readable",
     "layer_norm_add",
     "make_plan",
     "mamba_inner",
+    "mamba_inner_read",
     "merge_tokens",
     "nearest",
     "pack",
     "pair_similarity",
     "patch_tokens",
     "project_patches",
+    "reads_one_token",
     "reduce_streams",
     "rms_norm_add",
     "selected_backend",

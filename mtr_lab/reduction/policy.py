@@ -30,6 +30,7 @@ BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 BLOCK, SCAN = "block", "scan"
+WHOLE, READ = "whole", "read"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Policy:
         merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
             then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
             the output of the block.
+        last_block: the last block computes the ``whole`` sequence, or what is ``read``: if the head reads class tokens
+            alone, their output alone, to the same values.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -93,6 +96,7 @@ class Policy:
     window: int = 5
     paths_share: float = 1.0
     merge_at: str = BLOCK
+    last_block: str = WHOLE
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -108,6 +112,7 @@ class Policy:
             "paths": SCANS,
             "convolution": (SURVIVORS, UNMERGED),
             "merge_at": (BLOCK, SCAN),
+            "last_block": (WHOLE, READ),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -224,11 +229,11 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
-        return any(part is not None for part in parts)
+        return self.last_block == READ or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all")
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all", last_block=WHOLE)
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model cannot provide what the policy reads."""
