@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
@@ -55,8 +55,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
@@ -71,10 +71,12 @@ class ActiveBlockReduction:
         return Positions(
             state,
             aligned=policy.align,
-            size_exponent=policy.stretch,
+            size_exponent=policy.size_exponent,
+            repeated=policy.stretch == EXACT,
             choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,
+            sampled=self._is_sampled,
         )
 
     def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
 
@@ -26,11 +26,16 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
 
 
 def remaining_work(
-    policy: Policy, remove: Sequence[int], layout: Layout, skipped: Sequence[Sequence[str]] = ()
+    policy: Policy,
+    model: Backbone,
+    remove: Sequence[int],
+    layout: Layout,
+    skipped: Sequence[Sequence[str]] = (),
 ) -> Work:
     """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped)
+    sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
+    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work

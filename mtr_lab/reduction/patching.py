@@ -14,7 +14,7 @@ from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
-from mtr_lab.reduction.places import SCANS
+from mtr_lab.reduction.places import SCANS, sampled_blocks
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
 from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
@@ -62,8 +62,9 @@ class Reduction:
         _detach(model)
         self._active = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._active
+        sampled = sampled_blocks(model, SCANS[self.policy.paths])
         for number, block in enumerate(blocks_of(model)):
-            block.reduction = ActiveBlockReduction(self._active, number)
+            block.reduction = ActiveBlockReduction(self._active, number, sampled[number])
 
     @property
     def model(self) -> Backbone:
@@ -253,9 +254,9 @@ def patch(
             the authors' class.
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
-        schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, or ``auto``
-            and ``dtp``, measured on ``images``, or ``none``); instead of a ratio, the number of tokens that each block
-            removes.
+        schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, ``none``, or
+            ``auto`` and ``dtp``, measured on ``images``); instead of a ratio, how many tokens to remove after each
+            block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
         images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H,
             W), preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.

@@ -39,6 +39,14 @@ class ReducedTraining(Callback):
         self._reduction.use(self._schedules[min(trainer.current_epoch, len(self._schedules) - 1)])
 
 
+def unfused_settings(mtr: DictConfig) -> list[str]:
+    """The settings of a policy whose gradients no fused GPU kernel computes, as ``key=value``.
+
+    With one of them the blocks from the first reduced one on run as separate operations in training.
+    """
+    return [f"mtr.{key}={mtr[key]}" for key in ("align", "stretch") if mtr[key]]
+
+
 def epoch_ratios(mtr: DictConfig, warmup_epochs: int) -> list[float | None]:
     """The ratio of epochs 0, 1, …, rising linearly by whole epochs; the last one holds from then on.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import FOR_ANY_FAMILY, fitting
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -16,7 +16,8 @@ from slow_policies import policy as slow_policy
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
-from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
+from mtr_lab.measure.flops import counted_flops
+from mtr_lab.reduction import apply, make_policy, policy_config
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.score import SCORES, Score
@@ -26,7 +27,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
 RESTORED = {"mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
 PRUNING = {"hsa", "random", "pumer", "utr", "storm_evit", "storm_random"}
-ONE_BY_ONE = [name for name in policy_names() if not make_policy(policy_config(name)).keeps_grid]
+ONE_BY_ONE = [name for name in FOR_ANY_FAMILY if not make_policy(policy_config(name)).keeps_grid]
 """Policies that remove any number of tokens; tests/contract/test_lines.py has the others."""
 
 
@@ -145,7 +146,7 @@ def test_invariants(name: str, data: st.DataObject) -> None:
     torch.testing.assert_close(alone.residual, after.residual[order[:1]])
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(data=st.data())
 @torch.no_grad()
@@ -179,7 +180,7 @@ def test_invariants_through_a_whole_model(name: str, data: st.DataObject) -> Non
             assert torch.equal(state.stream, unreduced[block].stream)
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 def test_every_policy_runs_in_a_model(name: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=48, patch_size=8, stride=8, depth=6, embed_dim=32, num_classes=5)
@@ -282,6 +283,30 @@ def test_the_convolution_runs_over_the_original_positions(name: str, policy: str
 
 
 @torch.no_grad()
+def test_a_merged_token_is_scanned_as_a_run_of_equal_tokens() -> None:
+    """From the first reduction on, and its FLOPs are charged in both conventions."""
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    seen: list[torch.Tensor | None] = []
+    for block in model.blocks:
+        block.mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].repeats))
+    plain = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0]).schedule
+    model(images)
+    assert seen == [None] * 4
+    exact = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0], stretch="exact").schedule
+    sizes = [state.size for state in mtr_lab.trace(model, images)]
+    assert seen[4] is None
+    assert all(map(torch.equal, seen[5:], sizes[:3]))
+    one_direction = (14 + 12 + 10) * 32 * 16  # tokens that enter after the first reduction, channels, states
+    assert exact.exponentials - plain.exponentials == 2 * one_direction
+    assert exact.flops - plain.flops == 4 * 2 * one_direction
+    assert exact.flops_literature - plain.flops_literature == 4 * one_direction
+    assert counted_flops(model, images) == (exact.flops, exact.flops_overhead)
+    mtr_lab.patch(model, "mtr", schedule=[0, 0, 0, 0], stretch="exact")
+    assert counted_flops(model, images)[0] == exact.flops_unreduced
+
+
+@torch.no_grad()
 def test_pruned_tokens_leave_the_convolution() -> None:
     torch.manual_seed(0)
     model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
@@ -351,6 +376,8 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
         ({"convolution": "all"}, "unknown mtr.convolution 'all'"),
+        ({"stretch": "half"}, r"mtr.stretch must be in \[0, 1\] or exact, got 'half'"),
+        ({"stretch": True}, r"mtr.stretch must be in \[0, 1\] or exact, got True"),
         ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
         ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
@@ -425,7 +452,7 @@ class WithoutClassToken(Vim):
 SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @torch.no_grad()
 def test_policies_that_need_a_class_token_are_refused_without_one(name: str) -> None:
     model = WithoutClassToken(**SMALL).eval()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from fitting_counts import FOR_ANY_FAMILY
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
-from mtr_lab.reduction import Reduction, policy_config, policy_names
-from mtr_lab.training.reduced import epoch_ratios
+from mtr_lab.reduction import Reduction, policy_config
+from mtr_lab.training.reduced import epoch_ratios, unfused_settings
 
 
 def is_of_direction(parameter: str, block: int, direction: str) -> bool:
@@ -16,7 +17,7 @@ def is_of_direction(parameter: str, block: int, direction: str) -> bool:
     return prefix == f"layers.{block}." and not shared and ("_b" in name.split(".")[0]) == (direction == "backward")
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", FOR_ANY_FAMILY)
 def test_every_parameter_has_a_gradient_under_every_policy(policy: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=48, num_classes=3).train()
@@ -56,3 +57,10 @@ def test_a_training_step_saves_what_the_schedule_says() -> None:
 def test_the_ratio_rises_in_equal_steps(ratio: float | None, warmup_epochs: int, expected: list) -> None:
     mtr = OmegaConf.create({"ratio": ratio, "schedule": "constant"})
     assert epoch_ratios(mtr, warmup_epochs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("mtr", []), ("write", ["mtr.stretch=0.5"]), ("hsa", ["mtr.align=True"])]
+)
+def test_settings_without_fused_gradients_are_named(policy: str, expected: list[str]) -> None:
+    assert unfused_settings(OmegaConf.create(policy_config(policy))) == expected
