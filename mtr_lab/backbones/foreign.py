@@ -66,9 +66,8 @@ def as_backbone(model: nn.Module, function: str) -> Backbone:
         return ours
     expected, name = "a model made by mtr_lab.create_model", type(model).__name__
     if len(missing) <= len(MEMBERS) // 2:
-        raise UserError(
-            f"{function} expects {expected}, got {name}, which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone."
-        )
+        lacks = f"which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone"
+        raise UserError(f"{function} expects {expected}, got {name}, {lacks}.")
     families = " or ".join(sorted(_readers))
     raise UserError(f"{function} expects an object of the authors' class of {families}, or {expected}, got {name}.")
 

@@ -19,7 +19,7 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
-from mtr_lab.reduction import AUTO, NO_TOKENS, Reduction, measures_on_images
+from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -97,7 +97,7 @@ def plan(config: DictConfig) -> Job:
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
-    calibration = calibration_images(data, config.mtr) if measures_on_images(config.mtr) else None
+    calibration = calibration_images(data, config.mtr) if measured_on_images(config.mtr) else None
     loggers = dict(zip(config.logger, make_loggers(config.logger), strict=True))
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
@@ -137,7 +137,9 @@ def provisional(settings: dict[str, Any]) -> dict[str, Any]:
     A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce, or of the
     smaller picture alone.
     """
-    if not measures_on_images(settings):
+    if settings["paths"] == "least":
+        settings = {**settings, "paths": "last"}  # which saves as much
+    if not measured_on_images(settings):
         return settings
     if settings["resolution"] == AUTO:
         return {**settings, "schedule": NO_TOKENS}
@@ -166,14 +168,18 @@ def calibration_images(data: DataModule, settings: DictConfig) -> Tensor:
     try:
         return data.calibration_images(CALIBRATION_IMAGES)
     except UserError as error:
-        measured, instead = (
-            ("schedule", "the counts themselves: mtr.ratio=null mtr.schedule=[…]")
-            if settings.schedule == AUTO
-            else ("resolution", "the size itself, such as mtr.resolution=0.75")
-        )
+        measured = measured_on_images(settings)
+        instead = {
+            **{
+                f"mtr.schedule={name}": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]"
+                for name in MEASURED
+            },
+            "mtr.resolution=auto": "give the size itself, such as mtr.resolution=0.75",
+            "mtr.paths=least": "take mtr.paths=last",
+        }
         raise UserError(
-            f"mtr.{measured}=auto measures on training images of the dataset, which cannot be read: {error} "
-            f"Or give {instead}."
+            f"{measured} measures on training images of the dataset, which cannot be read: {error} Or "
+            f"{instead[measured]}."
         ) from error
 
 

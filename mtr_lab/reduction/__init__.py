@@ -1,14 +1,15 @@
 """Token reduction: policies decide which tokens are removed, schedules how many, ``patch`` attaches both to a model."""
 
-from mtr_lab.reduction.patching import Reduction, measures_on_images, patch, unpatch
+from mtr_lab.reduction.patching import Reduction, measured_on_images, patch, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
-from mtr_lab.reduction.schedule import AUTO, NO_TOKENS, Schedule, make_schedule
+from mtr_lab.reduction.schedule import AUTO, MEASURED, NO_TOKENS, Schedule, make_schedule
 from mtr_lab.reduction.tracing import TracedBlock, trace, trace_blocks
 from mtr_lab.tokens import RESTORATIONS, check_restoration, restore
 
 __all__ = [
     "AUTO",
+    "MEASURED",
     "NO_TOKENS",
     "RESTORATIONS",
     "Plan",
@@ -20,7 +21,7 @@ __all__ = [
     "check_restoration",
     "make_policy",
     "make_schedule",
-    "measures_on_images",
+    "measured_on_images",
     "patch",
     "policy_config",
     "policy_names",

@@ -1,16 +1,15 @@
 """What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
-from mtr_lab.tokens import Evidence, TokenState
+from mtr_lab.tokens import Evidence, ScanPath, TokenState
 from mtr_lab.tokens.positions import Positions
 
 
@@ -56,8 +55,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
@@ -69,15 +68,26 @@ class ActiveBlockReduction:
         policy = self._active.acting_policy
         if policy is None:
             return Positions(state)
-        part = SCANS[policy.paths]
         return Positions(
             state,
             aligned=policy.align,
-            size_exponent=policy.stretch,
-            choose_paths=None if part is None else part.choose,
+            size_exponent=policy.size_exponent,
+            repeated=policy.stretch == EXACT,
+            choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,
+            sampled=self._is_sampled,
         )
+
+    def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
+        part = SCANS[policy.paths]
+        if part is None:
+            return None
+        choose, skipped = part.choose, self._active.schedule.skipped
+        if not skipped or not skipped[self._block]:
+            return choose
+        return lambda paths: [path for path in choose(paths) if path.name not in skipped[self._block]]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -92,7 +102,7 @@ class ActiveBlockReduction:
         if not self.remove:
             return state, evidence
         policy, record = self._active.policy, self._active.record_score
-        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+        if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
         plan = policy(state, evidence, self.remove)
         return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence

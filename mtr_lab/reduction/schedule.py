@@ -9,11 +9,16 @@ from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_reduce, possible_counts, reducing_blocks
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
+from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import Size
 
 AUTO = "auto"
 """The schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``; and the size that it chooses."""
+DTP = "dtp"
+"""Two blocks reduce, which ``Reduction.solve`` chooses by the scores on images; see ``mtr_lab.reduction.dtp``."""
+MEASURED = {AUTO: "how removing tokens changes the output", DTP: "how much the scores of tokens differ"}
+"""What the schedules measure that need images."""
 NO_TOKENS = "none"
 """The schedule in which no block removes tokens: the policy acts at other places, or on the size of the picture."""
 SHAPES: dict[str, Callable[[int, int], float]] = {
@@ -50,6 +55,8 @@ class Schedule:
     """Whether the policy acts at other places than after mixers, too."""
     resolution: Size | None = None
     """(height, width) to which the picture is resized first; ``None``: it is not."""
+    skipped: tuple[tuple[str, ...], ...] = ()
+    """For each block the names of the scan paths that it skips; empty: all blocks scan what the policy lets them."""
 
     @property
     def acts(self) -> bool:
@@ -73,6 +80,7 @@ def make_schedule(
     layers: str = "all",
     img_size: Size | None = None,
     resolution: Size | None = None,
+    skipped: tuple[tuple[str, ...], ...] = (),
 ) -> Schedule:
     """Token counts for a FLOPs reduction, or the cost of given counts.
 
@@ -86,6 +94,7 @@ def make_schedule(
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
         resolution: (height, width) to which the picture is resized before the model, which counts towards the ratio.
+        skipped: for each block the names of the scan paths that it skips, which counts towards the ratio.
 
     Raises:
         OutOfReach: the ratio cannot be reached; states the maximum.
@@ -93,13 +102,13 @@ def make_schedule(
             counts.
     """
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
-    resolution = None if ratio == 0 else resolution
+    resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
     size = resolution or picture_size(acting, model, img_size)
     depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, remove, layouts[0]), size)
+        costs, tokens = model_costs(model, remaining_work(acting, model, remove, layouts[0], skipped), size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -110,6 +119,7 @@ def make_schedule(
             exponentials=costs.exponentials,
             at_other_places=acting.acts_at_other_places,
             resolution=resolution,
+            skipped=skipped,
         )
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
@@ -123,14 +133,14 @@ def make_schedule(
         return cost(counts)
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
-    if schedule == AUTO:
+    if isinstance(schedule, str) and schedule in MEASURED:
         raise UserError(
-            "mtr.schedule=auto measures on images how removing tokens changes the output, and was given none: pass "
-            "about a hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
+            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and was given none: pass about a "
+            "hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
         )
     if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(
-            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, AUTO])} or a list of {depth} counts, "
+            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, *MEASURED])} or a list of {depth} counts, "
             f"got {schedule!r}."
         )
     if ratio == 0:
@@ -149,7 +159,7 @@ def make_schedule(
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
     more = len(shape) < sum(can_reduce(info, policy) for info in infos)
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, cost, more)
+    return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
 
 
 def _enough(schedule: Schedule, ratio: float) -> Schedule:
@@ -169,7 +179,6 @@ def _solve(
     shape: Mapping[int, float],
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
-    cost: Callable[[Sequence[int]], Schedule],
     more: bool,
 ) -> Schedule:
     """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
@@ -203,9 +212,9 @@ def _solve(
     trials = [limited({**wanted, block: wanted[block] + 1}) for block in shape]
     best_trial = min([t for t in trials if t.reduction >= ratio] or [reached], key=lambda trial: trial.reduction)
     while True:  # where blocks have reached their limits, the overshoot may be larger: trim the last reduction
-        remove = list(best_trial.remove)
-        remove[max(block for block, count in enumerate(remove) if count)] -= 1
-        trial = cost(remove)
+        remove = {block: count for block, count in enumerate(best_trial.remove) if count}
+        remove[max(remove)] -= 1
+        trial = limited(remove)
         if trial.reduction < ratio:
             return best_trial
         best_trial = trial
@@ -228,11 +237,21 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
     for block, (count, most, info) in enumerate(zip(counts, possible, infos, strict=True)):
         if count > most:
             removed = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
+            left = info.tokens - removed
+            choice = f"at most {most}"
+            if policy.keeps_grid:
+                choice = " or ".join(map(str, removals(left, info.layout))) + ", in whole rows and columns"
             raise UserError(
-                f"mtr.schedule removes {count} tokens after block {block}: of the {info.tokens - removed} there, "
-                f"{policy.policy} can remove at most {most}."
+                f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
+                f"remove {choice}."
             )
         if count and not can_decide(info, policy):
+            if info.is_sampled and not policy.needs:
+                raise UserError(
+                    f"mtr.schedule removes tokens after block {block}, and mtr.paths={policy.paths} scans one of "
+                    "each 2 x 2 tokens there, for which a full grid has to remain: set its count to 0, or "
+                    "mtr.grouping=lines."
+                )
             raise UserError(
                 f"mtr.schedule removes tokens after block {block}, whose mixer shows no evidence for "
                 f"mtr.score={policy.score}: set its count to 0, or choose another score."

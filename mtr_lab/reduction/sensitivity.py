@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ class GreedySearch:
         blocks: the blocks that may reduce.
         images: (B, channels, H, W), unlabelled, preprocessed and on the model's device.
         resolution: (height, width) to which the reduced model's picture is resized.
+        skipped: for each block the names of the scan paths that the reduced model skips.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class GreedySearch:
         blocks: Iterable[int],
         images: Tensor,
         resolution: Size | None = None,
+        skipped: tuple[tuple[str, ...], ...] = (),
     ) -> None:
-        self.resolution = resolution
+        self.beside = {"resolution": resolution, "skipped": skipped}
         self._model, self._use, self._policy = model, use, policy
         self._size = (images.shape[-2], images.shape[-1])
         self._infos = block_infos(model, policy, self._size, resolution)
@@ -108,9 +111,8 @@ class GreedySearch:
 
     def _cost(self, counts: Sequence[int]) -> Schedule:
         possible = possible_counts(self._policy, counts, self._infos)
-        return make_schedule(
-            self._model, self._policy, schedule=possible, img_size=self._size, resolution=self.resolution
-        )
+        beside: Any = self.beside
+        return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size, **beside)
 
     def _from_images(self, images: Tensor, schedule: Schedule) -> list[TokenState]:
         self._use(schedule)

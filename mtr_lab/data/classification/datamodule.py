@@ -167,7 +167,13 @@ class ImageDataModule(SplitDataModule[Any]):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         images: Any = self._training_images(augmented=False)
         kept = DeviceImages(
-            images, self._training_indices(held_out=False), self._kept_size, device, self._num_workers, self.name
+            images,
+            self._training_indices(held_out=False),
+            self._kept_size,
+            device,
+            self._num_workers,
+            self.name,
+            progress=self.trainer is None or self.trainer.is_global_zero,
         )
         sampler = self._training_sampler(range(len(kept)))
         return DeviceLoader(kept, augmentation, self._standardise, sampler, self._seed)
