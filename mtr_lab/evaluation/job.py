@@ -19,14 +19,14 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
-from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import AnyTask, DataModule
 
 CALIBRATION_IMAGES = 128
-"""The number of training images that ``mtr.schedule=auto`` is measured on."""
+"""The number of training images that ``mtr.schedule=auto`` and ``mtr.resolution=auto`` are measured on."""
 
 
 class Machine(NamedTuple):
@@ -52,10 +52,10 @@ class Job:
     model: nn.Module
     """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
-    """The unreduced model's comes first. With ``mtr.schedule=auto`` the counts are provisional until they are measured
-    on the calibration images."""
+    """The unreduced model's comes first. With ``auto`` the schedules are provisional until they are measured on the
+    calibration images."""
     calibration: Tensor | None
-    """(N, 3, H, W) for ``mtr.schedule=auto``."""
+    """(N, 3, H, W) for ``mtr.schedule=auto`` and ``mtr.resolution=auto``."""
     data: DataModule
     trainer: lightning.Trainer
     launches: bool
@@ -97,7 +97,7 @@ def plan(config: DictConfig) -> Job:
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
-    calibration = calibration_images(data) if config.mtr.schedule == AUTO else None
+    calibration = calibration_images(data, config.mtr) if measured_on_images(config.mtr) else None
     loggers = dict(zip(config.logger, make_loggers(config.logger), strict=True))
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
@@ -132,12 +132,18 @@ def plan(config: DictConfig) -> Job:
 
 
 def provisional(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a policy whose schedule can be solved without images: ``auto`` becomes ``constant``.
+    """Settings of a policy whose schedule can be solved without images: counts that are measured become ``constant``.
 
-    A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce.
+    A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce, or of the
+    smaller picture alone.
     """
-    constant = {"schedule": "constant", "first_block": 0, "interval": 1}
-    return {**settings, **constant} if settings["schedule"] == AUTO else settings
+    if settings["paths"] == "least":
+        settings = {**settings, "paths": "last"}  # which saves as much
+    if not measured_on_images(settings):
+        return settings
+    if settings["resolution"] == AUTO:
+        return {**settings, "schedule": NO_TOKENS}
+    return {**settings, "schedule": "constant", "first_block": 0, "interval": 1}
 
 
 def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoint]) -> None:
@@ -150,8 +156,11 @@ def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoi
         raise UserError(f"objective={config.objective} is that of the reduced model: give an mtr.ratio above 0.")
 
 
-def calibration_images(data: DataModule) -> Tensor:
-    """Training images (N, 3, H, W) to measure ``mtr.schedule=auto`` on: never those of the evaluation.
+def calibration_images(data: DataModule, settings: DictConfig) -> Tensor:
+    """Training images (N, 3, H, W) to measure schedules on: never those of the evaluation.
+
+    Args:
+        settings: the ``mtr`` group.
 
     Raises:
         UserError: the dataset has no training images, or they cannot be read.
@@ -159,9 +168,18 @@ def calibration_images(data: DataModule) -> Tensor:
     try:
         return data.calibration_images(CALIBRATION_IMAGES)
     except UserError as error:
+        measured = measured_on_images(settings)
+        instead = {
+            **{
+                f"mtr.schedule={name}": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]"
+                for name in MEASURED
+            },
+            "mtr.resolution=auto": "give the size itself, such as mtr.resolution=0.75",
+            "mtr.paths=least": "take mtr.paths=last",
+        }
         raise UserError(
-            f"mtr.schedule=auto measures on training images of the dataset, which cannot be read: {error} "
-            "Or give the counts themselves: mtr.ratio=null mtr.schedule=[…]."
+            f"{measured} measures on training images of the dataset, which cannot be read: {error} Or "
+            f"{instead[measured]}."
         ) from error
 
 

@@ -262,13 +262,16 @@ def _scan(
 
 
 @_jit(parallel=True)
-def conv(x, x_step, weight, bias, reverse, y):
-    """``causal_conv1d_reference``, written to ``y`` (G, B, L, E).
+def conv(x, x_step, weight, bias, index, source, reverse, y):
+    """``causal_conv1d``, written to ``y`` (G, B, L, E).
 
     ``x`` and ``x_step`` are the flat memory and the strides of (1, B, L, E); weight is (G, E, W), bias (G, E).
+    ``index`` and ``source`` are empty for a convolution over the tokens.
     """
     directions, channels, taps = weight.shape
     _, images, length, _ = y.shape
+    unmerged = index.shape[0] > 0
+    positions = source.shape[1] if unmerged else length
     blocks = -(-channels // BLOCK)
     for unit in numba.prange(images * blocks):
         image, block = divmod(np.int64(unit), blocks)
@@ -281,13 +284,17 @@ def conv(x, x_step, weight, bias, reverse, y):
                 for j in range(width):
                     tap[k, j] = weight[g, first + j, k]
             for t in range(length):
+                position = index[image, t] if unmerged else t
                 for j in range(width):
                     total[j] = bias[g, first + j]
                 for k in range(taps):
                     back = taps - 1 - k
-                    source = t + back if reverse[g] else t - back
-                    if 0 <= source < length:
-                        x_s = _row(x, x_step, 0, image, source, source + AHEAD, first, width)
+                    near = position + back if reverse[g] else position - back
+                    if 0 <= near < positions:
+                        token = source[image, near] if unmerged else near
+                        if token < 0:
+                            continue
+                        x_s = _row(x, x_step, 0, image, token, token + AHEAD, first, width)
                         for j in range(width):
                             total[j] += tap[k, j] * x_s[j]
                 y_t = y[g, image, t, first : first + width]

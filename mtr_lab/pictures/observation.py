@@ -49,8 +49,9 @@ class Observation:
 
     @property
     def reducing(self) -> list[int]:
-        """The blocks that remove tokens."""
-        return [number for number, view in enumerate(self.blocks) if view.tokens < view.entered]
+        """The blocks that remove tokens; the last block if none does."""
+        reducing = [number for number, view in enumerate(self.blocks) if view.tokens < view.entered]
+        return reducing or [len(self.blocks) - 1]
 
 
 @torch.no_grad()
@@ -82,7 +83,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
             reduction=reduction.schedule.reduction,
             blocks=tuple(view[i] for view in views),
         )
-        for i, pixels in enumerate(_pixels(model, images))
+        for i, pixels in enumerate(_pixels(model, model.reduction.on_picture(images)))
     ]
 
 

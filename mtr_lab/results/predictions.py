@@ -1,8 +1,8 @@
 """What a model predicts for every image at every point: the fields that all tasks share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -49,6 +49,16 @@ class Predictions:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("ids", "hashes", "labels"))
 
 
-def point_name(policy: str, ratio: float | None) -> str:
-    """Name a point, "mtr@0.4"; "none@0" is the unreduced model, a point without a ratio is named by its policy."""
-    return policy if ratio is None else f"{policy}@{ratio:g}"
+def point_name(policy: str, ratio: float | None, resolution: Sequence[int] | None = None) -> str:
+    """Name a point, "mtr@0.4"; "none@0" is the unreduced model.
+
+    A point without a ratio is named by its policy and, if the picture was resized, by its size, "resolution@96x96".
+    """
+    if ratio is not None:
+        return f"{policy}@{ratio:g}"
+    return policy if resolution is None else f"{policy}@{resolution[0]}x{resolution[1]}"
+
+
+def name_of(point: Mapping[str, Any]) -> str:
+    """The name of a point of a result."""
+    return point_name(point["policy"], point["ratio"], point.get("resolution"))

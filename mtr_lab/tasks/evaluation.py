@@ -25,7 +25,7 @@ class OperatingPoint:
 
     @property
     def name(self) -> str:
-        return point_name(self.policy, self.ratio)
+        return point_name(self.policy, self.ratio, self.schedule.resolution)
 
 
 class BatchResults(Protocol):

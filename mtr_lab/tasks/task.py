@@ -101,6 +101,11 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
                 f"dataset.batch_size={config.dataset.batch_size} is divided equally among {devices} devices: choose a "
                 f"multiple of {devices}."
             )
+        if config.trainer.cuda_graph and config.trainer.get("accumulate_grad_batches", 1) != 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches}: a CUDA graph keeps the "
+                "gradients of one batch alone. Set trainer.cuda_graph=false."
+            )
 
     @abstractmethod
     def assemble(self, backbone: Any, num_classes: int) -> Model:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
@@ -113,6 +114,8 @@ def project(
     delta_scale: Tensor | None,
     reverse: Sequence[int],
     stats: Sequence[str],
+    index: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve the tokens and project them to Δ, B and C.
 
@@ -120,6 +123,7 @@ def project(
         x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
         delta_scale: (B, L), a factor on Δ of each token.
         stats: the statistics to compute, of those that do not read the scan's output.
+        index, source: as in ``mtr_lab.ops.causal_conv1d``.
 
     Returns:
         u: (G, B, L, E) in the dtype of ``x``.
@@ -132,12 +136,16 @@ def project(
     directions, width, _ = weights.conv_weight.shape
     rank = weights.timescale.shape[1]
     tokens = images * length
-    u, delta = (x.new_empty(directions, images, length, channels) for _ in range(2))
-    run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
-    _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
-        x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
-        REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
-    )  # fmt: skip
+    if index is not None and source is not None:
+        u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
+    else:
+        u = x.new_empty(directions, images, length, channels)
+        run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
+        _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
+            x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
+            REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
+        )  # fmt: skip
+    delta = torch.empty_like(u)
     projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
     parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)

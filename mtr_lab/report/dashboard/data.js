@@ -70,7 +70,9 @@ function facetValue({ key }, point) {
 }
 
 const isOfReduced = (key) => key === "policy" || key === "ratio";
-const ratioName = (point) => (point.ratio == null ? "counts given" : `${figure(100 * point.ratio)} %`);
+const ratioName = (point) =>
+  point.ratio != null ? `${figure(100 * point.ratio)} %` : point.model ? "whole" : (picture(point) ?? "counts given");
+const picture = (point) => point.resolution && `${point.resolution.join(" × ")} px`;
 const seriesOf = (point) =>
   JSON.stringify([point.policy, point.variant, point.backbone, point.dataset, point.task, point.hardware]);
 const isVisible = (point) =>

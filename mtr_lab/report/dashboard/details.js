@@ -26,6 +26,7 @@ function showDetails(id) {
   search("");
   const numbers = [
     ["asked", point.unreduced ? null : ratioName(point)],
+    ["picture", picture(point) ?? null],
     ["FLOPs removed", shown(point.reduction, (v) => `${percent(v)} %`)],
     ["FLOPs, true", shown(point.flops_true, (v) => `${figure(1e-9 * v)} G`)],
     [

@@ -66,9 +66,11 @@ def main(backend: str, arch: str) -> None:
     for i in range(max(map(len, choices))):  # one configuration at a time: they cannot be timed here
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, None, None, [0, 1], 4, 16, "", 1.0)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, *(None,) * 4, [0, 1], 4, 16, "", 1.0)
         project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
 
+    positions = torch.arange(8)[None], torch.zeros(1, 16, dtype=torch.int64)
+    project.project(normal(1, 8, 64), packed, None, BOTH, (), *positions)
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)

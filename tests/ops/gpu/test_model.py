@@ -110,6 +110,16 @@ def test_reduced(policy):
             assert relative(made(images), expected) < 1e-5
 
 
+def test_convolution_over_the_original_positions():
+    made, images = model(), torch.randn(2, 3, 24, 24)
+    mtr_lab.patch(made, "write", schedule=[3, 0, 2], convolution="unmerged")
+    with torch.no_grad():
+        with ops.use_backend("reference"):
+            expected = copy.deepcopy(made).double()(images.double())
+        with ops.use_backend("triton"):
+            assert relative(made(images), expected) < 1e-5
+
+
 def test_trace():
     made, images = model(), torch.randn(1, 3, 24, 24)
     mtr_lab.patch(made, "mtr", schedule=[3, 0, 2])
