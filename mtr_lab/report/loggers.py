@@ -106,6 +106,8 @@ def _flat(point: Point) -> dict[str, Any]:
             flat[f"{name}_lo"], flat[f"{name}_hi"] = value
         elif key == "latency_ms":
             flat |= {f"latency_{percentile}": time for percentile, time in value.items()}
+        elif key == "budget":
+            flat |= {f"{value['key']}_{name}": value[name] for name in ("asked", "promised", "measured")}
         elif key == "tokens":
             flat |= {"tokens_first": value[0], "tokens_last": value[-1]} if value else {}
         elif key == "skipped":
@@ -143,7 +145,7 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
     flat = [_flat(point) for point in points]
     columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
     tokens = [
-        [point_name(point["policy"], point["ratio"]), block, count]
+        [point_name(point["policy"], point["ratio"], point.get("budget")), block, count]
         for point in points
         for block, count in enumerate(point["tokens"])
     ]
@@ -163,8 +165,8 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
     run.log(media)
     run.summary.update(
         {
-            f"{point_name(row['policy'], row['ratio'])}/{key}": row[key]
-            for row in flat
+            f"{point_name(point['policy'], point['ratio'], point.get('budget'))}/{key}": row[key]
+            for point, row in zip(points, flat, strict=True)
             for key in _curve_keys()
             if row.get(key) is not None
         }

@@ -15,6 +15,11 @@ from mtr_lab.results.seeds import mean_point, seed_groups
 
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
+_PROMISES = {
+    "speedup": "asked ×: speed-up; promised from the times of blocks on this device, got in the timing",
+    "max_drop": "asked %: share of images that change class; promised: bound on calibration images, got: here",
+}
+"""What a budget is, by its key."""
 
 
 class _Column(NamedTuple):
@@ -85,6 +90,8 @@ def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
         "cut: share of true FLOPs removed; lit.: FLOPs as counted in the literature",
     ]
+    keys = dict.fromkeys(point["budget"]["key"] for point in points if "budget" in point)
+    lines += [_PROMISES[key] for key in keys if key in _PROMISES]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
     if skipped:
         named = ", ".join(skipped[:_NAMED_FILES]) + (", …" if len(skipped) > _NAMED_FILES else "")
@@ -151,8 +158,23 @@ def _metric_columns(metric: Metric) -> Iterator[_Column]:
         yield _Column((heading, unit), key, partial(cell, key=key))
 
 
+def _budget(point: Mapping[str, Any]) -> TwoLines:
+    """What was asked for instead of a ratio; below it what was promised and what was measured."""
+    budget = point.get("budget")
+    if budget is None:
+        return "", ""
+    times = budget["key"] == "speedup"
+
+    def written(value: Number) -> str:
+        return _ABSENT if value is None else f"{value:.2f}" if times else percent(value)
+
+    asked = f"≥ {budget['asked']:g}×" if times else f"≤ {100 * budget['asked']:g} %"
+    return asked, f"{written(budget['promised'])}, {written(budget['measured'])}"
+
+
 _COSTS = (
     _Column(("policy", ""), "policy", _policy),
+    _Column(("asked", "prom., got"), "budget", _budget),
     _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
     _Column(
         ("GFLOPs", "lit."),

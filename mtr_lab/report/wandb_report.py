@@ -96,7 +96,7 @@ def _table(results: Sequence[Result], metrics: Sequence[Metric]) -> str:
 
 
 def _cells(point: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
-    name = point_name(point["policy"], point["ratio"])
+    name = point_name(point["policy"], point["ratio"], point.get("budget"))
     if "seeds" in point:
         name += f", mean of {len(point['seeds'])} seeds"
     figures = [(point.get("reduction"), "%"), *((point.get(metric.key), metric.unit) for metric in metrics)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -49,6 +49,11 @@ class Predictions:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("ids", "hashes", "labels"))
 
 
-def point_name(policy: str, ratio: float | None) -> str:
-    """Name a point, "mtr@0.4"; "none@0" is the unreduced model, a point without a ratio is named by its policy."""
+def point_name(policy: str, ratio: float | None, budget: Mapping[str, Any] | None = None) -> str:
+    """Name a point, "mtr@0.4", with another budget "mtr@speedup=1.5"; "none@0" is the unreduced model.
+
+    A point whose token counts were given is named by its policy.
+    """
+    if budget is not None:
+        return f"{policy}@{budget['key']}={budget['asked']:g}"
     return policy if ratio is None else f"{policy}@{ratio:g}"

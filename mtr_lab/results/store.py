@@ -71,7 +71,9 @@ def _problem(folder: Path, key: Key) -> str | None:
         stored = load_predictions(folder)
     except UserError as error:
         return f"its result cannot be trusted ({error})"
-    if stored.points.tolist() != [point_name(point["policy"], point["ratio"]) for point in result["points"]]:
+    if stored.points.tolist() != [
+        point_name(point["policy"], point["ratio"], point.get("budget")) for point in result["points"]
+    ]:
         return f"its {result_file.FILE_NAME} and {predictions_file.FILE_NAME} are of different runs"
     return None
 

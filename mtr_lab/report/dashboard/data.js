@@ -70,7 +70,18 @@ function facetValue({ key }, point) {
 }
 
 const isOfReduced = (key) => key === "policy" || key === "ratio";
-const ratioName = (point) => (point.ratio == null ? "counts given" : `${figure(100 * point.ratio)} %`);
+const budgetName = ({ key, asked }) =>
+  key === "speedup" ? `${figure(asked)}× as fast` : `drop of ${figure(100 * asked)} %`;
+const budgetFigure = ({ key }, value) => (key === "speedup" ? `${figure(value)}×` : `${figure(100 * value)} %`);
+const ratioName = (point) =>
+  point.budget ? budgetName(point.budget) : point.ratio == null ? "counts given" : `${figure(100 * point.ratio)} %`;
+/** What was asked, in a narrow column of percentages. */
+const askedShort = (point) =>
+  point.budget
+    ? budgetFigure(point.budget, point.budget.asked)
+    : point.ratio == null
+      ? "counts"
+      : percent(point.ratio);
 const seriesOf = (point) =>
   JSON.stringify([point.policy, point.variant, point.backbone, point.dataset, point.task, point.hardware]);
 const isVisible = (point) =>

@@ -75,7 +75,7 @@ function differenceColumns(rows) {
       key: "ratio",
       head: ["Asked, %"],
       value: ({ point }) => point.ratio ?? point.reduction,
-      cell: ({ point }) => [point.ratio == null ? "counts" : percent(point.ratio)],
+      cell: ({ point }) => [askedShort(point)],
     },
     ...metrics.map((metric) => {
       const limit = Math.max(...rows.flatMap((row) => row[metric.key]?.ci ?? []).map(Math.abs), 1e-12);

@@ -77,7 +77,7 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):
                 if point["policy"] != "none" and (r, i) not in others:
-                    alike[variants[r], point_name(point["policy"], point["ratio"])].append(r)
+                    alike[variants[r], point_name(point["policy"], point["ratio"], point.get("budget"))].append(r)
         for r in {r for same in alike.values() if len(same) > 1 for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
@@ -126,7 +126,7 @@ def differences_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tup
         pairs = [
             (a, b)
             for a, b in combinations(range(len(places)), 2)
-            if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _same_ratio(points[a], points[b]))
+            if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _same_budget(points[a], points[b]))
         ]
         metrics = [_summed([samples[r].metrics[i] for r, i in group]) for group in groups]
         compared = compare_all(metrics, pairs, runs=[len(group) for group in groups])
@@ -140,5 +140,6 @@ def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.sum([of_run[name] for of_run in metrics], axis=0) for name in metrics[0]}
 
 
-def _same_ratio(first: Point, second: Point) -> bool:
-    return first["policy"] != "none" and first["ratio"] is not None and first["ratio"] == second["ratio"]
+def _same_budget(first: Point, second: Point) -> bool:
+    asked = [point_name("", point["ratio"], point.get("budget")) for point in (first, second)]
+    return first["policy"] != "none" and asked[0] != "" and asked[0] == asked[1]

@@ -35,7 +35,7 @@ def read_run(file: Path, name: str) -> Run:
         UserError: it is not a result. Predictions and pictures that cannot be used become notes instead.
     """
     result, notes, sample = read_result(file), [], None
-    names = [point_name(point["policy"], point["ratio"]) for point in result["points"]]
+    names = [point_name(point["policy"], point["ratio"], point.get("budget")) for point in result["points"]]
     if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
