@@ -16,8 +16,8 @@ from mtr_lab.results.seeds import mean_point, seed_groups
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
 _PROMISES = {
-    "speedup": "asked ×: speed-up; promised from the times of blocks on this device, got in the timing",
-    "max_drop": "asked %: share of images that change class; promised: bound on calibration images, got: here",
+    "speedup": "×: speed-up, promised from the times of blocks on this device, got in the timing",
+    "max_drop": "≤: share of images that change class, promised on calibration images, got on these",
 }
 """What a budget is, by its key."""
 
@@ -158,24 +158,25 @@ def _metric_columns(metric: Metric) -> Iterator[_Column]:
         yield _Column((heading, unit), key, partial(cell, key=key))
 
 
-def _budget(point: Mapping[str, Any]) -> TwoLines:
-    """What was asked for instead of a ratio; below it what was promised and what was measured."""
-    budget = point.get("budget")
-    if budget is None:
+def _asked(point: Mapping[str, Any]) -> str:
+    """The ratio in percent, or the other budget that was given instead."""
+    if (budget := point.get("budget")) is None:
+        return percent(point["ratio"])
+    return f"≥{budget['asked']:g}×" if budget["key"] == "speedup" else f"≤{100 * budget['asked']:g} %"
+
+
+def _promise(point: Mapping[str, Any]) -> TwoLines:
+    """What was promised of a budget, and what was measured."""
+    if (budget := point.get("budget")) is None:
         return "", ""
-    times = budget["key"] == "speedup"
-
-    def written(value: Number) -> str:
-        return _ABSENT if value is None else f"{value:.2f}" if times else percent(value)
-
-    asked = f"≥ {budget['asked']:g}×" if times else f"≤ {100 * budget['asked']:g} %"
-    return asked, f"{written(budget['promised'])}, {written(budget['measured'])}"
+    written = figure if budget["key"] == "speedup" else percent
+    return written(budget["promised"]), written(budget["measured"])
 
 
 _COSTS = (
     _Column(("policy", ""), "policy", _policy),
-    _Column(("asked", "prom., got"), "budget", _budget),
-    _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
+    _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), _asked(point))),
+    _Column(("prom.", "got"), "budget", _promise),
     _Column(
         ("GFLOPs", "lit."),
         "flops_true",
