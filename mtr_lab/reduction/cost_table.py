@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import mtr_lab
-from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of, first_state, run
 from mtr_lab.backbones.interface import run_block
 from mtr_lab.errors import UserError
+from mtr_lab.measure.conditions import conditions
 from mtr_lab.measure.speed import call_ms, rounds
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide
 from mtr_lab.reduction.plan import apply, make_plan
@@ -147,16 +145,9 @@ def cost_table(
 
 def _described(reduction: "Reduction", images: Tensor, module: nn.Module) -> dict[str, Any]:
     """Everything that the times depend on."""
-    device, source = images.device, Path(mtr_lab.__file__).parent
     return {
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "backend": ops.selected_backend(),
-        "versions": [mtr_lab.__version__, torch.__version__],
-        "code": max(path.stat().st_mtime_ns for path in source.rglob("*.py")),
+        **conditions(images.device),
         "images": [tuple(images.shape), images.dtype],
-        "autocast": torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
         "model": type(module).__name__,
         "parameters": [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in module.named_parameters()],
         "policy": asdict(reduction.policy),
