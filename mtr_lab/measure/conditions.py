@@ -11,7 +11,7 @@ from mtr_lab import ops
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """The machine, the device, threads, backend, precision and versions that times on this device are measured under."""
+    """The machine, device, threads, backend, precision and versions under which times are measured now."""
     source = Path(mtr_lab.__file__).parent
     return {
         "host": platform.node(),

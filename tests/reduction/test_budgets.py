@@ -35,6 +35,14 @@ def images() -> torch.Tensor:
     return torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def one_round(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake clock has no noise to average over."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(cost_table, "MIN_ROUNDS", 1)
+        monkeypatch.setattr(cost_table, "SECONDS", -1.0)
+
+
 class Device:
     """A device that takes ``per_token`` ms for a token in a block, ``per_step`` for a step, ``rest`` for a model."""
 
@@ -66,7 +74,6 @@ def device(model, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Device]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(patching, "cost_table", partial(cost_table.cost_table, clock=device.clock))
     monkeypatch.setattr(patching, "measured_speedup", partial(cost_table.measured_speedup, clock=device.clock))
-    monkeypatch.setattr(cost_table, "SECONDS", 0.0)
     return device
 
 
