@@ -1,6 +1,6 @@
 """``mtr-lab eval``, or ``python -m mtr_lab``: evaluate a model unreduced and reduced."""
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtr_lab.cli.help_pages import Program
 from mtr_lab.cli.program import run_program
@@ -13,8 +13,9 @@ def announce(config: DictConfig) -> str:
     what = f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced"
     if mtr.ratio in (0, []):
         return what
-    budgets = (f"{key}={value}" for key in BUDGETS if (value := OmegaConf.select(config, key)) is not None)
-    at = next(budgets, "the counts of mtr.schedule")
+    budgets = [f"{key}={value}" for key in BUDGETS if (value := OmegaConf.select(config, key)) is not None]
+    several = isinstance(mtr.resolution, ListConfig)
+    at = budgets[0] if budgets else f"mtr.resolution={mtr.resolution}" if several else "the counts of mtr.schedule"
     return f"{what} and by {mtr.policy} at {at}"
 
 

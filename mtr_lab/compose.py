@@ -95,11 +95,14 @@ def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: 
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 
 
-def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any) -> lightning.Trainer:
+def make_trainer(
+    config: DictConfig, distributed: bool = False, ddp: str = "ddp", **arguments: Any
+) -> lightning.Trainer:
     """Create the trainer of the ``trainer`` group.
 
     Args:
         distributed: allow several processes (``trainer=ddp``), which divide the data among themselves.
+        ddp: the strategy that ``trainer=ddp`` stands for, by Lightning's name.
 
     Raises:
         UserError: the device is absent, Lightning refuses the configuration, or it needs several processes and
@@ -114,6 +117,7 @@ def make_trainer(config: DictConfig, distributed: bool = False, **arguments: Any
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised inside Lightning by new versions of PyTorch
     shares = distributed and config.get("strategy") == "ddp"
     if shares:
+        config.strategy = ddp
         arguments["use_distributed_sampler"] = False
         if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
             # One SLURM task: this program starts the processes.

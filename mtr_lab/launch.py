@@ -6,23 +6,31 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from threading import Thread, current_thread, main_thread
+from typing import Any, TypeVar
 
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed import TCPStore
+from torch.multiprocessing import ProcessExitedException, start_processes
 
 from mtr_lab.errors import UserError, user_errors
 
 T = TypeVar("T")
+
+GRACE = 3.0
+"""Seconds after which processes that outlive another's failure get SIGTERM, and as many later SIGKILL: one that waits
+for a dead one in NCCL hears nothing else."""
 
 
 def has_to_launch(trainer: lightning.Trainer) -> bool:
@@ -51,9 +59,10 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
 
 
 def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
-    """Call ``function`` with the resolved ``config`` in new processes on this machine, under torchelastic's agent.
+    """Call ``function`` with the resolved ``config`` in new processes on this machine.
 
-    They get torchrun's environment variables. If one of them fails, the agent terminates the others.
+    They get torchrun's environment variables, and meet in a store that this process keeps on the loopback interface. If
+    one of them fails, the others are ended. They also end if this process does, by whatever signal.
 
     Returns:
         What rank 0's call returned.
@@ -68,51 +77,95 @@ def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: i
     with open_dict(hydra):
         OmegaConf.set_readonly(hydra.hydra, False)
         hydra.hydra.sweep.dir = str(HydraConfig.get().sweep.dir)  # may contain the time
-    with tempfile.TemporaryDirectory() as errors:
-        agent = elastic_launch(
-            LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=processes,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                run_id="mtr_lab",
-                max_restarts=0,
-                local_addr="localhost",
-            ),
-            _work,
-        )
-        for name in list(logging.root.manager.loggerDict):
-            if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # the error is raised below, once
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)  # the error is raised below, once
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    with tempfile.TemporaryDirectory() as folder, _exit_at_sigterm():
+        arguments = (processes, port, function, resolved, hydra, folder, multiprocessing.get_start_method())
+        ranks: Any = start_processes(_work, arguments, processes, join=False)
         try:
-            returned: dict[int, T] = agent(function, resolved, hydra, errors, multiprocessing.get_start_method())
-        except ChildFailedError as error:
-            files = sorted(Path(errors).iterdir())  # by time: later errors may follow from the first one
-            if files:
-                raise pickle.loads(files[0].read_bytes()) from None
-            rank, failure = error.get_first_failure()
-            raise RuntimeError(f"process {rank} of {processes} died: {failure.message}") from None
+            while not ranks.join(grace_period=GRACE):
+                pass
+            return pickle.loads((Path(folder) / "returned").read_bytes())
+        except ProcessExitedException as error:
+            files = sorted(Path(folder).glob("error-*"))  # by time: later errors may follow from the first one
+            first = pickle.loads(files[0].read_bytes()) if files else None
+            if first is not None and error.signal_name is None:
+                raise first from None
+            reason = f"Signal {-error.exit_code} ({error.signal_name})" if error.signal_name else str(error)
+            raise RuntimeError(f"process {error.error_index} of {processes} died: {reason}") from first
         finally:
-            for number, handler in handlers.items():  # the agent does not restore them
-                signal.signal(number, handler)
-    return returned[0]
+            _end(ranks.processes)
+            del store
+
+
+@contextmanager
+def _exit_at_sigterm() -> Iterator[None]:
+    """Raise ``SystemExit`` at SIGTERM instead of ending at once, so that the launched processes are ended, too."""
+    if current_thread() is not main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(processes: list[Any]) -> None:
+    """End those of the processes that still run."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        process.kill()
 
 
 def _work(
-    function: Callable[[DictConfig], T], config: DictConfig, hydra: DictConfig, errors: str, start_method: str
-) -> T:
-    # For the data loader's workers: the agent has spawned this process, and they would be spawned too, and import
-    # everything again.
+    rank: int,
+    processes: int,
+    port: int,
+    function: Callable[[DictConfig], Any],
+    config: DictConfig,
+    hydra: DictConfig,
+    folder: str,
+    start_method: str,
+) -> None:
+    Thread(target=_end_with_launcher, daemon=True).start()
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="mtr_lab",
+        TORCHELASTIC_RESTART_COUNT="0",
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher's; else rank 0 would open one
+        MTR_LAB_LAUNCHED="1",
+    )
+    # For the data loader's workers: this process was spawned, and they would be spawned too, and import everything
+    # again.
     multiprocessing.set_start_method(start_method, force=True)
     HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
-    os.environ["MTR_LAB_LAUNCHED"] = "1"
     try:
-        return function(config)
+        returned = pickle.dumps(function(config))
     except BaseException as error:
-        reported: Exception = RuntimeError(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
+        reported: Exception = RuntimeError(f"process {rank} failed:\n{traceback.format_exc()}")
         if isinstance(error, user_errors()):
             reported = error if isinstance(error, UserError) else UserError(str(error))
-        (Path(errors) / f"{time.time_ns()}-{os.environ['RANK']}").write_bytes(pickle.dumps(reported))
-        raise
+        (Path(folder) / f"error-{time.time_ns()}-{rank}").write_bytes(pickle.dumps(reported))
+        sys.exit(1)
+    if rank == 0:
+        (Path(folder) / "returned").write_bytes(returned)
+
+
+def _end_with_launcher() -> None:
+    """Kill this process when the one that launched it has ended, if only by SIGKILL."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os.kill(os.getpid(), signal.SIGKILL)

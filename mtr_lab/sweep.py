@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mtr_lab.errors import user_errors
-from mtr_lab.report.table import published, seed_tables
+from mtr_lab.report.dashboard.runs import read_run, smaller_models
+from mtr_lab.report.table import published, seed_tables, sweep_tables
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME, Result, read_result
 from mtr_lab.results.store import Busy
@@ -93,8 +94,10 @@ class Jobs(Callback):
         shutil.rmtree(self._outcomes(config), ignore_errors=True)
         print(summary(config.hydra.sweep.dir, outcomes))
         done = [outcome.folder for outcome in outcomes if outcome.status in ("computed", "finished")]
-        results = [read_result(folder) for folder in done if Path(folder, FILE_NAME).exists()]
-        for table in seed_tables(results):
+        runs = [read_run(Path(folder, FILE_NAME), folder) for folder in done if Path(folder, FILE_NAME).exists()]
+        results = [run.result for run in runs]
+        lines = [run.result for run in smaller_models(runs)]
+        for table in [*seed_tables(results), *sweep_tables([*results, *lines])]:
             Console().print(table)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if failed:

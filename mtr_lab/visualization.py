@@ -19,7 +19,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import observe_images
 from mtr_lab.evaluation.points import asked_budgets, operating_points, policy_settings, strongest
 from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
-from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.reduction import Reduction, measured_on_images
 
 SAMPLE_IMAGES = ("n02102040/n02102040_3141.JPEG", "n03028079/n03028079_14310.JPEG", "n03888257/n03888257_30680.JPEG")
 
@@ -53,10 +53,10 @@ def visualize(
     trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     meta_model = make_meta_model(config.backbone)
     check_blocks(blocks or (), len(blocks_of(meta_model)))
-    if config.mtr.schedule == AUTO:
+    if measured := measured_on_images(config.mtr):
         raise UserError(
-            "mtr.schedule=auto measures on training images, which a drawing does not have: choose another schedule, or "
-            "give the counts: mtr.ratio=null mtr.schedule=[…]."
+            f"{measured} measures on training images, which a drawing does not have: choose another "
+            f"{measured.partition('=')[0]}, or give the counts: mtr.ratio=null mtr.schedule=[…]."
         )
     if asked := asked_budgets(config.mtr):
         raise UserError(

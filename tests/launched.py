@@ -34,6 +34,53 @@ def fail(config: DictConfig) -> None:
     time.sleep(600)
 
 
+def wait(config: DictConfig) -> None:
+    """Note the process, and do nothing, not even at SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as good as hanging in NCCL
+    Path(config.folder, os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def fit(config: DictConfig) -> dict[str, torch.Tensor]:
+    """Train a linear model, its weights different in every process, for a few steps with DDP or the one for graphs."""
+    from lightning import LightningModule, Trainer
+
+    from mtr_lab.training.graphed_ddp import GRAPHED_DDP
+
+    rank = int(os.environ["RANK"])
+
+    class Linear(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(rank)
+            self.layer, self.unused = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            return self.layer(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    images = torch.randn(12, 3, generator=torch.Generator().manual_seed(rank))
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=GRAPHED_DDP if config.graphed else "ddp",
+        max_epochs=1,
+        use_distributed_sampler=False,
+        **quiet,
+    )
+    module = Linear()
+    trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=3))
+    return {name: value.detach() for name, value in module.state_dict().items()}
+
+
 def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
     """In two processes: the gathered batches, the message of rank 0, and the start method of new processes."""
     torch.distributed.init_process_group("gloo")

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -17,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from launched import fail, gather
+from launched import fail, fit, gather, wait
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
 from small_run import SMALL
-from torch.distributed.launcher.api import LaunchConfig
+from torch.multiprocessing import start_processes
 
 from mtr_lab.__main__ import main
 from mtr_lab.compose import make_trainer
@@ -73,7 +75,7 @@ def equal(one: Path, other: Path) -> bool:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launched processes are forked from one that has imported everything; their output is lost."""
     multiprocessing.set_forkserver_preload(["mtr_lab.evaluation.run"])
-    monkeypatch.setattr("mtr_lab.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
+    monkeypatch.setattr("mtr_lab.launch.start_processes", partial(start_processes, start_method="forkserver"))
 
 
 def test_the_figures_are_those_of_one_process_even_if_another_has_no_batch(forked, run_program, tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def hydra_config(forked):
     ("how", "message"),
     [
         ("error", r"process 1 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
-        ("killed", "process 1 of 2 died: Signal 9"),
+        ("killed", r"process 1 of 2 died: Signal 9 \(SIGKILL\)$"),
         ("receiving", r"process 0 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
     ],
 )
@@ -247,6 +249,46 @@ def test_a_process_that_fails_stops_the_other(hydra_config, tmp_path: Path, how:
     with pytest.raises(RuntimeError, match=message):
         launch(fail, OmegaConf.create({"how": how, "file": str(tmp_path / "failed")}), 2)
     assert time.time() - float((tmp_path / "failed").read_text()) < 60
+
+
+@pytest.mark.parametrize(
+    ("killed", "number", "code"),
+    [
+        ("launcher", signal.SIGKILL, -signal.SIGKILL),
+        ("launcher", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("rank", signal.SIGKILL, 1),
+    ],
+)
+def test_a_kill_ends_all_within_15_seconds(
+    hydra_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed: str, number: signal.Signals, code: int
+) -> None:
+    monkeypatch.setattr("mtr_lab.launch.start_processes", partial(start_processes, start_method="fork"))
+    arguments = (wait, OmegaConf.create({"folder": str(tmp_path)}), 2)
+    launcher = multiprocessing.get_context("fork").Process(target=launch, args=arguments)
+    launcher.start()
+    started = lambda: [int(path.read_text() or 0) for path in tmp_path.iterdir()]  # noqa: E731
+    until(lambda: len(started()) == 2 and all(started()))
+    assert all(map(runs, started()))
+    os.kill(launcher.pid if killed == "launcher" else started()[0], number)
+    until(lambda: not any(map(runs, started())))
+    launcher.join(5)
+    assert launcher.exitcode == code
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, 15 seconds at most."""
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_rank_that_cannot_send_fails_with_its_next_batch(hydra_config, tmp_path: Path) -> None:
@@ -259,6 +301,13 @@ def test_batches_are_gathered_in_their_order(hydra_config) -> None:
     assert gathered == [list(range(batches)) for batches in (0, 1, 7, 8)]
     assert told == "of 0"
     assert start_method == multiprocessing.get_start_method()  # of the data loader's workers
+
+
+def test_gradients_averaged_in_one_message_train_as_ddp_does(hydra_config) -> None:
+    """Also from weights that differ."""
+    expected, weights = (launch(fit, OmegaConf.create({"graphed": graphed}), 2) for graphed in (False, True))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_both_readers_agree(name: str) -> None:
         ("a.yaml", "defaults: [mtr]\npolicy: b\n", "mtr.policy=b only names the result: .*, now a"),
         ("mtr.yaml", SMALLEST, "mtr.yaml: mtr_lab has a policy called mtr. Give the file another name"),
         ("none.yml", SMALLEST, "none.yml: results call the unreduced model none. Give"),
-        ("mine", SMALLEST, "unknown policy .*mine'.* Available: evit, .*write; or a file that ends in .yaml"),
+        ("mine", SMALLEST, "unknown policy .*mine'.* Available: adjacent, .*write; or a file that ends in .yaml"),
     ],
 )
 def test_a_file_that_is_no_policy_is_explained(name: str, text: str | None, message: str, tmp_path: Path) -> None:
@@ -156,7 +156,11 @@ def test_pictures_of_a_policy_of_the_users(
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        (main, ["reduction=smalest"], "Did you mean 'smallest' or 'headless'? Available: evit, famba, headless, hsa,"),
+        (
+            main,
+            ["reduction=smalest"],
+            "Did you mean 'smallest' or 'headless'? Available: adjacent, directions, evit, famba,",
+        ),
         (bench.main, ["bench.policy=smalest"], "unknown bench.policy 'smalest'. Did you mean 'smallest'"),
         (visualize.main, ["--policies", "smalest"], "unknown reduction 'smalest'. Did you mean 'smallest'"),
         (main, ["reduction=smallest", "mtr.policy=mtr"], "mtr.policy=mtr only names the result"),

@@ -168,6 +168,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
         (["backbone.drop_path_rate=2"], r"drop_path_rate of vim_nano=2: expected a number from 0 to 0\.99"),
         (["dataset.train_cache=gpu"], "unknown dataset.train_cache 'gpu'.*device"),
         (["dataset.train_cache=device", "dataset.train_transform.re_prob=0.2"], r"does without .*\.re_prob=0\.2"),
+        (["task=segmentation", "dataset.train_cache=device"], r"dataset\.train_cache: the chosen dataset has no such"),
         (["trainer.devices=2"], r"trainer\.devices=2 starts 2 processes.*Choose trainer=ddp"),
         (["trainer=ddp", "trainer.devices=3"], r"batch_size=4 is divided equally among 3 devices.*multiple of 3"),
         (["trainer=ddp", "trainer.devices=4"], r"mixup and cutmix mix the images.*a multiple of 8"),

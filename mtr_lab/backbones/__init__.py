@@ -4,6 +4,7 @@ from typing import Any
 
 from mtr_lab.backbones import videomamba, vim
 from mtr_lab.backbones.cuda_graph import compile
+from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
 from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.stage import Block, Stage
@@ -21,10 +22,16 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         pretrained: load the published weights (``vim_nano``: the bundled ones). With another ``num_classes`` than
             theirs, the head stays untrained.
         kwargs: ``checkpoint`` (a local file, or ``hf://OWNER/REPOSITORY/FILE``) and ``revision`` of the weights;
+            ``checkpoint_key``, the entry of the file or the prefix of the names, where it has several weights (by
+            default the main ones rather than their moving average); ``checkpoint_grid``, (rows, columns) of its patches
+            where they are not square and the file does not state them; ``new_head=True``, to leave the head untrained
+            if the checkpoint has other classes;
             arguments with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
-            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``; for videos (VideoMamba)
-            ``num_frames`` (T) and ``kernel_size`` (frames of a patch); and with timm's names ``in_chans``,
-            ``drop_rate``, ``global_pool`` (``token``, ``avg``, or ``""``), ``features_only`` and ``out_indices``.
+            ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``, ``norm_epsilon``; for Vim
+            ``if_divide_out`` and ``use_middle_cls_token``; for videos (VideoMamba) ``num_frames`` (T) and
+            ``kernel_size`` (frames of a patch); and with timm's names ``in_chans``, ``drop_rate``, ``global_pool``
+            (``token``, ``avg``, or ``""``), ``features_only`` and ``out_indices``. All other keywords of the authors'
+            constructors are accepted with the values that the model represents, ``ssm_cfg`` included.
 
     Returns:
         The model in training mode: images (B, channels, H, W), with ``num_frames`` videos (B, channels, T, H, W), to
@@ -32,7 +39,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         rows, columns).
 
     Raises:
-        UserError: an unknown name or argument; weights that cannot be downloaded, cannot be read, or do not fit.
+        UserError: an unknown name or argument, a value that is not represented; weights that cannot be downloaded,
+            cannot be read, or do not fit.
     """
     if name not in MODELS:
         raise unknown("backbone", name, MODELS)
@@ -46,6 +54,7 @@ __all__ = [
     "Backbone",
     "Block",
     "Stage",
+    "as_backbone",
     "blocks_of",
     "compile",
     "create_model",
@@ -53,5 +62,8 @@ __all__ = [
     "height_and_width",
     "last_state",
     "missing_members",
+    "route",
     "run",
+    "unroute",
+    "unwrapped",
 ]

@@ -21,20 +21,28 @@ def fit_positions(
 
     Args:
         embedding: of the patches and the class token.
-        stated: (rows, columns) of the checkpoint's grid; ``None`` for a square one if possible, else the model's.
+        stated: (rows, columns) of the checkpoint's grid; ``None`` for a square one.
         grid: (rows, columns) of the model.
         class_position: number of patches -> position of the class token.
         label: of the checkpoint, for errors.
 
     Raises:
-        UserError: the number of patches fits no grid.
+        UserError: the number of patches is not that of the stated grid, or it is no square and no grid is stated.
     """
     patches = embedding.shape[1] - 1
     side = math.isqrt(patches)
-    old = stated or ((side, side) if side * side == patches else grid)
-    if len(old) != 2 or old[0] * old[1] != patches:
-        expected = f"not the {stated} its metadata states" if stated else f"not the {old[0]} x {old[1]} of the model"
-        raise UserError(f"{label}: pos_embed has {patches} patches, {expected}, and no square grid either.")
+    if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
+        raise UserError(
+            f"{label}: pos_embed has {patches} patches, not the {list(stated)} that are stated as its grid."
+        )
+    if not stated and side * side != patches:
+        fits = grid[0] * grid[1] == patches
+        example = f"[{grid[0]},{grid[1]}] if it is the model's" if fits else "[ROWS,COLUMNS]"
+        raise UserError(
+            f"{label}: pos_embed has {patches} patches, which is no square, and the file does not state its grid: give "
+            f"checkpoint_grid={example} (backbone.checkpoint_grid=…)."
+        )
+    old = stated or (side, side)
     if tuple(old) == grid:
         return embedding
     old_position, new_position = class_position(patches), class_position(grid[0] * grid[1])

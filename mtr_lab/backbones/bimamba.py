@@ -16,6 +16,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.plain import as_built, is_plain
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
+from mtr_lab.tokens.gather import take, take_or_zero
 from mtr_lab.tokens.positions import Positions
 
 INNER = ("conv1d", "x_proj", "dt_proj")
@@ -38,6 +39,7 @@ class BiMamba(nn.Module):
     """
 
     paths = (PATHS["forward"], PATHS["backward"])
+    reads_neighbours = True
 
     def __init__(
         self, d_model: int, d_state: int, *, average_directions: bool, d_conv: int = 4, expand: int = 2
@@ -78,15 +80,16 @@ class BiMamba(nn.Module):
         options = {**positions.scan_arguments(paths), "stats": stats}
         xz = self.in_proj(hidden)
         inner = [[getattr(self, name + SUFFIX[path.name]) for path in paths] for name in INNER]
+        neighbours = positions.neighbours()
         scale = 0.5 if self.average_directions else 1.0
         if all(is_plain(module) for modules in inner for module in modules):
-            y, sums, b, c = ops.mamba_inner(
-                xz, self._weights(paths, *inner), scale=scale, packed=self.packed, **options
-            )
+            weights = self._weights(paths, *inner)
+            y, sums, b, c = ops.mamba_inner(xz, weights, scale=scale, packed=self.packed, **neighbours, **options)
         else:
             self.packed.clear()
             x, z = xz.chunk(2, dim=-1)
-            u, delta, b, c, bias = self._projected_by_modules(x, paths, *inner, aligned=options["gap"] is not None)
+            aligned = options["gap"] is not None
+            u, delta, b, c, bias = self._projected_by_modules(x, paths, *inner, aligned=aligned, **neighbours)
             A_log, D = self._states(paths)
             A = ops.state_matrix(A_log)
             y, sums = ops.selective_scan(u, delta, A, b, c, torch.stack(D), z=z, delta_bias=bias, **options)
@@ -137,17 +140,27 @@ class BiMamba(nn.Module):
         return [getattr(self, f"A{s}_log") for s in suffixes], [getattr(self, f"D{s}") for s in suffixes]
 
     def _projected_by_modules(
-        self, x: Tensor, paths: Sequence[ScanPath], *inner: list[Any], aligned: bool
+        self,
+        x: Tensor,
+        paths: Sequence[ScanPath],
+        *inner: list[Any],
+        aligned: bool,
+        index: Tensor | None,
+        source: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """The inputs of the scan, computed by calling the modules of each direction, so that hooks and adapters run.
 
         Tokens (B, L, E) -> u and Δ, (G, B, L, E), B and C, (G, B, L, N), and the bias of Δ, (G, E). Δ contains its
-        bias, unless the scan is ``aligned`` and needs the bias separately.
+        bias, unless the scan is ``aligned`` and needs the bias separately. ``index`` and ``source`` are as in
+        ``mtr_lab.ops.causal_conv1d``.
         """
         directions, biases = [], []
+        x = x if source is None else take_or_zero(x, source)
         for path, conv1d, x_proj, dt_proj in zip(paths, *inner, strict=True):
             tokens = x.flip(1) if path.reverse else x
             u = F.silu(conv1d(tokens.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+            if index is not None:  # in reading order
+                u = take(u, x.shape[1] - 1 - index.flip(1) if path.reverse else index)
             low_rank, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
             delta = dt_proj(low_rank)
             if aligned:  # Δ of a token without input: the bias, with what an adapter adds to it

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab import ops
+from mtr_lab.backbones.foreign import stand_in
 from mtr_lab.backbones.interface import missing_members
 
 WARM_UP_CALLS = 3  # compile, autotune and allocate workspaces before the recording
@@ -47,17 +48,27 @@ class CompiledModel:
             raise ValueError(f"expected max_graphs >= 2, got {max_graphs}")
         self.model = model
         self._max_graphs = max_graphs
-        self._backbones: list[Any] = [module for module in model.modules() if not missing_members(module)]
-        self._packing: list[Any] = [module for module in model.modules() if hasattr(module, "packed")]
+        self._watch()
         # All graphs read the same weights, ``_graph_weights``, in the state ``_state``.
         self._graphs: dict[tuple[Any, Any], Recording] = {}
         self._state: list[tuple[int, int]] = []
         self._graph_weights: list[Tensor] = []
 
+    def _watch(self) -> None:
+        """Look up the modules that decide about graphs; the one in a patched object's place is no submodule of it."""
+        self._stand_in = stand_in(self.model)
+        self._modules = list(self.model.modules())
+        self._modules += [] if self._stand_in is None else list(self._stand_in.modules())
+        self._backbones: list[Any] = [module for module in self._modules if not missing_members(module)]
+        self._packing: list[Any] = [module for module in self._modules if hasattr(module, "packed")]
+
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) -> logits (B, K), on a GPU without gradients."""
         if not isinstance(images, Tensor) or images.device.type != self.device_type:
             return self.model(images)
+        if stand_in(self.model) is not self._stand_in:  # an object was patched or unpatched
+            self._graphs.clear()
+            self._watch()
         # Tensors allocated here outlive the caller's inference mode, and inference tensors are read-only outside it.
         with torch.inference_mode(False), torch.no_grad():
             layout, key = self._key(images)
@@ -83,7 +94,7 @@ class CompiledModel:
         recording = self.capture(static, next(iter(self._graphs.values()), None))
         # A module may cache a transformed copy of its weights in an attribute, and replace it when called with another
         # dtype. The graph reads the copy of this capture.
-        attributes = [dict(vars(module)) for module in self.model.modules()]
+        attributes = [dict(vars(module)) for module in self._modules]
         recording = replace(recording, kept_alive=[*attributes, [module.packed.entry for module in self._packing]])
         # If the warm-up has repacked the weights, older graphs read outdated copies.
         self._graph_weights = [tensor.detach() for tensor in self._weights()]

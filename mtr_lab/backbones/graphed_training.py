@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs: two launches instead of thousands."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,14 @@ class GraphedTraining:
         return self._replay(images)
 
     def _capture(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        kind = images.device.type
+        kind, call = images.device.type, _Call(self._model)
         # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
         with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
-            graphed: Any = torch.cuda.make_graphed_callables(_Call(self._model), (images.clone(),))
+            graphed: Any = torch.cuda.make_graphed_callables(call, (images.clone(),))
+        # Frees the captured pass's autograd graph, which would tie the parameters' gradients to the capture's stream:
+        # every one of them would be handed from stream to stream, and PyTorch warns.
+        call.output.detach_()
+        gc.collect()
         return graphed
 
 
@@ -52,6 +57,8 @@ class _Call(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.output: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        self.output = self.model(images)
+        return self.output

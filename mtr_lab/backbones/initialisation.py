@@ -1,4 +1,4 @@
-"""The initialisation of Vim and VideoMamba, as in their authors' code."""
+"""The initialisation of Vim and of VideoMamba, as in their authors' code."""
 
 import math
 
@@ -6,14 +6,39 @@ import torch
 from torch import nn
 
 
-def initialise(model: nn.Module, depth: int) -> None:
-    """Initialise all parameters but those of the scans; the weights of output projections shrink with the depth."""
+def initialise_vim(model: nn.Module, depth: int) -> None:
+    """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("patch_embed.proj."):
+            nn.init.zeros_(parameter) if name.endswith("bias") else _lecun_normal(parameter)
+        elif name in ("pos_embed", "cls_token", "head.weight"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name == "head.bias" or name.endswith("dt_proj_b.bias"):
+            nn.init.zeros_(parameter)
+    _scale_output_projections(model, depth)
+
+
+def initialise_videomamba(model: nn.Module, depth: int) -> None:
+    """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.02)
+    _scale_output_projections(model, depth)
+
+
+def _lecun_normal(weight: nn.Parameter) -> None:
+    """A variance of 1 / inputs, from a normal distribution that is cut off at two standard deviations."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the standard deviation that the cut leaves of 1
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _scale_output_projections(model: nn.Module, depth: int) -> None:
+    """The variance of the residual stream then does not grow with the depth."""
     for name, parameter in model.named_parameters():
         if name.endswith("out_proj.weight"):
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             with torch.no_grad():
                 parameter.div_(math.sqrt(depth))
-        elif name in ("pos_embed", "cls_token", "head.weight"):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        elif name == "head.bias":
-            nn.init.zeros_(parameter)

@@ -22,6 +22,10 @@ class ModelReduction(Protocol):
     def key(self) -> Any:
         """Hashable; equal if and only if the forward pass is the same. ``None`` for the unreduced one."""
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether blocks read ``source`` of their tokens."""
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
 
@@ -92,12 +96,12 @@ def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracki
 
     Args:
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
-            over the grid, tracks it anyway.
+            over the original positions, tracks it anyway.
         tracking_offset: track ``offset``, too, for the restoration ``skip``.
     """
     reduction = model.reduction
     state = model.embed(images if reduction is None else reduction.on_picture(images))
-    if traced or tracking_offset or (reduction is not None and _needs_source(model)):
+    if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:
         state = state.tracking_offset()

@@ -12,10 +12,16 @@ def as_built(module: nn.Module) -> nn.Module:
     return module
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks other than global ones."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Whether a call of the module runs the ``forward`` of its class and no hooks but global ones."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__
+    return not has_hooks(module) and "forward" not in module.__dict__
 
 
 def is_plain(module: nn.Module) -> bool:

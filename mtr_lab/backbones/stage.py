@@ -1,6 +1,6 @@
 """Blocks and stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,20 +18,11 @@ class BlockReduction(Protocol):
     """What ``patch`` attaches to a block."""
 
     @property
-    def aligned(self) -> bool:
-        """Whether the scan's state decays over the positions of removed tokens."""
-
-    @property
-    def size_exponent(self) -> float:
-        """Δ of a token is multiplied by its size to this power."""
-
-    @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect, names of ``mtr_lab.ops.STATS`` and ``"b"``, ``"c"``."""
 
-    @property
-    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
-        """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
+    def positions(self, state: TokenState) -> Positions:
+        """What the mixer is told about its tokens."""
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
@@ -46,12 +37,15 @@ class Mixer(Protocol):
     paths: tuple[ScanPath, ...]
     """The directions in which it scans; empty for a mixer that does not scan, and so has no evidence (attention)."""
     # A mixer that convolves over the grid has ``reads_grid = True``, too: a reduced model then tracks ``source``.
+    # One that scans the tokens of ``positions.sample`` and spreads its output has ``samples_grid = True``, too: its
+    # ``costs`` take ``scanned``, the number of tokens that are scanned.
+    # A mixer that convolves along the sequence, over ``Positions.neighbours``, has ``reads_neighbours = True``.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Costs of one sequence with ``tokens`` of the tokens of ``layout``, scanned along ``paths``."""
+        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``, convolved over ``layout``'s grid."""
 
 
 class Block(nn.Module):
@@ -94,17 +88,17 @@ class Block(nn.Module):
         pending: ops.Plan | None = None,
         layout: Layout | None = None,
         offset: Tensor | None = None,
+        grid: Layout | None = None,
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
         size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
         normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
-        state = TokenState(normed, residual, index, size, special, source, None, layout, offset)
+        state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid)
         reduction = self.reduction
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            positions = Positions(state, reduction.aligned, reduction.size_exponent, reduction.choose_paths)
-            hidden, evidence = self.mixer(normed, positions, reduction.needs)
+            hidden, evidence = self.mixer(normed, reduction.positions(state), reduction.needs)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)
@@ -121,16 +115,26 @@ class Block(nn.Module):
         merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
         return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
-    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[ScanPath] | None = None) -> Costs:
+    def costs(
+        self,
+        mixed: int,
+        transformed: int,
+        layout: Layout,
+        paths: Sequence[ScanPath] | None = None,
+        *,
+        scanned: int | None = None,
+    ) -> Costs:
         """The costs for one sequence.
 
         Args:
             mixed: the number of tokens in the mixer.
             transformed: the number of tokens in the MLP.
-            layout: of the unreduced tokens.
+            layout: of the unreduced tokens, or of the full grid that a reduction has left.
             paths: the paths to scan, by default all of the mixer's.
+            scanned: the number of tokens that the mixer scans, if these are not all.
         """
-        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
+        options = {} if scanned is None else {"scanned": scanned}
+        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths, **options)
         return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones.interface import first_state, run
 from mtr_lab.errors import UserError
-from mtr_lab.tokens import TokenState, restore
+from mtr_lab.tokens import TokenState, fit_grid, restore
 from mtr_lab.tokens.gather import take
 
 
@@ -87,8 +87,8 @@ class TimmInterface(nn.Module, ABC):
     ) -> Any:
         """The residual stream after several blocks, with timm's arguments.
 
-        For a patched model the whole grid is restored, as by ``mtr_lab.tasks.features.FeatureMaps``, which has other
-        restorations, too.
+        For a patched model the whole grid of the images is restored, as by ``mtr_lab.tasks.features.FeatureMaps``,
+        which has other restorations, too.
 
         Args:
             images: (B, channels, H, W).
@@ -111,6 +111,7 @@ class TimmInterface(nn.Module, ABC):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NLC.")
         wanted = self.blocks_at(indices)
         backbone: Any = self
+        grid = backbone.layouts(images.shape[-2:])[0].grid
         state, maps = first_state(backbone, images, traced=self.reduction is not None), []
         for i, (_, after) in enumerate(run(backbone, state)):
             state = after
@@ -118,7 +119,7 @@ class TimmInterface(nn.Module, ABC):
                 state = state.applied()
                 stream = self.normalise(state) if norm else state.stream
                 stream = stream.to(self.cls_token.dtype)
-                tokens = _on_grid(state.with_streams(stream, None))
+                tokens = fit_grid(_on_grid(state.with_streams(stream, None)), grid)
                 tokens = tokens.contiguous() if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
                 maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
             if stop_early and i == max(wanted):

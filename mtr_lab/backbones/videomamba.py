@@ -7,25 +7,52 @@ Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understand
 OpenGVLab/VideoMamba. State-dict names are the authors'.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
 
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
+from mtr_lab.backbones.initialisation import initialise_videomamba
+from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
 
 
 class VideoMamba(VisionMamba):
     """VideoMamba: the class token comes first, and a block adds up its two directions.
 
-    Arguments and errors as for ``VisionMamba``; with ``num_frames`` it takes videos.
+    With ``num_frames`` it takes videos.
+
+    Args:
+        fc_drop_rate: dropout before the head while training, as ``drop_rate``.
+        use_checkpoint: compute activations again in the backward pass, as ``set_grad_checkpointing``.
+        kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
     average_directions = False
     video = True
+    keywords: ClassVar[Mapping[str, Keyword]] = {
+        **MIXER,
+        **MODEL,
+        "bimamba": only(True, otherwise="the mixers scan forward alone"),
+        "checkpoint_num": HARMLESS,
+    }
+
+    def __init__(self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if fc_drop_rate > 0:
+            self.head_drop = nn.Dropout(fc_drop_rate)
+        self.set_grad_checkpointing(use_checkpoint)
 
     def class_position(self, patches: int) -> int:
         """The first position."""
         return 0
+
+    def initialise(self) -> None:
+        initialise_videomamba(self, len(self.layers))
 
 
 def _hub(file: str, top1: float) -> dict[str, Any]:
@@ -63,3 +90,19 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+@recognises("VideoMamba")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
+
+    Its mixers have ``bimamba``, and no ``bimamba_type``.
+    """
+    mixers = mixers_of(model)
+    if not mixers or not hasattr(mixers[0], "bimamba") or hasattr(mixers[0], "bimamba_type"):
+        return None
+    checkpointing = {"use_checkpoint": bool(getattr(model, "use_checkpoint", False))}
+    arguments = read_arguments(model, VideoMamba) | checkpointing
+    ours = build(VideoMamba, CONFIGS["videomamba_ti"], False, {}, arguments)
+    copy_settings(model, ours)
+    return ours

@@ -4,11 +4,18 @@ Source: Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
 arXiv 2401.09417; code and weights hustvl/Vim. State-dict names are the authors'.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
 
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
+from mtr_lab.backbones.initialisation import initialise_vim
+from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
+from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -19,14 +26,47 @@ IMAGENETTE = (
 class Vim(VisionMamba):
     """Vim: the class token is in the middle of the sequence, and a block averages its two directions.
 
-    Arguments and errors as for ``VisionMamba``; there are no models for videos.
+    There are no models for videos.
+
+    Args:
+        if_divide_out: average the two directions; else a block adds them up.
+        use_middle_cls_token: the class token is in the middle; else it is the first token.
+        kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
     average_directions = True
+    keywords: ClassVar[Mapping[str, Keyword]] = {
+        **MIXER,
+        **MODEL,
+        "bimamba_type": only("v2", otherwise="the directions share parameters (v1), or there is only one (none)"),
+        "if_bimamba": only(False, otherwise="it is bimamba_type v1, whose directions share parameters"),
+        "if_bidirectional": only(False, otherwise="the two layers of a pair scan in opposite directions"),
+        "if_devide_out": only(True, otherwise="versions of the authors' code differ in it; the name is if_divide_out"),
+        "if_cls_token": only(True, otherwise="there is no class token"),
+        "use_double_cls_token": only(False, otherwise="there are two class tokens"),
+        "if_abs_pos_embed": only(True, otherwise="there are no position embeddings"),
+        "if_rope": only(False, otherwise="rotary position embeddings turn both streams before every block"),
+        "if_rope_residual": only(False, otherwise="rotary position embeddings turn the residual stream"),
+        "flip_img_sequences_ratio": Keyword(
+            lambda ratio: ratio is None or ratio <= 0, "sequences are flipped at random, in evaluation, too"
+        ),
+        "final_pool_type": Keyword(lambda pooling: pooling != "max", "the largest of the classes is the output"),
+        "init_layer_scale": only(None, otherwise="the outputs of the mixers are scaled by a parameter"),
+        **dict.fromkeys(("ft_seq_len", "pt_hw_seq_len"), HARMLESS),
+    }
+
+    def __init__(self, *, if_divide_out: bool = True, use_middle_cls_token: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_middle_cls_token = use_middle_cls_token
+        for block in self.blocks:
+            block.mixer.average_directions = if_divide_out
 
     def class_position(self, patches: int) -> int:
-        """The middle: after half of the patches, rounded down."""
-        return patches // 2
+        """After half of the patches, rounded down, or before all of them."""
+        return patches // 2 if self.use_middle_cls_token else 0
+
+    def initialise(self) -> None:
+        initialise_vim(self, len(self.layers))
 
 
 def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
@@ -82,3 +122,21 @@ def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     """The bundled model: 2.2 M parameters, 112² images in 8² patches, the 197 tokens of Vim at 224²."""
     geometry = {"img_size": 112, "patch_size": 8, "stride": 8, "depth": 16, "embed_dim": 128, "num_classes": 10}
     return build(Vim, CONFIGS["vim_nano"], pretrained, geometry, kwargs)
+
+
+@recognises("Vim")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
+
+    Its mixers have ``bimamba_type``, and ``if_divide_out``, which was ``if_devide_out`` until July 2024.
+    """
+    mixers = mixers_of(model)
+    if not mixers or not hasattr(mixers[0], "bimamba_type"):
+        return None
+    middle = {"use_middle_cls_token": bool(getattr(model, "use_middle_cls_token", False))}
+    ours = build(Vim, CONFIGS["vim_ti"], False, {}, read_arguments(model, Vim) | middle)
+    copy_settings(model, ours)
+    for mixer, block in zip(mixers, ours.blocks, strict=True):
+        divides = getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False))
+        block.mixer.average_directions = bool(divides)
+    return ours

@@ -1,8 +1,9 @@
 """The classifier behind Vim and VideoMamba: patches and a class token in blocks of bidirectional Mamba."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from mtr_lab.backbones.adaptation import fit_positions, resize_channels, resize_
 from mtr_lab.backbones.bimamba import BiMamba
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.drop_path import DropPath, drop_path_rates
-from mtr_lab.backbones.initialisation import initialise
 from mtr_lab.backbones.interface import ModelReduction, last_state
 from mtr_lab.backbones.norms import RMSNorm
 from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width
@@ -44,11 +44,14 @@ class VisionMamba(TimmInterface):
         kernel_size: frames in a patch of a video; it divides T.
         drop_rate: dropout before the head while training.
         global_pool: pooling before the head, one of ``mtr_lab.tokens.pooling.POOLINGS``.
+        norm_epsilon: ε of all norms.
 
     Raises:
         UserError: sizes that do not fit each other, ``num_frames`` for a family of image models, or an unknown pooling.
     """
 
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward", "forward_features": "pooled"}
+    """By the names of methods of the authors' class: our methods that compute the same."""
     average_directions: bool
     """Whether a block divides the sum of its two directions by two; else it is their sum."""
     video = False
@@ -79,6 +82,7 @@ class VisionMamba(TimmInterface):
         kernel_size: int = 1,
         drop_rate: float = 0.0,
         global_pool: str = "token",
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
         if num_frames is not None and not self.video:
@@ -99,18 +103,18 @@ class VisionMamba(TimmInterface):
         self.layers = nn.ModuleList(
             Block(
                 BiMamba(embed_dim, d_state, average_directions=self.average_directions),
-                RMSNorm(embed_dim),
+                RMSNorm(embed_dim, norm_epsilon),
                 drop_path=rate,
             )
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()  # of the last block's output
-        self.norm_f: RMSNorm | nn.Identity = RMSNorm(embed_dim)
+        self.norm_f: RMSNorm | nn.Identity = RMSNorm(embed_dim, norm_epsilon)
         self.head_drop = nn.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
         self.grad_checkpointing = False
         self.pretrained_cfg = self.default_cfg = {}
         self.reset_classifier(num_classes, global_pool)
-        initialise(self, depth)
+        self.initialise()
 
     @property
     def blocks(self) -> list[Block]:
@@ -150,6 +154,10 @@ class VisionMamba(TimmInterface):
         embedding, head = self.patch_embed.proj.weight.numel(), self.num_features * self.num_classes
         (layout,) = layouts
         return Costs(2 * (layout.patches * embedding + head), layout.tokens * embedding + head)
+
+    @abstractmethod
+    def initialise(self) -> None:
+        """Give all parameters the values that they have in the authors' code before training."""
 
     @abstractmethod
     def class_position(self, patches: int) -> int:
@@ -203,6 +211,10 @@ class VisionMamba(TimmInterface):
         """
         return self.class_first(self.forward_state(images))
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the normalised class token, (B, C)."""
+        return self.class_features(self.forward_state(images))
+
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> the normalised class token, (B, C)."""
         return self._norm(state.special_tokens(), None)[:, 0]
@@ -252,12 +264,28 @@ class VisionMamba(TimmInterface):
         """(B, channels, H, W) -> logits (B, num_classes); without pooling, of each token, (B, L, num_classes)."""
         return self.classify(self.forward_state(images))
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the tensors, with the versions of the modules: position embeddings do not tell rows from columns.
+        if prefix.removesuffix(".") in getattr(destination, "_metadata", {}):
+            destination._metadata[prefix.removesuffix(".")]["grid_size"] = self.patch_embed.grid_size
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        stated, grid = local_metadata.get("grid_size"), self.patch_embed.grid_size
+        if stated is not None and tuple(stated) != grid and math.prod(stated) == math.prod(grid):
+            messages = others[-1]
+            messages.append(
+                f"{prefix}pos_embed is that of {stated[0]} x {stated[1]} patches, the model has {grid[0]} x {grid[1]}: "
+                "create_model(..., checkpoint=FILE) interpolates it."
+            )
+
     def fit_weights(self, state: dict[str, Tensor], grid: Sequence[int] | None, label: str) -> bool:
         """Adapt weights of another grid, number of frames or number of channels to the model's, in place.
 
         Args:
             state: the state dict.
-            grid: (rows, columns) of its position embeddings; ``None`` for a square one if possible.
+            grid: (rows, columns) of its position embeddings; ``None`` for a square one.
             label: of the weights, for errors.
 
         Returns:

@@ -126,7 +126,10 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
     if match := re.search(r"Could not override '([^']*)'", text):
         name = match[1]
         value = next((given.partition("=")[2] for given in overrides if given.startswith(f"{name}=")), None)
-        same = [key for key in _same_name(name, names()) if key != name]
+        group = name.partition(".")[0]
+        if name in names():  # with the default choices
+            return UserError(f"{name}: the chosen {group} has no such setting, others in conf/{group} do. {ALL_KEYS}")
+        same = _same_name(name, names())
         if same and value is not None:
             return UserError(f"unknown key {name!r}. Did you mean {' or '.join(typed(key, value) for key in same)}?")
         return unknown("key", name, names(), ALL_KEYS)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,11 +124,17 @@ class FolderSource:
 
     An empty class folder counts as a class.
 
+    Args:
+        directory: holds the class folders.
+        include: text file with the ids of the images to keep, one a line; ``None`` keeps all.
+        exclude: text file with the ids of images to leave out.
+
     Raises:
-        UserError: the directory has no class folders, or no images.
+        UserError: the directory has no class folders, or no images; or a list is missing, or names an image that is
+            not in the directory.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, include: Path | None = None, exclude: Path | None = None) -> None:
         try:
             folder = ImageFolder(str(directory), allow_empty=True)
         except FileNotFoundError as error:
@@ -137,10 +143,19 @@ class FolderSource:
             raise UserError(f"dataset.root: no images in the class folders of {directory}. {_LAYOUT}")
         self.location = str(directory)
         self.classes: Sequence[str] | None = folder.classes
-        self.ids = [Path(path).relative_to(directory).as_posix() for path, _ in folder.samples]
+        labels = {Path(path).relative_to(directory).as_posix(): label for path, label in folder.samples}
+        if include is not None:
+            listed = _listed(include, "include", labels, directory)
+            labels = {id: label for id, label in labels.items() if id in listed}
+        if exclude is not None:
+            listed = _listed(exclude, "exclude", labels, directory)
+            labels = {id: label for id, label in labels.items() if id not in listed}
+        if not labels:
+            raise UserError(f"dataset.include and dataset.exclude leave no image of {directory}: change the lists.")
+        self.ids = list(labels)
         self.num_images: int | None = len(self.ids)
         self._directory = directory
-        self._labels = folder.targets
+        self._labels = list(labels.values())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -167,3 +182,17 @@ class FolderSource:
     def read(self, index: int) -> tuple[bytes, int]:
         """The file's bytes and the label."""
         return (self._directory / self.ids[index]).read_bytes(), self._labels[index]
+
+
+def _listed(file: Path, option: str, ids: Container[str], directory: Path) -> set[str]:
+    """The ids in a list of images, one a line."""
+    if not file.is_file():
+        raise UserError(f"dataset.{option}={file} is not a file: give a text file with one <class>/<image> a line.")
+    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    missing = [id for id in listed if id not in ids]
+    if missing:
+        raise UserError(
+            f"dataset.{option}={file} lists {missing[0]!r}, one of {len(missing)} images that are not in {directory}: "
+            "its lines are paths below that directory, <class>/<image>."
+        )
+    return set(listed)

@@ -12,7 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.evaluation.placement import placed
 from mtr_lab.evaluation.points import asked_budgets
 from mtr_lab.evaluation.timing import timing_images
-from mtr_lab.reduction import AUTO, MAX_DROP, SPEEDUP, Reduction
+from mtr_lab.reduction import MAX_DROP, SPEEDUP, Reduction, measured_on_images
 from mtr_lab.reduction.budgets import (
     SEARCH_IMAGES,
     check_images,
@@ -54,13 +54,13 @@ def check_budgets(task: AnyTask, config: DictConfig) -> None:
 
 def calibration_count(settings: DictConfig) -> int:
     """The number of calibration images to read; 0 if none are needed."""
-    search = SEARCH_IMAGES if settings.schedule == AUTO else 0
+    search = SEARCH_IMAGES if measured_on_images(settings) else 0
     key, asked = asked_budgets(settings) or ("", [])
     return search + max(DROP_IMAGES, 2 * images_needed(min(asked))) if key == MAX_DROP else search
 
 
 def divide(settings: DictConfig, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The calibration images that ``schedule=auto`` is measured on, and those that a drop is measured on.
+    """The calibration images that a schedule is measured on, and those that a drop is measured on.
 
     Raises:
         UserError: a drop cannot be proven on its images.
@@ -68,7 +68,7 @@ def divide(settings: DictConfig, images: Tensor) -> tuple[Tensor, Tensor]:
     key, asked = asked_budgets(settings) or ("", [])
     if key != MAX_DROP:
         return images, images[:0]
-    chosen = is_for_search(len(images)) & torch.tensor(settings.schedule == AUTO)
+    chosen = is_for_search(len(images)) & torch.tensor(bool(measured_on_images(settings)))
     check_images(len(images) - int(chosen.sum()), min(asked))
     return images[chosen], images[~chosen]
 

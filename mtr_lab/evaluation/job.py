@@ -20,7 +20,7 @@ from mtr_lab.evaluation.budgets import calibration_count, check_budgets, divide
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
-from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -50,10 +50,10 @@ class Job:
     model: nn.Module
     """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
-    """The unreduced model's comes first. With ``mtr.schedule=auto``, ``mtr.speedup`` or ``mtr.max_drop`` the counts are
+    """The unreduced model's comes first. With ``auto``, ``mtr.speedup`` or ``mtr.max_drop`` the schedules are
     provisional until they are measured."""
     calibration: Tensor | None
-    """(N, 3, H, W) for ``mtr.schedule=auto`` and ``mtr.max_drop``."""
+    """(N, 3, H, W), if schedules or ``mtr.max_drop`` are measured on images."""
     data: DataModule
     trainer: lightning.Trainer
     launches: bool
@@ -131,12 +131,18 @@ def plan(config: DictConfig) -> Job:
 
 
 def provisional(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a policy whose schedule can be solved without images: ``auto`` becomes ``constant``.
+    """Settings of a policy whose schedule can be solved without images: counts that are measured become ``constant``.
 
-    A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce.
+    A ratio within reach of ``auto`` is within reach of this constant schedule, in which all blocks reduce, or of the
+    smaller picture alone.
     """
-    constant = {"schedule": "constant", "first_block": 0, "interval": 1}
-    return {**settings, **constant} if settings["schedule"] == AUTO else settings
+    if settings["paths"] == "least":
+        settings = {**settings, "paths": "last"}  # which saves as much
+    if not measured_on_images(settings):
+        return settings
+    if settings["resolution"] == AUTO:
+        return {**settings, "schedule": NO_TOKENS}
+    return {**settings, "schedule": "constant", "first_block": 0, "interval": 1}
 
 
 def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoint]) -> None:
@@ -150,9 +156,12 @@ def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoi
 
 
 def calibration_images(data: DataModule, settings: DictConfig) -> Tensor | None:
-    """Training images (N, 3, H, W) to measure ``mtr.schedule=auto`` and ``mtr.max_drop`` on, if there is either.
+    """Training images (N, 3, H, W) to measure schedules and ``mtr.max_drop`` on, ``None`` if neither is measured.
 
     They are never those of the evaluation.
+
+    Args:
+        settings: the ``mtr`` group.
 
     Raises:
         UserError: the dataset has no training images, they cannot be read, or are too few for ``mtr.max_drop``.
@@ -160,14 +169,22 @@ def calibration_images(data: DataModule, settings: DictConfig) -> Tensor | None:
     count = calibration_count(settings)
     if not count:
         return None
-    measured, instead = "mtr.max_drop", "mtr.ratio"
-    if settings.schedule == AUTO:
-        measured, instead = "mtr.schedule=auto", "the counts themselves: mtr.ratio=null mtr.schedule=[…]"
     try:
         images = data.calibration_images(count)
     except UserError as error:
+        measured = measured_on_images(settings) or "mtr.max_drop"
+        instead = {
+            "mtr.max_drop": "give mtr.ratio",
+            **{
+                f"mtr.schedule={name}": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]"
+                for name in MEASURED
+            },
+            "mtr.resolution=auto": "give the size itself, such as mtr.resolution=0.75",
+            "mtr.paths=least": "take mtr.paths=last",
+        }
         raise UserError(
-            f"{measured} measures on training images of the dataset, which cannot be read: {error} Or give {instead}."
+            f"{measured} measures on training images of the dataset, which cannot be read: {error} Or "
+            f"{instead[measured]}."
         ) from error
     divide(settings, images)
     return images

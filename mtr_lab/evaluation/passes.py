@@ -12,7 +12,7 @@ from mtr_lab.evaluation.budgets import divide, solve_budgets
 from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.placement import placed
 from mtr_lab.evaluation.points import operating_points, policy_settings
-from mtr_lab.reduction import AUTO, Reduction
+from mtr_lab.reduction import Reduction, measured_on_images
 from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.store import UnreducedCache
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
@@ -30,13 +30,13 @@ class PassResult(NamedTuple):
 
 
 def reduced_model(job: Job) -> tuple[Reduction, list[OperatingPoint]]:
-    """Patch the job's model; measure ``mtr.schedule=auto`` and budgets in the trainer's precision.
+    """Patch the job's model; measure ``auto`` and budgets in the trainer's precision.
 
     Raises:
         UserError: the schedule cannot be solved.
     """
     backbone, settings = job.task.backbone(job.model), policy_settings(job.config.mtr)
-    if job.config.mtr.schedule != AUTO:
+    if not measured_on_images(job.config.mtr):
         reduction = Reduction(backbone, settings)
         return reduction, solve_budgets(job, reduction, job.points)
     assert job.calibration is not None

@@ -58,7 +58,8 @@ def points_at(reduction: Reduction, policy: str, ratios: Iterable[float | None])
 
     Args:
         policy: its name in the results.
-        ratios: shares of the FLOPs to remove, in [0, 1); ``None`` for the configured token counts.
+        ratios: shares of the FLOPs to remove, in [0, 1); ``None`` for the configured token counts, at every size of the
+            picture if ``mtr.resolution`` is a list.
 
     Raises:
         UserError: a ratio is no share, or a schedule cannot be solved.
@@ -67,10 +68,15 @@ def points_at(reduction: Reduction, policy: str, ratios: Iterable[float | None])
     for ratio in ratios:
         if isinstance(ratio, bool) or not isinstance(ratio, int | float | None):
             raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), or a list of them, got {ratio!r}.")
-    return [
-        OperatingPoint("none", 0.0, reduction.solve(0.0)),
-        *(OperatingPoint(policy, ratio, reduction.solve(ratio)) for ratio in dict.fromkeys(ratios) if ratio != 0),
-    ]
+    points = [OperatingPoint("none", 0.0, reduction.solve(0.0))]
+    resolution = reduction.config["resolution"]
+    for ratio in dict.fromkeys(ratios):
+        several = ratio is None and isinstance(resolution, list)
+        for size in dict.fromkeys(resolution) if several else [None]:
+            point = OperatingPoint(policy, ratio, reduction.solve(ratio, size))
+            if ratio != 0 and (point.schedule.acts or not several):  # of the sizes, the full one is the unreduced model
+                points.append(point)
+    return points
 
 
 def strongest(points: list[OperatingPoint]) -> OperatingPoint:
@@ -146,4 +152,5 @@ def _costs(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, 
         "flops_overhead": schedule.flops_overhead,
         **({} if head is None else {"flops_head": head}),
         "tokens": list(schedule.tokens),
+        **({} if schedule.resolution is None else {"resolution": list(schedule.resolution)}),
     }

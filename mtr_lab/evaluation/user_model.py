@@ -9,12 +9,13 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from mtr_lab.backbones import as_backbone
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import describe_points, points_at
 from mtr_lab.evaluation.timing import time_points
 from mtr_lab.reduction import Policy, patch
-from mtr_lab.reduction.patching import as_backbone, keeping_policy
+from mtr_lab.reduction.patching import keeping_policy
 from mtr_lab.results.schema import Point
 from mtr_lab.tasks.classification.task import Classification
 
@@ -65,10 +66,13 @@ def evaluate_model(
         UserError: an unknown policy or part, a ratio out of reach, both a ratio and token counts, a model, data or
             labels of another kind, a folder without images, no image at all, or outputs that are not finite.
     """
+    backbone: Any = as_backbone(model, "evaluate_model")
+    model = backbone  # in an object's place
     modes, task = [(module, module.training) for module in model.modules()], Classification({})
-    with keeping_policy(as_backbone(model, "evaluate_model")):
+    with keeping_policy(backbone):
         reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
-        gives_counts = not isinstance(reduction.config["schedule"], str)
+        config = reduction.config
+        gives_counts = not isinstance(config["schedule"], str) or isinstance(config["resolution"], list)
         points = points_at(reduction, reduction.policy.policy, _ratios(ratio, gives_counts))
         reduction.release_images()
         try:

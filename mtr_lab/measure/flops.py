@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
-from mtr_lab.backbones import Backbone, blocks_of
+from mtr_lab.backbones import Backbone, as_backbone, blocks_of
 from mtr_lab.backbones.costs import Costs
-from mtr_lab.tokens import ScanPath
+from mtr_lab.tokens import Layout, ScanPath
 
 LITERATURE, TRUE = "literature", "true"
 
@@ -33,12 +33,20 @@ class Work:
         removed_at_embedding: the number of tokens removed before the first block.
         merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
         choose_paths: the paths of a mixer -> those to scan.
+        skipped: for each block the names of paths that are not scanned; none by default.
+        sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
+        grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
+        repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
     """
 
     remove: Sequence[int] | None = None
     removed_at_embedding: int = 0
     merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
+    skipped: Sequence[Sequence[str]] = ()
+    sampled: Sequence[bool] = ()
+    grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
+    repeated: bool = False
 
 
 ALL = Work()
@@ -65,20 +73,27 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             entering.append(tokens)
             tokens -= next(counts)
             transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
-            costs = block.costs(entering[-1], transformed, layout, work.choose_paths(block.mixer.paths))
+            grid = work.grid(layout, entering[-1])
+            skipped = work.skipped[len(entering) - 1] if work.skipped else ()
+            paths = [path for path in work.choose_paths(block.mixer.paths) if path.name not in skipped]
+            is_sampled = bool(work.sampled) and work.sampled[len(entering) - 1]
+            scanned = grid.sampled.patches if is_sampled else None
+            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned)
+            if work.repeated and entering[-1] < layout.tokens:
+                costs = costs.repeating(len(paths))
             total += costs * layout.sequences
     return total, entering
 
 
-def model_flops(model: Backbone, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
+def model_flops(model: Any, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:
     """FLOPs of a classifier for one image of the model's input size.
 
     Args:
-        model: the classifier.
+        model: the classifier, or an object of the authors' class.
         remove: for each block the number of tokens removed from a sequence after the mixer; none by default.
         convention: ``LITERATURE`` or ``TRUE``.
     """
-    costs, _ = model_costs(model, Work(remove))
+    costs, _ = model_costs(as_backbone(model, "model_flops"), Work(remove))
     return costs.flops if convention == TRUE else costs.literature
 
 

@@ -9,6 +9,7 @@ from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
+from mtr_lab.ops.pairs import pair_similarity
 from mtr_lab.ops.plan import Plan, apply_plan, make_plan, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
@@ -20,11 +21,12 @@ from mtr_lab.ops.registry import (
     set_backend,
     use_backend,
 )
-from mtr_lab.ops.scan import selective_scan
+from mtr_lab.ops.scan import REPEAT_FLOPS, selective_scan
 from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (
     torch.ops.mtr_lab.nearest,
+    torch.ops.mtr_lab.pair_similarity,
     torch.ops.mtr_lab.asymmetric_plan,
     torch.ops.mtr_lab.apply_plan,
     torch.ops.mtr_lab.norm_add,
@@ -34,6 +36,7 @@ REDUCTION_OPS = (
 __all__ = [
     "BACKENDS",
     "REDUCTION_OPS",
+    "REPEAT_FLOPS",
     "STATS",
     "DecisionInputs",
     "MambaWeights",
@@ -54,6 +57,7 @@ __all__ = [
     "mamba_inner",
     "nearest",
     "pack",
+    "pair_similarity",
     "patch_tokens",
     "project_patches",
     "reduce_streams",

@@ -11,18 +11,33 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
 from mtr_lab.ops import cpu
+from mtr_lab.ops.convolution_unmerged import CAUSAL_CONV1D_UNMERGED, take_rows
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.vjp import vjp
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[bool] = (False,)) -> Tensor:
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    reverse: Sequence[bool] = (False,),
+    index: Tensor | None = None,
+    source: Tensor | None = None,
+) -> Tensor:
     """``silu(conv(x))`` for each direction; output t sees tokens t-W+1 … t in the direction's reading order.
+
+    With ``index`` and ``source`` the convolution runs over the L0 original positions of a reduced sequence, at each of
+    which stands the token that has absorbed it: output t sees positions ``index[t]``-W+1 … ``index[t]``.
 
     Args:
         x: (B, L, E), shared by the directions.
         weight: (G, E, W), oriented as in ``nn.Conv1d``: tap W-1 multiplies the current token.
         bias: (G, E).
         reverse: for each of the G directions, whether it reads from the last token to the first.
+        index: (B, L) int64, the original position of each token.
+        source: (B, L0) int64, the token that stands at each original position, -1 for zeros. Both or neither are given;
+            their values are not checked: wrong ones would be read out of bounds.
 
     Returns:
         (G, B, L, E) in the dtype of ``x``.
@@ -36,8 +51,19 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: Sequence[
             f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and "
             f"reverse={tuple(reverse)} do not fit: expected (B, L, E), (G, E, W), (G, E) and G directions."
         )
-    # Integers: the tracer of torch.jit takes no list of booleans.
-    return CAUSAL_CONV1D(x, weight, bias, [int(r) for r in reverse])
+    directions_read = [int(r) for r in reverse]  # integers: the tracer of torch.jit takes no list of booleans
+    if index is None or source is None:
+        return CAUSAL_CONV1D(x, weight, bias, directions_read)
+    if index.shape != x.shape[:2] or source.ndim != 2 or len(source) != len(x):
+        raise UserError(
+            f"causal_conv1d: index {tuple(index.shape)} and source {tuple(source.shape)} do not fit x "
+            f"{tuple(x.shape)}: expected (B, L) and (B, L0)."
+        )
+    if torch.is_grad_enabled():  # with the gradients of the convolution and of gathering
+        unmerged = take_rows(x, source.clamp(min=0)).masked_fill((source < 0)[..., None], 0)
+        y = CAUSAL_CONV1D(unmerged, weight, bias, directions_read)
+        return take_rows(y, index.expand(directions, -1, -1))
+    return CAUSAL_CONV1D_UNMERGED(x, weight, bias, index, source, directions_read)
 
 
 def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:

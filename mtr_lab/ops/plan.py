@@ -28,6 +28,8 @@ class Plan(NamedTuple):
     metadata of the tokens always follows this plan."""
     metadata: "tuple[Tensor, Tensor, Tensor] | None" = None
     """The result of ``update_metadata`` for the tokens the plan was made for, if the decision has computed it."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) if the survivors form a full grid again, in their order."""
 
     def with_offsets(self) -> "Plan":
         """The same plan with ``removed`` sorted by destination, and ``offsets``."""

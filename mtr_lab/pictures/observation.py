@@ -8,7 +8,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from mtr_lab.backbones import Stage
+from mtr_lab.backbones import Stage, as_backbone
 from mtr_lab.pictures.regions import PatchGrid
 from mtr_lab.reduction import Reduction, TracedBlock, trace_blocks
 
@@ -49,8 +49,9 @@ class Observation:
 
     @property
     def reducing(self) -> list[int]:
-        """The blocks that remove tokens."""
-        return [number for number, view in enumerate(self.blocks) if view.tokens < view.entered]
+        """The blocks that remove tokens; the last block if none does."""
+        reducing = [number for number, view in enumerate(self.blocks) if view.tokens < view.entered]
+        return reducing or [len(self.blocks) - 1]
 
 
 @torch.no_grad()
@@ -68,6 +69,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
         UserError: the images do not fit the patch grid, or the model is no longer patched by ``reduction``.
     """
     reduction.use(reduction.schedule)  # raises if the model was unpatched or patched again
+    model = as_backbone(model, "observe")
     stages = [(stage, block is stage.blocks[0]) for stage in model.stages for block in stage.blocks]
     video = len(model.input_shape) == 4
     traced = zip(trace_blocks(model, images), stages, strict=True)
@@ -81,7 +83,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
             reduction=reduction.schedule.reduction,
             blocks=tuple(view[i] for view in views),
         )
-        for i, pixels in enumerate(_pixels(model, images))
+        for i, pixels in enumerate(_pixels(model, model.reduction.on_picture(images)))
     ]
 
 

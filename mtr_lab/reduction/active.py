@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from mtr_lab import ops
-from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
+from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
+from mtr_lab.tokens.positions import Positions
 
 
 class ActiveReduction:
@@ -30,10 +31,17 @@ class ActiveReduction:
         """Equal if and only if the forward pass is the same; ``None`` for the unreduced one."""
         return (self.policy, self.schedule) if self.schedule.acts else None
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether blocks read ``source`` of their tokens."""
+        return self.acting_policy is not None and self.acting_policy.unmerges
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
-        return images if part is None else part.change(images)
+        picture = images if part is None else part.change(images)
+        size = self.schedule.resolution
+        return picture if size is None else resize_picture(picture, size)
 
     def on_embedding(self, state: TokenState) -> TokenState:
         """The tokens before the first block, with a pending plan if some are removed."""
@@ -47,32 +55,39 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
         """How many tokens are removed after the mixer."""
         return self._active.schedule.remove[self._block]
 
-    @property
-    def aligned(self) -> bool:
-        """Whether the scan's state decays over the positions of removed tokens."""
+    def positions(self, state: TokenState) -> Positions:
+        """What the mixer is told about its tokens."""
         policy = self._active.acting_policy
-        return policy is not None and policy.align
+        if policy is None:
+            return Positions(state)
+        return Positions(
+            state,
+            aligned=policy.align,
+            size_exponent=policy.size_exponent,
+            repeated=policy.stretch == EXACT,
+            choose_paths=self._choose_paths(policy),
+            unmerged=policy.unmerges,
+            pruned=policy.prunes,
+            sampled=self._is_sampled,
+        )
 
-    @property
-    def size_exponent(self) -> float:
-        """Δ of a token is multiplied by its size to this power."""
-        policy = self._active.acting_policy
-        return 0.0 if policy is None else policy.stretch
-
-    @property
-    def choose_paths(self) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
+    def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
         """The paths of a mixer -> those to scan; ``None`` to scan all of them."""
-        policy = self._active.acting_policy
-        part = None if policy is None else SCANS[policy.paths]
-        return None if part is None else part.choose
+        part = SCANS[policy.paths]
+        if part is None:
+            return None
+        choose, skipped = part.choose, self._active.schedule.skipped
+        if not skipped or not skipped[self._block]:
+            return choose
+        return lambda paths: [path for path in choose(paths) if path.name not in skipped[self._block]]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -87,7 +102,7 @@ class ActiveBlockReduction:
         if not self.remove:
             return state, evidence
         policy, record = self._active.policy, self._active.record_score
-        if record is not None and (policy.prune_first or GROUPINGS[policy.grouping].ranked):
+        if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
         plan = policy(state, evidence, self.remove)
         return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.costs import picture_size, removed_at_embedding
+from mtr_lab.reduction.places import SCANS, sampled_blocks
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import Size
+from mtr_lab.tokens import Layout
 
 LAYERS = ("all", "lower", "upper")
 
@@ -18,32 +21,35 @@ class BlockInfo:
     stage: int
     tokens: int
     """Of an unreduced sequence at this block."""
-    special: int
-    """Special tokens among them."""
-    sequences: int
-    """Of one image."""
+    layout: Layout
+    """Of all tokens of the stage, also of those removed before the first block."""
     width: int
     has_evidence: bool
+    is_sampled: bool
+    """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
     """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
 
 
-def block_infos(model: Backbone, policy: Policy, img_size: Sequence[int] | None = None) -> list[BlockInfo]:
-    """One entry a block, for images of (height, width), by default the model's own size."""
-    layouts = model.layouts(picture_size(policy, model, img_size))
+def block_infos(
+    model: Backbone, policy: Policy, img_size: Sequence[int] | None = None, resolution: Size | None = None
+) -> list[BlockInfo]:
+    """One entry a block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
+    layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
+    sampled = sampled_blocks(model, SCANS[policy.paths])
+    blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
         BlockInfo(
             stage=number,
-            tokens=layout.tokens - removed[number],
-            special=len(layout.special),
-            sequences=layout.sequences,
-            width=stage.width,
-            has_evidence=bool(block.mixer.paths),
-            saves_nothing=block is stage.blocks[-1] and block.mlp is None,
+            tokens=layouts[number].tokens - removed[number],
+            layout=layouts[number],
+            width=model.stages[number].width,
+            has_evidence=bool(block.mixer.paths) and not is_sampled,
+            is_sampled=is_sampled,
+            saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
         )
-        for number, (stage, layout) in enumerate(zip(model.stages, layouts, strict=True))
-        for block in stage.blocks
+        for (number, block), is_sampled in zip(blocks, sampled, strict=True)
     ]
 
 
@@ -79,17 +85,17 @@ def can_reduce(info: BlockInfo, policy: Policy) -> bool:
 
 
 def can_decide(info: BlockInfo, policy: Policy) -> bool:
-    """Whether the block has the evidence that the policy reads."""
-    return info.has_evidence or not policy.needs
+    """Whether the block has the evidence that the policy reads, and leaves a full grid where one is needed."""
+    return (info.has_evidence or not policy.needs) and (policy.keeps_grid or not info.is_sampled)
 
 
 def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
-    """The number of tokens to remove at each block, limited to what the policy can remove there."""
+    """The most tokens that the policy can remove at each block, up to the wanted number."""
     counts: list[int] = []
     stage, length = -1, 0
     for count, info in zip(wanted, infos, strict=True):
         if info.stage != stage:
             stage, length = info.stage, info.tokens
-        counts.append(min(count, policy.capacity(length, info.special)) if count else 0)
+        counts.append(policy.possible(count, length, info.layout) if count else 0)
         length -= counts[-1]
     return counts

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import lower_bound, trials_needed, upper_bound
 from mtr_lab.reduction.cost_table import CostTable
-from mtr_lab.reduction.schedule import Schedule
+from mtr_lab.reduction.schedule import OutOfReach, Schedule
 
 if TYPE_CHECKING:
     from mtr_lab.reduction.patching import Reduction  # imports this module
@@ -28,7 +28,7 @@ RATIO_STEPS = 1000
 DROP_STEP = 0.02
 """A drop is tested at multiples of this share of the FLOPs."""
 BATCH = 50  # images at once, where a drop is measured
-SEARCH_IMAGES = 128  # for ``schedule=auto``, of the images for a drop
+SEARCH_IMAGES = 128  # for ``schedule=auto`` and the like
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def solve_speedup(reduction: "Reduction", asked: float, table: CostTable) -> tup
     def speedup(step: int) -> float:
         try:
             solved[step] = reduction.solve(step / RATIO_STEPS)
-        except UserError:  # out of reach
+        except OutOfReach:
             return math.inf
         return table.speedup(solved[step])
 
@@ -187,7 +187,7 @@ def solve_max_drop(
         for step in range(1, math.ceil(1 / DROP_STEP)):
             try:
                 schedule = reduction.solve(step * DROP_STEP)
-            except UserError:  # out of reach
+            except OutOfReach:
                 if tested is None:
                     raise
                 break
@@ -222,7 +222,7 @@ def _changes(unreduced: Tensor, reduced: Tensor, labels: Tensor | None) -> tuple
 
 
 def is_for_search(count: int, device: torch.device | None = None) -> Tensor:
-    """Which of the calibration images ``schedule=auto`` is measured on: ``SEARCH_IMAGES``, at most half of them.
+    """Which of the calibration images a schedule is measured on: ``SEARCH_IMAGES``, at most half of them.
 
     A drop has to be tested on images on which the schedule was not chosen. The images are at even distances, since a
     dataset is ordered by class.

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone, blocks_of, first_state, run
 from mtr_lab.backbones.interface import run_block
-from mtr_lab.errors import UserError
 from mtr_lab.measure.conditions import conditions
 from mtr_lab.measure.speed import call_ms, rounds
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide
+from mtr_lab.reduction.places import SCANS
 from mtr_lab.reduction.plan import apply, make_plan
-from mtr_lab.reduction.schedule import Schedule, make_schedule
+from mtr_lab.reduction.schedule import OutOfReach, Schedule, make_schedule
 from mtr_lab.tokens import TokenState
 from mtr_lab.tokens.pooling import ordinary_tokens
 
@@ -54,11 +54,17 @@ class BlockTimes:
     """Of a block that removes nothing."""
     step: tuple[float, ...]
     """What removing tokens adds: evidence, decision, and the plan applied to both streams."""
+    path: float = 0.0
+    """The share of ``block`` that each skipped path of the scan saves."""
 
-    def at(self, tokens: int, reduces: bool) -> float:
-        """The time for this number of tokens: linear in between, and that of the fewest tokens below."""
-        times = [self.block, self.step] if reduces else [self.block]
-        return sum(float(np.interp(tokens, self.tokens, rising(values))) for values in times)
+    def at(self, tokens: int, reduces: bool, skipped: int = 0) -> float:
+        """The time for this number of tokens: linear in between, and that of the fewest tokens below.
+
+        Args:
+            skipped: the number of paths that the scan skips.
+        """
+        block, step = (float(np.interp(tokens, self.tokens, rising(values))) for values in (self.block, self.step))
+        return block * (1 - skipped * self.path) + (step if reduces else 0.0)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,9 @@ class CostTable:
         """The predicted time under a schedule."""
         if not schedule.acts:
             return self.unreduced
-        counts = zip(self.kinds, schedule.tokens, schedule.remove, strict=True)
-        in_blocks = sum(self.blocks[kind].at(tokens, removed > 0) for kind, tokens, removed in counts)
+        skipped = [len(paths) for paths in schedule.skipped] or [0] * len(self.kinds)
+        counts = zip(self.kinds, schedule.tokens, schedule.remove, skipped, strict=True)
+        in_blocks = sum(self.blocks[kind].at(tokens, removed > 0, paths) for kind, tokens, removed, paths in counts)
         return self.rest + self.scale * in_blocks
 
     def speedup(self, schedule: Schedule) -> float:
@@ -126,7 +133,10 @@ def cost_table(
         stored = json.loads(file.read_text(encoding="utf-8"))["table"]
         return CostTable(
             kinds=tuple(stored["kinds"]),
-            blocks=tuple(BlockTimes(**{key: tuple(row[key]) for key in row}) for row in stored["blocks"]),
+            blocks=tuple(
+                BlockTimes(tuple(row["tokens"]), tuple(row["block"]), tuple(row["step"]), row["path"])
+                for row in stored["blocks"]
+            ),
             unreduced=stored["unreduced"],
             rest=stored["rest"],
             scale=stored["scale"],
@@ -167,12 +177,12 @@ def measure_cost_table(reduction: "Reduction", images: Tensor, whole: Call, cloc
     """
     model, before, unreduced = reduction.model, reduction.schedule, reduction.solve(0.0)
     size = images.shape[-2], images.shape[-1]
-    infos = block_infos(model, reduction.policy.only_after_mixers(), size)
+    infos = block_infos(model, reduction.policy, size)
     names = [_kind(info, block) for info, block in zip(infos, blocks_of(model), strict=True)]
     firsts = [names.index(name) for name in dict.fromkeys(names)]
     kinds = tuple(firsts.index(names.index(name)) for name in names)
     anchor = None
-    with contextlib.suppress(UserError):  # out of reach
+    with contextlib.suppress(OutOfReach):
         anchor = make_schedule(model, reduction.policy, ratio=ANCHOR, img_size=size)
     calls: dict[Any, Call] = {"unreduced": partial(_once, reduction, unreduced, whole)}
     if anchor is not None:
@@ -211,7 +221,7 @@ def _block_calls(
     """
     model, policy, unreduced = reduction.model, reduction.policy, reduction.schedule
     first, one, *two = alike[0], *(blocks_of(model)[number] for number in alike)
-    length, special = infos[first].tokens, infos[first].special
+    info, length, special = infos[first], state.index.shape[1], state.special.shape[1]
 
     def removing(count: int, block: int) -> Schedule:
         """A schedule that removes tokens at one block; its costs are not those of these counts."""
@@ -221,16 +231,24 @@ def _block_calls(
     elsewhere = [b for b, info in enumerate(infos) if b not in alike and can_decide(info, policy)]
     active = removing(1, elsewhere[0]) if elsewhere else unreduced  # the policy acts, at other blocks
     calls: dict[Any, Call] = {("unreduced", first): partial(_repeat, reduction, unreduced, [one], state)}
-    lengths = sorted({min(max(round(share * length), special + 1), length) for share in SHARES})
+    timed = SHARES[:1] if policy.keeps_grid or info.is_sampled else SHARES  # a part of a grid is no grid
+    lengths = sorted({min(max(round(share * length), special + 1), length) for share in timed})
     for place, tokens in enumerate(lengths):
         shorter = _shortened(state, tokens)
         calls["block", first, tokens] = partial(_repeat, reduction, active, [one], shorter)
-        most = policy.capacity(tokens, special) if can_decide(infos[first], policy) else 0
-        count = min(max(1, round(REMOVED_SHARE * tokens)), most)
-        if place and count:  # behind a step on the shortest sequence, one would have to extrapolate
+        shares = (REMOVED_SHARE, 2 * REMOVED_SHARE, 4 * REMOVED_SHARE) if can_decide(info, policy) else ()
+        counts = (policy.possible(max(1, round(share * tokens)), tokens, info.layout) for share in shares)
+        count = next(filter(None, counts), 0)  # a policy may remove whole rows alone
+        if count and (
+            place or len(lengths) == 1
+        ):  # behind a step on the shortest sequence, one would have to extrapolate
             step = removing(count, first)
             after = tokens - count if two else 0
             calls["step", first, tokens, after] = partial(_repeat, reduction, step, [one, *two], shorter)
+    if SCANS[policy.paths] is not None and (others := [path.name for path in one.mixer.paths[1:]]):
+        skips = tuple(tuple(others) if number == first else () for number in range(len(infos)))
+        single = replace(active, skipped=skips)
+        calls["single", first, len(others)] = partial(_repeat, reduction, single, [one], state)
     return calls
 
 
@@ -238,6 +256,8 @@ def _block_times(times: Mapping[Any, np.ndarray], first: int) -> BlockTimes:
     """The medians over rounds; a step takes what it adds, in its round, to the blocks that it was timed with."""
     of_block = {key[2]: ms / CALLS for key, ms in times.items() if key[:2] == ("block", first)}
     lengths, of_round = list(of_block), np.stack(list(of_block.values()), axis=1)  # (rounds, lengths)
+    if len(lengths) == 1:  # times in proportion to the tokens
+        lengths, of_round = [0, *lengths], np.pad(of_round, ((0, 0), (1, 0)))
     steps = {}
     for key, ms in times.items():
         if key[:2] == ("step", first):
@@ -246,7 +266,13 @@ def _block_times(times: Mapping[Any, np.ndarray], first: int) -> BlockTimes:
             steps[tokens] = max(0.0, float(np.median(ms / CALLS - of_block[tokens] - second)))
     known = list(steps) or [0]
     step = np.interp(lengths, known, [steps.get(tokens, 0.0) for tokens in known])
-    return BlockTimes(tuple(lengths), tuple(map(float, np.median(of_round, axis=0))), tuple(map(float, step)))
+    block = np.median(of_round, axis=0)
+    singles = [
+        float(np.median(1 - ms / CALLS / of_round[:, -1])) / key[2]
+        for key, ms in times.items()
+        if key[:2] == ("single", first)
+    ]
+    return BlockTimes(tuple(lengths), tuple(map(float, block)), tuple(map(float, step)), max([0.0, *singles]))
 
 
 def timed_in_turn(calls: Mapping[Any, Call], device: torch.device, clock: Clock = call_ms) -> dict[Any, np.ndarray]:

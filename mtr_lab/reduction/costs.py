@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
 
@@ -25,12 +25,20 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
     return 0 if part is None else part.removes(layout)
 
 
-def remaining_work(policy: Policy, remove: Sequence[int], layout: Layout) -> Work:
-    """The work of a model whose blocks remove that many tokens; ``layout`` is that of the first stage."""
+def remaining_work(
+    policy: Policy,
+    model: Backbone,
+    remove: Sequence[int],
+    layout: Layout,
+    skipped: Sequence[Sequence[str]] = (),
+) -> Work:
+    """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    work = Work(remove, removed_at_embedding(policy, layout))
+    sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
+    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
-    return work if scan is None else replace(work, choose_paths=scan.choose)
+    work = work if scan is None else replace(work, choose_paths=scan.choose)
+    return replace(work, grid=policy.grid) if policy.keeps_grid else work
 
 
 def overhead_flops(
@@ -46,12 +54,11 @@ def overhead_flops(
     flops = _embedding_flops(policy, layouts[0], model.stages[0].width) * layouts[0].sequences
     counts = zip(tokens, remove, strict=True)
     for stage, layout in zip(model.stages, layouts, strict=True):
-        special = len(layout.special)
         for block in stage.blocks:
             entering, removed = next(counts)
-            step = policy.flops(entering, special, removed, stage.width)
+            step = policy.step_flops(entering, layout, removed, stage.width)
             if block.mlp is not None:
-                step += _mlp_flops(policy, entering - removed, special, stage.width)
+                step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences
     return flops
 

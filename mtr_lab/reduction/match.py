@@ -1,15 +1,58 @@
 """The most similar target of each candidate source, and their similarity."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from mtr_lab import ops
+from mtr_lab.reduction.group import GROUPINGS
+from mtr_lab.reduction.lines import LINES
 from mtr_lab.tokens import TokenState
 
-MATCHINGS = {"cosine": ops.nearest}
-"""features (B, L, C), positions of sources (B, A) and of targets (B, T) -> target of each source and similarity, (B, A)
-each."""
+
+@dataclass(frozen=True)
+class Matching:
+    """How sources find their targets.
+
+    Args:
+        match: features (B, L, C), positions of sources (B, A) and of targets (B, T) -> target of each source and
+            similarity, (B, A) each.
+        comparisons: (A, T) -> the number of pairs that are compared in a sequence.
+        groupings: the values of ``mtr.grouping`` that it works with.
+        cosine: whether the cosine is compared, else the negative L1 distance.
+    """
+
+    match: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    comparisons: Callable[[int, int], int]
+    groupings: tuple[str, ...]
+    cosine: bool = True
+
+
+def adjacent(features: Tensor, source: Tensor, target: Tensor, *, cosine: bool) -> tuple[Tensor, Tensor]:
+    """The more similar of the two neighbours in the sequence; sources and targets take turns in it.
+
+    A token without a neighbour among the targets has the similarity -∞, and goes only after all others.
+    """
+    last = target.shape[1] - 1
+    turn = torch.arange(source.shape[1], device=source.device)
+    before, after = target[:, (turn - 1).clamp(min=0)], target[:, turn.clamp(max=last)]
+    pairs = source.repeat(1, 2), torch.cat([before, after], dim=1)
+    similarity = ops.pair_similarity(features, *pairs, cosine=cosine)
+    similarity = similarity.masked_fill((pairs[0] - pairs[1]).abs() != 1, -torch.inf)
+    left, right = similarity.chunk(2, dim=1)
+    return torch.where(left > right, before, after), torch.maximum(left, right)
+
+
+MATCHINGS = {
+    "cosine": Matching(ops.nearest, lambda sources, targets: sources * targets, tuple(GROUPINGS)),
+    "adjacent": Matching(partial(adjacent, cosine=True), lambda sources, targets: 2 * sources, ("alternate", LINES)),
+    "l1": Matching(partial(adjacent, cosine=False), lambda sources, targets: 2 * sources, ("alternate", LINES), False),
+}
+"""``cosine``: the target of the highest cosine similarity. ``adjacent``: neighbours alone. ``l1``: neighbours alone, by
+the negative L1 distance instead of the cosine."""
 
 FEATURES: dict[str, Callable[[TokenState], Tensor]] = {
     "stream": lambda state: state.stream,

@@ -33,12 +33,14 @@ class Merge:
         mass: (state, importance (B, L)) -> (B, L), the weights of tokens in the average, not normalised.
         into: what absorbs a removed token: the ``nearest`` target by the policy's matching, ``one`` target for all (the
             least important), or ``nothing``, which drops the token.
-        groupings: the names of ``group.GROUPINGS`` that the rule works with, all of them if empty.
+        groupings: the values of ``mtr.grouping`` that the rule works with, all of them if empty.
+        normalised: whether merged tokens are averaged, else added.
     """
 
     mass: Callable[[TokenState, Tensor], Tensor] = equal
     into: Literal["nearest", "one", "nothing"] = "nearest"
     groupings: tuple[str, ...] = ()
+    normalised: bool = True
 
     def compares(self, sources: int, remove: int) -> bool:
         """Whether tokens are compared: to find the nearest target, or to choose ``remove`` of the candidate sources."""
@@ -48,8 +50,9 @@ class Merge:
 MERGES = {
     "mean": Merge(),
     "size": Merge(by_size),
+    "sum": Merge(normalised=False),
     "fuse": Merge(by_importance, into="one", groupings=("asymmetric",)),
     "prune": Merge(into="nothing"),
 }
-"""``mean``: the plain mean with the most similar target (MTR). ``size``: the same, weighted by size (ToMe). ``fuse``:
-all removed tokens become one (EViT). ``prune``: removed tokens are dropped."""
+"""``mean``: the plain mean with the most similar target (MTR). ``size``: the same, weighted by size (ToMe). ``sum``:
+the same, added (STORM). ``fuse``: all removed tokens become one (EViT). ``prune``: removed tokens are dropped."""

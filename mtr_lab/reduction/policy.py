@@ -13,19 +13,22 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
-from mtr_lab.reduction import merge
+from mtr_lab.reduction import lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
+from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
-from mtr_lab.tokens import PATHS, Evidence, TokenState
-from mtr_lab.tokens.pooling import ordinary_tokens
+from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
+from mtr_lab.tokens.pooling import tokens_outside
 
 EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
+SURVIVORS, UNMERGED = "survivors", "unmerged"
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Policy:
         policy: the policy's name.
         score: the importance of a token, a name of ``score.SCORES``; a minus in front negates it.
         directions: the scan directions whose evidence is read: ``both`` for all, or one by name (``forward``, …).
-        grouping: a name of ``group.GROUPINGS``.
+        grouping: a name of ``group.GROUPINGS``, or ``lines``, see the module ``lines``.
         target_fraction: targets as a share of the tokens that are not sources (``asymmetric``).
         matching: a name of ``match.MATCHINGS``.
         features: the vectors that matching compares, a name of ``match.FEATURES``.
@@ -44,13 +47,20 @@ class Policy:
         prune_first: share of the removed tokens that is pruned by score before grouping (PuMer).
         prune_share: share of the merged tokens, the most similar ones, that is pruned from the block's output and
             merged in the residual stream alone (UTR).
-        order: of the survivors in the sequence, a name of ``order.ORDERS``. Paths over the grid follow the grid anyway.
+        order: of the survivors in the sequence, a name of ``order.ORDERS``, or ``grid`` for ``lines``. Paths over the
+            grid follow the grid anyway.
         align: from the next block on, the scan's state decays over pruned tokens (HSA).
         stretch: from the next block on, Δ of a merged token is multiplied by its size to this power, since it stands
-            for several time steps.
+            for several time steps; or ``exact``: the token is scanned as a run of as many equal tokens as its size.
+        convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
+            ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
+            token leaves the sequence either way.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
+        zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
+        window: the pairs of a window (``lines``).
+        paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -68,25 +78,30 @@ class Policy:
     prune_share: float
     order: str
     align: bool
-    stretch: float
+    stretch: float | str
     seed: int = 0  # configurations in older results lack this key and those that follow
     picture: str = "none"
     embedding: str = "none"
     mlp: str = "none"
     paths: str = "all"
+    convolution: str = SURVIVORS
+    zone: int = 0
+    window: int = 5
+    paths_share: float = 1.0
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
             "directions": (BOTH, *PATHS),
-            "grouping": GROUPINGS,
+            "grouping": (*GROUPINGS, LINES),
             "matching": MATCHINGS,
             "features": FEATURES,
             "merge": MERGES,
-            "order": ORDERS,
+            "order": (*ORDERS, GRID),
             "picture": PICTURES,
             "embedding": EMBEDDINGS,
             "mlp": MLPS,
             "paths": SCANS,
+            "convolution": (SURVIVORS, UNMERGED),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -102,16 +117,48 @@ class Policy:
                 "neighbours: set mtr.order=index, or mtr.align=false."
             )
         for share in ("target_fraction", "prune_first", "prune_share", "stretch"):
-            value = getattr(self, share)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
+            value, named = getattr(self, share), EXACT if share == "stretch" else None
+            if value != named and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1
+            ):
+                raise UserError(f"mtr.{share} must be in [0, 1]{f' or {named}' if named else ''}, got {value!r}.")
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
-        fitting = self.merging.groupings or GROUPINGS
-        if self.grouping not in fitting:
-            needed = " or ".join(fitting)
+        check_number("mtr.zone", self.zone, int, 0)
+        check_number("mtr.window", self.window, int, 1)
+        check_number("mtr.paths_share", self.paths_share, float, 0, 1)
+        for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
+            if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
+                given, needed = getattr(self, part), " or ".join(rule.groupings)
+                raise UserError(
+                    f"mtr.{part}={given} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
+                )
+
+        if self.keeps_grid != (self.order == GRID):
             raise UserError(
-                f"mtr.merge={self.merge} with mtr.grouping={self.grouping}: it needs mtr.grouping={needed}."
+                f"mtr.grouping={self.grouping} with mtr.order={self.order}: mtr.grouping={LINES} keeps a full grid, "
+                f"whose order is mtr.order={GRID}; set both or none."
             )
+        for part in ("prune_first", "prune_share", "zone"):
+            if self.keeps_grid and getattr(self, part):
+                raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        scan = SCANS[self.paths]
+        if EMBEDDINGS[self.embedding] is not None and (self.keeps_grid or (scan is not None and scan.samples)):
+            whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+            raise UserError(
+                f"mtr.embedding={self.embedding} with {whole}, which needs a full grid: set mtr.embedding=none."
+            )
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether a full grid remains, so that removals come in whole rows and columns."""
+        return self.grouping == LINES
+
+    @property
+    def ranks(self) -> bool:
+        """Whether tokens are chosen by importance, not by similarity alone."""
+        if self.keeps_grid:
+            return self.merging.into == "nothing"
+        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked
 
     @property
     def scoring(self) -> Score:
@@ -127,6 +174,21 @@ class Policy:
     def draws(self) -> bool:
         """Whether the result depends on ``seed``."""
         return self.scoring.draws
+
+    @property
+    def size_exponent(self) -> float:
+        """Δ of a merged token is multiplied by its size to this power."""
+        return 0.0 if isinstance(self.stretch, str) else self.stretch
+
+    @property
+    def prunes(self) -> bool:
+        """Whether some removed tokens are dropped, not merged."""
+        return self.merging.into == "nothing" or self.prune_first > 0 or self.prune_share > 0
+
+    @property
+    def unmerges(self) -> bool:
+        """Whether convolutions run over the original positions, and these differ from the survivors'."""
+        return self.convolution == UNMERGED and self.merging.into != "nothing"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -151,6 +213,16 @@ class Policy:
             raise UserError(
                 f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
             )
+        if scan is not None and scan.samples and not any(sampled_blocks(model, scan)):
+            raise UserError(
+                f"mtr.paths={self.paths} scans one of each 2 x 2 tokens of every stage but the last, in mixers that "
+                f"scan a grid along four paths, and {name} has none there: choose another policy."
+            )
+        if self.needs and self.directions != BOTH and scan is not None and scan.skips:
+            raise UserError(
+                f"mtr.directions={self.directions} with mtr.paths={self.paths}, which may skip that direction: set "
+                "mtr.directions=both."
+            )
         for paths in mixers:
             scanned = [path.name for path in (paths if scan is None else scan.choose(paths))]
             if self.needs and self.directions != BOTH and self.directions not in scanned:
@@ -158,6 +230,11 @@ class Policy:
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
+        if self.unmerges and not any(getattr(block.mixer, "reads_neighbours", False) for block in blocks_of(model)):
+            raise UserError(
+                f"mtr.convolution={self.convolution}: {name} has no mixer that convolves along the sequence. Leave "
+                f"mtr.convolution={SURVIVORS}."
+            )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -166,9 +243,13 @@ class Policy:
 
     def __call__(self, state: TokenState, evidence: Evidence, remove: int) -> Plan:
         """The plan that removes that many tokens of each sequence; L - ``remove`` survive."""
+        if self.keeps_grid:
+            features = FEATURES[self.features](state) if self.merging.into == "nearest" else None
+            rule = lines.Rule(self.window, MATCHINGS[self.matching].cosine, self.merging.mass, self.merging.normalised)
+            return lines.plan(state, remove, rule, features, self.importance(state, evidence))
         length, special = int(state.index.shape[1]), int(state.special.shape[1])  # tensors under torch.jit.trace
         first, sources, targets = self._sizes(length, special, remove)
-        if not 0 < remove < length - special or sources < remove - first or targets < 1:
+        if not 0 < remove < self._free(length, special) or sources < remove - first or targets < 1:
             raise UserError(
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
                 f"at most {self.capacity(length, special)} can go."
@@ -183,7 +264,7 @@ class Policy:
                 ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
             )
         importance = self.importance(state, evidence)
-        tokens = ordinary_tokens(state.special, length)
+        tokens = tokens_outside(state.special, length, self.zone)
         grouping = GROUPINGS[self.grouping]
         if grouping.ranked or first:
             tokens = ascending(tokens, importance)
@@ -193,7 +274,7 @@ class Policy:
 
         source, target = grouping.split(tokens, remove - first, self.target_fraction)
         if self.merging.compares(sources, remove - first):
-            into, similarity = MATCHINGS[self.matching](FEATURES[self.features](state), source, target)
+            into, similarity = MATCHINGS[self.matching].match(FEATURES[self.features](state), source, target)
             if source.shape[1] > remove - first:
                 chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
                 source, into = source.gather(1, chosen), into.gather(1, chosen)
@@ -207,6 +288,8 @@ class Policy:
         key = ORDERS[self.order](state, importance, target, source)
         mass = self.merging.mass(state, importance)
         plan = make_plan(source, into, key, mass)
+        if not self.merging.normalised:
+            plan = plan._replace(weight=(plan.dest >= 0).to(plan.weight.dtype))
         dropped = round(self.prune_share * (remove - first))
         if dropped == 0:
             return plan
@@ -221,7 +304,8 @@ class Policy:
             (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
             and self.merging.into in ("nearest", "nothing")
             and self.merging.mass in (merge.equal, merge.by_size)
-            and self.prune_first == self.prune_share == 0
+            and self.merging.normalised
+            and self.prune_first == self.prune_share == self.zone == 0
         )
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
@@ -239,12 +323,33 @@ class Policy:
     def _sizes(self, length: int, special: int, remove: int) -> tuple[int, int, int]:
         """The numbers of tokens pruned first, of candidate sources, and of targets."""
         first = round(self.prune_first * remove)
-        pool = length - special - first
+        pool = max(0, self._free(length, special) - first)
         return first, *GROUPINGS[self.grouping].sizes(pool, remove - first, self.target_fraction)
+
+    def _free(self, length: int, special: int) -> int:
+        """The number of tokens that may go or absorb others."""
+        return length - special * (1 + self.zone)
 
     def capacity(self, length: int, special: int) -> int:
         """The most tokens that one step can remove from ``length`` tokens, ``special`` special ones among them."""
         return _capacity(self, length, special)
+
+    def possible(self, wanted: int, tokens: int, layout: Layout) -> int:
+        """The most tokens, up to ``wanted``, that one step can remove from ``tokens`` of the tokens of a layout."""
+        if self.keeps_grid:
+            return max((n for n in lines.removals(tokens, layout) if n <= wanted), default=0)
+        return min(wanted, self.capacity(tokens, len(layout.special)))
+
+    def grid(self, layout: Layout, tokens: int) -> Layout:
+        """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
+        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+
+    def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
+        """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""
+        if self.keeps_grid and remove:
+            merges = self.merging.into == "nearest"
+            return lines.flops(tokens, layout, remove, channels, merges=merges)
+        return self.flops(tokens, len(layout.special), remove, channels)
 
     def flops(self, length: int, special: int, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams."""
@@ -252,13 +357,13 @@ class Policy:
             return 0
         first, sources, targets = self._sizes(length, special, remove)
         compared = self.merging.compares(sources, remove - first)
-        similarities = 2 * sources * targets * channels if compared else 0
-        return similarities + 2 * 2 * remove * channels
+        pairs = MATCHINGS[self.matching].comparisons(sources, targets) if compared else 0
+        return 2 * pairs * channels + 2 * 2 * remove * channels
 
 
 @cache
 def _capacity(policy: Policy, length: int, special: int) -> int:
-    for remove in range(length - special - 1, 0, -1):
+    for remove in range(policy._free(length, special) - 1, 0, -1):
         first, sources, targets = policy._sizes(length, special, remove)
         if sources >= remove - first and targets >= 1:
             return remove

@@ -9,16 +9,28 @@ from mtr_lab.errors import UserError
 from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_reduce, possible_counts, reducing_blocks
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
+from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import Size
 
 AUTO = "auto"
-"""The schedule that ``Reduction.solve`` measures; see ``sensitivity.GreedySearch``."""
+"""The schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``; and the size that it chooses."""
+DTP = "dtp"
+"""Two blocks reduce, which ``Reduction.solve`` chooses by the scores on images; see ``mtr_lab.reduction.dtp``."""
+MEASURED = {AUTO: "how removing tokens changes the output", DTP: "how much the scores of tokens differ"}
+"""What the schedules measure that need images."""
+NO_TOKENS = "none"
+"""The schedule in which no block removes tokens: the policy acts at other places, or on the size of the picture."""
 SHAPES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, n: 1.0,
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
 }
 """The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before."""
+
+
+class OutOfReach(UserError):
+    """The policy cannot remove that share of the FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,15 @@ class Schedule:
     """exp(Δ A) of all scans."""
     at_other_places: bool
     """Whether the policy acts at other places than after mixers, too."""
+    resolution: Size | None = None
+    """(height, width) to which the picture is resized first; ``None``: it is not."""
+    skipped: tuple[tuple[str, ...], ...] = ()
+    """For each block the names of the scan paths that it skips; empty: all blocks scan what the policy lets them."""
 
     @property
     def acts(self) -> bool:
         """Whether the model computes anything else than the unreduced one."""
-        return self.at_other_places or any(self.remove)
+        return self.at_other_places or self.resolution is not None or any(self.remove)
 
     @property
     def reduction(self) -> float:
@@ -62,7 +78,9 @@ def make_schedule(
     first_block: int = 1,
     interval: int = 2,
     layers: str = "all",
-    img_size: tuple[int, int] | None = None,
+    img_size: Size | None = None,
+    resolution: Size | None = None,
+    skipped: tuple[tuple[str, ...], ...] = (),
 ) -> Schedule:
     """Token counts for a FLOPs reduction, or the cost of given counts.
 
@@ -72,21 +90,25 @@ def make_schedule(
             would miss the ratio.
         schedule: how the counts of the reducing blocks relate, as far as whole numbers allow and until a block can
             remove no more: a name of ``SHAPES``, or a weight > 0 for each reducing block. Or the counts themselves,
-            one for each block.
+            one for each block. Or ``none``: no block removes tokens.
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
+        resolution: (height, width) to which the picture is resized before the model, which counts towards the ratio.
+        skipped: for each block the names of the scan paths that it skips, which counts towards the ratio.
 
     Raises:
-        UserError: a ratio out of reach (states the maximum), counts beyond what a block can remove, or both a ratio and
+        OutOfReach: the ratio cannot be reached; states the maximum.
+        UserError: an impossible setting, counts beyond what a block can remove, or both a ratio and
             counts.
     """
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
-    infos = block_infos(model, acting, img_size)
-    size = picture_size(acting, model, img_size)
+    resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
+    infos = block_infos(model, acting, img_size, resolution)
+    size = resolution or picture_size(acting, model, img_size)
     depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, remove, layouts[0]), size)
+        costs, tokens = model_costs(model, remaining_work(acting, model, remove, layouts[0], skipped), size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -96,6 +118,8 @@ def make_schedule(
             flops_literature=costs.literature,
             exponentials=costs.exponentials,
             at_other_places=acting.acts_at_other_places,
+            resolution=resolution,
+            skipped=skipped,
         )
 
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
@@ -109,17 +133,20 @@ def make_schedule(
         return cost(counts)
     if ratio is None or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
-    if schedule == AUTO:
+    if isinstance(schedule, str) and schedule in MEASURED:
         raise UserError(
-            "mtr.schedule=auto measures on images how removing tokens changes the output, and was given none: pass "
-            "about a hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
+            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and was given none: pass about a "
+            "hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
         )
-    if not isinstance(schedule, Mapping) and schedule not in SHAPES:
+    if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(
-            f"mtr.schedule must be one of {', '.join([*SHAPES, AUTO])} or a list of {depth} counts, got {schedule!r}."
+            f"mtr.schedule must be one of {', '.join([*SHAPES, NO_TOKENS, *MEASURED])} or a list of {depth} counts, "
+            f"got {schedule!r}."
         )
     if ratio == 0:
         return cost([0] * depth)
+    if schedule == NO_TOKENS:
+        return _enough(cost([0] * depth), ratio)
     if isinstance(schedule, Mapping):
         _check_weights(schedule, [can_reduce(info, policy) for info in infos])
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
@@ -132,7 +159,19 @@ def make_schedule(
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
     more = len(shape) < sum(can_reduce(info, policy) for info in infos)
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, cost, more)
+    return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
+
+
+def _enough(schedule: Schedule, ratio: float) -> Schedule:
+    """The schedule without removed tokens; raises a ``UserError`` unless it reaches the ratio."""
+    if schedule.reduction < ratio:
+        most = max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)
+        raise OutOfReach(
+            f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed with mtr.schedule=none, in "
+            "which no block removes tokens. Lower the ratio, choose a smaller mtr.resolution (auto: the largest that "
+            "is enough), or another schedule."
+        )
+    return schedule
 
 
 def _solve(
@@ -140,7 +179,6 @@ def _solve(
     shape: Mapping[int, float],
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
-    cost: Callable[[Sequence[int]], Schedule],
     more: bool,
 ) -> Schedule:
     """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
@@ -162,7 +200,7 @@ def _solve(
     else:
         most = math.floor(best * 1e4) / 1e4
         remedy = "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval)." if more else "Lower it."
-        raise UserError(
+        raise OutOfReach(
             f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
             f"{list(shape)} reduce. {remedy}"
         )
@@ -174,9 +212,9 @@ def _solve(
     trials = [limited({**wanted, block: wanted[block] + 1}) for block in shape]
     best_trial = min([t for t in trials if t.reduction >= ratio] or [reached], key=lambda trial: trial.reduction)
     while True:  # where blocks have reached their limits, the overshoot may be larger: trim the last reduction
-        remove = list(best_trial.remove)
-        remove[max(block for block, count in enumerate(remove) if count)] -= 1
-        trial = cost(remove)
+        remove = {block: count for block, count in enumerate(best_trial.remove) if count}
+        remove[max(remove)] -= 1
+        trial = limited(remove)
         if trial.reduction < ratio:
             return best_trial
         best_trial = trial
@@ -199,11 +237,21 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
     for block, (count, most, info) in enumerate(zip(counts, possible, infos, strict=True)):
         if count > most:
             removed = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
+            left = info.tokens - removed
+            choice = f"at most {most}"
+            if policy.keeps_grid:
+                choice = " or ".join(map(str, removals(left, info.layout))) + ", in whole rows and columns"
             raise UserError(
-                f"mtr.schedule removes {count} tokens after block {block}: of the {info.tokens - removed} there, "
-                f"{policy.policy} can remove at most {most}."
+                f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
+                f"remove {choice}."
             )
         if count and not can_decide(info, policy):
+            if info.is_sampled and not policy.needs:
+                raise UserError(
+                    f"mtr.schedule removes tokens after block {block}, and mtr.paths={policy.paths} scans one of "
+                    "each 2 x 2 tokens there, for which a full grid has to remain: set its count to 0, or "
+                    "mtr.grouping=lines."
+                )
             raise UserError(
                 f"mtr.schedule removes tokens after block {block}, whose mixer shows no evidence for "
                 f"mtr.score={policy.score}: set its count to 0, or choose another score."

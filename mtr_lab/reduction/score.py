@@ -75,6 +75,12 @@ def norm(state: TokenState, evidence: Evidence) -> Tensor:
     return state.stream.float().norm(dim=-1)[:, None]
 
 
+def magnitude(state: TokenState, evidence: Evidence) -> Tensor:
+    """STORM's form of EViT: the mean of |x| over channels, x the stream that enters the block (arXiv 2606.19932)."""
+    stream = state.hidden if state.residual is None else state.residual
+    return stream.float().abs().mean(-1)[:, None]
+
+
 def none(state: TokenState, evidence: Evidence) -> Tensor:
     """Zero, for policies that choose by similarity alone."""
     return torch.zeros_like(state.size)[:, None]
@@ -95,6 +101,7 @@ SCORES = {
     "c": Score(output_projection, ("c",)),
     "class_token": Score(class_token, class_token=True),
     "norm": Score(norm),
+    "magnitude": Score(magnitude),
     "random": Score(random, draws=True),
     "none": Score(none),
 }

@@ -3,14 +3,16 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr_lab.backbones import Backbone, first_state, run
+from mtr_lab.backbones import Backbone, first_state, last_state, run
 from mtr_lab.reduction.blocks import block_infos, possible_counts
 from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.resolution import Size
 from mtr_lab.reduction.schedule import Schedule, make_schedule
 from mtr_lab.tokens import TokenState
 
@@ -43,6 +45,8 @@ class GreedySearch:
         policy: the policy of the model.
         blocks: the blocks that may reduce.
         images: (B, channels, H, W), unlabelled, preprocessed and on the model's device.
+        resolution: (height, width) to which the reduced model's picture is resized.
+        skipped: for each block the names of the scan paths that the reduced model skips.
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class GreedySearch:
         policy: Policy,
         blocks: Iterable[int],
         images: Tensor,
+        resolution: Size | None = None,
+        skipped: tuple[tuple[str, ...], ...] = (),
     ) -> None:
+        self.beside = {"resolution": resolution, "skipped": skipped}
         self._model, self._use, self._policy = model, use, policy
         self._size = (images.shape[-2], images.shape[-1])
-        self._infos = block_infos(model, policy, self._size)
+        self._infos = block_infos(model, policy, self._size, resolution)
         self._prices = dict.fromkeys(blocks, 0.0)
         with torch.no_grad():
             unreduced = make_schedule(model, policy, ratio=0.0, img_size=self._size)
@@ -104,7 +111,8 @@ class GreedySearch:
 
     def _cost(self, counts: Sequence[int]) -> Schedule:
         possible = possible_counts(self._policy, counts, self._infos)
-        return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size)
+        beside: Any = self.beside
+        return make_schedule(self._model, self._policy, schedule=possible, img_size=self._size, **beside)
 
     def _from_images(self, images: Tensor, schedule: Schedule) -> list[TokenState]:
         self._use(schedule)
@@ -127,3 +135,25 @@ class GreedySearch:
     def _log_probs(self, state: TokenState) -> Tensor:
         """The state after the last block -> (B, K) in float64."""
         return self._model.classify(state).double().log_softmax(-1)
+
+
+@torch.no_grad()
+def divergences(
+    model: Backbone, use: Callable[[Schedule], None], unreduced: Schedule, schedules: Sequence[Schedule], images: Tensor
+) -> list[float]:
+    """KL divergence of the output under each schedule to the unreduced output, nats an image.
+
+    Args:
+        model: a patched model.
+        use: puts a schedule in force.
+        images: (B, channels, H, W), preprocessed and on the model's device.
+    """
+
+    def log_probs(schedule: Schedule) -> Tensor:
+        use(schedule)
+        return model.classify(last_state(model, images)).double().log_softmax(-1)
+
+    target = log_probs(unreduced)
+    return [
+        F.kl_div(log_probs(schedule), target, reduction="batchmean", log_target=True).item() for schedule in schedules
+    ]

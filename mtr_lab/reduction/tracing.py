@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones import first_state, run
+from mtr_lab.backbones import as_backbone, first_state, run
 from mtr_lab.reduction.active import ActiveReduction
-from mtr_lab.reduction.patching import as_backbone
 from mtr_lab.tokens import TokenState
 
 

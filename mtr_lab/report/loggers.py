@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.metrics import accuracy, all_metrics
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Point, Result
 
 _GROUP_LENGTH = 128  # the longest that W&B accepts
@@ -144,11 +144,7 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
     points = result["points"]
     flat = [_flat(point) for point in points]
     columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
-    tokens = [
-        [point_name(point["policy"], point["ratio"], point.get("budget")), block, count]
-        for point in points
-        for block, count in enumerate(point["tokens"])
-    ]
+    tokens = [[name_of(point), block, count] for point in points for block, count in enumerate(point["tokens"])]
     table = wandb.Table(columns=["point", "block", "tokens"], data=tokens)
     media = {
         "points": wandb.Table(columns=columns, data=[[row.get(str(key)) for key in columns] for row in flat]),
@@ -165,7 +161,7 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
     run.log(media)
     run.summary.update(
         {
-            f"{point_name(point['policy'], point['ratio'], point.get('budget'))}/{key}": row[key]
+            f"{name_of(point)}/{key}": row[key]
             for point, row in zip(points, flat, strict=True)
             for key in _curve_keys()
             if row.get(key) is not None

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.results.best_resolution import best_resolution
 from mtr_lab.results.metrics import all_metrics, shown_metrics
 from mtr_lab.results.metrics.metric import Metric
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Interval, Number, Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 
@@ -39,6 +41,25 @@ def result_table(result: Result) -> Table:
     return _table(result, result["points"], published(result))
 
 
+def sweep_tables(results: Sequence[Result]) -> list[Table]:
+    """All policies of a sweep beside each other, by the FLOPs they remove; a table for each backbone and dataset.
+
+    No table where a single run has all points, or where settings besides the policy vary.
+    """
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["backbone"], result["task"], result["dataset"]].append(result)
+    laid_out = []
+    for members in groups.values():
+        unreduced, *reduced = (point for result in members for point in result["points"])
+        reduced = [point for point in reduced if point["policy"] != "none"]
+        names = {name_of(point) for point in reduced}
+        if len(members) > 1 and len(names) == len(reduced) > 1:
+            reduced.sort(key=lambda point: (point["ratio"] or point["reduction"] or 0, point["policy"]))
+            laid_out.append(_table(members[0], [unreduced, *reduced], []))
+    return laid_out
+
+
 def seed_tables(results: Sequence[Result]) -> list[Table]:
     """Means over the runs that differ only in ``mtr.seed``, one row a ratio, below the unreduced model.
 
@@ -58,11 +79,12 @@ def seed_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[str]) -> Table:
+    best = best_resolution(points)
     metrics = [column for metric in all_metrics() for column in _metric_columns(metric)]
     columns = [c for c in (*_COSTS, *metrics, *_SPEEDS) if any(c.key in point for point in points)]
     return two_line_table(
         f"{result['backbone']} · {result['task']} · {result['dataset']}",
-        [*_caption(points), *remarks],
+        [*_caption(points), *([] if best is None else [best]), *remarks],
         [column.heading for column in columns],
         ([column.cell(point) for column in columns] for point in points),
     )
@@ -182,6 +204,7 @@ _COSTS = (
         "flops_true",
         lambda point: (figure(point["flops_true"], 1e-9), figure(point["flops_literature"], 1e-9)),
     ),
+    _Column(("picture", "px"), "resolution", lambda point: ("×".join(map(str, point.get("resolution", ()))), "")),
     _Column(("tokens", ""), "tokens", _tokens),
 )
 _SPEEDS = (

@@ -7,7 +7,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.metrics import accuracy, shown_metrics
 from mtr_lab.results.metrics.metric import Metric
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Number, Result
 from mtr_lab.results.seeds import mean_point, seed_groups
 
@@ -96,7 +96,7 @@ def _table(results: Sequence[Result], metrics: Sequence[Metric]) -> str:
 
 
 def _cells(point: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
-    name = point_name(point["policy"], point["ratio"], point.get("budget"))
+    name = name_of(point)
     if "seeds" in point:
         name += f", mean of {len(point['seeds'])} seeds"
     figures = [(point.get("reduction"), "%"), *((point.get(metric.key), metric.unit) for metric in metrics)]

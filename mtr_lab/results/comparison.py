@@ -6,10 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtr_lab.errors import UserError
+from mtr_lab.measure.statistics import holm, mcnemar
 from mtr_lab.results.metrics import task_metrics
 from mtr_lab.results.metrics.metric import MeanOverImages, PooledMetric
 from mtr_lab.results.predictions import Predictions
-from mtr_lab.results.resampling import RESAMPLES, Difference, paired_difference, percentile_interval, resampled_counts
+from mtr_lab.results.resampling import (
+    RESAMPLES,
+    Difference,
+    normal_p,
+    paired_difference,
+    percentile_interval,
+    resampled_counts,
+)
 
 _RESAMPLES_AT_ONCE = 64
 
@@ -105,6 +113,14 @@ def compare_all(
     return [{name: difference(i, j, k) for k, name in enumerate(names)} for i, j in pairs]
 
 
+def correct(differences: Sequence[dict[str, Difference]]) -> None:
+    """Add ``p_holm`` to the rows of one table of differences: p-values corrected for all its rows, metric by metric."""
+    for metric in {name for row in differences for name in row}:
+        rows = [row[metric] for row in differences if metric in row]
+        for difference, p in zip(rows, holm([difference["p"] for difference in rows]), strict=True):
+            difference["p_holm"] = p
+
+
 def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these runs") -> None:
     """Raise a ``UserError`` unless the hashes of two runs' images are equal, in the same order."""
     if not np.array_equal(first, second):
@@ -117,9 +133,12 @@ def check_same_images(first: np.ndarray, second: np.ndarray, names: str = "these
 
 def _difference(first: np.ndarray, second: np.ndarray, resampled: np.ndarray, scale: int) -> Difference:
     if np.array_equal(first, second):  # else their sums would differ by rounding
-        return paired_difference(0.0, [0.0, 0.0])
+        return paired_difference(0.0, [0.0, 0.0], 1.0)
     interval = [end / len(first) / scale for end in percentile_interval(resampled)]
-    return paired_difference(float((second - first).mean()) / scale, interval)
+    difference = float((second - first).mean()) / scale
+    hits = scale == 1 and bool(np.isin([first, second], (0, 1)).all())
+    p = mcnemar(first, second) if hits else normal_p(difference, resampled / len(first) / scale)
+    return paired_difference(difference, interval, p)
 
 
 def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a model predicts for every image at every point: the fields that all tasks share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -49,11 +49,23 @@ class Predictions:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("ids", "hashes", "labels"))
 
 
-def point_name(policy: str, ratio: float | None, budget: Mapping[str, Any] | None = None) -> str:
+def point_name(
+    policy: str,
+    ratio: float | None,
+    resolution: Sequence[int] | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> str:
     """Name a point, "mtr@0.4", with another budget "mtr@speedup=1.5"; "none@0" is the unreduced model.
 
-    A point whose token counts were given is named by its policy.
+    A point without either is named by its policy and, if the picture was resized, by its size, "resolution@96x96".
     """
     if budget is not None:
         return f"{policy}@{budget['key']}={budget['asked']:g}"
-    return policy if ratio is None else f"{policy}@{ratio:g}"
+    if ratio is not None:
+        return f"{policy}@{ratio:g}"
+    return policy if resolution is None else f"{policy}@{resolution[0]}x{resolution[1]}"
+
+
+def name_of(point: Mapping[str, Any]) -> str:
+    """The name of a point of a result."""
+    return point_name(point["policy"], point["ratio"], point.get("resolution"), point.get("budget"))

@@ -3,8 +3,9 @@
 Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
 """
 
+import math
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Difference(TypedDict):
     difference: float
     ci: list[float]
     significant: bool
+    p: float  # that there is no difference: McNemar's test for hits and misses, else normal with the bootstrap's error
+    p_holm: NotRequired[float]  # corrected for all comparisons of a table
 
 
 def resampled_counts(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -41,7 +44,13 @@ def percentile_interval(resampled: np.ndarray) -> list[float]:
     return [float(end) for end in np.nanquantile(resampled, [0.025, 0.975])]
 
 
-def paired_difference(difference: float, interval: list[float]) -> Difference:
-    """A difference with its interval and what follows from it."""
+def paired_difference(difference: float, interval: list[float], p: float) -> Difference:
+    """A difference with its interval, its p-value and what follows from them."""
     lo, hi = interval
-    return {"difference": difference, "ci": interval, "significant": lo > 0 or hi < 0}
+    return {"difference": difference, "ci": interval, "significant": lo > 0 or hi < 0, "p": p}
+
+
+def normal_p(difference: float, resampled: np.ndarray) -> float:
+    """The two-sided p-value of a difference from the standard deviation of its resamples (r,)."""
+    error = float(np.nanstd(resampled))
+    return math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0)

@@ -20,6 +20,7 @@ from mtr_lab.results.metrics import all_metrics
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # a folder beside it
+SPEEDS = ("img_per_s", "latency_ms", "peak_mib")  # keys of a point that were measured on a device
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -56,6 +57,8 @@ class Point(TypedDict):
     flops_overhead: Number  # of one image: that cost alone
     flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
+    model: NotRequired[str]  # the unreduced model that stands for a policy, see ``mtr_lab.results.smaller_model``
+    resolution: NotRequired[list[int]]  # [height, width] to which the picture was resized; absent if it was not
     images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
 

@@ -14,7 +14,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.results import predictions_file
 from mtr_lab.results import schema as result_file
 from mtr_lab.results.keys import Key
-from mtr_lab.results.predictions import Predictions, point_name
+from mtr_lab.results.predictions import Predictions, name_of
 from mtr_lab.results.predictions_file import load_predictions, save_predictions
 from mtr_lab.results.schema import Result, read_result, write_result
 
@@ -71,9 +71,7 @@ def _problem(folder: Path, key: Key) -> str | None:
         stored = load_predictions(folder)
     except UserError as error:
         return f"its result cannot be trusted ({error})"
-    if stored.points.tolist() != [
-        point_name(point["policy"], point["ratio"], point.get("budget")) for point in result["points"]
-    ]:
+    if stored.points.tolist() != [name_of(point) for point in result["points"]]:
         return f"its {result_file.FILE_NAME} and {predictions_file.FILE_NAME} are of different runs"
     return None
 

@@ -26,7 +26,8 @@ class OperatingPoint:
 
     @property
     def name(self) -> str:
-        return point_name(self.policy, self.ratio, None if self.budget is None else asdict(self.budget))
+        budget = None if self.budget is None else asdict(self.budget)
+        return point_name(self.policy, self.ratio, self.schedule.resolution, budget)
 
 
 class BatchResults(Protocol):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone, blocks_of, first_state, run
 from mtr_lab.errors import UserError
-from mtr_lab.tokens import check_restoration, restore
+from mtr_lab.tokens import check_restoration, fit_grid, restore
 
 
 class FeatureMaps(nn.Module):
@@ -36,6 +36,7 @@ class FeatureMaps(nn.Module):
         self.depths = [(i + 1) * depth // levels - 1 for i in range(levels)]
         """The blocks after which a map is taken, from 0."""
         stages = [stage for stage in backbone.stages for _ in stage.blocks]
+        self._stages = [number for number, stage in enumerate(backbone.stages) for _ in stage.blocks]
         self.channels = [stages[depth].width for depth in self.depths]
         """Channels of the maps."""
         self.strides = [stages[depth].stride for depth in self.depths]
@@ -44,13 +45,16 @@ class FeatureMaps(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C, rows, columns) in float32, from the first depth to the last.
 
-        Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap.
+        Rows and columns are those of the patches: H / stride and W / stride where patches do not overlap. Those of a
+        picture that the policy resizes are interpolated to the same grid, on which the heads were trained.
         """
+        grids = [layout.image_grid for layout in self.backbone.layouts(images.shape[-2:])]
         skips = self.restoration == "skip"
         state, maps = first_state(self.backbone, images, traced=True, tracking_offset=skips), []
         for i, (_, after) in enumerate(run(self.backbone, state)):
             if i in self.depths:
                 layout = after.layout
                 assert layout is not None
-                maps.append(layout.join(restore(after, layout.grid, self.restoration)))
+                restored = layout.join(restore(after, layout.grid, self.restoration))
+                maps.append(fit_grid(restored, grids[self._stages[i]]))
         return maps

@@ -1,11 +1,13 @@
 """Restore the grid of patches from a reduced sequence, and convolve over the grid."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.errors import unknown
 from mtr_lab.tokens.gather import take, take_or_zero
+from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.pooling import ordinary_tokens
 from mtr_lab.tokens.state import TokenState
 
@@ -55,6 +57,14 @@ def restore(state: TokenState, grid: tuple[int, int], how: str = "nearest") -> T
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def fit_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (B, C, *) on the grid of (rows, columns), bilinear; unchanged if they are on it.
+
+    A policy may give the backbone a smaller picture, whose maps have a coarser grid than those of the full one.
+    """
+    return maps if tuple(maps.shape[-2:]) == grid else F.interpolate(maps, grid, mode="bilinear")
+
+
 def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
     """A convolution over the grid of patches: computed at all positions, read at the survivors.
 
@@ -62,20 +72,35 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
 
     Args:
         values: (B, L, C), one row for each token of ``state``.
-        state: traced if it is reduced, with its layout, without special tokens.
+        state: traced if it is reduced, with its layout, without special tokens. On a full grid that a reduction has
+            left, the convolution is over that grid.
         conv: C to C' channels, stride 1, with a padding that keeps the size of the grid.
 
     Returns:
         (B, L, C').
     """
-    layout = state.layout
+    layout, is_whole = state.grid or state.layout, state.source is None or state.grid is not None
     assert layout is not None
     assert not layout.special
-    if state.source is not None:
+    if not is_whole:
         patches = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
         values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
-    return maps if state.source is None else take(maps, state.index)
+    return maps if is_whole else take(maps, state.index)
+
+
+def sample(values: Tensor, layout: Layout) -> Tensor:
+    """One of each 2 x 2 tokens of a full grid, that of the even row and column: (B, L, C) -> (B, L', C)."""
+    grids = values.unflatten(1, (layout.frames, *layout.grid))
+    return grids[:, :, ::2, ::2].flatten(1, 3)
+
+
+def spread(values: Tensor, layout: Layout) -> Tensor:
+    """The inverse of ``sample``: every token of a full grid takes the value of its 2 x 2, (B, L', C) -> (B, L, C)."""
+    rows, columns = layout.grid
+    grids = values.unflatten(1, (layout.frames, *layout.sampled.grid))
+    grids = grids.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return grids[:, :, :rows, :columns].flatten(1, 3)
 
 
 def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
 """The layout of an unreduced token sequence: patches of a grid, with special tokens among them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Layout:
         return self.rows, self.columns
 
     @property
+    def image_grid(self) -> tuple[int, int]:
+        """(rows, columns) of one frame of the image, all windows."""
+        return self.rows * self.windows[0], self.columns * self.windows[1]
+
+    @property
     def patches(self) -> int:
         """The number of patches of one sequence."""
         return self.frames * self.rows * self.columns
@@ -47,6 +52,17 @@ class Layout:
     def sequences(self) -> int:
         """The number of sequences of one image."""
         return self.windows[0] * self.windows[1]
+
+    def resized(self, rows: int, columns: int) -> "Layout":
+        """The layout of another grid; special tokens stand behind the same share of the patches, rounded down."""
+        patches = self.frames * rows * columns
+        special = ((place - before) * patches // self.patches + before for before, place in enumerate(self.special))
+        return replace(self, rows=rows, columns=columns, special=tuple(special))
+
+    @property
+    def sampled(self) -> "Layout":
+        """The layout of one of each 2 x 2 patches, those of even rows and columns."""
+        return self.resized((self.rows + 1) // 2, (self.columns + 1) // 2)
 
     def patch_positions(self, device: torch.device) -> Tensor:
         """(patches,) int64, the position of each patch in the sequence; computed on the device, for CUDA graphs."""

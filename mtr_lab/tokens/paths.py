@@ -73,7 +73,7 @@ def order(state: TokenState, paths: Sequence[ScanPath]) -> Tensor | None:
     if all(path.is_raster for path in paths):
         return None
     tables = _tables(paths, _layout(state), state.index.device)
-    if state.index.shape[1] == tables.shape[1]:  # nothing was reduced
+    if state.index.shape[1] == tables.shape[1]:  # the grid is full
         return tables[:, None].expand(-1, state.index.shape[0], -1)
     step = _steps(tables, state)
     occupied = step.new_zeros(*step.shape[:2], tables.shape[1]).scatter_(2, step, 1)
@@ -121,6 +121,7 @@ def _cached_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.de
 
 
 def _layout(state: TokenState) -> Layout:
-    if state.layout is None:
+    layout = state.grid or state.layout
+    if layout is None:
         raise ValueError("a path over the grid needs the state's layout: pass it to TokenState.start")
-    return state.layout
+    return layout

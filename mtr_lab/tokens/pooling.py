@@ -24,6 +24,19 @@ def ordinary_tokens(special: Tensor, length: int) -> Tensor:
     return is_special.scatter_(1, special, 1).argsort(dim=1, stable=True)[:, : length - special.shape[1]]
 
 
+def tokens_outside(special: Tensor, length: int, zone: int) -> Tensor:
+    """As ``ordinary_tokens``, without the ``zone`` tokens nearest in the sequence to each special one.
+
+    Special tokens that are near to each other share their zones, so that the number is the same in every sequence:
+    special (B, S) -> (B, L - S - S · zone).
+    """
+    if not zone or not special.shape[1]:
+        return ordinary_tokens(special, length)
+    position = torch.arange(length, device=special.device)
+    distance = (position[:, None] - special[:, None]).abs().amin(-1)  # (B, L, S) -> (B, L); 0 for special tokens
+    return distance.argsort(dim=1, stable=True)[:, special.shape[1] * (1 + zone) :].sort(dim=1).values
+
+
 def special_first(tokens: Tensor, special: Tensor) -> Tensor:
     """Tokens (B, L, C) with those at ``special`` (B, S) moved to the front and the others in their order."""
     return take(tokens, torch.cat([special, ordinary_tokens(special, tokens.shape[1])], dim=1))

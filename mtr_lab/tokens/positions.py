@@ -1,12 +1,13 @@
 """The positions of the tokens that a block gives to its mixer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtr_lab.tokens import grid, paths
+from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.paths import ScanPath
 from mtr_lab.tokens.state import TokenState
 
@@ -19,13 +20,21 @@ class Positions:
         state: of the mixer's tokens; ``None`` for an unreduced sequence that is scanned along raster paths.
         aligned: let the scan's state decay over the positions of removed tokens.
         size_exponent: Δ of a token is multiplied by its size to this power.
+        repeated: scan a token as a run of as many equal tokens as its size.
         choose_paths: the paths of a mixer -> those to scan; ``None`` to scan all of them.
+        unmerged: let a convolution along the sequence run over the original positions of the tokens.
+        pruned: whether tokens may have been dropped, not merged.
+        sampled: scan one of each 2 x 2 tokens of the grid.
     """
 
     state: TokenState | None = None
     aligned: bool = False
     size_exponent: float = 0.0
+    repeated: bool = False
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
+    unmerged: bool = False
+    pruned: bool = False
+    sampled: bool = False
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """The paths to scan, of all paths of a mixer."""
@@ -39,7 +48,25 @@ class Positions:
             "order": order,
             "gap": self.gap(scanned),
             "delta_scale": self.delta_scale,
+            "repeats": self.repeats,
         }
+
+    def neighbours(self) -> dict[str, Any]:
+        """``index`` and ``source`` as ``mtr_lab.ops.causal_conv1d`` takes them; ``None`` to convolve over the tokens.
+
+        Dropped tokens are left out: their neighbours are neighbours now.
+        """
+        state = self.state
+        if not self.unmerged or state is None or state.source is None or state.index.shape == state.source.shape:
+            return {"index": None, "source": None}
+        index, source = state.index, state.source
+        if self.pruned:
+            batch, positions = source.shape
+            rank = (source >= 0).cumsum(1) - 1  # of each position, without those of dropped tokens
+            index = rank.gather(1, index)
+            last = rank.masked_fill(source < 0, positions)
+            source = source.new_full((batch, positions + 1), -1).scatter(1, last, source)
+        return {"index": index, "source": source}
 
     def order(self, scanned: Sequence[ScanPath]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L); ``None`` for raster paths. See ``tokens.paths.order``."""
@@ -49,10 +76,39 @@ class Positions:
         """The number of removed tokens before each step of each path, (B, G, L); ``None`` unless ``aligned``."""
         return paths.gap(self.state, scanned) if self.state is not None and self.aligned else None
 
+    def sample(self, values: Tensor) -> tuple[Tensor, "Positions"]:
+        """The values (B, L, C) of the tokens to scan, and their positions: all tokens, unless ``sampled``."""
+        if not self.sampled:
+            return values, self
+        whole = self._whole()
+        assert self.state is not None
+        values = grid.sample(values, whole)
+        size = grid.sample(self.state.size[..., None], whole)[..., 0]
+        state = TokenState.start(values, (), whole.sampled)._replace(size=size)
+        return values, replace(self, state=state, sampled=False)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The inverse of ``sample``, (B, L, C): every token takes the value of the one scanned for its 2 x 2."""
+        return grid.spread(values, self._whole()) if self.sampled else values
+
+    def _whole(self) -> Layout:
+        layout = None if self.state is None else self.state.current_layout
+        if layout is None or layout.special:
+            raise ValueError("one of each 2 x 2 tokens can be scanned only of a full grid without special tokens")
+        return layout
+
     @property
     def delta_scale(self) -> Tensor | None:
         """(B, L), the factor of Δ of each token; ``None`` for 1."""
         return self.state.size**self.size_exponent if self.state is not None and self.size_exponent else None
+
+    @property
+    def repeats(self) -> Tensor | None:
+        """(B, L), the number of equal tokens that each token stands for; ``None`` for 1."""
+        state = self.state
+        if not self.repeated or state is None or (state.layout and state.index.shape[1] == state.layout.tokens):
+            return None
+        return state.size
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """A convolution over the grid, (B, L, C) -> (B, L, C'); see ``tokens.grid.convolve``."""

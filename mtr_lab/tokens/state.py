@@ -44,6 +44,8 @@ class TokenState(NamedTuple):
     offset: Tensor | None = None
     """(B, L0, C), what to add to the stream of the token that now stands for an original position to restore the
     position's vector at the last reduction; for a dropped position it is that vector. ``None`` if not tracked."""
+    grid: Layout | None = None
+    """The layout of the tokens as they are now, if a reduction has left a full grid, over which mixers go on."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
@@ -77,7 +79,8 @@ class TokenState(NamedTuple):
         source = state.source
         if source is not None:
             source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
-        after = state._replace(index=index, size=size, special=special, source=source, pending=plan)
+        grid = None if plan.grid is None or state.layout is None else state.layout.resized(*plan.grid)
+        after = state._replace(index=index, size=size, special=special, source=source, pending=plan, grid=grid)
         if state.offset is None:
             return after
         assert state.source is not None
@@ -85,6 +88,12 @@ class TokenState(NamedTuple):
         after = after.applied()
         restored = take_or_zero(state.stream, state.source) + state.offset
         return after._replace(offset=restored - take_or_zero(after.stream, source))
+
+    @property
+    def current_layout(self) -> Layout | None:
+        """The layout of the tokens as they are now, ``None`` if they form no full grid."""
+        whole = self.layout is not None and self.index.shape[1] == self.layout.tokens
+        return self.layout if whole else self.grid
 
     def traced(self) -> "TokenState":
         """This unreduced state, with ``source`` tracked from here on."""

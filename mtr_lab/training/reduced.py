@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, ListConfig
 
 from mtr_lab.errors import UserError
-from mtr_lab.reduction import AUTO, Reduction, Schedule
+from mtr_lab.reduction import MEASURED, Reduction, Schedule
 
 
 class ReducedTraining(Callback):
@@ -39,6 +39,14 @@ class ReducedTraining(Callback):
         self._reduction.use(self._schedules[min(trainer.current_epoch, len(self._schedules) - 1)])
 
 
+def unfused_settings(mtr: DictConfig) -> list[str]:
+    """The settings of a policy whose gradients no fused GPU kernel computes, as ``key=value``.
+
+    With one of them the blocks from the first reduced one on run as separate operations in training.
+    """
+    return [f"mtr.{key}={mtr[key]}" for key in ("align", "stretch") if mtr[key]]
+
+
 def epoch_ratios(mtr: DictConfig, warmup_epochs: int) -> list[float | None]:
     """The ratio of epochs 0, 1, …, rising linearly by whole epochs; the last one holds from then on.
 
@@ -52,9 +60,10 @@ def epoch_ratios(mtr: DictConfig, warmup_epochs: int) -> list[float | None]:
         raise UserError(f"mtr.ratio={ratio}: training takes one ratio. Train several runs with -m mtr.ratio=0.2,0.4.")
     if ratio == 0:
         return []
-    if mtr.schedule == AUTO:
+    if isinstance(mtr.schedule, str) and mtr.schedule in MEASURED:
         raise UserError(
-            "mtr.schedule=auto is measured on trained weights: for training choose constant, linear, front or counts."
+            f"mtr.schedule={mtr.schedule} is measured on trained weights: for training choose constant, linear, front "
+            "or counts."
         )
     if ratio is None:
         if warmup_epochs:

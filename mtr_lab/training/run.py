@@ -41,9 +41,10 @@ from mtr_lab.tasks.task import Task
 from mtr_lab.training.averaging import WeightEMA
 from mtr_lab.training.checkpoint import LastCheckpoint, PlainCheckpointIO, check_resume
 from mtr_lab.training.curve import draw_curve
+from mtr_lab.training.graphed_ddp import GRAPHED_DDP
 from mtr_lab.training.history import History, TrainingBar, last_values, table
 from mtr_lab.training.randomness import SeedEpochs
-from mtr_lab.training.reduced import ReducedTraining, epoch_ratios
+from mtr_lab.training.reduced import ReducedTraining, epoch_ratios, unfused_settings
 
 
 def train(config: DictConfig) -> Path:
@@ -74,6 +75,7 @@ def train(config: DictConfig) -> Path:
     trainer = make_trainer(
         config.trainer,
         distributed=True,
+        ddp=GRAPHED_DDP if config.trainer.cuda_graph else "ddp",
         max_epochs=settings.epochs,
         logger=[logger for logger in make_loggers(config.logger) if not isinstance(logger, CSVLogger)],  # see History
         callbacks=[
@@ -87,7 +89,11 @@ def train(config: DictConfig) -> Path:
         plugins=[PlainCheckpointIO()],
         num_sanity_val_steps=0,
         enable_model_summary=False,
+        sync_batchnorm=syncs_batchnorm(config.trainer),
     )
+    # Before every step Lightning broadcasts whether rank 0 got SIGTERM, and waits for the device to read the answer. A
+    # signal reaches every process here, and one that ends alone is noticed by the launcher.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     task.check_training(config, trainer.world_size)
     if has_to_launch(trainer):
         return launch(train, config, trainer.num_devices)
@@ -101,9 +107,19 @@ def train(config: DictConfig) -> Path:
             "nothing is validated while training: dataset.holdout=0 holds out no training images, and those of "
             f"{config.dataset.test_split} are for mtr-lab eval"
         )
+    unfused = unfused_settings(config.mtr) if schedules else []
+    if trainer.is_global_zero and unfused and trainer.strategy.root_device.type == "cuda":
+        print(
+            f"{' and '.join(unfused)}: no fused GPU kernel has this gradient, so reduced blocks train by separate "
+            "operations, slower and with more memory"
+        )
     start = time.perf_counter()
-    for noise in ("Total length of `list` across ranks is zero", "Grad strides do not match bucket view strides"):
-        warnings.filterwarnings("ignore", message=noise)  # nothing is held out; of sides of 1 strides do not matter
+    for noise in (
+        "Total length of `list` across ranks is zero",  # nothing is held out
+        "Grad strides do not match bucket view strides",  # of sides of 1, where strides do not matter
+        "Attempting to run cuBLAS, but there was no current CUDA context",  # the thread of a backward pass gets one
+    ):
+        warnings.filterwarnings("ignore", message=noise)
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
     skipped = gather_names(module.skipped)
     if not trainer.is_global_zero:
@@ -191,6 +207,14 @@ def resume_settings(config: DictConfig) -> dict[str, Any]:
         value = OmegaConf.select(config, key)
         flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return flat
+
+
+def syncs_batchnorm(trainer: DictConfig) -> bool:
+    """Whether batch normalisation, of the segmentation head, is over the images of all devices.
+
+    PyTorch has that for GPUs alone. A CUDA graph would contain messages between them.
+    """
+    return trainer.accelerator != "cpu" and torch.cuda.is_available() and not trainer.cuda_graph
 
 
 def freeze_backbone(task: Task, model: nn.Module) -> None:

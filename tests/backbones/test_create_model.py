@@ -189,6 +189,94 @@ def test_arguments_out_of_range_are_refused(argument: dict, message: str) -> Non
         create_model("vim_ti", **argument)
 
 
+AUTHORS = {
+    "vim_ti": {
+        "ssm_cfg": {"d_conv": 4, "expand": 2, "dt_rank": "auto", "dt_init": "constant", "use_fast_path": True},
+        "norm_epsilon": 1e-5, "rms_norm": True, "initializer_cfg": None, "fused_add_norm": False,
+        "residual_in_fp32": False, "device": None, "dtype": None, "ft_seq_len": None, "pt_hw_seq_len": 14,
+        "if_bidirectional": False, "final_pool_type": "mean", "if_abs_pos_embed": True, "if_rope": False,
+        "if_rope_residual": False, "flip_img_sequences_ratio": -1.0, "if_bimamba": False, "bimamba_type": "v2",
+        "if_cls_token": True, "if_divide_out": True, "if_devide_out": True, "init_layer_scale": None,
+        "use_double_cls_token": False, "use_middle_cls_token": True, "drop_rate": 0.0,
+    },
+    "videomamba_ti": {
+        "ssm_cfg": None, "norm_epsilon": 1e-5, "initializer_cfg": {}, "fused_add_norm": True, "rms_norm": True,
+        "residual_in_fp32": True, "bimamba": True, "kernel_size": 1, "fc_drop_rate": 0.0, "device": "cpu",
+        "dtype": torch.float32, "use_checkpoint": False, "checkpoint_num": 0, "drop_rate": 0.0,
+    },
+}  # fmt: skip
+"""The keywords of the authors' constructors besides those of TINY, with values that published models have."""
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+@torch.no_grad()
+def test_the_authors_keywords_are_accepted(name: str, images: torch.Tensor) -> None:
+    assert torch.equal(tiny(name, **AUTHORS[name])(images), tiny(name)(images))
+
+
+def test_authors_keywords_act(images: torch.Tensor) -> None:
+    model = create_model("videomamba_ti", fc_drop_rate=0.3, use_checkpoint=True, dtype=torch.bfloat16, **TINY)
+    assert (model.head_drop.p, model.grad_checkpointing) == (0.3, True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    geometry = {key: value for key, value in TINY.items() if key != "d_state"}
+    model = create_model("videomamba_ti", ssm_cfg={"d_state": 6}, **geometry)
+    assert model.layers[0].mixer.A_log.shape == (48, 6)
+    for changes in ({"if_divide_out": False}, {"use_middle_cls_token": False}, {"norm_epsilon": 1e-2}):
+        assert not torch.equal(tiny(**changes)(images), tiny()(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("vim_ti", {"bimamba_type": "v1"}, "bimamba_type='v1' of vim_ti is not represented: the directions share"),
+        ("vim_ti", {"if_bidirectional": True}, "if_bidirectional=True of vim_ti is not represented"),
+        ("vim_ti", {"flip_img_sequences_ratio": 0.5}, "flip_img_sequences_ratio=0.5 .*flipped at random"),
+        ("vim_ti", {"final_pool_type": "max"}, "final_pool_type='max' .*the largest of the classes"),
+        ("vim_ti", {"if_rope": True}, "if_rope=True .*rotary"),
+        ("vim_ti", {"if_cls_token": False}, "if_cls_token=False .*no class token. Leave it out"),
+        ("vim_ti", {"use_double_cls_token": True}, "use_double_cls_token=True .*two class tokens"),
+        ("vim_ti", {"if_abs_pos_embed": False}, "if_abs_pos_embed=False .*no position embeddings"),
+        ("vim_ti", {"init_layer_scale": 0.1}, "init_layer_scale=0.1 .*scaled by a parameter"),
+        ("vim_ti", {"rms_norm": False}, "rms_norm=False .*layer norms"),
+        ("vim_ti", {"if_devide_out": False}, "if_devide_out=False .*the name is if_divide_out"),
+        ("vim_ti", {"ssm_cfg": {"use_fast_path": False}}, "use_fast_path=False .*scans forward alone"),
+        ("vim_ti", {"ssm_cfg": {"expand": 1}}, "expand=1 .*another inner width"),
+        ("vim_ti", {"ssm_cfg": [4]}, r"ssm_cfg=\[4\] of vim_ti: expected a dict"),
+        ("vim_ti", {"d_state": 4, "ssm_cfg": {"d_state": 8}}, "d_state of vim_ti is given twice"),
+        ("vim_ti", {"ssm_cfg": {"headdim": 64}}, "unknown argument of vim_ti 'headdim'"),
+        ("vim_ti", {"dtype": "half"}, "dtype of vim_ti='half': expected a torch.dtype"),
+        ("videomamba_ti", {"bimamba": False}, "bimamba=False of videomamba_ti is not represented"),
+        ("videomamba_ti", {"if_divide_out": False}, "unknown argument of videomamba_ti 'if_divide_out'"),
+    ],
+)
+def test_variants_that_are_not_represented_are_refused_by_name(name: str, argument: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model(name, **argument)
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+def test_the_initialisation_is_that_of_the_authors(name: str) -> None:
+    """As measured on their models: in Vim the forward scan keeps Mamba's Δ, VideoMamba initialises all layers alike."""
+    torch.manual_seed(0)
+    model = create_model(name, img_size=224, depth=4, embed_dim=192)
+    mixer, vim = model.layers[1].mixer, name == "vim_ti"
+    std = {key: value.std().item() for key, value in model.state_dict().items()}
+    forward, backward = (torch.nn.functional.softplus(p.bias) for p in (mixer.dt_proj, mixer.dt_proj_b))
+    assert backward.tolist() == pytest.approx([0.6931] * 384, abs=1e-4)
+    assert (forward.min() > 1e-4 and forward.max() < 0.11) if vim else torch.equal(forward, backward)
+    linear = {"in_proj": 192, "x_proj": 384, "x_proj_b": 384, "dt_proj": 12, "dt_proj_b": 12}  # inputs
+    for module, inputs in linear.items():
+        expected = (3 * inputs) ** -0.5 if vim else 0.02  # of a uniform distribution; of a normal one
+        assert std[f"layers.1.mixer.{module}.weight"] == pytest.approx(expected, rel=0.05)
+    assert std["layers.1.mixer.out_proj.weight"] == pytest.approx((3 * 384 * 4) ** -0.5, rel=0.05)
+    assert std["head.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["pos_embed"] == pytest.approx(0.02, rel=0.05)
+    assert std["patch_embed.proj.weight"] == pytest.approx(768**-0.5 if vim else (3 * 768) ** -0.5, rel=0.05)
+    assert (model.cls_token == 0).all() != vim
+    assert (model.patch_embed.proj.bias == 0).all() == vim
+    assert (model.head.bias == 0).all()
+
+
 class Pyramid(torch.nn.Module):
     """A family with arguments of other types, whose head has another name."""
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,17 @@ GOLDEN_FILES = [
     ("videomamba_ti", "videomamba_image_official"),
     ("videomamba_ti", "videomamba_video_official"),
 ]
-GEOMETRY = ("img_size", "patch_size", "stride", "depth", "embed_dim", "d_state", "num_classes", "num_frames")
 
 
-def load(file: str) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+def load(file: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The arguments of the authors' constructor, and the tensors."""
     with safe_open(GOLDEN / f"{file}.safetensors", framework="pt") as golden:
-        arguments = {key: json.loads(value) for key, value in golden.metadata().items() if key in GEOMETRY}
+        arguments = {key: json.loads(value) for key, value in golden.metadata().items()}
         return arguments, {key: golden.get_tensor(key) for key in golden.keys()}  # noqa: SIM118
+
+
+def parameters(golden: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key[6:]: value for key, value in golden.items() if key.startswith("param.")}
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -34,7 +39,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_outputs_equal_the_authors(name: str, file: str, backend: str) -> None:
     arguments, golden = load(file)
     model = create_model(name, **arguments).eval()
-    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")}, strict=True)
+    model.load_state_dict(parameters(golden), strict=True)
     outputs = []
     for block in model.blocks:
         block.register_forward_hook(lambda *call: outputs.append(call[2]))
@@ -54,8 +59,32 @@ def test_directions_are_averaged_in_vim_alone(name: str, file: str) -> None:
     """The golden files distinguish the two families; otherwise parity would prove nothing about this."""
     arguments, golden = load(file)
     model = create_model(name, **arguments).eval()
-    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")})
+    model.load_state_dict(parameters(golden))
     for block in model.blocks:
         block.mixer.average_directions = not block.mixer.average_directions
     with torch.no_grad():
         assert relative_error(model(golden["input"]), golden["logits"]) > 1e-2
+
+
+@torch.no_grad()
+def test_an_undivided_vim_with_its_class_token_first_is_videomamba() -> None:
+    arguments, golden = load("videomamba_image_official")
+    model = create_model("vim_ti", if_divide_out=False, use_middle_cls_token=False, **arguments).eval()
+    model.load_state_dict(parameters(golden), strict=True)
+    assert relative_error(model(golden["input"]), golden["logits"]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "file"), GOLDEN_FILES[:3:2])
+def test_epsilon_is_that_of_every_norm(name: str, file: str) -> None:
+    """A stream k times as large has the same norm with k² times the epsilon."""
+    k, (arguments, golden) = 30.0, load(file)
+    model = create_model(name, norm_epsilon=1e-5 * k**2, **arguments).eval()
+    model.load_state_dict(parameters(golden))
+    for key, parameter in model.named_parameters():
+        if key.startswith("patch_embed") or key in ("pos_embed", "cls_token") or key.endswith("out_proj.weight"):
+            parameter.mul_(k)
+    assert relative_error(model(golden["input"]), golden["logits"]) < 1e-5
+    default = create_model(name, **arguments).eval()
+    default.load_state_dict(model.state_dict())
+    assert relative_error(default(golden["input"]), golden["logits"]) > 1e-4

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fitting_counts import fitting
 from smallest import Smallest
 from torch import Tensor, nn
 from toys import TOYS, Toy
@@ -49,12 +50,14 @@ def inputs(model: Any, count: int = 2) -> Tensor:
     return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
 
 
-def counts(model: Any, number: int) -> list[int]:
-    """Remove ``number`` tokens at the second block, and at the first block of each later stage."""
+def counts(model: Any, number: int, policy: str = "mtr") -> list[int]:
+    """Remove ``number`` tokens, or more if the policy has to, at the second block and at the first of later stages."""
     starts = [0]
     for stage in model.stages[:-1]:
         starts.append(starts[-1] + len(stage.blocks))
-    return [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
+    wanted = [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
+    stages = zip(starts, [*starts[1:], len(wanted)], model.layouts(), strict=True)
+    return [count for start, end, layout in stages for count in fitting(policy, wanted[start:end], layout)]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -78,11 +81,15 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     images = inputs(model)
     before, weights = model(images), model.state_dict().keys()
     special = all(layout.special for layout in model.layouts())
-    if make_policy(policy_config(policy)).scoring.class_token and not special:
+    if policy == "quartermap" and name != "grid_stages":
+        with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
+            mtr_lab.patch(model, policy, ratio=0.01)
+    elif make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
             mtr_lab.patch(model, policy, schedule=counts(model, 3))
     else:
-        schedule = mtr_lab.patch(model, policy, schedule=counts(model, 3)).schedule
+        wanted = {"ratio": 0.01} if policy == "quartermap" else {"schedule": counts(model, 3, policy)}
+        schedule = mtr_lab.patch(model, policy, **wanted).schedule
         reduced = model(images)
         assert reduced.shape == before.shape
         assert reduced.isfinite().all()
@@ -322,6 +329,10 @@ def test_policies_that_do_not_fit_a_model_are_refused() -> None:
         mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
     with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
         mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
+    with pytest.raises(
+        UserError, match=r"mtr\.convolution=unmerged: Toy has no mixer that convolves along the sequence"
+    ):
+        mtr_lab.patch(four, "mtr", ratio=0.1, convolution="unmerged")
     reduction = mtr_lab.patch(vim, "mtr", ratio=0.1)
     with pytest.raises(UserError, match="a schedule of 6 blocks does not fit a model of 4"):
         reduction.use(mtr_lab.patch(make("two_stages"), "mtr", ratio=0.1).schedule)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtr_lab import ops
+from mtr_lab import UserError, ops
 
 CUDA_KERNELS = [
     pytest.mark.gpu,
@@ -136,3 +136,96 @@ def test_flops(backend):
     with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
         ops.causal_conv1d(x, weight, bias, reverse=(False, True))
     assert counter.get_total_flops() == 2 * (2 * 4) * (3 * 9 * 7)
+
+
+REVERSES = [(False,), (True,), (False, True), (True, False)]
+
+
+def random_positions(batch, length, positions):
+    """Index (B, L) of survivors, and source (B, L0) where each position has some token, itself a survivor's own."""
+    rows = [torch.randperm(positions)[:length] for _ in range(batch)]  # in any order
+    index, source = torch.stack(rows), torch.randint(length, (batch, positions))
+    return index, source.scatter(1, index, torch.arange(length).expand(batch, -1))
+
+
+def unmerged_loop(x, weight, bias, index, source, reverse):
+    """Put every position back, convolve, and take the tokens."""
+    images = [
+        torch.stack([row[t] if t >= 0 else torch.zeros_like(row[0]) for t in s])
+        for row, s in zip(x, source, strict=True)
+    ]
+    y = conv_loop(torch.stack(images), weight, bias, reverse)
+    return np.stack([y[:, b, index[b].numpy()] for b in range(len(x))], axis=1)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS[:3])
+@settings(max_examples=20)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 40),
+    merged=st.integers(0, 40),
+    channels=st.integers(1, 140),
+    width=st.integers(2, 4),
+    reverse=st.sampled_from(REVERSES),
+    dropped=st.booleans(),
+)
+@torch.no_grad()
+def test_unmerged_equals_putting_every_position_back(
+    backend, dtype, tolerance, batch, length, merged, channels, width, reverse, dropped
+):
+    inputs = random_inputs(batch, length, channels, width, len(reverse), dtype)
+    torch.manual_seed(length + 100 * merged)
+    index, source = random_positions(batch, length, length + merged)
+    if dropped:
+        source = source.masked_fill(torch.rand(source.shape) < 0.3, -1)
+    with ops.use_backend(backend):
+        y = ops.causal_conv1d(*inputs, reverse=reverse, index=index, source=source)
+    assert y.dtype == dtype
+    magnitude = np.abs(unmerged_loop(*(t.abs() for t in inputs), index, source, reverse))
+    expected = unmerged_loop(*inputs, index, source, reverse)
+    assert (np.abs(y.double().numpy() - expected) <= tolerance * magnitude).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@torch.no_grad()
+def test_unmerged_of_an_unreduced_sequence_is_the_convolution(backend):
+    inputs = random_inputs(2, 9, 70, 4, 2)
+    every = torch.arange(9).expand(2, -1)
+    with ops.use_backend(backend):
+        expected = ops.causal_conv1d(*inputs, reverse=(False, True))
+        y = ops.causal_conv1d(*inputs, reverse=(False, True), index=every, source=every)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+def test_gradients_of_the_unmerged_convolution():
+    inputs = [t.requires_grad_() for t in random_inputs(2, 4, 3, 4, 2, torch.float64)]
+    index, source = random_positions(2, 4, 7)
+    positions = {"index": index, "source": source.index_fill(1, torch.tensor([5]), -1)}
+
+    def run(*inputs):
+        return ops.causal_conv1d(*inputs, reverse=(False, True), **positions)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(run(*inputs), unmerged := run(*(t.detach() for t in inputs)))
+    torch.testing.assert_close(run(*inputs).detach(), unmerged)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_registration_flops_and_compilation_of_the_unmerged_convolution(backend):
+    inputs, positions = random_inputs(3, 5, 7, 4, 2), random_positions(3, 5, 9)
+    operator = torch.ops.mtr_lab.causal_conv1d_unmerged.default
+    torch.library.opcheck(operator, (*inputs, *positions, [False, True], backend))
+    options = {"reverse": (False, True), "index": positions[0], "source": positions[1]}
+    with torch.no_grad(), ops.use_backend(backend):
+        with FlopCounterMode(display=False) as counter:
+            expected = ops.causal_conv1d(*inputs, **options)
+        assert counter.get_total_flops() == 2 * (2 * 4) * (3 * 5 * 7)  # those of the survivors alone
+        compiled = torch.compile(ops.causal_conv1d, backend="eager", fullgraph=True)(*inputs, **options)
+    assert torch.equal(compiled, expected)
+
+
+def test_positions_of_other_shapes_are_refused():
+    inputs, (index, source) = random_inputs(2, 5, 3, 4, 1), random_positions(2, 5, 9)
+    with pytest.raises(UserError, match=r"index \(2, 4\) and source \(2, 9\) do not fit x \(2, 5, 3\)"):
+        ops.causal_conv1d(*inputs, index=index[:, :4], source=source)

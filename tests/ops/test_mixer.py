@@ -33,6 +33,27 @@ def test_equals_the_composed_operations():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_convolves_over_the_original_positions(recorded):
+    """As scanning every original position, with inputs that only the convolution sees."""
+    xz, weights = normal(2, 5, 2 * E), ops.MambaWeights(*stacked_weights())
+    index = torch.tensor([[0, 2, 3, 6, 8], [1, 2, 4, 5, 7]])
+    source = torch.tensor([[0, 0, 1, 2, 1, 1, 3, 3, 4], [0, 0, 1, 1, 2, 3, 4, 4, 2]])
+    options = {"reverse": (False, True), "stats": ("delta",)}
+    with torch.set_grad_enabled(recorded):
+        y, sums, b, _ = ops.mamba_inner(xz, weights, index=index, source=source, **options)
+    x = torch.stack([row[s] for row, s in zip(xz[..., :E], source, strict=True)])
+    u = ops.causal_conv1d(x, weights.conv_weight[:, :, 0], weights.conv_bias, reverse=(False, True))
+    u = torch.stack([u[:, i, index[i]] for i in range(2)], dim=1)
+    low_rank, *projected = (u @ weights.x_proj.mT[:, None]).split([R, N, N], dim=-1)
+    delta, A = low_rank @ weights.dt_proj.mT[:, None], -weights.A_log.exp()
+    scanned = ops.selective_scan(
+        u, delta, A, *projected, weights.D, z=xz[..., E:], delta_bias=weights.dt_bias, **options
+    )
+    for one, other in zip((y, sums, b), (*scanned, projected[0]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_of_every_parameter():
     def run(xz, *weights):
         y, _, b, c = ops.mamba_inner(xz, ops.MambaWeights(*weights), reverse=(False, True))

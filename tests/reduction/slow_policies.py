@@ -64,6 +64,9 @@ def policy(name, score, features, sizes, special, remove):
         best = {s: max(targets, key=lambda t: cosine(s, t)) for s in sources}
         return [(s, best[s]) for s in sorted(sources, key=lambda s: -cosine(s, best[s]))[:count]]
 
+    def distance(i):  # in the sequence, to the nearest special token
+        return min(abs(i - s) for s in special)
+
     pruned, pairs, half = [], [], remove // 2
     if name in ("hsa", "random"):
         pruned = ranked[:remove]
@@ -71,6 +74,17 @@ def policy(name, score, features, sizes, special, remove):
         pairs = [(s, ranked[remove]) for s in ranked[:remove]]
     elif name in ("tome", "rmeeto", "famba"):
         pairs = pair(ordinary[::2], ordinary[1::2], remove)
+    elif name == "adjacent":
+        free = sorted(sorted(ordinary, key=lambda i: (distance(i), i))[4 * len(special) :])
+        priced = []
+        for turn, s in enumerate(free[::2]):
+            sides = [t for t in (s + 1, s - 1) if t in free[1::2]]
+            if sides:
+                t = max(sides, key=lambda t: cosine(s, t))  # of equals, the right one
+                priced.append((cosine(s, t), s, t))
+            else:  # the zone of a class token is on both sides: goes last, into the next target
+                priced.append((-math.inf, s, free[1::2][min(turn, len(free) // 2 - 1)]))
+        pairs = [(s, t) for _, s, t in sorted(priced, key=lambda pair: -pair[0])[:remove]]
     elif name == "pumer":
         pruned = ranked[: round(0.5 * remove)]
         rest = [i for i in ordinary if i not in pruned]

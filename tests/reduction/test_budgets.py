@@ -18,6 +18,7 @@ from mtr_lab.measure.statistics import upper_bound
 from mtr_lab.reduction import Reduction, budgets, cost_table, patching, policy_config, policy_names
 from mtr_lab.reduction.budgets import DROP_STEP, check_budget, drop_bound, images_needed, is_for_search, solve_max_drop
 from mtr_lab.reduction.cost_table import BlockTimes, CostTable, measure_cost_table, rising
+from mtr_lab.reduction.schedule import OutOfReach
 
 DEPTH = 6
 GEOMETRY = {"img_size": 48, "patch_size": 8, "stride": 8, "depth": DEPTH, "embed_dim": 16, "num_classes": 5}
@@ -151,10 +152,10 @@ def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     assert reduction.schedule == reduction.solve(0.2)  # measuring leaves the schedule
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", [name for name in policy_names() if name != "quartermap"])  # not for Vim
 def test_every_policy_has_a_table(name: str, model, images) -> None:
     device = Device(model)
-    reduction = Reduction(model, policy_config(name))
+    reduction = Reduction(model, policy_config(name, **({"paths": "last"} if name == "directions" else {})))
     table = measure_cost_table(reduction, images, lambda: model(images), device.clock)
     schedule = reduction.solve(0.3)
     assert table.speedup(schedule) == pytest.approx(
@@ -168,8 +169,24 @@ def test_times_between_the_measured_ones_rise_with_the_tokens() -> None:
     assert times == sorted(times)
     assert noisy.at(15, reduces=False) == 2.0
     assert rising([3.0, 1.0, 2.0, 5.0, 4.0]).tolist() == [2.0, 2.0, 2.0, 4.5, 4.5]
-    table = CostTable((0,), (noisy,), unreduced=6.0, rest=1.0)
-    assert table.unreduced == 6.0
+
+
+def test_a_skipped_path_saves_its_share(model) -> None:
+    one_path = BlockTimes(tokens=(1, TOKENS), block=(1.0, 37.0), step=(0.0, 0.0), path=0.25)
+    table = CostTable((0,) * DEPTH, (one_path,), unreduced=2 + DEPTH * 37.0, rest=2.0)
+    schedule = mtr_lab.patch(model, "directions", ratio=0.1, paths="last").schedule
+    skipped = sum(map(len, schedule.skipped))
+    assert skipped > 0
+    assert table.ms(schedule) == pytest.approx(2 + (DEPTH - 0.25 * skipped) * 37)
+
+
+def test_a_policy_that_skips_paths_times_a_block_with_one_path(model, images) -> None:
+    reduction = Reduction(model, policy_config("directions", paths="last"))
+    table = measure_cost_table(reduction, images, lambda: model(images), lambda call, device: call() or 1.0)
+    assert table.blocks[0].path == 0.0  # each call takes as long
+    clock = Device(model).clock
+    slow = lambda call, device: clock(call, device) * (1 if any(map(any, reduction.schedule.skipped)) else 2)  # noqa: E731
+    assert 0 < measure_cost_table(reduction, images, lambda: model(images), slow).blocks[0].path <= 1
 
 
 class Fickle:
@@ -189,7 +206,7 @@ def fickle(model):
 
     def make(share) -> Reduction:
         reduction = Reduction(model, policy_config("mtr"))
-        reduction.model = Fickle(reduction, share)
+        reduction._model = Fickle(reduction, share)
         reduction.solve = partial(Reduction.solve, stand_in := Reduction(model, policy_config("mtr")))
         reduction.use = partial(setattr, reduction._active, "schedule")
         assert stand_in.model is model
@@ -227,7 +244,7 @@ def test_a_drop_beyond_the_promise_is_rare(true_drop: float, model, fickle) -> N
     solve = reduction.solve
     reduction.solve = lambda ratio: (
         schedules.get(round(ratio / DROP_STEP))
-        or (solve(ratio) if ratio == 0 else (_ for _ in ()).throw(UserError("out of reach")))
+        or (solve(ratio) if ratio == 0 else (_ for _ in ()).throw(OutOfReach("out of reach")))
     )
     wrong = 0
     for _ in range(400):
@@ -282,7 +299,9 @@ def test_a_drop_is_not_measured_on_images_that_chose_the_schedule(model, monkeyp
     images = torch.randn(80, 3, 48, 48, generator=torch.Generator().manual_seed(2))
     seen: dict[str, torch.Tensor] = {}
     search, solve = patching.GreedySearch, budgets.solve_max_drop
-    monkeypatch.setattr(patching, "GreedySearch", lambda *args: seen.update(chosen=args[-1]) or search(*args))
+    monkeypatch.setattr(
+        patching, "GreedySearch", lambda *args, **more: seen.update(chosen=args[4]) or search(*args, **more)
+    )
     monkeypatch.setattr(
         patching, "solve_max_drop", lambda *args, **more: seen.update(tested=args[2]) or solve(*args, **more)
     )

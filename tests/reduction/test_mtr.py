@@ -170,7 +170,7 @@ def test_removing_too_many_is_refused(remove: int) -> None:
     ("part", "value", "message"),
     [
         ("score", "delat", "unknown mtr.score 'delat'.*'delta'"),
-        ("merge", "sum", "unknown mtr.merge 'sum'"),
+        ("merge", "median", "unknown mtr.merge 'median'"),
         ("target_fraction", -0.1, r"target_fraction must be in \[0, 1\], got -0.1"),
         ("target_fraction", 1.5, r"target_fraction must be in \[0, 1\], got 1.5"),
     ],

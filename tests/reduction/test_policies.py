@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from fitting_counts import FOR_ANY_FAMILY, fitting
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from slow_policies import mtr as slow_mtr
@@ -15,16 +16,19 @@ from slow_policies import policy as slow_policy
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
-from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
+from mtr_lab.measure.flops import counted_flops
+from mtr_lab.reduction import apply, make_policy, policy_config
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
-BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random")
-RESTORED = {"mtr", "rmeeto", "utr", "hsa", "random", "write"}
-PRUNING = {"hsa", "random", "pumer", "utr"}
+BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
+RESTORED = {"mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
+PRUNING = {"hsa", "random", "pumer", "utr", "storm_evit", "storm_random"}
+ONE_BY_ONE = [name for name in FOR_ANY_FAMILY if not make_policy(policy_config(name)).keeps_grid]
+"""Policies that remove any number of tokens; tests/contract/test_lines.py has the others."""
 
 
 def random_state(batch: int, length: int, channels: int, special: int, *, sized: bool = True) -> TokenState:
@@ -56,6 +60,7 @@ def test_equals_a_loop_over_tokens(name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(4, 20), label="tokens")
     special = data.draw(st.integers(1, 2), label="special")
     policy = make_policy(policy_config(name))
+    assume(policy.capacity(length, special) > 0)
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
     state, evidence = random_state(2, length, 6, special), random_evidence(2, length)
@@ -103,7 +108,7 @@ def test_write_equals_a_loop_over_tokens(data: st.DataObject) -> None:
         torch.testing.assert_close(after.residual[b], torch.tensor(residual))
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", ONE_BY_ONE)
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(data=st.data())
 def test_invariants(name: str, data: st.DataObject) -> None:
@@ -111,6 +116,7 @@ def test_invariants(name: str, data: st.DataObject) -> None:
     special = data.draw(st.integers(1, 2), label="special")
     channels = data.draw(st.integers(1, 7), label="channels")
     policy = make_policy(policy_config(name))
+    assume(policy.capacity(length, special) > 0)
     remove = data.draw(st.integers(1, policy.capacity(length, special)), label="removed")
     torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
     state, evidence = random_state(4, length, channels, special), random_evidence(4, length)
@@ -140,7 +146,7 @@ def test_invariants(name: str, data: st.DataObject) -> None:
     torch.testing.assert_close(alone.residual, after.residual[order[:1]])
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(data=st.data())
 @torch.no_grad()
@@ -154,10 +160,10 @@ def test_invariants_through_a_whole_model(name: str, data: st.DataObject) -> Non
     model = mtr_lab.create_model(family, img_size=(4 * size[0], 4 * size[1]), depth=depth, **geometry).eval()
     images = torch.randn(3, 3, 4 * size[0], 4 * size[1])
     policy = make_policy(policy_config(name))
-    length, counts = size[0] * size[1] + 1, []
+    length, counts, layout = size[0] * size[1] + 1, [], model.layouts()[0]
     for block in range(depth):
-        left = length - sum(counts)
-        counts.append(data.draw(st.integers(0, min(5, policy.capacity(left, 1))), label=f"removed at {block}"))
+        wanted = data.draw(st.integers(0, 7 if policy.keeps_grid else 5), label=f"wanted at {block}")
+        counts.append(policy.possible(wanted, length - sum(counts), layout))
 
     unreduced = mtr_lab.trace(model, images)
     schedule = mtr_lab.patch(model, name, schedule=counts).schedule
@@ -174,7 +180,7 @@ def test_invariants_through_a_whole_model(name: str, data: st.DataObject) -> Non
             assert torch.equal(state.stream, unreduced[block].stream)
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 def test_every_policy_runs_in_a_model(name: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=48, patch_size=8, stride=8, depth=6, embed_dim=32, num_classes=5)
@@ -183,7 +189,7 @@ def test_every_policy_runs_in_a_model(name: str) -> None:
         expected = model.eval()(images)
         mtr_lab.patch(model, name, ratio=0)
         assert torch.equal(model(images), expected)
-        schedule = mtr_lab.patch(model, name, ratio=0.15).schedule
+        schedule = mtr_lab.patch(model, name, ratio=0.15, images=images).schedule
         assert schedule.reduction >= 0.15
         reduced = model(images)
         assert reduced.isfinite().all()
@@ -236,6 +242,82 @@ def test_aligned_states_decay_over_the_gaps() -> None:
     assert seen[-1] is None
 
 
+SMALL_VIM = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 4, "embed_dim": 16, "num_classes": 3}
+
+
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize("policy", ["write", "tome", "pumer", "utr"])
+@torch.no_grad()
+def test_the_convolution_runs_over_the_original_positions(name: str, policy: str) -> None:
+    """From the first reduction on: as convolving the sequence where a token stands at all positions it has absorbed."""
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model(name, **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    schedule = [3, 2, 2, 0]
+    merged_alone = mtr_lab.patch(model, policy, schedule=schedule).schedule
+    survivors = model(images)
+    assert mtr_lab.patch(model, policy, schedule=schedule, convolution="unmerged").schedule == merged_alone  # no FLOPs
+    states = [None, *mtr_lab.trace(model, images)]  # before each block
+    inputs: list[torch.Tensor] = []
+    convolve = ops.mixer.causal_conv1d
+
+    def spied(x: torch.Tensor, *args: torch.Tensor, **options: object) -> torch.Tensor:
+        y = convolve(x, *args, **options)
+        state, reverse = states[len(inputs)], options["reverse"]
+        inputs.append(x)
+        for b in range(len(x)):
+            alive = [i for i, t in enumerate(state.source[b]) if t >= 0] if state else list(range(x.shape[1]))
+            whole = x[b, state.source[b, alive]] if state else x[b]
+            places = [alive.index(i) for i in state.index[b]] if state else alive
+            expected = convolve(whole[None], *args, reverse=reverse)[:, 0, places]
+            torch.testing.assert_close(y[:, b], expected)
+        return y
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ops.mixer, "causal_conv1d", spied)
+        unmerged = model(images)
+    assert [x.shape[1] for x in inputs] == [17, 14, 12, 10]
+    assert not torch.allclose(unmerged, survivors, atol=1e-4)
+    for block in model.blocks:  # called as a module, as with an adapter
+        block.mixer.conv1d.register_forward_hook(lambda module, args, output: None)
+    torch.testing.assert_close(model(images), unmerged)
+
+
+@torch.no_grad()
+def test_a_merged_token_is_scanned_as_a_run_of_equal_tokens() -> None:
+    """From the first reduction on, and its FLOPs are charged in both conventions."""
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    seen: list[torch.Tensor | None] = []
+    for block in model.blocks:
+        block.mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].repeats))
+    plain = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0]).schedule
+    model(images)
+    assert seen == [None] * 4
+    exact = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0], stretch="exact").schedule
+    sizes = [state.size for state in mtr_lab.trace(model, images)]
+    assert seen[4] is None
+    assert all(map(torch.equal, seen[5:], sizes[:3]))
+    one_direction = (14 + 12 + 10) * 32 * 16  # tokens that enter after the first reduction, channels, states
+    assert exact.exponentials - plain.exponentials == 2 * one_direction
+    assert exact.flops - plain.flops == 4 * 2 * one_direction
+    assert exact.flops_literature - plain.flops_literature == 4 * one_direction
+    assert counted_flops(model, images) == (exact.flops, exact.flops_overhead)
+    mtr_lab.patch(model, "mtr", schedule=[0, 0, 0, 0], stretch="exact")
+    assert counted_flops(model, images)[0] == exact.flops_unreduced
+
+
+@torch.no_grad()
+def test_pruned_tokens_leave_the_convolution() -> None:
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    logits = [
+        model(images)
+        for convolution in ("survivors", "unmerged")
+        if mtr_lab.patch(model, "hsa", schedule=[3, 2, 2, 0], convolution=convolution)
+    ]
+    assert torch.equal(*logits)
+
+
 def test_scores_equal_their_formulas() -> None:
     torch.manual_seed(0)
     state, evidence = random_state(2, 9, 5, 1), random_evidence(2, 9)
@@ -248,6 +330,7 @@ def test_scores_equal_their_formulas() -> None:
         "b": (evidence.b[:, 0] + evidence.b[:, 1]).mean(-1),
         "c": (evidence.c[:, 0] + evidence.c[:, 1]).mean(-1),
         "norm": (state.hidden + state.residual).norm(dim=-1),
+        "magnitude": state.residual.abs().mean(-1),
     }
     for name, value in expected.items():
         policy = make_policy(policy_config("mtr", score=name))
@@ -292,9 +375,14 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"directions": "up"}, "unknown mtr.directions 'up'"),
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
+        ({"convolution": "all"}, "unknown mtr.convolution 'all'"),
+        ({"stretch": "half"}, r"mtr.stretch must be in \[0, 1\] or exact, got 'half'"),
+        ({"stretch": True}, r"mtr.stretch must be in \[0, 1\] or exact, got True"),
         ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
         ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),
+        ({"matching": "adjacent"}, "mtr.matching=adjacent .*grouping=asymmetric: it needs mtr.grouping=alternate"),
+        ({"zone": -1}, "mtr.zone=-1: expected an integer of at least 0"),
         ({"merge": "fuse", "grouping": "halves"}, "mtr.merge=fuse .*grouping=halves: it needs mtr.grouping=asymmetric"),
     ],
 )
@@ -355,7 +443,7 @@ class WithoutClassToken(Vim):
     """A stand-in for a family without a class token."""
 
     def embed(self, images: torch.Tensor) -> TokenState:
-        return TokenState.start(self.patch_embed(images), [])
+        return TokenState.start(self.patch_embed(images), [], self.layouts()[0])
 
     def layouts(self, img_size=None) -> list[Layout]:
         return [Layout(*layout.grid) for layout in super().layouts(img_size)]
@@ -364,7 +452,7 @@ class WithoutClassToken(Vim):
 SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @torch.no_grad()
 def test_policies_that_need_a_class_token_are_refused_without_one(name: str) -> None:
     model = WithoutClassToken(**SMALL).eval()
@@ -375,8 +463,9 @@ def test_policies_that_need_a_class_token_are_refused_without_one(name: str) -> 
             mtr_lab.patch(model, name, ratio=0.1)
         assert all(part.reduction is None for part in (model, *model.blocks))
     else:
-        mtr_lab.patch(model, name, schedule=[3, 3, 0, 0])
-        assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 30, 16)
+        counts = fitting(name, [3, 3, 0, 0], model.layouts()[0])
+        mtr_lab.patch(model, name, schedule=counts)
+        assert model.forward_state(torch.randn(2, 3, 24, 24)).hidden.shape == (2, 36 - sum(counts), 16)
 
 
 def test_directions_and_evidence_that_a_model_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

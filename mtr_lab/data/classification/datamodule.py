@@ -42,6 +42,8 @@ class ImageDataModule(SplitDataModule[Any]):
         source: ``"imagefolder"``; ``"imagenette"``, which is downloaded if missing; or a timm dataset name such as
             ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
         classes: names of labels 0, 1, 2 … if the dataset does not name them, or ``"imagenet-1k"``.
+        include, exclude: text files with one image a line, its path below ``test_split``: evaluate these images alone,
+            or all but these. For class folders.
         batch_size: number of images in a batch.
         cache: directory for decoded evaluation images, see :class:`~mtr_lab.data.classification.cache.CachedImages`.
         train_cache: ``"device"`` decodes the training images once a run and keeps them on the device, which augments
@@ -71,6 +73,8 @@ class ImageDataModule(SplitDataModule[Any]):
         root: str | None = None,
         source: str = "imagefolder",
         classes: str | Sequence[str] | None = None,
+        include: str | None = None,
+        exclude: str | None = None,
         batch_size: int = 50,
         cache: str | None = None,
         train_cache: str | None = None,
@@ -84,6 +88,8 @@ class ImageDataModule(SplitDataModule[Any]):
             raise UserError(f"dataset.classes={classes}: expected a list of names, or imagenet-1k.")
         self._root = None if root is None else str(root)  # YAML reads a directory called 5 as a number
         self._source = str(source)
+        self._include = None if include is None else Path(str(include)).expanduser()
+        self._exclude = None if exclude is None else Path(str(exclude)).expanduser()
         self._classes = classes
         self._collate = Collate(tuple(data_config["input_size"]))
         self._mean, self._std = data_config["mean"], data_config["std"]
@@ -161,7 +167,13 @@ class ImageDataModule(SplitDataModule[Any]):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         images: Any = self._training_images(augmented=False)
         kept = DeviceImages(
-            images, self._training_indices(held_out=False), self._kept_size, device, self._num_workers, self.name
+            images,
+            self._training_indices(held_out=False),
+            self._kept_size,
+            device,
+            self._num_workers,
+            self.name,
+            progress=self.trainer is None or self.trainer.is_global_zero,
         )
         sampler = self._training_sampler(range(len(kept)))
         return DeviceLoader(kept, augmentation, self._standardise, sampler, self._seed)
@@ -190,12 +202,19 @@ class ImageDataModule(SplitDataModule[Any]):
 
     def _open(self, split: str, training: bool) -> ImageSource | StreamSource:
         if self._source not in ("imagefolder", "imagenette"):
+            if self._include is not None or self._exclude is not None:
+                raise UserError(
+                    f"dataset.include and dataset.exclude list files of class folders, and dataset.source="
+                    f"{self._source} has other images: set both to null."
+                )
             return open_timm(
                 self._source, self._root, split, training=training, batch_size=self._batch_size, seed=self._seed
             )
         imagenette = self._source == "imagenette"
         root = find_imagenette(self._root, split) if imagenette else find_root(self.name, self._root)
-        return FolderSource((training_directory if training else evaluation_directory)(root, split))
+        if training:
+            return FolderSource(training_directory(root, split))
+        return FolderSource(evaluation_directory(root, split), self._include, self._exclude)
 
     def _holdout_key(self, index: int) -> str:
         return self._train_source.holdout_key(index)

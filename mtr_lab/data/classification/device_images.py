@@ -30,6 +30,7 @@ class DeviceImages:
         device: to keep them on.
         num_workers: processes that decode.
         name: of the dataset, for the progress bar.
+        progress: whether to draw it.
 
     Attributes:
         pixels: (n, 3, *size) uint8.
@@ -49,6 +50,7 @@ class DeviceImages:
         device: torch.device,
         num_workers: int,
         name: str,
+        progress: bool = True,
     ) -> None:
         _check_memory(len(indices) * 3 * size[0] * size[1], device)
         decoded: list[_Decoded] = []
@@ -56,7 +58,8 @@ class DeviceImages:
         loader: DataLoader[Any] = DataLoader(
             _Resized(images, indices, size), batch_size=_CHUNK, num_workers=num_workers, collate_fn=_stack
         )
-        for chunk, skipped in track(loader, f"decoding {name}", console=Console(stderr=True), disable=len(loader) < 2):
+        hidden = not progress or len(loader) < 2
+        for chunk, skipped in track(loader, f"decoding {name}", console=Console(stderr=True), disable=hidden):
             if isinstance(chunk, UserError):
                 raise chunk
             self.skipped += skipped

@@ -31,10 +31,11 @@ function differenceRows() {
               const {
                 difference,
                 ci: [lo, hi],
-                significant,
+                p,
+                p_holm,
               } = pair[key];
               const ci = sign > 0 ? [lo, hi] : [-hi || 0, -lo || 0];
-              return [key, { value: sign * difference || 0, ci, significant }];
+              return [key, { value: sign * difference || 0, ci, p, p_holm, significant: p_holm < 0.05 }];
             }),
           ),
         }))
@@ -75,7 +76,9 @@ function differenceColumns(rows) {
       key: "ratio",
       head: ["Asked, %"],
       value: ({ point }) => point.ratio ?? point.reduction,
-      cell: ({ point }) => [askedShort(point)],
+      cell: ({ point }) => [
+        point.budget ? askedShort(point) : point.ratio == null ? ratioName(point) : percent(point.ratio),
+      ],
     },
     ...metrics.map((metric) => {
       const limit = Math.max(...rows.flatMap((row) => row[metric.key]?.ci ?? []).map(Math.abs), 1e-12);
@@ -91,7 +94,10 @@ function differenceColumns(rows) {
           return [
             h(
               "div",
-              { class: `difference ${said.split(" ")[0]}`, title: said },
+              {
+                class: `difference ${said.split(" ")[0]}`,
+                title: `${said}: p = ${difference.p.toPrecision(2)}, corrected ${difference.p_holm.toPrecision(2)}`,
+              },
               h("span", { class: "mark", role: "img", "aria-label": said }, mark),
               h(
                 "span",
@@ -121,7 +127,7 @@ function drawDifferences() {
       return h(
         "option",
         { value: key, selected: key === chosen },
-        key === "unreduced" ? "the unreduced model" : `${label(base)}, at the same ratio`,
+        key === "unreduced" ? "the unreduced model" : base.model ? label(base) : `${label(base)}, at the same ratio`,
       );
     }),
   );
@@ -132,10 +138,10 @@ function drawDifferences() {
   const paired = data.runs.filter((run) => run.paired).length;
   const name = chosen === "unreduced" ? "the unreduced model" : chosen && label(bases.get(chosen)[0].base);
   byId("differences-caption").textContent = rows.length
-    ? `Each point minus ${name}${chosen === "unreduced" ? "" : " at the same asked ratio"}, image by image, ` +
+    ? `Each point minus ${name}${chosen === "unreduced" || rows[0].base.model ? "" : " at the same asked ratio"}, image by image, ` +
       `with the 95 % interval of a paired bootstrap over images (${data.resamples.toLocaleString("en")} resamples). ` +
-      "▲ better, ▼ worse: the interval excludes 0; ○ not significant. Multiple comparisons are not corrected for: " +
-      "of twenty without a true difference, about one is expected to be marked."
+      "▲ better, ▼ worse: p < 0.05 after Holm's correction for all such comparisons of the report; ○ not significant. " +
+      "p: McNemar's exact test for shares of images, for others a normal test with the bootstrap's standard error."
     : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz " +
       `beside result.json (${paired} of ${data.runs.length} runs have it). ` +
       "For detection and segmentation, use mtr_lab.results.comparison.compare.";

@@ -32,6 +32,7 @@ function flat(point) {
     if (key.endsWith("_ci")) [row[key.replace("_ci", "_lo")], row[key.replace("_ci", "_hi")]] = value;
     else if (key === "latency_ms") [row.latency_p50_ms, row.latency_p95_ms] = [value.p50, value.p95];
     else if (key === "tokens" || key === "seeds") row[key] = value.join(" ");
+    else if (key === "resolution") row[key] = value.join("x");
     else if (key === "skipped") row.skipped = value.length;
     else if (typeof value !== "object" || value === null) row[key] = value;
   }
@@ -48,11 +49,13 @@ function flatDifference(row) {
   };
   for (const key of ["task", "backbone", "dataset", "hardware"]) record[key] = row.point[key];
   for (const { key } of COMPARED.filter((metric) => row[metric.key])) {
-    const { value, ci, significant } = row[key];
+    const { value, ci, p, p_holm, significant } = row[key];
     Object.assign(record, {
       [`${key}_difference`]: value,
       [`${key}_lo`]: ci[0],
       [`${key}_hi`]: ci[1],
+      [`${key}_p`]: p,
+      [`${key}_p_holm`]: p_holm,
       [`${key}_significant`]: significant,
     });
   }
@@ -99,6 +102,7 @@ function pointsLatex(rows) {
         column("FLOPs removed (\\%)", "reduction", percent),
         column("GFLOPs", "flops_true", giga),
         column("GFLOPs (lit.)", "flops_literature", giga),
+        { ...column("Picture", "resolution"), write: (p) => picture(p) ?? "" },
         ...METRICS.map((metric) => ({
           ...column(metric.latex, metric.key),
           write: (p) =>
@@ -137,7 +141,7 @@ function differencesLatex(rows) {
       })),
     ],
     rows,
-  ).replace("95 % intervals", "95 % intervals of a paired bootstrap, * excludes 0");
+  ).replace("95 % intervals", "95 % intervals of a paired bootstrap, * p < 0.05 after Holm's correction");
 }
 
 async function savePng(kind) {

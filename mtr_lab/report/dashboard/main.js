@@ -33,6 +33,7 @@ function render() {
     (repeated
       ? " An unreduced model with equal figures in several runs is one row, with the speed of the median run."
       : "") +
+    data.remarks.map((remark) => ` ${remark}.`).join("") +
     (averaged() ? " Runs that differ only in mtr.seed are one row: mean ± standard deviation over the seeds." : "");
   differenceRowsShown = drawDifferences();
   drawRuns();

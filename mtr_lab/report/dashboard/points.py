@@ -10,14 +10,13 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.dashboard.runs import Run
-from mtr_lab.results.comparison import Sample, check_same_images, compare_all
+from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import point_name
-from mtr_lab.results.schema import Point
+from mtr_lab.results.predictions import name_of, point_name
+from mtr_lab.results.schema import SPEEDS, Point
 from mtr_lab.results.seeds import Place, mean_point
 from mtr_lab.results.settings import flatten
 
-_SPEED = ("img_per_s", "latency_ms", "peak_mib")
 _SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
 _NAMED_SETTINGS = 4  # in the name of a variant
 
@@ -42,9 +41,9 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
                 continue
             key: list[Any] = [r, i]
             if point["policy"] == "none":
-                content = {name: value for name, value in point.items() if name not in _SPEED}
+                content = {name: value for name, value in point.items() if name not in SPEEDS}
                 key = [_setting(run), hardware_name(run.result["environment"]), run.result.get("weights"), content]
-                if any(name in point for name in _SPEED):
+                if any(name in point for name in SPEEDS):
                     settings = dict(flatten(run.result["config"]))
                     key.append([settings.get(name) for name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
@@ -77,7 +76,7 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):
                 if point["policy"] != "none" and (r, i) not in others:
-                    alike[variants[r], point_name(point["policy"], point["ratio"], point.get("budget"))].append(r)
+                    alike[variants[r], name_of(point)].append(r)
         for r in {r for same in alike.values() if len(same) > 1 for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
@@ -91,6 +90,9 @@ def _images(run: Run) -> str:
 
 def differences_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare each point with its run's unreduced point, and with all points of other policies or runs at its ratio.
+
+    A smaller model is compared with all points. P-values are corrected for the number of comparisons, those with
+    unreduced points and the others apart.
 
     Points that differ only in the seed are compared as their mean, at the place of the first.
 
@@ -126,10 +128,12 @@ def differences_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tup
         pairs = [
             (a, b)
             for a, b in combinations(range(len(places)), 2)
-            if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _same_budget(points[a], points[b]))
+            if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _comparable(points[a], points[b]))
         ]
         metrics = [_summed([samples[r].metrics[i] for r, i in group]) for group in groups]
         compared = compare_all(metrics, pairs, runs=[len(group) for group in groups])
+        for to_unreduced in (True, False):  # two tables of the page
+            correct([row for (a, _), row in zip(pairs, compared, strict=True) if (places[a][1] == 0) == to_unreduced])
         for (a, b), difference in zip(pairs, compared, strict=True):
             differences.append({"first": places[a], "second": places[b], **difference})
     return differences, notes
@@ -140,6 +144,11 @@ def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.sum([of_run[name] for of_run in metrics], axis=0) for name in metrics[0]}
 
 
-def _same_budget(first: Point, second: Point) -> bool:
-    asked = [point_name("", point["ratio"], point.get("budget")) for point in (first, second)]
-    return first["policy"] != "none" and asked[0] != "" and asked[0] == asked[1]
+def _comparable(first: Point, second: Point) -> bool:
+    """Whether both have the same budget; a smaller model, which has none, is compared with every point."""
+    if first["policy"] == "none" or first.get("model") == second.get("model", ""):
+        return False
+    if "model" in first or "model" in second:
+        return True
+    asked = [point_name("", point["ratio"], budget=point.get("budget")) for point in (first, second)]
+    return asked[0] != "" and asked[0] == asked[1]

@@ -8,10 +8,11 @@ from typing import Any
 from mtr_lab.errors import UserError
 from mtr_lab.report.axes import axes
 from mtr_lab.report.dashboard.points import differences_of, points_of, variants_of
-from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run
+from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run, smaller_models
+from mtr_lab.results.best_resolution import best_resolution
 from mtr_lab.results.environment import hardware_name
 from mtr_lab.results.resampling import RESAMPLES
-from mtr_lab.results.schema import FILE_NAME
+from mtr_lab.results.schema import FILE_NAME, Point
 from mtr_lab.results.seeds import seed_groups
 
 REPORT_PICTURE_BYTES = 48 << 20
@@ -42,8 +43,8 @@ class Reader:
 
         Returns:
             ``axes`` of the charts; ``runs`` with their unchanged results; ``points``, which are places in these
-            results, or means of points that differ only in the seed; paired ``differences`` between points; ``notes``
-            that say what was left out, and why.
+            results, or means of points that differ only in the seed; paired ``differences`` between points;
+            ``remarks`` on models; ``notes`` that say what was left out, and why.
 
         Raises:
             UserError: a path does not exist, or a given file or run folder is not a result. A bad file within a given
@@ -64,6 +65,7 @@ class Reader:
                 self._read[file] = (stamp, run)
             runs.append(run)
             notes += run.notes
+        runs += smaller_models(runs)
         seeds = seed_groups([run.result for run in runs])
         variants = variants_of(runs, seeds)
         differences, refused = differences_of(runs, seeds)
@@ -85,6 +87,7 @@ class Reader:
             ],
             "points": list(points_of(runs, seeds)),
             "differences": differences,
+            "remarks": _best_resolutions(runs),
             "notes": [*notes, *refused, *left_out],
         }
 
@@ -100,6 +103,17 @@ class Reader:
                 names.setdefault(file, "/".join([top.resolve().name, *run.relative_to(top).parts]))
         shown = list(names.values())
         return {file: name if shown.count(name) == 1 else str(file.parent) for file, name in names.items()}
+
+
+def _best_resolutions(runs: Sequence[Run]) -> list[str]:
+    """A line for each model that was evaluated at several sizes of the picture, on each set of images."""
+    points: dict[tuple[Any, ...], list[Point]] = {}
+    for run in runs:
+        result = run.result
+        key = (result["backbone"], result["task"], result["dataset"], result["points"][0]["images"])
+        points.setdefault(key, result["points"][:1]).extend(result["points"][1:])
+    lines = {backbone: best_resolution(members) for (backbone, *_), members in points.items()}
+    return [f"{backbone}: {line}" for backbone, line in lines.items() if line is not None]
 
 
 def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], list[str]]:

@@ -1,16 +1,20 @@
 """Reading one run of a report: its result, the sample for paired differences, its pictures."""
 
 import base64
+import hashlib
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtr_lab.errors import UserError
 from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
-from mtr_lab.results.predictions import point_name
+from mtr_lab.results.predictions import name_of
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import PICTURES, Result, read_result
+from mtr_lab.results.smaller_model import beside
 
 PICTURE_BYTES = 4 << 20
 """Larger pictures are not embedded."""
@@ -26,6 +30,7 @@ class Run:
     sample: Sample | None
     pictures: list[dict[str, str]]  # name and data URI
     notes: list[str]
+    folder: Path
 
 
 def read_run(file: Path, name: str) -> Run:
@@ -35,7 +40,7 @@ def read_run(file: Path, name: str) -> Run:
         UserError: it is not a result. Predictions and pictures that cannot be used become notes instead.
     """
     result, notes, sample = read_result(file), [], None
-    names = [point_name(point["policy"], point["ratio"], point.get("budget")) for point in result["points"]]
+    names = [name_of(point) for point in result["points"]]
     if (file.parent / predictions_file.FILE_NAME).exists():
         try:
             sample = Sample.of(load_predictions(file.parent))
@@ -55,7 +60,44 @@ def read_run(file: Path, name: str) -> Run:
             notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror}.")
             continue
         pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
-    return Run(name, result, sample, pictures, notes)
+    return Run(name, result, sample, pictures, notes, file.parent)
+
+
+def smaller_models(runs: Sequence[Run]) -> list[Run]:
+    """Every unreduced model as a line in the figures of each larger model that was reduced, on the same images.
+
+    Of several runs of a model, the first; only of classification, whose predictions are compared in pairs.
+    """
+    models: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        if run.sample is not None:
+            result, weights = run.result, json.dumps(run.result.get("weights"), sort_keys=True)
+            images = hashlib.blake2b(run.sample.hashes.tobytes()).hexdigest()
+            models.setdefault((result["task"], result["dataset"], images, result["backbone"], weights), run)
+    reduced = {
+        (run.result["backbone"], json.dumps(run.result.get("weights"), sort_keys=True))
+        for run in runs
+        if len(run.result["points"]) > 1
+    }
+    lines = []
+    for (*data, name, weights), large in models.items():
+        if (name, weights) not in reduced:
+            continue
+        for (*other, smaller, _), small in models.items():
+            if other == data and smaller != name and _flops(small) < _flops(large):
+                pair = (large.result, load_predictions(large.folder), small.result, load_predictions(small.folder))
+                try:
+                    result, predictions = beside(*pair)
+                except ValueError:  # other classes
+                    continue
+                lines.append(
+                    Run(f"{small.name} beside {large.name}", result, Sample.of(predictions), [], [], small.folder)
+                )
+    return lines
+
+
+def _flops(run: Run) -> float:
+    return run.result["points"][0]["flops_true"] or 0.0
 
 
 def file_stamp(file: Path) -> list[tuple[str, int, int]]:

@@ -97,6 +97,16 @@ function pointColumns() {
       cell: (p) =>
         lines(String(p.tokens[0] ?? ABSENT), p.tokens.at(-1) !== p.tokens[0] ? `→ ${p.tokens.at(-1)}` : ""),
     },
+    ...(has("resolution")
+      ? [
+          {
+            key: "resolution",
+            head: ["Picture", "px"],
+            value: (p) => p.resolution?.[0],
+            cell: (p) => [p.resolution ? p.resolution.join(" × ") : ""],
+          },
+        ]
+      : []),
     ...METRICS.filter((metric) => has(metric.key)).map((metric) =>
       number(
         metric.key,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mtr_lab.measure.statistics import wilson_interval
-from mtr_lab.results.resampling import Difference, paired_difference, percentile_interval
+from mtr_lab.results.resampling import Difference, normal_p, paired_difference, percentile_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +101,5 @@ class PooledMetric(Metric):
         """How point ``j`` of ``second`` differs from point ``i`` of ``first``, on the same images."""
         drawn = (self.resamples if resamples is None else resamples, seed)
         resampled = self.resampled(second, j, *drawn) - self.resampled(first, i, *drawn)
-        return paired_difference(self.value(second, j) - self.value(first, i), percentile_interval(resampled))
+        difference = self.value(second, j) - self.value(first, i)
+        return paired_difference(difference, percentile_interval(resampled), normal_p(difference, resampled))

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from mtr_lab.ops.convolution import causal_conv1d_reference
+from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference, causal_conv1d_unmerged_triton
 from mtr_lab.ops.gpu.conv import causal_conv1d, causal_conv1d_backward
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended
@@ -78,3 +79,18 @@ def test_extremes_neither_overflow_nor_cancel():
     dx, _, _ = causal_conv1d_backward(x, weight, bias, (False,), torch.ones_like(y))
     assert y.flatten().tolist() == pytest.approx([0.0, 0.0, 0.0, 100.0, 1e30])
     assert dx.flatten().tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("batch", "length", "positions", "channels", "width", "reverse"),
+    [(1, 1, 1, 1, 2, (False,)), (2, 9, 20, 67, 4, (False, True)), (1, 8, 11, 128, 3, (True, True, False))],
+)
+def test_unmerged(batch, length, positions, channels, width, reverse, dtype):
+    x, weight, bias = random_inputs(batch, length, channels, width, len(reverse), dtype)
+    index = torch.stack([torch.randperm(positions)[:length].sort().values for _ in range(batch)])
+    source = torch.randint(-1, length, (batch, positions))
+    y = causal_conv1d_unmerged_triton(x, weight, bias, index, source, reverse)
+    expected = causal_conv1d_unmerged_reference(x.double(), weight.double(), bias.double(), index, source, reverse)
+    assert (y.dtype, y.shape) == (dtype, expected.shape)
+    assert (y.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()

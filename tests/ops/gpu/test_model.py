@@ -110,6 +110,17 @@ def test_reduced(policy):
             assert relative(made(images), expected) < 1e-5
 
 
+@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}])
+def test_parts_that_later_blocks_read(parts):
+    made, images = model(), torch.randn(2, 3, 24, 24)
+    mtr_lab.patch(made, "write", schedule=[3, 0, 2], **parts)
+    with torch.no_grad():
+        with ops.use_backend("reference"):
+            expected = copy.deepcopy(made).double()(images.double())
+        with ops.use_backend("triton"):
+            assert relative(made(images), expected) < 1e-5
+
+
 def test_trace():
     made, images = model(), torch.randn(1, 3, 24, 24)
     mtr_lab.patch(made, "mtr", schedule=[3, 0, 2])

@@ -1,0 +1,217 @@
+"""Small classes with the attributes and the parameter names of the authors' classes.
+
+Their own code needs a GPU: every ``forward`` raises, as theirs does on a CPU.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def needs_cuda(*_: Any) -> Any:
+    raise RuntimeError("Expected u.is_cuda() to be true, but got false.")
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_parameter("bias", None)
+
+    def forward(self, x, residual=None, prenorm=False, residual_in_fp32=False):
+        needs_cuda()
+
+
+class DropPath(nn.Module):
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+class PatchEmbed(nn.Module):
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, stride: int, channels: int, width: int
+    ) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = tuple((side - patch_size) // stride + 1 for side in self.img_size)
+        self.num_patches = math.prod(self.grid_size)
+        self.flatten = True
+        self.proj = nn.Conv2d(channels, width, patch_size, stride)
+        self.norm = nn.Identity()
+
+
+class TubeletEmbed(nn.Module):
+    def __init__(self, img_size: int, patch_size: int, kernel_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = (img_size, img_size), (patch_size, patch_size)
+        self.num_patches = (img_size // patch_size) ** 2
+        self.tubelet_size = kernel_size
+        sizes = (kernel_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(channels, width, sizes, sizes)
+
+
+class Mamba(nn.Module):
+    def __init__(self, width: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, **attributes: Any) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv, self.expand = width, d_state, d_conv, expand
+        self.d_inner = inner = expand * width
+        self.dt_rank = math.ceil(width / 16)
+        self.use_fast_path, self.activation = True, "silu"
+        biases = attributes.pop("bias", False), attributes.pop("conv_bias", True)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=biases[0])
+        self.act = nn.SiLU()
+        backward = "_b" if attributes.get("bimamba") or attributes.get("bimamba_type") == "v2" else ""
+        for suffix in dict.fromkeys(("", backward)):
+            conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=biases[1])
+            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, inner))
+            self.register_parameter(f"A{suffix}_log", nn.Parameter(torch.zeros(inner, d_state)))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
+        if attributes.get("init_layer_scale") is not None:
+            self.gamma = nn.Parameter(torch.ones(width))
+        self.out_proj = nn.Linear(inner, width, bias=biases[0])
+
+    def forward(self, hidden_states, inference_params=None):
+        needs_cuda()
+
+
+class Block(nn.Module):
+    def __init__(self, mixer: nn.Module, norm: nn.Module, drop_path: float, number: int) -> None:
+        super().__init__()
+        self.residual_in_fp32 = self.fused_add_norm = True
+        self.mixer, self.norm, self.layer_idx = mixer, norm, number
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, hidden_states, residual=None, inference_params=None):
+        needs_cuda()
+
+
+def build_common(
+    model: Any, depth: int, width: int, num_classes: int, drop_path_rate: float, norm: Any, **mixer: Any
+) -> None:
+    model.residual_in_fp32 = model.fused_add_norm = True
+    model.num_classes = num_classes
+    model.d_model = model.num_features = model.embed_dim = width
+    model.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+    model.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+    rates = [0.0, *torch.linspace(0, drop_path_rate, depth).tolist()]
+    model.layers = nn.ModuleList(Block(Mamba(width, **mixer), norm(), rates[i], i) for i in range(depth))
+    model.norm_f = norm()
+
+
+def vim(
+    img_size: Any = 64, patch_size: int = 8, stride: int = 8, depth: int = 2, embed_dim: int = 48, channels: int = 3,
+    num_classes: int = 10, d_state: int = 16, norm_epsilon: float = 1e-5, rms_norm: bool = True,
+    if_divide_out: bool | None = True, drop_rate: float = 0.0, drop_path_rate: float = 0.0,
+    bimamba_type: str = "v2", ssm_cfg: dict[str, Any] | None = None, init_layer_scale: float | None = None,
+    **attributes: Any,
+) -> nn.Module:  # fmt: skip
+    """An object of a class like Vim's; ``if_divide_out=None``: the attribute has its name of before July 2024."""
+
+    class VisionMamba(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            published = {
+                "if_bidirectional": False, "final_pool_type": "mean", "if_abs_pos_embed": True, "if_rope": False,
+                "if_rope_residual": False, "flip_img_sequences_ratio": -1.0, "if_cls_token": True,
+                "use_double_cls_token": False, "use_middle_cls_token": True, "num_tokens": 1,
+            }  # fmt: skip
+            for name, value in {**published, **attributes}.items():
+                setattr(self, name, value)
+            self.patch_embed = PatchEmbed(img_size, patch_size, stride, channels, embed_dim)
+            tokens = self.patch_embed.num_patches
+            if self.use_double_cls_token:
+                self.cls_token_head = nn.Parameter(torch.zeros(1, 1, embed_dim))
+                self.cls_token_tail = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            elif self.if_cls_token:
+                self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            if self.if_abs_pos_embed:
+                self.pos_embed = nn.Parameter(torch.zeros(1, tokens + self.num_tokens, embed_dim))
+                self.pos_drop = nn.Dropout(drop_rate)
+            name, value = ("if_devide_out", True) if if_divide_out is None else ("if_divide_out", if_divide_out)
+            mixer = {name: value, "bimamba_type": bimamba_type, "init_layer_scale": init_layer_scale}
+            kind = RMSNorm if rms_norm else nn.LayerNorm
+            build_common(
+                self, depth, embed_dim, num_classes, drop_path_rate, lambda: kind(embed_dim, eps=norm_epsilon),
+                d_state=d_state, **mixer, **(ssm_cfg or {}),
+            )  # fmt: skip
+
+        def forward_features(
+            self, x, inference_params=None, if_random_cls_token_position=False, if_random_token_rank=False
+        ):
+            needs_cuda()
+
+        def forward(
+            self, x, return_features=False, inference_params=None, if_random_cls_token_position=False,
+            if_random_token_rank=False,
+        ):  # fmt: skip
+            needs_cuda()
+
+    return VisionMamba()
+
+
+def videomamba(
+    img_size: Any = 64, patch_size: int = 8, stride: int = 8, depth: int = 2, embed_dim: int = 48, channels: int = 3,
+    num_classes: int = 10, norm_epsilon: float = 1e-5, drop_rate: float = 0.0, drop_path_rate: float = 0.0,
+    num_frames: int | None = None, kernel_size: int = 1, fc_drop_rate: float = 0.0, bimamba: bool = True,
+    ssm_cfg: dict[str, Any] | None = None,
+) -> nn.Module:  # fmt: skip
+    """An object of a class like VideoMamba's, for images or, with ``num_frames``, for videos."""
+
+    class VisionMamba(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if num_frames is None:
+                self.patch_embed = PatchEmbed(img_size, patch_size, stride, channels, embed_dim)
+            else:
+                self.patch_embed = TubeletEmbed(img_size, patch_size, kernel_size, channels, embed_dim)
+                self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // kernel_size, embed_dim))
+                self.head_drop = nn.Dropout(fc_drop_rate) if fc_drop_rate > 0 else nn.Identity()
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim))
+            self.pos_drop = nn.Dropout(drop_rate)
+            build_common(
+                self, depth, embed_dim, num_classes, drop_path_rate, lambda: RMSNorm(embed_dim, eps=norm_epsilon),
+                bimamba=bimamba, **(ssm_cfg or {}),
+            )  # fmt: skip
+
+        def forward_features(self, x, inference_params=None):
+            needs_cuda()
+
+        def forward(self, x, inference_params=None):
+            needs_cuda()
+
+    return VisionMamba()
+
+
+KINDS = {
+    "vim_official": vim,
+    "vim_official_stride8": vim,
+    "videomamba_image_official": videomamba,
+    "videomamba_video_official": videomamba,
+}
+"""By the golden file whose parameters fit."""
+
+
+def golden_object(file: str, **changes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """An object with the parameters of a golden file in evaluation mode, and the file's tensors."""
+    with safe_open(GOLDEN / f"{file}.safetensors", framework="pt") as golden:
+        arguments = {key: json.loads(value) for key, value in golden.metadata().items()}
+        tensors = {key: golden.get_tensor(key) for key in golden.keys()}  # noqa: SIM118
+    model = KINDS[file](**{**arguments, **changes}).eval()
+    state = {key.removeprefix("param."): value for key, value in tensors.items() if key.startswith("param.")}
+    model.load_state_dict(state, strict=True)
+    return model, tensors
