@@ -1,6 +1,6 @@
 """``mtr-lab eval``, or ``python -m mtr_lab``: evaluate a model unreduced and reduced."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from mtr_lab.cli.help_pages import Program
 from mtr_lab.cli.program import run_program
@@ -12,7 +12,10 @@ def announce(config: DictConfig) -> str:
     what = f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced"
     if mtr.ratio in (0, []):
         return what
-    at = "the counts of mtr.schedule" if mtr.ratio is None else f"mtr.ratio={mtr.ratio}"
+    at = f"mtr.ratio={mtr.ratio}"
+    if mtr.ratio is None:
+        several = isinstance(mtr.resolution, ListConfig)
+        at = f"mtr.resolution={mtr.resolution}" if several else "the counts of mtr.schedule"
     return f"{what} and by {mtr.policy} at {at}"
 
 

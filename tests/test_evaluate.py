@@ -204,7 +204,7 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
         seen = []
         for job in jobs:
             config = hydra.compose("config", [f"experiment={preset}", *job])
-            expected = {"nano_policies": "imagenette"}
+            expected = {"nano_policies": "imagenette", "nano_pictures": "imagenette"}
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))

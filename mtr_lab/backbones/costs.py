@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mtr_lab import ops
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -20,6 +22,11 @@ class Costs:
     def products(cls, multiply_accumulates: int) -> "Costs":
         """The costs of matrix products or convolutions."""
         return cls(2 * multiply_accumulates, multiply_accumulates)
+
+    def repeating(self, directions: int) -> "Costs":
+        """The costs of a mixer that scans tokens in that many directions, with ``repeats`` as in ``selective_scan``."""
+        more = ops.REPEAT_FLOPS * self.exponentials
+        return Costs(self.flops + more, self.literature + more // max(directions, 1), 2 * self.exponentials)
 
     def __add__(self, other: "Costs") -> "Costs":
         return Costs(

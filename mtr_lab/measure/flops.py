@@ -36,6 +36,7 @@ class Work:
         skipped: for each block the names of paths that are not scanned; none by default.
         sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
+        repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
     """
 
     remove: Sequence[int] | None = None
@@ -45,6 +46,7 @@ class Work:
     skipped: Sequence[Sequence[str]] = ()
     sampled: Sequence[bool] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
+    repeated: bool = False
 
 
 ALL = Work()
@@ -77,6 +79,8 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             is_sampled = bool(work.sampled) and work.sampled[len(entering) - 1]
             scanned = grid.sampled.patches if is_sampled else None
             costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned)
+            if work.repeated and entering[-1] < layout.tokens:
+                costs = costs.repeating(len(paths))
             total += costs * layout.sequences
     return total, entering
 

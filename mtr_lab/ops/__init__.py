@@ -21,7 +21,7 @@ from mtr_lab.ops.registry import (
     set_backend,
     use_backend,
 )
-from mtr_lab.ops.scan import selective_scan
+from mtr_lab.ops.scan import REPEAT_FLOPS, selective_scan
 from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (
@@ -36,6 +36,7 @@ REDUCTION_OPS = (
 __all__ = [
     "BACKENDS",
     "REDUCTION_OPS",
+    "REPEAT_FLOPS",
     "STATS",
     "DecisionInputs",
     "MambaWeights",

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
-_NO_GAP, _NO_DELTA_SCALE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
+_NO_GAP, _NO_FACTOR = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 _NO_POSITIONS = np.zeros((0, 0), np.int64)
 
 
@@ -18,7 +18,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
     """The contract of ``selective_scan_reference``, for a float32 ``u`` on the CPU and negative ``A``."""
     from mtr_lab.ops import cpu_kernels
 
-    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, repeats, reverse = inputs
     images, length, channels = u.shape[1:]
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
@@ -30,7 +30,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
         _NO_GAP if gap is None else _array(gap),
-        _NO_DELTA_SCALE if delta_scale is None else _array(delta_scale),
+        *(_NO_FACTOR if factor is None else _array(factor) for factor in (delta_scale, repeats)),
         z is not None,
         y.numpy(),
         np.array([numbers[name] for name in stats], dtype=np.int64),

@@ -125,6 +125,20 @@ def _exp2(x):
 
 
 @_jit()
+def _exp2_minus_1(x):
+    """2^x - 1 for x ≤ 0, without cancellation near 0."""
+    near = x * (P0 + x * (P1 + x * (P2 + x * (P3 + x * P4))))
+    return near if x > f32(-0.5) else _exp2(x) - f32(1)
+
+
+@_jit()
+def _growth(x, times):
+    """Σ 2^(k x) over k < ``times``, for x ≤ 0."""
+    x = f32(-1e-30) if x > f32(-1e-30) else x  # the limit at 0 is ``times``
+    return _exp2_minus_1(times * x) / _exp2_minus_1(x)
+
+
+@_jit()
 def _exp(x):
     """e^x for x ≤ 0, with the argument reduced in two steps so that the relative error does not grow with x."""
     x = f32(-87) if x < f32(-87) else x
@@ -189,8 +203,8 @@ _add_up: Any = None  # replaced in the kernels that ``scan`` makes
 
 
 def _scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, delta_scale, gated, y, stats,
-    sums,
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, delta_scale, repeats, gated,
+    y, stats, sums,
 ):  # fmt: skip
     """``stats``: the numbers of the terms that fill the last dimension of ``sums``."""
     directions, channels, states = A.shape
@@ -204,7 +218,7 @@ def _scan(
         # Lanes beyond the last channel stay zero.
         exponent = np.zeros((states, BLOCK), f32)
         state = np.zeros((states, BLOCK), f32)
-        skip, shift, idle, dt, decay, write, out = np.zeros((7, BLOCK), f32)
+        skip, shift, idle, dt, once, decay, write, out = np.zeros((8, BLOCK), f32)
         rows, total = np.zeros((3, GROUP, BLOCK), f32), np.zeros(GROUP, f32)
 
         for g in range(directions):
@@ -226,6 +240,7 @@ def _scan(
                 y_t = y[image, t, first : first + width]
 
                 scale_t = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
+                times = repeats[image, t] if repeats.shape[0] > 0 else f32(1)
                 gap_t = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
 
                 # Several short loops: the compiler does not vectorise one over all these arrays.
@@ -236,10 +251,21 @@ def _scan(
                 for j in range(width):
                     write[j] = dt[j] * u_t[j]
                     out[j] = skip[j] * u_t[j]
-                for n in range(states):
+                if times == f32(1):
+                    for n in range(states):
+                        for j in range(BLOCK):
+                            state[n, j] = _exp2(decay[j] * exponent[n, j]) * state[n, j] + write[j] * B_t[n]
+                            out[j] += state[n, j] * C_t[n]
+                else:
                     for j in range(BLOCK):
-                        state[n, j] = _exp2(decay[j] * exponent[n, j]) * state[n, j] + write[j] * B_t[n]
-                        out[j] += state[n, j] * C_t[n]
+                        once[j] = dt[j]
+                        dt[j] *= times
+                        decay[j] += dt[j] - once[j]
+                    for n in range(states):
+                        for j in range(BLOCK):
+                            growth = _growth(once[j] * exponent[n, j], times)
+                            state[n, j] = _exp2(decay[j] * exponent[n, j]) * state[n, j] + write[j] * growth * B_t[n]
+                            out[j] += state[n, j] * C_t[n]
                 for j in range(width):
                     y_t[j] = out[j] if g == 0 else y_t[j] + out[j]
                 if gated and g == directions - 1:

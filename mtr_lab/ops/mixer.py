@@ -30,6 +30,7 @@ def mamba_inner(
     order: Tensor | None = None,
     gap: Tensor | None = None,
     delta_scale: Tensor | None = None,
+    repeats: Tensor | None = None,
     index: Tensor | None = None,
     source: Tensor | None = None,
     stats: Sequence[str] = (),
@@ -41,8 +42,8 @@ def mamba_inner(
     Args:
         xz: the output of in_proj, (B, L, 2E): tokens, then their gate.
         weights: the parameters of the G directions.
-        reverse, order, gap, delta_scale, stats: as in ``selective_scan``. The convolution reads tokens in their order
-            or in reverse, not in ``order``.
+        reverse, order, gap, delta_scale, repeats, stats: as in ``selective_scan``. The convolution reads tokens in
+            their order or in reverse, not in ``order``.
         index, source: as in ``causal_conv1d``: the convolution runs over the original positions of the tokens.
         scale: factor of the result.
         packed: cache of the packed weights; without it they are packed at every call. A pass without the kernels
@@ -56,8 +57,8 @@ def mamba_inner(
     Raises:
         UserError: as ``selective_scan``.
     """
-    scanned = {"reverse": reverse, "order": order, "gap": gap, "delta_scale": delta_scale, "stats": stats}
-    return MAMBA_INNER(xz, weights, packed, scale, index=index, source=source, **scanned)
+    scanned = {"reverse": reverse, "order": order, "gap": gap, "delta_scale": delta_scale, "repeats": repeats}
+    return MAMBA_INNER(xz, weights, packed, scale, index=index, source=source, stats=stats, **scanned)
 
 
 def _composed(
@@ -104,6 +105,7 @@ def _fused(
     order: None,
     gap: Tensor | None,
     delta_scale: Tensor | None,
+    repeats: Tensor | None,
     index: Tensor | None,
     source: Tensor | None,
     stats: Sequence[str],
@@ -117,7 +119,7 @@ def _fused(
     kernel_weights = pack(weights, xz.dtype) if packed is None else packed.get(weights, xz.dtype)
     names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
-    positions = gap, delta_scale, index, source
+    positions = gap, delta_scale, repeats, index, source
     y, sums, projected = _mamba_inner(xz, *kernel_weights, *positions, directions, rank, states, names, scale)
     _, b, c = kernel_weights.split(projected)
     return y, as_asked(sums, stats), b[..., :states], c[..., :states]
@@ -138,6 +140,7 @@ def _unfit(
     order: Tensor | None,
     gap: Tensor | None,
     delta_scale: Tensor | None,
+    repeats: Tensor | None,
     source: Tensor | None,
     **options: Any,
 ) -> str:
@@ -145,8 +148,8 @@ def _unfit(
         return "reads tokens in their order or backwards"
     if not torch.is_grad_enabled():
         return ""
-    if any(t is not None for t in (gap, delta_scale, source)) or torch.compiler.is_compiling():
-        return "has no gradient of the fused mixer for gaps, delta_scale or source, or in a compiled graph"
+    if any(t is not None for t in (gap, delta_scale, repeats, source)) or torch.compiler.is_compiling():
+        return "has no gradient of the fused mixer for gaps, delta_scale, repeats or source, or in a compiled graph"
     if not fills_gpu(xz):
         return "leaves the GPU partly idle with few images"
     return ""
@@ -161,19 +164,21 @@ MAMBA_INNER = Operation(
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mtr_lab.ops.gpu import project, scan
 
-    xz, weights, gap, delta_scale, index, source, reverse, stats, scale = _unpack(*arguments)
+    xz, weights, gap, delta_scale, repeats, index, source, reverse, stats, scale = _unpack(*arguments)
     before_scan = [name for name in stats if not STATISTICS[name].reads_output]
     x, z = xz.chunk(2, dim=-1)
-    u, delta, projected, sums = project.project(x, weights, delta_scale, reverse, before_scan, index, source)
+    u, delta, projected, sums = project.project(
+        x, weights, delta_scale, reverse, before_scan, repeats=repeats, index=index, source=source
+    )
     y, more = scan.scan(
         u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
-        None, reverse, stats[len(before_scan) :], softplus=False, scale=scale,
+        None, reverse, stats[len(before_scan) :], softplus=False, scale=scale, repeats=repeats,
     )  # fmt: skip
     return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
 
 
-def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, Any, Any, list[str], float]:
-    """The operator's arguments as xz, weights, gap, delta_scale, index, source, reverse, names of statistics, scale."""
+def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, Any, Any, Any, list[str], float]:
+    """The operator's arguments as xz, weights, those from gap to reverse, names of statistics, scale."""
     xz, *weights = arguments[:8]
     *positions, reverse, _, _, names, scale = arguments[8:]
     return xz, PackedWeights(*weights), *positions, reverse, names.split(), scale
@@ -181,7 +186,7 @@ def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, Any, An
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels' function on packed weights; padded states stay zero."""
-    xz, weights, gap, delta_scale, index, source, reverse, stats, scale = _unpack(*arguments)
+    xz, weights, gap, delta_scale, repeats, index, source, reverse, stats, scale = _unpack(*arguments)
     x, z = xz.chunk(2, dim=-1)
     conv = weights.conv_weight.transpose(1, 2), weights.conv_bias
     if source is None:
@@ -189,13 +194,13 @@ def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     else:
         u = causal_conv1d_unmerged_reference(x, *conv, index, source, reverse)
     delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
-    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap, delta_scale)
-    y, sums = selective_scan_portable(ScanInputs(*inputs, tuple(reverse)), stats)
+    inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap)
+    y, sums = selective_scan_portable(ScanInputs(*inputs, delta_scale, repeats, tuple(reverse)), stats)
     return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    xz, weights, _, _, _, _, reverse, stats, _ = _unpack(*arguments)
+    xz, weights, *_, reverse, stats, _ = _unpack(*arguments)
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
     sums = xz.new_empty(*rows, len(stats), dtype=torch.float32)
@@ -206,8 +211,8 @@ def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 _mamba_inner = operator(
     "mamba_inner",
     "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
-    "Tensor a, Tensor d, Tensor? gap, Tensor? delta_scale, Tensor? index, Tensor? source, int[] reverse, int rank, "
-    "int states, str stats, float scale) -> (Tensor, Tensor, Tensor)",
+    "Tensor a, Tensor d, Tensor? gap, Tensor? delta_scale, Tensor? repeats, Tensor? index, Tensor? source, "
+    "int[] reverse, int rank, int states, str stats, float scale) -> (Tensor, Tensor, Tensor)",
     run=_run_kernels,
     fake=_like_result,
     decomposition=_in_plain_pytorch,
@@ -216,8 +221,8 @@ _mamba_inner = operator(
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner)
 def mamba_inner_flops(  # type: ignore[no-untyped-def]
-    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, delta_scale, index,
-    source, reverse, rank, states, *args, out_shape=None, **kwargs
+    xz_shape, conv_shape, conv_bias, projection, timescale, timescale_bias, a, d, gap, delta_scale, repeats,
+    index, source, reverse, rank, states, *args, out_shape=None, **kwargs
 ) -> int:  # fmt: skip
     """Those of convolution and scan, and 2 for each multiply-accumulate of the projections, padding not counted."""
     directions, width, channels = conv_shape
@@ -225,7 +230,9 @@ def mamba_inner_flops(  # type: ignore[no-untyped-def]
     return (
         causal_conv1d_flops((images, length, channels), (directions, channels, width))
         + _projection_flops(xz_shape, conv_shape, rank, states)
-        + selective_scan_flops((directions, images, length, channels), None, (directions, channels, states))
+        + selective_scan_flops(
+            (directions, images, length, channels), None, (directions, channels, states), *(None,) * 8, repeats
+        )
     )
 
 
@@ -233,7 +240,7 @@ def mamba_inner_flops(  # type: ignore[no-untyped-def]
 def mamba_inner_training_flops(xz_shape, conv_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """Those of ``mamba_inner``."""
     *packed, reverse, rank, states, _, _ = args
-    return mamba_inner_flops(xz_shape, conv_shape, *packed, *(None,) * 4, reverse, rank, states)
+    return mamba_inner_flops(xz_shape, conv_shape, *packed, *(None,) * 5, reverse, rank, states)
 
 
 @register_flop_formula(torch.ops.mtr_lab.mamba_inner_training_backward)

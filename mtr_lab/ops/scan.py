@@ -16,9 +16,12 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.ops import cpu, scan_gradient
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
-from mtr_lab.ops.scan_mamba_ssm import crosses_gaps, selective_scan_mamba_ssm
+from mtr_lab.ops.scan_mamba_ssm import is_unfit, selective_scan_mamba_ssm
 from mtr_lab.ops.scan_reference import selective_scan_portable, selective_scan_reference
 from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
+
+REPEAT_FLOPS = 4
+"""Additional FLOPs of each token, channel and state with ``repeats``: Δ A, its exponential, a quotient, a product."""
 
 
 def selective_scan(
@@ -35,6 +38,7 @@ def selective_scan(
     order: Tensor | None = None,
     gap: Tensor | None = None,
     delta_scale: Tensor | None = None,
+    repeats: Tensor | None = None,
     stats: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     r"""Run the selective state-space recurrence, and compute statistics of each token.
@@ -44,8 +48,12 @@ def selective_scan(
         h_t = exp(Δ_t A) h_{t-1} + (Δ_t u_t) B_t        y_t = C_t h_t + D u_t
 
     and the result is ``silu(z) · Σ_directions y``. ``delta_scale`` multiplies Δ_t, in statistics too. A gap of n
-    tokens adds n · softplus(delta_bias), not scaled, to Δ_t in the exponential alone. The state is float32 (float64 for
-    float64 inputs).
+    tokens adds n · softplus(delta_bias), not scaled, to Δ_t in the exponential alone. A token that stands for n equal
+    ones (``repeats``) is read in one step, exactly::
+
+        h_t = exp(n Δ_t A) h_{t-1} + (1 + exp(Δ_t A) + … + exp((n-1) Δ_t A)) (Δ_t u_t) B_t
+
+    and its statistics see n Δ_t. The state is float32 (float64 for float64 inputs).
 
     Args:
         u: input after convolution and activation, (G, B, L, E).
@@ -64,6 +72,9 @@ def selective_scan(
             ``exp(n softplus(delta_bias) A)``. ``None`` for no gaps. Not differentiable.
         delta_scale: (B, L), positive factor on Δ of each token: a token that stands for several takes a longer step.
             ``None`` for 1. Not differentiable.
+        repeats: (B, L), the number n ≥ 1 of equal tokens, read one after the other, that each token stands for.
+            ``None`` for 1. Not differentiable, and not together with ``delta_scale``. With it the gradients of other
+            inputs are computed in plain PyTorch.
         stats: the per-token sums over channels to compute, from ``STATS``: ``delta`` is Σ Δ, ``write`` is Σ (Δ u)²,
             ``output`` is Σ max(0, y) before the gate.
 
@@ -73,9 +84,9 @@ def selective_scan(
             differentiable.
 
     Raises:
-        UserError: an unknown statistic, shapes that do not match, an ``order`` of another dtype or with ``reverse``, or
-            a selected backend that cannot run these inputs.
-        ValueError: ``gap`` or ``delta_scale`` requires a gradient.
+        UserError: an unknown statistic, shapes that do not match, an ``order`` of another dtype or with ``reverse``,
+            ``repeats`` with ``delta_scale``, or a selected backend that cannot run these inputs.
+        ValueError: ``gap``, ``delta_scale`` or ``repeats`` requires a gradient.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752; the gap
     is the hidden-state alignment of Zhan et al., "Exploring Token Pruning in Vision State Space Models",
@@ -86,10 +97,10 @@ def selective_scan(
             raise unknown("scan statistic", name, tuple(STATISTICS))
     # Integers: the tracer of torch.jit takes no list of booleans.
     backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, backward)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, repeats, backward)
     _check(inputs)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, delta_scale)):
-        raise ValueError("selective_scan has no gradient of gap and delta_scale: detach them.")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (gap, delta_scale, repeats)):
+        raise ValueError("selective_scan has no gradient of gap, delta_scale and repeats: detach them.")
     y, sums = SELECTIVE_SCAN(*inputs, " ".join(emitted(stats)))  # the tracer takes no list of strings either
     return y, as_asked(sums, stats)
 
@@ -115,6 +126,7 @@ def _check(inputs: ScanInputs) -> None:
         "order": (directions, images, length),
         "gap": (images, directions, length),
         "delta_scale": (images, length),
+        "repeats": (images, length),
     }
     for name, shape in expected.items():
         tensor = getattr(inputs, name)
@@ -133,6 +145,8 @@ def _check(inputs: ScanInputs) -> None:
         raise UserError(
             f"selective_scan: reverse={reverse} with an order, expected all 0: reverse the rows of order instead."
         )
+    if inputs.repeats is not None and inputs.delta_scale is not None:
+        raise UserError("selective_scan: got repeats and delta_scale, expected one of them: set the other to None.")
 
 
 def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -158,7 +172,7 @@ SELECTIVE_SCAN = Operation(
     [
         Implementation("triton", _emitting(selective_scan_triton), package="triton"),
         Implementation("cpu", _emitting(cpu.selective_scan)),
-        Implementation("mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=flat(crosses_gaps), package="mamba_ssm"),
+        Implementation("mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=flat(is_unfit), package="mamba_ssm"),
         Implementation("reference", _emitting(selective_scan_reference)),
         Implementation("portable", _emitting(selective_scan_portable)),
     ],
@@ -170,7 +184,13 @@ SELECTIVE_SCAN.operator.register_autograd(scan_gradient.backward, setup_context=
 
 
 @register_flop_formula(torch.ops.mtr_lab.selective_scan)
-def selective_scan_flops(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """9·L·E·N + 2·L·E for each direction and image: the literature's count, of the recurrence and of skip and gate."""
+def selective_scan_flops(  # type: ignore[no-untyped-def]
+    u_shape, delta_shape, A_shape, B, C, D, z, delta_bias, order, gap, delta_scale, repeats, *args, **kwargs
+) -> int:
+    """9·L·E·N + 2·L·E for each direction and image: the literature's count, of the recurrence and of skip and gate.
+
+    With ``repeats``, ``REPEAT_FLOPS``·L·E·N more.
+    """
     directions, batch, length, channels = u_shape
-    return directions * batch * length * channels * (9 * A_shape[-1] + 2)
+    each_state = 9 if repeats is None else 9 + REPEAT_FLOPS
+    return directions * batch * length * channels * (each_state * A_shape[-1] + 2)

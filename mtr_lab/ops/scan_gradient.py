@@ -32,6 +32,10 @@ def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -
     return flat(call)
 
 
+def _repeats(inputs: ScanInputs, grad: Tensor) -> str:
+    return "" if inputs.repeats is None else "has no gradient of a scan with repeats"
+
+
 def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(arguments[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments[:8])
 
@@ -39,7 +43,7 @@ def _like_inputs(*arguments: Any) -> tuple[Tensor, ...]:
 SELECTIVE_SCAN_BACKWARD = Operation(
     "selective_scan_backward",
     [
-        Implementation("triton", _filled(selective_scan_backward_triton), package="triton"),
+        Implementation("triton", _filled(selective_scan_backward_triton), unfit=flat(_repeats), package="triton"),
         Implementation(
             "mamba_ssm",
             flat(selective_scan_backward_mamba_ssm),
@@ -67,7 +71,7 @@ def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of the flat arguments of ``selective_scan``, given that of y, (B, L, E)."""
     tensors = ctx.saved_tensors
     grads = SELECTIVE_SCAN_BACKWARD(*tensors, ctx.reverse, grad)
-    return *(None if t is None else g for t, g in zip(tensors[:8], grads, strict=True)), *(None,) * 6
+    return *(None if t is None else g for t, g in zip(tensors[:8], grads, strict=True)), *(None,) * 7
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -86,7 +90,7 @@ def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
     present = [g for t, g in zip(inputs[:8], grads, strict=True) if t is not None]
     *second, of_grad = vjp(first_gradients, [*inputs[:8], grad], present)
-    return *second, *(None,) * 4, of_grad, None
+    return *second, *(None,) * 5, of_grad, None
 
 
 SELECTIVE_SCAN_BACKWARD.operator.register_autograd(_second_backward, setup_context=_setup_second)

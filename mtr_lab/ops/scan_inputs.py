@@ -7,7 +7,7 @@ from torch import Tensor
 
 SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? delta_bias, Tensor? order, "
-    "Tensor? gap, Tensor? delta_scale, int[] reverse"
+    "Tensor? gap, Tensor? delta_scale, Tensor? repeats, int[] reverse"
 )
 """``ScanInputs`` as the flat arguments of a registered operator."""
 
@@ -40,6 +40,8 @@ class ScanInputs(NamedTuple):
     """(B, G, L) in reading order: ``gap[b, g, s]`` tokens are missing just before step s of direction g."""
     delta_scale: Tensor | None = None
     """Positive factor of each token's Δ, (B, L)."""
+    repeats: Tensor | None = None
+    """The number of equal tokens that each token stands for, (B, L)."""
     reverse: tuple[int, ...] = (0,)
     """For each direction, 1 if it reads from the last token to the first, else 0."""
 

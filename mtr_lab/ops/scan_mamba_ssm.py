@@ -16,10 +16,10 @@ from mtr_lab.ops.vjp import vjp
 
 
 def selective_scan_mamba_ssm(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The authors' CUDA kernel, one launch a direction, on channels-first copies. ``gap`` must be ``None``."""
+    """The authors' CUDA kernel, one launch a direction, on channels-first copies. Without ``gap`` and ``repeats``."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    u, delta, A, B, C, D, z, delta_bias, order, _, delta_scale, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, _, delta_scale, _, reverse = inputs
     inverse = None if order is None else order.argsort(-1)
 
     def reordered(x: Tensor, g: int, order: Tensor | None) -> Tensor:  # (B, L, K)
@@ -76,11 +76,13 @@ def selective_scan_backward_mamba_ssm(inputs: ScanInputs, grad: Tensor) -> Seque
     return vjp(forward, inputs[:8], grad)
 
 
-def crosses_gaps(inputs: ScanInputs, _: Any) -> str:
+def is_unfit(inputs: ScanInputs, _: Any) -> str:
     """Why the authors' kernel cannot run these inputs, "" if it can."""
+    if inputs.repeats is not None:
+        return "cannot read a run of equal tokens in one step"
     return "" if inputs.gap is None else "cannot decay the state over removed tokens"
 
 
 def has_no_gradient(inputs: ScanInputs, grad: Tensor) -> str:
     """Why the authors' kernel has no gradients of these inputs, "" if it has."""
-    return crosses_gaps(inputs, grad) or ("has no second derivatives" if torch.is_grad_enabled() else "")
+    return is_unfit(inputs, grad) or ("has no second derivatives" if torch.is_grad_enabled() else "")

@@ -16,24 +16,28 @@ from mtr_lab.ops.statistics import channel_sums
 
 def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: bool = True) -> tuple[Tensor, Tensor]:
     """The recurrence in plain PyTorch, by a ``loop`` over tokens: every other implementation is tested against it."""
-    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
+    *_, z, delta_bias, order, gap, delta_scale, repeats, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
     delta = F.softplus(delta + bias[:, None, None, :])
     if delta_scale is not None:
         delta = delta * delta_scale[..., None].to(dtype)
-    write = delta * u
-
-    read = [in_reading_order(t, order, reverse) for t in (delta, write, B, C)]
+    write, span = delta * u, delta
+    read = [in_reading_order(t, order, reverse) for t in (write, B, C)]
+    runs = None
+    if repeats is not None:
+        times = repeats[..., None].to(dtype)
+        span = delta * times
+        runs = Runs(*(in_reading_order(t, order, reverse) for t in (delta, times.expand(delta.shape))))
     run: Callable[..., Tensor] = _token_by_token if loop else _all_tokens
-    y = run(*read, A, _gap_decay(gap, bias, A))
+    y = run(in_reading_order(span, order, reverse), *read, A, _gap_decay(gap, bias, A), runs)
     y = in_token_order(y, order, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
 
     total = y.sum(0)
     if z is not None:
         total = total * F.silu(z.to(dtype))
-    return total.to(inputs.u.dtype), channel_sums(stats, delta, u, y)
+    return total.to(inputs.u.dtype), channel_sums(stats, span, u, y)
 
 
 def selective_scan_portable(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -66,6 +70,40 @@ def _gap_decay(gap: Tensor | None, bias: Tensor, A: Tensor) -> GapDecay | None:
     return None if gap is None else GapDecay(gap.transpose(0, 1).to(A.dtype), F.softplus(bias)[..., None] * A)
 
 
+class Runs(NamedTuple):
+    """Runs of equal tokens, each read in one step."""
+
+    delta: Tensor
+    """(G, B, L, E): Δ of one token of the run."""
+    times: Tensor
+    """(G, B, L, E): the number of its tokens."""
+
+
+def _growth(delta: Tensor, times: Tensor, A: Tensor) -> Tensor:
+    """Σ_{k < times} exp(k Δ A), by which a run of ``times`` tokens multiplies the input of one.
+
+    Args:
+        delta, times: (*, E).
+        A: (*, E, N).
+
+    Returns:
+        (*, E, N).
+    """
+    product = _product(delta, A)
+    return torch.expm1(times[..., None] * product) / torch.expm1(product)
+
+
+def _growth_slope(delta: Tensor, times: Tensor, A: Tensor, growth: Tensor) -> Tensor:
+    """The derivative of ``_growth`` by Δ A, given its value."""
+    product, times = _product(delta, A), times[..., None]
+    return (times * torch.exp(times * product) - growth * torch.exp(product)) / torch.expm1(product)
+
+
+def _product(delta: Tensor, A: Tensor) -> Tensor:
+    """Δ A, not 0."""
+    return (delta[..., None] * A).clamp(max=-torch.finfo(A.dtype).tiny)
+
+
 def _decay(delta: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
     """The factor on the state at each step, (G, B, L, E, N)."""
     exponent = delta[..., None] * A[:, None, None]
@@ -74,20 +112,30 @@ def _decay(delta: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
     return torch.exp(exponent)
 
 
-def _token_by_token(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
+def _token_by_token(
+    delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None, runs: Runs | None
+) -> Tensor:
     state = torch.zeros(*delta.shape[:2], *A.shape[1:], dtype=A.dtype, device=A.device)  # (G, B, E, N)
     steps = []
     for t in range(delta.shape[2]):
         exponent = delta[:, :, t, :, None] * A[:, None]
         if gaps is not None:
             exponent = exponent + gaps.gap[:, :, t, None, None] * gaps.exponent[:, None]
-        state = torch.exp(exponent) * state + write[:, :, t, :, None] * B[:, :, t, None, :]
+        update = write[:, :, t, :, None] * B[:, :, t, None, :]
+        if runs is not None:
+            update = update * _growth(runs.delta[:, :, t], runs.times[:, :, t], A[:, None])
+        state = torch.exp(exponent) * state + update
         steps.append((state * C[:, :, t, None, :]).sum(-1))
     return torch.stack(steps, dim=2)
 
 
-def _all_tokens(delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
-    states = _recurrence_by_doubling(_decay(delta, A, gaps), write[..., None] * B[..., None, :])
+def _all_tokens(
+    delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None, runs: Runs | None
+) -> Tensor:
+    update = write[..., None] * B[..., None, :]
+    if runs is not None:
+        update = update * _growth(*runs, A[:, None, None])
+    states = _recurrence_by_doubling(_decay(delta, A, gaps), update)
     return (states * C[..., None, :]).sum(-1)
 
 
@@ -128,7 +176,7 @@ def selective_scan_backward_reference(
     gradient of the output before the gate.
     """
     recurrence = _recurrence if loop else _recurrence_by_doubling
-    *_, z, delta_bias, order, gap, delta_scale, reverse = inputs
+    *_, z, delta_bias, order, gap, delta_scale, repeats, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D, grad = (t.to(dtype) for t in (*inputs[:6], grad))
     bias = torch.zeros_like(D) if delta_bias is None else delta_bias.to(dtype)
@@ -136,9 +184,13 @@ def selective_scan_backward_reference(
     scale: Any = 1 if delta_scale is None else delta_scale[..., None].to(dtype)
 
     step, u_s, B_s, C_s = (in_reading_order(t, order, reverse) for t in (F.softplus(before) * scale, u, B, C))
-    gaps = _gap_decay(gap, bias, A)
-    decay, write = _decay(step, A, gaps), step * u_s
-    states = recurrence(decay, write[..., None] * B_s[..., None, :])  # (G, B, L, E, N)
+    gaps, write = _gap_decay(gap, bias, A), step * u_s
+    times: Any = (
+        1 if repeats is None else in_reading_order(repeats[..., None].to(dtype).expand(u.shape), order, reverse)
+    )
+    growth: Any = 1 if repeats is None else _growth(step, times, A[:, None, None])  # (G, B, L, E, N)
+    decay = _decay(step * times, A, gaps)
+    states = recurrence(decay, growth * write[..., None] * B_s[..., None, :])  # (G, B, L, E, N)
 
     grad_z = None
     if z is not None:
@@ -151,10 +203,14 @@ def selective_scan_backward_reference(
     adjoint = recurrence(decay, g[..., None] * C_s[..., None, :], adjoint=True)
     grad_exponent = adjoint * decay * F.pad(states[:, :, :-1], (0, 0, 0, 0, 1, 0))
 
-    grad_write = (adjoint * B_s[..., None, :]).sum(-1)
-    grad_step = grad_write * u_s + (grad_exponent * A[:, None, None]).sum(-1)
+    grad_write = (adjoint * growth * B_s[..., None, :]).sum(-1)
+    grad_product = grad_exponent  # of Δ A
+    if repeats is not None:
+        slope = _growth_slope(step, times, A[:, None, None], growth)
+        grad_product = times[..., None] * grad_exponent + adjoint * write[..., None] * B_s[..., None, :] * slope
+    grad_step = grad_write * u_s + (grad_product * A[:, None, None]).sum(-1)
     grad_delta = in_token_order(grad_step, order, reverse) * scale * torch.sigmoid(before)
-    grad_A = (grad_exponent * step[..., None]).sum((1, 2))
+    grad_A = (grad_product * step[..., None]).sum((1, 2))
     grad_bias = grad_delta.sum((1, 2))
     if gaps is not None:
         grad_idle = (grad_exponent * gaps.gap[..., None, None]).sum((1, 2))
@@ -164,7 +220,7 @@ def selective_scan_backward_reference(
         in_token_order(grad_write * step, order, reverse) + grad * D[:, None, None, :],
         grad_delta,
         grad_A,
-        in_token_order((adjoint * write[..., None]).sum(-2), order, reverse),
+        in_token_order((adjoint * growth * write[..., None]).sum(-2), order, reverse),
         in_token_order((states * g[..., None]).sum(-2), order, reverse),
         (grad * u).sum((1, 2)),
         grad_z,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
@@ -71,7 +71,8 @@ class ActiveBlockReduction:
         return Positions(
             state,
             aligned=policy.align,
-            size_exponent=policy.stretch,
+            size_exponent=policy.size_exponent,
+            repeated=policy.stretch == EXACT,
             choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
 
@@ -34,8 +34,8 @@ def remaining_work(
 ) -> Work:
     """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    sampled = sampled_blocks(model, scan)
-    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled)
+    sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
+    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work

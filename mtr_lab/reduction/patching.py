@@ -134,8 +134,8 @@ class Reduction:
         if counts == DTP and ratio and self._images is not None:
             return solve(schedule=dict.fromkeys(self._two_blocks(), 1.0))
         if counts == AUTO and ratio and self._images is not None:
-            solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
-            return solve(schedule=self._measured(ratio, beside))
+            constant = solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
+            return solve(schedule=self._measured(ratio, beside)) if any(constant.remove) else constant
         blocks = {key: self.config[key] for key in ("first_block", "interval")}
         return solve(schedule="constant" if ratio == 0 else counts, **blocks)
 

@@ -28,6 +28,7 @@ from mtr_lab.tokens.pooling import tokens_outside
 EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Policy:
             grid follow the grid anyway.
         align: from the next block on, the scan's state decays over pruned tokens (HSA).
         stretch: from the next block on, Δ of a merged token is multiplied by its size to this power, since it stands
-            for several time steps.
+            for several time steps; or ``exact``: the token is scanned as a run of as many equal tokens as its size.
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
             token leaves the sequence either way.
@@ -77,7 +78,7 @@ class Policy:
     prune_share: float
     order: str
     align: bool
-    stretch: float
+    stretch: float | str
     seed: int = 0  # configurations in older results lack this key and those that follow
     picture: str = "none"
     embedding: str = "none"
@@ -116,9 +117,11 @@ class Policy:
                 "neighbours: set mtr.order=index, or mtr.align=false."
             )
         for share in ("target_fraction", "prune_first", "prune_share", "stretch"):
-            value = getattr(self, share)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UserError(f"mtr.{share} must be in [0, 1], got {value!r}.")
+            value, named = getattr(self, share), EXACT if share == "stretch" else None
+            if value != named and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1
+            ):
+                raise UserError(f"mtr.{share} must be in [0, 1]{f' or {named}' if named else ''}, got {value!r}.")
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
@@ -171,6 +174,11 @@ class Policy:
     def draws(self) -> bool:
         """Whether the result depends on ``seed``."""
         return self.scoring.draws
+
+    @property
+    def size_exponent(self) -> float:
+        """Δ of a merged token is multiplied by its size to this power."""
+        return 0.0 if isinstance(self.stretch, str) else self.stretch
 
     @property
     def prunes(self) -> bool:
@@ -334,7 +342,7 @@ class Policy:
 
     def grid(self, layout: Layout, tokens: int) -> Layout:
         """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
-        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+        return lines.cached_grids(layout)[tokens] if self.keeps_grid else layout
 
     def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""

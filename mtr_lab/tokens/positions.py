@@ -20,6 +20,7 @@ class Positions:
         state: of the mixer's tokens; ``None`` for an unreduced sequence that is scanned along raster paths.
         aligned: let the scan's state decay over the positions of removed tokens.
         size_exponent: Δ of a token is multiplied by its size to this power.
+        repeated: scan a token as a run of as many equal tokens as its size.
         choose_paths: the paths of a mixer -> those to scan; ``None`` to scan all of them.
         unmerged: let a convolution along the sequence run over the original positions of the tokens.
         pruned: whether tokens may have been dropped, not merged.
@@ -29,6 +30,7 @@ class Positions:
     state: TokenState | None = None
     aligned: bool = False
     size_exponent: float = 0.0
+    repeated: bool = False
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
     unmerged: bool = False
     pruned: bool = False
@@ -46,6 +48,7 @@ class Positions:
             "order": order,
             "gap": self.gap(scanned),
             "delta_scale": self.delta_scale,
+            "repeats": self.repeats,
         }
 
     def neighbours(self) -> dict[str, Any]:
@@ -98,6 +101,14 @@ class Positions:
     def delta_scale(self) -> Tensor | None:
         """(B, L), the factor of Δ of each token; ``None`` for 1."""
         return self.state.size**self.size_exponent if self.state is not None and self.size_exponent else None
+
+    @property
+    def repeats(self) -> Tensor | None:
+        """(B, L), the number of equal tokens that each token stands for; ``None`` for 1."""
+        state = self.state
+        if not self.repeated or state is None or (state.layout and state.index.shape[1] == state.layout.tokens):
+            return None
+        return state.size
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """A convolution over the grid, (B, L, C) -> (B, L, C'); see ``tokens.grid.convolve``."""

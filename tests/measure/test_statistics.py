@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
+from mtr_lab.measure.statistics import bootstrap_interval, holm, mcnemar, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,25 @@ def test_bootstrap_memory_does_not_grow_with_the_resamples() -> None:
 def test_bootstrap_refuses_what_has_no_mean_over_images(values: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected \(n,\) values"):
         bootstrap_interval(values)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (3, 8), (8, 3), (40, 61)])
+def test_mcnemar_is_the_exact_sign_test_of_the_images_that_differ(gained: int, lost: int) -> None:
+    first = np.array([0] * gained + [1] * lost + [1, 1, 0])
+    second = np.array([1] * gained + [0] * lost + [1, 1, 0])
+    total = gained + lost
+    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
+    assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+
+
+def test_mcnemar_of_many_images() -> None:
+    second = np.zeros(20_000)
+    second[:10_300] = 1
+    z = 600 / math.sqrt(20_000)
+    assert mcnemar(1 - second, second) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.05)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -40,7 +40,13 @@ def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:
         "delta_bias": normal(directions, channels, seed=1),
         "gap": gap,
         "delta_scale": 1 + normal(images, length).abs(),
+        "repeats": None,
     }
+
+
+def repeating(data: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
+    """The inputs with tokens that are repeated instead of scaled."""
+    return data | {"repeats": 1 + torch.arange(data["delta_scale"].numel()).view(2, -1) % 3, "delta_scale": None}
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])
@@ -64,6 +70,29 @@ def test_scan(reverse, length, absent, name):
     with ops.use_backend(name):
         assert gradcheck(scan, inputs)
         assert gradgradcheck(scan, inputs)
+
+
+@pytest.mark.parametrize("name", ["reference", "portable"])
+def test_scan_of_repeated_tokens(name):
+    data = repeating(scan_inputs(2, 4))
+
+    def scan(*tensors):
+        return ops.selective_scan(**data | dict(zip(ARGUMENTS, tensors, strict=True)), reverse=(False, True))[0]
+
+    inputs = [data[argument].requires_grad_() for argument in ARGUMENTS]
+    with ops.use_backend(name):
+        assert gradcheck(scan, inputs)
+        assert gradgradcheck(scan, inputs)
+
+
+def test_gradients_of_repeated_tokens_are_finite_for_timescales_of_zero():
+    data = {
+        k: t.float() if t is not None and t.is_floating_point() else t for k, t in repeating(scan_inputs(1, 4)).items()
+    }
+    data["delta"][:, :, ::2] = -1000.0
+    leaves = [data[argument].requires_grad_() for argument in ARGUMENTS]
+    grads = torch.autograd.grad(ops.selective_scan(**data)[0].sum(), leaves)
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])
@@ -131,7 +160,7 @@ def test_registration_of_the_gradients(name):
     gap, delta_scale, grad = data["gap"], data["delta_scale"], normal(2, 3, 3)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     operator = torch.ops.mtr_lab.selective_scan_backward.default
-    torch.library.opcheck(operator, (*inputs, None, gap, delta_scale, [1, 0], grad, name), test_utils=checks)
+    torch.library.opcheck(operator, (*inputs, None, gap, delta_scale, None, [1, 0], grad, name), test_utils=checks)
     conv = [t.mT.contiguous().mT.requires_grad_() for t in (normal(2, 5, 3), normal(2, 3, 4), normal(2, 3))]
     operator = torch.ops.mtr_lab.causal_conv1d_backward.default
     torch.library.opcheck(operator, (*conv, [0, 1], normal(2, 2, 5, 3), "reference"), test_utils=checks)
@@ -179,6 +208,7 @@ def test_a_hessian_of_one_argument_alone(argument):
         ("order", torch.zeros(2, 3, dtype=torch.int64)),
         ("order", torch.zeros(1, 2, 3)),
         ("delta_scale", torch.ones(2, 2)),
+        ("repeats", torch.ones(2, 2)),
         ("reverse", (False, True)),
         ("u", normal(2, 3, 3)),
         ("u", normal(1, 2, 0, 3)),
@@ -198,7 +228,9 @@ def test_an_order_and_a_reversed_direction_exclude_each_other():
 
 def test_what_has_no_gradient_is_refused():
     data = scan_inputs(1, 3)
-    with pytest.raises(ValueError, match="no gradient of gap and delta_scale"):
+    with pytest.raises(UserError, match="got repeats and delta_scale, expected one of them"):
+        ops.selective_scan(**data | {"repeats": torch.ones(2, 3)})
+    with pytest.raises(ValueError, match="no gradient of gap, delta_scale and repeats"):
         ops.selective_scan(**data | {"delta_scale": data["delta_scale"].requires_grad_()})
     data = scan_inputs(1, 3)
     y, sums = ops.selective_scan(**data | {"u": data["u"].requires_grad_()}, stats=("delta",))

@@ -49,6 +49,7 @@ class Case:
     bias: bool = True
     gap: bool = False
     delta_scale: bool = False
+    repeats: bool = False  # unless delta_scale
 
     def inputs(self, dtype=torch.float32, device="cpu"):
         """Keyword arguments of ``selective_scan``, random, and the same for equal cases."""
@@ -72,6 +73,7 @@ class Case:
             "delta_bias": normal(lead[0], self.channels) - 2 if self.bias else None,
             "gap": gap if self.gap else None,
             "delta_scale": delta_scale if self.delta_scale else None,
+            "repeats": delta_scale.round() if self.repeats and not self.delta_scale else None,
         } | ({"reverse": [p == "-rows" for p in self.paths]} if self.raster else {"order": order})
 
     @property
@@ -94,11 +96,14 @@ cases = st.builds(
     bias=st.booleans(),
     gap=st.booleans(),
     delta_scale=st.booleans(),
+    repeats=st.booleans(),
 )
 
 
-def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, delta_scale, reverse=(), order=None):
+def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, delta_scale, repeats, reverse=(), order=None):
     """The recurrence step by step and direction by direction in float64; a gap is that many tokens of zero input.
+
+    A token is read as often as it is repeated; Δ is the sum over the times.
 
     Returns the gated sum (B, L, E), each direction's output (G, B, L, E) and Δ (G, B, L, E).
     """
@@ -117,8 +122,11 @@ def scan_loop(u, delta, A, B, C, D, z, delta_bias, gap, delta_scale, reverse=(),
             for _ in range(0 if gap is None else gap[b, g, step]):
                 state = idle * state
             write = delta[g, b, t] * u[g, b, t]
-            state = np.exp(delta[g, b, t][:, None] * A[g]) * state + write[:, None] * B[g, b, t]
+            for _ in range(1 if repeats is None else int(repeats[b, t])):
+                state = np.exp(delta[g, b, t][:, None] * A[g]) * state + write[:, None] * B[g, b, t]
             y[g, b, t] = state @ C[g, b, t] + D[g] * u[g, b, t]
+    if repeats is not None:
+        delta = delta * repeats.cpu().double().numpy()[..., None]
     total = y.sum(0)
     if z is not None:
         z = z.cpu().double().numpy()
@@ -146,9 +154,11 @@ def assert_close(actual, expected, magnitude, tolerance):
 @example(case=Case(length=300, channels=63, states=1, spread=100.0, gap=True))
 @example(case=Case(length=40, channels=64, paths=("-rows", "rows"), gate=False, bias=False))
 @example(case=Case(length=13, channels=65, paths=FOUR, gap=True, delta_scale=True))
+@example(case=Case(length=21, channels=65, gap=True, repeats=True))
+@example(case=Case(length=9, channels=3, paths=FOUR, spread=50.0, repeats=True))
 def test_scan_equals_the_loop_over_tokens(backend, dtype, tolerance, case):
     if backend == "mamba_ssm":
-        inputs = dataclasses.replace(case, gap=False).inputs(dtype, "cuda")
+        inputs = dataclasses.replace(case, gap=False, repeats=False).inputs(dtype, "cuda")
     else:
         inputs = case.inputs(dtype)
     with ops.use_backend(backend):
@@ -204,7 +214,7 @@ def test_a_nan_stays_in_its_image(backend, name):
 @given(case=cases)
 def test_a_gap_decays_like_tokens_of_zero_input(backend, case):
     """Keep every token with probability one third of a sequence whose other tokens have u = delta = 0."""
-    inputs = dataclasses.replace(case, gap=False, delta_scale=False).inputs(
+    inputs = dataclasses.replace(case, gap=False, delta_scale=False, repeats=False).inputs(
         torch.float64 if backend == "reference" else torch.float32
     )
     survives = torch.rand(case.length, generator=torch.Generator().manual_seed(0)) < 1 / 3
@@ -224,9 +234,33 @@ def test_a_gap_decays_like_tokens_of_zero_input(backend, case):
         full, full_sums = ops.selective_scan(**inputs, stats=("output",))
         y, sums = ops.selective_scan(**inputs | short, stats=("output",))
     tolerance = 1e-9 if backend == "reference" else 3e-5
-    total, per_direction = magnitudes(inputs)
-    assert_close(y, full[:, kept].double().numpy(), total[:, kept], tolerance)
-    assert_close(sums[..., 0], full_sums[:, :, kept, 0].double().numpy(), per_direction[:, :, kept].sum(-1), tolerance)
+    total, per_direction = (each[..., kept.numpy(), :] for each in magnitudes(inputs))
+    assert_close(y, full[:, kept].double().numpy(), total, tolerance)
+    assert_close(sums[..., 0], full_sums[:, :, kept, 0].double().numpy(), per_direction.sum(-1), tolerance)
+
+
+@pytest.mark.parametrize("delta", [-80.0, -14.0, -7.0, 0.0, 20.0])
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), IMPLEMENTATIONS[:3])
+def test_a_run_of_equal_tokens_in_one_step(backend, dtype, tolerance, delta):
+    """As reading the token that often, for timescales from 0 to those that forget every token at once."""
+    inputs = Case(length=5, channels=70, states=5, bias=False).inputs(dtype)
+    inputs["delta"] = torch.full_like(inputs["delta"], delta)
+    times = torch.tensor([[1, 2, 3, 30, 1], [4, 1, 1, 2, 60]])
+    with ops.use_backend(backend):
+        y, sums = ops.selective_scan(**inputs | {"repeats": times.to(dtype)}, stats=("delta", "write"))
+    for b in range(2):
+        run = {name: inputs[name][:, b : b + 1].repeat_interleave(times[b], 2) for name in ("u", "delta", "B", "C")}
+        run["z"] = inputs["z"][b : b + 1].repeat_interleave(times[b], 1)
+        first, last = times[b].cumsum(0) - times[b], times[b].cumsum(0) - 1  # read last in either direction
+        _, per_direction, step = scan_loop(**inputs | run)
+        _, magnitude = magnitudes(inputs | run)
+        read = [np.stack([each[0, 0, last], each[1, 0, first]]).sum(0) for each in (per_direction, magnitude)]
+        z = inputs["z"][b].double().numpy()
+        total, total_magnitude = (each * z / (1 + np.exp(-z)) for each in read)
+        assert_close(y[b], total, np.abs(total_magnitude), tolerance)
+        whole = np.add.reduceat(step[:, 0], first.numpy(), axis=1)  # Δ of the run
+        stats = np.stack([whole.sum(-1), ((whole * inputs["u"][:, b].double().numpy()) ** 2).sum(-1)], -1)
+        assert_close(sums[:, b], stats, stats, tolerance)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -241,9 +275,12 @@ def test_stats_come_in_the_order_asked(backend):
     assert none.shape == (2, 2, 7, 0)
 
 
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "order", "gap", "delta_scale"])
+@pytest.mark.parametrize(
+    "name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "order", "gap", "delta_scale", "repeats"]
+)
 def test_cpu_takes_any_strides(name):
-    inputs = Case(length=9, channels=70, paths=("snake", "rows"), gap=True, delta_scale=True).inputs()
+    scaled = {"repeats": True} if name == "repeats" else {"delta_scale": True}
+    inputs = Case(length=9, channels=70, paths=("snake", "rows"), gap=True, **scaled).inputs()
     with ops.use_backend("cpu"):
         expected, sums = ops.selective_scan(**inputs, stats=ops.STATS)
         half = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=-1).chunk(2, dim=-1)[1]
@@ -375,9 +412,10 @@ def test_registration(backend, stats):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_flops(backend):
     inputs = Case(length=7, channels=5, states=3, batch=2).inputs()
-    with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
-        ops.selective_scan(**inputs, stats=ops.STATS)
-    assert counter.get_total_flops() == 2 * 2 * (9 * 7 * 5 * 3 + 2 * 7 * 5)
+    for repeats, each_state in ((None, 9), (torch.ones(2, 7), 13)):
+        with ops.use_backend(backend), FlopCounterMode(display=False) as counter:
+            ops.selective_scan(**inputs | {"repeats": repeats}, stats=ops.STATS)
+        assert counter.get_total_flops() == 2 * 2 * (each_state * 7 * 5 * 3 + 2 * 7 * 5)
 
 
 def test_unknown_statistic_names_the_nearest():

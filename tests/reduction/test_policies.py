@@ -16,6 +16,7 @@ from slow_policies import policy as slow_policy
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
+from mtr_lab.measure.flops import counted_flops
 from mtr_lab.reduction import apply, make_policy, policy_config
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.merge import MERGES, Merge
@@ -282,6 +283,30 @@ def test_the_convolution_runs_over_the_original_positions(name: str, policy: str
 
 
 @torch.no_grad()
+def test_a_merged_token_is_scanned_as_a_run_of_equal_tokens() -> None:
+    """From the first reduction on, and its FLOPs are charged in both conventions."""
+    torch.manual_seed(0)
+    model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
+    seen: list[torch.Tensor | None] = []
+    for block in model.blocks:
+        block.mixer.register_forward_pre_hook(lambda _, args: seen.append(args[1].repeats))
+    plain = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0]).schedule
+    model(images)
+    assert seen == [None] * 4
+    exact = mtr_lab.patch(model, "mtr", schedule=[3, 2, 2, 0], stretch="exact").schedule
+    sizes = [state.size for state in mtr_lab.trace(model, images)]
+    assert seen[4] is None
+    assert all(map(torch.equal, seen[5:], sizes[:3]))
+    one_direction = (14 + 12 + 10) * 32 * 16  # tokens that enter after the first reduction, channels, states
+    assert exact.exponentials - plain.exponentials == 2 * one_direction
+    assert exact.flops - plain.flops == 4 * 2 * one_direction
+    assert exact.flops_literature - plain.flops_literature == 4 * one_direction
+    assert counted_flops(model, images) == (exact.flops, exact.flops_overhead)
+    mtr_lab.patch(model, "mtr", schedule=[0, 0, 0, 0], stretch="exact")
+    assert counted_flops(model, images)[0] == exact.flops_unreduced
+
+
+@torch.no_grad()
 def test_pruned_tokens_leave_the_convolution() -> None:
     torch.manual_seed(0)
     model, images = mtr_lab.create_model("vim_ti", **SMALL_VIM).eval(), torch.randn(2, 3, 32, 32)
@@ -351,6 +376,8 @@ def test_one_direction_alone(directions: str, which: int) -> None:
         ({"score": "-dleta"}, "unknown mtr.score '-dleta'.*'delta'"),
         ({"order": "idx"}, "unknown mtr.order 'idx'.*'index'"),
         ({"convolution": "all"}, "unknown mtr.convolution 'all'"),
+        ({"stretch": "half"}, r"mtr.stretch must be in \[0, 1\] or exact, got 'half'"),
+        ({"stretch": True}, r"mtr.stretch must be in \[0, 1\] or exact, got True"),
         ({"seed": -1}, "mtr.seed=-1: expected an integer from 0 to 4294967295"),
         ({"seed": 0.5}, "mtr.seed=0.5: expected an integer"),
         ({"prune_share": 2}, r"prune_share must be in \[0, 1\], got 2"),

@@ -71,3 +71,18 @@ def test_unknown_numbers_and_long_names_fit(result: Result) -> None:
     folded = render(result, 80).splitlines()
     assert max(map(len, folded)) <= 80
     assert [line[:6].strip() for line in folded].count("mtr_wi") == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_size_of_a_smaller_picture_and_the_best_one(result: Result, width: int) -> None:
+    plain = render(result, width)
+    assert "picture" not in plain
+    assert "best test resolution" not in plain
+    resized = result["points"][2]
+    resized |= {"policy": "resolution", "resolution": [96, 96], "flops_overhead": 0.0, "top1": 0.811}
+    text = render(result, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "96×96" in text
+    assert "best test resolution of 2: 96 × 96 px, Top-1 81.1 % on these images" in " ".join(text.split())
+    resized["top1"] = 0.7
+    assert "best test resolution of 2: the model's own, Top-1 80.5 %" in " ".join(render(result, width).split())

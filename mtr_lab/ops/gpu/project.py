@@ -68,9 +68,10 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
     key=["channels", "R", "G", "BLOCKS", "STATS"],
 )
 @triton.jit(do_not_specialize=["tokens"])
-def _timescales(projected, weight, bias, delta_scale, u, delta, sums, terms, tokens, channels: tl.constexpr,
+def _timescales(projected, weight, bias, factor, u, delta, sums, terms, tokens, channels: tl.constexpr,
                 step: tl.constexpr, R: tl.constexpr, G: tl.constexpr, BLOCKS: tl.constexpr, DELTA_SCALE: tl.constexpr,
-                STATS: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+                REPEATS: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr,
+                E: tl.constexpr):  # fmt: skip
     """Δ of T tokens, and their statistics. ``STATS``, the names of the terms, is a key of the tuner."""
     g = tl.program_id(2)
     first = tl.program_id(0).to(tl.int64) * T
@@ -90,9 +91,11 @@ def _timescales(projected, weight, bias, delta_scale, u, delta, sums, terms, tok
         dt = product(rank, w, tl.zeros((T, E), tl.float32), PRECISION)
         dt = softplus(dt + tl.load(bias + g * channels + e, channel_mask, 0)[None, :])
         if DELTA_SCALE:
-            dt *= tl.load(delta_scale + first + row, row_mask, 0)[:, None]
+            dt *= tl.load(factor + first + row, row_mask, 0)[:, None]
         mask = row_mask[:, None] & channel_mask[None, :]
         tl.store(delta + at[:, None] * channels + e[None, :], dt.to(delta.dtype.element_ty), mask)
+        if REPEATS:  # statistics see Δ of all equal tokens
+            dt *= tl.load(factor + first + row, row_mask, 0)[:, None]
         if channels % (BLOCKS * E) != 0:
             dt = tl.where(channel_mask[None, :], dt, 0)
         u_e = dt
@@ -114,6 +117,8 @@ def project(
     delta_scale: Tensor | None,
     reverse: Sequence[int],
     stats: Sequence[str],
+    *,
+    repeats: Tensor | None = None,
     index: Tensor | None = None,
     source: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -123,7 +128,7 @@ def project(
         x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
         delta_scale: (B, L), a factor on Δ of each token.
         stats: the statistics to compute, of those that do not read the scan's output.
-        index, source: as in ``mtr_lab.ops.causal_conv1d``.
+        repeats, index, source: as in ``mtr_lab.ops.mamba_inner``.
 
     Returns:
         u: (G, B, L, E) in the dtype of ``x``.
@@ -149,10 +154,12 @@ def project(
     projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
     parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)
+    factor = delta_scale if repeats is None else repeats
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
-        projected, weights.timescale, weights.timescale_bias, x if delta_scale is None else delta_scale.contiguous(), u,
+        projected, weights.timescale, weights.timescale_bias, x if factor is None else factor.contiguous(), u,
         delta, parts, terms(stats), tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
-        DELTA_SCALE=delta_scale is not None, STATS=" ".join(stats), PRECISION=precision(x.dtype),
+        DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None, STATS=" ".join(stats),
+        PRECISION=precision(x.dtype),
     )  # fmt: skip
     return u, delta, projected, parts[0] if blocks == 1 or not stats else parts.sum(0)
 

@@ -31,14 +31,14 @@ REGISTERS = registers(168)  # fewer, 128 or 104, fit more warps and are slower
 @on_its_device
 def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
     """As ``mtr_lab.ops.scan_reference.selective_scan_reference``, on a GPU."""
-    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, repeats, reverse = inputs
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
     more = triton.next_power_of_2(A.shape[2]) - A.shape[2]  # states that stay zero
     return scan(
         u.contiguous(), delta.contiguous(), F.pad(A.float().transpose(1, 2), (0, 0, 0, more)).contiguous(),
         torch.cat([F.pad(B, (0, more)), F.pad(C, (0, more))], dim=3), D.float().contiguous(), z,
-        delta_bias.float().contiguous(), order, gap, delta_scale, reverse, stats, softplus=True,
+        delta_bias.float().contiguous(), order, gap, delta_scale, reverse, stats, softplus=True, repeats=repeats,
     )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def scan(
     stats: Sequence[str],
     *,
     softplus: bool,
+    repeats: Tensor | None = None,
     scale: float = 1.0,
     saved: Tensor | None = None,
     ungated: Tensor | None = None,
@@ -74,7 +75,7 @@ def scan(
         d: (G, E) float32, contiguous.
         z: (B, L, E), innermost dimension contiguous, one stride between all rows; ``None`` for no gate.
         bias: (G, E) float32, contiguous.
-        order, gap, delta_scale, reverse, stats: as in ``selective_scan``.
+        order, gap, delta_scale, repeats, reverse, stats: as in ``selective_scan``.
         softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` is for gaps only.
         scale: factor of the result.
         saved, ungated: outputs for a backward pass, both or neither: the states before every ``SAVE_EVERY``-th
@@ -90,7 +91,8 @@ def scan(
     absent = y  # stands for a tensor that the kernel does not read
     z_rows = absent if z is None else rows(z)
     order = None if order is None else order.contiguous()
-    gap_or_absent, scale_or_absent = (absent if t is None else t.contiguous() for t in (gap, delta_scale))
+    factor = delta_scale if repeats is None else repeats
+    gap_or_absent, factor_or_absent = (absent if t is None else t.contiguous() for t in (gap, factor))
     mask = reverse_mask(reverse)
     opposite = directions == 2 and mask in (1, 2)
     half = half_width(images, channels, u.device) if opposite and saved is None else None
@@ -98,11 +100,12 @@ def scan(
     blocks = triton.cdiv(channels, width)
     sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
     data = u, delta, a, bc, d, bias, z_rows
-    rest = gap_or_absent, scale_or_absent, y, sums, terms(stats)
+    rest = gap_or_absent, factor_or_absent, y, sums, terms(stats)
     strides = z_rows.stride(1), *bc.stride()[:3]
     options = {
         "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
-        "DELTA_SCALE": delta_scale is not None, "NP": a.shape[1], "CH": width, "num_warps": 1, **REGISTERS,
+        "DELTA_SCALE": delta_scale is not None, "REPEATS": repeats is not None, "NP": a.shape[1], "CH": width,
+        "num_warps": 1, **REGISTERS,
     }  # fmt: skip
     if half is not None:
         states = u.new_empty(directions, images, a.shape[1], channels, dtype=torch.float32)
@@ -117,7 +120,7 @@ def scan(
         left = spans = absent
         if chunks > 1:
             left, spans = chunk_states(
-                u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, chunk, softplus=softplus
+                u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, chunk, softplus=softplus, repeats=repeats
             )
         # With an order, a token is in a different chunk of every direction, and may be added to only after the launch
         # of the direction before.
@@ -146,11 +149,11 @@ def half_width(images: int, channels: int, device: torch.device) -> int | None:
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, left, spans, saved, ungated,
+def _scan(u, delta, a, bc, d, bias, z, order, gap, factor, y, sums, terms, left, spans, saved, ungated,
           length, width: tl.constexpr, chunk, stride_z: tl.constexpr, stride_g, stride_b, stride_bc: tl.constexpr,
           scale, REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
-          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr,
-          CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, REPEATS: tl.constexpr,
+          SPLIT: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Directions ``FROM`` to ``TO - 1`` of G: the whole sequence or, with ``SPLIT``, one chunk."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -172,23 +175,24 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, delta_scale, y, sums, terms, 
                 h = tl.exp2(span[None, :] * channels.a) * h + state
         walk(h, Direction(u + row * length * width, delta + row * length * width, bc + g * stride_g + image * stride_b,
                           z + image * length * stride_z, None if order is None else order + row * length,
-                          gap + (image * G + g) * length, delta_scale + image * length, y + image * length * width,
+                          gap + (image * G + g) * length, factor + image * length, y + image * length * width,
                           sums + row * length * tl.num_programs(0), length, width, stride_z, stride_bc,
                           G * images.to(tl.int64) * length * tl.num_programs(0),
                           None if saved is None else saved + row * ((length - 1) // SAVE_EVERY) * NP * width,
                           None if ungated is None else ungated + image * length * width),
              channels, terms, start, end, scale,
-             Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+             Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, REPEATS,
+                     width % CH == 0),
              U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
 
 @triton.jit(do_not_specialize=["length", "middle"])
-def _scan_half(u, delta, a, bc, d, bias, z, gap, delta_scale, y, sums, terms, states,
+def _scan_half(u, delta, a, bc, d, bias, z, gap, factor, y, sums, terms, states,
                length, width: tl.constexpr, middle, stride_z: tl.constexpr, stride_g, stride_b,
                stride_bc: tl.constexpr, scale, REVERSE: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr,
-               SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, NP: tl.constexpr,
-               CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+               SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, REPEATS: tl.constexpr,
+               NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Two opposite directions, a program for each: to the middle with ``FIRST``, from there to the end without.
 
     The second launch adds to what the other direction wrote in the first.
@@ -210,12 +214,12 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, delta_scale, y, sums, terms, st
                 start, end = 0, middle
             h = walk(h, Direction(u + row * length * width, delta + row * length * width,
                                   bc + g * stride_g + image * stride_b, z + image * length * stride_z, None,
-                                  gap + (image * 2 + g) * length, delta_scale + image * length,
+                                  gap + (image * 2 + g) * length, factor + image * length,
                                   y + image * length * width, sums + row * length * tl.num_programs(0), length, width,
                                   stride_z, stride_bc, 2 * images.to(tl.int64) * length * tl.num_programs(0), None,
                                   None),
                      channels, terms, start, end, scale,
-                     Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+                     Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0),
                      U)  # fmt: skip
             if FIRST:
                 tl.store(state, h, mask[None, :])

@@ -53,7 +53,7 @@ def selective_scan_backward(inputs: ScanInputs, grad_y: Tensor) -> tuple[Tensor 
     Returns:
         The gradients of u, delta, A, B, C, D, z and delta_bias in their shapes and dtypes; ``None`` for an absent one.
     """
-    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, reverse = inputs
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, _, reverse = inputs
     directions, images, length, channels = u.shape
     states = A.shape[2]
     padded = triton.next_power_of_2(states)

@@ -46,6 +46,7 @@ def chunk_states(
     chunk: int,
     *,
     softplus: bool,
+    repeats: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The state after each chunk of ``chunk`` tokens, from a zero state before it. Arguments as of ``scan.scan``.
 
@@ -57,22 +58,25 @@ def chunk_states(
     left = u.new_empty(directions, images, grid[2], a.shape[1], channels, dtype=torch.float32)
     spans = u.new_empty(directions, images, grid[2], channels, dtype=torch.float32)
     absent = u  # stands for a tensor that the kernel does not read
-    gap_or_absent, scale_or_absent = (absent if t is None else t.contiguous() for t in (gap, delta_scale))
+    factor = delta_scale if repeats is None else repeats
+    gap_or_absent, factor_or_absent = (absent if t is None else t.contiguous() for t in (gap, factor))
     _chunk_states[grid](
         u, delta, a, bc, d, torch.zeros_like(d) if bias is None else bias,
-        None if order is None else order.contiguous(), gap_or_absent, scale_or_absent, left, spans, images, length,
+        None if order is None else order.contiguous(), gap_or_absent, factor_or_absent, left, spans, images, length,
         channels, chunk, *bc.stride()[:3],
         REVERSE=reverse_mask(reverse), G=directions, SOFTPLUS=softplus, GAP=gap is not None,
-        DELTA_SCALE=delta_scale is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL, num_warps=1,
+        DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None, NP=a.shape[1], CH=CHANNELS, U=UNROLL,
+        num_warps=1,
     )  # fmt: skip
     return left, spans
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
-def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans,
+def _chunk_states(u, delta, a, bc, d, bias, order, gap, factor, left, spans,
                   images, length, width: tl.constexpr, chunk, stride_g, stride_b, stride_bc: tl.constexpr,
                   REVERSE: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-                  DELTA_SCALE: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+                  DELTA_SCALE: tl.constexpr, REPEATS: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr,
+                  U: tl.constexpr):  # fmt: skip
     """A program for each chunk of each direction of each image."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     mask = e < width
@@ -84,7 +88,7 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans
     u += row * length * width
     delta += row * length * width
     gap += (image * G + row // images) * length
-    delta_scale += image * length
+    factor += image * length
     if order is not None:
         order += row * length
     for g in tl.static_range(G):
@@ -94,10 +98,10 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, delta_scale, left, spans
             h = tl.zeros((NP, CH), tl.float32)
             total = tl.zeros((CH,), tl.float32)
             h, total = walk_states(
-                h, total, Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, delta_scale, None,
+                h, total, Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, factor, None,
                                     None, length, width, None, stride_bc, None, None, None),
                 channels, start, count,
-                Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, width % CH == 0),
+                Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0),
                 U)  # fmt: skip
             tl.store(spans + at * width + e, total, mask)
             tl.store(tile(left + at * NP * width, e, width, NP, CH), h, mask[None, :])

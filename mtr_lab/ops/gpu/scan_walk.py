@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, growth, maximum, softplus
 from mtr_lab.ops.gpu.occupancy import STAGES, unstack
 
 SAVE_EVERY = tl.constexpr(8)  # positions between two states that are saved for a backward pass, a multiple of U
@@ -44,7 +44,8 @@ class Direction(NamedTuple):
     z: Any
     order: Any
     gap: Any
-    delta_scale: Any
+    factor: Any
+    """Of each token: on Δ, or the number of equal tokens that it stands for."""
     y: Any
     sums: Any
     length: Any
@@ -74,6 +75,7 @@ class Options(NamedTuple):
     """Bias and softplus are still to be applied to Δ."""
     gap: Any
     delta_scale: Any
+    repeats: Any
     even: Any
     """All channels of every program exist: no masks."""
 
@@ -137,13 +139,30 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _timescale(delta_t, channels, delta_scale, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr):
+def _timescale(delta_t, channels, factor, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr):
     dt = delta_t.to(tl.float32)
     if SOFTPLUS:
         dt = tl.where(channels.mask, softplus(dt + channels.bias), 0)
     if DELTA_SCALE:
-        dt *= tl.load(delta_scale + t)
+        dt *= tl.load(factor + t)
     return dt
+
+
+@triton.jit
+def _run(dt, factor, t, REPEATS: tl.constexpr):
+    """Δ of all equal tokens that token t stands for, given that of one."""
+    if REPEATS:
+        dt *= tl.load(factor + t)
+    return dt
+
+
+@triton.jit
+def _update(write, b_t, dt, channels, factor, t, REPEATS: tl.constexpr):
+    """The update of the state (NP, CH) by token t; ``write`` is Δ u of one of the tokens that it stands for."""
+    update = write[None, :] * b_t[:, None]
+    if REPEATS:
+        update *= growth(dt[None, :] * channels.a, tl.load(factor + t))
+    return update
 
 
 @triton.jit
@@ -179,12 +198,14 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], channels, direction.delta_scale, t, options.softplus, options.delta_scale)
+            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale)
             u_t = us[k].to(tl.float32)
             b_t, c_t = _b_and_c(bcs[k], h.shape[0], h.shape[1])
+            one = dt
+            dt = _run(one, direction.factor, t, options.repeats)
             span = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)
             fade = tl.exp2(span[None, :] * channels.a)
-            h = fade * h + (dt * u_t)[None, :] * b_t[:, None]
+            h = fade * h + _update(one * u_t, b_t, one, channels, direction.factor, t, options.repeats)
             y_t = channels.d * u_t + tl.sum(h * c_t[:, None], 0)
             at = direction.sums + t * tl.num_programs(0) + tl.program_id(0)
             for i in tl.static_range(len(terms)):
@@ -236,11 +257,13 @@ def _walk_states(h, total, direction, channels, first, count, options, U: tl.con
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], channels, direction.delta_scale, t, options.softplus, options.delta_scale)
-            write = dt * us[k].to(tl.float32)
+            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale)
+            one, write = dt, dt * us[k].to(tl.float32)
+            dt = _run(one, direction.factor, t, options.repeats)
             dt = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)
             b_t, _ = _b_and_c(bcs[k], h.shape[0], h.shape[1])
-            h = tl.exp2(dt[None, :] * channels.a) * h + write[None, :] * b_t[:, None]
+            fade = tl.exp2(dt[None, :] * channels.a)
+            h = fade * h + _update(write, b_t, one, channels, direction.factor, t, options.repeats)
             total += dt
     return h, total
 

@@ -66,11 +66,12 @@ def main(backend: str, arch: str) -> None:
     for i in range(max(map(len, choices))):  # one configuration at a time: they cannot be timed here
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, *(None,) * 4, [0, 1], 4, 16, "", 1.0)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, *(None,) * 5, [0, 1], 4, 16, "", 1.0)
         project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
 
     positions = torch.arange(8)[None], torch.zeros(1, 16, dtype=torch.int64)
-    project.project(normal(1, 8, 64), packed, None, BOTH, (), *positions)
+    project.project(normal(1, 8, 64), packed, None, BOTH, ("delta",), repeats=torch.ones(1, 8))
+    project.project(normal(1, 8, 64), packed, None, BOTH, (), index=positions[0], source=positions[1])
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
@@ -79,10 +80,11 @@ def main(backend: str, arch: str) -> None:
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
     data += [normal(2, 1, length, 16), normal(2, 1, length, 16), normal(2, 64), normal(1, length, 64)]
-    inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), BOTH)
+    inputs = ScanInputs(*data, normal(2, 64), None, torch.zeros(1, 2, length), torch.ones(1, length), None, BOTH)
     for width in (32, None):  # None stays set for the calls below
         scan.half_width = lambda *_, width=width: width
         scan.selective_scan(inputs, ops.STATS)
+        scan.selective_scan(inputs._replace(delta_scale=None, repeats=torch.ones(1, length)), ())
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
     scan.selective_scan(ordered, ops.STATS)

@@ -63,7 +63,7 @@ def test_gradients_of_every_parameter_equal_float64(
     bc_grad = [normal(len(reverse), 2, length, states) for _ in range(2)] if use_bc else None
     options = {"reverse": reverse, "scale": 0.5, "stats": ("output", "delta")}
     with ops.use_backend("triton"):
-        fields = {"order": None, "gap": None, "delta_scale": None}
+        fields = dict.fromkeys(("order", "gap", "delta_scale", "repeats", "index", "source"))
         assert mixer.MAMBA_INNER.pick(xz, weights, None, 0.5, **options, **fields).name == "triton"
         y, sums, actual = gradients(xz, weights, grad, bc_grad, **options)
     wide = ops.MambaWeights(*([p.detach().double() for p in field] for field in weights))

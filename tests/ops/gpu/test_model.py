@@ -110,9 +110,10 @@ def test_reduced(policy):
             assert relative(made(images), expected) < 1e-5
 
 
-def test_convolution_over_the_original_positions():
+@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}])
+def test_parts_that_later_blocks_read(parts):
     made, images = model(), torch.randn(2, 3, 24, 24)
-    mtr_lab.patch(made, "write", schedule=[3, 0, 2], convolution="unmerged")
+    mtr_lab.patch(made, "write", schedule=[3, 0, 2], **parts)
     with torch.no_grad():
         with ops.use_backend("reference"):
             expected = copy.deepcopy(made).double()(images.double())

@@ -153,6 +153,20 @@ def test_options(form, sizes, dtype, paths, gate, bias, gap, delta_scale, launch
     assert launched == launches_of(form, *sizes[:2], 1 if raster else len(paths))
 
 
+@pytest.mark.parametrize("form", ["whole", 16, "chunks"], indirect=True)
+@pytest.mark.usefixtures("form")
+def test_repeats():
+    """Of tokens whose timescales reach from 0 to those that forget every token at once."""
+    data = inputs(2, 2, 9, 20, 3, torch.float32) | {
+        "delta_scale": None,
+        "repeats": torch.arange(18.0).view(2, 9) % 5 + 1,
+    }
+    data["delta"] = 10 * data["delta"] - 8
+    check(data, (False, True), torch.float32)
+    if torch.cuda.is_available():  # slow under the interpreter
+        check(data | along(("snake", "columns"), 2, 9), (False, False), torch.float32)
+
+
 @pytest.mark.parametrize("form", [16, "chunks"], indirect=True)
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, False), (True, True), (True, False, True)])
 def test_only_two_opposite_directions_meet_in_the_middle(form, reverse, launched):
