@@ -315,7 +315,7 @@ def test_another_number_of_classes_and_of_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.full((5,), torch.nan), "head.bias has values that are not finite"),
+        (torch.full((5,), torch.nan), r"head.bias has values that are no numbers \(NaN\)"),
         (torch.ones(5, dtype=torch.int8), "head.bias has numbers of torch.int8, expected those of torch.float32"),
         (torch.ones(5, dtype=torch.complex64), "head.bias has numbers of torch.complex64"),
         (torch.ones(5).to_sparse(), "head.bias is quantised, sparse or without values"),
