@@ -38,6 +38,7 @@ def remaining_work(
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
+    work = replace(work, merged_early=policy.merges_early)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work
@@ -59,6 +60,8 @@ def overhead_flops(
         for block in stage.blocks:
             entering, removed = next(counts)
             step = policy.step_flops(entering, layout, removed, stage.width)
+            if policy.merges_early and hasattr(block.mixer, "merged_width"):
+                step += 2 * removed * (block.mixer.merged_width - stage.width)  # in place of the block's output
             if block.mlp is not None:
                 step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences

@@ -30,6 +30,7 @@ BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 NO_INPUT = "none"
+BLOCK, SCAN = "block", "scan"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Policy:
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
             token leaves the sequence either way.
+        merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
+            then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
+            the output of the block.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -99,6 +103,7 @@ class Policy:
     input_cell: str = "2x2"
     input_token: str = cells.MEAN
     input_place: str = cells.FIRST
+    merge_at: str = BLOCK
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -117,6 +122,7 @@ class Policy:
             "input_cell": cells.SHAPES,
             "input_token": cells.TOKENS,
             "input_place": cells.PLACES,
+            "merge_at": (BLOCK, SCAN),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -157,6 +163,13 @@ class Policy:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        for part in ("score", "features"):
+            if self.merges_early and self._reads_output(part):
+                raise UserError(
+                    f"mtr.merge_at={SCAN} with mtr.{part}={getattr(self, part)}, which reads the output of the block, "
+                    f"and this is computed after merging: set mtr.merge_at={BLOCK}, or "
+                    + ("mtr.features=residual." if part == "features" else "choose another score.")
+                )
         scan = SCANS[self.paths]
         needs_grid = self.keeps_grid or (scan is not None and scan.samples)
         for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
@@ -221,6 +234,18 @@ class Policy:
         return self.convolution == UNMERGED and (self.merging.into != "nothing" or self.cells is not None)
 
     @property
+    def merges_early(self) -> bool:
+        """Whether tokens merge before the output projection of a mixer."""
+        return self.merge_at == SCAN
+
+    def _reads_output(self, part: str) -> bool:
+        """Whether a decision reads the output of the block by its ``score`` or its ``features``."""
+        if part == "score":
+            return self.scoring.reads_output
+        compares = self.merging.into == "nearest" or (not self.keeps_grid and self.grouping != "asymmetric")
+        return compares and self.features != "residual"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
@@ -267,6 +292,11 @@ class Policy:
             )
         if self.cells is not None:
             self.cells.check(model)
+        if self.merges_early and not any(hasattr(block.mixer, "merged_width") for block in blocks_of(model)):
+            raise UserError(
+                f"mtr.merge_at={self.merge_at}: {name} has no mixer that merges before its output projection. Leave "
+                f"mtr.merge_at={BLOCK}."
+            )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
