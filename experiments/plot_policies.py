@@ -10,34 +10,47 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-EMPHASISED = {"write": "#d55e00", "mtr": "#0072b2", "random": "#000000"}
+EMPHASISED = {
+    "fovea": "#cc79a7",
+    "write": "#d55e00",
+    "mtr": "#0072b2",
+    "resolution": "#009e73",
+    "random": "#000000",
+}
 OTHERS = "#9a9a9a"
 ORDER_NOT_RESTORED = ("tome", "famba", "evit", "pumer")  # far outside the scale of the others
 PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
 
 def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
-    """Draw one line a policy with its 95 % intervals; the emphasised policies are coloured and in front."""
+    """Draw one line a policy with its 95 % intervals; the emphasised ones are in front, a smaller model is a star."""
     policies = dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")
+    models = {point["model"] for point in points if "model" in point}
     scale = 100 if metric == "top1" else 1
     for policy in sorted(policies, key=lambda name: name in EMPHASISED):
-        rows = [point for point in points if point["policy"] == policy]
+        rows = sorted((point for point in points if point["policy"] == policy), key=lambda row: row["reduction"])
         x, y = [100 * row["reduction"] for row in rows], [scale * row[metric] for row in rows]
         ends = [[scale * row[f"{metric}_ci"][side] for row in rows] for side in (0, 1)]
         error = [[abs(end - value) for end, value in zip(side, y, strict=True)] for side in ends]
-        front = policy in EMPHASISED
-        colour = EMPHASISED.get(policy, OTHERS)
-        axis.errorbar(
-            x, y, error, color=colour, marker="o", ms=4, lw=2 if front else 1, capsize=2, zorder=3 if front else 2
-        )
+        front = policy in EMPHASISED or policy in models
+        colour = EMPHASISED.get(policy, "#7b3294" if policy in models else OTHERS)
+        marker, size = ("*", 10) if policy in models else ("o", 4)
+        width, layer = (2, 3) if front else (1, 2)
+        axis.errorbar(x, y, error, color=colour, marker=marker, ms=size, lw=width, capsize=2, zorder=layer)
         if front:
-            axis.annotate(
-                policy, (x[-1], y[-1]), xytext=(6, 0), textcoords="offset points", color=colour, weight="bold"
-            )
+            style = {"color": colour, "weight": "bold", "textcoords": "offset points"}
+            axis.annotate(name_of(policy), (x[-1], y[-1]), xytext=(6, 0), **style)
     unreduced = next(point for point in points if point["policy"] == "none")
     axis.axhline(scale * unreduced[metric], color="#444444", lw=0.8, ls=":")
-    axis.set(xlabel="true FLOPs removed, %", ylabel=PANELS[metric], xlim=(18, 57))
+    removed = [100 * point["reduction"] for point in points if point["policy"] != "none"]
+    room = 0.2 * (max(removed) - min(removed))  # for the names
+    axis.set(xlabel="true FLOPs removed, %", ylabel=PANELS[metric], xlim=(min(removed) - 2, max(removed) + room + 2))
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def name_of(policy: str) -> str:
+    """The name in the figure."""
+    return "smaller picture" if policy == "resolution" else policy
 
 
 def main() -> None:
@@ -47,11 +60,14 @@ def main() -> None:
     restored = [point for point in result["points"] if point["policy"] not in ORDER_NOT_RESTORED]
     for axis, metric in zip(axes, PANELS, strict=True):
         draw(restored, axis, metric)
-    others = sorted({point["policy"] for point in restored} - {"none", *EMPHASISED})
+    models = {point["model"] for point in restored if "model" in point}
+    others = sorted({point["policy"] for point in restored} - {"none", *EMPHASISED} - models)
     images = result["points"][0]["images"]
-    title = (
-        f"{result['backbone']}, {images} images of {result['dataset']}; grey: {', '.join(others)}; dotted: unreduced"
-    )
+    title = f"{result['backbone']}, {images} images of {result['dataset']}; dotted: unreduced"
+    if others:
+        title += f"; grey: {', '.join(others)}"
+    if result.get("best_resolution"):
+        title += f"\n{result['best_resolution']}"
     figure.suptitle(title, fontsize=10)
     figure.savefig(out, dpi=120)
 

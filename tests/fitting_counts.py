@@ -1,10 +1,12 @@
-"""Counts of tokens that a policy can remove: some remove whole rows and columns."""
+"""Counts of tokens that a policy can remove, and the policies that any family can have."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_lab.reduction import make_policy, policy_config
+from mtr_lab.reduction import make_policy, policy_config, policy_names
 from mtr_lab.tokens import Layout
+
+FOR_ANY_FAMILY = tuple(name for name in policy_names() if policy_config(name)["paths"] != "quarter")
 
 
 def fitting(name: str, wanted: Sequence[int], layout: Layout) -> list[int]:

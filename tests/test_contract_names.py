@@ -22,13 +22,13 @@ GROUPS = {
     "dataset": "imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
     "camvid_sample camvid ade20k voc_segmentation",
     "task": "classification detection segmentation",
-    "reduction": "mtr write evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit storm_random "
-    "directions",
+    "reduction": "mtr write resolution evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit "
+    "storm_random directions quartermap",
     "trainer": "default ddp",
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",
-    "experiment": "none anchors paper_table1 paper_scores paper_merging paper_order nano_policies policy_ablation "
-    "schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano",
+    "experiment": "none anchors paper_table1 paper_scores paper_merging paper_order nano_policies nano_pictures "
+    "policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides random_seeds",
     "hydra/launcher": "processes slurm",
 }
 KEYS = {
@@ -37,11 +37,12 @@ KEYS = {
     "backbone.num_classes dataset.root dataset.source dataset.classes dataset.train_split dataset.test_split "
     "dataset.batch_size dataset.num_workers dataset.on_error dataset.cache task.name mtr.ratio mtr.policy mtr.score "
     "mtr.directions mtr.grouping mtr.target_fraction mtr.matching mtr.features mtr.merge mtr.prune_first "
-    "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.input mtr.input_share mtr.input_cell "
-    "mtr.input_token mtr.input_place mtr.picture mtr.embedding mtr.mlp mtr.paths mtr.seed mtr.schedule "
-    "mtr.first_block mtr.interval mtr.layers trainer.accelerator trainer.devices "
-    "trainer.precision trainer.limit_test_batches trainer.cuda_graph trainer.enable_progress_bar ops.backend "
-    "timing.batch_size timing.seconds pictures seed resume objective",
+    "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.resolution mtr.input mtr.input_share "
+    "mtr.input_cell mtr.input_token mtr.input_place mtr.picture mtr.embedding mtr.mlp "
+    "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
+    "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
+    "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "
+    "mtr.merge_at",
     "train": "backbone.drop_path_rate dataset.root dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "

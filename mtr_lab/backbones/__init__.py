@@ -22,6 +22,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         pretrained: load the published weights (``vim_nano``: the bundled ones). With another ``num_classes`` than
             theirs, the head stays untrained.
         kwargs: ``checkpoint`` (a local file, or ``hf://OWNER/REPOSITORY/FILE``) and ``revision`` of the weights;
+            ``checkpoint_key``, the entry of the file or the prefix of the names, where it has several weights (by
+            default the main ones rather than their moving average); ``checkpoint_grid``, (rows, columns) of its patches
+            where they are not square and the file does not state them; ``new_head=True``, to leave the head untrained
+            if the checkpoint has other classes;
             arguments with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
             ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``, ``norm_epsilon``; for Vim
             ``if_divide_out`` and ``use_middle_cls_token``; for videos (VideoMamba) ``num_frames`` (T) and

@@ -27,18 +27,42 @@ def fit_positions(
         label: of the checkpoint, for errors.
 
     Raises:
-        UserError: the number of patches fits no grid.
+        UserError: the number of patches fits no grid, or the embeddings look like those of the turned grid.
     """
     patches = embedding.shape[1] - 1
-    side = math.isqrt(patches)
+    side, position = math.isqrt(patches), class_position(patches)
+    if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
+        raise UserError(f"{label}: pos_embed has {patches} patches, not the {list(stated)} of the stated grid.")
+    if not stated and side * side != patches:
+        _check_own(torch.cat([embedding[0, :position], embedding[0, position + 1 :]]), grid, label)
     old = stated or ((side, side) if side * side == patches else grid)
-    if len(old) != 2 or old[0] * old[1] != patches:
-        expected = f"not the {stated} its metadata states" if stated else f"not the {old[0]} x {old[1]} of the model"
-        raise UserError(f"{label}: pos_embed has {patches} patches, {expected}, and no square grid either.")
     if tuple(old) == grid:
         return embedding
-    old_position, new_position = class_position(patches), class_position(grid[0] * grid[1])
-    return resize_positions(embedding.float(), old_position, (old[0], old[1]), new_position, grid)
+    return resize_positions(embedding.float(), position, (old[0], old[1]), class_position(grid[0] * grid[1]), grid)
+
+
+def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:
+    """Raise a ``UserError`` unless embeddings (patches, C) of an unstated grid are those of (rows, columns).
+
+    In a trained model neighbours differ least. If the patches a row apart differ more than they would on the turned
+    grid, rows and columns are probably confused.
+    """
+    rows, columns = grid
+    if rows * columns != len(patches):
+        doubt, advice = "is neither a square nor the model's number", "[ROWS,COLUMNS]"
+    elif min(grid) > 1 and _roughness(patches, columns) > 1.25 * _roughness(patches, rows):
+        doubt, advice = f"look like {columns} x {rows} ones, not {rows} x {columns}", f"[{columns},{rows}]"
+    else:
+        return
+    raise UserError(
+        f"{label}: pos_embed has {len(patches)} patches, which {doubt}, and the file does not state its grid: give "
+        f"checkpoint_grid={advice} (backbone.checkpoint_grid={advice})."
+    )
+
+
+def _roughness(patches: Tensor, columns: int) -> float:
+    """The mean squared difference of patches a row apart."""
+    return float((patches[columns:] - patches[:-columns]).float().square().mean())
 
 
 def resize_positions(

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -40,7 +40,9 @@ def build(
         kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
             family's ``keywords`` has those that are no arguments of its constructor; ``device`` and ``dtype``;
             ``checkpoint`` (a local file or ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights),
-            ``revision`` (branch, tag or commit on the hub), the arguments of timm's factory, and for a model that
+            ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and ``checkpoint_grid`` (see
+            ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has other classes, leave the head
+            untrained instead of raising an error), the arguments of timm's factory, and for a model that
             returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
 
     Returns:
@@ -50,7 +52,7 @@ def build(
         UserError: an unknown argument; weights that cannot be downloaded, cannot be read, or do not fit.
     """
     name, kwargs = registered["architecture"], dict(kwargs)
-    checkpoint, revision = kwargs.pop("checkpoint", None), kwargs.pop("revision", "main")
+    revision, checkpoint, any_head = kwargs.pop("revision", "main"), _checkpoint(kwargs), kwargs.pop("new_head", False)
     config = timm_config(registered, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
     feature_class = kwargs.pop("feature_cls", "getter")
@@ -84,10 +86,11 @@ def build(
         "label_names": label_names(config) if same_classes else None,
     }
     model.default_cfg = model.pretrained_cfg
-    any_head = False
+    published = checkpoint is None
     if checkpoint is not None:
-        local = not str(checkpoint).startswith("hf://")
-        names = weights.checkpoint_label_names(checkpoint) if local else None
+        checkpoint = replace(checkpoint, revision=revision)
+        local = not checkpoint.file.startswith("hf://")
+        names = weights.checkpoint_label_names(checkpoint.file) if local else None
         if names or registered["label_names"] != IMAGENET:
             model.pretrained_cfg["label_names"] = names  # the user's own classes
     elif pretrained and video:
@@ -97,16 +100,36 @@ def build(
         )
     elif pretrained:
         any_head = True
-        checkpoint = _pretrained_file(name, config)
+        checkpoint = weights.Checkpoint(_pretrained_file(name, config), revision)
     if checkpoint is not None and not weights.is_meta(model):
-        unchanged = weights.load_weights(model, checkpoint, revision, any_head=any_head)
-        if unchanged and Path(checkpoint).name == registered.get("hf_hub_filename"):
+        unchanged = weights.load_weights(model, checkpoint, published=published, any_head=any_head)
+        if unchanged and Path(checkpoint.file).name == registered.get("hf_hub_filename"):
             model.weights = model.weights | {"published_top1": registered["published_top1"]}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)
     if features_only:
         return _feature_extractor(model, out_indices, feature_class)
     return model
+
+
+def _checkpoint(kwargs: dict[str, Any]) -> weights.Checkpoint | None:
+    """The checkpoint that the arguments name, which are removed from them.
+
+    Raises:
+        UserError: something is said about a file, and no file is named; or the grid is not two numbers.
+    """
+    file, key, grid = (kwargs.pop(name, None) for name in ("checkpoint", "checkpoint_key", "checkpoint_grid"))
+    for argument, value in (("checkpoint_key", key), ("checkpoint_grid", grid)):
+        if value is not None and file is None:
+            raise UserError(f"{argument}={value} is about a file: give it, checkpoint=FILE (backbone.checkpoint=FILE).")
+    if file is None:
+        return None
+    if grid is not None:
+        if not isinstance(grid, list | tuple) or len(grid) != 2:
+            raise UserError(f"checkpoint_grid={grid}: expected the rows and columns of patches, [14,14] for instance.")
+        for side in grid:
+            check_number("checkpoint_grid", side, int, 1)
+    return weights.Checkpoint(str(file), key=key if key is None else str(key), grid=grid)
 
 
 def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:

@@ -18,6 +18,11 @@ def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
     """
     if not checkpoint.startswith("hf://"):
         path = Path(checkpoint).expanduser()
+        if path.is_dir():
+            raise UserError(
+                f"checkpoint {checkpoint} is a folder: give the file in it, such as model.safetensors, or "
+                "model.safetensors.index.json of several."
+            )
         if not path.is_file():
             raise UserError(f"checkpoint {checkpoint} does not exist: give a local file or hf://OWNER/REPOSITORY/FILE.")
         return path, None

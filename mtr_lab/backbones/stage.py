@@ -37,7 +37,11 @@ class Mixer(Protocol):
     paths: tuple[ScanPath, ...]
     """The directions in which it scans; empty for a mixer that does not scan, and so has no evidence (attention)."""
     # A mixer that convolves over the grid has ``reads_grid = True``, too: a reduced model then tracks ``source``.
+    # One that scans the tokens of ``positions.sample`` and spreads its output has ``samples_grid = True``, too: its
+    # ``costs`` take ``scanned``, the number of tokens that are scanned.
     # A mixer that convolves along the sequence, over ``Positions.neighbours``, has ``reads_neighbours = True``.
+    # One whose tokens may merge before its output projection, by ``Positions.merged``, has ``merged_width``, too, the
+    # channels of the tokens that merge; its ``costs`` take ``projected``, the number of tokens in the projection.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
@@ -113,7 +117,16 @@ class Block(nn.Module):
         merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
         return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
-    def costs(self, mixed: int, transformed: int, layout: Layout, paths: Sequence[ScanPath] | None = None) -> Costs:
+    def costs(
+        self,
+        mixed: int,
+        transformed: int,
+        layout: Layout,
+        paths: Sequence[ScanPath] | None = None,
+        *,
+        scanned: int | None = None,
+        projected: int | None = None,
+    ) -> Costs:
         """The costs for one sequence.
 
         Args:
@@ -121,8 +134,12 @@ class Block(nn.Module):
             transformed: the number of tokens in the MLP.
             layout: of the unreduced tokens, or of the full grid that a reduction has left.
             paths: the paths to scan, by default all of the mixer's.
+            scanned: the number of tokens that the mixer scans, if these are not all.
+            projected: the number of tokens in the mixer's output projection, if these are not all.
         """
-        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths)
+        counts = {"scanned": scanned, "projected": projected}
+        options = {name: count for name, count in counts.items() if count is not None}
+        costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths, **options)
         return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)
 
 

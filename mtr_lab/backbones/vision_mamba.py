@@ -1,5 +1,6 @@
 """The classifier behind Vim and VideoMamba: patches and a class token in blocks of bidirectional Mamba."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -263,12 +264,28 @@ class VisionMamba(TimmInterface):
         """(B, channels, H, W) -> logits (B, num_classes); without pooling, of each token, (B, L, num_classes)."""
         return self.classify(self.forward_state(images))
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the tensors, with the versions of the modules: position embeddings do not tell rows from columns.
+        if prefix.removesuffix(".") in getattr(destination, "_metadata", {}):
+            destination._metadata[prefix.removesuffix(".")]["grid_size"] = self.patch_embed.grid_size
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        stated, grid = local_metadata.get("grid_size"), self.patch_embed.grid_size
+        if stated is not None and tuple(stated) != grid and math.prod(stated) == math.prod(grid):
+            messages = others[-1]
+            messages.append(
+                f"{prefix}pos_embed is that of {stated[0]} x {stated[1]} patches, the model has {grid[0]} x {grid[1]}: "
+                "create_model(..., checkpoint=FILE) interpolates it."
+            )
+
     def fit_weights(self, state: dict[str, Tensor], grid: Sequence[int] | None, label: str) -> bool:
         """Adapt weights of another grid, number of frames or number of channels to the model's, in place.
 
         Args:
             state: the state dict.
-            grid: (rows, columns) of its position embeddings; ``None`` for a square one if possible.
+            grid: (rows, columns) of its position embeddings; ``None`` for a square one.
             label: of the weights, for errors.
 
         Returns:

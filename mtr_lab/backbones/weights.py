@@ -1,19 +1,20 @@
 """Load the weights of a model from a checkpoint: a local file, or one on the hub."""
 
-import argparse
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mtr_lab.backbones.checkpoint_file import StateDict, choose, files_of, read
 from mtr_lab.backbones.hub import fetch, first_line
 from mtr_lab.errors import UserError
 
@@ -28,6 +29,8 @@ class Weights:
     sha256: str | None = None
     published_top1: float | None = None
     """The ImageNet-1k accuracy that the authors report, a fraction, if the file has the name of theirs."""
+    part: str | None = None
+    """The entry of the file that they were taken from, and the prefix that its names have there."""
 
 
 def is_meta(model: nn.Module) -> bool:
@@ -35,12 +38,26 @@ def is_meta(model: nn.Module) -> bool:
     return next(model.parameters()).is_meta
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file with the weights that a user wants."""
+
+    file: str
+    """A local path or ``hf://OWNER/REPOSITORY/FILE``; of a sharded checkpoint its index."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    key: str | None = None
+    """The entry of the file, or the prefix of the names; ``None`` for the weights rather than their moving average."""
+    grid: Sequence[int] | None = None
+    """(rows, columns) of its patches, if the file does not state them."""
+
+
 def load_weights(
     model: Any,
-    checkpoint: str | Path,
-    revision: str = "main",
+    checkpoint: Checkpoint,
     whole: nn.Module | None = None,
     *,
+    published: bool = False,
     any_head: bool = False,
 ) -> bool:
     """Load a checkpoint strictly, after ``model.fit_weights`` has adapted it to the model's grid, frames and channels.
@@ -49,22 +66,43 @@ def load_weights(
 
     Args:
         model: a backbone; ``pretrained_cfg["classifier"]`` names its head.
-        checkpoint: a local file or ``hf://OWNER/REPOSITORY/FILE``.
-        revision: branch, tag or commit on the hub.
+        checkpoint: what to load.
         whole: the model of a task that the checkpoint is of; ``model`` is its ``backbone``.
-        any_head: ignore a head for other classes, which a model without a head always does.
+        published: it is the authors' file, whose main weights on a square grid are meant.
+        any_head: leave the head untrained if the checkpoint's has other classes. A model without a head ignores it.
 
     Returns:
-        Whether channels and head are those of the checkpoint.
+        Whether channels and head are those of the checkpoint, and its main weights were taken.
 
     Raises:
         UserError: the file is absent or corrupt, or its parameters do not fit (they are listed).
     """
-    path, commit = fetch(str(checkpoint), revision)
-    state = _read(path)
+    files, commit = files_of(checkpoint.file, checkpoint.revision)
+    path, loaded = files[0], whole or model
+    chosen, equals = choose(read(files), loaded.state_dict(), checkpoint.key, f"checkpoint {path}")
+    if len(equals) > 1 and checkpoint.key is None and not published:
+        others = ", ".join(map(str, equals[1:]))
+        warnings.warn(
+            f"checkpoint {path.name} has several weights: {chosen} was taken, not {others}; "
+            f"checkpoint_key={equals[1].entry or equals[1].prefix} takes the latter.",
+            stacklevel=5,
+        )
     prefix = "" if whole is None else "backbone."
+    state = dict(chosen.state)
     of_backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    adapted = model.fit_weights(of_backbone, _metadata(path, "grid_size", int), f"checkpoint {path}")
+    grid = checkpoint.grid or _metadata(path, "grid_size", int) or next(filter(None, (s.grid for s in equals)), None)
+    before = dict(of_backbone)
+    adapted = model.fit_weights(of_backbone, grid, f"checkpoint {path}")
+    changed = [key for key, value in before.items() if value is not of_backbone[key]]
+    same_size = [key for key in changed if before[key].shape == of_backbone[key].shape]
+    if same_size and grid is None and not published:
+        rows, columns = model.layouts()[0].grid
+        warnings.warn(
+            f"checkpoint {path.name} does not state its grid: {same_size[0]} is taken as that of a square and "
+            f"interpolated to {rows} x {columns}. If it is that of {rows} x {columns} patches, give "
+            f"checkpoint_grid=[{rows},{columns}] (backbone.checkpoint_grid=[{rows},{columns}]).",
+            stacklevel=5,
+        )
     state.update({prefix + key: value for key, value in of_backbone.items()})
     classifier = model.pretrained_cfg["classifier"]
     weight = f"{classifier}.weight"
@@ -76,21 +114,24 @@ def load_weights(
                 classes = f"{len(state[weight])} classes, the model {model.num_classes}"
                 warnings.warn(f"checkpoint {path.name} has {classes}: the head is left untrained.", stacklevel=5)
             state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")} | head
-    _check(state, whole or model, path, weight)
-    (whole or model).load_state_dict(state, strict=True)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = str(checkpoint) if str(checkpoint).startswith("hf://") else path.name
-    model.weights = asdict(Weights(source, commit, digest))
-    return not adapted
+    _check(state, chosen, loaded, path, weight)
+    loaded.load_state_dict(state, strict=True)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    source = checkpoint.file if checkpoint.file.startswith("hf://") else path.name
+    part = str(chosen) if chosen.entry or chosen.prefix else None
+    model.weights = asdict(Weights(source, commit, digest.hexdigest(), part=part))
+    return not adapted and checkpoint.key is None
 
 
-def checkpoint_label_names(checkpoint: str | Path) -> tuple[str, ...] | None:
-    """The class names in the metadata of a local checkpoint, ``None`` if it has none.
+def checkpoint_label_names(checkpoint: str | Path, revision: str = "main") -> tuple[str, ...] | None:
+    """The class names in the metadata of a checkpoint, ``None`` if it has none.
 
     Raises:
         UserError: the file is absent or cannot be read.
     """
-    return _metadata(fetch(str(checkpoint), "")[0], "label_names", str)
+    return _metadata(fetch(str(checkpoint), revision)[0], "label_names", str)
 
 
 def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
@@ -107,43 +148,58 @@ def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
-        reason = first_line(error)
-        if path.suffix != ".safetensors" and not isinstance(error, OSError):
-            # PyTorch's own message advises to execute the file, or quotes an error inside the unpickler.
-            reason = "it is neither a safetensors file nor a PyTorch checkpoint that contains tensors alone."
-        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"checkpoint {path} contains no state dict: expected parameter names and tensors.")
-    return content
-
-
-def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path, head_weight: str) -> None:
+def _check(state: Mapping[str, Tensor], chosen: StateDict, model: nn.Module, path: Path, head_weight: str) -> None:
     """Raise a ``UserError`` that lists every parameter that does not fit."""
     expected = model.state_dict()
-    wrong = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in expected.items() if k in state}
-    wrong = {k: shapes for k, shapes in wrong.items() if shapes[0] != shapes[1]}
-    head = wrong.get(head_weight)
-    if head is not None and head[0][1:] == head[1][1:]:
+    common = {key: (state[key], value) for key, value in expected.items() if key in state}
+    head = common.get(head_weight)
+    if head is not None and head[0].shape[1:] == head[1].shape[1:] and len(head[0]) != len(head[1]):
         raise UserError(
-            f"checkpoint {path} has {head[0][0]} classes, the model {head[1][0]}: "
-            f"create the model with num_classes={head[0][0]} (backbone.num_classes={head[0][0]})."
+            f"checkpoint {path} has {len(head[0])} classes, the model {len(head[1])}: create the model with "
+            f"num_classes={len(head[0])} (backbone.num_classes={len(head[0])}), or with new_head=True for an untrained "
+            "head."
         )
+    missing, others = expected.keys() - state.keys(), chosen.others
     problems = [
-        *(f"missing {key}" for key in expected.keys() - state.keys()),
+        *(f"missing {key}" for key in missing),
         *(f"unexpected {key}" for key in state.keys() - expected.keys()),
-        *(f"{key} has shape {shape}, expected {wanted}" for key, (shape, wanted) in wrong.items()),
+        *(f"unexpected {key}, which lacks the prefix" for key in others if missing),
+        *(f"{key} {problem}" for key, pair in common.items() if (problem := _misfit(*pair))),
     ]
     if problems:
-        shown = "\n  ".join(sorted(problems)[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}:\n  {shown}{more}")
+        shown = "\n  ".join(_interleaved(problems))
+        more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        part = f" ({chosen})" if chosen.entry or chosen.prefix else ""
+        raise UserError(f"checkpoint {path}{part} does not fit {type(model).__name__}{_advice(path)}:\n  {shown}{more}")
+
+
+_SHOWN = 20
+"""The number of problems that a message lists."""
+
+
+def _interleaved(problems: Sequence[str]) -> list[str]:
+    """The first ones of each kind, so that no kind hides another."""
+    kinds: dict[str, list[str]] = {}
+    for problem in sorted(problems):
+        word = problem.partition(" ")[0]
+        kinds.setdefault(word if word in ("missing", "unexpected") else "", []).append(problem)
+    turns = [line for lines in zip_longest(*kinds.values()) for line in lines if line is not None]
+    return sorted(turns[:_SHOWN])
+
+
+def _advice(path: Path) -> str:
+    shard = re.search(r"-\d{5}-of-\d{5}$", path.stem)
+    return "; it is one of several files: give their index, FILE.index.json" if shard else ""
+
+
+def _misfit(value: Tensor, wanted: Tensor) -> str | None:
+    """What is wrong with a parameter of a file, ``None`` if nothing is."""
+    if value.shape != wanted.shape:
+        return f"has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
+    if value.is_quantized or value.layout != torch.strided or value.is_meta:
+        return "is quantised, sparse or without values, expected a dense tensor"
+    if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
+        return f"has numbers of {value.dtype}, expected those of {wanted.dtype}, or other floating-point ones"
+    if value.is_floating_point() and bool(value.float().isnan().any()):
+        return "has values that are no numbers (NaN): its training diverged, take an earlier checkpoint"
+    return None

@@ -71,7 +71,8 @@ def evaluate_model(
     modes, task = [(module, module.training) for module in model.modules()], Classification({})
     with keeping_policy(backbone):
         reduction = patch(model, policy, ratio=0.0, schedule=schedule, images=images, **parts)
-        gives_counts = not isinstance(reduction.config["schedule"], str)
+        config = reduction.config
+        gives_counts = not isinstance(config["schedule"], str) or isinstance(config["resolution"], list)
         points = points_at(reduction, reduction.policy.policy, _ratios(ratio, gives_counts))
         reduction.release_images()
         try:

@@ -34,8 +34,10 @@ class Work:
         merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
         choose_paths: the paths of a mixer -> those to scan.
         skipped: for each block the names of paths that are not scanned; none by default.
+        sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
         repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
+        merged_early: whether mixers that can do so merge tokens before their output projection.
     """
 
     remove: Sequence[int] | None = None
@@ -43,8 +45,10 @@ class Work:
     merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
     skipped: Sequence[Sequence[str]] = ()
+    sampled: Sequence[bool] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
     repeated: bool = False
+    merged_early: bool = False
 
 
 ALL = Work()
@@ -74,7 +78,10 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             grid = work.grid(layout, entering[-1])
             skipped = work.skipped[len(entering) - 1] if work.skipped else ()
             paths = [path for path in work.choose_paths(block.mixer.paths) if path.name not in skipped]
-            costs = block.costs(entering[-1], transformed, grid, paths)
+            is_sampled = bool(work.sampled) and work.sampled[len(entering) - 1]
+            scanned = grid.sampled.patches if is_sampled else None
+            projected = tokens if work.merged_early and hasattr(block.mixer, "merged_width") else None
+            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned, projected=projected)
             if work.repeated and entering[-1] < layout.tokens:
                 costs = costs.repeating(len(paths))
             total += costs * layout.sequences

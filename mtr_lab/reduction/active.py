@@ -1,6 +1,7 @@
 """What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -61,8 +62,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int) -> None:
-        self._active, self._block = active, block
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
+        self._active, self._block, self._is_sampled = active, block, is_sampled
 
     @property
     def remove(self) -> int:
@@ -82,6 +83,8 @@ class ActiveBlockReduction:
             choose_paths=self._choose_paths(policy),
             unmerged=policy.unmerges,
             pruned=policy.prunes,
+            sampled=self._is_sampled,
+            decide=partial(self._plan, state) if policy.merges_early and self.remove else None,
         )
 
     def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
@@ -106,11 +109,15 @@ class ActiveBlockReduction:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
         if not self.remove:
             return state, evidence
+        plan = evidence.plan or self._plan(state, evidence)
+        return state.reduced(plan), evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
+
+    def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
+        """The decision on the tokens of the mixer."""
         policy, record = self._active.policy, self._active.record_score
         if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
-        plan = policy(state, evidence, self.remove)
-        return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence
+        return policy(state, evidence, self.remove)
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.costs import picture_size, removed_at_embedding
+from mtr_lab.reduction.places import SCANS, sampled_blocks
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import Size
 from mtr_lab.tokens import Layout
@@ -24,6 +25,8 @@ class BlockInfo:
     """Of all tokens of the stage, also of those removed before the first block."""
     width: int
     has_evidence: bool
+    is_sampled: bool
+    """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
     """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
 
@@ -34,17 +37,19 @@ def block_infos(
     """One entry a block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
     layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
+    sampled = sampled_blocks(model, SCANS[policy.paths])
+    blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
         BlockInfo(
             stage=number,
-            tokens=layout.tokens - removed[number],
-            layout=layout,
-            width=stage.width,
-            has_evidence=bool(block.mixer.paths),
-            saves_nothing=block is stage.blocks[-1] and block.mlp is None,
+            tokens=layouts[number].tokens - removed[number],
+            layout=layouts[number],
+            width=model.stages[number].width,
+            has_evidence=bool(block.mixer.paths) and not is_sampled,
+            is_sampled=is_sampled,
+            saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
         )
-        for number, (stage, layout) in enumerate(zip(model.stages, layouts, strict=True))
-        for block in stage.blocks
+        for (number, block), is_sampled in zip(blocks, sampled, strict=True)
     ]
 
 
@@ -80,8 +85,8 @@ def can_reduce(info: BlockInfo, policy: Policy) -> bool:
 
 
 def can_decide(info: BlockInfo, policy: Policy) -> bool:
-    """Whether the block has the evidence that the policy reads."""
-    return info.has_evidence or not policy.needs
+    """Whether the block has the evidence that the policy reads, and leaves a full grid where one is needed."""
+    return (info.has_evidence or not policy.needs) and (policy.keeps_grid or not info.is_sampled)
 
 
 def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
@@ -28,11 +28,17 @@ def removed_at_embedding(policy: Policy, layout: Layout) -> int:
 
 
 def remaining_work(
-    policy: Policy, remove: Sequence[int], layout: Layout, skipped: Sequence[Sequence[str]] = ()
+    policy: Policy,
+    model: Backbone,
+    remove: Sequence[int],
+    layout: Layout,
+    skipped: Sequence[Sequence[str]] = (),
 ) -> Work:
     """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
-    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, repeated=policy.stretch == EXACT)
+    sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
+    work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
+    work = replace(work, merged_early=policy.merges_early)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work
@@ -54,6 +60,8 @@ def overhead_flops(
         for block in stage.blocks:
             entering, removed = next(counts)
             step = policy.step_flops(entering, layout, removed, stage.width)
+            if policy.merges_early and hasattr(block.mixer, "merged_width"):
+                step += 2 * removed * (block.mixer.merged_width - stage.width)  # in place of the block's output
             if block.mlp is not None:
                 step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mtr_lab.backbones import Backbone
 from mtr_lab.ops import Plan
 from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
 
@@ -59,13 +60,28 @@ class PathsPart:
     skips: Literal["", "least", "last"] = ""
     """Whether a schedule skips paths of single blocks for a ratio, too: those whose absence changes the output of
     calibration images ``least`` first, or those of the ``last`` blocks; see ``mtr_lab.reduction.directions``."""
+    samples: bool = False
+    """Whether scans read one of each 2 x 2 tokens of the grid, see ``sampled_blocks``."""
 
 
 PICTURES: dict[str, PicturePart | None] = {"none": None}
 EMBEDDINGS: dict[str, EmbeddingPart | None] = {"none": None}
 MLPS: dict[str, MlpPart | None] = {"none": None}
+
+
+def sampled_blocks(model: Backbone, part: PathsPart | None) -> tuple[bool, ...]:
+    """For each block whether its scan reads one of each 2 x 2 tokens, as QuarterMap: not in the last stage."""
+    stages, samples = model.stages, part is not None and part.samples
+    return tuple(
+        samples and stage is not stages[-1] and getattr(block.mixer, "samples_grid", False)
+        for stage in stages
+        for block in stage.blocks
+    )
+
+
 SCANS: dict[str, PathsPart | None] = {
     "all": None,
     "least": PathsPart(skips="least"),
     "last": PathsPart(skips="last"),
+    "quarter": PathsPart(samples=True),
 }

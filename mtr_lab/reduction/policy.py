@@ -19,7 +19,7 @@ from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
@@ -30,6 +30,7 @@ BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 NO_INPUT = "none"
+BLOCK, SCAN = "block", "scan"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Policy:
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
             token leaves the sequence either way.
+        merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
+            then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
+            the output of the block.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -99,6 +103,7 @@ class Policy:
     input_cell: str = "2x2"
     input_token: str = cells.MEAN
     input_place: str = cells.FIRST
+    merge_at: str = BLOCK
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -117,6 +122,7 @@ class Policy:
             "input_cell": cells.SHAPES,
             "input_token": cells.TOKENS,
             "input_place": cells.PLACES,
+            "merge_at": (BLOCK, SCAN),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -157,11 +163,20 @@ class Policy:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
-        for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
-            if self.keeps_grid and acts:
+        for part in ("score", "features"):
+            if self.merges_early and self._reads_output(part):
                 raise UserError(
-                    f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}, which needs a full grid: set one to "
-                    f"its default (mtr.{part}=none)."
+                    f"mtr.merge_at={SCAN} with mtr.{part}={getattr(self, part)}, which reads the output of the block, "
+                    f"and this is computed after merging: set mtr.merge_at={BLOCK}, or "
+                    + ("mtr.features=residual." if part == "features" else "choose another score.")
+                )
+        scan = SCANS[self.paths]
+        needs_grid = self.keeps_grid or (scan is not None and scan.samples)
+        for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
+            if needs_grid and acts:
+                whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+                raise UserError(
+                    f"mtr.{part}={getattr(self, part)} with {whole}, which needs a full grid: set mtr.{part}=none."
                 )
         if self.cells is not None and EMBEDDINGS[self.embedding] is not None:
             raise UserError(
@@ -219,6 +234,18 @@ class Policy:
         return self.convolution == UNMERGED and (self.merging.into != "nothing" or self.cells is not None)
 
     @property
+    def merges_early(self) -> bool:
+        """Whether tokens merge before the output projection of a mixer."""
+        return self.merge_at == SCAN
+
+    def _reads_output(self, part: str) -> bool:
+        """Whether a decision reads the output of the block by its ``score`` or its ``features``."""
+        if part == "score":
+            return self.scoring.reads_output
+        compares = self.merging.into == "nearest" or (not self.keeps_grid and self.grouping != "asymmetric")
+        return compares and self.features != "residual"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
@@ -241,6 +268,11 @@ class Policy:
             raise UserError(
                 f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
             )
+        if scan is not None and scan.samples and not any(sampled_blocks(model, scan)):
+            raise UserError(
+                f"mtr.paths={self.paths} scans one of each 2 x 2 tokens of every stage but the last, in mixers that "
+                f"scan a grid along four paths, and {name} has none there: choose another policy."
+            )
         if self.needs and self.directions != BOTH and scan is not None and scan.skips:
             raise UserError(
                 f"mtr.directions={self.directions} with mtr.paths={self.paths}, which may skip that direction: set "
@@ -260,6 +292,11 @@ class Policy:
             )
         if self.cells is not None:
             self.cells.check(model)
+        if self.merges_early and not any(hasattr(block.mixer, "merged_width") for block in blocks_of(model)):
+            raise UserError(
+                f"mtr.merge_at={self.merge_at}: {name} has no mixer that merges before its output projection. Leave "
+                f"mtr.merge_at={BLOCK}."
+            )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -367,7 +404,7 @@ class Policy:
 
     def grid(self, layout: Layout, tokens: int) -> Layout:
         """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
-        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+        return lines.cached_grids(layout)[tokens] if self.keeps_grid else layout
 
     def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""

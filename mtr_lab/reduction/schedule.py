@@ -108,7 +108,7 @@ def make_schedule(
     depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, remove, layouts[0], skipped), size)
+        costs, tokens = model_costs(model, remaining_work(acting, model, remove, layouts[0], skipped), size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -246,6 +246,12 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
                 f"remove {choice}."
             )
         if count and not can_decide(info, policy):
+            if info.is_sampled and not policy.needs:
+                raise UserError(
+                    f"mtr.schedule removes tokens after block {block}, and mtr.paths={policy.paths} scans one of "
+                    "each 2 x 2 tokens there, for which a full grid has to remain: set its count to 0, or "
+                    "mtr.grouping=lines."
+                )
             raise UserError(
                 f"mtr.schedule removes tokens after block {block}, whose mixer shows no evidence for "
                 f"mtr.score={policy.score}: set its count to 0, or choose another score."

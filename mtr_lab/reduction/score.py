@@ -25,6 +25,7 @@ class Score:
         class_token: whether it compares tokens with the class token.
         mean: whether the policy divides the terms by the number of channels; directions are still summed.
         draws: whether it draws random numbers, from the policy's ``seed``.
+        reads_output: whether it reads the output of the block, as the residual stream after it does, too.
     """
 
     function: Callable[..., Tensor]
@@ -32,6 +33,7 @@ class Score:
     class_token: bool = False
     mean: bool = False
     draws: bool = False
+    reads_output: bool = False
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
@@ -101,11 +103,11 @@ SCORES = {
     "delta": Score(delta, ("delta",), mean=True),
     "write": Score(state_update, ("write", "b")),
     "output": Score(output, ("output",), mean=True),
-    "hidden": Score(hidden),
+    "hidden": Score(hidden, reads_output=True),
     "b": Score(input_projection, ("b",)),
     "c": Score(output_projection, ("c",)),
-    "class_token": Score(class_token, class_token=True),
-    "norm": Score(norm),
+    "class_token": Score(class_token, class_token=True, reads_output=True),
+    "norm": Score(norm, reads_output=True),
     "magnitude": Score(magnitude),
     "random": Score(random, draws=True),
     "none": Score(none),

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone
-from mtr_lab.backbones.weights import checkpoint_label_names, load_weights
+from mtr_lab.backbones.weights import Checkpoint, checkpoint_label_names, load_weights
 from mtr_lab.data.shard import EvaluationImages
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import Observation
@@ -120,7 +120,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
         """The part of the model that a policy reduces; its ``weights`` record the source of the whole model's."""
 
     @abstractmethod
-    def checkpoint(self, backbone: DictConfig) -> Path | None:
+    def checkpoint(self, backbone: DictConfig) -> Checkpoint | None:
         """The file with the whole model's weights; ``None`` if the backbone loads its own, or they are random.
 
         Raises:
@@ -128,7 +128,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
         """
 
     @abstractmethod
-    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Arguments of the data module for an evaluation, besides ``data_config``.
 
         Args:
@@ -141,7 +141,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
         return {}
 
     @abstractmethod
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Model:
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Checkpoint | None, num_classes: int) -> Model:
         """The model with its weights, in evaluation mode."""
 
     @abstractmethod
@@ -196,9 +196,10 @@ class DenseTask(Task[Model, TaskEvaluation]):
     def backbone(self, model: Any) -> Any:
         return model.backbone
 
-    def checkpoint(self, backbone: DictConfig) -> Path | None:
+    def checkpoint(self, backbone: DictConfig) -> Checkpoint | None:
         if backbone.checkpoint is not None:
-            return Path(str(backbone.checkpoint)).expanduser()
+            key, grid = backbone.get("checkpoint_key"), backbone.get("checkpoint_grid")
+            return Checkpoint(str(backbone.checkpoint), backbone.revision, key, grid)
         if not backbone.pretrained:
             return None
         bundled = ASSETS / f"{backbone.name}_{self.bundled}.safetensors"
@@ -208,14 +209,16 @@ class DenseTask(Task[Model, TaskEvaluation]):
                 f"mtr_lab.train task={self.name} (backbone.checkpoint=RUN/model.safetensors), or "
                 "backbone.pretrained=false for random ones."
             )
-        return bundled
+        return Checkpoint(str(bundled))
 
-    def data_arguments(self, meta_model: Backbone, checkpoint: Path | None) -> dict[str, Any]:
-        names = None if checkpoint is None else checkpoint_label_names(checkpoint)
+    def data_arguments(self, meta_model: Backbone, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        names = None if checkpoint is None else checkpoint_label_names(checkpoint.file, checkpoint.revision)
         return {"model_classes": names, "num_classes": None if names is None else len(names)}
 
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Model:
-        model: Any = self.assemble(create(pretrained=False, checkpoint=None), num_classes)
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Checkpoint | None, num_classes: int) -> Model:
+        model: Any = self.assemble(
+            create(pretrained=False, checkpoint=None, checkpoint_key=None, checkpoint_grid=None), num_classes
+        )
         if checkpoint is not None:
             load_weights(model.backbone, checkpoint, whole=model)
         return model.eval()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.errors import unknown
 from mtr_lab.tokens.gather import take, take_or_zero
+from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.pooling import ordinary_tokens
 from mtr_lab.tokens.state import TokenState
 
@@ -86,6 +87,20 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
         values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
     return maps if is_whole else take(maps, state.index)
+
+
+def sample(values: Tensor, layout: Layout) -> Tensor:
+    """One of each 2 x 2 tokens of a full grid, that of the even row and column: (B, L, C) -> (B, L', C)."""
+    grids = values.unflatten(1, (layout.frames, *layout.grid))
+    return grids[:, :, ::2, ::2].flatten(1, 3)
+
+
+def spread(values: Tensor, layout: Layout) -> Tensor:
+    """The inverse of ``sample``: every token of a full grid takes the value of its 2 x 2, (B, L', C) -> (B, L, C)."""
+    rows, columns = layout.grid
+    grids = values.unflatten(1, (layout.frames, *layout.sampled.grid))
+    grids = grids.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return grids[:, :, :rows, :columns].flatten(1, 3)
 
 
 def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:

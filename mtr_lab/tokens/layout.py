@@ -59,6 +59,11 @@ class Layout:
         special = ((place - before) * patches // self.patches + before for before, place in enumerate(self.special))
         return replace(self, rows=rows, columns=columns, special=tuple(special))
 
+    @property
+    def sampled(self) -> "Layout":
+        """The layout of one of each 2 x 2 patches, those of even rows and columns."""
+        return self.resized((self.rows + 1) // 2, (self.columns + 1) // 2)
+
     def patch_positions(self, device: torch.device) -> Tensor:
         """(patches,) int64, the position of each patch in the sequence; computed on the device, for CUDA graphs."""
         patch = torch.arange(self.patches, device=device)

@@ -1,14 +1,16 @@
 """The positions of the tokens that a block gives to its mixer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from mtr_lab import ops
 from mtr_lab.tokens import grid, paths
+from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.paths import ScanPath
-from mtr_lab.tokens.state import TokenState
+from mtr_lab.tokens.state import Evidence, TokenState
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Positions:
         choose_paths: the paths of a mixer -> those to scan; ``None`` to scan all of them.
         unmerged: let a convolution along the sequence run over the original positions of the tokens.
         pruned: whether tokens may have been dropped, not merged.
+        sampled: scan one of each 2 x 2 tokens of the grid.
+        decide: the evidence of the scan -> the plan that merges tokens before the output projection; ``None``: none is.
     """
 
     state: TokenState | None = None
@@ -32,6 +36,8 @@ class Positions:
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None = None
     unmerged: bool = False
     pruned: bool = False
+    sampled: bool = False
+    decide: Callable[[Evidence], ops.Plan] | None = None
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """The paths to scan, of all paths of a mixer."""
@@ -73,6 +79,27 @@ class Positions:
         """The number of removed tokens before each step of each path, (B, G, L); ``None`` unless ``aligned``."""
         return paths.gap(self.state, scanned) if self.state is not None and self.aligned else None
 
+    def sample(self, values: Tensor) -> tuple[Tensor, "Positions"]:
+        """The values (B, L, C) of the tokens to scan, and their positions: all tokens, unless ``sampled``."""
+        if not self.sampled:
+            return values, self
+        whole = self._whole()
+        assert self.state is not None
+        values = grid.sample(values, whole)
+        size = grid.sample(self.state.size[..., None], whole)[..., 0]
+        state = TokenState.start(values, (), whole.sampled)._replace(size=size)
+        return values, replace(self, state=state, sampled=False)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The inverse of ``sample``, (B, L, C): every token takes the value of the one scanned for its 2 x 2."""
+        return grid.spread(values, self._whole()) if self.sampled else values
+
+    def _whole(self) -> Layout:
+        layout = None if self.state is None else self.state.current_layout
+        if layout is None or layout.special:
+            raise ValueError("one of each 2 x 2 tokens can be scanned only of a full grid without special tokens")
+        return layout
+
     @property
     def delta_scale(self) -> Tensor | None:
         """(B, L), the factor of Δ of each token; ``None`` for 1."""
@@ -85,6 +112,17 @@ class Positions:
         if not self.repeated or state is None or (state.layout and state.index.shape[1] == state.layout.tokens):
             return None
         return state.size
+
+    def merged(self, values: Tensor, evidence: Evidence) -> tuple[Tensor, Evidence]:
+        """The mixer's tokens (B, L, E), merged if the policy merges them here, and the evidence with its plan.
+
+        A mixer that calls it before a linear output projection without a bias has ``merged_width`` = E. The projection
+        then runs on the M survivors, (B, M, E): it gives what merging its output would give.
+        """
+        if self.decide is None:
+            return values, evidence
+        merged, plan = ops.merge_tokens(self.decide(evidence), values)
+        return merged, replace(evidence, plan=plan)
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """A convolution over the grid, (B, L, C) -> (B, L, C'); see ``tokens.grid.convolve``."""

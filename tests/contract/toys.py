@@ -28,7 +28,7 @@ class Scan(nn.Module):
     def __init__(self, width: int, paths: Sequence[str], *, grid: bool) -> None:
         super().__init__()
         self.paths = tuple(PATHS[name] for name in paths)
-        self.reads_grid = grid
+        self.reads_grid = self.samples_grid = grid
         self.inner = inner = 2 * width
         self.in_proj = nn.Linear(width, inner)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner) if grid else None
@@ -41,21 +41,26 @@ class Scan(nn.Module):
         paths = positions.select_paths(self.paths)
         u = self.in_proj(hidden)
         u = F.silu(u if self.conv is None else positions.convolve(u, self.conv))
+        u, scanned = positions.sample(u)
         shared = u, *self.x_proj(u).split([self.inner, STATES, STATES], dim=-1)
         u, delta, b, c = (t.expand(len(paths), *t.shape) for t in shared)
         A, D = (t.expand(len(paths), *t.shape) for t in (-self.A_log.exp(), self.D))
         stats = tuple(name for name in needs if name in ops.STATS)
-        y, sums = ops.selective_scan(u, delta, A, b, c, D, stats=stats, **positions.scan_arguments(paths))
+        y, sums = ops.selective_scan(u, delta, A, b, c, D, stats=stats, **scanned.scan_arguments(paths))
         b, c = (t.transpose(0, 1) if name in needs else None for name, t in (("b", b), ("c", c)))
         names = tuple(path.name for path in paths)
-        return self.out_proj(y), Evidence(sums.detach().transpose(0, 1), stats, self.inner, b, c, names)
+        return self.out_proj(positions.spread(y)), Evidence(
+            sums.detach().transpose(0, 1), stats, self.inner, b, c, names
+        )
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        linear = sum(layer.weight.numel() for layer in (self.in_proj, self.x_proj, self.out_proj))
-        conv = 0 if self.conv is None else self.conv.weight.numel()  # on the grid as it was
-        scan = tokens * self.inner * (9 * STATES + 2) * len(paths)
-        exponentials = len(paths) * tokens * self.inner * STATES
-        return Costs.products(tokens * linear + layout.patches * conv) + Costs(scan, scan, exponentials)
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], scanned: int | None = None) -> Costs:
+        scanned = tokens if scanned is None else scanned
+        linear = sum(layer.weight.numel() for layer in (self.in_proj, self.out_proj))
+        conv = 0 if self.conv is None else self.conv.weight.numel()  # on the whole grid
+        scan = scanned * self.inner * (9 * STATES + 2) * len(paths)
+        exponentials = len(paths) * scanned * self.inner * STATES
+        products = tokens * linear + scanned * self.x_proj.weight.numel() + layout.patches * conv
+        return Costs.products(products) + Costs(scan, scan, exponentials)
 
 
 class Attention(nn.Module):
@@ -174,6 +179,7 @@ TOYS: dict[str, dict[str, Any]] = {
     "four_paths": {"paths": FOUR, "grid": True, "norm": LayerNorm},
     "snakes": {"paths": SNAKES, "grid": True},
     "two_stages": {"size": (32, 32), "widths": (16, 32), "depths": (3, 3), "mlp": True, "norm": LayerNorm},
+    "grid_stages": {"size": (32, 32), "widths": (16, 32), "depths": (3, 3), "paths": FOUR, "grid": True, "mlp": True},
     "windows": {"size": (32, 32), "windows": (2, 2)},
     "three_special_tokens": {"special": (0, 3, 8)},
 }

@@ -4,7 +4,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mtr_lab.measure.statistics import bootstrap_interval, wilson_interval
+from mtr_lab.measure.statistics import (
+    bootstrap_interval,
+    holm,
+    lower_bound,
+    mcnemar,
+    trials_needed,
+    upper_bound,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +46,37 @@ def test_wilson_ends_are_where_the_score_test_turns(level: float) -> None:
         assert abs(30 / 41 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 41), rel=1e-5)
 
 
+@pytest.mark.parametrize(("successes", "total"), [(0, 8), (5, 100), (30, 1000), (999, 1000)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_exact_bound_is_where_counts_up_to_this_have_the_rest_of_the_probability(
+    successes: int, total: int, level: float
+) -> None:
+    """The defining property, with the binomial distribution in whole numbers."""
+    bound = upper_bound(successes, total, level)
+    terms = (math.comb(total, k) * bound**k * (1 - bound) ** (total - k) for k in range(successes + 1))
+    assert math.fsum(terms) == pytest.approx(1 - level, rel=1e-9)
+    assert lower_bound(total - successes, total, level) == 1 - bound
+    assert bound > wilson_interval(successes, total, level)[0]
+
+
+def test_the_exact_bound_of_all_and_of_none() -> None:
+    assert upper_bound(7, 7) == 1.0
+    assert lower_bound(0, 7) == 0.0
+    assert upper_bound(0, 7) == pytest.approx(1 - 0.05 ** (1 / 7))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.01, 299), (0.05, 59)])
+def test_the_trials_that_a_bound_needs(share: float, expected: int) -> None:
+    assert trials_needed(share) == expected
+    assert upper_bound(0, expected) <= share < upper_bound(0, expected - 1)
+
+
 @pytest.mark.parametrize(("successes", "total"), [(0, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_impossible_counts(successes: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{successes} of {total}"):
         wilson_interval(successes, total)
+    with pytest.raises(ValueError, match=f"{successes} of {total}"):
+        upper_bound(successes, total)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
@@ -90,3 +125,25 @@ def test_bootstrap_memory_does_not_grow_with_the_resamples() -> None:
 def test_bootstrap_refuses_what_has_no_mean_over_images(values: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected \(n,\) values"):
         bootstrap_interval(values)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (3, 8), (8, 3), (40, 61)])
+def test_mcnemar_is_the_exact_sign_test_of_the_images_that_differ(gained: int, lost: int) -> None:
+    first = np.array([0] * gained + [1] * lost + [1, 1, 0])
+    second = np.array([1] * gained + [0] * lost + [1, 1, 0])
+    total = gained + lost
+    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
+    assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+
+
+def test_mcnemar_of_many_images() -> None:
+    second = np.zeros(20_000)
+    second[:10_300] = 1
+    z = 600 / math.sqrt(20_000)
+    assert mcnemar(1 - second, second) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.05)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -54,7 +54,7 @@ def test_blocks_follow_the_spread_of_the_scores(policy: str, model) -> None:
     ],
 )
 def test_early_and_late_block(deviation: list[float], expected: list[int]) -> None:
-    infos = [BlockInfo(0, 37, Layout(6, 6, (18,)), 16, True, block == DEPTH - 1) for block in range(DEPTH)]
+    infos = [BlockInfo(0, 37, Layout(6, 6, (18,)), 16, True, False, block == DEPTH - 1) for block in range(DEPTH)]
     assert two_blocks(deviation, infos, make_policy(policy_config("mtr"))) == expected
 
 

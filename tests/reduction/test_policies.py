@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import FOR_ANY_FAMILY, fitting
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -17,7 +17,7 @@ import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
 from mtr_lab.measure.flops import counted_flops
-from mtr_lab.reduction import apply, make_policy, policy_config, policy_names
+from mtr_lab.reduction import apply, make_policy, policy_config
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.score import SCORES, Score
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
 RESTORED = {"mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
 PRUNING = {"hsa", "random", "pumer", "utr", "storm_evit", "storm_random"}
-ONE_BY_ONE = [name for name in policy_names() if not make_policy(policy_config(name)).keeps_grid]
+ONE_BY_ONE = [name for name in FOR_ANY_FAMILY if not make_policy(policy_config(name)).keeps_grid]
 """Policies that remove any number of tokens; tests/contract/test_lines.py has the others."""
 
 
@@ -146,7 +146,7 @@ def test_invariants(name: str, data: st.DataObject) -> None:
     torch.testing.assert_close(alone.residual, after.residual[order[:1]])
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(data=st.data())
 @torch.no_grad()
@@ -180,7 +180,7 @@ def test_invariants_through_a_whole_model(name: str, data: st.DataObject) -> Non
             assert torch.equal(state.stream, unreduced[block].stream)
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 def test_every_policy_runs_in_a_model(name: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=48, patch_size=8, stride=8, depth=6, embed_dim=32, num_classes=5)
@@ -452,7 +452,7 @@ class WithoutClassToken(Vim):
 SMALL = {"img_size": 24, "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 3}
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", FOR_ANY_FAMILY)
 @torch.no_grad()
 def test_policies_that_need_a_class_token_are_refused_without_one(name: str) -> None:
     model = WithoutClassToken(**SMALL).eval()

@@ -495,3 +495,27 @@ def test_live_points_appear_without_a_reload(browser: Any, tmp_path: Path) -> No
             drawn = [trace for trace in traces(page, "cost") if trace["name"] == "write"]
             assert [trace["y"] for trace in drawn] == [[result["points"][2]["kl"]]]
         server.shutdown()
+
+
+def test_a_smaller_picture_and_a_smaller_model_are_lines(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "mtr", "mtr")
+    sizes = write_run(tmp_path / "sizes", "resolution")
+    for point, side in zip(sizes["points"][1:], (96, 80), strict=True):
+        point |= {"resolution": [side, side], "flops_overhead": 0.0}
+    (tmp_path / "sizes" / "result.json").write_text(json.dumps(sizes))
+    small = write_run(tmp_path / "small", "mtr", backbone="vim_ti")
+    for point in small["points"]:
+        point["flops_true"] /= 2
+    (tmp_path / "small" / "result.json").write_text(json.dumps(small))
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        choose(page, "Backbone", "vim_nano")
+        table = {row[0].split("\n")[0].strip(): row for row in cells(page, "points")}
+        assert "80 × 80" in table["resolution"]
+        assert table["vim_ti"][1].split() == ["50.0"]
+        assert any(trace["name"] == "vim_ti" for trace in traces(page, "cost"))
+        assert "vim_nano: best test resolution of 3" in page.locator("#points-caption").inner_text()
+        page.locator("#baseline").select_option(label="vim_ti")
+        assert {row[0].split("\n")[0].strip() for row in cells(page, "differences")} == {"mtr", "resolution"}
+        assert "Holm" in page.locator("#differences-caption").inner_text()
+        shot(page, "lines", full_page=True)

@@ -7,7 +7,8 @@ import torch
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import bootstrap_interval
 from mtr_lab.results.classifications import Classifications, top_classes
-from mtr_lab.results.comparison import compare, per_image
+from mtr_lab.results.comparison import compare, correct, per_image
+from mtr_lab.results.resampling import Difference
 
 
 def run(seed: int, n: int = 200, noise: float = 1.0, images: int = 0) -> Classifications:
@@ -49,7 +50,7 @@ def test_intervals_are_those_of_the_mean_difference(n: int) -> None:
 
 def test_a_point_does_not_differ_from_itself() -> None:
     for difference in compare(run(3), 1, run(3), 1).values():
-        assert difference == {"difference": 0.0, "ci": [0.0, 0.0], "significant": False}
+        assert difference == {"difference": 0.0, "ci": [0.0, 0.0], "significant": False, "p": 1.0}
 
 
 def test_pairing_makes_the_interval_narrower() -> None:
@@ -64,3 +65,28 @@ def test_runs_on_other_images_are_refused() -> None:
         compare(run(3), 1, run(3, n=150), 1)
     with pytest.raises(UserError, match="0 of them in common"):
         compare(run(3), 1, run(3, images=1), 1)
+
+
+def test_p_values_of_accuracies_are_those_of_the_sign_test() -> None:
+    first, second = run(3, noise=2.0), run(4, noise=2.5)
+    right = [(r.top5[1, :, 0] == r.labels).astype(int) for r in (first, second)]
+    gained, lost = (right[1] > right[0]).sum(), (right[1] < right[0]).sum()
+    heads = np.random.default_rng(0).binomial(gained + lost, 0.5, 200_000)
+    as_far = np.abs(heads - (gained + lost) / 2) >= abs(gained - lost) / 2
+    assert compare(first, 1, second, 1)["top1"]["p"] == pytest.approx(as_far.mean(), abs=0.005)
+
+
+def test_p_values_of_divergences_are_uniform_without_a_difference() -> None:
+    p = [compare(run(2 * i), 1, run(2 * i + 1), 1, resamples=200)["kl"]["p"] for i in range(60)]
+    assert 0.3 < np.mean(p) < 0.7
+    assert np.mean(np.array(p) < 0.5) == pytest.approx(0.5, abs=0.2)
+    assert compare(run(1), 1, run(2, noise=2.0), 1)["kl"]["p"] < 1e-6
+
+
+def test_holms_correction_is_for_all_rows_of_a_table() -> None:
+    def row(p: float) -> dict[str, Difference]:
+        return {"kl": {"difference": 0.1, "ci": [0.0, 0.2], "significant": False, "p": p}}
+
+    rows = [row(0.03), row(0.01), row(0.02), {"top1": row(0.04)["kl"]}]
+    correct(rows)
+    assert [next(iter(row.values()))["p_holm"] for row in rows] == pytest.approx([0.04, 0.03, 0.04, 0.04])

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import FOR_ANY_FAMILY, fitting
 from torch import Tensor
 
 import mtr_lab
-from mtr_lab.reduction import apply, policy_names, restore
+from mtr_lab.reduction import apply, restore
 from mtr_lab.reduction.plan import make_plan
 from mtr_lab.tasks.features import FeatureMaps
 from mtr_lab.tokens import TokenState
@@ -108,7 +108,7 @@ def test_feature_maps_of_an_unreduced_model_are_its_streams(name: str, how: str)
 
 
 @pytest.mark.parametrize("how", ["nearest", "skip", "interpolate"])
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", FOR_ANY_FAMILY)
 def test_every_policy_is_restored_to_the_source_map(policy: str, how: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_ti", img_size=(32, 48), patch_size=8, depth=6, embed_dim=16).eval()

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from fitting_counts import FOR_ANY_FAMILY
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 import mtr_lab
-from mtr_lab.reduction import Reduction, policy_config, policy_names
+from mtr_lab.reduction import Reduction, policy_config
 from mtr_lab.training.reduced import epoch_ratios, unfused_settings
 
 
@@ -16,7 +17,7 @@ def is_of_direction(parameter: str, block: int, direction: str) -> bool:
     return prefix == f"layers.{block}." and not shared and ("_b" in name.split(".")[0]) == (direction == "backward")
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", FOR_ANY_FAMILY)
 def test_every_parameter_has_a_gradient_under_every_policy(policy: str) -> None:
     torch.manual_seed(0)
     model = mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=48, num_classes=3).train()

@@ -1,12 +1,12 @@
 """Classification as a task: the model is the backbone with its own head."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule
 from omegaconf import DictConfig
 
+from mtr_lab.backbones.weights import Checkpoint
 from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import save_depth
@@ -42,17 +42,17 @@ class Classification(Task[Any, ClassifierEvaluation]):
     def backbone(self, model: Any) -> Any:
         return model
 
-    def checkpoint(self, backbone: DictConfig) -> Path | None:
+    def checkpoint(self, backbone: DictConfig) -> Checkpoint | None:
         return None
 
-    def data_arguments(self, meta_model: Any, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
         return {"model_classes": meta_model.pretrained_cfg["label_names"], "num_classes": meta_model.num_classes}
 
-    def evaluated_model(self, create: CreateBackbone, checkpoint: Path | None, num_classes: int) -> Any:
+    def evaluated_model(self, create: CreateBackbone, checkpoint: Checkpoint | None, num_classes: int) -> Any:
         return create().eval()
 
     def trained_model(self, create: CreateBackbone, num_classes: int) -> Any:
-        return create(num_classes=num_classes)
+        return create(num_classes=num_classes, new_head=True)
 
     def evaluation(
         self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool

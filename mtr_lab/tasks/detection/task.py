@@ -1,13 +1,13 @@
 """Detection as a task: Faster or Mask R-CNN on a backbone."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule
 from omegaconf import DictConfig
 
 from mtr_lab.backbones import Backbone
+from mtr_lab.backbones.weights import Checkpoint
 from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
 from mtr_lab.pictures import detection_sheet, save_picture
@@ -45,7 +45,7 @@ class Detection(DenseTask[Detector, DetectionEvaluation]):
         super().check_training(config, devices)
         self.check(config.trainer)
 
-    def data_arguments(self, meta_model: Backbone, checkpoint: Path | None) -> dict[str, Any]:
+    def data_arguments(self, meta_model: Backbone, checkpoint: Checkpoint | None) -> dict[str, Any]:
         return {**super().data_arguments(meta_model, checkpoint), "masks": self.settings["masks"]}
 
     def training_arguments(self) -> dict[str, Any]:
