@@ -10,7 +10,7 @@ from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.pairs import pair_similarity
-from mtr_lab.ops.plan import Plan, apply_plan, make_plan, update_metadata
+from mtr_lab.ops.plan import Plan, apply_plan, make_plan, merge_tokens, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
     check_backend,
@@ -55,6 +55,7 @@ __all__ = [
     "layer_norm_add",
     "make_plan",
     "mamba_inner",
+    "merge_tokens",
     "nearest",
     "pack",
     "pair_similarity",

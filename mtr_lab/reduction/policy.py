@@ -13,7 +13,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
-from mtr_lab.reduction import lines, merge
+from mtr_lab.reduction import cells, lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS
@@ -29,6 +29,8 @@ EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
+NO_INPUT = "none"
+BLOCK, SCAN = "block", "scan"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,17 @@ class Policy:
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
             token leaves the sequence either way.
+        merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
+            then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
+            the output of the block.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
+        input: tokens of two sizes before the first block: what chooses the cells of patches that become one token each,
+            a name of ``cells.CRITERIA``, or ``none``.
+        input_share: share of the patches' tokens that this removes.
+        input_cell, input_token, input_place: the shape of a cell, its token and the place of this token in the
+            sequence, names of ``cells.SHAPES``, ``TOKENS`` and ``PLACES``.
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
         window: the pairs of a window (``lines``).
         paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
@@ -88,6 +98,12 @@ class Policy:
     zone: int = 0
     window: int = 5
     paths_share: float = 1.0
+    input: str = NO_INPUT
+    input_share: float = 0.25
+    input_cell: str = "2x2"
+    input_token: str = cells.MEAN
+    input_place: str = cells.FIRST
+    merge_at: str = BLOCK
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -102,6 +118,11 @@ class Policy:
             "mlp": MLPS,
             "paths": SCANS,
             "convolution": (SURVIVORS, UNMERGED),
+            "input": (NO_INPUT, *cells.CRITERIA),
+            "input_cell": cells.SHAPES,
+            "input_token": cells.TOKENS,
+            "input_place": cells.PLACES,
+            "merge_at": (BLOCK, SCAN),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -126,6 +147,7 @@ class Policy:
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
         check_number("mtr.paths_share", self.paths_share, float, 0, 1)
+        check_number("mtr.input_share", self.input_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
             if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
                 given, needed = getattr(self, part), " or ".join(rule.groupings)
@@ -141,11 +163,25 @@ class Policy:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        for part in ("score", "features"):
+            if self.merges_early and self._reads_output(part):
+                raise UserError(
+                    f"mtr.merge_at={SCAN} with mtr.{part}={getattr(self, part)}, which reads the output of the block, "
+                    f"and this is computed after merging: set mtr.merge_at={BLOCK}, or "
+                    + ("mtr.features=residual." if part == "features" else "choose another score.")
+                )
         scan = SCANS[self.paths]
-        if EMBEDDINGS[self.embedding] is not None and (self.keeps_grid or (scan is not None and scan.samples)):
-            whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+        needs_grid = self.keeps_grid or (scan is not None and scan.samples)
+        for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
+            if needs_grid and acts:
+                whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+                raise UserError(
+                    f"mtr.{part}={getattr(self, part)} with {whole}, which needs a full grid: set mtr.{part}=none."
+                )
+        if self.cells is not None and EMBEDDINGS[self.embedding] is not None:
             raise UserError(
-                f"mtr.embedding={self.embedding} with {whole}, which needs a full grid: set mtr.embedding=none."
+                f"mtr.input={self.input} and mtr.embedding={self.embedding} act both before the first block: set one "
+                "to none."
             )
 
     @property
@@ -171,9 +207,16 @@ class Policy:
         return MERGES[self.merge]
 
     @property
+    def cells(self) -> cells.Cells | None:
+        """The tokens of two sizes before the first block; ``None`` for one size."""
+        if self.input == NO_INPUT:
+            return None
+        return cells.Cells(self.input, self.input_cell, self.input_token, self.input_place, self.input_share, self.seed)
+
+    @property
     def draws(self) -> bool:
         """Whether the result depends on ``seed``."""
-        return self.scoring.draws
+        return self.scoring.draws or self.input == "random"
 
     @property
     def size_exponent(self) -> float:
@@ -188,7 +231,19 @@ class Policy:
     @property
     def unmerges(self) -> bool:
         """Whether convolutions run over the original positions, and these differ from the survivors'."""
-        return self.convolution == UNMERGED and self.merging.into != "nothing"
+        return self.convolution == UNMERGED and (self.merging.into != "nothing" or self.cells is not None)
+
+    @property
+    def merges_early(self) -> bool:
+        """Whether tokens merge before the output projection of a mixer."""
+        return self.merge_at == SCAN
+
+    def _reads_output(self, part: str) -> bool:
+        """Whether a decision reads the output of the block by its ``score`` or its ``features``."""
+        if part == "score":
+            return self.scoring.reads_output
+        compares = self.merging.into == "nearest" or (not self.keeps_grid and self.grouping != "asymmetric")
+        return compares and self.features != "residual"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -199,11 +254,11 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
-        return any(part is not None for part in parts)
+        return self.cells is not None or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all")
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all", input=NO_INPUT)
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model cannot provide what the policy reads."""
@@ -234,6 +289,13 @@ class Policy:
             raise UserError(
                 f"mtr.convolution={self.convolution}: {name} has no mixer that convolves along the sequence. Leave "
                 f"mtr.convolution={SURVIVORS}."
+            )
+        if self.cells is not None:
+            self.cells.check(model)
+        if self.merges_early and not any(hasattr(block.mixer, "merged_width") for block in blocks_of(model)):
+            raise UserError(
+                f"mtr.merge_at={self.merge_at}: {name} has no mixer that merges before its output projection. Leave "
+                f"mtr.merge_at={BLOCK}."
             )
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
