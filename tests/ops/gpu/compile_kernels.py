@@ -46,6 +46,7 @@ def main(backend: str, arch: str) -> None:
         embedding,
         metadata,
         mixer_training,
+        mixer_weights,
         norm,
         norm_backward,
         project,
@@ -75,7 +76,8 @@ def main(backend: str, arch: str) -> None:
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
-        mixer_training.backward(xz, packed, projected, saved, BOTH, 0.5, y, projected)
+        mixer_training.backward(xz, packed, projected, saved, BOTH, 4, 16, 0.5, y, projected)
+        mixer_weights.pack(xz, weights)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
