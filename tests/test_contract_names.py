@@ -37,10 +37,12 @@ KEYS = {
     "backbone.num_classes dataset.root dataset.source dataset.classes dataset.train_split dataset.test_split "
     "dataset.batch_size dataset.num_workers dataset.on_error dataset.cache task.name mtr.ratio mtr.policy mtr.score "
     "mtr.directions mtr.grouping mtr.target_fraction mtr.matching mtr.features mtr.merge mtr.prune_first "
-    "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.resolution mtr.picture mtr.embedding mtr.mlp "
+    "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.resolution mtr.input mtr.input_share "
+    "mtr.input_cell mtr.input_token mtr.input_place mtr.picture mtr.embedding mtr.mlp "
     "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
-    "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective",
+    "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "
+    "mtr.merge_at",
     "train": "backbone.drop_path_rate dataset.root dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "

@@ -48,6 +48,7 @@ class BiMamba(nn.Module):
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
         self.dt_rank = math.ceil(d_model / 16)
+        self.merged_width = self.d_inner
         self.average_directions = average_directions
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         for suffix in SUFFIX.values():
@@ -102,15 +103,16 @@ class BiMamba(nn.Module):
             c.transpose(0, 1) if "c" in needs else None,
             tuple(path.name for path in paths),
         )
+        y, evidence = positions.merged(y, evidence)
         return self.out_proj(y), evidence
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath]) -> Costs:
-        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``.
+    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], *, projected: int | None = None) -> Costs:
+        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``, ``projected`` of them in out_proj.
 
         The literature counts a single direction, and the padding of the convolution, too.
         """
         width, inner, rank, states = self.d_model, self.d_inner, self.dt_rank, self.d_state
-        projections = 3 * width * inner * tokens  # in_proj and out_proj
+        projections = width * inner * (2 * tokens + (tokens if projected is None else projected))  # in_proj, out_proj
         direction = tokens * inner * (self.d_conv + rank + 2 * states + rank)  # conv1d, x_proj, dt_proj
         padding = self.d_conv * inner * (self.d_conv - 1)
         scan = 9 * tokens * inner * states + 2 * tokens * inner

@@ -40,6 +40,8 @@ class Mixer(Protocol):
     # One that scans the tokens of ``positions.sample`` and spreads its output has ``samples_grid = True``, too: its
     # ``costs`` take ``scanned``, the number of tokens that are scanned.
     # A mixer that convolves along the sequence, over ``Positions.neighbours``, has ``reads_neighbours = True``.
+    # One whose tokens may merge before its output projection, by ``Positions.merged``, has ``merged_width``, too, the
+    # channels of the tokens that merge; its ``costs`` take ``projected``, the number of tokens in the projection.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
@@ -123,6 +125,7 @@ class Block(nn.Module):
         paths: Sequence[ScanPath] | None = None,
         *,
         scanned: int | None = None,
+        projected: int | None = None,
     ) -> Costs:
         """The costs for one sequence.
 
@@ -132,8 +135,10 @@ class Block(nn.Module):
             layout: of the unreduced tokens, or of the full grid that a reduction has left.
             paths: the paths to scan, by default all of the mixer's.
             scanned: the number of tokens that the mixer scans, if these are not all.
+            projected: the number of tokens in the mixer's output projection, if these are not all.
         """
-        options = {} if scanned is None else {"scanned": scanned}
+        counts = {"scanned": scanned, "projected": projected}
+        options = {name: count for name, count in counts.items() if count is not None}
         costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths, **options)
         return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)
 

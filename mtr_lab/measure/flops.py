@@ -37,6 +37,7 @@ class Work:
         sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
         repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
+        merged_early: whether mixers that can do so merge tokens before their output projection.
     """
 
     remove: Sequence[int] | None = None
@@ -47,6 +48,7 @@ class Work:
     sampled: Sequence[bool] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
     repeated: bool = False
+    merged_early: bool = False
 
 
 ALL = Work()
@@ -78,7 +80,8 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             paths = [path for path in work.choose_paths(block.mixer.paths) if path.name not in skipped]
             is_sampled = bool(work.sampled) and work.sampled[len(entering) - 1]
             scanned = grid.sampled.patches if is_sampled else None
-            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned)
+            projected = tokens if work.merged_early and hasattr(block.mixer, "merged_width") else None
+            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned, projected=projected)
             if work.repeated and entering[-1] < layout.tokens:
                 costs = costs.repeating(len(paths))
             total += costs * layout.sequences

@@ -11,7 +11,7 @@ from mtr_lab.ops.neighbours import nearest_neighbour, neighbour_plan, neighbours
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.pairs import pair_similarity
-from mtr_lab.ops.plan import Plan, apply_plan, make_plan, update_metadata
+from mtr_lab.ops.plan import Plan, apply_plan, make_plan, merge_tokens, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
     check_backend,
@@ -59,6 +59,7 @@ __all__ = [
     "layer_norm_add",
     "make_plan",
     "mamba_inner",
+    "merge_tokens",
     "nearest",
     "nearest_neighbour",
     "neighbour_plan",

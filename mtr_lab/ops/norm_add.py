@@ -1,5 +1,6 @@
 """Residual addition and normalisation between two blocks: RMSNorm without a bias, LayerNorm with one."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ def rms_norm_add(
     """Add ``hidden`` to the residual stream and normalise the sum.
 
     Args:
-        hidden: (B, L, C), the previous block's output.
+        hidden: (B, L, C), the previous block's output; (B, M, C) if the plan has been applied to it before.
         residual: (B, L, C) in float32 (or float64), or ``None`` before the first block.
         weight: (C,).
         plan: a reduction that is applied to both streams first; M of the L tokens survive.
@@ -96,10 +97,15 @@ NORM_ADD = Operation(
 
 
 def reduce_streams(plan: Plan, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Apply a plan to both streams, (B, L, C) -> (B, M, C) each."""
+    """Apply a plan to both streams, (B, L, C) -> (B, M, C) each. ``hidden`` may be of M tokens already."""
     if residual is not None:
         residual = apply_plan(residual, *(plan.residual or plan)[:5])
-    return apply_plan(hidden, *plan[:5]), residual
+    return hidden if _is_reduced(hidden.shape, plan.keep.shape) else apply_plan(hidden, *plan[:5]), residual
+
+
+def _is_reduced(hidden: Sequence[int], keep: Sequence[int]) -> bool:
+    """Whether ``hidden`` (B, L or M, C) has the M tokens of ``keep`` (B, M): a plan removes one at least."""
+    return hidden[1] == keep[1]
 
 
 def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -119,7 +125,7 @@ def _in_plain_pytorch(
 ) -> tuple[Tensor, Tensor]:
     """The kernel's function; ``lists`` are weight, removed and offsets of the plan of each stream."""
     if keep is not None:
-        hidden = _merge_lists(hidden, keep, *lists[:3])
+        hidden = hidden if _is_reduced(hidden.shape, keep.shape) else _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
     return _composed(hidden, residual, weight, bias, eps, None)
 
@@ -153,6 +159,8 @@ _norm_add = operator(
 def norm_add_flops(  # type: ignore[no-untyped-def]
     hidden_shape, residual_shape, weight_shape, bias_shape, eps, keep_shape, share_shape, removed_shape, *args, **kwargs
 ) -> int:
-    """The FLOPs of the plan alone: 2 for every channel of every removed token, in each stream."""
-    streams = 1 if residual_shape is None else 2
-    return 2 * streams * removed_shape[0] * removed_shape[1] * hidden_shape[2] if removed_shape else 0
+    """The FLOPs of the plan alone: 2 for every channel of every removed token, in each stream that it is applied to."""
+    if not removed_shape:
+        return 0
+    streams = (residual_shape is not None) + (not _is_reduced(hidden_shape, keep_shape))
+    return 2 * streams * removed_shape[0] * removed_shape[1] * hidden_shape[2]

@@ -83,6 +83,13 @@ def apply_plan(
     return APPLY_PLAN(x, dest, weight, keep, removed, offsets)
 
 
+def merge_tokens(plan: Plan, x: Tensor) -> tuple[Tensor, Plan]:
+    """``apply_plan``, and the plan to apply to other tensors: sorted, if kernels read it, so that it is sorted once."""
+    if APPLY_PLAN.pick(x, *plan[:5]).name == "triton":
+        plan = plan.with_offsets()
+    return apply_plan(x, *plan[:5]), plan
+
+
 def apply_plan_reference(
     x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
 ) -> Tensor:

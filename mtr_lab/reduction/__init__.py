@@ -1,5 +1,6 @@
 """Token reduction: policies decide which tokens are removed, schedules how many, ``patch`` attaches both to a model."""
 
+from mtr_lab.reduction.budgets import MAX_DROP, SPEEDUP, Budget
 from mtr_lab.reduction.patching import Reduction, measured_on_images, patch, unpatch
 from mtr_lab.reduction.plan import Plan, apply
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config, policy_names
@@ -9,9 +10,12 @@ from mtr_lab.tokens import RESTORATIONS, check_restoration, restore
 
 __all__ = [
     "AUTO",
+    "MAX_DROP",
     "MEASURED",
     "NO_TOKENS",
     "RESTORATIONS",
+    "SPEEDUP",
+    "Budget",
     "Plan",
     "Policy",
     "Reduction",

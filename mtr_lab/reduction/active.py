@@ -1,10 +1,12 @@
 """What a patched model carries: the policy and the schedule in force, as the model and as its blocks read them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from mtr_lab import ops
+from mtr_lab.backbones import Backbone
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.resolution import resize_picture
@@ -43,9 +45,14 @@ class ActiveReduction:
         size = self.schedule.resolution
         return picture if size is None else resize_picture(picture, size)
 
-    def on_embedding(self, state: TokenState) -> TokenState:
-        """The tokens before the first block, with a pending plan if some are removed."""
-        part = EMBEDDINGS[self.acting_policy.embedding] if self.acting_policy else None
+    def on_embedding(self, state: TokenState, images: Tensor, model: Backbone) -> TokenState:
+        """The tokens before the first block, with a pending plan if some are removed; ``images`` are those embedded."""
+        policy = self.acting_policy
+        if policy is None:
+            return state
+        if policy.cells is not None:
+            return policy.cells.reduce(state, images, model)
+        part = EMBEDDINGS[policy.embedding]
         if part is None:
             return state
         assert state.layout is not None
@@ -77,6 +84,7 @@ class ActiveBlockReduction:
             unmerged=policy.unmerges,
             pruned=policy.prunes,
             sampled=self._is_sampled,
+            decide=partial(self._plan, state) if policy.merges_early and self.remove else None,
         )
 
     def _choose_paths(self, policy: Policy) -> Callable[[Sequence[ScanPath]], Sequence[ScanPath]] | None:
@@ -101,11 +109,15 @@ class ActiveBlockReduction:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
         if not self.remove:
             return state, evidence
+        plan = evidence.plan or self._plan(state, evidence)
+        return state.reduced(plan), evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
+
+    def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
+        """The decision on the tokens of the mixer."""
         policy, record = self._active.policy, self._active.record_score
         if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
-        plan = policy(state, evidence, self.remove)
-        return state.reduced(plan), evidence.take(plan.keep) if MLPS[policy.mlp] else evidence
+        return policy(state, evidence, self.remove)
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""

@@ -21,6 +21,8 @@ def picture_size(policy: Policy, model: Backbone, img_size: Sequence[int] | None
 
 def removed_at_embedding(policy: Policy, layout: Layout) -> int:
     """The number of tokens removed from each sequence before the first block."""
+    if policy.cells is not None:
+        return policy.cells.removes(layout)
     part = EMBEDDINGS[policy.embedding]
     return 0 if part is None else part.removes(layout)
 
@@ -36,6 +38,7 @@ def remaining_work(
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
+    work = replace(work, merged_early=policy.merges_early)
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work
@@ -51,22 +54,27 @@ def overhead_flops(
         tokens: how many enter each block.
         remove: how many each block removes.
     """
-    flops = _embedding_flops(policy, layouts[0], model.stages[0].width) * layouts[0].sequences
+    flops = _embedding_flops(policy, model, layouts[0]) * layouts[0].sequences
     counts = zip(tokens, remove, strict=True)
     for stage, layout in zip(model.stages, layouts, strict=True):
         for block in stage.blocks:
             entering, removed = next(counts)
             step = policy.step_flops(entering, layout, removed, stage.width)
+            if policy.merges_early and hasattr(block.mixer, "merged_width"):
+                step += 2 * removed * (block.mixer.merged_width - stage.width)  # in place of the block's output
             if block.mlp is not None:
                 step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences
     return flops
 
 
-def _embedding_flops(policy: Policy, layout: Layout, channels: int) -> int:
-    """For one sequence, before the first block."""
-    part = EMBEDDINGS[policy.embedding]
-    return 0 if part is None else part.flops(layout, channels) + 2 * part.removes(layout) * channels
+def _embedding_flops(policy: Policy, model: Backbone, layout: Layout) -> int:
+    """For one sequence, before the first block: of the plan, and of merging by it."""
+    channels, part = model.stages[0].width, EMBEDDINGS[policy.embedding]
+    merging = 2 * removed_at_embedding(policy, layout) * channels
+    if policy.cells is not None:
+        return policy.cells.flops(model, layout) + merging
+    return 0 if part is None else part.flops(layout, channels) + merging
 
 
 def _mlp_flops(policy: Policy, tokens: int, special: int, channels: int) -> int:

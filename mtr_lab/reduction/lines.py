@@ -27,7 +27,6 @@ LINES, GRID = "lines", "grid"
 """The values of ``mtr.grouping`` and ``mtr.order`` that belong together."""
 
 
-@lru_cache(64)
 def grids(layout: Layout) -> dict[int, Layout]:
     """The grids that can remain of a full one, by their number of tokens, from the largest to one patch a frame."""
     rows, columns = layout.grid
@@ -42,6 +41,10 @@ def grids(layout: Layout) -> dict[int, Layout]:
     return chain
 
 
+cached_grids = lru_cache(64)(grids)
+"""``grids`` for schedules; a compiler that traces a plan ignores caches, and warns of them."""
+
+
 def removals(tokens: int, layout: Layout) -> list[int]:
     """The numbers of tokens that one step can remove: at most half of a line, rounded down.
 
@@ -49,17 +52,17 @@ def removals(tokens: int, layout: Layout) -> list[int]:
         tokens: how many there are, a key of ``grids``.
         layout: of the unreduced tokens.
     """
-    old = grids(layout)[tokens]
+    old = cached_grids(layout)[tokens]
     return [
         tokens - number
-        for number, new in grids(layout).items()
+        for number, new in cached_grids(layout).items()
         if number < tokens and 2 * new.rows >= old.rows and 2 * new.columns >= old.columns
     ]
 
 
 def flops(tokens: int, layout: Layout, remove: int, channels: int, *, merges: bool) -> int:
     """True FLOPs of making and applying a plan on one sequence; arguments as ``removals``."""
-    old, new = grids(layout)[tokens], grids(layout)[tokens - remove]
+    old, new = cached_grids(layout)[tokens], cached_grids(layout)[tokens - remove]
     applied = 2 * 2 * remove * channels
     if not merges:
         return applied

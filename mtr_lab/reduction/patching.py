@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,17 @@ from mtr_lab.backbones import Backbone, as_backbone, blocks_of, height_and_width
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
+from mtr_lab.reduction.budgets import (
+    MAX_DROP,
+    SPEEDUP,
+    Budget,
+    check_budget,
+    check_images,
+    is_for_search,
+    solve_max_drop,
+    solve_speedup,
+)
+from mtr_lab.reduction.cost_table import cost_table, measured_speedup
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
 from mtr_lab.reduction.places import SCANS, sampled_blocks
@@ -54,6 +66,8 @@ class Reduction:
         self.policy = make_policy(config, kind)
         self.policy.check(model)
         self._model = model
+        self.budget: Budget | None = None
+        """What ``patch`` was asked for instead of a ratio, promised and measured."""
         self._img_size = img_size if images is None else (images.shape[-2], images.shape[-1])
         self._images = images
         self._search: GreedySearch | None = None
@@ -212,7 +226,8 @@ class Reduction:
         removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
         size = self.schedule.resolution
         picture = "" if size is None else f", picture {size[0]}×{size[1]}"
-        return f"Reduction({self.policy.policy!r}, {removed}{picture}, tokens {list(self.schedule.tokens)})"
+        budget = "" if self.budget is None else f", {self.budget}"
+        return f"Reduction({self.policy.policy!r}, {removed}{picture}, tokens {list(self.schedule.tokens)}{budget})"
 
     def use(self, schedule: Schedule) -> None:
         """Put a schedule in force; the model's next forward pass follows it.
@@ -235,9 +250,12 @@ def patch(
     policy: str | Path | Policy = "mtr",
     *,
     ratio: float | None = None,
+    speedup: float | None = None,
+    max_drop: float | None = None,
     schedule: str | Sequence[int] | None = None,
     img_size: int | tuple[int, int] | None = None,
     images: Tensor | None = None,
+    labels: Tensor | None = None,
     **parts: Any,
 ) -> Reduction:
     """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
@@ -249,44 +267,105 @@ def patch(
     the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
     ``torch.compile`` and of data parallelism are looked into.
 
+        patch(model, "mtr", speedup=1.5, images=batch)        # 1.5 times as fast on this device, at this batch size
+        patch(model, "mtr", max_drop=0.02, images=unlabelled) # at most 2 % of the classes change, 95 % confidence
+
     Args:
         model: a model of this library, any other with the members of ``mtr_lab.backbones.Backbone``, or an object of
             the authors' class.
         policy: the name of a policy in conf/reduction, the path of a YAML file, or a policy.
         ratio: share of the unreduced model's FLOPs to remove, the policy's own steps charged.
-        schedule: with a ratio, how the counts of the blocks relate (``constant``, ``linear``, ``front``, ``none``, or
-            ``auto`` and ``dtp``, measured on ``images``); instead of a ratio, how many tokens to remove after each
-            block.
+        speedup: instead of a ratio, how many times as fast the model has to be on ``images``; the cost table that this
+            is solved on is cached, see ``mtr_lab.reduction.cost_table``.
+        max_drop: instead of a ratio, the largest share of images whose class may change, or with ``labels`` the largest
+            loss of top-1, a fraction: the largest ratio that keeps it with 95 % confidence on images like ``images``.
+        schedule: with a budget, how the counts of the blocks relate (``constant``, ``linear``, ``front``, ``none``, or
+            ``auto`` and ``dtp``, measured on ``images``); without one, how many tokens to remove after each block.
         img_size: side or (height, width) of the images that the ratio refers to, the model's own size by default.
-        images: for ``schedule="auto"`` and ``resolution="auto"``, about a hundred unlabelled images (B, channels, H,
-            W), preprocessed for the model and on its device; they set ``img_size``. Do not evaluate on the same images.
+        images: (B, channels, H, W), preprocessed for the model and on its device; they set ``img_size``. For
+            ``schedule="auto"`` and ``resolution="auto"``, about a hundred; do not evaluate on the same images. For
+            ``speedup``, a batch of the size that the model will get. For ``max_drop``, hundreds that the model was not
+            trained on; with ``auto``, up to 128 of them choose the schedule, and the drop is measured on the others.
+        labels: (B,) classes of the images, for ``max_drop``.
         parts: changes to the policy's configuration, e.g. ``target_fraction=0.3`` or ``resolution=96``: the shorter
             side in pixels (an integer), a scale (a float), or ``"auto"``. The picture is resized first, and the ratio
             counts from the full size.
 
     Returns:
-        The handle. Its ``schedule`` has the token counts and the FLOPs.
+        The handle. Its ``schedule`` has the token counts and the FLOPs, its ``budget`` what was asked for instead of a
+        ratio, what is promised, and the speed-up measured.
 
     Raises:
-        UserError: an unknown policy or part, a file that holds no policy, a ratio out of reach (states the maximum),
-            or a model of another library or of a variant that is not represented.
+        UserError: an unknown policy or part, a file that holds no policy, several budgets or none, a budget out of
+            reach (states the maximum), images that are missing or too few, or a model of another library or of a
+            variant that is not represented.
     """
     backbone = as_backbone(model, "patch")
     config = policy_config(policy, **parts)
+    asked = check_budget({"ratio": ratio, SPEEDUP: speedup, MAX_DROP: max_drop}, name="")
     if schedule is not None:
         config["schedule"] = schedule
-    elif ratio is None:
-        raise UserError("patch needs a ratio (share of the FLOPs to remove) or a schedule (tokens to remove a block).")
+    elif asked is None:
+        raise UserError(
+            "patch needs a ratio (share of the FLOPs to remove), a speedup or a max_drop, or a schedule (tokens to "
+            "remove a block)."
+        )
+    if labels is not None and max_drop is None:
+        raise UserError("labels are for max_drop: leave them out.")
+    measured_on = None if asked is None or asked[0] == "ratio" else _budget_images(config, asked[0], images, labels)
+    if max_drop is not None and measured_on_images(config) and images is not None:
+        chosen = is_for_search(len(images), images.device)
+        measured_on, labels, images = images[~chosen], labels if labels is None else labels[~chosen], images[chosen]
+    if max_drop is not None and measured_on is not None:
+        check_images(len(measured_on), max_drop, labels is not None, "max_drop")
     kind = type(policy) if isinstance(policy, Policy) else Policy
     reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images, kind)
     try:
-        reduction.use(reduction.solve(ratio))
+        if measured_on is None:
+            reduction.use(reduction.solve(ratio))
+        else:
+            reduction.use(_solve_budget(reduction, speedup, max_drop, measured_on, labels))
     except UserError:
         _detach(backbone)
         unroute(model)
         raise
     route(model, backbone)
     return reduction
+
+
+def _budget_images(config: dict[str, Any], key: str, images: Tensor | None, labels: Tensor | None) -> Tensor:
+    """The images to measure a budget on; raises a ``UserError`` if it cannot be measured."""
+    if not isinstance(config["schedule"], str):
+        raise UserError(f"schedule gives the counts itself: leave {key} out, or name a schedule, such as constant.")
+    if images is None:
+        which = (
+            "a batch of the size that the model will get" if key == SPEEDUP else "hundreds, unlabelled or with labels"
+        )
+        raise UserError(f"{key} is measured on images, and none were given: pass {which}, as patch(…, images=images).")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise UserError(f"labels have the shape {tuple(labels.shape)}: expected one for each of {len(images)} images.")
+    return images
+
+
+def _solve_budget(
+    reduction: Reduction, speedup: float | None, max_drop: float | None, images: Tensor, labels: Tensor | None
+) -> Schedule:
+    """The schedule of a budget, which ``reduction.budget`` then states."""
+    model: Any = reduction.model
+    training = model.training
+    model.eval()
+    try:
+        if speedup is None:
+            assert max_drop is not None
+            schedule, reduction.budget = solve_max_drop(reduction, max_drop, images, labels)
+            return schedule
+        run = partial(model, images)
+        schedule, budget = solve_speedup(reduction, speedup, cost_table(reduction, images, run, model))
+        measured = measured_speedup(reduction, schedule, run, images.device)
+        reduction.budget = replace(budget, measured=measured)
+        return schedule
+    finally:
+        model.train(training)
 
 
 def unpatch(model: nn.Module) -> None:

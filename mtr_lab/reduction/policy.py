@@ -13,7 +13,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
-from mtr_lab.reduction import lines, merge
+from mtr_lab.reduction import cells, lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.lines import GRID, LINES
 from mtr_lab.reduction.match import FEATURES, MATCHINGS, grid_axes
@@ -30,6 +30,8 @@ EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
+NO_INPUT = "none"
+BLOCK, SCAN = "block", "scan"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,17 @@ class Policy:
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
             token leaves the sequence either way. A convolution over the grid always runs over all original positions.
+        merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
+            then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
+            the output of the block.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
+        input: tokens of two sizes before the first block: what chooses the cells of patches that become one token each,
+            a name of ``cells.CRITERIA``, or ``none``.
+        input_share: share of the patches' tokens that this removes.
+        input_cell, input_token, input_place: the shape of a cell, its token and the place of this token in the
+            sequence, names of ``cells.SHAPES``, ``TOKENS`` and ``PLACES``.
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
         window: the pairs of a window (``lines``).
         paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
@@ -90,6 +100,12 @@ class Policy:
     zone: int = 0
     window: int = 5
     paths_share: float = 1.0
+    input: str = NO_INPUT
+    input_share: float = 0.25
+    input_cell: str = "2x2"
+    input_token: str = cells.MEAN
+    input_place: str = cells.FIRST
+    merge_at: str = BLOCK
     selection: str = "similarity"
 
     def __post_init__(self) -> None:
@@ -106,6 +122,11 @@ class Policy:
             "mlp": MLPS,
             "paths": SCANS,
             "convolution": (SURVIVORS, UNMERGED),
+            "input": (NO_INPUT, *cells.CRITERIA),
+            "input_cell": cells.SHAPES,
+            "input_token": cells.TOKENS,
+            "input_place": cells.PLACES,
+            "merge_at": (BLOCK, SCAN),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -130,6 +151,7 @@ class Policy:
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
         check_number("mtr.paths_share", self.paths_share, float, 0, 1)
+        check_number("mtr.input_share", self.input_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
             if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
                 given, needed = getattr(self, part), " or ".join(rule.groupings)
@@ -145,11 +167,25 @@ class Policy:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        for part in ("score", "features"):
+            if self.merges_early and self._reads_output(part):
+                raise UserError(
+                    f"mtr.merge_at={SCAN} with mtr.{part}={getattr(self, part)}, which reads the output of the block, "
+                    f"and this is computed after merging: set mtr.merge_at={BLOCK}, or "
+                    + ("mtr.features=residual." if part == "features" else "choose another score.")
+                )
         scan = SCANS[self.paths]
-        if EMBEDDINGS[self.embedding] is not None and (self.keeps_grid or (scan is not None and scan.samples)):
-            whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+        needs_grid = self.keeps_grid or (scan is not None and scan.samples)
+        for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
+            if needs_grid and acts:
+                whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+                raise UserError(
+                    f"mtr.{part}={getattr(self, part)} with {whole}, which needs a full grid: set mtr.{part}=none."
+                )
+        if self.cells is not None and EMBEDDINGS[self.embedding] is not None:
             raise UserError(
-                f"mtr.embedding={self.embedding} with {whole}, which needs a full grid: set mtr.embedding=none."
+                f"mtr.input={self.input} and mtr.embedding={self.embedding} act both before the first block: set one "
+                "to none."
             )
 
     @property
@@ -175,9 +211,16 @@ class Policy:
         return MERGES[self.merge]
 
     @property
+    def cells(self) -> cells.Cells | None:
+        """The tokens of two sizes before the first block; ``None`` for one size."""
+        if self.input == NO_INPUT:
+            return None
+        return cells.Cells(self.input, self.input_cell, self.input_token, self.input_place, self.input_share, self.seed)
+
+    @property
     def draws(self) -> bool:
         """Whether the result depends on ``seed``."""
-        return self.scoring.draws
+        return self.scoring.draws or self.input == "random"
 
     @property
     def size_exponent(self) -> float:
@@ -192,7 +235,19 @@ class Policy:
     @property
     def unmerges(self) -> bool:
         """Whether convolutions run over the original positions, and these differ from the survivors'."""
-        return self.convolution == UNMERGED and self.merging.into != "nothing"
+        return self.convolution == UNMERGED and (self.merging.into != "nothing" or self.cells is not None)
+
+    @property
+    def merges_early(self) -> bool:
+        """Whether tokens merge before the output projection of a mixer."""
+        return self.merge_at == SCAN
+
+    def _reads_output(self, part: str) -> bool:
+        """Whether a decision reads the output of the block by its ``score`` or its ``features``."""
+        if part == "score":
+            return self.scoring.reads_output
+        compares = self.merging.into == "nearest" or (not self.keeps_grid and self.grouping != "asymmetric")
+        return compares and self.features != "residual"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -203,11 +258,11 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
-        return any(part is not None for part in parts)
+        return self.cells is not None or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all")
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all", input=NO_INPUT)
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model cannot provide what the policy reads."""
@@ -234,6 +289,8 @@ class Policy:
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
+        if self.cells is not None:
+            self.cells.check(model)
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -364,7 +421,7 @@ class Policy:
 
     def grid(self, layout: Layout, tokens: int) -> Layout:
         """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
-        return lines.grids(layout)[tokens] if self.keeps_grid else layout
+        return lines.cached_grids(layout)[tokens] if self.keeps_grid else layout
 
     def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""

@@ -25,6 +25,7 @@ class Score:
         class_token: whether it compares tokens with the class token.
         mean: whether the policy divides the terms by the number of channels; directions are still summed.
         draws: whether it draws random numbers, from the policy's ``seed``.
+        reads_output: whether it reads the output of the block, as the residual stream after it does, too.
     """
 
     function: Callable[..., Tensor]
@@ -32,6 +33,7 @@ class Score:
     class_token: bool = False
     mean: bool = False
     draws: bool = False
+    reads_output: bool = False
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
@@ -88,19 +90,24 @@ def none(state: TokenState, evidence: Evidence) -> Tensor:
 
 def random(state: TokenState, evidence: Evidence, seed: int) -> Tensor:
     """A pseudo-random number that depends on original position and seed alone: the same for every image and batch."""
+    return pseudo_random(state.index, seed)[:, None]
+
+
+def pseudo_random(number: Tensor, seed: int) -> Tensor:
+    """float32 in [0, 1] from integers and a seed alone, the same on every device."""
     phase = seed * 78.233 % math.tau  # the constants are those of a common shader hash
-    return torch.frac(torch.sin((state.index + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()[:, None]
+    return torch.frac(torch.sin((number + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()
 
 
 SCORES = {
     "delta": Score(delta, ("delta",), mean=True),
     "write": Score(state_update, ("write", "b")),
     "output": Score(output, ("output",), mean=True),
-    "hidden": Score(hidden),
+    "hidden": Score(hidden, reads_output=True),
     "b": Score(input_projection, ("b",)),
     "c": Score(output_projection, ("c",)),
-    "class_token": Score(class_token, class_token=True),
-    "norm": Score(norm),
+    "class_token": Score(class_token, class_token=True, reads_output=True),
+    "norm": Score(norm, reads_output=True),
     "magnitude": Score(magnitude),
     "random": Score(random, draws=True),
     "none": Score(none),

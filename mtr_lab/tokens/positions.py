@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtr_lab import ops
 from mtr_lab.tokens import grid, paths
 from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.paths import ScanPath
-from mtr_lab.tokens.state import TokenState
+from mtr_lab.tokens.state import Evidence, TokenState
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Positions:
         unmerged: let a convolution along the sequence run over the original positions of the tokens.
         pruned: whether tokens may have been dropped, not merged.
         sampled: scan one of each 2 x 2 tokens of the grid.
+        decide: the evidence of the scan -> the plan that merges tokens before the output projection; ``None``: none is.
     """
 
     state: TokenState | None = None
@@ -35,6 +37,7 @@ class Positions:
     unmerged: bool = False
     pruned: bool = False
     sampled: bool = False
+    decide: Callable[[Evidence], ops.Plan] | None = None
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:
         """The paths to scan, of all paths of a mixer."""
@@ -109,6 +112,17 @@ class Positions:
         if not self.repeated or state is None or (state.layout and state.index.shape[1] == state.layout.tokens):
             return None
         return state.size
+
+    def merged(self, values: Tensor, evidence: Evidence) -> tuple[Tensor, Evidence]:
+        """The mixer's tokens (B, L, E), merged if the policy merges them here, and the evidence with its plan.
+
+        A mixer that calls it before a linear output projection without a bias has ``merged_width`` = E. The projection
+        then runs on the M survivors, (B, M, E): it gives what merging its output would give.
+        """
+        if self.decide is None:
+            return values, evidence
+        merged, plan = ops.merge_tokens(self.decide(evidence), values)
+        return merged, replace(evidence, plan=plan)
 
     def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
         """A convolution over the grid, (B, L, C) -> (B, L, C'); see ``tokens.grid.convolve``."""

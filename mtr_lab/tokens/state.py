@@ -24,7 +24,8 @@ class TokenState(NamedTuple):
     """
 
     raw_hidden: Tensor
-    """(B, L', C), the output of the last block (before the first block, of the embedding), before ``pending``."""
+    """(B, L', C), the output of the last block (before the first block, of the embedding), before ``pending``; or
+    (B, L, C), if the block has merged its tokens before its output projection."""
     raw_residual: Tensor | None
     """(B, L', C) in float32 (float64 in a float64 model), the residual stream without ``raw_hidden``; ``None`` before
     the first block."""
@@ -86,8 +87,14 @@ class TokenState(NamedTuple):
         assert state.source is not None
         assert source is not None
         after = after.applied()
-        restored = take_or_zero(state.stream, state.source) + state.offset
-        return after._replace(offset=restored - take_or_zero(after.stream, source))
+        if state.raw_hidden.shape[1] < plan.dest.shape[1]:  # merged inside the block, whose output they share
+            assert state.raw_residual is not None
+            assert after.raw_residual is not None
+            whole, merged = state.raw_residual, after.raw_residual
+        else:
+            whole, merged = state.stream, after.stream
+        restored = take_or_zero(whole, state.source) + state.offset
+        return after._replace(offset=restored - take_or_zero(merged, source))
 
     @property
     def current_layout(self) -> Layout | None:
@@ -145,6 +152,7 @@ class Evidence:
         channels: the number of channels that are summed.
         b, c: the input and output projections (B, G, L, N), ``None`` if they were not requested.
         directions: the names of the G directions.
+        plan: by which the mixer has merged its tokens already, see ``Positions.merged``; ``None`` if it has not.
     """
 
     sums: Tensor
@@ -153,6 +161,7 @@ class Evidence:
     b: Tensor | None = None
     c: Tensor | None = None
     directions: tuple[str, ...] = ("forward", "backward")
+    plan: ops.Plan | None = None
 
     def __post_init__(self) -> None:
         if len(self.directions) != self.sums.shape[1]:

@@ -26,21 +26,22 @@ def _merged(total, x, image, j, length, num_removed, channels, c, weight, remove
 @triton.jit(do_not_specialize=["length", "num_removed"])
 def _add_norm(hidden, residual, weight, bias, normed, total, keep, share, removed, offsets, residual_share,
               residual_removed, residual_offsets, length, num_removed, channels, eps, ADD: tl.constexpr,
-              REDUCE: tl.constexpr, C: tl.constexpr):  # fmt: skip
+              REDUCE: tl.constexpr, MERGED: tl.constexpr, C: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
     kept = length - num_removed
     image, j = (row // kept).to(tl.int64), row % kept
     row = row.to(tl.int64)
     c = tl.arange(0, C)
     token = image * length + tl.load(keep + row) if REDUCE else row
-    x = _token(hidden, token, channels, c)
-    if REDUCE:
+    x = _token(hidden, row if MERGED else token, channels, c)
+    if REDUCE and not MERGED:
         x *= tl.load(share + token)
     if ADD:  # loaded before the loops over merged tokens, which wait for their bounds
         stream = _token(residual, token, channels, c)
         x += stream * tl.load(residual_share + token) if REDUCE else stream
     if REDUCE:
-        x = _merged(x, hidden, image, j, length, num_removed, channels, c, share, removed, offsets)
+        if not MERGED:
+            x = _merged(x, hidden, image, j, length, num_removed, channels, c, share, removed, offsets)
         if ADD:
             x = _merged(x, residual, image, j, length, num_removed, channels, c, residual_share, residual_removed,
                         residual_offsets)  # fmt: skip
@@ -71,7 +72,8 @@ def norm_add(
         keep: of the plan, or ``None`` for no plan.
         lists: weight, removed and offsets of the plan for ``hidden``, then of the plan for ``residual``.
     """
-    images, length, channels = hidden.shape
+    images, _, channels = hidden.shape
+    length = (hidden if residual is None else residual).shape[1]
     kept = length if keep is None else keep.shape[1]
     normed = hidden.new_empty(images, kept, channels)
     total = hidden.new_empty(images, kept, channels, dtype=torch.float32)
@@ -80,7 +82,7 @@ def norm_add(
         hidden.contiguous(), absent if residual is None else residual.contiguous(), weight,
         bias, normed, total,
         *(absent if t is None else t.contiguous() for t in (keep, *lists)), length, length - kept, channels, eps,
-        ADD=residual is not None, REDUCE=keep is not None, **row(channels),
+        ADD=residual is not None, REDUCE=keep is not None, MERGED=hidden.shape[1] < length, **row(channels),
     )  # fmt: skip
     return normed, total
 

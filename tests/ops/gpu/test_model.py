@@ -110,7 +110,10 @@ def test_reduced(policy):
             assert relative(made(images), expected) < 1e-5
 
 
-@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}])
+EARLY = {"features": "residual", "merge_at": "scan"}
+
+
+@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}, EARLY])
 def test_parts_that_later_blocks_read(parts):
     made, images = model(), torch.randn(2, 3, 24, 24)
     mtr_lab.patch(made, "write", schedule=[3, 0, 2], **parts)

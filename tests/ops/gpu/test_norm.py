@@ -65,6 +65,15 @@ def test_a_plan_is_fused(removed, layer, shared_residual, first):
     torch.testing.assert_close((normed, total), expected)
 
 
+@pytest.mark.parametrize("shared_residual", [True, False])
+def test_a_plan_that_is_applied_to_hidden_before(shared_residual):
+    hidden, residual, weight = torch.randn(2, 11, 24), torch.randn(2, 20, 24), torch.rand(24)
+    plan = plans(2, 20, 9, shared_residual)
+    (normed, total), expected = both(lambda: ops.rms_norm_add(hidden, residual, weight, plan=plan))
+    assert normed.shape == (2, 11, 24)
+    torch.testing.assert_close((normed, total), expected)
+
+
 @pytest.mark.parametrize("removed", [9, 40])
 def test_apply_plan(removed):
     x, plan = torch.randn(3, removed + 11, 40).half(), plans(3, removed + 11, removed)
@@ -79,6 +88,7 @@ def test_registration():
     for arguments in (
         (hidden, None, weight, None, 1e-5, *[None] * 7),
         (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2),
+        (hidden[:, :11], residual, weight, None, 1e-5, plan.keep, *lists * 2),
     ):
         operator = torch.ops.mtr_lab.norm_add.default
         torch.library.opcheck(operator, arguments, test_utils=checks)
