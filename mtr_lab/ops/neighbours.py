@@ -60,7 +60,7 @@ def nearest_neighbour_reference(
     distance = (first - second).abs()  # (B, A, T)
     far = torch.zeros_like(distance, dtype=torch.bool)
     for size in reversed(axes):
-        far |= (first % size - second % size).abs() > 1
+        far = far | ((first % size - second % size).abs() > 1)
         first, second = first // size, second // size
     similarity = torch.bmm(unit_rows(source), unit_rows(target).transpose(1, 2)).masked_fill(far, -torch.inf)
     best, choice = similarity.max(dim=-1)
