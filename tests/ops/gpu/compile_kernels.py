@@ -47,6 +47,7 @@ def main(backend: str, arch: str) -> None:
         metadata,
         mixer_training,
         mixer_weights,
+        neighbours,
         norm,
         norm_backward,
         project,
@@ -115,6 +116,12 @@ def main(backend: str, arch: str) -> None:
                 torch.rand(1, 2, length), 2.0, index, size, special, *features, remove, length // 2, merge
             )
         )
+        for axes, weight in (((length,), None), ((8, length // 8), size), ((2, 4, length // 8), size)):
+            neighbours.neighbour_plan(
+                ops.NeighbourInputs(
+                    index, size, special, weight, hidden if merge else None, residual, remove, merge, axes
+                )
+            )
         norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.apply_plan(hidden, share, keep, removed, offsets)
         metadata.update_metadata(index, size, special, dest, keep, removed)
