@@ -1,9 +1,10 @@
 """``mtr-lab eval``, or ``python -m mtr_lab``: evaluate a model unreduced and reduced."""
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtr_lab.cli.help_pages import Program
 from mtr_lab.cli.program import run_program
+from mtr_lab.cli.settings import BUDGETS
 
 
 def announce(config: DictConfig) -> str:
@@ -12,10 +13,9 @@ def announce(config: DictConfig) -> str:
     what = f"evaluating {config.backbone.name} on {config.dataset.get('name')}, unreduced"
     if mtr.ratio in (0, []):
         return what
-    at = f"mtr.ratio={mtr.ratio}"
-    if mtr.ratio is None:
-        several = isinstance(mtr.resolution, ListConfig)
-        at = f"mtr.resolution={mtr.resolution}" if several else "the counts of mtr.schedule"
+    budgets = [f"{key}={value}" for key in BUDGETS if (value := OmegaConf.select(config, key)) is not None]
+    several = isinstance(mtr.resolution, ListConfig)
+    at = budgets[0] if budgets else f"mtr.resolution={mtr.resolution}" if several else "the counts of mtr.schedule"
     return f"{what} and by {mtr.policy} at {at}"
 
 
@@ -28,6 +28,8 @@ PROGRAM = Program(
     "default the bundled model on 500 bundled images; needs no network. Writes result.json to hydra.run.dir.",
     examples=(
         "mtr.ratio=0.3",
+        "mtr.speedup=1.5 timing.batch_size=64",
+        "mtr.max_drop=0.02 dataset=imagenette",
         "backbone=vim_s reduction=hsa dataset.root=/data/imagenet",
         "-m reduction=mtr,write mtr.ratio=0.2,0.4 hydra.sweep.dir=DIR",
     ),

@@ -13,7 +13,8 @@ def announce(config: DictConfig) -> str:
         given = config.bench[axis]
         return ", ".join(map(str, given)) if isinstance(given, ListConfig) else str(given)
 
-    policies = f"{values('policy')} at ratio {values('ratio')}"
+    asked = "ratio" if config.bench.speedup is None else "speedup"
+    policies = f"{values('policy')} at {asked} {values(asked)}"
     return f"timing {values('backbone')} at batch {values('batch')}, policies {policies}"
 
 
@@ -28,6 +29,7 @@ PROGRAM = Program(
     examples=(
         "bench.policy=[none,mtr,write] bench.ratio=[0.2,0.4]",
         "bench.backbone=[vim_ti,vim_s] bench.batch=[1,8]",
+        "bench.speedup=[1.2,1.5]",
         "bench=h100",
     ),
 )

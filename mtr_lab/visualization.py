@@ -17,7 +17,7 @@ from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import observe_images
-from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
+from mtr_lab.evaluation.points import asked_budgets, operating_points, policy_settings, strongest
 from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
 from mtr_lab.reduction import Reduction, measured_on_images
 
@@ -57,6 +57,11 @@ def visualize(
         raise UserError(
             f"{measured} measures on training images, which a drawing does not have: choose another "
             f"{measured.partition('=')[0]}, or give the counts: mtr.ratio=null mtr.schedule=[…]."
+        )
+    if asked := asked_budgets(config.mtr):
+        raise UserError(
+            f"mtr.{asked[0]} is measured on a model and images, which a drawing does not do: give mtr.ratio, that of a "
+            "result of mtr-lab eval."
         )
     points = {}
     for name, setting in policies.items():

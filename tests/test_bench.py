@@ -17,6 +17,7 @@ from mtr_lab.configuration import CONF
 from mtr_lab.measure import roofline
 from mtr_lab.measure.flops import model_flops
 from mtr_lab.measure.roofline import Peaks
+from mtr_lab.reduction.cost_table import BlockTimes, CostTable
 
 SMALL = ["bench.resolution=32", "bench.batch=2", "bench.seconds=0"]
 
@@ -130,6 +131,21 @@ def test_speedup_and_overhead_by_hand() -> None:
     assert (competitor["speedup"], competitor["overhead"]) == (1, 0)
 
 
+def test_a_speedup_is_asked_promised_and_measured(run_program, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """On a device whose blocks take a time in proportion to their tokens, which has no fixed costs."""
+    table = CostTable((0,) * 16, (BlockTimes((1, 37), (1.0, 37.0), (0.0, 0.0)),), unreduced=16 * 37.0, rest=0.0)
+    monkeypatch.setattr("mtr_lab.benchmark.cases.cost_table", lambda *_: table)
+    run = run_program(main, "bench.resolution=48", "bench.batch=2", "bench.seconds=0", "bench.speedup=[1.2,90]")
+    none, fast, failed = rows_of(run)
+    assert (none["asked_speedup"], none["promised_speedup"]) == (None, None)
+    assert (fast["ratio"], fast["asked_speedup"]) == (None, 1.2)
+    assert 1.2 <= fast["promised_speedup"] < 1.25
+    assert sum(none["tokens"]) / sum(fast["tokens"]) == pytest.approx(fast["promised_speedup"])
+    assert fast["speedup"] > 0
+    assert "mtr.speedup=90 is out of reach: at most" in failed["error"].replace("90.0", "90")
+    assert "≥1.20×, 1.2" in run.out
+
+
 def test_a_model_of_timm_competes(run_program) -> None:
     competitor = "bench.competitors=[deit_tiny_patch16_224]"
     *ours, theirs = rows_of(run_program(main, *SMALL, competitor, "bench.policy=none"))
@@ -204,6 +220,7 @@ def test_a_backend_that_is_not_installed_is_left_out_with_a_note(run_program, mo
         (["bench.batch=[]"], ["bench.batch=[]: expected at least one value"]),
         (["bench.resolution=33"], ["does not fit", "32 or 40"]),
         (["bench.ratio=1.5"], ["bench.ratio=1.5: expected a number from 0 to 1"]),
+        (["bench.speedup=1"], ["bench.speedup=1: expected a number above 1"]),
         (["bench.ratio=0.97"], ["out of reach", "at most 0."]),
         (["bench.dtype=float16", "bench.backend=cpu"], ["runs float32 on the CPU, got torch.float16"]),
         (["bench.cuda_graph=1"], ["bench.cuda_graph=1: expected true or false"]),

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,8 +14,9 @@ from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import train as train_program
 from mtr_lab.cli import program as cli
+from mtr_lab.cli.help_pages import help_page
 from mtr_lab.cli.overrides import split_overrides, stray_word, typed, unknown_option
-from mtr_lab.cli.program import compose
+from mtr_lab.cli.program import compose, show_config
 from mtr_lab.errors import UserError
 
 NAMES = ["seed", "mtr.ratio", "mtr.seed", "dataset.batch_size", "timing.batch_size", "backbone", "backbone.name"]
@@ -62,6 +64,12 @@ DIFFICULT = [
         ("config", "mtr.ratio=[0.2", ["cannot parse the override 'mtr.ratio=[0.2'"]),
         ("config", "mtr.ratio=40", ["mtr.ratio must be a share", "got 40", "For 40 % type mtr.ratio=0.4"]),
         ("config", "mtr.ratio=[0.2,12.5]", ["got 12.5", "For 12.5 % type mtr.ratio=0.125"]),
+        ("config", "speedup=1.5", ["unknown key 'speedup'", "mtr.speedup=1.5"]),
+        ("config", "mtr.speedup=1", ["mtr.speedup=1: expected a number above 1"]),
+        ("config", "mtr.speedup=[1.2,fast]", ["mtr.speedup=fast: expected a number above 1"]),
+        ("config", "mtr.speedup=[]", ["mtr.speedup=[]: expected a number above 1"]),
+        ("config", "mtr.max_drop=1", ["mtr.max_drop=1: expected a fraction of the images in (0, 1), 0.01 for 1 %"]),
+        ("train", "mtr.speedup=1.5", ["unknown key 'mtr.speedup'"]),
         ("config", "mtr.ratio=0.2,0.3", ["a sweep type -m mtr.ratio=0.2,0.3", "a list 'mtr.ratio=[0.2,0.3]'"]),
         ("config", "backbone=vim_s,vim_b", ["For a sweep type -m backbone=vim_s,vim_b"]),
         ("config", "dataset.root=/data/a=b", ["dataset.root=/data/a=b: ", """Type 'dataset.root="/data/a=b"'"""]),
@@ -215,3 +223,32 @@ def test_overrides_are_told_from_files(tmp_path: Path, monkeypatch: pytest.Monke
     files, overrides = split_overrides(arguments)
     assert files == ["a=b.png", "-o", "out", "c.png"]
     assert overrides == ["mtr.ratio=0.3", "~mtr.score", "hydra/launcher=slurm", "+x=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (ANY, None, None)),
+        (["mtr.speedup=1.5"], (None, 1.5, None)),
+        (["mtr.max_drop=[0.01,0.02]"], (None, None, [0.01, 0.02])),
+        (["mtr.ratio=null", "mtr.speedup=2"], (None, 2, None)),
+    ],
+)
+def test_the_default_ratio_gives_way_to_another_budget(overrides: list[str], expected: tuple) -> None:
+    mtr = compose("config", overrides).mtr
+    assert (mtr.ratio, mtr.speedup, mtr.max_drop) == expected
+
+
+@pytest.mark.parametrize("overrides", [["mtr.ratio=0.3", "mtr.speedup=1.5"], ["mtr.speedup=1.5", "mtr.max_drop=0.1"]])
+def test_one_budget_alone(overrides: list[str]) -> None:
+    with pytest.raises(UserError, match=" and ".join(overrides) + ": give one of mtr.ratio, mtr.speedup, mtr.max_drop"):
+        compose("config", overrides)
+
+
+def test_the_help_and_the_settings_name_the_budgets() -> None:
+    page = help_page(evaluate_program.PROGRAM)
+    assert "mtr-lab eval mtr.speedup=1.5" in page
+    assert "mtr-lab eval mtr.max_drop=0.02" in page
+    settings = show_config("config", [])
+    assert "  speedup: null  # or instead: times as fast" in settings
+    assert "  max_drop: null  # or instead: " in settings

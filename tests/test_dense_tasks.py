@@ -58,7 +58,10 @@ def test_training_writes_weights_that_evaluation_takes(
 
     trained = evaluated(f"backbone.checkpoint={kept}")
     assert read_result(run.folder)["weights"]["sha256"] == record["sha256"]
-    assert not np.array_equal(trained[:5], evaluated()[:5])
+    assert not np.array_equal(trained[:5], evaluated("seed=1")[:5])
+    last = shutil.copy(run.folder / "last.ckpt", tmp_path / "last.ckpt")
+    evaluated(f"backbone.checkpoint={last}", "backbone.checkpoint_key=current_model_state")
+    assert read_result(run.folder)["weights"]["part"] == "current_model_state: model.*"
     # The same file among the bundled ones is what a backbone with pretrained weights gets.
     monkeypatch.setattr(task, "ASSETS", tmp_path)
     assert np.array_equal(evaluated("backbone.pretrained=true"), trained)

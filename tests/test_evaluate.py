@@ -1,7 +1,9 @@
 """``python -m mtr_lab``: the files it writes, and its messages for mistakes."""
 
 import itertools
+import re
 import shutil
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from small_run import SMALL
 
 from mtr_lab import create_model
@@ -18,7 +23,9 @@ from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.points import operating_points, policy_settings
+from mtr_lab.measure.speed import Speed
 from mtr_lab.reduction import Reduction
+from mtr_lab.reduction.cost_table import BlockTimes, CostTable
 from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 from mtr_lab.tasks.evaluation import Evaluation
@@ -127,6 +134,112 @@ def test_other_training_images_are_another_measured_schedule(run_program, tmp_pa
     assert "its result is of other data" in run_program(main, *again, where, "mtr.ratio=0.2").out
 
 
+TABLE = CostTable(
+    kinds=(0,) * 6, blocks=(BlockTimes((1, 197), (0.1, 19.7), (0.5, 0.5)),), unreduced=2 + 6 * 19.7, rest=2.0
+)
+"""Of a device that takes 0.1 ms for a token in a block, 0.5 ms for a step and 2 ms for the rest of a model."""
+
+
+@pytest.fixture
+def timed_by_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are those of ``TABLE``, which no budget has to measure, and a tenth slower than promised."""
+
+    def time_job(job: Job, evaluation: Evaluation, points: list) -> dict[str, Speed]:
+        slowed = {point.name: TABLE.ms(point.schedule) * (1.1 if point.schedule.acts else 1) for point in points}
+        return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0) for name, ms in slowed.items()}
+
+    monkeypatch.setattr("mtr_lab.evaluation.budgets.cost_table", lambda *_: TABLE)
+    monkeypatch.setattr("mtr_lab.evaluation.run.time_job", time_job)
+
+
+@pytest.mark.parametrize("policy", ["mtr", "hsa"])
+def test_a_speedup_is_asked_promised_and_measured(policy: str, run_program, timed_by_table) -> None:
+    run = run_program(main, *SMALL, "timing.batch_size=2", f"reduction={policy}", "mtr.speedup=[1.2,1.5]")
+    assert run.code == 0, run.err
+    assert "at mtr.speedup=[1.2, 1.5]; writing to" in run.out
+    unreduced, *reduced = read_result(run.folder)["points"]
+    assert "budget" not in unreduced
+    for point, asked in zip(reduced, (1.2, 1.5), strict=True):
+        assert point["ratio"] is None
+        budget = point["budget"]
+        assert (budget["key"], budget["asked"]) == ("speedup", asked)
+        assert asked <= budget["promised"] < asked + 0.03
+        assert budget["measured"] == pytest.approx(budget["promised"] / 1.1)
+        assert budget["measured"] == pytest.approx(point["img_per_s"] / unreduced["img_per_s"])
+    assert load_predictions(run.folder).points.tolist()[1:] == [f"{policy}@speedup={asked}" for asked in (1.2, 1.5)]
+    for shown in ("prom.", "got in the timing", "≥1.2×", "≥1.5×", f" {reduced[1]['budget']['promised']:.2f} "):
+        assert shown in run.out
+    assert (
+        "finished before"
+        in run_program(main, *SMALL, "timing.batch_size=2", f"reduction={policy}", "mtr.speedup=[1.2,1.5]").out
+    )
+
+
+def test_a_speedup_out_of_reach_names_the_maximum(run_program, timed_by_table) -> None:
+    run = run_program(main, *SMALL, "timing.batch_size=2", "mtr.speedup=50")
+    assert run.code == 2
+    assert "mtr.speedup=50 is out of reach: at most " in run.err
+    assert not (run.folder / "result.json").exists()
+
+
+def test_a_speedup_is_measured_on_this_machine(run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("mtr_lab.reduction.cost_table.SECONDS", 0.0)
+    run = run_program(main, *SMALL, "timing.batch_size=2", "timing.seconds=0.1", "mtr.speedup=1.01")
+    assert run.code in (0, 2), run.err  # a busy machine may not reach even this
+    (file,) = (tmp_path / "cache" / "mtr_lab" / "cost_tables").iterdir()
+    assert '"unreduced"' in file.read_text()
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> tuple[str, ...]:
+    """Overrides for ten evaluation images and eighty training images."""
+    wnids = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())
+    root = image_folder(tmp_path / "images" / "val", wnids, 1).parent
+    image_folder(root / "train", wnids, 8)
+    return "dataset=imagefolder", f"dataset.root={root}", "dataset.num_workers=0"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "auto"])
+def test_a_drop_is_bounded_on_training_images(schedule: str, run_program, calibrated) -> None:
+    run = run_program(main, *SMALL, *calibrated, "mtr.max_drop=0.6", f"mtr.schedule={schedule}")
+    assert run.code == 0, run.err
+    _, point = read_result(run.folder)["points"]
+    budget = point["budget"]
+    assert (budget["key"], budget["asked"], point["ratio"]) == ("max_drop", 0.6, None)
+    assert 0 < budget["promised"] <= 0.6
+    assert budget["measured"] == 1 - point["agreement"]
+    assert "≤60 %" in run.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mtr.max_drop=0.01"], "on 80 calibration images, even if none of them changes: give at least 299"),
+        (["mtr.max_drop=0.05", "mtr.schedule=auto"], "on 40 calibration images"),
+        (["mtr.max_drop=0.05", "mtr.schedule=[1,0,0,0,0,0]"], "leave mtr.max_drop out"),
+        (
+            ["mtr.max_drop=0.05", "dataset.train_split=val"],
+            "mtr.max_drop measures on training images.*Or give mtr.ratio",
+        ),
+        (["mtr.speedup=1.5"], "set timing.batch_size to the batch to be fast at"),
+        (["mtr.speedup=1.5", "mtr.max_drop=0.05"], "give one of mtr.ratio, mtr.speedup, mtr.max_drop"),
+    ],
+)
+def test_a_budget_that_cannot_be_measured_is_refused_before_weights_are_loaded(
+    overrides: list[str], message: str, run_program, calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtr_lab.evaluation.job.make_task_model", None)
+    run = run_program(main, *SMALL, *calibrated, *overrides)
+    assert run.code == 2
+    assert re.search(message, run.err), run.err
+
+
+def test_a_drop_is_one_of_classes(run_program) -> None:
+    run = run_program(main, "task=segmentation", "timing.batch_size=0", "mtr.max_drop=0.1")
+    assert (run.code, "task=segmentation has none" in run.err) == (2, True)
+
+
 def test_models_are_timed_without_the_images_and_results_of_before(
     run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,20 +309,23 @@ def presets() -> list[str]:
 def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True).hydra.sweeper.params
-        jobs = [
-            [f"{key}={value}" for key, value in zip(swept, values, strict=True)]
-            for values in itertools.product(*(values.split(",") for values in swept.values()))
-        ]
+        sweep = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
+        (jobs,) = BasicSweeper.split_arguments(sweep, max_batch_size=None)
         assert len(jobs) > 1
+        compose = cache(lambda *choices: hydra.compose("config", [f"experiment={preset}", *choices]))
+        build = cache(lambda name: make_meta_model(config.backbone))
         seen = []
         for job in jobs:
-            config = hydra.compose("config", [f"experiment={preset}", *job])
-            expected = {"nano_policies": "imagenette", "nano_pictures": "imagenette"}
+            values = [override for override in job if override.startswith("mtr.")]
+            choices = compose(*(override for override in job if override not in values))
+            config = OmegaConf.merge(choices, OmegaConf.from_dotlist(values))
+            expected = dict.fromkeys(("nano_policies", "nano_pictures", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
-            reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))
+            reduction = Reduction(build(config.backbone.name), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
-            assert [point.ratio for point in points] == [0, *config.mtr.ratio]
+            ratios = [None] if config.mtr.ratio is None else config.mtr.ratio  # the counts are given
+            assert [point.ratio for point in points] == [0, *ratios]
             seen.append((config.backbone, config.mtr))
         assert all(one != other for one, other in itertools.combinations(seen, 2))
 

@@ -13,6 +13,7 @@ from mtr_lab import UserError, bench, train, visualize
 from mtr_lab.__main__ import main
 from mtr_lab.cli.program import compose
 from mtr_lab.configuration import CONF
+from mtr_lab.evaluation.points import policy_settings
 from mtr_lab.policy_files import policy_files, read_policy
 from mtr_lab.reduction import Policy, make_policy, policy_config, policy_names
 
@@ -83,7 +84,7 @@ def test_a_file_builds_on_those_beside_it_and_on_the_packages(tmp_path: Path) ->
 @pytest.mark.parametrize("name", policy_names())
 def test_both_readers_agree(name: str) -> None:
     settings = compose("config", [f"reduction={name}"]).mtr
-    assert {key: value for key, value in settings.items() if key != "ratio"} == policy_config(name)
+    assert policy_settings(settings) == policy_config(name)
     assert policy_config(CONF / "reduction" / f"{name}.yaml") == policy_config(name)
 
 

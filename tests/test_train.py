@@ -60,19 +60,22 @@ def test_training_writes_weights_that_evaluation_takes(run_program, root: Path, 
     assert (run.folder / "metrics.csv").read_text().count("\n") > 1
 
     kept = shutil.copy(weights, tmp_path / "kept.safetensors")
-    evaluation = run_program(
-        evaluate_main,
-        *[override for override in SMALL if not override.startswith("training")],
-        f"backbone.checkpoint={kept}",
-        "backbone.num_classes=3",
-        "dataset=imagefolder",
-        f"dataset.root={root}",
-        "mtr.ratio=0",
-        "timing.batch_size=0",
-    )
-    assert evaluation.code == 0, evaluation.err
-    (point,) = json.loads((evaluation.folder / "result.json").read_text())["points"]
-    assert point["images"] == 6
+    last = shutil.copy(run.folder / "last.ckpt", tmp_path / "last.ckpt")
+    for checkpoint, part in ((kept, None), (last, "state_dict: model.*")):
+        evaluation = run_program(
+            evaluate_main,
+            *[override for override in SMALL if not override.startswith("training")],
+            f"backbone.checkpoint={checkpoint}",
+            "backbone.num_classes=3",
+            "dataset=imagefolder",
+            f"dataset.root={root}",
+            "mtr.ratio=0",
+            "timing.batch_size=0",
+        )
+        assert evaluation.code == 0, evaluation.err
+        result = json.loads((evaluation.folder / "result.json").read_text())
+        assert result["points"][0]["images"] == 6
+        assert result["weights"]["part"] == part
 
 
 def test_the_seed_fixes_the_weights(run_program, root: Path) -> None:

@@ -21,32 +21,48 @@ def fit_positions(
 
     Args:
         embedding: of the patches and the class token.
-        stated: (rows, columns) of the checkpoint's grid; ``None`` for a square one.
+        stated: (rows, columns) of the checkpoint's grid; ``None`` for a square one if possible, else the model's.
         grid: (rows, columns) of the model.
         class_position: number of patches -> position of the class token.
         label: of the checkpoint, for errors.
 
     Raises:
-        UserError: the number of patches is not that of the stated grid, or it is no square and no grid is stated.
+        UserError: the number of patches fits no grid, or the embeddings look like those of the turned grid.
     """
     patches = embedding.shape[1] - 1
-    side = math.isqrt(patches)
+    side, position = math.isqrt(patches), class_position(patches)
     if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
-        raise UserError(
-            f"{label}: pos_embed has {patches} patches, not the {list(stated)} that are stated as its grid."
-        )
+        raise UserError(f"{label}: pos_embed has {patches} patches, not the {list(stated)} of the stated grid.")
     if not stated and side * side != patches:
-        fits = grid[0] * grid[1] == patches
-        example = f"[{grid[0]},{grid[1]}] if it is the model's" if fits else "[ROWS,COLUMNS]"
-        raise UserError(
-            f"{label}: pos_embed has {patches} patches, which is no square, and the file does not state its grid: give "
-            f"checkpoint_grid={example} (backbone.checkpoint_grid=…)."
-        )
-    old = stated or (side, side)
+        _check_own(torch.cat([embedding[0, :position], embedding[0, position + 1 :]]), grid, label)
+    old = stated or ((side, side) if side * side == patches else grid)
     if tuple(old) == grid:
         return embedding
-    old_position, new_position = class_position(patches), class_position(grid[0] * grid[1])
-    return resize_positions(embedding.float(), old_position, (old[0], old[1]), new_position, grid)
+    return resize_positions(embedding.float(), position, (old[0], old[1]), class_position(grid[0] * grid[1]), grid)
+
+
+def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:
+    """Raise a ``UserError`` unless embeddings (patches, C) of an unstated grid are those of (rows, columns).
+
+    In a trained model neighbours differ least. If the patches a row apart differ more than they would on the turned
+    grid, rows and columns are probably confused.
+    """
+    rows, columns = grid
+    if rows * columns != len(patches):
+        doubt, advice = "is neither a square nor the model's number", "[ROWS,COLUMNS]"
+    elif min(grid) > 1 and _roughness(patches, columns) > 1.25 * _roughness(patches, rows):
+        doubt, advice = f"look like {columns} x {rows} ones, not {rows} x {columns}", f"[{columns},{rows}]"
+    else:
+        return
+    raise UserError(
+        f"{label}: pos_embed has {len(patches)} patches, which {doubt}, and the file does not state its grid: give "
+        f"checkpoint_grid={advice} (backbone.checkpoint_grid={advice})."
+    )
+
+
+def _roughness(patches: Tensor, columns: int) -> float:
+    """The mean squared difference of patches a row apart."""
+    return float((patches[columns:] - patches[:-columns]).float().square().mean())
 
 
 def resize_positions(

@@ -66,7 +66,7 @@ def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
         The files, and their commit on the hub.
 
     Raises:
-        UserError: an absent file, or an index that is none.
+        UserError: an absent file, or an invalid index.
     """
     path, commit = fetch(checkpoint, revision)
     if not path.name.endswith(INDEX):

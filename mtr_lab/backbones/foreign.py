@@ -111,8 +111,8 @@ class Substitute:
 
 
 def stand_in(model: nn.Module) -> Any:
-    """Our model that computes in a patched object's place; ``None`` for any other model."""
-    routed = vars(model).get("forward")
+    """Our model that computes in the place of a patched object, which may be wrapped; ``None`` for any other model."""
+    routed = vars(unwrapped(model)).get("forward")
     return routed.substitute.ours if isinstance(routed, Routed) else None
 
 
@@ -148,7 +148,12 @@ class Routed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         images = args[0] if len(args) == 1 and not kwargs else self._images(args, kwargs)
-        ours = self.substitute.ours if torch.compiler.is_compiling() else self.substitute.follow(self._model)
+        if torch.compiler.is_compiling():  # the comparison of all parts is not for a graph
+            ours = self.substitute.ours
+            if ours.training != self._model.training:
+                ours.train(self._model.training)
+        else:
+            ours = self.substitute.follow(self._model)
         return getattr(ours, ours.stands_for[self._method])(images)
 
     def _images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,6 +182,8 @@ def route(model: nn.Module, ours: Any) -> None:
 
 def unroute(model: nn.Module) -> Any:
     """Undo :func:`route`: the object computes by itself. Returns the model that stood in for it, ``None`` for none."""
+    if not isinstance(model, nn.Module):
+        return None
     model = unwrapped(model)
     ours = stand_in(model)
     for name in [name for name, value in vars(model).items() if isinstance(value, Routed)]:

@@ -29,8 +29,8 @@ class ModelReduction(Protocol):
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
 
-    def on_embedding(self, state: TokenState) -> TokenState:
-        """The tokens before the first block, with a pending plan if some are removed."""
+    def on_embedding(self, state: TokenState, images: Tensor, model: "Backbone") -> TokenState:
+        """The tokens before the first block, with a pending plan if some are removed; ``images`` are those embedded."""
 
 
 class Backbone(Protocol):
@@ -111,13 +111,13 @@ def first_state(
         special_alone: after the last block, a head reads the special tokens alone.
     """
     reduction = model.reduction
-    state = model.embed(images if reduction is None else reduction.on_picture(images))
-    state = state._replace(special_alone=special_alone)
+    picture = images if reduction is None else reduction.on_picture(images)
+    state = model.embed(picture)._replace(special_alone=special_alone)
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:
         state = state.tracking_offset()
-    return state if reduction is None else reduction.on_embedding(state)
+    return state if reduction is None else reduction.on_embedding(state, picture, model)
 
 
 def _needs_source(model: Backbone) -> bool:

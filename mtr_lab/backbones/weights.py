@@ -200,6 +200,6 @@ def _misfit(value: Tensor, wanted: Tensor) -> str | None:
         return "is quantised, sparse or without values, expected a dense tensor"
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
         return f"has numbers of {value.dtype}, expected those of {wanted.dtype}, or other floating-point ones"
-    if value.is_floating_point() and not bool(value.float().isfinite().all()):
-        return "has values that are not finite"
+    if value.is_floating_point() and bool(value.float().isnan().any()):
+        return "has values that are no numbers (NaN): its training diverged, take an earlier checkpoint"
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
@@ -18,8 +18,11 @@ from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.measure.roofline import model_bytes
 from mtr_lab.policy_files import policy_files
 from mtr_lab.reduction import Reduction, Schedule, policy_config, unpatch
+from mtr_lab.reduction.budgets import solve_speedup
+from mtr_lab.reduction.cost_table import cost_table
 
 NONE = "none"
+PROVISIONAL_RATIO = 0.02  # until a speed-up is solved on the device
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TIMM = {False: "torch", True: "torch.compile"}
 """What a row names as the backend of a competitor, a model of timm."""
@@ -35,11 +38,15 @@ class Case:
     dtype: str
     backend: str
     policy: str
-    ratio: float
+    ratio: float | None  # None with asked_speedup
     cuda_graph: bool
+    asked_speedup: float | None = None  # over the unreduced model
 
-    def model(self) -> tuple[nn.Module, Schedule | None]:
-        """The model with random weights, its policy attached, and the schedule in force (none for a competitor)."""
+    def model(self) -> tuple[nn.Module, Reduction | None]:
+        """The model with random weights, and the handle of its policy (none for a competitor).
+
+        The schedule of ``asked_speedup`` is provisional, see ``solve``.
+        """
         size: dict[str, Any] = {} if self.resolution is None else {"img_size": self.resolution}
         if self.backend in TIMM.values():
             import timm
@@ -52,11 +59,23 @@ class Case:
         model = create_model(self.backbone, **size).eval()
         policy = policy_files(config_folders())["mtr" if self.policy == NONE else self.policy]
         reduction = Reduction(model, policy_config(policy))
-        schedule = reduction.solve(self.ratio)
-        reduction.use(schedule)
+        reduction.use(reduction.solve(PROVISIONAL_RATIO if self.ratio is None else self.ratio))
         if self.policy == NONE:
             unpatch(model)
-        return model, schedule
+        return model, reduction
+
+    @torch.no_grad()
+    def solve(self, model: Any, reduction: Reduction, images: Tensor) -> dict[str, Any]:
+        """Put the schedule of ``asked_speedup`` on these images in force; returns the columns that it changes.
+
+        Raises:
+            UserError: it is out of reach.
+        """
+        assert self.asked_speedup is not None
+        table = cost_table(reduction, images, partial(model, images), model)
+        schedule, budget = solve_speedup(reduction, self.asked_speedup, table)
+        reduction.use(schedule)
+        return {**self._costs(model, schedule, images.shape[-1]), "promised_speedup": budget.promised}
 
     def work(self) -> dict[str, Any]:
         """The columns of the row that need no measurement, and ``bytes`` and ``exponentials`` of the batch.
@@ -67,24 +86,28 @@ class Case:
             UserError: the model, the policy or the ratio is impossible.
         """
         with torch.device("meta"):
-            model, schedule = self.model()
+            model, reduction = self.model()
             size: int = self.resolution or model.pretrained_cfg["input_size"][-1]  # type: ignore[index, assignment]
             image = torch.empty(1, 3, size, size)
         cost: dict[str, Any]
-        if schedule is not None:
-            cost = {
-                "tokens": list(schedule.tokens),
-                "reduction": schedule.reduction,
-                "flops": schedule.flops + schedule.flops_overhead,
-                "bytes": model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype]),
-                "exponentials": self.batch * schedule.exponentials,
-            }
+        if reduction is not None:
+            cost = self._costs(model, reduction.schedule, size)
         else:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(image)
             flops = counter.get_total_flops()
             cost = {"tokens": None, "reduction": 0.0, "flops": flops, "bytes": None, "exponentials": None}
-        return {**asdict(self), "resolution": size, **cost}
+        return {**asdict(self), "promised_speedup": None, "resolution": size, **cost}
+
+    def _costs(self, model: Any, schedule: Schedule, size: int) -> dict[str, Any]:
+        """The columns that follow from a schedule."""
+        return {
+            "tokens": list(schedule.tokens),
+            "reduction": schedule.reduction,
+            "flops": schedule.flops + schedule.flops_overhead,
+            "bytes": model_bytes(model, (size, size), schedule.tokens, self.batch, DTYPES[self.dtype]),
+            "exponentials": self.batch * schedule.exponentials,
+        }
 
 
 def read_cases(settings: DictConfig, device: torch.device) -> tuple[list[Case], list[str]]:
@@ -119,13 +142,20 @@ def read_cases(settings: DictConfig, device: torch.device) -> tuple[list[Case], 
         axis("ratio", partial(check_number, kind=float, least=0, most=1)),
         graphs,
     ]
+    budgets: list[tuple[float | None, float | None]] = [(ratio, None) for ratio in axes[6]]
+    if settings.speedup is not None:
+        budgets = [(None, speedup) for speedup in axis("speedup", partial(check_number, kind=float, least=1))]
+        if True in graphs:
+            raise UserError("bench.speedup is solved on times without CUDA graphs: leave bench.cuda_graph=false.")
+    axes[6] = budgets
     competitors = axis("competitors", _check_competitor, least=0)
     torch_compile = axis("torch_compile", _check_bool)
 
     axes[4], notes = usable_backends(axes[4], [DTYPES[name] for name in dtypes], device)
     cases = [
-        Case(backbone, batch, size, dtype, backend, policy, 0.0 if policy == NONE else ratio, graph)
-        for backbone, batch, size, dtype, backend, policy, ratio, graph in itertools.product(*axes)
+        Case(backbone, batch, size, dtype, backend, policy, ratio, graph, speedup)
+        for backbone, batch, size, dtype, backend, policy, budget, graph in itertools.product(*axes)
+        for ratio, speedup in [(0.0, None) if policy == NONE else budget]
     ]
     cases += [
         Case(name, batch, size, dtype, TIMM[compiled], NONE, 0.0, graph)

@@ -34,6 +34,8 @@ def bench(config: DictConfig) -> dict[str, Any]:
           ``idle_ms`` of a batch on an idle device; ``peak_mib`` (weights, images, all that the forward pass
           allocates);
         * ``bound_ms``, the lower bound that every limit of the device sets, and ``roofline``, the largest over ``ms``;
+        * ``asked_speedup``, and ``promised_speedup``, predicted from the times of blocks, with ``bench.speedup``; then
+          ``ratio`` is null;
         * ``speedup`` over the unreduced model, all else equal, and ``overhead``, the share of ``ms`` beyond the
           unreduced time scaled by the number of tokens; null without such a row;
         * ``error`` instead of the measured columns if the combination failed.

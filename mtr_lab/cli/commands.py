@@ -42,6 +42,7 @@ commands:
 examples:
   mtr-lab eval                               the bundled model and images
   mtr-lab eval backbone=vim_s mtr.ratio=0.3 dataset.root=/data/imagenet
+  mtr-lab eval mtr.speedup=1.5
   mtr-lab eval -m reduction=mtr,write mtr.ratio=0.2,0.4 hydra.sweep.dir=DIR
   mtr-lab report DIR -o report.html
 

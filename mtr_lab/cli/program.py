@@ -31,7 +31,7 @@ from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
 from mtr_lab.cli.completion import answer_completion
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
-from mtr_lab.cli.settings import check_settings, setting_names
+from mtr_lab.cli.settings import check_settings, choose_budget, setting_names
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
@@ -68,7 +68,8 @@ def run_program(program: Program) -> None:
         with exit_on_user_error() if alone else contextlib.nullcontext():
             choices = HydraConfig.get().runtime.choices
             _check_preset(choices, program.config_name, config_folders())
-            check_settings(config, hydra.compose(program.config_name))
+            check_settings(config, default := hydra.compose(program.config_name))
+            choose_budget(config, default)
             _name_policy(config, choices)
             print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(program.function)(config)
@@ -212,6 +213,7 @@ def _compose(
         del config["hydra"]
     _check_preset(choices, config_name, [] if config_dir is None else [config_dir])
     check_settings(config, default)
+    choose_budget(config, default)
     _name_policy(config, choices)
     return config, choices
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -12,6 +12,8 @@ from mtr_lab.cli.overrides import ALL_KEYS
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 
+BUDGETS = ("mtr.ratio", "mtr.speedup", "mtr.max_drop")
+"""The keys of which one says how much is removed."""
 OPEN_GROUPS = ("dataset", "task", "trainer", "logger")
 """Groups whose keys are arguments of a constructor, which may take more than their files list."""
 
@@ -52,17 +54,38 @@ class Share(NamedTuple):
                 )
 
 
-SCHEMA: dict[str, Number | Switch | Share] = {
+class Several(NamedTuple):
+    """A number between two limits, several in a list, or null."""
+
+    above: float
+    below: float
+    expected: str
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise a ``UserError`` unless the value fits."""
+        values = list(value) if isinstance(value, ListConfig) else [] if value is None else [value]
+        if isinstance(value, ListConfig) and not values:
+            raise UserError(f"{key}=[]: expected {self.expected}, or null.")
+        for number in values:
+            fits = isinstance(number, int | float) and not isinstance(number, bool)
+            if not fits or not self.above < number < self.below:
+                raise UserError(f"{key}={number}: expected {self.expected}.")
+
+
+SCHEMA: dict[str, Number | Switch | Share | Several] = {
     "seed": Number(int, 0, 2**32 - 1),
     "resume": Switch(),
     "pictures": Number(int, 0),
     "backbone.num_classes": Number(int, 1, optional=True),
     "mtr.ratio": Share(),
+    "mtr.speedup": Several(1, math.inf, "a number above 1, times as fast as the unreduced model"),
+    "mtr.max_drop": Several(0, 1, "a fraction of the images in (0, 1), 0.01 for 1 %"),
     "trainer.cuda_graph": Switch(),
     "timing.batch_size": Number(int, 0),  # 0: no timing
     "timing.seconds": Number(float, 0),
     "bench.seconds": Number(float, 0),
     "bench.ratio": Share(),
+    "bench.speedup": Several(1, math.inf, "a number above 1, times as fast as the unreduced model"),
     "training.epochs": Number(int, 1),
     "training.lr": Number(float, 0, 10),
     "training.weight_decay": Number(float, 0, 10),
@@ -97,6 +120,21 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=absent)
         if value is not absent:
             setting.check(key, value)
+
+
+def choose_budget(config: DictConfig, default: DictConfig) -> None:
+    """Let the default ``mtr.ratio`` give way to another budget.
+
+    Raises:
+        UserError: several budgets were given.
+    """
+    given = [key for key in BUDGETS if OmegaConf.select(config, key) is not None]
+    if len(given) > 1 and config.mtr.ratio == default.mtr.ratio:
+        config.mtr.ratio = None
+        given.remove("mtr.ratio")
+    if len(given) > 1:
+        pairs = " and ".join(f"{key}={OmegaConf.select(config, key)}" for key in given)
+        raise UserError(f"{pairs}: give one of {', '.join(BUDGETS)}.")
 
 
 def setting_names(config_name: str) -> list[str]:

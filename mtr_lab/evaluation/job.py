@@ -16,6 +16,7 @@ from mtr_lab import ops
 from mtr_lab.compose import check_device, make_loggers, make_task, make_task_data, make_task_model, make_trainer
 from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.evaluation.budgets import calibration_count, check_budgets, divide
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
@@ -24,9 +25,6 @@ from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import AnyTask, DataModule
-
-CALIBRATION_IMAGES = 128
-"""The number of training images that ``mtr.schedule=auto`` and ``mtr.resolution=auto`` are measured on."""
 
 
 class Machine(NamedTuple):
@@ -52,10 +50,10 @@ class Job:
     model: nn.Module
     """The task's model with its weights, not yet patched."""
     points: list[OperatingPoint]
-    """The unreduced model's comes first. With ``auto`` the schedules are provisional until they are measured on the
-    calibration images."""
+    """The unreduced model's comes first. With ``auto``, ``mtr.speedup`` or ``mtr.max_drop`` the schedules are
+    provisional until they are measured."""
     calibration: Tensor | None
-    """(N, 3, H, W) for ``mtr.schedule=auto`` and ``mtr.resolution=auto``."""
+    """(N, 3, H, W), if schedules or ``mtr.max_drop`` are measured on images."""
     data: DataModule
     trainer: lightning.Trainer
     launches: bool
@@ -91,13 +89,14 @@ def plan(config: DictConfig) -> Job:
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     task = make_task(config.task)
+    check_budgets(task, config)
     data, meta_model = make_task_data(task, config)
     reduction = Reduction(task.backbone(meta_model), provisional(policy_settings(config.mtr)))
     points = operating_points(reduction, config.mtr)
     if config.pictures:
         strongest(points)
     check_objective(task, config, points)
-    calibration = calibration_images(data, config.mtr) if measured_on_images(config.mtr) else None
+    calibration = calibration_images(data, config.mtr)
     loggers = dict(zip(config.logger, make_loggers(config.logger), strict=True))
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
@@ -156,20 +155,26 @@ def check_objective(task: AnyTask, config: DictConfig, points: list[OperatingPoi
         raise UserError(f"objective={config.objective} is that of the reduced model: give an mtr.ratio above 0.")
 
 
-def calibration_images(data: DataModule, settings: DictConfig) -> Tensor:
-    """Training images (N, 3, H, W) to measure schedules on: never those of the evaluation.
+def calibration_images(data: DataModule, settings: DictConfig) -> Tensor | None:
+    """Training images (N, 3, H, W) to measure schedules and ``mtr.max_drop`` on, ``None`` if neither is measured.
+
+    They are never those of the evaluation.
 
     Args:
         settings: the ``mtr`` group.
 
     Raises:
-        UserError: the dataset has no training images, or they cannot be read.
+        UserError: the dataset has no training images, they cannot be read, or are too few for ``mtr.max_drop``.
     """
+    count = calibration_count(settings)
+    if not count:
+        return None
     try:
-        return data.calibration_images(CALIBRATION_IMAGES)
+        images = data.calibration_images(count)
     except UserError as error:
-        measured = measured_on_images(settings)
+        measured = measured_on_images(settings) or "mtr.max_drop"
         instead = {
+            "mtr.max_drop": "give mtr.ratio",
             **{
                 f"mtr.schedule={name}": "give the counts themselves: mtr.ratio=null mtr.schedule=[…]"
                 for name in MEASURED
@@ -181,6 +186,8 @@ def calibration_images(data: DataModule, settings: DictConfig) -> Tensor:
             f"{measured} measures on training images of the dataset, which cannot be read: {error} Or "
             f"{instead[measured]}."
         ) from error
+    divide(settings, images)
+    return images
 
 
 def describe_machine(trainer: lightning.Trainer) -> Machine:

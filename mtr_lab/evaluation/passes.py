@@ -8,10 +8,11 @@ import lightning
 from lightning import LightningDataModule
 
 from mtr_lab.errors import UserError
+from mtr_lab.evaluation.budgets import divide, solve_budgets
 from mtr_lab.evaluation.job import Job
 from mtr_lab.evaluation.placement import placed
 from mtr_lab.evaluation.points import operating_points, policy_settings
-from mtr_lab.reduction import Reduction
+from mtr_lab.reduction import Reduction, measured_on_images
 from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.store import UnreducedCache
 from mtr_lab.tasks.evaluation import Evaluation, OperatingPoint
@@ -29,17 +30,19 @@ class PassResult(NamedTuple):
 
 
 def reduced_model(job: Job) -> tuple[Reduction, list[OperatingPoint]]:
-    """Patch the job's model; with ``mtr.schedule=auto``, measure the token counts in the trainer's precision.
+    """Patch the job's model; measure ``auto`` and budgets in the trainer's precision.
 
     Raises:
         UserError: the schedule cannot be solved.
     """
     backbone, settings = job.task.backbone(job.model), policy_settings(job.config.mtr)
-    if job.calibration is None:
-        return Reduction(backbone, settings), job.points
+    if not measured_on_images(job.config.mtr):
+        reduction = Reduction(backbone, settings)
+        return reduction, solve_budgets(job, reduction, job.points)
+    assert job.calibration is not None
     with placed(backbone, job.trainer) as prepare:
-        reduction = Reduction(backbone, settings, images=prepare(job.calibration))
-        points = operating_points(reduction, job.config.mtr)
+        reduction = Reduction(backbone, settings, images=prepare(divide(job.config.mtr, job.calibration)[0]))
+        points = solve_budgets(job, reduction, operating_points(reduction, job.config.mtr))
         reduction.release_images()  # on the device, where the passes and their timing need the memory
         return reduction, points
 

@@ -1,6 +1,8 @@
 """Operating points: from the ``mtr`` group of the configuration, and into a result."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -8,24 +10,45 @@ from torch import nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.measure.speed import Speed
-from mtr_lab.reduction import Reduction
+from mtr_lab.reduction import MAX_DROP, SPEEDUP, Budget, Reduction
 from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.schema import Point
 from mtr_lab.tasks.evaluation import OperatingPoint
 from mtr_lab.tasks.task import AnyTask
 
+PROVISIONAL_RATIO = 0.02
+"""Of points whose budget is not a ratio, until it is solved."""
+
 
 def policy_settings(settings: DictConfig) -> dict[str, Any]:
-    """The ``mtr`` group without the ratios, as ``Reduction`` expects it."""
-    return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key != "ratio"}  # type: ignore[union-attr]
+    """The ``mtr`` group without the budgets, as ``Reduction`` expects it."""
+    budgets = ("ratio", SPEEDUP, MAX_DROP)
+    return {str(key): value for key, value in OmegaConf.to_container(settings).items() if key not in budgets}  # type: ignore[union-attr]
+
+
+def asked_budgets(settings: DictConfig) -> tuple[str, list[float]] | None:
+    """The key of the budget that the ``mtr`` group asks for instead of a ratio, and its values; ``None`` for none."""
+    for key in (SPEEDUP, MAX_DROP):
+        asked = settings.get(key)  # training has ratios alone
+        if asked is not None:
+            return key, list(dict.fromkeys(asked)) if isinstance(asked, ListConfig) else [asked]
+    return None
 
 
 def operating_points(reduction: Reduction, settings: DictConfig) -> list[OperatingPoint]:
     """The unreduced model and the policy at every ratio of the ``mtr`` group (or at the counts it gives).
 
+    With another budget the schedules are provisional, those of ``PROVISIONAL_RATIO``: ``mtr_lab.evaluation.budgets``
+    solves them on a model with weights.
+
     Raises:
         UserError: a schedule cannot be solved.
     """
+    if budgets := asked_budgets(settings):
+        key, asked = budgets
+        unreduced, reduced = points_at(reduction, settings.policy, [PROVISIONAL_RATIO])
+        provisional = [replace(reduced, ratio=None, budget=Budget(key, value, math.nan)) for value in asked]
+        return [unreduced, *provisional]
     ratio = settings.ratio
     return points_at(reduction, settings.policy, list(ratio) if isinstance(ratio, ListConfig) else [ratio])
 
@@ -87,15 +110,27 @@ def describe_points(
         with_memory: whether a speed's ``peak_mib`` holds. CUDA graphs allocate memory when they are captured, not
             during the measured call.
     """
-    return [
+    described: list[Any] = [
         {
-            **_costs(task, model, point),  # type: ignore[typeddict-item]
+            **_costs(task, model, point),
             "skipped": skipped,
             **task.score(predictions, i),
             **_measured(speeds.get(point.name), with_memory),
         }
         for i, point in enumerate(points)
     ]
+    for point, figures in zip(points, described, strict=True):
+        if point.budget is not None:
+            figures["budget"] = {**asdict(point.budget), "measured": _kept(point.budget, figures, described[0])}
+    return described
+
+
+def _kept(budget: Budget, figures: Mapping[str, Any], unreduced: Mapping[str, Any]) -> float | None:
+    """What of a budget was measured: the speed-up in the timing pass, or the images that change their class."""
+    if budget.key == MAX_DROP:
+        return None if figures.get("agreement") is None else 1 - figures["agreement"]
+    speeds = figures.get("img_per_s"), unreduced.get("img_per_s")
+    return budget.measured if None in speeds else speeds[0] / speeds[1]  # type: ignore[operator]
 
 
 def _measured(speed: Speed | None, with_memory: bool) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from mtr_lab.tasks.evaluation import OperatingPoint
 def evaluate(config: DictConfig) -> JobResult | None:
     """Run the evaluation that ``conf/config.yaml`` describes; write the result, print it as a table and log it.
 
-    Mistakes are found on a model without weights, before weights are loaded. The token counts of ``mtr.schedule=auto``
-    are measured after that, on training images. A result of the same code, weights and data is not computed again.
+    Mistakes are found on a model without weights, before weights are loaded. After that, ``mtr.schedule=auto`` and
+    ``mtr.max_drop`` are measured on training images, ``mtr.speedup`` on the device. A result of the same code, weights
+    and data is not computed again.
 
     Returns:
         The result, as in the file ``result.json`` of the run folder. With ``trainer=ddp``, rank 0 returns it, which

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 
 def time_job(job: "Job", evaluation: Evaluation[Any], points: Sequence[OperatingPoint]) -> dict[str, Speed]:
-    """Time all points on evaluation images, in the trainer's precision and on its device; images fill the batch."""
-    settings = job.config.timing
+    """Time all points on evaluation images, in the trainer's precision and on its device."""
+    images = timing_images(job)
+    with placed(evaluation.model, job.trainer):
+        return time_points(evaluation, points, images, job.config.timing.seconds)
+
+
+def timing_images(job: "Job") -> Tensor:
+    """Evaluation images (timing.batch_size, 3, H, W), repeated to fill the batch, as the trainer gives them."""
+    size = job.config.timing.batch_size
     batch = next(batch for batch in job.data.test_dataloader() if len(batch["image"]))
     images = as_input(batch, job.data, job.trainer)
-    images = images.repeat(-(-settings.batch_size // len(images)), 1, 1, 1)[: settings.batch_size]
-    with placed(evaluation.model, job.trainer):
-        return time_points(evaluation, points, images, settings.seconds)
+    return images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
 
 
 def time_points(

@@ -41,6 +41,48 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
     return lo, hi
 
 
+def upper_bound(successes: int, total: int, level: float = 0.95) -> float:
+    """The exact one-sided upper confidence bound of a proportion.
+
+    Args:
+        successes: of ``total`` independent trials.
+        total: at least 1.
+        level: the probability that such a bound is not below the true proportion, 0 < level < 1; at least this.
+
+    Returns:
+        The proportion at which ``successes`` or fewer have the probability 1 - level; exactly 1 without a failure.
+
+    Raises:
+        ValueError: no trials, more successes than trials, or a level outside (0, 1).
+
+    Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26, 1934.
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"expected 0 <= successes <= total and total >= 1, got {successes} of {total}")
+    tail = 1 - _checked(level)
+    if successes == total:
+        return 1.0
+    counts = np.arange(successes + 1)
+    ways = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
+    lo, hi = successes / total, 1.0
+    while (middle := (lo + hi) / 2) not in (lo, hi):  # until no number lies between them
+        terms = ways + counts * math.log(middle) + (total - counts) * math.log1p(-middle)
+        probability = float(np.exp(terms).sum())
+        lo, hi = (middle, hi) if probability > tail else (lo, middle)
+    return hi
+
+
+def lower_bound(successes: int, total: int, level: float = 0.95) -> float:
+    """The exact one-sided lower confidence bound of a proportion; see ``upper_bound``."""
+    return 1 - upper_bound(total - successes, total, level)
+
+
+def trials_needed(share: float, level: float = 0.95) -> int:
+    """The fewest trials whose ``upper_bound`` without a success is at most ``share``, in (0, 1)."""
+    return math.ceil(math.log(1 - _checked(level)) / math.log1p(-share))
+
+
 def bootstrap_interval(
     values: np.ndarray, resamples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:

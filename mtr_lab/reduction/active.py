@@ -6,6 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from mtr_lab import ops
+from mtr_lab.backbones import Backbone
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
 from mtr_lab.reduction.policy import EXACT, READ, Policy
 from mtr_lab.reduction.resolution import resize_picture
@@ -44,9 +45,14 @@ class ActiveReduction:
         size = self.schedule.resolution
         return picture if size is None else resize_picture(picture, size)
 
-    def on_embedding(self, state: TokenState) -> TokenState:
-        """The tokens before the first block, with a pending plan if some are removed."""
-        part = EMBEDDINGS[self.acting_policy.embedding] if self.acting_policy else None
+    def on_embedding(self, state: TokenState, images: Tensor, model: Backbone) -> TokenState:
+        """The tokens before the first block, with a pending plan if some are removed; ``images`` are those embedded."""
+        policy = self.acting_policy
+        if policy is None:
+            return state
+        if policy.cells is not None:
+            return policy.cells.reduce(state, images, model)
+        part = EMBEDDINGS[policy.embedding]
         if part is None:
             return state
         assert state.layout is not None

@@ -21,6 +21,8 @@ def picture_size(policy: Policy, model: Backbone, img_size: Sequence[int] | None
 
 def removed_at_embedding(policy: Policy, layout: Layout) -> int:
     """The number of tokens removed from each sequence before the first block."""
+    if policy.cells is not None:
+        return policy.cells.removes(layout)
     part = EMBEDDINGS[policy.embedding]
     return 0 if part is None else part.removes(layout)
 
@@ -53,7 +55,7 @@ def overhead_flops(
         tokens: how many enter each block.
         remove: how many each block removes.
     """
-    flops = _embedding_flops(policy, layouts[0], model.stages[0].width) * layouts[0].sequences
+    flops = _embedding_flops(policy, model, layouts[0]) * layouts[0].sequences
     counts = zip(tokens, remove, strict=True)
     for stage, layout in zip(model.stages, layouts, strict=True):
         for block in stage.blocks:
@@ -67,10 +69,13 @@ def overhead_flops(
     return flops
 
 
-def _embedding_flops(policy: Policy, layout: Layout, channels: int) -> int:
-    """For one sequence, before the first block."""
-    part = EMBEDDINGS[policy.embedding]
-    return 0 if part is None else part.flops(layout, channels) + 2 * part.removes(layout) * channels
+def _embedding_flops(policy: Policy, model: Backbone, layout: Layout) -> int:
+    """For one sequence, before the first block: of the plan, and of merging by it."""
+    channels, part = model.stages[0].width, EMBEDDINGS[policy.embedding]
+    merging = 2 * removed_at_embedding(policy, layout) * channels
+    if policy.cells is not None:
+        return policy.cells.flops(model, layout) + merging
+    return 0 if part is None else part.flops(layout, channels) + merging
 
 
 def _mlp_flops(policy: Policy, tokens: int, special: int, channels: int) -> int:

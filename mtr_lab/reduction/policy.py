@@ -13,15 +13,16 @@ from mtr_lab import ops
 from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError, check_number, unknown
 from mtr_lab.policy_files import find_policy, policy_files, read_policy
-from mtr_lab.reduction import lines, merge
+from mtr_lab.reduction import cells, lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.lines import GRID, LINES
-from mtr_lab.reduction.match import FEATURES, MATCHINGS
+from mtr_lab.reduction.match import FEATURES, MATCHINGS, grid_axes
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
+from mtr_lab.reduction.select import SELECTIONS
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 from mtr_lab.tokens.pooling import tokens_outside
 
@@ -29,6 +30,7 @@ EVIDENCE = (*ops.STATS, "b", "c")
 BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
+NO_INPUT = "none"
 BLOCK, SCAN = "block", "scan"
 WHOLE, READ = "whole", "read"
 
@@ -56,7 +58,7 @@ class Policy:
             for several time steps; or ``exact``: the token is scanned as a run of as many equal tokens as its size.
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
-            token leaves the sequence either way.
+            token leaves the sequence either way. A convolution over the grid always runs over all original positions.
         merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
             then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
             the output of the block.
@@ -65,9 +67,15 @@ class Policy:
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
+        input: tokens of two sizes before the first block: what chooses the cells of patches that become one token each,
+            a name of ``cells.CRITERIA``, or ``none``.
+        input_share: share of the patches' tokens that this removes.
+        input_cell, input_token, input_place: the shape of a cell, its token and the place of this token in the
+            sequence, names of ``cells.SHAPES``, ``TOKENS`` and ``PLACES``.
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
         window: the pairs of a window (``lines``).
         paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
+        selection: which candidate sources go, where a grouping has more than needed; a name of ``select.SELECTIONS``.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -95,8 +103,14 @@ class Policy:
     zone: int = 0
     window: int = 5
     paths_share: float = 1.0
+    input: str = NO_INPUT
+    input_share: float = 0.25
+    input_cell: str = "2x2"
+    input_token: str = cells.MEAN
+    input_place: str = cells.FIRST
     merge_at: str = BLOCK
     last_block: str = WHOLE
+    selection: str = "similarity"
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -104,6 +118,7 @@ class Policy:
             "grouping": (*GROUPINGS, LINES),
             "matching": MATCHINGS,
             "features": FEATURES,
+            "selection": SELECTIONS,
             "merge": MERGES,
             "order": (*ORDERS, GRID),
             "picture": PICTURES,
@@ -111,6 +126,10 @@ class Policy:
             "mlp": MLPS,
             "paths": SCANS,
             "convolution": (SURVIVORS, UNMERGED),
+            "input": (NO_INPUT, *cells.CRITERIA),
+            "input_cell": cells.SHAPES,
+            "input_token": cells.TOKENS,
+            "input_place": cells.PLACES,
             "merge_at": (BLOCK, SCAN),
             "last_block": (WHOLE, READ),
         }
@@ -137,6 +156,7 @@ class Policy:
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
         check_number("mtr.paths_share", self.paths_share, float, 0, 1)
+        check_number("mtr.input_share", self.input_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
             if self.grouping not in (rule.groupings or (*GROUPINGS, LINES)):
                 given, needed = getattr(self, part), " or ".join(rule.groupings)
@@ -160,10 +180,17 @@ class Policy:
                     + ("mtr.features=residual." if part == "features" else "choose another score.")
                 )
         scan = SCANS[self.paths]
-        if EMBEDDINGS[self.embedding] is not None and (self.keeps_grid or (scan is not None and scan.samples)):
-            whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+        needs_grid = self.keeps_grid or (scan is not None and scan.samples)
+        for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
+            if needs_grid and acts:
+                whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
+                raise UserError(
+                    f"mtr.{part}={getattr(self, part)} with {whole}, which needs a full grid: set mtr.{part}=none."
+                )
+        if self.cells is not None and EMBEDDINGS[self.embedding] is not None:
             raise UserError(
-                f"mtr.embedding={self.embedding} with {whole}, which needs a full grid: set mtr.embedding=none."
+                f"mtr.input={self.input} and mtr.embedding={self.embedding} act both before the first block: set one "
+                "to none."
             )
 
     @property
@@ -176,7 +203,7 @@ class Policy:
         """Whether tokens are chosen by importance, not by similarity alone."""
         if self.keeps_grid:
             return self.merging.into == "nothing"
-        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked
+        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked or self.selection == "score"
 
     @property
     def scoring(self) -> Score:
@@ -189,9 +216,16 @@ class Policy:
         return MERGES[self.merge]
 
     @property
+    def cells(self) -> cells.Cells | None:
+        """The tokens of two sizes before the first block; ``None`` for one size."""
+        if self.input == NO_INPUT:
+            return None
+        return cells.Cells(self.input, self.input_cell, self.input_token, self.input_place, self.input_share, self.seed)
+
+    @property
     def draws(self) -> bool:
         """Whether the result depends on ``seed``."""
-        return self.scoring.draws
+        return self.scoring.draws or self.input == "random"
 
     @property
     def size_exponent(self) -> float:
@@ -206,7 +240,7 @@ class Policy:
     @property
     def unmerges(self) -> bool:
         """Whether convolutions run over the original positions, and these differ from the survivors'."""
-        return self.convolution == UNMERGED and self.merging.into != "nothing"
+        return self.convolution == UNMERGED and (self.merging.into != "nothing" or self.cells is not None)
 
     @property
     def merges_early(self) -> bool:
@@ -229,11 +263,12 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
-        return self.last_block == READ or any(part is not None for part in parts)
+        return self.cells is not None or self.last_block == READ or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all", last_block=WHOLE)
+        none: dict[str, Any] = {"picture": "none", "embedding": "none", "mlp": "none", "paths": "all"}
+        return replace(self, **none, input=NO_INPUT, last_block=WHOLE)
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model cannot provide what the policy reads."""
@@ -260,16 +295,8 @@ class Policy:
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
-        if self.unmerges and not any(getattr(block.mixer, "reads_neighbours", False) for block in blocks_of(model)):
-            raise UserError(
-                f"mtr.convolution={self.convolution}: {name} has no mixer that convolves along the sequence. Leave "
-                f"mtr.convolution={SURVIVORS}."
-            )
-        if self.merges_early and not any(hasattr(block.mixer, "merged_width") for block in blocks_of(model)):
-            raise UserError(
-                f"mtr.merge_at={self.merge_at}: {name} has no mixer that merges before its output projection. Leave "
-                f"mtr.merge_at={BLOCK}."
-            )
+        if self.cells is not None:
+            self.cells.check(model)
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -289,14 +316,17 @@ class Policy:
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
                 f"at most {self.capacity(length, special)} can go."
             )
+        by_size, metadata = self.merging.mass is merge.by_size, (state.index, state.size, state.special)
         if self._is_asymmetric:
-            merges, by_size = self.merging.into == "nearest", self.merging.mass is merge.by_size
-            hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
-            residual = state.residual if merges and self.features in ("stream", "residual") else None
-            metadata = state.index, state.size, state.special
+            streams = self._streams(state) if self.merging.into == "nearest" else (None, None)
             terms = self._terms(state, evidence)
-            return ops.asymmetric_plan(
-                ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
+            return ops.asymmetric_plan(ops.DecisionInputs(*terms, *metadata, *streams, remove, targets, by_size))
+        factor = SELECTIONS[self.selection]
+        if self._is_among_neighbours:
+            importance = self.importance(state, evidence) if self.selection == "score" else state.size
+            weight = None if factor is None else factor(state, importance)
+            return ops.neighbour_plan(
+                ops.NeighbourInputs(*metadata, weight, *self._streams(state), remove, by_size, grid_axes(state))
             )
         importance = self.importance(state, evidence)
         tokens = tokens_outside(state.special, length, self.zone)
@@ -309,9 +339,12 @@ class Policy:
 
         source, target = grouping.split(tokens, remove - first, self.target_fraction)
         if self.merging.compares(sources, remove - first):
-            into, similarity = MATCHINGS[self.matching].match(FEATURES[self.features](state), source, target)
+            matching = MATCHINGS[self.matching]
+            into, similarity = matching.match(state, FEATURES[self.features](state), source, target)
             if source.shape[1] > remove - first:
-                chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
+                weight = None if factor is None else factor(state, importance).gather(1, source)
+                distance = ops.weighted_distance(similarity, weight, cosine=matching.cosine)
+                chosen = distance.argsort(dim=1, stable=True)[:, : remove - first]
                 source, into = source.gather(1, chosen), into.gather(1, chosen)
         if self.merging.into == "one":
             target = target[:, :1]
@@ -334,14 +367,31 @@ class Policy:
 
     @property
     def _is_asymmetric(self) -> bool:
-        """Whether ``ops.asymmetric_plan`` makes this policy's plans; it keeps the survivors in their original order."""
+        """Whether ``ops.asymmetric_plan`` makes this policy's plans."""
+        parts = self.grouping, self.matching
+        return parts == ("asymmetric", "cosine") and self.merging.into in ("nearest", "nothing") and self._is_plain
+
+    @property
+    def _is_among_neighbours(self) -> bool:
+        """Whether ``ops.neighbour_plan`` makes this policy's plans."""
+        parts = self.grouping, self.matching
+        return parts == ("alternate", "neighbours") and self.merging.into == "nearest" and self._is_plain
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all removed tokens go the same way, and the survivors keep their order: what fused decisions do."""
         return (
-            (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
-            and self.merging.into in ("nearest", "nothing")
+            self.order == "index"
             and self.merging.mass in (merge.equal, merge.by_size)
             and self.merging.normalised
             and self.prune_first == self.prune_share == self.zone == 0
         )
+
+    def _streams(self, state: TokenState) -> tuple[Tensor | None, Tensor | None]:
+        """The streams whose sum are the features, ``None`` for one that is left out."""
+        hidden = state.hidden if self.features in ("stream", "hidden") else None
+        residual = state.residual if self.features in ("stream", "residual") else None
+        return hidden, residual
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
         """The score of each token, (B, L) float32; higher is more important."""
@@ -384,15 +434,19 @@ class Policy:
         if self.keeps_grid and remove:
             merges = self.merging.into == "nearest"
             return lines.flops(tokens, layout, remove, channels, merges=merges)
-        return self.flops(tokens, len(layout.special), remove, channels)
+        among = {"axes": len(layout.axes)} if self.matching == "neighbours" else {}
+        return self.flops(tokens, len(layout.special), remove, channels, **among)
 
-    def flops(self, length: int, special: int, remove: int, channels: int) -> int:
-        """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams."""
+    def flops(self, length: int, special: int, remove: int, channels: int, axes: int = 2) -> int:
+        """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams.
+
+        ``axes``: of the grid that the tokens stood on, for matching among neighbours.
+        """
         if remove == 0:
             return 0
         first, sources, targets = self._sizes(length, special, remove)
         compared = self.merging.compares(sources, remove - first)
-        pairs = MATCHINGS[self.matching].comparisons(sources, targets) if compared else 0
+        pairs = MATCHINGS[self.matching].comparisons(sources, targets, axes) if compared else 0
         return 2 * pairs * channels + 2 * 2 * remove * channels
 
 

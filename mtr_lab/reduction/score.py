@@ -90,8 +90,13 @@ def none(state: TokenState, evidence: Evidence) -> Tensor:
 
 def random(state: TokenState, evidence: Evidence, seed: int) -> Tensor:
     """A pseudo-random number that depends on original position and seed alone: the same for every image and batch."""
+    return pseudo_random(state.index, seed)[:, None]
+
+
+def pseudo_random(number: Tensor, seed: int) -> Tensor:
+    """float32 in [0, 1] from integers and a seed alone, the same on every device."""
     phase = seed * 78.233 % math.tau  # the constants are those of a common shader hash
-    return torch.frac(torch.sin((state.index + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()[:, None]
+    return torch.frac(torch.sin((number + 1).double() * 12.9898 + phase) * 43758.5453).abs().float()
 
 
 SCORES = {

@@ -35,7 +35,7 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
         (row["backbone"], row["backend"]),
         (str(row["batch"]), f"{row['resolution']}²"),
         (row["dtype"], "graph" if row["cuda_graph"] else ""),
-        (row["policy"], percent(row["ratio"])),
+        (row["policy"], _asked(row)),
     ]
     if row["error"] is not None:
         return [*axes, ("failed", ""), ("", ""), ("", ""), ("", "")]
@@ -48,18 +48,26 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
     ]
 
 
+def _asked(row: Mapping[str, Any]) -> str:
+    """The ratio, or the speed-up that was asked for and the one that was promised."""
+    if row.get("asked_speedup") is None:
+        return percent(row["ratio"])
+    return f"≥{figure(row['asked_speedup'])}×, {figure(row['promised_speedup'])}"
+
+
 def _remarks(result: Mapping[str, Any]) -> list[str]:
     peaks = [
         f"{dtype}: {figure(peak['flops'], 1e-12)} TFLOP/s, {figure(peak['bytes'], 1e-9)} GB/s"
         for dtype, peak in result["peaks"].items()
     ]
     failures = [
-        f"{row['backbone']} {row['policy']}@{row['ratio']} {row['backend']}: {row['error']}"
+        f"{row['backbone']} {row['policy']}@{row.get('asked_speedup') or row['ratio']} {row['backend']}: {row['error']}"
         for row in result["rows"]
         if row["error"] is not None
     ]
     return [
         "ms: of a batch in a steady stream; below it, of a single batch on an idle GPU (the same on a CPU)",
+        *(["ratio %, or: speedup asked, promised"] if any(row.get("asked_speedup") for row in result["rows"]) else []),
         "overh.: share of the time above the unreduced time scaled by the tokens",
         "of bound: least time that the strictest limit of the device allows, divided by the time",
         f"peak of the device, {'; '.join(peaks)}",

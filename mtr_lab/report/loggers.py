@@ -106,6 +106,8 @@ def _flat(point: Point) -> dict[str, Any]:
             flat[f"{name}_lo"], flat[f"{name}_hi"] = value
         elif key == "latency_ms":
             flat |= {f"latency_{percentile}": time for percentile, time in value.items()}
+        elif key == "budget":
+            flat |= {f"{value['key']}_{name}": value[name] for name in ("asked", "promised", "measured")}
         elif key == "tokens":
             flat |= {"tokens_first": value[0], "tokens_last": value[-1]} if value else {}
         elif key == "skipped":
@@ -158,7 +160,12 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
         media["trade_off"] = wandb.plot.line(table, "reduction", metric.key, stroke="policy", title=title)
     run.log(media)
     run.summary.update(
-        {f"{name_of(row)}/{key}": row[key] for row in flat for key in _curve_keys() if row.get(key) is not None}
+        {
+            f"{name_of(point)}/{key}": row[key]
+            for point, row in zip(points, flat, strict=True)
+            for key in _curve_keys()
+            if row.get(key) is not None
+        }
     )
     artifact = wandb.Artifact(f"result-{run.id}", type="result")
     for file in files:

@@ -17,6 +17,11 @@ from mtr_lab.results.seeds import mean_point, seed_groups
 
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
+_PROMISES = {
+    "speedup": "×: speed-up, promised from the times of blocks on this device, got in the timing",
+    "max_drop": "≤: share of images that change class, promised on calibration images, got on these",
+}
+"""What a budget is, by its key."""
 
 
 class _Column(NamedTuple):
@@ -107,6 +112,8 @@ def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
         "cut: share of true FLOPs removed; lit.: FLOPs as counted in the literature",
     ]
+    keys = dict.fromkeys(point["budget"]["key"] for point in points if "budget" in point)
+    lines += [_PROMISES[key] for key in keys if key in _PROMISES]
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
     if skipped:
         named = ", ".join(skipped[:_NAMED_FILES]) + (", …" if len(skipped) > _NAMED_FILES else "")
@@ -173,9 +180,25 @@ def _metric_columns(metric: Metric) -> Iterator[_Column]:
         yield _Column((heading, unit), key, partial(cell, key=key))
 
 
+def _asked(point: Mapping[str, Any]) -> str:
+    """The ratio in percent, or the other budget that was given instead."""
+    if (budget := point.get("budget")) is None:
+        return percent(point["ratio"])
+    return f"≥{budget['asked']:g}×" if budget["key"] == "speedup" else f"≤{100 * budget['asked']:g} %"
+
+
+def _promise(point: Mapping[str, Any]) -> TwoLines:
+    """What was promised of a budget, and what was measured."""
+    if (budget := point.get("budget")) is None:
+        return "", ""
+    written = figure if budget["key"] == "speedup" else percent
+    return written(budget["promised"]), written(budget["measured"])
+
+
 _COSTS = (
     _Column(("policy", ""), "policy", _policy),
-    _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), percent(point["ratio"]))),
+    _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), _asked(point))),
+    _Column(("prom.", "got"), "budget", _promise),
     _Column(
         ("GFLOPs", "lit."),
         "flops_true",

@@ -49,11 +49,18 @@ class Predictions:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("ids", "hashes", "labels"))
 
 
-def point_name(policy: str, ratio: float | None, resolution: Sequence[int] | None = None) -> str:
-    """Name a point, "mtr@0.4"; "none@0" is the unreduced model.
+def point_name(
+    policy: str,
+    ratio: float | None,
+    resolution: Sequence[int] | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> str:
+    """Name a point, "mtr@0.4", with another budget "mtr@speedup=1.5"; "none@0" is the unreduced model.
 
-    A point without a ratio is named by its policy and, if the picture was resized, by its size, "resolution@96x96".
+    A point without either is named by its policy and, if the picture was resized, by its size, "resolution@96x96".
     """
+    if budget is not None:
+        return f"{policy}@{budget['key']}={budget['asked']:g}"
     if ratio is not None:
         return f"{policy}@{ratio:g}"
     return policy if resolution is None else f"{policy}@{resolution[0]}x{resolution[1]}"
@@ -61,4 +68,4 @@ def point_name(policy: str, ratio: float | None, resolution: Sequence[int] | Non
 
 def name_of(point: Mapping[str, Any]) -> str:
     """The name of a point of a result."""
-    return point_name(point["policy"], point["ratio"], point.get("resolution"))
+    return point_name(point["policy"], point["ratio"], point.get("resolution"), point.get("budget"))

@@ -32,6 +32,15 @@ class Latency(TypedDict):
     p95: Number
 
 
+class Budget(TypedDict):
+    """What a point was asked for instead of a ratio."""
+
+    key: str  # speedup: times as fast as the unreduced model; max_drop: a fraction of the images
+    asked: Number
+    promised: Number  # predicted from times of blocks; the 95 % upper bound on calibration images
+    measured: Number  # by the timing pass; on the evaluated images: those that change their class
+
+
 class Point(TypedDict):
     """One model at one operating point.
 
@@ -40,7 +49,8 @@ class Point(TypedDict):
     """
 
     policy: str
-    ratio: Number  # the asked share of true FLOPs to remove; null if token counts were given instead
+    ratio: Number  # the asked share of true FLOPs to remove; null if token counts or a budget were given instead
+    budget: NotRequired[Budget]
     reduction: Number  # the achieved share
     flops_literature: Number
     flops_true: Number  # of one image, with the cost of the reduction itself

@@ -6,8 +6,8 @@ from typing import Any
 
 from mtr_lab.results.keys import IGNORED_KEYS
 
-# Points name their policy and ratio, runs are averaged over seeds, and pictures change no figure.
-_IGNORED = (*IGNORED_KEYS, "mtr.ratio", "mtr.policy", "mtr.seed", "pictures")
+# Points name their policy and budget, runs are averaged over seeds, and pictures change no figure.
+_IGNORED = (*IGNORED_KEYS, "mtr.ratio", "mtr.speedup", "mtr.max_drop", "mtr.policy", "mtr.seed", "pictures")
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -10,22 +10,24 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
-from mtr_lab.reduction import Reduction, Schedule
+from mtr_lab.reduction import Budget, Reduction, Schedule
 from mtr_lab.results.predictions import Predictions, point_name
 from mtr_lab.tasks.ranks import Gathering
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy at one ratio: the share of the FLOPs to remove, or ``None`` where token counts were given instead."""
+    """A policy at one ratio: the share of the FLOPs to remove, ``None`` where counts or another budget were given."""
 
     policy: str
     ratio: float | None
     schedule: Schedule
+    budget: Budget | None = None
 
     @property
     def name(self) -> str:
-        return point_name(self.policy, self.ratio, self.schedule.resolution)
+        budget = None if self.budget is None else asdict(self.budget)
+        return point_name(self.policy, self.ratio, self.schedule.resolution, budget)
 
 
 class BatchResults(Protocol):

@@ -4,7 +4,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mtr_lab.measure.statistics import bootstrap_interval, holm, mcnemar, wilson_interval
+from mtr_lab.measure.statistics import (
+    bootstrap_interval,
+    holm,
+    lower_bound,
+    mcnemar,
+    trials_needed,
+    upper_bound,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +46,37 @@ def test_wilson_ends_are_where_the_score_test_turns(level: float) -> None:
         assert abs(30 / 41 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 41), rel=1e-5)
 
 
+@pytest.mark.parametrize(("successes", "total"), [(0, 8), (5, 100), (30, 1000), (999, 1000)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_exact_bound_is_where_counts_up_to_this_have_the_rest_of_the_probability(
+    successes: int, total: int, level: float
+) -> None:
+    """The defining property, with the binomial distribution in whole numbers."""
+    bound = upper_bound(successes, total, level)
+    terms = (math.comb(total, k) * bound**k * (1 - bound) ** (total - k) for k in range(successes + 1))
+    assert math.fsum(terms) == pytest.approx(1 - level, rel=1e-9)
+    assert lower_bound(total - successes, total, level) == 1 - bound
+    assert bound > wilson_interval(successes, total, level)[0]
+
+
+def test_the_exact_bound_of_all_and_of_none() -> None:
+    assert upper_bound(7, 7) == 1.0
+    assert lower_bound(0, 7) == 0.0
+    assert upper_bound(0, 7) == pytest.approx(1 - 0.05 ** (1 / 7))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.01, 299), (0.05, 59)])
+def test_the_trials_that_a_bound_needs(share: float, expected: int) -> None:
+    assert trials_needed(share) == expected
+    assert upper_bound(0, expected) <= share < upper_bound(0, expected - 1)
+
+
 @pytest.mark.parametrize(("successes", "total"), [(0, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_impossible_counts(successes: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{successes} of {total}"):
         wilson_interval(successes, total)
+    with pytest.raises(ValueError, match=f"{successes} of {total}"):
+        upper_bound(successes, total)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])

@@ -160,6 +160,19 @@ def test_training_reaches_the_parameters_of_the_object() -> None:
     assert not model.eval()(images()).isnan().any()
 
 
+@torch.no_grad()
+def test_a_compiled_object_follows_the_mode() -> None:
+    model = randomised(vim(**SMALL, drop_path_rate=0.5))
+    mtr_lab.patch(model.train(), "mtr", ratio=0.2)
+    compiled = torch.compile(model, backend="eager")
+    assert not torch.equal(compiled(images(8)), compiled(images(8)))  # stochastic depth
+    model.eval()
+    expected = copy.deepcopy(model)(images(8))
+    assert torch.equal(compiled(images(8)), expected)
+    model.train()
+    assert not torch.equal(compiled(images(8)), compiled(images(8)))
+
+
 def test_rates_and_checkpointing_are_those_of_the_object() -> None:
     model = videomamba(**without_state(SMALL), num_frames=4, fc_drop_rate=0.3, drop_path_rate=0.2)
     model.use_checkpoint = True
@@ -455,3 +468,5 @@ def test_objects_of_other_classes_are_refused(model: Any) -> None:
         mtr_lab.patch(model, "mtr", ratio=0.2)
     with pytest.raises(UserError, match="patch expects .*got dict"):
         mtr_lab.patch({}, "mtr", ratio=0.2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unpatch expects .*got dict"):
+        mtr_lab.unpatch({})  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mtr_lab.report.dashboard.live import _Source, make_server
 from mtr_lab.report.dashboard.page import build, page, to_json
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.results.comparison import compare, compare_all
-from mtr_lab.results.predictions_file import load_predictions
+from mtr_lab.results.predictions_file import load_predictions, save_predictions
 from mtr_lab.results.schema import write_result
 
 PIXEL = base64.b64decode(
@@ -61,6 +62,22 @@ def test_files_folders_and_sweeps_are_found_once(tmp_path: Path) -> None:
     paths = [tmp_path / "sweep" / "2" / "kept.json", tmp_path / "sweep" / "1", tmp_path / "sweep"]
     names = [run["name"] for run in Reader(paths).data()["runs"]]
     assert names == ["kept", "1", "sweep/0", "sweep/10"]
+
+
+def test_points_of_one_budget_are_compared(tmp_path: Path) -> None:
+    for i, policy in enumerate(("mtr", "hsa")):
+        result = write_run(tmp_path / policy, policy)
+        asked = [{"key": "speedup", "asked": ratio, "promised": 2.0, "measured": None} for ratio in (1.2, 1.3 + i / 10)]
+        for point, budget in zip(result["points"][1:], asked, strict=True):
+            point |= {"ratio": None, "budget": budget}
+        write_result(result, tmp_path / policy)
+        predictions = load_predictions(tmp_path / policy)
+        names = ["none@0", *(f"{policy}@speedup={budget['asked']:g}" for budget in asked)]
+        save_predictions(replace(predictions, points=np.array(names)), tmp_path / policy)
+    data = Reader([tmp_path]).data()
+    assert not data["notes"]
+    pairs = {(tuple(found["first"]), tuple(found["second"])) for found in data["differences"]}
+    assert pairs == {((r, 0), (r, i)) for r in (0, 1) for i in (1, 2)} | {((0, 1), (1, 1))}
 
 
 def test_differences_are_those_of_compare(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import WandbServer
 
-from mtr_lab.report.loggers import log_result, wandb_logger
+from mtr_lab.report.loggers import _flat, log_result, wandb_logger
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.schema import Result, write_result
 
@@ -71,6 +71,17 @@ def test_policies_share_rows_and_null_is_left_out(result: Result, tmp_path: Path
     assert rows[0]["hsa/top1"] == rows[0]["mtr/top1"] == "0.805"
     assert rows[40]["hsa/kl"] == ""
     assert rows[31]["mtr/top1"] == ""
+
+
+def test_a_budget_is_logged_as_numbers(result: Result) -> None:
+    budget = {"key": "speedup", "asked": 1.5, "promised": 1.53, "measured": 1.48}
+    flat = _flat(result["points"][1] | {"budget": budget})
+    assert {key: value for key, value in flat.items() if "speedup" in key} == {
+        "speedup_asked": 1.5,
+        "speedup_promised": 1.53,
+        "speedup_measured": 1.48,
+    }
+    assert "budget" not in flat
 
 
 def test_an_unreduced_model_alone_is_logged_as_itself(result: Result, tmp_path: Path) -> None:

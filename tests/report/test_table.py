@@ -59,6 +59,25 @@ def test_columns_follow_the_task(result: Result) -> None:
     assert "41.2" in text
 
 
+@pytest.mark.parametrize(
+    ("budget", "shown"),
+    [
+        ({"key": "speedup", "asked": 1.5, "promised": 1.527, "measured": 1.48}, ["≥1.5×", "1.53", "1.48"]),
+        ({"key": "speedup", "asked": 1.5, "promised": 1.527, "measured": None}, ["≥1.5×", "1.53", "–"]),
+        ({"key": "max_drop", "asked": 0.02, "promised": 0.0187, "measured": 0.014}, ["≤2", "%", "1.9", "1.4"]),
+    ],
+)
+def test_a_budget_shows_what_was_asked_promised_and_measured(result: Result, budget: dict, shown: list[str]) -> None:
+    result["points"][1] |= {"ratio": None, "budget": budget}
+    text = render(result, 80)
+    first, second = row(text, "mtr")
+    asked, (promised, measured) = shown[:-2], shown[-2:]
+    assert first[2] == promised
+    assert second[: len(asked) + 1] == [*asked, measured]
+    assert max(map(len, text.splitlines())) <= 80
+    assert ("in the timing" if budget["key"] == "speedup" else "change class") in text
+
+
 def test_unknown_numbers_and_long_names_fit(result: Result) -> None:
     point = result["points"][1]
     point["policy"] = "mtr_without_reordering"

@@ -70,9 +70,24 @@ function facetValue({ key }, point) {
 }
 
 const isOfReduced = (key) => key === "policy" || key === "ratio";
+const budgetName = ({ key, asked }) =>
+  key === "speedup" ? `${figure(asked)}× as fast` : `drop of ${figure(100 * asked)} %`;
+const budgetFigure = ({ key }, value) => (key === "speedup" ? `${figure(value)}×` : `${figure(100 * value)} %`);
 const ratioName = (point) =>
-  point.ratio != null ? `${figure(100 * point.ratio)} %` : point.model ? "whole" : (picture(point) ?? "counts given");
+  point.budget
+    ? budgetName(point.budget)
+    : point.ratio != null
+      ? `${figure(100 * point.ratio)} %`
+      : point.model
+        ? "whole"
+        : (picture(point) ?? "counts given");
 const picture = (point) => point.resolution && `${point.resolution.join(" × ")} px`;
+/** What was asked, in a narrow column of percentages. */
+function askedShort(point) {
+  if (point.budget) return budgetFigure(point.budget, point.budget.asked);
+  if (point.ratio != null) return percent(point.ratio);
+  return point.model ? "" : picture(point) ? "size" : "counts";
+}
 const seriesOf = (point) =>
   JSON.stringify([point.policy, point.variant, point.backbone, point.dataset, point.task, point.hardware]);
 const isVisible = (point) =>

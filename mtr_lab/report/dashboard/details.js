@@ -26,6 +26,8 @@ function showDetails(id) {
   search("");
   const numbers = [
     ["asked", point.unreduced ? null : ratioName(point)],
+    ["promised", point.budget ? shown(point.budget.promised, (v) => budgetFigure(point.budget, v)) : null],
+    ["measured", point.budget ? shown(point.budget.measured, (v) => budgetFigure(point.budget, v)) : null],
     ["picture", picture(point) ?? null],
     ["FLOPs removed", shown(point.reduction, (v) => `${percent(v)} %`)],
     ["FLOPs, true", shown(point.flops_true, (v) => `${figure(1e-9 * v)} G`)],

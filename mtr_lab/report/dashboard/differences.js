@@ -76,7 +76,9 @@ function differenceColumns(rows) {
       key: "ratio",
       head: ["Asked, %"],
       value: ({ point }) => point.ratio ?? point.reduction,
-      cell: ({ point }) => [point.ratio == null ? ratioName(point) : percent(point.ratio)],
+      cell: ({ point }) => [
+        point.budget ? askedShort(point) : point.ratio == null ? ratioName(point) : percent(point.ratio),
+      ],
     },
     ...metrics.map((metric) => {
       const limit = Math.max(...rows.flatMap((row) => row[metric.key]?.ci ?? []).map(Math.abs), 1e-12);

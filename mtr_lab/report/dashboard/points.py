@@ -12,7 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.predictions import name_of
+from mtr_lab.results.predictions import name_of, point_name
 from mtr_lab.results.schema import SPEEDS, Point
 from mtr_lab.results.seeds import Place, mean_point
 from mtr_lab.results.settings import flatten
@@ -145,9 +145,10 @@ def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _comparable(first: Point, second: Point) -> bool:
-    """Whether both have the same ratio; a smaller model, which has none, is compared with every point."""
+    """Whether both have the same budget; a smaller model, which has none, is compared with every point."""
     if first["policy"] == "none" or first.get("model") == second.get("model", ""):
         return False
     if "model" in first or "model" in second:
         return True
-    return first["ratio"] is not None and first["ratio"] == second["ratio"]
+    asked = [point_name("", point["ratio"], budget=point.get("budget")) for point in (first, second)]
+    return asked[0] != "" and asked[0] == asked[1]

@@ -82,7 +82,7 @@ function pointColumns() {
       cell: (p) => [opener(p)],
     },
     number("reduction", ["FLOPs cut, %", "asked"], percent, (p) =>
-      p.unreduced ? "" : p.ratio == null ? (p.model ? "" : picture(p) ? "size" : "counts") : percent(p.ratio),
+      p.unreduced ? "" : askedShort(p),
     ),
     number(
       "flops_true",
