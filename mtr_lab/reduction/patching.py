@@ -26,7 +26,7 @@ from mtr_lab.reduction.budgets import (
 from mtr_lab.reduction.cost_table import cost_table, measured_speedup
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
-from mtr_lab.reduction.places import SCANS, can_read_alone, sampled_blocks
+from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy, make_policy, policy_config
 from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
 from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
@@ -77,10 +77,9 @@ class Reduction:
         self._active = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._active
         sampled = sampled_blocks(model, SCANS[self.policy.paths])
-        blocks = blocks_of(model)
-        for number, block in enumerate(blocks):
-            alone = block is blocks[-1] and can_read_alone(model)
-            block.reduction = ActiveBlockReduction(self._active, number, sampled[number], alone)
+        alone = blocks_alone(model, self.policy.share_alone)
+        for number, block in enumerate(blocks_of(model)):
+            block.reduction = ActiveBlockReduction(self._active, number, sampled[number], alone[number])
 
     @property
     def model(self) -> Backbone:
