@@ -7,6 +7,7 @@ from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
+from mtr_lab.ops.mixer_read import OUTPUT_FLOPS, STATE_FLOPS, gated, mamba_inner_read, reads_one_token
 from mtr_lab.ops.neighbours import nearest_neighbour, neighbour_plan, neighbours, weighted_distance
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
@@ -38,8 +39,10 @@ REDUCTION_OPS = (
 
 __all__ = [
     "BACKENDS",
+    "OUTPUT_FLOPS",
     "REDUCTION_OPS",
     "REPEAT_FLOPS",
+    "STATE_FLOPS",
     "STATS",
     "DecisionInputs",
     "MambaWeights",
@@ -53,12 +56,14 @@ __all__ = [
     "causal_conv1d",
     "check_backend",
     "decompositions",
+    "gated",
     "importance",
     "installed",
     "is_readable",
     "layer_norm_add",
     "make_plan",
     "mamba_inner",
+    "mamba_inner_read",
     "merge_tokens",
     "nearest",
     "nearest_neighbour",
@@ -68,6 +73,7 @@ __all__ = [
     "pair_similarity",
     "patch_tokens",
     "project_patches",
+    "reads_one_token",
     "reduce_streams",
     "rms_norm_add",
     "selected_backend",

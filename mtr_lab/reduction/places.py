@@ -79,6 +79,12 @@ def sampled_blocks(model: Backbone, part: PathsPart | None) -> tuple[bool, ...]:
     )
 
 
+def can_read_alone(model: Backbone) -> bool:
+    """Whether the head reads the special tokens alone, and the last block can compute these alone."""
+    mixer = model.stages[-1].blocks[-1].mixer
+    return getattr(model, "reads_special_alone", False) and getattr(mixer, "reads_tokens", False)
+
+
 SCANS: dict[str, PathsPart | None] = {
     "all": None,
     "least": PathsPart(skips="least"),

@@ -32,6 +32,7 @@ SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 NO_INPUT = "none"
 BLOCK, SCAN = "block", "scan"
+WHOLE, READ = "whole", "read"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Policy:
         merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
             then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
             the output of the block.
+        last_block: the last block computes the ``whole`` sequence, or what is ``read``: if the head reads class tokens
+            alone, their output alone, to the same values.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -106,6 +109,7 @@ class Policy:
     input_token: str = cells.MEAN
     input_place: str = cells.FIRST
     merge_at: str = BLOCK
+    last_block: str = WHOLE
     selection: str = "similarity"
 
     def __post_init__(self) -> None:
@@ -127,6 +131,7 @@ class Policy:
             "input_token": cells.TOKENS,
             "input_place": cells.PLACES,
             "merge_at": (BLOCK, SCAN),
+            "last_block": (WHOLE, READ),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -258,10 +263,12 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
+        return self.last_block == READ or any(part is not None for part in parts)
         return self.cells is not None or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all", last_block=WHOLE)
         return replace(self, picture="none", embedding="none", mlp="none", paths="all", input=NO_INPUT)
 
     def check(self, model: Backbone) -> None:

@@ -26,6 +26,7 @@ class Positions:
         unmerged: let a convolution along the sequence run over the original positions of the tokens.
         pruned: whether tokens may have been dropped, not merged.
         sampled: scan one of each 2 x 2 tokens of the grid.
+        read: (B, S), the positions of the tokens whose output alone is read; ``None``: that of all tokens.
         decide: the evidence of the scan -> the plan that merges tokens before the output projection; ``None``: none is.
     """
 
@@ -37,6 +38,7 @@ class Positions:
     unmerged: bool = False
     pruned: bool = False
     sampled: bool = False
+    read: Tensor | None = None
     decide: Callable[[Evidence], ops.Plan] | None = None
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:

@@ -111,9 +111,10 @@ def test_reduced(policy):
 
 
 EARLY = {"features": "residual", "merge_at": "scan"}
+LAST = {"last_block": "read", "convolution": "unmerged"}
 
 
-@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}, EARLY])
+@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}, EARLY, LAST])
 def test_parts_that_later_blocks_read(parts):
     made, images = model(), torch.randn(2, 3, 24, 24)
     mtr_lab.patch(made, "write", schedule=[3, 0, 2], **parts)
