@@ -52,6 +52,41 @@ def causal_conv1d_unmerged(
     return _convolve(x, weight, bias, index.contiguous().numpy(), source.contiguous().numpy(), reverse)
 
 
+def neighbour_plan(
+    index: Tensor,
+    size: Tensor,
+    special: Tensor,
+    weight: Tensor | None,
+    hidden: Tensor | None,
+    residual: Tensor | None,
+    remove: int,
+    by_size: bool,
+    axes: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """The contract of ``neighbour_plan_reference``, for float32 streams on the CPU."""
+    from mtr_lab.ops import cpu_kernels
+
+    images, length = index.shape
+    kept = length - remove
+    dest, keep, removed, offsets, survivors = (
+        index.new_empty(images, n) for n in (length, kept, remove, kept + 1, kept)
+    )
+    share, sizes, places = size.new_empty(images, length), size.new_empty(images, kept), torch.empty_like(special)
+    result = dest, share, keep, removed, offsets, survivors, sizes, places
+    streams = [t for t in (hidden, residual) if t is not None]
+    features = streams[0] if len(streams) == 1 else streams[0] + streams[1]
+    cpu_kernels.run(
+        cpu_kernels.neighbour_plan,
+        *(t.contiguous().numpy() for t in (index, size, special)),
+        _NO_FACTOR if weight is None else _array(weight),
+        features.contiguous().numpy(),
+        by_size,
+        np.array(axes, dtype=np.int64),
+        *(t.numpy() for t in result),
+    )
+    return result
+
+
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, index: np.ndarray, source: np.ndarray, reverse: Sequence[bool]
 ) -> Tensor:

@@ -127,8 +127,8 @@ def _exp2(x):
 @_jit()
 def _exp2_minus_1(x):
     """2^x - 1 for x ≤ 0, without cancellation near 0."""
-    near = x * (P0 + x * (P1 + x * (P2 + x * (P3 + x * P4))))
-    return near if x > f32(-0.5) else _exp2(x) - f32(1)
+    near, far = x * (P0 + x * (P1 + x * (P2 + x * (P3 + x * P4)))), _exp2(x) - f32(1)
+    return near if x > f32(-0.5) else far
 
 
 @_jit()
@@ -326,3 +326,150 @@ def conv(x, x_step, weight, bias, index, source, reverse, y):
                 y_t = y[g, image, t, first : first + width]
                 for j in range(width):
                     y_t[j] = _silu(total[j])
+
+
+@_jit(parallel=True)
+def neighbour_plan(index, size, special, weight, features, by_size, axes,
+                   dest, share, keep, removed, offsets, survivors, sizes, places):  # fmt: skip
+    """``neighbour_plan``: the results are written to the arrays of the second line.
+
+    ``features`` are (B, L, C). ``weight`` is empty for the most similar tokens first.
+    """
+    images, length, _ = features.shape
+    for image in numba.prange(images):
+        turn, place = _turns(index[image], special[image])
+        norm = np.empty(length, f32)
+        for i in range(length):
+            norm[i] = max(np.sqrt(_dot(features[image, i], features[image, i])), f32(1e-12))
+        token = np.full(place[length - 1] + 2, -1, np.int64)  # at each place of the grid: the target there
+        sources = 0
+        for i in range(length):
+            sources += turn[i] >= 0 and turn[i] % 2 == 0
+            if turn[i] >= 0 and turn[i] % 2 == 1:
+                token[place[i]] = i
+        source, into, cost = np.empty(sources, np.int64), np.empty(sources, np.int64), np.empty(sources, f32)
+        first = last = -1  # the next targets before and behind
+        for i in range(length):
+            if turn[i] < 0:
+                continue
+            if turn[i] % 2 == 1:
+                first = i
+                continue
+            k = turn[i] // 2
+            best, similarity = _nearest_neighbour(features[image], norm, i, place[i], token, axes)
+            distance = f32(np.inf) if best < 0 else -similarity
+            if best >= 0 and weight.shape[0] > 0:
+                distance = weight[image, i] * (f32(1) - similarity)
+            if best < 0:
+                last = i + 1
+                while last < length and (turn[last] < 0 or turn[last] % 2 == 0):
+                    last += 1
+                best = (
+                    first
+                    if last == length or (first >= 0 and place[i] - place[first] <= place[last] - place[i])
+                    else last
+                )
+            source[k], into[k], cost[k] = i, best, distance if distance == distance else f32(np.inf)
+        _least_first(cost, source, into)
+        _write_plan(source[: removed.shape[1]], into, index[image], size[image], special[image], by_size, dest[image],
+                    share[image], keep[image], removed[image], offsets[image], survivors[image], sizes[image],
+                    places[image])  # fmt: skip
+
+
+@_jit()
+def _least_first(cost, source, into):
+    """Sort tokens and their targets by cost, of equal costs the earlier first."""
+    sources, targets = source.copy(), into.copy()
+    for k in range(len(cost)):
+        rank = 0
+        for j in range(len(cost)):
+            rank += cost[j] < cost[k] or (cost[j] == cost[k] and j < k)
+        source[rank], into[rank] = sources[k], targets[k]
+
+
+@_jit()
+def _turns(index, special):
+    """Of each token of an image: its number among the ordinary tokens, -1 if special, and its place on the grid."""
+    turn, place = np.zeros(len(index), np.int64), np.empty(len(index), np.int64)
+    for s in special:
+        turn[s] = -1
+    before = 0
+    for i in range(len(index)):
+        place[i] = index[i] - before
+        if turn[i] < 0:
+            before += 1
+        else:
+            turn[i] = i - before
+    return turn, place
+
+
+@_jit()
+def _nearest_neighbour(features, norm, i, place, token, axes):
+    """The most similar target within one place of the grid, -1 for none, and its similarity."""
+    best, similarity = np.int64(-1), f32(-np.inf)
+    for neighbour in range(3 ** len(axes)):
+        step, rest, stride, to, inside = neighbour, place, 1, place, True
+        for a in range(len(axes) - 1, -1, -1):
+            move = step % 3 - 1
+            at = rest % axes[a] + move
+            inside = inside and (0 <= at < axes[a] or a == 0)
+            to += move * stride
+            step, rest, stride = step // 3, rest // axes[a], stride * axes[a]
+        if inside and 0 <= to < len(token) and token[to] >= 0:
+            j = token[to]
+            near = _dot(features[i], features[j]) / (norm[i] * norm[j])
+            if best < 0 or near > similarity:
+                best, similarity = j, near
+    return best, similarity
+
+
+@_jit()
+def _dot(x, y):
+    """x · y, summed in as many parts as a cache line has floats, so that the compiler vectorises it."""
+    parts = np.zeros(CACHE_LINE, f32)
+    whole = len(x) // CACHE_LINE * CACHE_LINE
+    for c in range(0, whole, CACHE_LINE):
+        for j in range(CACHE_LINE):
+            parts[j] += x[c + j] * y[c + j]
+    total = f32(0)
+    for j in range(CACHE_LINE):
+        total += parts[j]
+    for c in range(whole, len(x)):
+        total += x[c] * y[c]
+    return total
+
+
+@_jit()
+def _write_plan(
+    source, into, index, size, special, by_size, dest, share, keep, removed, offsets, survivors, sizes, places
+):
+    """The plan that merges tokens ``source`` into survivors ``into``, and the metadata of the survivors."""
+    dest[:] = 0
+    for i in source:
+        dest[i] = -1
+    slot = 0
+    for i in range(len(dest)):
+        if dest[i] == 0:
+            dest[i], keep[slot] = slot, i
+            slot += 1
+    total, count = np.zeros(slot, f32), np.zeros(slot + 1, np.int64)
+    for j in range(slot):
+        survivors[j], sizes[j] = index[keep[j]], size[keep[j]]
+        total[j] = size[keep[j]] if by_size else f32(1)
+    for k in range(len(source)):
+        j = dest[into[k]]
+        dest[source[k]] = j
+        sizes[j] += size[source[k]]
+        total[j] += size[source[k]] if by_size else f32(1)
+        count[j + 1] += 1
+    offsets[0] = 0
+    for j in range(slot):
+        offsets[j + 1] = offsets[j] + count[j + 1]
+    for k in range(len(source)):  # sorted by destination
+        j = dest[source[k]]
+        removed[offsets[j + 1] - count[j + 1]] = source[k]
+        count[j + 1] -= 1
+    for i in range(len(dest)):
+        share[i] = (size[i] if by_size else f32(1)) / total[dest[i]]
+    for s in range(len(special)):
+        places[s] = dest[special[s]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, takewhile
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
@@ -12,6 +13,8 @@ from mtr_lab.reduction.resolution import Size
 from mtr_lab.tokens import Layout
 
 LAYERS = ("all", "lower", "upper")
+WIDENING = "widening"
+"""The interval that grows by one from reduction to reduction: blocks 0, 1, 3, 6, 10, … from block 0 on."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ def block_infos(
 
 
 def reducing_blocks(
-    infos: Sequence[BlockInfo], policy: Policy, first_block: int, interval: int, layers: str = "all"
+    infos: Sequence[BlockInfo], policy: Policy, first_block: int, interval: int | str, layers: str = "all"
 ) -> list[int]:
-    """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on.
+    """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on, or at gaps 1, 2, 3, ….
 
     Left out are the last block of the model, blocks where a removal saves nothing, and blocks without the evidence that
     the policy reads.
@@ -70,12 +73,16 @@ def reducing_blocks(
     depth = len(infos)
     if layers not in LAYERS:
         raise unknown("mtr.layers", str(layers), LAYERS)
-    if not isinstance(interval, int) or interval < 1:
-        raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
+    if interval != WIDENING and (not isinstance(interval, int) or interval < 1):
+        raise UserError(f"mtr.interval must be at least 1, or {WIDENING}, got {interval!r}.")
     start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
-    candidates = range(max(first_block, start), stop, interval)
+    first = max(first_block, start)
+    if isinstance(interval, int):
+        candidates: Iterable[int] = range(first, stop, interval)
+    else:
+        candidates = takewhile(lambda block: block < stop, accumulate(range(1, depth), initial=first))
     return [block for block in candidates if can_reduce(infos[block], policy)]
 
 

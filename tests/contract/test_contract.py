@@ -331,16 +331,23 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     assert torch.equal(model(images), before)
 
 
+@torch.no_grad()
+def test_a_convolution_over_the_grid_is_unmerged_anyway() -> None:
+    model = make("four_paths")
+    logits = [
+        model(inputs(model))
+        for convolution in ("survivors", "unmerged")
+        if mtr_lab.patch(model, "mtr", schedule=counts(model, 3), convolution=convolution)
+    ]
+    assert torch.equal(*logits)
+
+
 def test_policies_that_do_not_fit_a_model_are_refused() -> None:
     four, vim = make("four_paths"), make("vim_ti")
     with pytest.raises(UserError, match=r"mtr\.align counts .* mtr\.order=importance changes the neighbours"):
         mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
     with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
         mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
-    with pytest.raises(
-        UserError, match=r"mtr\.convolution=unmerged: Toy has no mixer that convolves along the sequence"
-    ):
-        mtr_lab.patch(four, "mtr", ratio=0.1, convolution="unmerged")
     reduction = mtr_lab.patch(vim, "mtr", ratio=0.1)
     with pytest.raises(UserError, match="a schedule of 6 blocks does not fit a model of 4"):
         reduction.use(mtr_lab.patch(make("two_stages"), "mtr", ratio=0.1).schedule)

@@ -46,6 +46,8 @@ def main(backend: str, arch: str) -> None:
         embedding,
         metadata,
         mixer_training,
+        mixer_weights,
+        neighbours,
         norm,
         norm_backward,
         project,
@@ -75,7 +77,8 @@ def main(backend: str, arch: str) -> None:
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
-        mixer_training.backward(xz, packed, projected, saved, BOTH, 0.5, y, projected)
+        mixer_training.backward(xz, packed, projected, saved, BOTH, 4, 16, 0.5, y, projected)
+        mixer_weights.pack(xz, weights)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
@@ -113,6 +116,12 @@ def main(backend: str, arch: str) -> None:
                 torch.rand(1, 2, length), 2.0, index, size, special, *features, remove, length // 2, merge
             )
         )
+        for axes, weight in (((length,), None), ((8, length // 8), size), ((2, 4, length // 8), size)):
+            neighbours.neighbour_plan(
+                ops.NeighbourInputs(
+                    index, size, special, weight, hidden if merge else None, residual, remove, merge, axes
+                )
+            )
         norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.apply_plan(hidden, share, keep, removed, offsets)
         metadata.update_metadata(index, size, special, dest, keep, removed)
