@@ -47,6 +47,7 @@ def main(backend: str, arch: str) -> None:
         metadata,
         mixer_read,
         mixer_training,
+        mixer_weights,
         neighbours,
         norm,
         norm_backward,
@@ -86,7 +87,8 @@ def main(backend: str, arch: str) -> None:
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
-        mixer_training.backward(xz, packed, projected, saved, BOTH, 0.5, y, projected)
+        mixer_training.backward(xz, packed, projected, saved, BOTH, 4, 16, 0.5, y, projected)
+        mixer_weights.pack(xz, weights)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
