@@ -81,11 +81,18 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda x: ops.apply_plan(x, *plan), x)
 
 
-def test_registration():
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_registration(backend):
     plan = random_plan(0, 2, 9, 5)
-    torch.library.opcheck(
-        torch.ops.mtr_lab.apply_plan.default, (tokens(2, 9, 3).requires_grad_(), *plan, None, "reference")
-    )
+    inputs = tokens(2, 9, 3).requires_grad_(), *plan, None, backend
+    torch.library.opcheck(torch.ops.mtr_lab.apply_plan.default, inputs)
+
+
+def test_the_cpu_kernel_rounds_as_plain_pytorch():
+    x, plan = tokens(2, 40, 30), random_plan(0, 2, 40, 20)
+    with ops.use_backend("reference"):
+        expected = ops.apply_plan(x, *plan)
+    assert torch.equal(ops.apply_plan(x, *plan), expected)
 
 
 def test_compiles_without_graph_break():
