@@ -205,6 +205,15 @@ class VisionMamba(TimmInterface):
         state = state.applied()
         return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
+    @property
+    def reads_special_alone(self) -> bool:
+        """Whether the model has a head and it reads the class token alone."""
+        return self.num_classes > 0 and self.global_pool == "token"
+
+    def _state_of_head(self, images: Tensor) -> TokenState:
+        """As ``forward_state``; if the head reads the class token alone, the streams may be of this token alone."""
+        return self.finish(last_state(self, images, special_alone=self.reads_special_alone))
+
     def forward_features(self, images: Tensor) -> Tensor:
         """All tokens, normalised, the class token first: (B, channels, H, W) -> (B, L, C).
 
@@ -214,7 +223,7 @@ class VisionMamba(TimmInterface):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> the normalised class token, (B, C)."""
-        return self.class_features(self.forward_state(images))
+        return self.class_features(self._state_of_head(images))
 
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> the normalised class token, (B, C)."""
@@ -263,7 +272,7 @@ class VisionMamba(TimmInterface):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> logits (B, num_classes); without pooling, of each token, (B, L, num_classes)."""
-        return self.classify(self.forward_state(images))
+        return self.classify(self._state_of_head(images))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -152,7 +152,18 @@ def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     assert reduction.schedule == reduction.solve(0.2)  # measuring leaves the schedule
 
 
-@pytest.mark.parametrize("name", [name for name in policy_names() if name != "quartermap"])  # not for Vim
+UNALIKE = ("mtr", "evit", "storm", "directions", "resolution")
+"""Policies whose blocks and steps take their time differently; the slow lane has all that fit Vim."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in UNALIKE else pytest.mark.slow)
+        for name in policy_names()
+        if name != "quartermap"
+    ],
+)
 def test_every_policy_has_a_table(name: str, model, images) -> None:
     device = Device(model)
     reduction = Reduction(model, policy_config(name, **({"paths": "last"} if name == "directions" else {})))

@@ -356,14 +356,20 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["object", "our model"])
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    ("wrapper", "ours"),
+    [
+        pytest.param(name, ours, marks=pytest.mark.slow if (name, ours) == ("compile", False) else ())  # as in "both"
+        for name in WRAPPERS
+        for ours in (False, True)
+    ],
+)
 @pytest.mark.usefixtures("one_process")
 @torch.no_grad()
-def test_wrappers_are_looked_into(model: Any, wrap: Callable, ours: bool) -> None:
+def test_wrappers_are_looked_into(model: Any, wrapper: str, ours: bool) -> None:
     if ours:
         model = mtr_lab.create_model("vim_ti", **SMALL).eval()
-    wrapped = wrap(model)
+    wrapped = WRAPPERS[wrapper](model)
     reduction = mtr_lab.patch(wrapped, "mtr", ratio=0.2)
     reduced = model(images())
     torch.testing.assert_close(wrapped(images()), reduced)
@@ -402,7 +408,7 @@ def test_tokens_pictures_flops_and_speed_of_an_object(model: Any) -> None:
     assert measure_speed({"mtr": model}, images(), min_rounds=1, max_seconds=0)["mtr"].img_per_s > 0
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_an_object_is_exported(model: Any, strict: bool) -> None:
     reduction = mtr_lab.patch(model, "mtr", ratio=0.2)
