@@ -161,6 +161,18 @@ def mamba_inner_read(
     return y
 
 
+def apply_plan(
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
+) -> Tensor:
+    """The contract of ``apply_plan_reference``, for a float32 ``x`` on the CPU, and the same bits."""
+    from mtr_lab.ops import cpu_kernels
+
+    y = x.new_empty(x.shape[0], keep.shape[1], x.shape[2])
+    places = (t.contiguous().numpy() for t in (dest, keep, removed))
+    cpu_kernels.run(cpu_kernels.apply_plan, _array(x), _array(weight), *places, y.numpy())
+    return y
+
+
 @functools.lru_cache(256)
 def _whole(directions: int, images: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(G, B) each: the first token of each sequence, the end of its tokens, and the row of the first in (G · B · L)."""

@@ -558,3 +558,27 @@ def _write_plan(
         share[i] = (size[i] if by_size else f32(1)) / total[dest[i]]
     for s in range(len(special)):
         places[s] = dest[special[s]]
+
+
+@_jit(parallel=True, fastmath=False)
+def apply_plan(x, weight, dest, keep, removed, y):
+    """``apply_plan``, written to ``y`` (B, M, E)."""
+    images, kept, channels = y.shape
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        for j in range(kept):
+            token = keep[image, j]
+            share = weight[image, token]
+            x_t, y_j = x[image, token, first : first + width], y[image, j, first : first + width]
+            for e in range(width):
+                y_j[e] = share * x_t[e]
+        for k in range(removed.shape[1]):
+            token = removed[image, k]
+            share, j = weight[image, token], dest[image, token]
+            if j >= 0:
+                x_t, y_j = x[image, token, first : first + width], y[image, j, first : first + width]
+                for e in range(width):
+                    y_j[e] += share * x_t[e]
