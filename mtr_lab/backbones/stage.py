@@ -10,7 +10,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs, linear_costs
 from mtr_lab.backbones.drop_path import DropPath
 from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
-from mtr_lab.tokens.gather import take, take_or_zero
+from mtr_lab.tokens.gather import take_or_zero
 from mtr_lab.tokens.positions import Positions
 
 
@@ -105,7 +105,7 @@ class Block(nn.Module):
         else:
             positions = reduction.positions(state)
             hidden, evidence = self.mixer(normed, positions, reduction.needs)
-            residual = residual if positions.read is None else take(residual, positions.read)
+            hidden, residual = positions.streams(hidden, residual)
         state = state.with_streams(hidden, residual)
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)

@@ -307,9 +307,9 @@ class VisionMamba(TimmInterface):
         positions, temporal = state.get("pos_embed"), state.get("temporal_pos_embedding")
         embed, kernel = self.patch_embed, state.get("patch_embed.proj.weight")
         # Tensors of a wrong shape are left to the check of all shapes.
-        if positions is not None and positions.ndim == 3 and positions.shape[1] > 1:
+        if positions is not None and positions.ndim == 3 and positions.shape[1] > 1 and positions.shape[2] > 0:
             state["pos_embed"] = fit_positions(positions, grid, embed.grid_size, self.class_position, label)
-        if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, embed.frames):
+        if temporal is not None and temporal.ndim == 3 and temporal.numel() > 0 and temporal.shape[1] != embed.frames:
             state["temporal_pos_embedding"] = resize_frames(temporal, embed.frames)
         if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):
             return False

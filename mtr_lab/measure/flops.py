@@ -37,7 +37,7 @@ class Work:
         sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
         repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
-        last_alone: whether the last block computes the tokens alone that the head reads.
+        alone: for each block whether it computes the tokens alone that the head reads; none does by default.
         merged_early: whether mixers that can do so merge tokens before their output projection.
     """
 
@@ -49,7 +49,7 @@ class Work:
     sampled: Sequence[bool] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
     repeated: bool = False
-    last_alone: bool = False
+    alone: Sequence[bool] = ()
     merged_early: bool = False
 
 
@@ -76,7 +76,7 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
         for block in stage.blocks:
             entering.append(tokens)
             tokens -= next(counts)
-            read = len(layout.special) if work.last_alone and len(entering) == len(blocks_of(model)) else None
+            read = len(layout.special) if work.alone and work.alone[len(entering) - 1] else None
             transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
             grid = work.grid(layout, entering[-1])
             skipped = work.skipped[len(entering) - 1] if work.skipped else ()

@@ -475,14 +475,14 @@ def _nearest_neighbour(features, norm, i, place, token, axes):
     """The most similar target within one place of the grid, -1 for none, and its similarity."""
     best, similarity = np.int64(-1), f32(-np.inf)
     for neighbour in range(3 ** len(axes)):
-        step, rest, stride, to, inside = neighbour, place, 1, place, True
+        step, rest, stride, to, on_grid = neighbour, place, 1, place, True
         for a in range(len(axes) - 1, -1, -1):
             move = step % 3 - 1
             at = rest % axes[a] + move
-            inside = inside and (0 <= at < axes[a] or a == 0)
+            on_grid = on_grid and (0 <= at < axes[a] or a == 0)
             to += move * stride
             step, rest, stride = step // 3, rest // axes[a], stride * axes[a]
-        if inside and 0 <= to < len(token) and token[to] >= 0:
+        if on_grid and 0 <= to < len(token) and token[to] >= 0:
             j = token[to]
             near = _dot(features[i], features[j]) / (norm[i] * norm[j])
             if best < 0 or near > similarity:

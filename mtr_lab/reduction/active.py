@@ -8,7 +8,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import EXACT, READ, Policy
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
@@ -62,11 +62,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(
-        self, active: ActiveReduction, block: int, is_sampled: bool = False, can_read_alone: bool = False
-    ) -> None:
-        self._active, self._block, self._is_sampled = active, block, is_sampled
-        self._can_read_alone = can_read_alone
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False, is_alone: bool = False) -> None:
+        self._active, self._block, self._is_sampled, self._is_alone = active, block, is_sampled, is_alone
 
     @property
     def remove(self) -> int:
@@ -78,7 +75,7 @@ class ActiveBlockReduction:
         policy = self._active.acting_policy
         if policy is None:
             return Positions(state)
-        reads = policy.last_block == READ and self._can_read_alone and state.special_alone and not self.remove
+        is_alone = self._is_alone and state.special_alone and not self.remove
         return Positions(
             state,
             aligned=policy.align,
@@ -88,7 +85,8 @@ class ActiveBlockReduction:
             unmerged=policy.unmerges,
             pruned=policy.prunes,
             sampled=self._is_sampled,
-            read=state.special if reads and MLPS[policy.mlp] is None else None,
+            read=state.special if is_alone else None,
+            is_last=self._block == len(self._active.schedule.remove) - 1,
             decide=partial(self._plan, state) if policy.merges_early and self.remove else None,
         )
 

@@ -7,7 +7,7 @@ from itertools import accumulate, takewhile
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction.costs import picture_size, removed_at_embedding
-from mtr_lab.reduction.places import SCANS, sampled_blocks
+from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import Size
 from mtr_lab.tokens import Layout
@@ -32,6 +32,8 @@ class BlockInfo:
     """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
     """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+    is_alone: bool = False
+    """Whether the block computes the special tokens alone, and leaves all others as they are."""
 
 
 def block_infos(
@@ -41,6 +43,7 @@ def block_infos(
     layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])
+    alone = blocks_alone(model, policy.share_alone)
     blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
         BlockInfo(
@@ -51,8 +54,9 @@ def block_infos(
             has_evidence=bool(block.mixer.paths) and not is_sampled,
             is_sampled=is_sampled,
             saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
+            is_alone=is_alone,
         )
-        for (number, block), is_sampled in zip(blocks, sampled, strict=True)
+        for (number, block), is_sampled, is_alone in zip(blocks, sampled, alone, strict=True)
     ]
 
 
@@ -88,7 +92,7 @@ def reducing_blocks(
 
 def can_reduce(info: BlockInfo, policy: Policy) -> bool:
     """Whether it makes sense that the policy removes tokens at this block."""
-    return not info.saves_nothing and can_decide(info, policy)
+    return not (info.saves_nothing or info.is_alone) and can_decide(info, policy)
 
 
 def can_decide(info: BlockInfo, policy: Policy) -> bool:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, can_read_alone, sampled_blocks
-from mtr_lab.reduction.policy import EXACT, READ, Policy
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, blocks_alone, sampled_blocks
+from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
 
@@ -38,8 +38,9 @@ def remaining_work(
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
-    alone = policy.last_block == READ and mlp is None and not remove[-1] and can_read_alone(model)
-    work = replace(work, merged_early=policy.merges_early, last_alone=alone)
+    work = replace(work, merged_early=policy.merges_early)
+    alone = zip(blocks_alone(model, policy.share_alone), remove, strict=True)
+    work = replace(work, alone=[is_alone and not count for is_alone, count in alone])
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work

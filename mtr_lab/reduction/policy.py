@@ -64,6 +64,8 @@ class Policy:
             the output of the block.
         last_block: the last block computes the ``whole`` sequence, or what is ``read``: if the head reads class tokens
             alone, their output alone, to the same values.
+        read_share: the share of all blocks, the last ones, that ``read`` does this in. Before the last block it is an
+            approximation: the streams of other tokens stay as they are, and no tokens are removed there.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -110,6 +112,7 @@ class Policy:
     input_place: str = cells.FIRST
     merge_at: str = BLOCK
     last_block: str = WHOLE
+    read_share: float = 0.0
     selection: str = "similarity"
 
     def __post_init__(self) -> None:
@@ -155,6 +158,7 @@ class Policy:
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
+        check_number("mtr.read_share", self.read_share, float, 0, 1)
         check_number("mtr.paths_share", self.paths_share, float, 0, 1)
         check_number("mtr.input_share", self.input_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
@@ -258,6 +262,11 @@ class Policy:
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
         return self.scoring.needs
+
+    @property
+    def share_alone(self) -> float | None:
+        """The share of the blocks, at least the last one, that compute special tokens alone; ``None``: none does."""
+        return self.read_share if self.last_block == READ and MLPS[self.mlp] is None else None
 
     @property
     def acts_at_other_places(self) -> bool:

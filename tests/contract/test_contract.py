@@ -263,10 +263,10 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("vim_ti", "snakes", "windows"),
+        *("snakes", "windows"),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("video", "smallest", *TOYS)
+            for name in ("vim_ti", "video", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],

@@ -51,14 +51,14 @@ def _find(place, special, index, length, SPECIALS: tl.constexpr, STEPS: tl.const
 
 
 @triton.jit
-def _target(position, found, special, SPECIALS: tl.constexpr):
+def _target(position, is_there, special, SPECIALS: tl.constexpr):
     """Whether the token at this position has an odd turn."""
     turn = position
     for s in tl.static_range(SPECIALS):
         at = tl.load(special + s).to(tl.int32)
         turn -= (at < position).to(tl.int32)
-        found = found & (at != position)
-    return found & (turn % 2 == 1)
+        is_there = is_there & (at != position)
+    return is_there & (turn % 2 == 1)
 
 
 @triton.jit
@@ -85,18 +85,18 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
     count: tl.constexpr = 3**AXES - 1
     n += (n >= count // 2).to(tl.int32)  # leaves out the place itself
     right, down, later = n % 3 - 1, n // 3 % 3 - 1, n // 9 - 1
-    inside = (n <= count)[None, :] & is_source[:, None]
+    on_grid = (n <= count)[None, :] & is_source[:, None]
     to = place[:, None] + right[None, :]
     if AXES > 1:
         column = (place % columns)[:, None] + right[None, :]
-        inside = inside & (column >= 0) & (column < columns)
+        on_grid = on_grid & (column >= 0) & (column < columns)
         to += (columns * down)[None, :]
     if AXES > 2:
         row = (place // columns % rows)[:, None] + down[None, :]
-        inside = inside & (row >= 0) & (row < rows)
+        on_grid = on_grid & (row >= 0) & (row < rows)
         to += (columns * rows * later)[None, :]
-    near, found = _find(to, special, index, length, SPECIALS, STEPS)
-    found = _target(near, found & inside & (to >= 0), special, SPECIALS)
+    near, is_there = _find(to, special, index, length, SPECIALS, STEPS)
+    is_there = _target(near, is_there & on_grid & (to >= 0), special, SPECIALS)
 
     product = tl.zeros((BLOCK, NEAR), tl.float32)
     square, near_square = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK, NEAR), tl.float32)
@@ -105,7 +105,7 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
         a_at = (first + source)[:, None] * channels + c[None, :]
         a = _rows(hidden, residual, a_at, is_source[:, None] & (c < channels)[None, :], HIDDEN, RESIDUAL)
         b_at = (first + near)[:, :, None] * channels + c[None, None, :]
-        b = _rows(hidden, residual, b_at, found[:, :, None] & (c < channels)[None, None, :], HIDDEN, RESIDUAL)
+        b = _rows(hidden, residual, b_at, is_there[:, :, None] & (c < channels)[None, None, :], HIDDEN, RESIDUAL)
         square += tl.sum(a * a, 1)
         near_square += tl.sum(b * b, 2)
         product += tl.sum(a[:, None, :] * b, 2)
@@ -113,7 +113,7 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
     similarity = tl.div_rn(product, lengths) + 0.0  # -0 becomes +0
     bits = similarity.to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - near)  # of equals the first
-    key = tl.max(tl.where(found, key, -(2**63)), 1)
+    key = tl.max(tl.where(is_there, key, -(2**63)), 1)
     has_neighbour = key != -(2**63)
     target = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
     bits = (key >> 32).to(tl.int32)

@@ -98,7 +98,13 @@ def test_kernels_run_on_the_device_of_their_data(monkeypatch):
 
 @pytest.mark.parametrize(
     "policy",
-    ["write", "hsa", "utr", *(pytest.param(name, marks=SLOW) for name in ("mtr", "random", "rmeeto", "tome", "evit"))],
+    [
+        "write",
+        "fovea",
+        "hsa",
+        "utr",
+        *(pytest.param(name, marks=SLOW) for name in ("mtr", "random", "rmeeto", "tome", "evit")),
+    ],
 )
 def test_reduced(policy):
     made, images = model(), torch.randn(2, 3, 24, 24)
