@@ -53,18 +53,6 @@ def causal_conv1d_unmerged(
     return _convolve(x, weight, bias, index.contiguous().numpy(), source.contiguous().numpy(), reverse)
 
 
-def apply_plan(
-    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None
-) -> Tensor:
-    """The contract of ``apply_plan_reference``, for a float32 ``x`` on the CPU, to the same bits."""
-    from mtr_lab.ops import cpu_kernels
-
-    out = x.new_empty(x.shape[0], keep.shape[1], x.shape[2])
-    positions = (t.contiguous().numpy() for t in (dest, keep, removed))
-    cpu_kernels.run(cpu_kernels.apply_plan, _array(x), *positions, _array(weight), out.numpy())
-    return out
-
-
 def neighbour_plan(
     index: Tensor,
     size: Tensor,

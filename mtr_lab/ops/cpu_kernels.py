@@ -395,24 +395,6 @@ def read(
             y[image, first + j] = out[j] * _silu(z[image, first + j]) * scale
 
 
-@_jit(parallel=True, fastmath=False)  # rounds products, as separate operations do
-def apply_plan(x, dest, keep, removed, weight, out):
-    """``apply_plan``, written to ``out`` (B, M, C); ``x`` is (B, L, C)."""
-    for image in numba.prange(len(out)):
-        for j in range(keep.shape[1]):
-            i = keep[image, j]
-            share, x_i, out_j = weight[image, i], x[image, i], out[image, j]
-            for c in range(x.shape[2]):
-                out_j[c] = share * x_i[c]
-        for k in range(removed.shape[1]):
-            i = removed[image, k]
-            j = dest[image, i]
-            if j >= 0:
-                share, x_i, out_j = weight[image, i], x[image, i], out[image, j]
-                for c in range(x.shape[2]):
-                    out_j[c] += share * x_i[c]
-
-
 @_jit(parallel=True)
 def neighbour_plan(index, size, special, weight, features, by_size, axes,
                    dest, share, keep, removed, offsets, survivors, sizes, places):  # fmt: skip
