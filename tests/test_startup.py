@@ -127,7 +127,7 @@ def completed(cwd: Path, *words: str) -> list[str]:
 def test_bash_completes_names(tmp_path: Path) -> None:
     expected = [f"backbone={path.stem}" for path in CONF.glob("backbone/vi*.yaml")]
     assert completed(tmp_path, "mtr.ratio=0.3", "backbone=vi") == sorted(expected)
-    assert completed(tmp_path, "mtr.s") == ["mtr.schedule=", "mtr.score=", "mtr.seed=", "mtr.speedup=", "mtr.stretch="]
+    assert completed(tmp_path, "mtr.se") == ["mtr.seed=", "mtr.selection="]
     (tmp_path / "reduction").mkdir()
     (tmp_path / "reduction" / "mtr_of_mine.yaml").write_text("# @package mtr\ndefaults: [mtr]\n")
     assert completed(tmp_path, "--config-dir", ".", "reduction=m") == ["reduction=mtr", "reduction=mtr_of_mine"]
