@@ -453,7 +453,7 @@ def test_mistakes_are_found_before_weights_are_loaded(run_program, monkeypatch: 
 
 def test_outputs_that_are_not_finite_are_refused(run_program, tmp_path: Path) -> None:
     model = create_model("vim_nano", depth=6, embed_dim=16)
-    torch.nn.init.constant_(model.head.weight, torch.inf)
+    torch.nn.init.constant_(model.head.weight, torch.finfo(torch.float32).max)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     run = run_program(main, *SMALL, f"backbone.checkpoint={tmp_path / 'w.pth'}", "mtr.ratio=0")
     assert run.code == 2

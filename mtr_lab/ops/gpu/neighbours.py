@@ -113,9 +113,10 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
     similarity = tl.div_rn(product, lengths) + 0.0  # -0 becomes +0
     bits = similarity.to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32 | (0x7FFFFFFF - near)  # of equals the first
-    key = tl.max(tl.where(is_there, key, -(2**63)), 1)
+    candidates = tl.where(is_there, key, -(2**63))
+    key = tl.max(candidates, 1)
     has_neighbour = key != -(2**63)
-    target = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+    target = tl.min(tl.where(candidates == key[:, None], near, 0x7FFFFFFF), 1).to(tl.int32)
     bits = (key >> 32).to(tl.int32)
     similarity = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
