@@ -53,9 +53,8 @@ def nearest_neighbour_reference(
         rows = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
         return F.normalize(rows.float(), dim=-1)
 
-    place = index - (index.gather(1, special)[:, None] < index[..., None]).sum(
-        -1
-    )  # on the grid, without special tokens
+    special_before = (index.gather(1, special)[:, None] < index[..., None]).sum(-1)
+    place = index - special_before  # on the grid, without special tokens
     first, second = place.gather(1, source)[..., None], place.gather(1, target)[:, None]
     distance = (first - second).abs()  # (B, A, T)
     far = torch.zeros_like(distance, dtype=torch.bool)

@@ -75,7 +75,7 @@ def pack(xz: Tensor, weights: MambaWeights) -> PackedWeights:
 
 
 class Parts(NamedTuple):
-    """The parts of the gradients of a mixer's weights, float32; P is the number of parts, of each its own."""
+    """Partial sums of the gradients of a mixer's weights, float32. Each field has its number of parts P."""
 
     conv: Tensor
     """(P, G, W + 1, E): of the taps, then of the bias."""
