@@ -229,11 +229,12 @@ def _is_torch(kind: type) -> bool:
 
 
 def _parts(model: nn.Module) -> Iterator[Any]:
-    """Modules, parameters, and whether modules are untouched, in order. Much faster than ``named_modules``."""
+    """Modules, parameters, buffers, and whether modules are untouched, in order. Much faster than ``named_modules``."""
     modules = [model]
     for module in modules:  # which grows
         yield not has_hooks(module) if module is model else is_untouched(module)
         yield from module._parameters.values()
+        yield from module._buffers.values()
         for child in module._modules.values():
             if child is not None:
                 yield child

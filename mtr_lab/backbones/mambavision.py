@@ -1,0 +1,327 @@
+"""MambaVision: two stages of convolutions, then two stages of tokens in windows, with Mamba and attention blocks.
+
+The first half of a token stage's blocks (rounded up) scan forward, the others attend. Tokens are removed in these two
+stages, in each window the same number. The grid is restored between them; the last map is pooled by size.
+
+Written from the paper and from measured outputs. The authors' code and weights (NVlabs/MambaVision) are licensed for
+non-commercial use only. State-dict names are the authors'.
+
+Source: Hatamizadeh and Kautz, "MambaVision: A Hybrid Mamba-Transformer Vision Backbone", arXiv 2407.08083.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtr_lab import ops
+from mtr_lab.backbones.adaptation import resize_channels
+from mtr_lab.backbones.costs import Costs
+from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import check_methods, recognises
+from mtr_lab.backbones.initialisation import initialise_linear
+from mtr_lab.backbones.interface import ModelReduction
+from mtr_lab.backbones.keywords import Keyword, only
+from mtr_lab.backbones.mambavision_blocks import Attention, ConvBlock, MambaVisionBlock, MambaVisionMixer
+from mtr_lab.backbones.patch_embed import check_images, height_and_width
+from mtr_lab.backbones.pretrained import complete
+from mtr_lab.backbones.stage import Block, Stage
+from mtr_lab.backbones.timm_pyramid import TimmPyramid
+from mtr_lab.errors import UserError
+from mtr_lab.tokens import Layout, TokenState, restore
+from mtr_lab.tokens.pooling import mean_of_image
+
+CONVOLUTIONAL = 2
+"""The number of stages of convolutions, before those of tokens."""
+
+
+@dataclass(frozen=True)
+class Windows(Layout):
+    """The windows of a stage; they keep the size of the images, by which the convolutions before them are charged."""
+
+    img_size: tuple[int, int] = (0, 0)
+
+
+class PatchEmbed(nn.Module):
+    """The stem: two convolutions of stride 2."""
+
+    def __init__(self, channels: int, in_dim: int, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, wider in ((channels, in_dim), (in_dim, dim)):
+            layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.BatchNorm2d(wider, eps=1e-4), nn.ReLU()]
+        self.conv_down = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, dim, ⌈H / 4⌉, ⌈W / 4⌉)."""
+        return self.conv_down(images)
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2 that doubles the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, 2, 1, bias=False))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> (B, 2C, ⌈rows / 2⌉, ⌈columns / 2⌉)."""
+        return self.reduction(maps)
+
+
+class Level(nn.Module):
+    """The blocks of a stage, and what follows them."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.blocks, self.downsample = nn.ModuleList(blocks), downsample
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of the sum of the hidden and the residual stream."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two streams (B, L, C) -> normed and residual, (B, M, C)."""
+        if plan is not None:
+            hidden, residual = ops.reduce_streams(plan, hidden, residual)
+        stream = hidden if residual is None else hidden + residual
+        normed = super().forward(stream.to(self.weight.dtype).mT[..., None])[..., 0].mT
+        return normed, stream
+
+
+class MambaVision(TimmPyramid):
+    """MambaVision classifier for images of any size.
+
+    Args:
+        img_size: pixels of a side, or (height, width), of the model's own images.
+        dim: width of the first stage, which doubles from stage to stage.
+        in_dim: width of the first convolution.
+        depths: number of blocks of each of the four stages.
+        window_size: patches of a window's side, of each stage; those of the first two are not used. Maps are padded with
+            zeros to a multiple of it, and the padding consists of tokens like others.
+        num_heads: of attention, of each stage; those of the first two are not used.
+        mlp_ratio: inner width of an MLP, divided by the width of its stage.
+        d_state: N, states a channel.
+        channels: of the input image.
+        num_classes: 0 for no head.
+        drop_path_rate: stochastic depth of the last block while training; it falls linearly to 0 at the first one.
+        layer_scale: initial value of the factors of all outputs of mixers and MLPs; ``None`` for no factors.
+        global_pool: ``avg`` or ``""``, see ``mtr_lab.backbones.timm_pyramid.POOLINGS``.
+
+    Raises:
+        UserError: an impossible geometry, or an unknown pooling.
+    """
+
+    keywords: ClassVar[Mapping[str, Keyword]] = {
+        "qkv_bias": only(True, otherwise="attention has no bias"),
+        "qk_scale": only(None, otherwise="attention has another scale than 1/√d"),
+        "drop_rate": only(0, 0.0, otherwise="MLPs and attention drop some of their output while training"),
+        "attn_drop_rate": only(0, 0.0, otherwise="attention drops some of its weights, in evaluation, too"),
+        "layer_scale_conv": only(None, otherwise="the outputs of the convolutional blocks are scaled by a parameter"),
+    }
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward", "forward_features": "pooled"}
+    """By the names of methods of the authors' class: our methods that compute the same."""
+    level_modules = "levels"
+    pretrained_cfg: dict[str, Any]
+    """timm's data configuration, with ``input_size`` and ``label_names``."""
+    default_cfg: dict[str, Any]
+    """The older name of ``pretrained_cfg``."""
+    num_classes: int
+    """Outputs of the head, 0 without one."""
+    reduction: ModelReduction | None = None
+    """The policy in force; set and removed by ``mtr_lab.reduction``."""
+    weights: dict[str, Any]
+    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        dim: int = 80,
+        in_dim: int = 32,
+        depths: tuple[int, ...] = (1, 3, 8, 4),
+        window_size: tuple[int, ...] = (8, 8, 14, 7),
+        num_heads: tuple[int, ...] = (2, 4, 8, 16),
+        mlp_ratio: float = 4.0,
+        d_state: int = 8,
+        channels: int = 3,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        widths = [dim * 2**level for level in range(len(depths))]
+        _check_geometry(widths, depths, window_size, num_heads)
+        self.img_size, self.in_chans = height_and_width(img_size), channels
+        self.window_size = tuple(window_size)
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.patch_embed = PatchEmbed(channels, in_dim, dim)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.levels = nn.ModuleList()
+        for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks: list[nn.Module] = []
+            for number, rate in zip(range(depth), rates, strict=False):
+                if level < CONVOLUTIONAL:
+                    blocks.append(ConvBlock(width, rate))
+                    continue
+                scans = number < (depth + 1) // 2
+                mixer = MambaVisionMixer(width, d_state) if scans else Attention(width, num_heads[level])
+                blocks.append(MambaVisionBlock(mixer, width, mlp_ratio, rate, layer_scale))
+            self.levels.append(Level(blocks, Downsample(width) if level < len(depths) - 1 else None))
+        self.norm: nn.Module = BatchNorm(widths[-1])
+        self.head_drop = nn.Identity()
+        self.pretrained_cfg = self.default_cfg = {}
+        self.reset_classifier(num_classes, global_pool)
+        initialise_linear(self)
+
+    @property
+    def convolutional(self) -> list[tuple[int, int]]:
+        """(width, stride) of the stages of convolutions, whose maps ``embed`` returns, too."""
+        return [(self._width(level), 4 * 2**level) for level in range(CONVOLUTIONAL)]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The two stages of tokens."""
+        return [
+            Stage(cast(list[Block], list(self._level(number).blocks)), self._width(number), 4 * 2**number, 4 * 2**number)
+            for number in range(CONVOLUTIONAL, len(self.levels))
+        ]
+
+    def _level(self, number: int) -> Level:
+        return cast(Level, self.levels[number])
+
+    def _width(self, number: int) -> int:
+        return self.patch_embed.conv_down[3].out_channels * 2**number  # type: ignore[operator,no-any-return]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, H, W) of one image."""
+        return (self.in_chans, *self.img_size)
+
+    @property
+    def final_norm(self) -> nn.Module:  # type: ignore[override]
+        """The norm before the head."""
+        return self.norm
+
+    def layouts(self, img_size: Sequence[int] | None = None) -> list[Layout]:
+        """The tokens of both token stages; any size fits, as convolutions pad the sides, and windows are padded."""
+        height, width = img_size or self.img_size
+        return [self._layout(number, (height, width)) for number in range(CONVOLUTIONAL, len(self.levels))]
+
+    def _layout(self, number: int, img_size: tuple[int, int]) -> Layout:
+        rows, columns = _grid(img_size, number)
+        side = self.window_size[number]
+        down, across = -(-rows // side), -(-columns // side)
+        padding = down * side - rows, across * side - columns
+        return Windows(side, side, windows=(down, across), padding=padding, img_size=img_size)
+
+    def costs(self, layouts: Sequence[Layout]) -> Costs:
+        """The costs of the stem, the stages of convolutions, downsampling and head."""
+        img_size = cast(Windows, layouts[0]).img_size
+        products = self.num_features * self.num_classes
+        for scale, conv in ((2, self.patch_embed.conv_down[0]), (4, self.patch_embed.conv_down[3])):
+            products += -(-img_size[0] // scale) * -(-img_size[1] // scale) * _weights(conv)
+        for number, module in enumerate(self.levels):
+            level = cast(Level, module)
+            (rows, columns), (fewer_rows, fewer_columns) = _grid(img_size, number), _grid(img_size, number + 1)
+            if number < CONVOLUTIONAL:
+                products += rows * columns * _weights(level.blocks)
+            if level.downsample is not None:
+                products += fewer_rows * fewer_columns * _weights(level.downsample)
+        return Costs.products(products)
+
+    def embed(self, images: Tensor, maps: list[Tensor] | None = None) -> TokenState:
+        """Images (B, channels, H, W) to the state before the first block.
+
+        Args:
+            images: of any size.
+            maps: a list that gets the map of each stage of convolutions, (B, C, rows, columns).
+        """
+        check_images(images, self.in_chans, self.patch_embed.conv_down[0])
+        hidden = self.patch_embed(images)
+        for number in range(CONVOLUTIONAL):
+            for block in self._level(number).blocks:
+                hidden = block(hidden)
+            if maps is not None:
+                maps.append(hidden)
+            hidden = self._level(number).downsample(hidden)  # type: ignore[misc]
+        return self._start(hidden, CONVOLUTIONAL, (images.shape[-2], images.shape[-1]))
+
+    def enter(self, stage: int, state: TokenState) -> TokenState:
+        """The state before the first block of a stage: the map of the stage before it, downsampled."""
+        number, layout = CONVOLUTIONAL + stage, cast(Windows, state.layout)
+        maps = layout.join(restore(state, layout.grid, "nearest" if state.offset is None else "skip"))
+        maps = self._level(number - 1).downsample(maps.to(state.raw_hidden.dtype))  # type: ignore[misc]
+        return self._start(maps, number, layout.img_size)
+
+    def _start(self, maps: Tensor, number: int, img_size: tuple[int, int]) -> TokenState:
+        layout = self._layout(number, img_size)
+        return TokenState.start(layout.cut(maps).flatten(2).mT.contiguous(), (), layout)
+
+    def normalise(self, state: TokenState) -> Tensor:
+        """The residual stream after the final norm, (B, L, C), in the dtype of the parameters."""
+        state = state.applied()
+        if isinstance(self.norm, nn.Identity):  # removed by prune_intermediate_layers
+            return state.stream.to(state.raw_hidden.dtype)
+        normed, _ = self.norm(state.raw_hidden, state.raw_residual)
+        return normed
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the normalised mean of the last map, (B, C)."""
+        return self._pooled(self.forward_state(images))
+
+    def _pooled(self, state: TokenState) -> Tensor:
+        if self.training:  # the statistics of a batch are those of the maps
+            return self._map(state, norm=True).mean((2, 3))
+        return self.normalise(state.with_streams(mean_of_image(state.stream, state)[:, None], None))[:, 0]
+
+    def classify(self, state: TokenState) -> Tensor:
+        """The state after the last block -> logits (B, num_classes); without pooling, of each position."""
+        return self.forward_head(self._pooled(state) if self.global_pool == "avg" else self._map(state, norm=True))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> logits (B, num_classes); without pooling (B, rows, columns, num_classes)."""
+        return self.classify(self.forward_state(images))
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, untrained head, none for 0 classes; and another pooling, unless ``global_pool`` is ``None``.
+
+        Raises:
+            UserError: an unknown pooling.
+        """
+        if global_pool is not None:
+            self.check_pooling(global_pool)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        weight = self.patch_embed.conv_down[0].weight
+        self.head: nn.Module = head.to(weight.device, weight.dtype)  # type: ignore[arg-type]
+        if self.pretrained_cfg.get("num_classes", num_classes) != num_classes:
+            self.pretrained_cfg |= {"num_classes": num_classes, "label_names": None}
+
+    def remove_norm(self) -> None:
+        self.norm = nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are exempt from weight decay, besides biases and norms."""
+        return {name for name, _ in self.named_parameters() if name.endswith((".A_log", ".D"))}
+
+    def fit_weights(self, state: dict[str, Tensor], grid: Sequence[int] | None, label: str) -> bool:
+        """Adapt weights of another number of channels to the model's, in place; no weight depends on the grid.
+
+        Returns:
+            Whether the weights are for other channels.
+        """
+        kernel = state.get("patch_embed.conv_down.0.weight")
+        if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):
+            return False
+        state["patch_embed.conv_down.0.weight"] = resize_channels(kernel, self.in_chans)
+        return True
