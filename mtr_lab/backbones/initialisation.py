@@ -20,22 +20,19 @@ def initialise_vim(model: nn.Module, depth: int) -> None:
 
 def initialise_videomamba(model: nn.Module, depth: int) -> None:
     """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    _small_linear_layers(model)
     nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.02)
     _scale_output_projections(model, depth)
 
 
 def initialise_vmamba(model: nn.Module) -> None:
     """Linear layers get small weights; scans keep the initialisation of Mamba, Δ in [0.001, 0.1] on all paths."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    _small_linear_layers(model)
+
+
+def initialise_mambavision(model: nn.Module) -> None:
+    """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69."""
+    _small_linear_layers(model)
 
 
 def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
@@ -46,6 +43,14 @@ def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
     with torch.no_grad():
         projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
     return projection
+
+
+def _small_linear_layers(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _lecun_normal(weight: nn.Parameter) -> None:

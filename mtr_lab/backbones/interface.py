@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.stage import Block, Stage
-from mtr_lab.tokens import Layout, TokenState
+from mtr_lab.tokens import Layout, TokenState, fit_grid
 
 
 class ModelReduction(Protocol):
@@ -91,22 +91,46 @@ def blocks_of(model: Backbone) -> list[Block]:
     return [block for stage in model.stages for block in stage.blocks]
 
 
-def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracking_offset: bool = False) -> TokenState:
+def first_state(
+    model: Backbone,
+    images: Tensor,
+    *,
+    traced: bool = False,
+    tracking_offset: bool = False,
+    maps: list[Tensor] | None = None,
+) -> TokenState:
     """Images (B, channels, H, W) -> the state before the first block, after the policy has acted on both.
 
     Args:
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
             over the original positions, tracks it anyway.
         tracking_offset: track ``offset``, too, for the restoration ``skip``.
+        maps: gets the maps of the model's convolutional levels, if it has any, (B, C, rows, columns) each.
     """
     reduction = model.reduction
     picture = images if reduction is None else reduction.on_picture(images)
-    state = model.embed(picture)
+    levels = convolutional_levels(model)
+    if maps is None or not levels:
+        state = model.embed(picture)
+    else:
+        state = model.embed(picture, maps)  # type: ignore[call-arg]
+        height, width = images.shape[-2:]
+        for number, (_, stride) in enumerate(levels):  # of a picture that the policy resizes, too
+            maps[number] = fit_grid(maps[number], (-(-height // stride), -(-width // stride)))
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:
         state = state.tracking_offset()
     return state if reduction is None else reduction.on_embedding(state, picture, model)
+
+
+def convolutional_levels(model: Backbone) -> Sequence[tuple[int, int]]:
+    """(width, stride) of the levels without tokens, before the first stage.
+
+    A model that has any lists them as ``convolutional``, and its ``embed`` takes a list, to which it adds their maps.
+    """
+    levels: Sequence[tuple[int, int]] = getattr(model, "convolutional", ())
+    return levels
 
 
 def _needs_source(model: Backbone) -> bool:

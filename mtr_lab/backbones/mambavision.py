@@ -9,22 +9,31 @@ non-commercial use only. State-dict names are the authors'.
 Source: Hatamizadeh and Kautz, "MambaVision: A Hybrid Mamba-Transformer Vision Backbone", arXiv 2407.08083.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from mtr_lab import ops
 from mtr_lab.backbones.adaptation import resize_channels
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.factory import build
-from mtr_lab.backbones.foreign import check_methods, recognises
-from mtr_lab.backbones.initialisation import initialise_linear
+from mtr_lab.backbones.foreign import recognises
+from mtr_lab.backbones.initialisation import initialise_mambavision
 from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import Keyword, only
-from mtr_lab.backbones.mambavision_blocks import Attention, ConvBlock, MambaVisionBlock, MambaVisionMixer
+from mtr_lab.backbones.mambavision_blocks import (
+    Attention,
+    BatchNorm,
+    ConvBlock,
+    Downsample,
+    Level,
+    MambaVisionBlock,
+    MambaVisionMixer,
+    PatchEmbed,
+)
+from mtr_lab.backbones.mambavision_objects import copy_settings, read_arguments
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.stage import Block, Stage
@@ -42,55 +51,6 @@ class Windows(Layout):
     """The windows of a stage; they keep the size of the images, by which the convolutions before them are charged."""
 
     img_size: tuple[int, int] = (0, 0)
-
-
-class PatchEmbed(nn.Module):
-    """The stem: two convolutions of stride 2."""
-
-    def __init__(self, channels: int, in_dim: int, dim: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width, wider in ((channels, in_dim), (in_dim, dim)):
-            layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.BatchNorm2d(wider, eps=1e-4), nn.ReLU()]
-        self.conv_down = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, dim, ⌈H / 4⌉, ⌈W / 4⌉)."""
-        return self.conv_down(images)
-
-
-class Downsample(nn.Module):
-    """A convolution of stride 2 that doubles the channels."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.reduction = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, 2, 1, bias=False))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, rows, columns) -> (B, 2C, ⌈rows / 2⌉, ⌈columns / 2⌉)."""
-        return self.reduction(maps)
-
-
-class Level(nn.Module):
-    """The blocks of a stage, and what follows them."""
-
-    def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | None) -> None:
-        super().__init__()
-        self.blocks, self.downsample = nn.ModuleList(blocks), downsample
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of the sum of the hidden and the residual stream."""
-
-    def forward(  # type: ignore[override]
-        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Two streams (B, L, C) -> normed and residual, (B, M, C)."""
-        if plan is not None:
-            hidden, residual = ops.reduce_streams(plan, hidden, residual)
-        stream = hidden if residual is None else hidden + residual
-        normed = super().forward(stream.to(self.weight.dtype).mT[..., None])[..., 0].mT
-        return normed, stream
 
 
 class MambaVision(TimmPyramid):
@@ -176,7 +136,7 @@ class MambaVision(TimmPyramid):
         self.head_drop = nn.Identity()
         self.pretrained_cfg = self.default_cfg = {}
         self.reset_classifier(num_classes, global_pool)
-        initialise_linear(self)
+        initialise_mambavision(self)
 
     @property
     def convolutional(self) -> list[tuple[int, int]]:
@@ -276,7 +236,8 @@ class MambaVision(TimmPyramid):
 
     def _pooled(self, state: TokenState) -> Tensor:
         if self.training:  # the statistics of a batch are those of the maps
-            return self._map(state, norm=True).mean((2, 3))
+            tokens = self._map(state, norm=False).flatten(2).mT
+            return self.normalise(state.with_streams(tokens, None)).mean(1)
         return self.normalise(state.with_streams(mean_of_image(state.stream, state)[:, None], None))[:, 0]
 
     def classify(self, state: TokenState) -> Tensor:
@@ -325,3 +286,89 @@ class MambaVision(TimmPyramid):
             return False
         state["patch_embed.conv_down.0.weight"] = resize_channels(kernel, self.in_chans)
         return True
+
+
+def _grid(img_size: tuple[int, int], number: int) -> tuple[int, int]:
+    """(rows, columns) of the map of a stage: every convolution of stride 2 halves a side, rounded up."""
+    rows, columns = (-(-side // (4 * 2**number)) for side in img_size)
+    return rows, columns
+
+
+def _weights(module: nn.Module) -> int:
+    """Of all convolutions in a module, without biases."""
+    return sum(conv.weight.numel() for conv in module.modules() if isinstance(conv, nn.Conv2d))
+
+
+def _check_geometry(
+    widths: Sequence[int], depths: Sequence[int], window_size: Sequence[int], num_heads: Sequence[int]
+) -> None:
+    """Raise a ``UserError`` unless the model can be built."""
+    given = {"depths": depths, "window_size": window_size, "num_heads": num_heads}
+    for name, values in given.items():
+        if len(values) != CONVOLUTIONAL + 2:
+            raise UserError(f"{name}={tuple(values)}: expected one of each for the {CONVOLUTIONAL + 2} stages.")
+    for width, heads in zip(widths[CONVOLUTIONAL:], num_heads[CONVOLUTIONAL:], strict=True):
+        if width % heads:
+            raise UserError(f"num_heads={tuple(num_heads)}: {heads} heads do not divide the {width} channels there.")
+
+
+def _hub(letter: str, file: str, top1: float) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub, and their accuracy by the paper's table 1."""
+    return {
+        "hf_hub_id": f"nvidia/MambaVision-{letter}-1K",
+        "hf_hub_filename": f"mambavision_{file}_1k.pth.tar",
+        "published_top1": top1,
+        "license": "nvidia, non-commercial",
+    }
+
+
+CONFIGS = complete(
+    {
+        "mambavision_t.in1k": _hub("T", "tiny", 0.823),
+        "mambavision_t2.in1k": _hub("T2", "tiny2", 0.827),
+        "mambavision_s.in1k": _hub("S", "small", 0.833),
+        "mambavision_b.in1k": _hub("B", "base", 0.842),
+        "mambavision_l.in1k": _hub("L", "large", 0.850),
+    },
+    first_conv="patch_embed.conv_down.0",
+    classifier="head",
+)
+
+
+def mambavision_t(pretrained: bool = False, **kwargs: Any) -> MambaVision:
+    """MambaVision-T, 32 M parameters; the paper states 4.4 GFLOPs at 224²."""
+    return build(MambaVision, CONFIGS["mambavision_t"], pretrained, {}, kwargs)
+
+
+def mambavision_t2(pretrained: bool = False, **kwargs: Any) -> MambaVision:
+    """MambaVision-T2, 35 M parameters; the paper states 5.1 GFLOPs at 224²."""
+    return build(MambaVision, CONFIGS["mambavision_t2"], pretrained, {"depths": (1, 3, 11, 4)}, kwargs)
+
+
+def mambavision_s(pretrained: bool = False, **kwargs: Any) -> MambaVision:
+    """MambaVision-S, 50 M parameters; the paper states 7.5 GFLOPs at 224²."""
+    geometry = {"dim": 96, "in_dim": 64, "depths": (3, 3, 7, 5)}
+    return build(MambaVision, CONFIGS["mambavision_s"], pretrained, geometry, kwargs)
+
+
+def mambavision_b(pretrained: bool = False, **kwargs: Any) -> MambaVision:
+    """MambaVision-B, 98 M parameters; the paper states 15.0 GFLOPs at 224²."""
+    geometry = {"dim": 128, "in_dim": 64, "depths": (3, 3, 10, 5), "layer_scale": 1e-5}
+    return build(MambaVision, CONFIGS["mambavision_b"], pretrained, geometry, kwargs)
+
+
+def mambavision_l(pretrained: bool = False, **kwargs: Any) -> MambaVision:
+    """MambaVision-L, 228 M parameters; the paper states 34.9 GFLOPs at 224²."""
+    geometry = {"dim": 196, "in_dim": 64, "depths": (3, 3, 10, 5), "num_heads": (4, 8, 16, 32), "layer_scale": 1e-5}
+    return build(MambaVision, CONFIGS["mambavision_l"], pretrained, geometry, kwargs)
+
+
+@recognises("MambaVision")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``."""
+    arguments = read_arguments(model, MambaVision.stands_for)
+    if arguments is None:
+        return None
+    ours = build(MambaVision, CONFIGS["mambavision_t"], False, {}, arguments)
+    copy_settings(model, ours)
+    return ours

@@ -23,6 +23,41 @@ WIDTH = 3
 """Taps of the convolutions."""
 
 
+class PatchEmbed(nn.Module):
+    """The stem: two convolutions of stride 2."""
+
+    def __init__(self, channels: int, in_dim: int, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, wider in ((channels, in_dim), (in_dim, dim)):
+            layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.BatchNorm2d(wider, eps=1e-4), nn.ReLU()]
+        self.conv_down = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, dim, ⌈H / 4⌉, ⌈W / 4⌉)."""
+        return self.conv_down(images)
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2 that doubles the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, 2, 1, bias=False))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> (B, 2C, ⌈rows / 2⌉, ⌈columns / 2⌉)."""
+        return self.reduction(maps)
+
+
+class Level(nn.Module):
+    """The blocks of a stage, and what follows them."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.blocks, self.downsample = nn.ModuleList(blocks), downsample
+
+
 class ConvBlock(nn.Module):
     """Two convolutions of a map, added to it."""
 
@@ -170,3 +205,17 @@ class MambaVisionBlock(Block):
         """The MLP's output, scaled."""
         hidden = super().transform(normed)
         return hidden if self.gamma_2 is None else hidden * self.gamma_2
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of the sum of the hidden and the residual stream."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, residual: Tensor | None = None, plan: ops.Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two streams (B, L, C) -> normed and residual, (B, M, C)."""
+        if plan is not None:
+            hidden, residual = ops.reduce_streams(plan, hidden, residual)
+        stream = hidden if residual is None else hidden + residual
+        normed = super().forward(stream.to(self.weight.dtype).mT[..., None])[..., 0].mT
+        return normed, stream

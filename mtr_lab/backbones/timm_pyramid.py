@@ -15,12 +15,16 @@ POOLINGS = ("avg", "")
 
 
 class TimmPyramid(nn.Module, ABC):
-    """timm's methods for a :class:`Backbone` without special tokens whose stages are the modules ``layers``.
+    """timm's methods for a :class:`Backbone` without special tokens whose levels are modules of a list.
 
-    The maps of a stage are those of its last block, before the grid is made coarser.
+    The first levels may be convolutional; the others are the stages. The map of a level is that of its last block,
+    before the grid is made coarser.
     """
 
-    layers: nn.ModuleList
+    level_modules = "layers"
+    """The name of the list."""
+    convolutional: Sequence[tuple[int, int]] = ()
+    """(width, stride) of the convolutional levels; ``embed`` then takes a list that gets their maps, too."""
     final_norm: nn.Module
     head_drop: nn.Module
     global_pool = "avg"
@@ -73,10 +77,11 @@ class TimmPyramid(nn.Module, ABC):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """For each stage: the channels of its map, its stride in pixels, and the name of the module."""
+        """For each level: the channels of its map, its stride in pixels, and the name of the module."""
+        levels = [*self.convolutional, *((stage.width, stage.stride) for stage in self.stages)]
         return [
-            {"num_chs": stage.width, "reduction": stage.stride, "module": f"layers.{number}"}
-            for number, stage in enumerate(self.stages)
+            {"num_chs": width, "reduction": stride, "module": f"{self.level_modules}.{number}"}
+            for number, (width, stride) in enumerate(levels)
         ]
 
     def forward_intermediates(
@@ -88,39 +93,43 @@ class TimmPyramid(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The residual stream after several stages, with timm's arguments.
+        """The maps of several levels, with timm's arguments; the map of a stage is the residual stream after it.
 
         For a patched model the whole grid of each stage is restored.
 
         Args:
             images: (B, channels, H, W).
-            indices: the stages, negative ones from the end; the last n for an integer n, all for ``None``.
-            norm: apply the final norm to the map of the last stage, which alone has its width.
+            indices: the levels, negative ones from the end; the last n for an integer n, all for ``None``.
+            norm: apply the final norm to the map of the last level, which alone has its width.
             stop_early: run no more stages than needed.
             output_fmt: ``NCHW`` for maps (B, C, rows, columns), ``NHWC`` for (B, rows, columns, C).
             intermediates_only: leave the final features out.
 
         Returns:
-            The final features, as ``forward_features``, and the list of maps in the order of the stages.
+            The final features, as ``forward_features``, and the list of maps in the order of the levels.
 
         Raises:
-            UserError: a stage that does not exist, or another format.
+            UserError: a level that does not exist, or another format.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NHWC.")
         backbone: Any = self
-        wanted, maps = self.blocks_at(indices), []
+        wanted, last = self.blocks_at(indices), len(self.feature_info) - 1
         grids = [layout.image_grid for layout in backbone.layouts(images.shape[-2:])]
         ends = {stage.blocks[-1]: number for number, stage in enumerate(self.stages)}
         blocks = [block for stage in self.stages for block in stage.blocks]
-        state = first_state(backbone, images, traced=self.reduction is not None)
+        first: list[Tensor] = []
+        state = first_state(backbone, images, traced=self.reduction is not None, maps=first)
+        maps = [map for number, map in enumerate(first) if number in wanted]
         for block, (_, after) in zip(blocks, run(backbone, state), strict=False):
-            state, number = after, ends.get(block)
-            if number in wanted:
-                features = fit_grid(self._map(state, norm=norm and number == len(self.stages) - 1), grids[number])
-                maps.append(features.contiguous() if output_fmt == "NCHW" else features.permute(0, 2, 3, 1))
-            if stop_early and number == max(wanted):
+            if stop_early and max(wanted) < len(first):
                 break
+            state, stage = after, ends.get(block)
+            if stage is not None and (number := len(first) + stage) in wanted:
+                maps.append(fit_grid(self._map(state, norm=norm and number == last), grids[stage]))
+                if stop_early and number == max(wanted):
+                    break
+        maps = [map.contiguous() if output_fmt == "NCHW" else map.permute(0, 2, 3, 1) for map in maps]
         return maps if intermediates_only else (self._map(state, norm=True), maps)
 
     def _map(self, state: TokenState, norm: bool) -> Tensor:
@@ -131,33 +140,34 @@ class TimmPyramid(nn.Module, ABC):
         return layout.join(restore(state.with_streams(tokens, None), layout.grid)).to(tokens.dtype)
 
     def blocks_at(self, indices: int | Sequence[int] | None) -> list[int]:
-        """The numbers of the stages for the ``indices`` of ``forward_intermediates``."""
-        number = len(self.stages)
+        """The numbers of the levels for the ``indices`` of ``forward_intermediates``."""
+        number = len(self.feature_info)
         indices = number if indices is None else indices
         if isinstance(indices, int):
             if not 0 < indices <= number:
-                raise UserError(f"indices={indices}: expected a number of stages from 1 to {number}.")
+                raise UserError(f"indices={indices}: expected a number of levels from 1 to {number}.")
             return list(range(number - indices, number))
         for index in indices:
             if not -number <= index < number:
-                raise UserError(
-                    f"indices={list(indices)}: the model has the stages 0 to {number - 1}, not {index}."
-                )
+                raise UserError(f"indices={list(indices)}: the model has the levels 0 to {number - 1}, not {index}.")
         return [index % number for index in indices]
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove all that ``forward_intermediates`` does not need for these stages, in place; returns their numbers.
+        """Remove all that ``forward_intermediates`` does not need for these levels, in place; returns their numbers.
+
+        The first stage stays.
 
         Raises:
             UserError: the model is patched, for its present number of blocks.
         """
         if self.reduction is not None:
             raise UserError("a patched model cannot lose blocks: call unpatch first, and patch it again afterwards.")
-        wanted = self.blocks_at(indices)
-        self.layers = self.layers[: max(wanted) + 1]
-        if prune_norm or max(wanted) + 1 < len(self.feature_info):
+        wanted, levels = self.blocks_at(indices), getattr(self, self.level_modules)
+        kept = max(max(wanted), len(self.convolutional)) + 1
+        setattr(self, self.level_modules, levels[:kept])
+        if prune_norm or kept < len(levels):
             self.remove_norm()
         if prune_head:
             self.reset_classifier(0, "")
