@@ -158,14 +158,16 @@ def make_schedule(
         """The schedule of these counts by block, each limited to what the block can remove."""
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
-    more = len(shape) < sum(can_reduce(info, policy) for info in infos)
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
+    length = max(info.tokens for info in infos)
+    reducible = [block for block, info in enumerate(infos) if can_reduce(info, policy)]
+    most = (lambda: limited(dict.fromkeys(reducible, length)).reduction) if len(shape) < len(reducible) else None
+    return _solve(ratio, shape, length, limited, most)
 
 
 def _enough(schedule: Schedule, ratio: float) -> Schedule:
     """The schedule without removed tokens; raises a ``UserError`` unless it reaches the ratio."""
     if schedule.reduction < ratio:
-        most = max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)
+        most = max(_floor(schedule.reduction), 0.0)
         raise OutOfReach(
             f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed with mtr.schedule=none, in "
             "which no block removes tokens. Lower the ratio, choose a smaller mtr.resolution (auto: the largest that "
@@ -179,11 +181,11 @@ def _solve(
     shape: Mapping[int, float],
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
-    more: bool,
+    most: Callable[[], float] | None,
 ) -> Schedule:
     """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
 
-    ``more``: whether blocks that do not reduce could.
+    ``most``: the largest reduction by all blocks that could reduce; ``None`` if no others could.
     """
     wanted = dict.fromkeys(shape, 0)
     reached = limited(wanted)
@@ -198,10 +200,14 @@ def _solve(
             break
         wanted = enough
     else:
-        most = math.floor(best * 1e4) / 1e4
-        remedy = "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval)." if more else "Lower it."
+        remedy, all_blocks = "Lower it.", 0.0 if most is None else most()
+        if all_blocks > best:
+            remedy = (
+                "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval): all that can reduce "
+                f"reach {_floor(all_blocks)}."
+            )
         raise OutOfReach(
-            f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
+            f"mtr.ratio={ratio} is out of reach: at most {_floor(best)} of the FLOPs can be removed when the blocks "
             f"{list(shape)} reduce. {remedy}"
         )
     # The step before is too little. Take this step's counts block by block, the earliest (dearest) first, as long as
@@ -218,6 +224,11 @@ def _solve(
         if trial.reduction < ratio:
             return best_trial
         best_trial = trial
+
+
+def _floor(share: float) -> float:
+    """Rounded down to four digits."""
+    return math.floor(share * 1e4) / 1e4
 
 
 def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> None:
