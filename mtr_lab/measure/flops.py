@@ -67,7 +67,7 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
         The costs, and for each block the number of tokens of a sequence that enter it.
     """
     counts = iter(work.remove or [0] * len(blocks_of(model)))
-    layouts, removed = model.layouts(img_size), work.removed_at_embedding
+    layouts, removed = remaining_layouts(model, work, img_size), work.removed_at_embedding
     total, entering = model.costs(layouts), []
     for stage, layout in zip(model.stages, layouts, strict=True):
         tokens, removed = layout.tokens - removed, 0
@@ -86,6 +86,22 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
                 costs = costs.repeating(len(paths))
             total += costs * layout.sequences
     return total, entering
+
+
+def remaining_layouts(model: Backbone, work: Work = ALL, img_size: Sequence[int] | None = None) -> list[Layout]:
+    """The tokens with which each stage starts; those of later ones are fewer if a stage before leaves a smaller grid.
+
+    Arguments as of ``model_costs``.
+    """
+    layouts = model.layouts(img_size)
+    follow = getattr(model, "layout_after", None)
+    if follow is None or work.remove is None:
+        return layouts
+    counts, removed = iter(work.remove), work.removed_at_embedding
+    for number, stage in enumerate(model.stages[:-1]):
+        left = layouts[number].tokens - removed - sum(next(counts) for _ in stage.blocks)
+        layouts[number + 1], removed = follow(number + 1, work.grid(layouts[number], left)), 0
+    return layouts
 
 
 def model_flops(model: Any, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:

@@ -1,7 +1,8 @@
 """Which blocks may remove tokens, and how many each may remove."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
@@ -29,6 +30,8 @@ class BlockInfo:
     """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
     """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+    follow: Callable[[Layout], Layout] | None = None
+    """The grid on which the stage before ends -> the layout of this stage; ``None`` if it is ``layout`` always."""
 
 
 def block_infos(
@@ -38,6 +41,7 @@ def block_infos(
     layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])
+    follow = getattr(model, "layout_after", None)
     blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
         BlockInfo(
@@ -48,6 +52,7 @@ def block_infos(
             has_evidence=bool(block.mixer.paths) and not is_sampled,
             is_sampled=is_sampled,
             saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
+            follow=None if follow is None else partial(follow, number),
         )
         for (number, block), is_sampled in zip(blocks, sampled, strict=True)
     ]
@@ -91,11 +96,20 @@ def can_decide(info: BlockInfo, policy: Policy) -> bool:
 
 def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
     """The most tokens that the policy can remove at each block, up to the wanted number."""
-    counts: list[int] = []
-    stage, length = -1, 0
+    return [possible for _, _, possible in possible_removals(policy, wanted, infos)]
+
+
+def possible_removals(
+    policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]
+) -> Iterator[tuple[int, Layout, int]]:
+    """For each block the tokens that enter it, the layout of its stage, and the count as of ``possible_counts``."""
+    stage, length, layout = -1, 0, infos[0].layout
     for count, info in zip(wanted, infos, strict=True):
-        if info.stage != stage:
-            stage, length = info.stage, info.tokens
-        counts.append(policy.possible(count, length, info.layout) if count else 0)
-        length -= counts[-1]
-    return counts
+        if info.stage != stage and (stage < 0 or info.follow is None):
+            length, layout = info.tokens, info.layout
+        elif info.stage != stage:
+            layout = info.follow(policy.grid(layout, length))
+            length = layout.tokens
+        stage, possible = info.stage, policy.possible(count, length, layout) if count else 0
+        yield length, layout, possible
+        length -= possible
