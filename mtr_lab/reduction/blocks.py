@@ -29,7 +29,8 @@ class BlockInfo:
     is_sampled: bool
     """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
-    """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+    """Whether removing tokens here is useless: no MLP follows the mixer, and the block is the last of its stage or
+    tokens merge for MLPs alone."""
     follow: Callable[[Layout], Layout] | None = None
     """The grid on which the stage before ends -> the layout of this stage; ``None`` if it is ``layout`` always."""
 
@@ -51,7 +52,7 @@ def block_infos(
             width=model.stages[number].width,
             has_evidence=bool(block.mixer.paths) and not is_sampled,
             is_sampled=is_sampled,
-            saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
+            saves_nothing=block.mlp is None and (policy.merges_in_mlp or block is model.stages[number].blocks[-1]),
             follow=None if follow is None else partial(follow, number),
         )
         for (number, block), is_sampled in zip(blocks, sampled, strict=True)
@@ -63,7 +64,7 @@ def reducing_blocks(
 ) -> list[int]:
     """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on.
 
-    Left out are the last block of the model, blocks where a removal saves nothing, and blocks without the evidence that
+    Left out are the last block of the model, unless tokens merge for its MLP alone, blocks where a removal saves nothing, and blocks without the evidence that
     the policy reads.
 
     Args:
@@ -77,7 +78,8 @@ def reducing_blocks(
         raise unknown("mtr.layers", str(layers), LAYERS)
     if not isinstance(interval, int) or interval < 1:
         raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
-    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
+    end = depth if policy.merges_in_mlp else depth - 1
+    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else end)
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
     candidates = range(max(first_block, start), stop, interval)
@@ -112,4 +114,4 @@ def possible_removals(
             length = layout.tokens
         stage, possible = info.stage, policy.possible(count, length, layout) if count else 0
         yield length, layout, possible
-        length -= possible
+        length = policy.remaining(length, possible)

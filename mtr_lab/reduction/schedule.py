@@ -34,7 +34,8 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
 }
-"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before."""
+"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before. In a pyramid
+these are shares of the tokens of a stage."""
 
 
 class OutOfReach(UserError):
@@ -161,7 +162,10 @@ def make_schedule(
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
         blocks = reducing_blocks(infos, policy, first_block, interval, layers)
-        shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
+        longest = max(info.tokens for info in infos)
+        shape = {
+            block: SHAPES[schedule](i, len(blocks)) * infos[block].tokens / longest for i, block in enumerate(blocks)
+        }
 
     def limited(wanted: Mapping[int, int]) -> Schedule:
         """The schedule of these counts by block, each limited to what the block can remove."""
@@ -251,6 +255,11 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
             raise UserError(
                 f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
                 f"remove {choice}."
+            )
+        if count and policy.merges_in_mlp and info.saves_nothing:
+            raise UserError(
+                f"mtr.schedule removes tokens at block {block}, which has no MLP for mtr.merge_at={policy.merge_at}: set "
+                "its count to 0."
             )
         if count and not can_decide(info, policy):
             if info.is_sampled and not policy.needs:

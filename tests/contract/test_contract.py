@@ -99,6 +99,9 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     if policy == "quartermap" and name not in SAMPLED:
         with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
             mtr_lab.patch(model, policy, ratio=0.01)
+    elif policy == "mlp" and not any(block.mlp for block in blocks_of(model)):
+        with pytest.raises(UserError, match=r"mtr\.merge_at=mlp: the blocks of \w+ have no MLP"):
+            mtr_lab.patch(model, policy, ratio=0.01)
     elif make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
             mtr_lab.patch(model, policy, schedule=counts(model, 3))
