@@ -49,7 +49,8 @@ BACKBONES: dict[str, Callable[[], Any]] = {
 }
 SAMPLED = ("grid_stages", "vmamba_t", "vmamba_s")
 """Their mixers scan a grid along four paths, in several stages."""
-SOME = ["vim_ti", "videomamba_ti", "video", "vmamba_t", "vmamba_s", "mambavision_t", "padded_windows", *TOYS, "smallest"]
+PYRAMID_MODELS = ("vmamba_t", "vmamba_s", "mambavision_t", "padded_windows")
+SOME = ["vim_ti", "videomamba_ti", "video", *PYRAMID_MODELS, *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -104,6 +105,9 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     special = all(layout.special for layout in model.layouts())
     if policy == "quartermap" and name not in SAMPLED:
         with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
+            mtr_lab.patch(model, policy, ratio=0.01)
+    elif policy == "mlp" and not any(block.mlp for block in blocks_of(model)):
+        with pytest.raises(UserError, match=r"mtr\.merge_at=mlp: the blocks of \w+ have no MLP"):
             mtr_lab.patch(model, policy, ratio=0.01)
     elif make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
