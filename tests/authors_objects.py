@@ -197,11 +197,99 @@ def videomamba(
     return VisionMamba()
 
 
+def mambavision(
+    dim: int = 8, in_dim: int = 8, depths: Any = (1, 1, 4, 3), window_size: Any = (8, 8, 3, 3),
+    num_heads: Any = (1, 1, 2, 2), mlp_ratio: float = 4, num_classes: int = 5, channels: int = 3,
+    drop_path_rate: float = 0.0, drop_rate: float = 0.0, layer_scale: float | None = None, eps: float = 1e-5,
+) -> nn.Module:  # fmt: skip
+    """An object of a class like MambaVision's."""
+
+    class ConvBlock(nn.Module):
+        def __init__(self, width: int, drop_path: float) -> None:
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width, eps=eps)
+            self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width, eps=eps)
+            self.act1, self.layer_scale = nn.GELU(approximate="tanh"), False
+            self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    class MambaVisionMixer(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            inner, self.dt_rank = width // 2, math.ceil(width / 16)
+            self.A_log, self.D = nn.Parameter(torch.zeros(inner, 8)), nn.Parameter(torch.ones(inner))
+            self.in_proj, self.out_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
+            self.x_proj, self.dt_proj = nn.Linear(inner, self.dt_rank + 16, bias=False), nn.Linear(self.dt_rank, inner)
+            for name in ("conv1d_x", "conv1d_z"):
+                self.add_module(name, nn.Conv1d(inner, inner, 3, groups=inner, bias=False))
+
+        def forward(self, hidden_states):
+            needs_cuda()
+
+    class Attention(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.num_heads, self.scale = heads, (width // heads) ** -0.5
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+            self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(drop_rate)
+
+    class Layer(nn.Module):
+        def __init__(self, width: int, heads: int, scans: bool, drop_path: float) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+            self.mixer = MambaVisionMixer(width) if scans else Attention(width, heads)
+            self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+            self.mlp = nn.Module()
+            self.mlp.fc1, self.mlp.fc2 = (
+                nn.Linear(width, int(width * mlp_ratio)),
+                nn.Linear(int(width * mlp_ratio), width),
+            )
+            self.mlp.act, self.mlp.drop1, self.mlp.norm = nn.GELU(), nn.Dropout(drop_rate), nn.Identity()
+            self.gamma_1 = self.gamma_2 = 1
+            if layer_scale is not None:
+                self.gamma_1, self.gamma_2 = (nn.Parameter(layer_scale * torch.ones(width)) for _ in range(2))
+
+    class MambaVision(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_classes = num_classes
+            stem: list[nn.Module] = []
+            for width, wider in ((channels, in_dim), (in_dim, dim)):
+                stem += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.BatchNorm2d(wider, eps=1e-4), nn.ReLU()]
+            self.patch_embed = nn.Module()
+            self.patch_embed.proj, self.patch_embed.conv_down = nn.Identity(), nn.Sequential(*stem)
+            self.levels, rates = nn.ModuleList(), iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+            for i, depth in enumerate(depths):
+                level, width = nn.Module(), dim * 2**i
+                scans = [number < (depth + 1) // 2 for number in range(depth)]
+                level.conv, level.transformer_block, level.window_size = i < 2, i >= 2, window_size[i]
+                level.blocks = nn.ModuleList(
+                    ConvBlock(width, next(rates)) if i < 2 else Layer(width, num_heads[i], scan, next(rates))
+                    for scan in scans
+                )
+                level.downsample = None
+                if i < 3:
+                    level.downsample = nn.Module()
+                    level.downsample.reduction = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False))
+                self.levels.append(level)
+            self.norm, self.avgpool = nn.BatchNorm2d(8 * dim, eps=eps), nn.AdaptiveAvgPool2d(1)
+            self.head = nn.Linear(8 * dim, num_classes) if num_classes else nn.Identity()
+
+        def forward_features(self, x):
+            needs_cuda()
+
+        def forward(self, x):
+            needs_cuda()
+
+    return MambaVision()
+
+
 KINDS = {
     "vim_official": vim,
     "vim_official_stride8": vim,
     "videomamba_image_official": videomamba,
     "videomamba_video_official": videomamba,
+    "mambavision_official": mambavision,
 }
 """By the golden file whose parameters fit."""
 
@@ -209,7 +297,8 @@ KINDS = {
 def golden_object(file: str, **changes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """An object with the parameters of a golden file in evaluation mode, and the file's tensors."""
     with safe_open(GOLDEN / f"{file}.safetensors", framework="pt") as golden:
-        arguments = {key: json.loads(value) for key, value in golden.metadata().items()}
+        metadata = golden.metadata().items()
+        arguments = {key: json.loads(value) for key, value in metadata if key not in ("notes", "upstream")}
         tensors = {key: golden.get_tensor(key) for key in golden.keys()}  # noqa: SIM118
     model = KINDS[file](**{**arguments, **changes}).eval()
     state = {key.removeprefix("param."): value for key, value in tensors.items() if key.startswith("param.")}

@@ -26,7 +26,7 @@ that compute what methods of the object compute.
 """
 
 _readers: dict[str, Reader] = {}
-_STATELESS = ("Identity", "SiLU", "Dropout", "DropPath")
+_STATELESS = ("Identity", "SiLU", "Dropout", "DropPath", "AdaptiveAvgPool2d")
 """Classes of modules that need no counterpart in our model; the family reads their rates."""
 
 
@@ -68,8 +68,8 @@ def as_backbone(model: nn.Module, function: str) -> Backbone:
     if len(missing) <= len(MEMBERS) // 2:
         lacks = f"which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone"
         raise UserError(f"{function} expects {expected}, got {name}, {lacks}.")
-    families = " or ".join(sorted(_readers))
-    raise UserError(f"{function} expects an object of the authors' class of {families}, or {expected}, got {name}.")
+    *families, last = sorted(_readers)
+    raise UserError(f"{function} expects an object of the authors' class of {', '.join(families)} or {last}, or {expected}, got {name}.")
 
 
 class Substitute:

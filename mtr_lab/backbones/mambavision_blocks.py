@@ -64,12 +64,13 @@ class ConvBlock(nn.Module):
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(dim, dim, 3, 1, 1), nn.BatchNorm2d(dim)
+        self.act1 = nn.GELU(approximate="tanh")
         self.conv2, self.norm2 = nn.Conv2d(dim, dim, 3, 1, 1), nn.BatchNorm2d(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, rows, columns) -> the same shape."""
-        hidden = F.gelu(self.norm1(self.conv1(maps)), approximate="tanh")
+        hidden = self.act1(self.norm1(self.conv1(maps)))
         return maps + self.drop_path(self.norm2(self.conv2(hidden)))
 
 

@@ -53,12 +53,18 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
 
 
 def copy_settings(model: Any, ours: nn.Module) -> None:
-    """Give our norms the numbers that are attributes of the object's: epsilon, and momentum of batch norms."""
+    """Give our norms the numbers that are attributes of the object's: epsilon, and momentum of batch norms.
+
+    Raises:
+        UserError: an activation is another one.
+    """
     theirs = dict(model.named_modules())
     for name, module in ours.named_modules():
         for setting in ("eps", "momentum"):
             if hasattr(module, setting):
                 setattr(module, setting, getattr(theirs[name], setting))
+        if isinstance(module, nn.GELU) and repr(theirs.get(name)) != repr(module):
+            raise UserError(f"{name} of {type(model).__name__} is {theirs.get(name)}, expected {module}.")
 
 
 def _heads(level: Any) -> int:

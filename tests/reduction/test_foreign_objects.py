@@ -57,7 +57,7 @@ def test_an_object_gives_the_authors_outputs(file: str) -> None:
         model(golden["input"])
     mtr_lab.patch(model, "mtr", ratio=0)
     assert relative_error(model(golden["input"]), golden["logits"]) < 1e-5
-    assert relative_error(model.forward_features(golden["input"]), golden["features"]) < 1e-5
+    assert relative_error(model.forward_features(golden["input"]), golden["features"].flatten(1)) < 1e-5
 
 
 @pytest.mark.parametrize("file", KINDS)
@@ -464,7 +464,7 @@ def test_a_graph_follows_the_patch_of_an_object(model: Any) -> None:
 
 def test_objects_of_other_classes_are_refused(model: Any) -> None:
     model.num_cls_tokens = 4  # registers, as in Mamba-Reg
-    with pytest.raises(UserError, match="class of VideoMamba or Vim, or a model .*, got VisionMamba"):
+    with pytest.raises(UserError, match="class of MambaVision, VideoMamba or Vim, or a model .*, got VisionMamba"):
         mtr_lab.patch(model, "mtr", ratio=0.2)
     with pytest.raises(UserError, match="patch expects .*got dict"):
         mtr_lab.patch({}, "mtr", ratio=0.2)  # type: ignore[arg-type]
