@@ -69,7 +69,8 @@ def as_backbone(model: nn.Module, function: str) -> Backbone:
         lacks = f"which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone"
         raise UserError(f"{function} expects {expected}, got {name}, {lacks}.")
     *families, last = sorted(_readers)
-    raise UserError(f"{function} expects an object of the authors' class of {', '.join(families)} or {last}, or {expected}, got {name}.")
+    classes = f"an object of the authors' class of {', '.join(families)} or {last}"
+    raise UserError(f"{function} expects {classes}, or {expected}, got {name}.")
 
 
 class Substitute:

@@ -21,7 +21,6 @@ from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_mambavision
-from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import Keyword, only
 from mtr_lab.backbones.mambavision_blocks import (
     Attention,
@@ -61,8 +60,8 @@ class MambaVision(TimmPyramid):
         dim: width of the first stage, which doubles from stage to stage.
         in_dim: width of the first convolution.
         depths: number of blocks of each of the four stages.
-        window_size: patches of a window's side, of each stage; those of the first two are not used. Maps are padded with
-            zeros to a multiple of it, and the padding consists of tokens like others.
+        window_size: patches of a window's side, of each stage; those of the first two are not used. Maps are padded
+            with zeros to a multiple of it, and the padding consists of tokens like others.
         num_heads: of attention, of each stage; those of the first two are not used.
         mlp_ratio: inner width of an MLP, divided by the width of its stage.
         d_state: N, states a channel.
@@ -86,16 +85,6 @@ class MambaVision(TimmPyramid):
     stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward", "forward_features": "pooled"}
     """By the names of methods of the authors' class: our methods that compute the same."""
     level_modules = "levels"
-    pretrained_cfg: dict[str, Any]
-    """timm's data configuration, with ``input_size`` and ``label_names``."""
-    default_cfg: dict[str, Any]
-    """The older name of ``pretrained_cfg``."""
-    num_classes: int
-    """Outputs of the head, 0 without one."""
-    reduction: ModelReduction | None = None
-    """The policy in force; set and removed by ``mtr_lab.reduction``."""
-    weights: dict[str, Any]
-    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
 
     def __init__(
         self,
@@ -114,7 +103,7 @@ class MambaVision(TimmPyramid):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        widths = [dim * 2**level for level in range(len(depths))]
+        self.widths = widths = [dim * 2**level for level in range(len(depths))]
         _check_geometry(widths, depths, window_size, num_heads)
         self.img_size, self.in_chans = height_and_width(img_size), channels
         self.window_size = tuple(window_size)
@@ -140,22 +129,19 @@ class MambaVision(TimmPyramid):
 
     @property
     def convolutional(self) -> list[tuple[int, int]]:
-        """(width, stride) of the stages of convolutions, whose maps ``embed`` returns, too."""
-        return [(self._width(level), 4 * 2**level) for level in range(CONVOLUTIONAL)]
+        """(width, stride) of the stages of convolutions."""
+        return [(width, 4 * 2**level) for level, width in enumerate(self.widths[:CONVOLUTIONAL])]
 
     @property
     def stages(self) -> list[Stage]:
         """The two stages of tokens."""
         return [
-            Stage(cast(list[Block], list(self._level(number).blocks)), self._width(number), 4 * 2**number, 4 * 2**number)
-            for number in range(CONVOLUTIONAL, len(self.levels))
+            Stage(cast(list[Block], list(self._level(number).blocks)), self.widths[number], stride, stride)
+            for number, stride in ((number, 4 * 2**number) for number in range(CONVOLUTIONAL, len(self.levels)))
         ]
 
     def _level(self, number: int) -> Level:
         return cast(Level, self.levels[number])
-
-    def _width(self, number: int) -> int:
-        return self.patch_embed.conv_down[3].out_channels * 2**number  # type: ignore[operator,no-any-return]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -221,14 +207,6 @@ class MambaVision(TimmPyramid):
     def _start(self, maps: Tensor, number: int, img_size: tuple[int, int]) -> TokenState:
         layout = self._layout(number, img_size)
         return TokenState.start(layout.cut(maps).flatten(2).mT.contiguous(), (), layout)
-
-    def normalise(self, state: TokenState) -> Tensor:
-        """The residual stream after the final norm, (B, L, C), in the dtype of the parameters."""
-        state = state.applied()
-        if isinstance(self.norm, nn.Identity):  # removed by prune_intermediate_layers
-            return state.stream.to(state.raw_hidden.dtype)
-        normed, _ = self.norm(state.raw_hidden, state.raw_residual)
-        return normed
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> the normalised mean of the last map, (B, C)."""

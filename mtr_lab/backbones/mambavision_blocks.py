@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,16 +101,17 @@ class MambaVisionMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
-        self.conv1d_x, self.conv1d_z = (
-            as_built(nn.Conv1d(self.d_inner, self.d_inner, WIDTH, padding="same", groups=self.d_inner, bias=False))
-            for _ in range(2)
-        )
+        self.conv1d_x, self.conv1d_z = (self._convolution() for _ in range(2))
+
+    def _convolution(self) -> nn.Conv1d:
+        conv = nn.Conv1d(self.d_inner, self.d_inner, WIDTH, padding="same", groups=self.d_inner, bias=False)
+        return cast(nn.Conv1d, as_built(conv))
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Mix the tokens: (B, L, C) -> (B, L, C), and the requested evidence."""
         u, z = self._convolve(self.in_proj(hidden), positions)
         low_rank, b, c = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta, bias = self.dt_proj(low_rank), self.dt_proj.bias
+        delta, bias = self.dt_proj(low_rank), cast(Tensor, self.dt_proj.bias)
         options = positions.scan_arguments(self.paths)
         if options["gap"] is not None:  # over a gap the state decays as over tokens whose Δ is the bias, here twice
             delta, bias = delta - bias, 2 * bias
@@ -130,7 +131,7 @@ class MambaVisionMixer(nn.Module):
         index, source = near["index"], near["source"]
         if source is not None and all(map(is_plain, convs)):
             # A causal convolution that is read one position later. The last position has zeros behind it.
-            weight = torch.cat([conv.weight for conv in convs]).transpose(0, 1)
+            weight = torch.cat([self.conv1d_x.weight, self.conv1d_z.weight]).transpose(0, 1)
             after = {"index": index + WIDTH // 2, "source": F.pad(source, (0, WIDTH // 2), value=-1)}
             convolved = ops.causal_conv1d(xz, weight, weight.new_zeros(1, self.d_model), **after)[0]
             x, z = convolved.chunk(2, dim=-1)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,12 +20,13 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
     Raises:
         UserError: a variant that is not represented.
     """
-    levels, stem = getattr(model, "levels", None), getattr(getattr(model, "patch_embed", None), "conv_down", None)
+    levels = getattr(model, "levels", None)
+    stem = getattr(getattr(model, "patch_embed", None), "conv_down", None)
     if not isinstance(levels, nn.ModuleList) or not isinstance(stem, nn.Sequential):
         return None
     if not all(isinstance(getattr(level, "blocks", None), nn.ModuleList) for level in levels):
         return None
-    name = type(model).__name__
+    levels, name = cast(Any, levels), type(model).__name__
     check_methods(model, methods)
     arguments = list(inspect.signature(type(model).forward).parameters)
     if len(arguments) != 2:
@@ -69,7 +70,7 @@ def copy_settings(model: Any, ours: nn.Module) -> None:
 
 def _heads(level: Any) -> int:
     """Of its attention blocks; 1 if it has none."""
-    mixers = [getattr(block, "mixer", None) for block in level.blocks]
+    mixers: list[Any] = [getattr(block, "mixer", None) for block in level.blocks]
     return next((mixer.num_heads for mixer in mixers if hasattr(mixer, "num_heads")), 1)
 
 
@@ -87,7 +88,9 @@ def _check_dropout(model: nn.Module) -> None:
     """Raise a ``UserError`` if a module drops activations: attention's does so in evaluation, too."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
-            raise UserError(f"{name} of {type(model).__name__} drops {module.p:g}, which is not represented: set p = 0.")
+            raise UserError(
+                f"{name} of {type(model).__name__} drops {module.p:g}, which is not represented: set p = 0."
+            )
 
 
 def _rates(model: nn.Module, attribute: str) -> Iterator[float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones.interface import first_state, last_state, run
+from mtr_lab.backbones.interface import ModelReduction, first_state, last_state, run
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.tokens import TokenState, fit_grid, restore
 
@@ -23,12 +23,19 @@ class TimmPyramid(nn.Module, ABC):
 
     level_modules = "layers"
     """The name of the list."""
-    convolutional: Sequence[tuple[int, int]] = ()
-    """(width, stride) of the convolutional levels; ``embed`` then takes a list that gets their maps, too."""
     final_norm: nn.Module
     head_drop: nn.Module
     global_pool = "avg"
-    reduction: Any = None
+    pretrained_cfg: dict[str, Any]
+    """timm's data configuration, with ``input_size`` and ``label_names``."""
+    default_cfg: dict[str, Any]
+    """The older name of ``pretrained_cfg``."""
+    num_classes: int
+    """Outputs of the head, 0 without one."""
+    reduction: ModelReduction | None = None
+    """The policy in force; set and removed by ``mtr_lab.reduction``."""
+    weights: dict[str, Any]
+    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
     grad_checkpointing = False
     num_prefix_tokens = 0
 
@@ -36,6 +43,11 @@ class TimmPyramid(nn.Module, ABC):
     @abstractmethod
     def stages(self) -> Sequence[Any]:
         """See :class:`Backbone`."""
+
+    @property
+    def convolutional(self) -> Sequence[tuple[int, int]]:
+        """(width, stride) of the convolutional levels. If there are any, ``embed`` takes a list for their maps."""
+        return ()
 
     @abstractmethod
     def get_classifier(self) -> nn.Module:
