@@ -5,7 +5,15 @@ from typing import Any
 from mtr_lab.backbones import mambavision, videomamba, vim, vmamba
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
-from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
+from mtr_lab.backbones.interface import (
+    Backbone,
+    blocks_of,
+    convolutional_levels,
+    first_state,
+    last_state,
+    missing_members,
+    run,
+)
 from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
@@ -57,6 +65,7 @@ __all__ = [
     "as_backbone",
     "blocks_of",
     "compile",
+    "convolutional_levels",
     "create_model",
     "first_state",
     "height_and_width",

@@ -40,11 +40,12 @@ def build(
         defaults: the arguments of the variant.
         kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
             family's ``keywords`` has those that are no arguments of its constructor; ``device`` and ``dtype``;
-            ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the registered
-            weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and ``checkpoint_grid`` (see
-            ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has other classes, leave the head
-            untrained instead of raising an error), the arguments of timm's factory, and for a model that
-            returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
+            ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the
+            registered weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and
+            ``checkpoint_grid`` (see ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
+            other classes, leave the head untrained instead of raising an error), the arguments of timm's factory, and
+            for a model that returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the
+            last).
 
     Returns:
         The model, or with ``features_only`` timm's wrapper of it.

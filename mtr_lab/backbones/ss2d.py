@@ -101,7 +101,7 @@ class SS2D(nn.Module):
         scanned: int | None = None,
         projected: int | None = None,
     ) -> Costs:
-        """Costs of one sequence of ``tokens`` tokens, as far as ``scanned`` along ``paths`` and ``projected`` by out_proj.
+        """Costs of one sequence of ``tokens`` tokens: ``scanned`` of them along ``paths``, ``projected`` by out_proj.
 
         Both are all of them by default. The literature counts all paths, and no gate. The convolution is computed on
         the whole grid of ``layout``.

@@ -64,8 +64,8 @@ def reducing_blocks(
 ) -> list[int]:
     """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on.
 
-    Left out are the last block of the model, unless tokens merge for its MLP alone, blocks where a removal saves nothing, and blocks without the evidence that
-    the policy reads.
+    Left out are the last block of the model, unless tokens merge for its MLP alone, blocks where a removal saves
+    nothing, and blocks without the evidence that the policy reads.
 
     Args:
         layers: ``lower`` or ``upper`` for that half of the blocks alone, as in Famba-V.

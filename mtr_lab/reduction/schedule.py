@@ -34,8 +34,8 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
 }
-"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before. In a pyramid
-these are shares of the tokens of a stage."""
+"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before. In a
+pyramid these are shares of the tokens of a stage."""
 
 
 class OutOfReach(UserError):
@@ -269,8 +269,8 @@ def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo])
             )
         if count and policy.merges_in_mlp and info.saves_nothing:
             raise UserError(
-                f"mtr.schedule removes tokens at block {block}, which has no MLP for mtr.merge_at={policy.merge_at}: set "
-                "its count to 0."
+                f"mtr.schedule removes tokens at block {block}, which has no MLP for mtr.merge_at={policy.merge_at}: "
+                "set its count to 0."
             )
         if count and not can_decide(info, policy):
             if info.is_sampled and not policy.needs:

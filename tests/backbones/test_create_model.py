@@ -36,7 +36,16 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("vim_ti", 7), ("vim_s", 26), ("vim_b", 98), ("videomamba_m", 74), ("vim_nano", 2), ("vmamba_t", 30), ("vmamba_s", 50), ("vmamba_b", 89)],
+    [
+        ("vim_ti", 7),
+        ("vim_s", 26),
+        ("vim_b", 98),
+        ("videomamba_m", 74),
+        ("vim_nano", 2),
+        ("vmamba_t", 30),
+        ("vmamba_s", 50),
+        ("vmamba_b", 89),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
     with torch.device("meta"):

@@ -15,6 +15,8 @@ from mtr_lab import UserError, create_model, ops
 from mtr_lab.backbones import blocks_of, last_state
 from mtr_lab.backbones.mambavision_blocks import Attention, BatchNorm, MambaVisionMixer
 from mtr_lab.measure.flops import counted_flops, model_flops
+from mtr_lab.tasks.features import FeatureMaps
+from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.tokens import Layout, TokenState, restore
 from mtr_lab.tokens.positions import Positions
 
@@ -304,3 +306,24 @@ def test_feature_maps_of_levels(indices: Any) -> None:
     assert [map.shape for map in reduced] == [map.shape for map in expected]
     assert torch.equal(reduced[1], expected[1])
     assert not torch.equal(reduced[2], expected[2])
+
+
+@pytest.mark.parametrize("restoration", ["nearest", "skip"])
+def test_dense_heads_read_the_pyramid(restoration: str) -> None:
+    model = small(img_size=(72, 104))
+    maps = FeatureMaps(model, 4, restoration)
+    assert (maps.channels, maps.strides) == ([8, 16, 32, 64], [4, 8, 16, 32])
+    expected = model.forward_intermediates(images(72, 104), intermediates_only=True)
+    for actual, map in zip(maps(images(72, 104)), expected, strict=True):
+        torch.testing.assert_close(actual, map)
+    assert [map.shape[1] for map in FeatureMaps(model, 3)(images(72, 104))] == [16, 32, 64]
+    mtr_lab.patch(model, "mtr", resolution=(64), ratio=None, schedule="none")
+    assert [map.shape for map in maps(images(72, 104))] == [map.shape for map in expected]
+    mtr_lab.unpatch(model)
+    segmenter = Segmenter(model, 3, width=16).train()
+    mtr_lab.patch(model, "mtr", schedule=[0, 3, 0, 0, 4, 0, 0])
+    logits = segmenter(images(96, 96))
+    assert logits.shape == (2, 3, 96, 96)
+    logits.square().sum().backward()
+    idle = {name for name, parameter in segmenter.named_parameters() if parameter.grad is None}
+    assert idle <= {"backbone.norm.weight", "backbone.norm.bias"}
