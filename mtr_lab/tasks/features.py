@@ -15,8 +15,8 @@ class FeatureMaps(nn.Module):
         maps = FeatureMaps(mtr_lab.create_model("vim_s", pretrained=True))(images)
 
     The maps are those at the end of the last stages, convolutional ones included, if there are as many stages as maps,
-    else those of blocks that are evenly spread over the depth. The backbone may be patched at any time, before or after;
-    unpatched, the maps are the streams themselves.
+    else those of blocks that are evenly spread over the depth. The backbone may be patched at any time, before or
+    after; unpatched, the maps are the streams themselves.
 
     Args:
         backbone: any model of this library for images; its head and last norm are not used.
