@@ -203,9 +203,11 @@ def check_methods(model: nn.Module, methods: Iterable[str]) -> None:
 
 def _check_modules(model: nn.Module, ours: nn.Module) -> None:
     """Raise a ``UserError`` if a module of the object does anything that its counterpart in our model does not."""
-    counterparts = dict(ours.named_modules())
+    counterparts: dict[str, Any] = dict(ours.named_modules())
+    equivalents, sets_forward = getattr(ours, "equivalents", {}), getattr(ours, "sets_forward", ())
     for name, module in model.named_modules():
-        kind, counterpart = type(module), counterparts.get(name)
+        counterpart = counterparts.get(name)
+        kind = equivalents.get(type(module).__name__, type(module))
         if has_hooks(module):
             raise UserError(
                 f"{name or kind.__name__} has a hook, which mtr_lab would not call: remove it, or load the object's "
@@ -213,7 +215,8 @@ def _check_modules(model: nn.Module, ours: nn.Module) -> None:
             )
         if not name:
             continue
-        check_methods(module, ["forward"])
+        if name.rpartition(".")[2] not in sets_forward:
+            check_methods(module, ["forward"])
         built_in = type(counterpart) in KINDS
         stateless = counterpart is None or type(counterpart).__name__ in _STATELESS
         if (built_in and kind is not type(counterpart)) or (stateless and kind.__name__ not in _STATELESS):

@@ -26,6 +26,10 @@ class ModelReduction(Protocol):
     def reads_source(self) -> bool:
         """Whether blocks read ``source`` of their tokens."""
 
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether blocks remove tokens so that the rest is no full grid."""
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
 
@@ -97,11 +101,14 @@ def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracki
     Args:
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
             over the original positions, tracks it anyway.
-        tracking_offset: track ``offset``, too, for the restoration ``skip``.
+        tracking_offset: track ``offset``, too, for the restoration ``skip``. A model that restores its stages so
+            (``restoration = "skip"``) tracks it anyway.
     """
     reduction = model.reduction
     picture = images if reduction is None else reduction.on_picture(images)
     state = model.embed(picture)
+    if reduction is not None and reduction.leaves_gaps and len(model.stages) > 1:
+        tracking_offset = tracking_offset or getattr(model, "restoration", None) == "skip"
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:

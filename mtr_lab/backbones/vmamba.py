@@ -61,7 +61,7 @@ class VSSBlock(Block):
         self.op, self.norm2 = self._modules.pop("mixer"), self._modules.pop("mlp_norm")
 
     @property
-    def mixer(self) -> Any:  # type: ignore[override]
+    def mixer(self) -> Any:
         """``op``."""
         return self.op
 
@@ -92,6 +92,17 @@ class VMamba(TimmPyramid):
         UserError: an impossible geometry, or an unknown pooling.
     """
 
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward"}
+    """By the names of methods of the authors' class: our methods that compute the same."""
+    equivalents: ClassVar[Mapping[str, type]] = {
+        "Linear2d": nn.Linear,
+        **dict.fromkeys(("GELU", "Permute", "AdaptiveAvgPool2d", "Flatten"), nn.Identity),
+    }
+    """By the names of classes of modules of the authors' objects: those whose modules stand in their place here."""
+    sets_forward = ("op",)
+    """Modules of the authors' objects whose class sets ``forward`` on the object."""
+    restoration = "skip"
+    """How a stage of which tokens were removed is restored at its end; ``skip`` is nearer to the unreduced model."""
     keywords: ClassVar[Mapping[str, Keyword]] = {
         "patch_size": only(4, otherwise="the stem has another stride than 4 pixels"),
         "forward_type": only("v05_noz", otherwise="the mixers have a gate, or other precisions"),
@@ -179,7 +190,7 @@ class VMamba(TimmPyramid):
     def stages(self) -> list[Stage]:
         """A stage for each of ``layers``."""
         return [
-            Stage(list(layer["blocks"]), dim, STRIDE * 2**i, STRIDE * 2**i)  # type: ignore[index,call-overload]
+            Stage(list(layer["blocks"]), dim, STRIDE * 2**i, STRIDE * 2**i)  # type: ignore[index]
             for i, (layer, dim) in enumerate(zip(self.layers, self.dims, strict=False))
         ]
 
@@ -208,7 +219,7 @@ class VMamba(TimmPyramid):
     def costs(self, layouts: Sequence[Layout]) -> Costs:
         """The costs of stem, downsampling and head; of the stem as for sides that are multiples of 4 pixels."""
         stem = 4 * _weights(self.patch_embed[0]) + _weights(self.patch_embed[5])
-        downs = [_weights(layer["downsample"][1]) for layer in self.layers[: len(layouts) - 1]]
+        downs = [_weights(layer["downsample"][1]) for layer in self.layers[: len(layouts) - 1]]  # type: ignore[index]
         products = sum(n * layout.patches for n, layout in zip([stem, *downs], layouts, strict=True))
         return Costs.products(products + self.dims[-1] * self.num_classes)
 
@@ -227,7 +238,7 @@ class VMamba(TimmPyramid):
             maps = state.stream.transpose(1, 2).unflatten(2, whole.grid)
         else:
             assert state.layout is not None
-            maps = restore(state, state.layout.grid, "nearest" if state.offset is None else "skip")
+            maps = restore(state, state.layout.grid, "nearest" if state.offset is None else self.restoration)
         return _start(self.layers[stage - 1]["downsample"](maps.to(state.raw_hidden.dtype)))  # type: ignore[index]
 
     def classify(self, state: TokenState) -> Tensor:

@@ -38,6 +38,12 @@ class ActiveReduction:
         """Whether blocks read ``source`` of their tokens."""
         return self.acting_policy is not None and self.acting_policy.unmerges
 
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether blocks remove tokens so that the rest is no full grid."""
+        policy = self.acting_policy
+        return policy is not None and any(self.schedule.remove) and not (policy.keeps_grid or policy.merges_in_mlp)
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None

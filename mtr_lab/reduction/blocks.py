@@ -107,11 +107,11 @@ def possible_removals(
     """For each block the tokens that enter it, the layout of its stage, and the count as of ``possible_counts``."""
     stage, length, layout = -1, 0, infos[0].layout
     for count, info in zip(wanted, infos, strict=True):
-        if info.stage != stage and (stage < 0 or info.follow is None):
-            length, layout = info.tokens, info.layout
-        elif info.stage != stage:
+        if info.stage != stage and info.follow is not None and stage >= 0:
             layout = info.follow(policy.grid(layout, length))
             length = layout.tokens
+        elif info.stage != stage:
+            length, layout = info.tokens, info.layout
         stage, possible = info.stage, policy.possible(count, length, layout) if count else 0
         yield length, layout, possible
         length = policy.remaining(length, possible)
