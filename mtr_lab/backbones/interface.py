@@ -27,8 +27,8 @@ class ModelReduction(Protocol):
         """Whether blocks read ``source`` of their tokens."""
 
     @property
-    def leaves_gaps(self) -> bool:
-        """Whether blocks remove tokens so that the rest is no full grid."""
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
@@ -102,12 +102,13 @@ def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracki
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
             over the original positions, tracks it anyway.
         tracking_offset: track ``offset``, too, for the restoration ``skip``. A model that restores its stages so
-            (``restoration = "skip"``) tracks it anyway.
+            (``restoration = "skip"``) tracks it anyway while tokens merge. Dropped ones gain nothing, and the nearest
+            survivor is the better guess.
     """
     reduction = model.reduction
     picture = images if reduction is None else reduction.on_picture(images)
     state = model.embed(picture)
-    if reduction is not None and reduction.leaves_gaps and len(model.stages) > 1:
+    if reduction is not None and reduction.merges_tokens and len(model.stages) > 1:
         tracking_offset = tracking_offset or getattr(model, "restoration", None) == "skip"
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()

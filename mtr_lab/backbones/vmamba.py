@@ -102,7 +102,7 @@ class VMamba(TimmPyramid):
     sets_forward = ("op",)
     """Modules of the authors' objects whose class sets ``forward`` on the object."""
     restoration = "skip"
-    """How a stage of which tokens were removed is restored at its end; ``skip`` is nearer to the unreduced model."""
+    """How a stage is restored at its end where tokens were merged; where some were dropped, by ``nearest``."""
     keywords: ClassVar[Mapping[str, Keyword]] = {
         "patch_size": only(4, otherwise="the stem has another stride than 4 pixels"),
         "forward_type": only("v05_noz", otherwise="the mixers have a gate, or other precisions"),

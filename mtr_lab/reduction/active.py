@@ -39,10 +39,12 @@ class ActiveReduction:
         return self.acting_policy is not None and self.acting_policy.unmerges
 
     @property
-    def leaves_gaps(self) -> bool:
-        """Whether blocks remove tokens so that the rest is no full grid."""
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
         policy = self.acting_policy
-        return policy is not None and any(self.schedule.remove) and not (policy.keeps_grid or policy.merges_in_mlp)
+        if policy is None or policy.keeps_grid or policy.merges_in_mlp or policy.prunes:
+            return False
+        return any(self.schedule.remove)
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
