@@ -223,9 +223,13 @@ class VMamba(TimmPyramid):
         products = sum(n * layout.patches for n, layout in zip([stem, *downs], layouts, strict=True))
         return Costs.products(products + self.dims[-1] * self.num_classes)
 
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images."""
+        check_images(images, self.in_chans, self.patch_embed[0])
+
     def embed(self, images: Tensor) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block."""
-        check_images(images, self.in_chans, self.patch_embed[0])
+        self.check(images)
         return _start(self.patch_embed(images))
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
