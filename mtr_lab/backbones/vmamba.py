@@ -7,11 +7,10 @@ Source: Liu et al., "VMamba: Visual State Space Model", arXiv 2401.10166; code a
 which the published models are ``forward_type="v05_noz"``. State-dict names are the authors'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab.backbones.adaptation import resize_channels
@@ -20,55 +19,17 @@ from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.initialisation import initialise_vmamba
 from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import HARMLESS, Keyword, only
-from mtr_lab.backbones.norms import LayerNorm
+from mtr_lab.backbones.norms import LayerNorm, LayerNorm2d
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
 from mtr_lab.backbones.pretrained import complete
-from mtr_lab.backbones.ss2d import SS2D
-from mtr_lab.backbones.stage import Block, Stage
+from mtr_lab.backbones.ss2d import VSSBlock
+from mtr_lab.backbones.stage import Stage
 from mtr_lab.backbones.timm_pyramid import TimmPyramid
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.tokens import Layout, TokenState, restore
 from mtr_lab.tokens.pooling import mean_by_size
 
 STRIDE = 4  # pixels between the tokens of the first stage
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation of the channels of maps (B, C, rows, columns)."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
-class VSSBlock(Block):
-    """A block with the authors' names: its mixer is ``op``, and the norm before its MLP ``norm2``."""
-
-    def __init__(self, dim: int, d_state: int, ssm_ratio: float, mlp_ratio: float, drop_path: float) -> None:
-        mlp = Mlp(dim, int(mlp_ratio * dim))
-        super().__init__(SS2D(dim, d_state, ssm_ratio), LayerNorm(dim), mlp, LayerNorm(dim), drop_path)
-        self.op, self.norm2 = self._modules.pop("mixer"), self._modules.pop("mlp_norm")
-
-    @property
-    def mixer(self) -> Any:
-        """``op``."""
-        return self.op
-
-    @property
-    def mlp_norm(self) -> Any:  # type: ignore[override]
-        """``norm2``."""
-        return self.norm2
 
 
 class VMamba(TimmPyramid):
@@ -277,6 +238,12 @@ class VMamba(TimmPyramid):
     def remove_norm(self) -> None:
         self.classifier["norm"] = nn.Identity()
 
+    def copy_settings(self, model: Any) -> None:
+        """Take the numbers that are attributes of an object of the authors' class: ε of each norm."""
+        for theirs, ours in zip(_norms(model, model.classifier.norm), _norms(self, self.final_norm), strict=True):
+            if ours.eps != theirs.eps:
+                ours.eps = theirs.eps
+
     def no_weight_decay(self) -> set[str]:
         """Parameters that are exempt from weight decay, besides biases and norms."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}
@@ -292,6 +259,16 @@ class VMamba(TimmPyramid):
             return False
         state["patch_embed.0.weight"] = resize_channels(kernel, self.in_chans)
         return True
+
+
+def _norms(model: Any, final_norm: Any) -> Iterator[Any]:
+    """The norms of a model of ours, or of an object of the authors' class."""
+    yield from (model.patch_embed[2], model.patch_embed[7], final_norm)
+    for layer in model.layers:
+        parts = dict(layer.named_children())
+        yield from list(parts["downsample"].children())[3:]
+        for block in parts["blocks"]:
+            yield from (block.norm, block.norm2, block.op.out_norm)
 
 
 def _weights(convolution: Any) -> int:

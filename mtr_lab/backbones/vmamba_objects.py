@@ -79,10 +79,7 @@ def read_object(model: Any) -> nn.Module | None:
         "use_checkpoint": bool(getattr(last, "use_checkpoint", False)),
     }
     ours = build(VMamba, CONFIGS["vmamba_t"], False, {}, arguments)
-    theirs = dict(model.named_modules())
-    for key, module in ours.named_modules():
-        if hasattr(module, "eps"):
-            module.eps = theirs[key].eps
+    ours.copy_settings(model)
     return ours
 
 
