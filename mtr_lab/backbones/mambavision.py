@@ -85,6 +85,8 @@ class MambaVision(TimmPyramid):
     stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward", "forward_features": "pooled"}
     """By the names of methods of the authors' class: our methods that compute the same."""
     level_modules = "levels"
+    restoration = "skip"
+    """Of the first token stage at its end, while tokens merge; see ``mtr_lab.backbones.first_state``."""
 
     def __init__(
         self,
@@ -253,6 +255,14 @@ class MambaVision(TimmPyramid):
         """Parameters that are exempt from weight decay, besides biases and norms."""
         return {name for name, _ in self.named_parameters() if name.endswith((".A_log", ".D"))}
 
+    def copy_settings(self, model: Any) -> None:
+        """Take the numbers that are attributes of an object of the authors' class: epsilon and momentum of its norms.
+
+        Raises:
+            UserError: an activation is another one, or something is dropped.
+        """
+        copy_settings(model, self)
+
     def fit_weights(self, state: dict[str, Tensor], grid: Sequence[int] | None, label: str) -> bool:
         """Adapt weights of another number of channels to the model's, in place; no weight depends on the grid.
 
@@ -348,5 +358,5 @@ def read_object(model: Any) -> nn.Module | None:
     if arguments is None:
         return None
     ours = build(MambaVision, CONFIGS["mambavision_t"], False, {}, arguments)
-    copy_settings(model, ours)
+    ours.copy_settings(model)
     return ours

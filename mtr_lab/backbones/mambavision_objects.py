@@ -31,7 +31,6 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
     arguments = list(inspect.signature(type(model).forward).parameters)
     if len(arguments) != 2:
         raise UserError(f"{name}.forward has the arguments {arguments[2:]}, which the authors' class lacks.")
-    _check_dropout(model)
     tokens = [block for level in levels for block in level.blocks if hasattr(block, "mixer")]
     _check_order(levels)
     scanning = [block.mixer for block in tokens if hasattr(block.mixer, "A_log")]
@@ -57,8 +56,9 @@ def copy_settings(model: Any, ours: nn.Module) -> None:
     """Give our norms the numbers that are attributes of the object's: epsilon, and momentum of batch norms.
 
     Raises:
-        UserError: an activation is another one.
+        UserError: an activation is another one, or a module drops activations.
     """
+    _check_dropout(model)
     theirs = dict(model.named_modules())
     for name, module in ours.named_modules():
         for setting in ("eps", "momentum"):

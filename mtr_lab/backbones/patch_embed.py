@@ -75,8 +75,12 @@ class PatchEmbed(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
-        check_images(images, self.in_chans, self.proj, self.num_frames)
+        self.check(images)
         return self.grid(*images.shape[-2:])
+
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked."""
+        check_images(images, self.in_chans, self.proj, self.num_frames)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> tokens (B, rows · columns, C).

@@ -50,6 +50,10 @@ class TimmPyramid(nn.Module, ABC):
         return ()
 
     @abstractmethod
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images."""
+
+    @abstractmethod
     def get_classifier(self) -> nn.Module:
         """The head."""
 
@@ -59,6 +63,7 @@ class TimmPyramid(nn.Module, ABC):
 
     def forward_state(self, images: Tensor) -> TokenState:
         """(B, channels, H, W) -> the state after the last block."""
+        self.check(images)  # a policy may resize them first
         return last_state(self, images)  # type: ignore[arg-type]
 
     def normalise(self, state: TokenState) -> Tensor:
@@ -125,6 +130,7 @@ class TimmPyramid(nn.Module, ABC):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NHWC.")
+        self.check(images)
         backbone: Any = self
         wanted, last = self.blocks_at(indices), len(self.feature_info) - 1
         grids = [layout.image_grid for layout in backbone.layouts(images.shape[-2:])]

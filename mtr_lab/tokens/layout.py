@@ -38,6 +38,11 @@ class Layout:
         return self.rows, self.columns
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """The sizes of frames, rows and columns of one sequence, without axes of size 1."""
+        return tuple(size for size in (self.frames, self.rows, self.columns) if size > 1) or (1,)
+
+    @property
     def image_grid(self) -> tuple[int, int]:
         """(rows, columns) of one frame of the image, all windows without their padding."""
         return self.rows * self.windows[0] - self.padding[0], self.columns * self.windows[1] - self.padding[1]

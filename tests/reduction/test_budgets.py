@@ -15,7 +15,7 @@ import torch
 import mtr_lab
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import upper_bound
-from mtr_lab.reduction import Reduction, budgets, cost_table, patching, policy_config, policy_names
+from mtr_lab.reduction import Reduction, budgets, cost_table, patching, policy_config, policy_names, solver
 from mtr_lab.reduction.budgets import DROP_STEP, check_budget, drop_bound, images_needed, is_for_search, solve_max_drop
 from mtr_lab.reduction.cost_table import BlockTimes, CostTable, measure_cost_table, rising
 from mtr_lab.reduction.schedule import OutOfReach
@@ -134,6 +134,16 @@ def test_an_unreadable_table_is_measured_again(model, images, device: Device, tm
     assert file.read_text().startswith('{\n "of"')
 
 
+def test_blocks_that_compute_the_class_token_alone_are_timed_for_themselves(model, images) -> None:
+    reduction = mtr_lab.patch(model, "mtr", ratio=0.2, last_block="read", read_share=2 / DEPTH)
+    mixed: list[int] = []
+    for block in (model.blocks[0], model.blocks[-2]):
+        block.mixer.out_proj.register_forward_hook(lambda _, args, output: mixed.append(output.shape[1]))
+    table = measure_cost_table(reduction, images, lambda: model(images), lambda call, device: call() or 1.0)
+    assert table.kinds == (0,) * (DEPTH - 2) + (1, 1)
+    assert 1 in mixed
+
+
 def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     device = Device(model)
     reduction = mtr_lab.patch(model, "mtr", ratio=0.2)
@@ -152,7 +162,18 @@ def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     assert reduction.schedule == reduction.solve(0.2)  # measuring leaves the schedule
 
 
-@pytest.mark.parametrize("name", [name for name in policy_names() if name != "quartermap"])  # not for Vim
+UNALIKE = ("mtr", "evit", "storm", "directions", "resolution")
+"""Policies whose blocks and steps take their time differently; the slow lane has all that fit Vim."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in UNALIKE else pytest.mark.slow)
+        for name in policy_names()
+        if name != "quartermap"
+    ],
+)
 def test_every_policy_has_a_table(name: str, model, images) -> None:
     device = Device(model)
     reduction = Reduction(model, policy_config(name, **({"paths": "last"} if name == "directions" else {})))
@@ -298,9 +319,9 @@ def test_a_patched_model_keeps_its_drop(model) -> None:
 def test_a_drop_is_not_measured_on_images_that_chose_the_schedule(model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(80, 3, 48, 48, generator=torch.Generator().manual_seed(2))
     seen: dict[str, torch.Tensor] = {}
-    search, solve = patching.GreedySearch, budgets.solve_max_drop
+    search, solve = solver.GreedySearch, budgets.solve_max_drop
     monkeypatch.setattr(
-        patching, "GreedySearch", lambda *args, **more: seen.update(chosen=args[4]) or search(*args, **more)
+        solver, "GreedySearch", lambda *args, **more: seen.update(chosen=args[4]) or search(*args, **more)
     )
     monkeypatch.setattr(
         patching, "solve_max_drop", lambda *args, **more: seen.update(tested=args[2]) or solve(*args, **more)
