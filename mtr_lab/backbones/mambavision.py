@@ -182,6 +182,10 @@ class MambaVision(TimmPyramid):
                 products += fewer_rows * fewer_columns * _weights(level.downsample)
         return Costs.products(products)
 
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images."""
+        check_images(images, self.in_chans, self.patch_embed.conv_down[0])
+
     def embed(self, images: Tensor, maps: list[Tensor] | None = None) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block.
 
@@ -189,7 +193,7 @@ class MambaVision(TimmPyramid):
             images: of any size.
             maps: a list that gets the map of each stage of convolutions, (B, C, rows, columns).
         """
-        check_images(images, self.in_chans, self.patch_embed.conv_down[0])
+        self.check(images)
         hidden = self.patch_embed(images)
         for number in range(CONVOLUTIONAL):
             for block in self._level(number).blocks:
