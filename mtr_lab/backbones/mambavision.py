@@ -46,7 +46,7 @@ CONVOLUTIONAL = 2
 
 
 @dataclass(frozen=True)
-class Windows(Layout):
+class WindowLayout(Layout):
     """The windows of a stage; they keep the size of the images, by which the convolutions before them are charged."""
 
     img_size: tuple[int, int] = (0, 0)
@@ -165,11 +165,11 @@ class MambaVision(TimmPyramid):
         side = self.window_size[number]
         down, across = -(-rows // side), -(-columns // side)
         padding = down * side - rows, across * side - columns
-        return Windows(side, side, windows=(down, across), padding=padding, img_size=img_size)
+        return WindowLayout(side, side, windows=(down, across), padding=padding, img_size=img_size)
 
     def costs(self, layouts: Sequence[Layout]) -> Costs:
         """The costs of the stem, the stages of convolutions, downsampling and head."""
-        img_size = cast(Windows, layouts[0]).img_size
+        img_size = cast(WindowLayout, layouts[0]).img_size
         products = self.num_features * self.num_classes
         for scale, conv in ((2, self.patch_embed.conv_down[0]), (4, self.patch_embed.conv_down[3])):
             products += -(-img_size[0] // scale) * -(-img_size[1] // scale) * _weights(conv)
@@ -205,7 +205,7 @@ class MambaVision(TimmPyramid):
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         """The state before the first block of a stage: the map of the stage before it, downsampled."""
-        number, layout = CONVOLUTIONAL + stage, cast(Windows, state.layout)
+        number, layout = CONVOLUTIONAL + stage, cast(WindowLayout, state.layout)
         maps = layout.join(restore(state, layout.grid, "nearest" if state.offset is None else "skip"))
         maps = self._level(number - 1).downsample(maps.to(state.raw_hidden.dtype))  # type: ignore[misc]
         return self._start(maps, number, layout.img_size)

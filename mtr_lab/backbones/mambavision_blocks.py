@@ -104,8 +104,7 @@ class MambaVisionMixer(nn.Module):
         self.conv1d_x, self.conv1d_z = (self._convolution() for _ in range(2))
 
     def _convolution(self) -> nn.Conv1d:
-        conv = nn.Conv1d(self.d_inner, self.d_inner, WIDTH, padding="same", groups=self.d_inner, bias=False)
-        return cast(nn.Conv1d, as_built(conv))
+        return cast(nn.Conv1d, as_built(nn.Conv1d(self.d_inner, self.d_inner, WIDTH, groups=self.d_inner, bias=False)))
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Mix the tokens: (B, L, C) -> (B, L, C), and the requested evidence."""
@@ -138,7 +137,7 @@ class MambaVisionMixer(nn.Module):
             return x, z
         xz = xz if source is None else take_or_zero(xz, source)
         halves = xz.chunk(2, dim=-1)
-        x, z = (F.silu(conv(half.mT)).mT for conv, half in zip(convs, halves, strict=True))
+        x, z = (F.silu(_centred(half.mT, conv)).mT for conv, half in zip(convs, halves, strict=True))
         return (x, z) if source is None else (take(x, index), take(z, index))
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], *, projected: int | None = None) -> Costs:
@@ -148,6 +147,12 @@ class MambaVisionMixer(nn.Module):
         products = projections + tokens * (WIDTH * width + inner * (rank + 2 * states + rank))
         scan = tokens * inner * (9 * states + 2)
         return Costs.products(products) + Costs(scan, scan, tokens * inner * states)
+
+
+def _centred(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution of x (B, E, L) that keeps the length."""
+    output: Tensor = conv(x if conv.padding == "same" else F.pad(x, (WIDTH // 2, WIDTH // 2)))
+    return output
 
 
 class Attention(nn.Module):

@@ -64,6 +64,8 @@ def copy_settings(model: Any, ours: nn.Module) -> None:
         for setting in ("eps", "momentum"):
             if hasattr(module, setting):
                 setattr(module, setting, getattr(theirs[name], setting))
+        if isinstance(module, nn.Conv1d) and getattr(theirs[name], "padding", None) in ("same", (0,)):
+            module.padding = theirs[name].padding  # the authors' mixer pads
         if isinstance(module, nn.GELU) and repr(theirs.get(name)) != repr(module):
             raise UserError(f"{name} of {type(model).__name__} is {theirs.get(name)}, expected {module}.")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from authors_objects import golden_object
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -169,7 +170,7 @@ def test_a_convolution_over_the_original_positions(hook: bool, gradients: bool) 
         x, z = mixer._convolve(tokens, Positions(state, unmerged=True))
     whole = tokens.gather(1, source[..., None].expand(-1, -1, 16)).chunk(2, -1)
     for actual, half, conv in zip((x, z), whole, (mixer.conv1d_x, mixer.conv1d_z), strict=True):
-        expected = F.silu(conv(half.mT)).mT.gather(1, state.index[..., None].expand(-1, -1, 8))
+        expected = F.silu(conv(F.pad(half.mT, (1, 1)))).mT.gather(1, state.index[..., None].expand(-1, -1, 8))
         torch.testing.assert_close(actual, expected)
 
 
@@ -327,3 +328,62 @@ def test_dense_heads_read_the_pyramid(restoration: str) -> None:
     logits.square().sum().backward()
     idle = {name for name, parameter in segmenter.named_parameters() if parameter.grad is None}
     assert idle <= {"backbone.norm.weight", "backbone.norm.bias"}
+
+
+def authors_object() -> tuple[Any, Tensor]:
+    model, golden = golden_object("mambavision_official")
+    return model, golden["padded.input"]
+
+
+@torch.no_grad()
+def test_an_object_of_the_authors_follows_its_buffers_and_settings() -> None:
+    model, batch = authors_object()
+    mtr_lab.patch(model, "mtr", ratio=0)
+    before = model(batch)
+    assert model.double()(batch.double()).dtype == torch.float64
+    torch.testing.assert_close(model.float()(batch), before)
+    model.norm.running_mean += 1
+    assert not torch.allclose(model(batch), before)
+    model.norm.running_mean -= 1
+    model.levels[0].blocks[0].norm1.eps = 1.0
+    assert not torch.allclose(model(batch), before)
+
+
+def pad_convolutions(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d):
+            module.padding = "same"
+
+
+@torch.no_grad()
+def test_whether_modules_or_the_authors_forward_pad_is_the_same() -> None:
+    model, batch = authors_object()
+    padding, _ = authors_object()
+    pad_convolutions(padding)
+    for each in (model, padding):
+        mtr_lab.patch(each, "mtr", ratio=0)
+    assert torch.equal(model(batch), padding(batch))
+
+
+def swap_mixers(model: Any) -> None:
+    blocks = model.levels[2].blocks
+    blocks[0].mixer, blocks[3].mixer = blocks[3].mixer, blocks[0].mixer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model.levels[2].blocks[2].mixer.attn_drop, "p", 0.1), r"attn_drop of .* drops 0\.1"),
+        (swap_mixers, r"levels\.2 has Mamba blocks at .*: expected the first 2 of its blocks"),
+        (lambda model: setattr(model.levels[2].blocks[0].mlp, "act", nn.GELU("tanh")), r"mlp\.act of .* expected GELU"),
+        (
+            lambda model: setattr(model.levels[2].blocks[2].mixer, "q_norm", nn.LayerNorm(8)),
+            "q_norm is .* no counterpart",
+        ),
+    ],
+)
+def test_other_objects_are_refused(change: Any, message: str) -> None:
+    model, _ = authors_object()
+    change(model)
+    with pytest.raises(UserError, match=message):
+        mtr_lab.patch(model, "mtr", ratio=0.1)
