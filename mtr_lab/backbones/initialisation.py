@@ -1,4 +1,4 @@
-"""The initialisation of Vim and of VideoMamba, as in their authors' code."""
+"""The initialisation of Vim, VideoMamba and Mamba-Reg, as in their authors' code."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 def initialise_vim(model: nn.Module, depth: int) -> None:
-    """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero."""
+    """Also of Mamba-Reg. Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero."""
     for name, parameter in model.named_parameters():
         if name.startswith("patch_embed.proj."):
             nn.init.zeros_(parameter) if name.endswith("bias") else _lecun_normal(parameter)
-        elif name in ("pos_embed", "cls_token", "head.weight"):
+        elif name in ("pos_embed", "pos_embed_cls", "cls_token", "neck.weight", "head.weight"):
             nn.init.trunc_normal_(parameter, std=0.02)
         elif name == "head.bias" or name.endswith("dt_proj_b.bias"):
             nn.init.zeros_(parameter)

@@ -13,7 +13,7 @@ from mtr_lab.tokens.gather import take
 
 
 class TimmInterface(nn.Module, ABC):
-    """timm's methods for a :class:`Backbone` with a class token whose only stage is ``layers``."""
+    """timm's methods for a :class:`Backbone` with special tokens whose only stage is ``layers``."""
 
     layers: nn.ModuleList
     patch_embed: Any
@@ -26,7 +26,7 @@ class TimmInterface(nn.Module, ABC):
     reduction: Any
     grad_checkpointing = False
     num_prefix_tokens = 1
-    """The class token. It is the first one of ``forward_features``, wherever it is between the blocks."""
+    """The special tokens. They are the first ones of ``forward_features``, wherever they are between the blocks."""
 
     @abstractmethod
     def finish(self, state: TokenState) -> TokenState:
@@ -38,11 +38,15 @@ class TimmInterface(nn.Module, ABC):
 
     @abstractmethod
     def class_first(self, state: TokenState) -> Tensor:
-        """As ``normalise``, the class token first."""
+        """As ``normalise``, the special tokens first."""
 
     @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained head; none for 0 classes."""
+
+    def read_special(self, special: Tensor) -> Tensor:
+        """The normalised special tokens (B, S, C) -> the input of the head: the first one, the class token (B, C)."""
+        return special[:, 0]
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -58,7 +62,7 @@ class TimmInterface(nn.Module, ABC):
             UserError: the mean of a reduced sequence, for which the sizes of the tokens are missing.
         """
         if features.ndim == 3 and self.global_pool == "token":
-            features = features[:, 0]
+            features = self.read_special(features[:, : self.num_prefix_tokens])
         elif features.ndim == 3 and self.global_pool == "avg":
             if self.reduction is not None and self.reduction.key is not None:
                 raise UserError(
@@ -93,7 +97,7 @@ class TimmInterface(nn.Module, ABC):
         Args:
             images: (B, channels, H, W).
             indices: the blocks, negative ones from the end; the last n for an integer n, all for ``None``.
-            return_prefix_tokens: return the class token, (B, 1, C), with each map.
+            return_prefix_tokens: return the special tokens, (B, S, C), with each map.
             norm: apply the final norm to the maps.
             stop_early: run no more blocks than needed.
             output_fmt: ``NCHW`` for maps (B, C, rows, columns), ``NLC`` for tokens (B, rows · columns, C).
@@ -165,7 +169,7 @@ class TimmInterface(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Parameters that the authors exempt from weight decay, besides biases and norms."""
         states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b"))}
-        return {"pos_embed", "temporal_pos_embedding", "cls_token", *states}
+        return {"pos_embed", "pos_embed_cls", "temporal_pos_embedding", "cls_token", *states}
 
 
 def _on_grid(state: TokenState) -> Tensor:

@@ -30,10 +30,11 @@ VIDEO = {"num_frames": 2}
 BACKBONES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: mtr_lab.create_model(name, **SMALL) for name in MODELS},
     "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
+    "registers": lambda: mtr_lab.create_model("mambareg_s", **SMALL, num_cls_tokens=3),
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
     "smallest": Smallest,
 }
-SOME = ["vim_ti", "videomamba_ti", "video", *TOYS, "smallest"]
+SOME = ["vim_ti", "videomamba_ti", "video", "registers", *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -258,7 +259,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         *("vim_ti", "snakes", "windows"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("video", "smallest", *TOYS)
+            for name in ("video", "registers", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],
