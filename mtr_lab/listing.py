@@ -12,7 +12,7 @@ from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, end_quietly_withou
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.policy_files import policy_files, read_policy
 
-_ARXIV = re.compile(r"arXiv[ :]\d{4}\.\d{5}")
+_ARXIV = re.compile(r"arXiv[ :](\d{4}\.\d{5})")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -84,11 +84,11 @@ def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tup
 
 
 def _source(file: Path) -> str:
-    """The paper that the comment of a policy's file cites; without one, the name before its colon."""
+    """The arXiv number that the comment of a policy's file cites; without one, the name before its colon."""
     comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(encoding="utf-8"), re.MULTILINE))
     paper = _ARXIV.search(comment)
     name = comment.partition(":")[0]
-    return paper[0] if paper else name if len(name) <= 16 else "–"
+    return paper[1] if paper else name if len(name) <= 16 else "–"
 
 
 def models_main() -> None:
@@ -120,7 +120,8 @@ def policies_main() -> None:
     except UserError as error:
         _exit(error)
     _print(rows, "policy", options.pattern, list_policies())
-    print("\nAll parts of a policy: mtr-lab eval reduction=NAME --cfg job -p mtr")
+    print("\nsource: the paper on arXiv, or the name in the policy's file.")
+    print("All parts of a policy: mtr-lab eval reduction=NAME --cfg job -p mtr")
 
 
 def _parser(command: str, about: str, arguments: Sequence[str]) -> argparse.ArgumentParser:

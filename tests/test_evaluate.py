@@ -10,6 +10,8 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from small_run import SMALL
 
 from mtr_lab import create_model
@@ -305,20 +307,19 @@ def presets() -> list[str]:
 def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = hydra.compose("config", [f"experiment={preset}"], return_hydra_config=True).hydra.sweeper.params
-        jobs = [
-            [f"{key}={value}" for key, value in zip(swept, values, strict=True)]
-            for values in itertools.product(*(values.split(",") for values in swept.values()))
-        ]
+        sweep = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
+        (jobs,) = BasicSweeper.split_arguments(sweep, max_batch_size=None)
         assert len(jobs) > 1
         seen = []
         for job in jobs:
             config = hydra.compose("config", [f"experiment={preset}", *job])
-            expected = {"nano_policies": "imagenette", "nano_pictures": "imagenette"}
+            expected = dict.fromkeys(("nano_policies", "nano_pictures", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
-            assert [point.ratio for point in points] == [0, *config.mtr.ratio]
+            ratios = [None] if config.mtr.ratio is None else config.mtr.ratio  # the counts are given
+            assert [point.ratio for point in points] == [0, *ratios]
             seen.append((config.backbone, config.mtr))
         assert all(one != other for one, other in itertools.combinations(seen, 2))
 

@@ -75,10 +75,10 @@ class PatchEmbed(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
-        self._check(images)
+        self.check(images)
         return self.grid(*images.shape[-2:])
 
-    def _check(self, images: Tensor) -> None:
+    def check(self, images: Tensor) -> None:
         """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked."""
         what = "images (B, channels, H, W)" if self.num_frames is None else "videos (B, channels, T, H, W)"
         if isinstance(images, torch.fx.Proxy):

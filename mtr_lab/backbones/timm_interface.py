@@ -114,6 +114,7 @@ class TimmInterface(nn.Module, ABC):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NLC.")
         wanted = self.blocks_at(indices)
+        self.patch_embed.check(images)  # a policy may resize them first
         backbone: Any = self
         grid = backbone.layouts(images.shape[-2:])[0].grid
         state, maps = first_state(backbone, images, traced=self.reduction is not None), []

@@ -127,8 +127,8 @@ def _exp2(x):
 @_jit()
 def _exp2_minus_1(x):
     """2^x - 1 for x ≤ 0, without cancellation near 0."""
-    near = x * (P0 + x * (P1 + x * (P2 + x * (P3 + x * P4))))
-    return near if x > f32(-0.5) else _exp2(x) - f32(1)
+    near, far = x * (P0 + x * (P1 + x * (P2 + x * (P3 + x * P4)))), _exp2(x) - f32(1)
+    return near if x > f32(-0.5) else far
 
 
 @_jit()

@@ -18,7 +18,7 @@ from mtr_lab.reduction.cost_table import CostTable
 from mtr_lab.reduction.schedule import OutOfReach, Schedule
 
 if TYPE_CHECKING:
-    from mtr_lab.reduction.patching import Reduction  # imports this module
+    from mtr_lab.reduction.handle import Reduction  # imports this module
 
 SPEEDUP, MAX_DROP = "speedup", "max_drop"
 LEVEL = 0.95

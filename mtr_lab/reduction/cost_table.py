@@ -26,7 +26,7 @@ from mtr_lab.tokens import TokenState
 from mtr_lab.tokens.pooling import ordinary_tokens
 
 if TYPE_CHECKING:
-    from mtr_lab.reduction.patching import Reduction  # imports this module
+    from mtr_lab.reduction.handle import Reduction  # imports this module
 
 SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.05)
 """Of a stage's tokens: the sequences on which its blocks are timed."""

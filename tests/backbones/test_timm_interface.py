@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mtr_lab
-from mtr_lab import UserError, create_model
+from mtr_lab import UserError, create_model, patch
 from mtr_lab.backbones.adaptation import resize_channels
 from mtr_lab.reduction import restore
 
@@ -287,6 +287,18 @@ def test_an_input_that_is_not_a_batch_of_images_is_refused_in_one_sentence(wrong
         with pytest.raises(UserError) as error:
             call(wrong)
         assert all(message in str(error.value) for message in messages), error.value
+
+
+@pytest.mark.parametrize("wrong", [Image.new("RGB", (48, 32)), IMAGE[0], IMAGE.movedim(1, -1)])
+def test_the_input_is_checked_before_a_policy_resizes_it(wrong) -> None:
+    model = tiny()
+    with pytest.raises(UserError) as unpatched:
+        model(wrong)
+    patch(model, "resolution", ratio=0.3)
+    for call in (model, model.forward_features, model.forward_intermediates):
+        with pytest.raises(UserError) as error:
+            call(wrong)
+        assert str(error.value) == str(unpatched.value)
         assert "\n" not in str(error.value)
 
 

@@ -15,7 +15,7 @@ import torch
 import mtr_lab
 from mtr_lab import UserError
 from mtr_lab.measure.statistics import upper_bound
-from mtr_lab.reduction import Reduction, budgets, cost_table, patching, policy_config, policy_names
+from mtr_lab.reduction import Reduction, budgets, cost_table, patching, policy_config, policy_names, solver
 from mtr_lab.reduction.budgets import DROP_STEP, check_budget, drop_bound, images_needed, is_for_search, solve_max_drop
 from mtr_lab.reduction.cost_table import BlockTimes, CostTable, measure_cost_table, rising
 from mtr_lab.reduction.schedule import OutOfReach
@@ -298,9 +298,9 @@ def test_a_patched_model_keeps_its_drop(model) -> None:
 def test_a_drop_is_not_measured_on_images_that_chose_the_schedule(model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(80, 3, 48, 48, generator=torch.Generator().manual_seed(2))
     seen: dict[str, torch.Tensor] = {}
-    search, solve = patching.GreedySearch, budgets.solve_max_drop
+    search, solve = solver.GreedySearch, budgets.solve_max_drop
     monkeypatch.setattr(
-        patching, "GreedySearch", lambda *args, **more: seen.update(chosen=args[4]) or search(*args, **more)
+        solver, "GreedySearch", lambda *args, **more: seen.update(chosen=args[4]) or search(*args, **more)
     )
     monkeypatch.setattr(
         patching, "solve_max_drop", lambda *args, **more: seen.update(tested=args[2]) or solve(*args, **more)
