@@ -28,10 +28,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
             if the checkpoint has other classes;
             arguments with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
             ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``, ``norm_epsilon``; for Vim
-            ``if_divide_out`` and ``use_middle_cls_token``; for Mamba-Reg ``num_cls_tokens`` and ``cls_reduce``; for videos (VideoMamba) ``num_frames`` (T) and
-            ``kernel_size`` (frames of a patch); and with timm's names ``in_chans``, ``drop_rate``, ``global_pool``
-            (``token``, ``avg``, or ``""``), ``features_only`` and ``out_indices``. All other keywords of the authors'
-            constructors are accepted with the values that the model represents, ``ssm_cfg`` included.
+            ``if_divide_out`` and ``use_middle_cls_token``; for Mamba-Reg ``num_cls_tokens`` and ``cls_reduce``; for
+            videos (VideoMamba) ``num_frames`` (T) and ``kernel_size`` (frames of a patch); and with timm's names
+            ``in_chans``, ``drop_rate``, ``global_pool`` (``token``, ``avg``, or ``""``), ``features_only`` and
+            ``out_indices``. All other keywords of the authors' constructors are accepted with the values that the model
+            represents, ``ssm_cfg`` included.
 
     Returns:
         The model in training mode: images (B, channels, H, W), with ``num_frames`` videos (B, channels, T, H, W), to

@@ -7,7 +7,10 @@ from torch import nn
 
 
 def initialise_vim(model: nn.Module, depth: int) -> None:
-    """Also of Mamba-Reg. Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero."""
+    """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero.
+
+    Mamba-Reg is initialised in the same way.
+    """
     for name, parameter in model.named_parameters():
         if name.startswith("patch_embed.proj."):
             nn.init.zeros_(parameter) if name.endswith("bias") else _lecun_normal(parameter)

@@ -72,7 +72,7 @@ class MambaReg(VisionMamba):
         grid = self.patch_embed.grid_of(images)
         layout = self._layout(grid)
         patches = self.patch_embed(images) + self.positions(grid)
-        registers = (self.cls_token + self.pos_embed_cls).expand(len(patches), -1, -1)
+        registers = (self.cls_token + self.pos_embed_cls).expand(patches.shape[0], -1, -1)
         spread = layout.special[0] * self.num_cls_tokens  # patches in front of registers
         runs = patches[:, :spread].unflatten(1, (self.num_cls_tokens, layout.special[0]))
         runs = torch.cat([runs, registers[:, :, None]], dim=2)
@@ -102,8 +102,9 @@ class MambaReg(VisionMamba):
         reduces = self.global_pool == "token" and self.cls_reduce > 1
         if reduces and not hasattr(self, "neck"):
             neck = nn.Linear(self.embed_dim, self.embed_dim // self.cls_reduce, bias=False)
-            norm = RMSNorm(self.head_hidden_size, self.blocks[0].norm.eps)
-            self.neck, self.norm_neck = (module.to(self.cls_token.device, self.cls_token.dtype) for module in (neck, norm))
+            norm = RMSNorm(self.head_hidden_size, self.norm_epsilon)
+            where: Any = (self.cls_token.device, self.cls_token.dtype)
+            self.neck, self.norm_neck = neck.to(*where), norm.to(*where)
         elif not reduces and hasattr(self, "neck"):
             del self.neck, self.norm_neck
 
@@ -156,7 +157,7 @@ def read_object(model: Any) -> nn.Module | None:
         return None
     for name in ("num_cls_tokens", "cls_reduce", "token_idx", "cls_positions"):
         if not hasattr(model, name):
-            raise UserError(f"{type(model).__name__} has registers but no {name}: it is no object of Mamba-Reg's class.")
+            raise UserError(f"{type(model).__name__} has no {name}, which objects with registers have.")
     if model.num_cls_tokens < 1:
         raise UserError(f"num_cls_tokens={model.num_cls_tokens} of {type(model).__name__}: expected at least 1.")
     registers = {"num_cls_tokens": model.num_cls_tokens, "cls_reduce": model.cls_reduce}
@@ -177,6 +178,6 @@ def _check_order(model: Any, ours: MambaReg) -> None:
     for name, expected in (("cls_positions", list(layout.special)), ("token_idx", order)):
         if torch.as_tensor(getattr(model, name)).tolist() != expected:
             raise UserError(
-                f"{name} of {type(model).__name__} is not represented: expected {layout.patches // (len(layout.special) + 1)} "
-                "patches, row by row, before each register. Only the authors' code computes that."
+                f"{name} of {type(model).__name__} is not represented: expected {layout.special[0]} patches, row by "
+                "row, before each register. Only the authors' code computes that."
             )

@@ -94,6 +94,7 @@ class VisionMamba(TimmInterface):
         self.patch_embed = PatchEmbed(
             height_and_width(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
         )
+        self.norm_epsilon = norm_epsilon
         self.add_special_tokens(self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1])
         self.temporal_pos_embedding = (
             None if num_frames is None else nn.Parameter(torch.zeros(1, self.patch_embed.frames, embed_dim))
