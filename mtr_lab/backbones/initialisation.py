@@ -1,4 +1,4 @@
-"""The initialisation of Vim, VideoMamba and Mamba-Reg, as in their authors' code."""
+"""The initialisation of each family, as in its authors' code."""
 
 import math
 
@@ -30,6 +30,25 @@ def initialise_videomamba(model: nn.Module, depth: int) -> None:
                 nn.init.zeros_(module.bias)
     nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.02)
     _scale_output_projections(model, depth)
+
+
+def initialise_vmamba(model: nn.Module) -> None:
+    """Linear layers get small weights; scans keep the initialisation of Mamba, Δ in [0.001, 0.1] on all paths."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
+    """Low rank -> Δ before softplus; the initial bias makes Δ log-uniform in [0.001, 0.1] after softplus."""
+    projection = nn.Linear(dt_rank, d_inner)
+    nn.init.uniform_(projection.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+    delta = torch.exp(torch.empty(d_inner).uniform_(math.log(0.001), math.log(0.1))).clamp(min=1e-4)
+    with torch.no_grad():
+        projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
+    return projection
 
 
 def _lecun_normal(weight: nn.Parameter) -> None:

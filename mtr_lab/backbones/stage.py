@@ -58,7 +58,7 @@ class Block(nn.Module):
         norm: (hidden, residual, plan) -> (normed, residual), see ``mtr_lab.backbones.norms``.
         mlp, mlp_norm: the second half of the block, if it has one.
         drop_path: probability, while training, that an output is not added to the residual stream: that of the block
-            before, as in Vim, and with an MLP that of this block's mixer, too.
+            before, as in Vim; of a block with an MLP, those of its mixer and its MLP.
     """
 
     reduction: BlockReduction | None
@@ -94,7 +94,8 @@ class Block(nn.Module):
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
         size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
-        normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
+        hidden = self.drop_path(raw_hidden) if self.mlp is None else raw_hidden
+        normed, residual = self.norm(hidden, raw_residual, pending)
         state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid)
         reduction = self.reduction
         if reduction is None:
@@ -113,8 +114,8 @@ class Block(nn.Module):
         plan = None if self.reduction is None else self.reduction.around_mlp(state, evidence)
         normed, residual = self.mlp_norm(self.drop_path(state.raw_hidden), state.raw_residual, state.pending)
         if plan is None:
-            return state.with_streams(self.mlp(normed), residual)
-        merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
+            return state.with_streams(self.drop_path(self.mlp(normed)), residual)
+        merged = self.drop_path(self.mlp(ops.apply_plan(normed, *plan[:5])))
         return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
     def costs(
