@@ -114,8 +114,13 @@ class MambaReg(VisionMamba):
 
 def _hub(size: str, top1: float) -> dict[str, Any]:
     """The authors' weights on the Hugging Face Hub, their accuracy and their preprocessing by the authors' README."""
-    file = f"mambar_{size}_patch16_224.pth"
-    return {"hf_hub_id": "Wangf3014/Mamba-Reg", "hf_hub_filename": file, "published_top1": top1, "crop_pct": 1.0}
+    return {
+        "hf_hub_id": "Wangf3014/Mamba-Reg",
+        "hf_hub_filename": f"mambar_{size}_patch16_224.pth",
+        "published_top1": top1,
+        "crop_pct": 1.0,
+        "license": "none stated",
+    }
 
 
 CONFIGS = complete(
@@ -147,19 +152,18 @@ def mambareg_l(pretrained: bool = False, **kwargs: Any) -> MambaReg:
     return build(MambaReg, CONFIGS["mambareg_l"], pretrained, geometry, kwargs)
 
 
+SIGNS = ("num_cls_tokens", "cls_reduce", "token_idx", "cls_positions", "pos_embed_cls")
+"""The attributes of the authors' objects that others lack."""
+
+
 @recognises("Mamba-Reg")
 def read_object(model: Any) -> nn.Module | None:
     """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
 
-    It has ``num_cls_tokens`` and ``cls_reduce``; its mixers have ``biscan``.
+    It has the attributes ``SIGNS``; its mixers have ``biscan``.
     """
-    if not mixers_of(model, registers=True):
+    if not mixers_of(model, registers=True) or not all(hasattr(model, name) for name in SIGNS):
         return None
-    for name in ("num_cls_tokens", "cls_reduce", "token_idx", "cls_positions"):
-        if not hasattr(model, name):
-            raise UserError(f"{type(model).__name__} has no {name}, which objects with registers have.")
-    if model.num_cls_tokens < 1:
-        raise UserError(f"num_cls_tokens={model.num_cls_tokens} of {type(model).__name__}: expected at least 1.")
     registers = {"num_cls_tokens": model.num_cls_tokens, "cls_reduce": model.cls_reduce}
     ours = build(MambaReg, CONFIGS["mambareg_s"], False, {}, read_arguments(model, MambaReg) | registers)
     _check_order(model, ours)
@@ -176,7 +180,7 @@ def _check_order(model: Any, ours: MambaReg) -> None:
     for number, position in enumerate(layout.special):
         order.insert(position, layout.patches + number)
     for name, expected in (("cls_positions", list(layout.special)), ("token_idx", order)):
-        if torch.as_tensor(getattr(model, name)).tolist() != expected:
+        if [int(position) for position in getattr(model, name)] != expected:
             raise UserError(
                 f"{name} of {type(model).__name__} is not represented: expected {layout.special[0]} patches, row by "
                 "row, before each register. Only the authors' code computes that."

@@ -140,9 +140,7 @@ class TimmPyramid(nn.Module, ABC):
             return list(range(number - indices, number))
         for index in indices:
             if not -number <= index < number:
-                raise UserError(
-                    f"indices={list(indices)}: the model has the stages 0 to {number - 1}, not {index}."
-                )
+                raise UserError(f"indices={list(indices)}: the model has the stages 0 to {number - 1}, not {index}.")
         return [index % number for index in indices]
 
     def prune_intermediate_layers(
