@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mtr_lab.backbones import mambareg, videomamba, vim, vmamba
+from mtr_lab.backbones import mambareg, plainmamba, videomamba, vim, vmamba
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, remove_head, run
@@ -10,7 +10,7 @@ from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
-FAMILIES = (vim, videomamba, mambareg, vmamba)
+FAMILIES = (vim, videomamba, mambareg, plainmamba, vmamba)
 MODELS = tuple(name for family in FAMILIES for name in family.CONFIGS)
 
 

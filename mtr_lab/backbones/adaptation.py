@@ -17,6 +17,8 @@ def fit_positions(
     grid: tuple[int, int],
     special: Callable[[int], Sequence[int]],
     label: str,
+    *,
+    antialias: bool = True,
 ) -> Tensor:
     """Position embeddings (1, patches + S, C) of a checkpoint on the grid of a model.
 
@@ -26,6 +28,7 @@ def fit_positions(
         grid: (rows, columns) of the model.
         special: number of patches -> the entries of the special tokens, none if they have no entry.
         label: of the checkpoint, for errors.
+        antialias: see ``resize_positions``.
 
     Raises:
         UserError: the number of patches fits no grid, or the embeddings look like those of the turned grid.
@@ -39,7 +42,7 @@ def fit_positions(
     old = stated or ((side, side) if side * side == patches else grid)
     if tuple(old) == grid:
         return embedding
-    return resize_positions(embedding.float(), special, (old[0], old[1]), grid)
+    return resize_positions(embedding.float(), special, (old[0], old[1]), grid, antialias=antialias)
 
 
 def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:
@@ -67,21 +70,27 @@ def _roughness(patches: Tensor, columns: int) -> float:
 
 
 def resize_positions(
-    embedding: Tensor, special: Callable[[int], Sequence[int]], old: tuple[int, int], new: tuple[int, int]
+    embedding: Tensor,
+    special: Callable[[int], Sequence[int]],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    antialias: bool = True,
 ) -> Tensor:
-    """Interpolate position embeddings to another grid, bicubic with antialiasing.
+    """Interpolate position embeddings to another grid, bicubic.
 
     Args:
         embedding: (1, S + old rows · columns, C); the entries of the S special tokens are copied.
         special: number of patches -> the entries of the special tokens, ascending.
         old, new: (rows, columns).
+        antialias: for a smaller grid, average over all embeddings that are left out.
 
     Returns:
         (1, S + new rows · columns, C).
     """
     copied, patches = _split(embedding, special(old[0] * old[1]))
     image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, old rows, old columns)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=antialias)
     resized = image.flatten(2).transpose(1, 2).to(embedding.dtype)
     for position, entry in zip(special(new[0] * new[1]), copied, strict=True):
         resized = torch.cat([resized[:, :position], entry, resized[:, position:]], dim=1)

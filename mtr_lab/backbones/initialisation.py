@@ -41,6 +41,20 @@ def initialise_vmamba(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def initialise_plainmamba(model: nn.Module) -> None:
+    """All linear layers get small weights and a bias of zero, also that of Δ, which is then about 0.69."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if name == "head.fc" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+    for name, parameter in model.named_parameters():
+        if name == "pos_embed" or name.endswith("direction_Bs"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+
 def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
     """Low rank -> Δ before softplus; the initial bias makes Δ log-uniform in [0.001, 0.1] after softplus."""
     projection = nn.Linear(dt_rank, d_inner)

@@ -102,10 +102,14 @@ class Block(nn.Module):
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
             hidden, evidence = self.mixer(normed, reduction.positions(state), reduction.needs)
-        state = state.with_streams(hidden, residual)
+        state = self.settle(state.with_streams(hidden, residual))
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)
         return state if self.mlp is None else self._transformed(state, evidence)
+
+    def settle(self, state: TokenState) -> TokenState:
+        """What a family does with the streams after the mixer, before the policy reduces them: here nothing."""
+        return state
 
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The second half: the MLP, on merged tokens if the policy has a plan for it."""

@@ -17,7 +17,7 @@ class TimmInterface(nn.Module, ABC):
 
     layers: nn.ModuleList
     patch_embed: Any
-    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
     norm_f: nn.Module
     head: nn.Module
     head_drop: nn.Module
@@ -71,7 +71,7 @@ class TimmInterface(nn.Module, ABC):
                 )
             features = features[:, self.num_prefix_tokens :].mean(1)
         features = self.head_drop(features)
-        return features if pre_logits else self.head(features)
+        return features if pre_logits else self.get_classifier()(features)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ class TimmInterface(nn.Module, ABC):
             if i in wanted:
                 state = state.applied()
                 stream = self.normalise(state) if norm else state.stream
-                stream = stream.to(self.cls_token.dtype)
+                stream = stream.to(self.pos_embed.dtype)
                 tokens = fit_grid(_on_grid(state.with_streams(stream, None)), grid)
                 tokens = tokens.contiguous() if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
                 maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
@@ -158,10 +158,14 @@ class TimmInterface(nn.Module, ABC):
         wanted = self.blocks_at(indices)
         self.layers = self.layers[: max(wanted) + 1]
         if prune_norm:
-            self.norm_f = nn.Identity()
+            self.remove_norm()
         if prune_head:
             self.reset_classifier(0, "")
         return wanted
+
+    def remove_norm(self) -> None:
+        """Leave the final norm out."""
+        self.norm_f = nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the tokens between blocks for the backward pass and compute the rest again: less memory, slower."""
@@ -169,7 +173,7 @@ class TimmInterface(nn.Module, ABC):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the authors exempt from weight decay, besides biases and norms."""
-        states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b"))}
+        states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b", ".direction_Bs"))}
         return {"pos_embed", "pos_embed_cls", "temporal_pos_embedding", "cls_token", *states}
 
 
