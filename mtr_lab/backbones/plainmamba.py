@@ -169,9 +169,7 @@ class PlainMamba(TimmInterface):
         "final_norm": only(True, otherwise="there is no norm before the head"),
         "norm_cfg": only({"type": "LN", "eps": 1e-6}, otherwise="the last norm is another one"),
         "interpolate_mode": only("bicubic", otherwise="position embeddings are interpolated in another way"),
-        **dict.fromkeys(
-            ("default_hw_shape", "init_cfg", "test_cfg", "convert_syncbn", "freeze_patch_embed"), HARMLESS
-        ),
+        **dict.fromkeys(("default_hw_shape", "init_cfg", "test_cfg", "convert_syncbn", "freeze_patch_embed"), HARMLESS),
     }
     pretrained_cfg: dict[str, Any]
     """timm's data configuration, with ``input_size`` and ``label_names``."""
@@ -335,7 +333,9 @@ class PlainMamba(TimmInterface):
         """Adapt weights of another grid or number of channels to the model's, in place; as of ``VisionMamba``."""
         positions, kernel = state.get("pos_embed"), state.get("patch_embed.stem.0.weight")
         if positions is not None and positions.ndim == 3 and positions.shape[1] > 0:
-            state["pos_embed"] = fit_positions(positions, grid, self.patch_embed.grid_size, _none, label, antialias=False)
+            state["pos_embed"] = fit_positions(
+                positions, grid, self.patch_embed.grid_size, _none, label, antialias=False
+            )
         if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):
             return False
         state["patch_embed.stem.0.weight"] = resize_channels(kernel, self.in_chans)

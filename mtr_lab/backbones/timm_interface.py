@@ -173,7 +173,11 @@ class TimmInterface(nn.Module, ABC):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the authors exempt from weight decay, besides biases and norms."""
-        states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b", ".direction_Bs"))}
+        states = {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(("A_log", "A_b_log", ".D", ".D_b", ".direction_Bs"))
+        }
         return {"pos_embed", "pos_embed_cls", "temporal_pos_embedding", "cls_token", *states}
 
 

@@ -34,7 +34,7 @@ BACKBONES: dict[str, Callable[[], Any]] = {
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
     "smallest": Smallest,
 }
-SOME = ["vim_ti", "videomamba_ti", "video", "registers", *TOYS, "smallest"]
+SOME = ["vim_ti", "videomamba_ti", "video", "registers", "plainmamba_l1", *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -259,7 +259,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         *("vim_ti", "snakes", "windows"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("video", "registers", "smallest", *TOYS)
+            for name in ("video", "registers", "plainmamba_l1", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],
