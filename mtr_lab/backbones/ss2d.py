@@ -85,15 +85,29 @@ class SS2D(nn.Module):
             c.transpose(0, 1) if "c" in needs else None,
             tuple(path.name for path in paths),
         )
-        return self.out_proj(self.out_norm(positions.spread(y))), evidence
+        normed, evidence = positions.merged(self.out_norm(positions.spread(y)), evidence)
+        return self.out_proj(normed), evidence
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], scanned: int | None = None) -> Costs:
-        """Costs of one sequence of ``tokens`` tokens, ``scanned`` of them (all by default) along ``paths``.
+    @property
+    def merged_width(self) -> int:
+        """E, the channels of the tokens that may merge before the output projection."""
+        return self.d_inner
 
-        The literature counts all paths, and no gate. The convolution is computed on the whole grid of ``layout``.
+    def costs(
+        self,
+        tokens: int,
+        layout: Layout,
+        paths: Sequence[ScanPath],
+        scanned: int | None = None,
+        projected: int | None = None,
+    ) -> Costs:
+        """Costs of one sequence of ``tokens`` tokens: ``scanned`` of them along ``paths``, ``projected`` by out_proj.
+
+        Both are all of them by default. The literature counts all paths, and no gate. The convolution is computed on
+        the whole grid of ``layout``.
         """
-        scanned = tokens if scanned is None else scanned
-        outside = 2 * tokens * self.d_model * self.d_inner + layout.patches * self.conv2d.weight.numel()
+        scanned, projected = (tokens if count is None else count for count in (scanned, projected))
+        outside = (tokens + projected) * self.d_model * self.d_inner + layout.patches * self.conv2d.weight.numel()
         projections = scanned * self.d_inner * (2 * self.dt_rank + 2 * self.d_state)
         products, channels = outside + len(paths) * projections, len(paths) * scanned * self.d_inner
         return Costs(

@@ -222,12 +222,12 @@ class VMamba(TimmPyramid):
 
         A reduction that leaves a full grid is not undone: the next stage is smaller, too.
         """
-        layout = state.grid or state.layout
-        assert layout is not None
-        if state.grid is not None:
-            maps = state.stream.transpose(1, 2).unflatten(2, layout.grid)
+        whole = state.current_layout
+        if whole is not None:
+            maps = state.stream.transpose(1, 2).unflatten(2, whole.grid)
         else:
-            maps = restore(state, layout.grid, "nearest" if state.offset is None else "skip")
+            assert state.layout is not None
+            maps = restore(state, state.layout.grid, "nearest" if state.offset is None else "skip")
         return _start(self.layers[stage - 1]["downsample"](maps.to(state.raw_hidden.dtype)))  # type: ignore[index]
 
     def classify(self, state: TokenState) -> Tensor:

@@ -1,7 +1,8 @@
 """Which blocks may remove tokens, and how many each may remove."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
@@ -28,7 +29,10 @@ class BlockInfo:
     is_sampled: bool
     """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
-    """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+    """Whether removing tokens here is useless: no MLP follows the mixer, and the block is the last of its stage or
+    tokens merge for MLPs alone."""
+    follow: Callable[[Layout], Layout] | None = None
+    """The grid on which the stage before ends -> the layout of this stage; ``None`` if it is ``layout`` always."""
 
 
 def block_infos(
@@ -38,6 +42,7 @@ def block_infos(
     layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])
+    follow = getattr(model, "layout_after", None)
     blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
         BlockInfo(
@@ -47,7 +52,8 @@ def block_infos(
             width=model.stages[number].width,
             has_evidence=bool(block.mixer.paths) and not is_sampled,
             is_sampled=is_sampled,
-            saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
+            saves_nothing=block.mlp is None and (policy.merges_in_mlp or block is model.stages[number].blocks[-1]),
+            follow=None if follow is None else partial(follow, number),
         )
         for (number, block), is_sampled in zip(blocks, sampled, strict=True)
     ]
@@ -58,8 +64,8 @@ def reducing_blocks(
 ) -> list[int]:
     """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on.
 
-    Left out are the last block of the model, blocks where a removal saves nothing, and blocks without the evidence that
-    the policy reads.
+    Left out are the last block of the model, unless tokens merge for its MLP alone, blocks where a removal saves
+    nothing, and blocks without the evidence that the policy reads.
 
     Args:
         layers: ``lower`` or ``upper`` for that half of the blocks alone, as in Famba-V.
@@ -72,7 +78,8 @@ def reducing_blocks(
         raise unknown("mtr.layers", str(layers), LAYERS)
     if not isinstance(interval, int) or interval < 1:
         raise UserError(f"mtr.interval must be at least 1, got {interval!r}.")
-    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
+    end = depth if policy.merges_in_mlp else depth - 1
+    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else end)
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
     candidates = range(max(first_block, start), stop, interval)
@@ -91,11 +98,20 @@ def can_decide(info: BlockInfo, policy: Policy) -> bool:
 
 def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
     """The most tokens that the policy can remove at each block, up to the wanted number."""
-    counts: list[int] = []
-    stage, length = -1, 0
+    return [possible for _, _, possible in possible_removals(policy, wanted, infos)]
+
+
+def possible_removals(
+    policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]
+) -> Iterator[tuple[int, Layout, int]]:
+    """For each block the tokens that enter it, the layout of its stage, and the count as of ``possible_counts``."""
+    stage, length, layout = -1, 0, infos[0].layout
     for count, info in zip(wanted, infos, strict=True):
-        if info.stage != stage:
-            stage, length = info.stage, info.tokens
-        counts.append(policy.possible(count, length, info.layout) if count else 0)
-        length -= counts[-1]
-    return counts
+        if info.stage != stage and (stage < 0 or info.follow is None):
+            length, layout = info.tokens, info.layout
+        elif info.stage != stage:
+            layout = info.follow(policy.grid(layout, length))
+            length = layout.tokens
+        stage, possible = info.stage, policy.possible(count, length, layout) if count else 0
+        yield length, layout, possible
+        length = policy.remaining(length, possible)

@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError
-from mtr_lab.measure.flops import model_costs
-from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_reduce, possible_counts, reducing_blocks
+from mtr_lab.measure.flops import model_costs, remaining_layouts
+from mtr_lab.reduction.blocks import (
+    BlockInfo,
+    block_infos,
+    can_decide,
+    can_reduce,
+    possible_counts,
+    possible_removals,
+    reducing_blocks,
+)
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
 from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
@@ -26,7 +34,8 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
 }
-"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before."""
+"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before. In a
+pyramid these are shares of the tokens of a stage."""
 
 
 class OutOfReach(UserError):
@@ -105,10 +114,11 @@ def make_schedule(
     resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
     size = resolution or picture_size(acting, model, img_size)
-    depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
+    depth, unreduced = len(infos), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, model, remove, layouts[0], skipped), size)
+        work = remaining_work(acting, model, remove, infos[0].layout, skipped)
+        (costs, tokens), layouts = model_costs(model, work, size), remaining_layouts(model, work, size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -152,7 +162,10 @@ def make_schedule(
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
         blocks = reducing_blocks(infos, policy, first_block, interval, layers)
-        shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
+        longest = max(info.tokens for info in infos)
+        shape = {
+            block: SHAPES[schedule](i, len(blocks)) * infos[block].tokens / longest for i, block in enumerate(blocks)
+        }
 
     def limited(wanted: Mapping[int, int]) -> Schedule:
         """The schedule of these counts by block, each limited to what the block can remove."""
@@ -233,17 +246,20 @@ def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> 
 def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo]) -> None:
     if len(counts) != len(infos) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one a block, got {counts}.")
-    possible = possible_counts(policy, counts, infos)
-    for block, (count, most, info) in enumerate(zip(counts, possible, infos, strict=True)):
+    places = possible_removals(policy, counts, infos)
+    for block, (count, (left, layout, most), info) in enumerate(zip(counts, places, infos, strict=True)):
         if count > most:
-            removed = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
-            left = info.tokens - removed
             choice = f"at most {most}"
             if policy.keeps_grid:
-                choice = " or ".join(map(str, removals(left, info.layout))) + ", in whole rows and columns"
+                choice = " or ".join(map(str, removals(left, layout))) + ", in whole rows and columns"
             raise UserError(
                 f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
                 f"remove {choice}."
+            )
+        if count and policy.merges_in_mlp and info.saves_nothing:
+            raise UserError(
+                f"mtr.schedule removes tokens at block {block}, which has no MLP for mtr.merge_at={policy.merge_at}: "
+                "set its count to 0."
             )
         if count and not can_decide(info, policy):
             if info.is_sampled and not policy.needs:

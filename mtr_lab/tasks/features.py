@@ -1,5 +1,7 @@
 """Feature maps of a backbone: its tokens at several depths, restored to the grid of patches."""
 
+from itertools import accumulate
+
 from torch import Tensor, nn
 
 from mtr_lab.backbones import Backbone, blocks_of, first_state, run
@@ -8,11 +10,13 @@ from mtr_lab.tokens import check_restoration, fit_grid, restore
 
 
 class FeatureMaps(nn.Module):
-    """The residual stream after several blocks, evenly spread over the depth, restored to the grid.
+    """The residual stream after several blocks, restored to the grid: a pyramid where the backbone is one.
 
         maps = FeatureMaps(mtr_lab.create_model("vim_s", pretrained=True))(images)
 
-    The backbone may be patched at any time, before or after; unpatched, the maps are the streams themselves.
+    The maps are those at the end of the last stages if there are as many stages as maps, else those of blocks that are
+    evenly spread over the depth. The backbone may be patched at any time, before or after; unpatched, the maps are the
+    streams themselves.
 
     Args:
         backbone: any model of this library for images; its head and last norm are not used.
@@ -33,7 +37,10 @@ class FeatureMaps(nn.Module):
             raise UserError(f"a backbone of {depth} blocks has no {levels} depths: give it more (backbone.depth).")
         self.backbone = backbone
         self.restoration = restoration
-        self.depths = [(i + 1) * depth // levels - 1 for i in range(levels)]
+        ends = list(accumulate(len(stage.blocks) for stage in backbone.stages))
+        is_pyramid = 1 < levels <= len(ends)
+        evenly = [(i + 1) * depth // levels - 1 for i in range(levels)]
+        self.depths = [end - 1 for end in ends[-levels:]] if is_pyramid else evenly
         """The blocks after which a map is taken, from 0."""
         stages = [stage for stage in backbone.stages for _ in stage.blocks]
         self._stages = [number for number, stage in enumerate(backbone.stages) for _ in stage.blocks]

@@ -79,14 +79,15 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
     Returns:
         (B, L, C').
     """
-    layout, is_whole = state.grid or state.layout, state.source is None or state.grid is not None
+    whole = state.current_layout
+    layout = whole or state.layout
     assert layout is not None
     assert not layout.special
-    if not is_whole:
+    if whole is None:
         patches = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
         values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
-    return maps if is_whole else take(maps, state.index)
+    return maps if whole else take(maps, state.index)
 
 
 def sample(values: Tensor, layout: Layout) -> Tensor:

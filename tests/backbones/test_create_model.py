@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small_models import geometry
 from timm.data import resolve_model_data_config
 
 import mtr_lab
@@ -44,6 +45,9 @@ def images() -> torch.Tensor:
         ("mambareg_s", 28),
         ("mambareg_b", 99),
         ("mambareg_l", 341),
+        ("vmamba_t", 30),
+        ("vmamba_s", 50),
+        ("vmamba_b", 89),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
@@ -54,8 +58,8 @@ def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_registered_with_timm(name: str) -> None:
-    model = timm.create_model(name, **TINY)
-    assert type(model) is type(create_model(name, **TINY))
+    model = timm.create_model(name, num_classes=5, **geometry(name, depth=2, width=24))
+    assert type(model) is type(create_model(name, num_classes=5, **geometry(name, depth=2, width=24)))
 
 
 def test_geometry_overrides_keep_the_upstream_names() -> None:
