@@ -73,7 +73,7 @@ class ConvPatchEmbed(nn.Module):
 
     def products(self, layout: Layout) -> int:
         """Multiply-accumulates, for an image whose sides are multiples of the stride."""
-        inner = sum(conv.weight.numel() for conv in (self.stem[0], *self.convs[::3]))  # type: ignore[union-attr,operator]
+        inner = sum(conv.weight.numel() for conv in (self.stem[0], *self.convs[::3]))
         return layout.patches * ((self.stride // 2) ** 2 * int(inner) + self.projection.weight.numel())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,6 +99,8 @@ class PlainMambaLayer(Block):
         own_drop_path: of this block's output, where ``dw`` needs the sum.
     """
 
+    own_drop_path: DropPath
+
     def __init__(self, mixer: PlainMamba2D, with_dwconv: bool, drop_path: float, own_drop_path: float) -> None:
         super().__init__(mixer, LayerNorm(mixer.d_model), drop_path=drop_path)
         self.mamba = self._modules.pop("mixer")
@@ -121,7 +123,7 @@ class PlainMambaLayer(Block):
         assert state.raw_residual is not None
         conv, norm, activation = self.dw
         stream = self.own_drop_path(state.raw_hidden) + state.raw_residual
-        maps = convolve(stream.to(state.raw_hidden.dtype), state, conv)  # type: ignore[arg-type]
+        maps = convolve(stream.to(state.raw_hidden.dtype), state, conv)
         tokens = activation(norm(maps.transpose(1, 2)[..., None]))[..., 0].transpose(1, 2)
         return state.with_streams(tokens, torch.zeros_like(state.raw_residual))
 
@@ -262,7 +264,8 @@ class PlainMamba(TimmInterface):
         """Images (B, channels, H, W) to the state before the first block."""
         self.patch_embed.check(images)
         maps = self.patch_embed(images)
-        layout, positions = Layout(maps.shape[2], maps.shape[3]), self.pos_embed
+        layout = Layout(maps.shape[2], maps.shape[3])
+        positions: Tensor = self.pos_embed
         if layout.grid != self.patch_embed.grid_size:
             positions = resize_positions(positions, _none, self.patch_embed.grid_size, layout.grid, antialias=False)
         return TokenState.start(maps.flatten(2).transpose(1, 2) + positions, (), layout)

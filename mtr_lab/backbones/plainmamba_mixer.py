@@ -27,8 +27,8 @@ class PlainMamba2D(nn.Module):
     """Four snake paths over the grid, with the same A, D and projections; their sum is gated.
 
     Step t of path k reads the input of the t-th token of the path, with Δ, B and C of the t-th token in raster order:
-    the authors' models are trained so. To B is added a vector for the move from the token before: right, left, up, down.
-    The bias of Δ is added twice.
+    the authors' models are trained so. A vector for the move from the token before (right,
+    left, up or down) is added to B, and the bias of Δ is added twice.
 
     Args:
         d_model: width C of the token stream.
@@ -73,7 +73,8 @@ class PlainMamba2D(nn.Module):
         u, scanned = positions.sample(F.silu(positions.convolve(x, self.conv2d)))
         options = scanned.scan_arguments(paths)
         low_rank, b, c = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta, bias = self.dt_proj(low_rank), self.dt_proj.bias
+        delta: Tensor = self.dt_proj(low_rank)
+        bias: Tensor = self.dt_proj.bias
         if options["gap"] is not None:  # Δ of a token without input has the bias twice, too
             delta, bias = delta - bias, 2 * bias
         pairs, moves = scanned.pairs(paths, by_rank=self.pairing == "rank"), scanned.moves(paths)
