@@ -112,7 +112,7 @@ class PlainMambaLayer(Block):
             self.own_drop_path = DropPath(own_drop_path)
 
     @property
-    def mixer(self) -> Any:  # type: ignore[override]
+    def mixer(self) -> Any:
         """``mamba``."""
         return self.mamba
 
@@ -121,16 +121,18 @@ class PlainMambaLayer(Block):
         if self.dw is None:
             return state
         assert state.raw_residual is not None
-        conv, norm, activation = self.dw
+        convolution: Any
+        convolution, norm, activation = self.dw
         stream = self.own_drop_path(state.raw_hidden) + state.raw_residual
-        maps = convolve(stream.to(state.raw_hidden.dtype), state, conv)
+        maps = convolve(stream.to(state.raw_hidden.dtype), state, convolution)
         tokens = activation(norm(maps.transpose(1, 2)[..., None]))[..., 0].transpose(1, 2)
         return state.with_streams(tokens, torch.zeros_like(state.raw_residual))
 
     def costs(self, mixed: int, transformed: int, layout: Layout, *args: Any, **kwargs: Any) -> Costs:
         """As of ``Block``, and of ``dw``, on the whole grid."""
         own = super().costs(mixed, transformed, layout, *args, **kwargs)
-        return own if self.dw is None else own + Costs.products(layout.patches * self.dw[0].weight.numel())
+        weights = 0 if self.dw is None else sum(p.numel() for p in self.dw[0].parameters())
+        return own + Costs.products(layout.patches * weights)
 
 
 class PlainMamba(TimmInterface):

@@ -28,8 +28,11 @@ from mtr_lab.tokens.pooling import ordinary_tokens
 SMALL = {"img_size": (24, 32), "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 5}
 OTHERS: dict[str, dict[str, Any]] = {
     "vmamba": {"img_size": (96, 104), "dims": 8, "depths": (2, 1, 3, 2), "num_classes": 5, "ssm_d_state": 2},
-    "plainmamba": {"img_size": (40, 56), "patch_size": 8, "depth": 5, "embed_dim": 128, "d_state": 2, "num_classes": 5},
-}
+    "plainmamba": {
+        "img_size": (48, 80), "patch_size": 8, "depth": 6, "embed_dim": 128, "d_state": 2, "num_classes": 5,
+        "num_convs_patch_embed": 1,
+    },
+}  # fmt: skip
 """Small geometries of families with other arguments, or whose stem is large beside their blocks."""
 
 
