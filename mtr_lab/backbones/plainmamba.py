@@ -374,7 +374,7 @@ CONFIGS = complete(
 
 
 def plainmamba_l1(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
-    """PlainMamba-L1, 7 M parameters; the authors state 3.0 GFLOPs at 224²."""
+    """PlainMamba-L1, 7.6 M parameters; the authors state 3.0 GFLOPs at 224²."""
     geometry = {"embed_dim": 192, "num_convs_patch_embed": 1, "layers_with_dwconv": (0,)}
     return build(PlainMamba, CONFIGS["plainmamba_l1"], pretrained, geometry, kwargs)
 
@@ -386,6 +386,6 @@ def plainmamba_l2(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
 
 
 def plainmamba_l3(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
-    """PlainMamba-L3, 50 M parameters; the authors state 14.4 GFLOPs at 224²."""
+    """PlainMamba-L3, 51 M parameters; the authors state 14.4 GFLOPs at 224²."""
     geometry = {"embed_dim": 448, "depth": 36, "num_convs_patch_embed": 2}
     return build(PlainMamba, CONFIGS["plainmamba_l3"], pretrained, geometry, kwargs)

@@ -42,9 +42,9 @@ def images() -> torch.Tensor:
         ("vim_b", 98),
         ("videomamba_m", 74),
         ("vim_nano", 2),
-        ("plainmamba_l1", 7),
+        ("plainmamba_l1", 7.5),
         ("plainmamba_l2", 26),
-        ("plainmamba_l3", 50),
+        ("plainmamba_l3", 51),
         ("mambareg_s", 28),
         ("mambareg_b", 99),
         ("mambareg_l", 341),
@@ -53,7 +53,7 @@ def images() -> torch.Tensor:
         ("vmamba_b", 89),
     ],
 )
-def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+def test_parameter_counts_are_the_published_ones(name: str, parameters: float) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.5)
