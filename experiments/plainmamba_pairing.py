@@ -1,4 +1,4 @@
-"""Which token gives Δ, B and C to a step of PlainMamba's scan in a reduced sequence: ``source`` or the shortcut ``rank``.
+"""Which token gives Δ, B and C to a step of PlainMamba's scan in a reduced sequence: ``source`` or ``rank``.
 
     python experiments/plainmamba_pairing.py
 

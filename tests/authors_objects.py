@@ -5,6 +5,8 @@ Their own code needs a GPU: every ``forward`` raises, as theirs does on a CPU.
 
 import json
 import math
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,107 @@ def mambareg(
             needs_cuda()
 
     return VisionMamba()
+
+
+class Linear2d(nn.Linear):
+    def forward(self, x):
+        needs_cuda()
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x):
+        needs_cuda()
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int, act: type[nn.Module]) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2, self.drop = (
+            Linear2d(width, hidden),
+            act(),
+            Linear2d(hidden, width),
+            nn.Dropout(0.0),
+        )
+
+    def forward(self, x):
+        needs_cuda()
+
+
+class SS2D(nn.Module):
+    def __init__(self, width: int, d_state: int, ratio: float, **attributes: Any) -> None:
+        super().__init__()
+        inner, rank = int(ratio * width), math.ceil(width / 16)
+        self.disable_z, self.disable_z_act, self.oact, self.with_dconv = True, False, False, True
+        scan_mode = attributes.pop("scan_mode", "cross2d")
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self.forward_core = partial(self.forward_corev2, force_fp32=False, no_einsum=True, scan_mode=scan_mode)
+        self.forward = self.forwardv2
+        self.out_norm = LayerNorm2d(inner)
+        self.in_proj, self.out_proj = Linear2d(width, inner, bias=False), Linear2d(inner, width, bias=False)
+        self.act, self.out_act, self.dropout = nn.SiLU(), nn.Identity(), nn.Identity()
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.x_proj_weight = nn.Parameter(torch.zeros(4, rank + 2 * d_state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.zeros(4, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.zeros(4, inner))
+        self.A_logs, self.Ds = nn.Parameter(torch.zeros(4 * inner, d_state)), nn.Parameter(torch.ones(4 * inner))
+
+    def forward_corev2(self, x, force_fp32=False, no_einsum=False, scan_mode="cross2d"):
+        needs_cuda()
+
+    def forwardv2(self, x, **kwargs):
+        needs_cuda()
+
+
+class VSSBlock(nn.Module):
+    def __init__(
+        self, width: int, d_state: int, ratio: float, mlp_ratio: float, act: Any, rate: float, **op: Any
+    ) -> None:
+        super().__init__()
+        self.ssm_branch, self.mlp_branch, self.post_norm, self.use_checkpoint = True, True, False, False
+        self.norm, self.norm2 = LayerNorm2d(width), LayerNorm2d(width)
+        self.op, self.drop_path = SS2D(width, d_state, ratio, **op), DropPath(rate)
+        self.mlp = Mlp(width, int(mlp_ratio * width), act)
+
+    def forward(self, x):
+        needs_cuda()
+
+
+def vssm(
+    dims: int = 12, depths: Any = (1, 1, 2, 1), ssm_d_state: int = 1, ssm_ratio: float = 1.0, mlp_ratio: float = 4.0,
+    in_chans: int = 3, num_classes: int = 10, drop_path_rate: float = 0.0, mlp_act: type[nn.Module] = nn.GELU,
+    posembed: bool = False, op: dict[str, Any] | None = None, **_: Any,
+) -> nn.Module:  # fmt: skip
+    """An object of a class like that of VMamba's authors, of the kind ``v05_noz``."""
+
+    class VSSM(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channel_first, self.num_layers, self.num_classes = True, len(depths), num_classes
+            self.dims = [dims * 2**i for i in range(len(depths))]
+            self.pos_embed = nn.Parameter(torch.zeros(1, dims, 4, 4)) if posembed else None
+            self.patch_embed = nn.Sequential(
+                nn.Conv2d(in_chans, dims // 2, 3, 2, 1), nn.Identity(), LayerNorm2d(dims // 2), nn.Identity(),
+                nn.GELU(), nn.Conv2d(dims // 2, dims, 3, 2, 1), nn.Identity(), LayerNorm2d(dims),
+            )  # fmt: skip
+            rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+            self.layers = nn.ModuleList()
+            for width, depth in zip(self.dims, depths, strict=True):
+                settings = width, ssm_d_state, ssm_ratio, mlp_ratio, mlp_act
+                blocks = nn.Sequential(*(VSSBlock(*settings, next(rates), **(op or {})) for _ in range(depth)))
+                down: nn.Module = nn.Identity()
+                if width != self.dims[-1]:
+                    conv = nn.Conv2d(width, 2 * width, 3, 2, 1)
+                    down = nn.Sequential(nn.Identity(), conv, nn.Identity(), LayerNorm2d(2 * width))
+                self.layers.append(nn.Sequential(OrderedDict(blocks=blocks, downsample=down)))
+            head = nn.Linear(self.dims[-1], num_classes)
+            parts = {"permute": nn.Identity(), "avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(1)}
+            self.classifier = nn.Sequential(OrderedDict(norm=LayerNorm2d(self.dims[-1]), **parts, head=head))
+
+        def forward(self, x):
+            needs_cuda()
+
+    return VSSM()
 
 
 KINDS = {

@@ -42,7 +42,7 @@ KEYS = {
     "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
     "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "
-    "mtr.merge_at",
+    "mtr.merge_at mtr.last_block mtr.read_share",
     "train": "backbone.drop_path_rate dataset.root dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "

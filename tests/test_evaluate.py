@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from small_run import SMALL
 
 from mtr_lab import create_model
@@ -310,13 +312,17 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
         sweep = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
         (jobs,) = BasicSweeper.split_arguments(sweep, max_batch_size=None)
         assert len(jobs) > 1
+        compose = cache(lambda *choices: hydra.compose("config", [f"experiment={preset}", *choices]))
+        build = cache(lambda name: make_meta_model(config.backbone))
         seen = []
         for job in jobs:
-            config = hydra.compose("config", [f"experiment={preset}", *job])
+            values = [override for override in job if override.startswith("mtr.")]
+            choices = compose(*(override for override in job if override not in values))
+            config = OmegaConf.merge(choices, OmegaConf.from_dotlist(values))
             expected = dict.fromkeys(("nano_policies", "nano_pictures", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
-            reduction = Reduction(make_meta_model(config.backbone), policy_settings(config.mtr))
+            reduction = Reduction(build(config.backbone.name), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
             ratios = [None] if config.mtr.ratio is None else config.mtr.ratio  # the counts are given
             assert [point.ratio for point in points] == [0, *ratios]

@@ -1,6 +1,7 @@
 """Adapt weights to another grid of patches, number of frames or number of input channels."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -46,22 +47,35 @@ def fit_positions(
 
 
 def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:
-    """Raise a ``UserError`` unless embeddings (patches, C) of an unstated grid are those of (rows, columns).
+    """Raise a ``UserError`` unless embeddings (patches, C) of an unstated grid may be those of (rows, columns).
 
     In a trained model neighbours differ least. If the patches a row apart differ more than they would on the turned
-    grid, rows and columns are probably confused.
+    grid, rows and columns are probably confused; if they differ about as much, a warning says that nothing tells.
     """
     rows, columns = grid
     if rows * columns != len(patches):
         doubt, advice = "is neither a square nor the model's number", "[ROWS,COLUMNS]"
-    elif min(grid) > 1 and _roughness(patches, columns) > 1.25 * _roughness(patches, rows):
-        doubt, advice = f"look like {columns} x {rows} ones, not {rows} x {columns}", f"[{columns},{rows}]"
     else:
-        return
+        own, turned = _roughness(patches, columns), _roughness(patches, rows)
+        if min(grid) == 1 or own * _CLEAR <= turned:
+            return
+        if own <= turned * _CLEAR:
+            warnings.warn(
+                f"{label} does not state its grid, and pos_embed does not tell {rows} x {columns} patches from "
+                f"{columns} x {rows}: it is taken as {rows} x {columns}. If it is not, give "
+                f"checkpoint_grid=[{columns},{rows}] (backbone.checkpoint_grid=[{columns},{rows}]).",
+                stacklevel=8,
+            )
+            return
+        doubt, advice = f"look like {columns} x {rows} ones, not {rows} x {columns}", f"[{columns},{rows}]"
     raise UserError(
         f"{label}: pos_embed has {len(patches)} patches, which {doubt}, and the file does not state its grid: give "
         f"checkpoint_grid={advice} (backbone.checkpoint_grid={advice})."
     )
+
+
+_CLEAR = 1.25
+"""The ratio from which two roughnesses differ clearly."""
 
 
 def _roughness(patches: Tensor, columns: int) -> float:

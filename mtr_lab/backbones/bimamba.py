@@ -40,7 +40,7 @@ class BiMamba(nn.Module):
     """
 
     paths = (PATHS["forward"], PATHS["backward"])
-    reads_neighbours = True
+    reads_neighbours = reads_tokens = True
 
     def __init__(
         self, d_model: int, d_state: int, *, average_directions: bool, d_conv: int = 4, expand: int = 2
@@ -51,7 +51,7 @@ class BiMamba(nn.Module):
         self.dt_rank = math.ceil(d_model / 16)
         self.merged_width = self.d_inner
         self.average_directions = average_directions
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.in_proj = as_built(nn.Linear(d_model, 2 * self.d_inner, bias=False))
         for suffix in SUFFIX.values():
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
             x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
@@ -69,7 +69,7 @@ class BiMamba(nn.Module):
     def forward(
         self, hidden: Tensor, positions: Positions | None = None, needs: Sequence[str] = ()
     ) -> tuple[Tensor, Evidence]:
-        """Mix the tokens: (B, L, C) -> (B, L, C), and the requested evidence.
+        """Mix the tokens: (B, L, C) -> (B, L, C), or of ``positions.read`` (B, S, C), and the requested evidence.
 
         Args:
             hidden: normalised tokens, (B, L, C).
@@ -78,6 +78,8 @@ class BiMamba(nn.Module):
         """
         positions = positions or Positions()
         paths = positions.select_paths(self.paths)
+        if positions.read is not None:
+            return self.out_proj(self._read(hidden, positions, paths, positions.read)), Evidence.none(hidden)
         stats = tuple(name for name in needs if name in ops.STATS)
         options = {**positions.scan_arguments(paths), "stats": stats}
         xz = self.in_proj(hidden)
@@ -107,21 +109,61 @@ class BiMamba(nn.Module):
         y, evidence = positions.merged(y, evidence)
         return self.out_proj(y), evidence
 
-    def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], *, projected: int | None = None) -> Costs:
-        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``, ``projected`` of them in out_proj.
+    def _read(self, hidden: Tensor, positions: Positions, paths: Sequence[ScanPath], read: Tensor) -> Tensor:
+        """The input (B, S, E) of out_proj, for the tokens at ``read`` (B, S) alone."""
+        if is_plain(self.in_proj):
+            x, z = (
+                F.linear(tokens, weight)
+                for tokens, weight in zip((hidden, take(hidden, read)), self.in_proj.weight.chunk(2), strict=True)
+            )
+        else:
+            x, z = self.in_proj(hidden).chunk(2, dim=-1)
+            z = take(z, read)
+        options, neighbours = positions.scan_arguments(paths), positions.neighbours()
+        inner = [[getattr(self, name + SUFFIX[path.name]) for path in paths] for name in INNER]
+        scale = 0.5 if self.average_directions else 1.0
+        if all(is_plain(module) for modules in inner for module in modules):
+            weights = self._weights(paths, *inner)
+            return ops.mamba_inner_read(x, z, read, weights, scale=scale, packed=self.packed, **neighbours, **options)
+        aligned = options["gap"] is not None
+        u, delta, b, c, bias = self._projected_by_modules(x, paths, *inner, aligned=aligned, **neighbours)
+        A_log, D = self._states(paths)
+        y, _ = ops.selective_scan(u, delta, ops.state_matrix(A_log), b, c, torch.stack(D), delta_bias=bias, **options)
+        return ops.gated(y, z, read, scale)
+
+    def costs(
+        self,
+        tokens: int,
+        layout: Layout,
+        paths: Sequence[ScanPath],
+        *,
+        projected: int | None = None,
+        read: int | None = None,
+    ) -> Costs:
+        """Costs of one sequence of ``tokens`` tokens, scanned along ``paths``.
 
         The literature counts a single direction, and the padding of the convolution, too.
+
+        Args:
+            tokens, layout, paths: as in ``Mixer.costs``.
+            projected: the number of tokens in out_proj, by default all.
+            read: the number of tokens whose output alone is read.
         """
         width, inner, rank, states = self.d_model, self.d_inner, self.dt_rank, self.d_state
-        projections = width * inner * (2 * tokens + (tokens if projected is None else projected))  # in_proj, out_proj
-        direction = tokens * inner * (self.d_conv + rank + 2 * states + rank)  # conv1d, x_proj, dt_proj
-        padding = self.d_conv * inner * (self.d_conv - 1)
-        scan = 9 * tokens * inner * states + 2 * tokens * inner
         directions = len(paths)
+        scanned, scan = directions * tokens, directions * tokens * inner * (9 * states + 2)
+        projections = 2 * tokens + (tokens if projected is None else projected)  # in_proj and out_proj
+        if read is not None:
+            projections = tokens + 2 * read
+            if ops.reads_one_token(read, [path.reverse for path in paths]):
+                scanned = tokens + 1
+                scan = inner * (ops.STATE_FLOPS * scanned * states + directions * (ops.OUTPUT_FLOPS * states + 2))
+        products = scanned * inner * (self.d_conv + rank + 2 * states + rank)  # conv1d, x_proj, dt_proj
+        padding = self.d_conv * inner * (self.d_conv - 1)
         return Costs(
-            flops=2 * (projections + directions * direction) + directions * scan,
-            literature=projections + direction + padding + scan,
-            exponentials=directions * tokens * inner * states,
+            flops=2 * (width * inner * projections + products) + scan,
+            literature=width * inner * projections + (products + scan) // max(directions, 1) + padding,
+            exponentials=scanned * inner * states,
         )
 
     def _weights(self, paths: Sequence[ScanPath], conv1d: Any, x_proj: Any, dt_proj: Any) -> ops.MambaWeights:

@@ -6,6 +6,7 @@ Lightning). The names that the model expects tell which of its mappings are weig
 """
 
 import json
+import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,9 +56,14 @@ class StateDict:
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.entry, self.prefix and f"{self.prefix}*"))) or "the file itself"
 
+    @property
+    def key(self) -> str:
+        """The key that means this state dict alone."""
+        return f"{self.entry}.{self.prefix}".strip(".")
+
     def is_called(self, key: str) -> bool:
         """Whether a user who gives this key means it."""
-        return key.removesuffix(".") in (self.entry, self.prefix[:-1], f"{self.entry}.{self.prefix}"[:-1])
+        return key.removesuffix(".") in (self.entry, self.prefix[:-1], self.key)
 
 
 def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
@@ -73,10 +80,13 @@ def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
         return [path], commit
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        if any(Path(shard).is_absolute() or ".." in Path(shard).parts for shard in shards):
-            raise ValueError("it names a file in another folder.")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error)}") from error
+        if not shards or any(not (p := Path(shard)).name or p.is_absolute() or ".." in p.parts for shard in shards):
+            raise ValueError("it names no file, or one in another folder.")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error)} Expected a weight_map "
+            "from the names of parameters to files in its folder."
+        ) from error
     folder = checkpoint.rpartition("/")[0]
     return [path, *(fetch(f"{folder}/{shard}" if folder else shard, revision)[0] for shard in shards)], commit
 
@@ -85,34 +95,67 @@ def read(files: list[Path]) -> Any:
     """The content of the files of a checkpoint.
 
     Raises:
-        UserError: a file that is damaged, or that holds objects other than tensors and plain values.
+        UserError: a file that is damaged, or that holds objects other than tensors and plain values; a parameter in
+            several files.
     """
     if len(files) == 1:
         return _read(files[0])
     content: dict[str, Any] = {}
     for file in files[1:]:
         shard = _read(file)
-        content |= shard if isinstance(shard, dict) else {}
+        shard = shard if isinstance(shard, dict) else {}
+        if twice := [name for name in shard if name in content]:
+            raise UserError(
+                f"checkpoint {files[0]}: {twice[0]} is in {file.name} and in another file, expected in one."
+            )
+        content |= shard
     return content
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one, by its content: the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _read(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals([(_stand_in(name), name) for name in _globals(path) if _is_data(name)]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        inert: list[Any] = [(_stand_in(name), name) for name in _globals(path) if _is_data(name)]
+        with torch.serialization.safe_globals(inert), path.open("rb") as file:  # by the path it would go by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"cannot read checkpoint {path}: {first_line(error)}") from error
+    except (SafetensorError, zipfile.BadZipFile) as error:
+        raise damaged(path, error) from error
     except Exception as error:  # damaged bytes make the unpickler raise anything from KeyError to struct.error
-        reason = first_line(error)
-        if path.suffix != ".safetensors" and not isinstance(error, OSError):
-            # PyTorch's own message advises to execute the file, or quotes an error inside the unpickler.
-            reason = "it is neither a safetensors file nor a PyTorch checkpoint that contains tensors alone."
-            if classes := _foreign_classes(path):
-                reason += (
-                    f" It holds objects of {', '.join(classes[:3])}, which would run code: save the weights alone, "
-                    "torch.save(model.state_dict(), FILE)."
-                )
-        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
+        # PyTorch's own message advises to execute the file, or quotes an error inside the unpickler.
+        reason, advice = "it is neither a safetensors file nor a PyTorch checkpoint that contains tensors alone.", ""
+        if classes := _foreign_classes(path):
+            advice = f" It holds objects of {', '.join(classes[:3])}, which would run code: save the weights alone, "
+            advice += "torch.save(model.state_dict(), FILE)."
+        raise UserError(f"cannot read checkpoint {path}: {reason}{advice or _AGAIN}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` if the content of a zip file does not have the checksums in it, which PyTorch ignores."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            has_sums = any(entry.CRC for entry in file.infolist())  # PyTorch can be told to write none
+            if has_sums and file.testzip() is not None:
+                raise zipfile.BadZipFile("Its content does not have its checksums.")
+
+
+_AGAIN = " Download or save it again."
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """The error about a file of a known format with other bytes than it was saved with."""
+    return UserError(
+        f"cannot read checkpoint {path}: it is damaged or incomplete. {first_line(error).rstrip('.')}.{_AGAIN}"
+    )
 
 
 def _stand_in(name: str) -> type:

@@ -43,9 +43,9 @@ def build(
             ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the
             registered weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and
             ``checkpoint_grid`` (see ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
-            other classes, leave the head untrained instead of raising an error), the arguments of timm's factory, and
-            for a model that returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the
-            last).
+            other classes or none, leave the head untrained instead of raising an error), the arguments of timm's
+            factory, and for a model that returns feature maps ``features_only`` and ``out_indices`` (blocks, or how
+            many of the last).
 
     Returns:
         The model, or with ``features_only`` timm's wrapper of it.
@@ -64,8 +64,14 @@ def build(
     if "in_chans" in kwargs:
         kwargs["channels"] = kwargs.pop("in_chans")
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
-    if not isinstance(dtype, torch.dtype | None):
-        raise UserError(f"dtype of {name}={dtype!r}: expected a torch.dtype, such as torch.bfloat16.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype of {name}={dtype!r}: expected a floating-point torch.dtype, such as torch.bfloat16.")
+    try:
+        device = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"device of {name}={device!r}: expected a torch.device, such as 'cuda'.") from error
+    if not isinstance(any_head, bool):
+        raise UserError(f"new_head of {name}={any_head!r}: expected true or false.")
     kwargs = translate(name, getattr(family, "keywords", {}), kwargs)
     _check_arguments(name, family, kwargs)
     if not isinstance(pretrained, bool):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from mtr_lab.backbones.interface import MEMBERS, Backbone, missing_members
 from mtr_lab.backbones.plain import KINDS, has_hooks, is_untouched
@@ -22,7 +23,8 @@ Reader = Callable[[nn.Module], nn.Module | None]
 """An object -> a model of ours that computes the same, without weights; ``None`` if the object is of another class.
 
 Raises a ``UserError`` for a variant that the family does not represent. The model's ``stands_for`` names its methods
-that compute what methods of the object compute.
+that compute what methods of the object compute; its method ``copy_settings`` gives it what may change in the object
+besides parameters and modules, and is called before each forward pass.
 """
 
 _readers: dict[str, Reader] = {}
@@ -43,10 +45,11 @@ def recognises(family: str) -> Callable[[Reader], Reader]:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model in the wrappers of ``torch.compile`` and of data parallelism."""
     while True:
-        if "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        elif list(model._modules) == ["module"] and missing_members(model):
-            model = model.get_submodule("module")
+        children = dict(model.named_children())
+        if "_orig_mod" in children:
+            model = children["_orig_mod"]
+        elif list(children) == ["module"] and missing_members(model):
+            model = children["module"]
         else:
             return model
 
@@ -81,14 +84,16 @@ class Substitute:
         self._share(model)
 
     def follow(self, model: nn.Module) -> Any:
-        """Our model, with the object's present parameters and mode.
+        """Our model, with the object's present parameters, settings and mode.
 
         Raises:
             UserError: the object has got parameters that do not fit, hooks, or other modules.
         """
         parts = list(_parts(model))
         if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
+            _read(model)  # raises a UserError if a new part is a variant that is not represented
             self._share(model)
+        self.ours.copy_settings(model)
         if self.ours.training != model.training:
             self.ours.train(model.training)
         return self.ours
@@ -120,13 +125,31 @@ def _in_place_of(model: nn.Module) -> Any:
     """Our model in a patched object's place, a new one for another object; ``None`` if no family recognises it."""
     if isinstance(routed := vars(model).get("forward"), Routed):
         return routed.substitute.follow(model)
-    for reader in _readers.values():
-        with torch.device("meta"):
-            ours: Any = reader(model)
+    ours = _read(model)
+    if ours is None:
+        return None
+    kind = type(model)
+    ours.weights = ours.weights | {"source": f"an object of {kind.__module__}.{kind.__qualname__}"}
+    return Substitute(model, ours).ours
+
+
+def _read(model: nn.Module) -> Any:
+    """Our model for an object, without weights; ``None`` if no family recognises it.
+
+    Raises:
+        UserError: a variant that is not represented, or an object that has but a part of the authors' modules.
+    """
+    for family, reader in _readers.items():
+        try:
+            with torch.device("meta"):
+                ours = reader(model)
+        except (AttributeError, IndexError) as error:
+            raise UserError(
+                f"{type(model).__name__} has the mixers of {family}, but not all modules and attributes of its "
+                f"authors' class: {error}."
+            ) from error
         if ours is not None:
-            kind = type(model)
-            ours.weights = ours.weights | {"source": f"an object of {kind.__module__}.{kind.__qualname__}"}
-            return Substitute(model, ours).ours
+            return ours
     return None
 
 
@@ -195,7 +218,7 @@ def check_methods(model: nn.Module, methods: Iterable[str]) -> None:
     """Raise a ``UserError`` if a method was replaced, or is not that of the class which first defined it."""
     for method in methods:
         defining = [kind for kind in type(model).__mro__[:-2] if method in vars(kind) and not _is_torch(kind)]
-        if len(defining) > 1 or method in vars(model):
+        if len(defining) > 1 or not isinstance(vars(model).get(method), Routed | None):
             replaced = f"{type(model).__name__}.{method}"
             base = f" is not {defining[-1].__name__}.{method}" if len(defining) > 1 else " was replaced in this object"
             raise UserError(f"{replaced}{base}: mtr_lab computes what the authors' own class does, and no other.")
@@ -203,9 +226,11 @@ def check_methods(model: nn.Module, methods: Iterable[str]) -> None:
 
 def _check_modules(model: nn.Module, ours: nn.Module) -> None:
     """Raise a ``UserError`` if a module of the object does anything that its counterpart in our model does not."""
-    counterparts = dict(ours.named_modules())
+    counterparts: dict[str, Any] = dict(ours.named_modules())
+    equivalents, sets_forward = getattr(ours, "equivalents", {}), getattr(ours, "sets_forward", ())
     for name, module in model.named_modules():
-        kind, counterpart = type(module), counterparts.get(name)
+        counterpart = counterparts.get(name)
+        kind = equivalents.get(type(module).__name__, type(module))
         if has_hooks(module):
             raise UserError(
                 f"{name or kind.__name__} has a hook, which mtr_lab would not call: remove it, or load the object's "
@@ -213,7 +238,6 @@ def _check_modules(model: nn.Module, ours: nn.Module) -> None:
             )
         if not name:
             continue
-        check_methods(module, ["forward"])
         built_in = type(counterpart) in KINDS
         stateless = counterpart is None or type(counterpart).__name__ in _STATELESS
         if (built_in and kind is not type(counterpart)) or (stateless and kind.__name__ not in _STATELESS):
@@ -222,6 +246,10 @@ def _check_modules(model: nn.Module, ours: nn.Module) -> None:
                 f"{name} is {kind.__module__}.{kind.__qualname__}, {expected}: merge adapters, undo parametrisations "
                 "and quantisation first."
             )
+        if isinstance(counterpart, _ConvNd) and repr(module) != repr(counterpart):
+            raise UserError(f"{name} is {module}, the authors' is {counterpart}: mtr_lab computes the latter alone.")
+        if name.rpartition(".")[2] not in sets_forward:
+            check_methods(module, ["forward"])
 
 
 def _is_torch(kind: type) -> bool:

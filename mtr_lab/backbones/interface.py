@@ -26,6 +26,10 @@ class ModelReduction(Protocol):
     def reads_source(self) -> bool:
         """Whether blocks read ``source`` of their tokens."""
 
+    @property
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
 
@@ -35,6 +39,9 @@ class ModelReduction(Protocol):
 
 class Backbone(Protocol):
     """A classifier whose stages consist of blocks; a module. B images, C channels, K classes."""
+
+    # A backbone whose head may read the special tokens alone has ``reads_special_alone``, too, whether it does: it then
+    # passes ``special_alone=True`` to ``last_state``, and a policy may let the last block compute these tokens alone.
 
     reduction: Any
     """The :class:`ModelReduction` in force, ``None`` for none; set and removed by ``mtr_lab.reduction``."""
@@ -96,17 +103,29 @@ def blocks_of(model: Backbone) -> list[Block]:
     return [block for stage in model.stages for block in stage.blocks]
 
 
-def first_state(model: Backbone, images: Tensor, *, traced: bool = False, tracking_offset: bool = False) -> TokenState:
+def first_state(
+    model: Backbone,
+    images: Tensor,
+    *,
+    traced: bool = False,
+    tracking_offset: bool = False,
+    special_alone: bool = False,
+) -> TokenState:
     """Images (B, channels, H, W) -> the state before the first block, after the policy has acted on both.
 
     Args:
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
             over the original positions, tracks it anyway.
-        tracking_offset: track ``offset``, too, for the restoration ``skip``.
+        tracking_offset: track ``offset``, too, for the restoration ``skip``. A model that restores its stages so
+            (``restoration = "skip"``) tracks it anyway while tokens merge. Dropped ones gain nothing, and the nearest
+            survivor is the better guess.
+        special_alone: after the last block, a head reads the special tokens alone.
     """
     reduction = model.reduction
     picture = images if reduction is None else reduction.on_picture(images)
-    state = model.embed(picture)
+    state = model.embed(picture)._replace(special_alone=special_alone)
+    if reduction is not None and reduction.merges_tokens and len(model.stages) > 1:
+        tracking_offset = tracking_offset or getattr(model, "restoration", None) == "skip"
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:
@@ -130,6 +149,7 @@ def run(model: Backbone, state: TokenState, first: int = 0) -> Iterator[tuple[To
     for number, stage in enumerate(model.stages):
         if first < start:
             before, state = state, model.enter(number, state)
+            state = state._replace(special_alone=before.special_alone)
             state = state if before.source is None else state.traced()
             state = state if before.offset is None else state.tracking_offset()
         for block in stage.blocks[max(first - start, 0) :]:
@@ -146,9 +166,9 @@ def run_block(model: Backbone, block: Block, state: TokenState) -> TokenState:
     return TokenState(*block(*state))
 
 
-def last_state(model: Backbone, images: Tensor) -> TokenState:
-    """Images (B, channels, H, W) -> the state after the last block."""
-    state = first_state(model, images)
+def last_state(model: Backbone, images: Tensor, *, special_alone: bool = False) -> TokenState:
+    """Images (B, channels, H, W) -> the state after the last block; ``special_alone`` as in ``first_state``."""
+    state = first_state(model, images, special_alone=special_alone)
     for _, after in run(model, state):
         state = after
     return state

@@ -23,7 +23,11 @@ class Keyword:
 
     def check(self, what: str, value: Any, advice: str) -> None:
         """Raise a ``UserError`` about ``what``, with the advice, unless the value is represented."""
-        if not self.fits(value):
+        try:
+            fits = bool(self.fits(value))
+        except (TypeError, ValueError, RuntimeError):  # of another type, for instance an array
+            fits = False
+        if not fits:
             raise UserError(f"{what} is not represented: {self.otherwise}. {advice}.")
 
 

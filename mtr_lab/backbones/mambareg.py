@@ -18,7 +18,7 @@ from mtr_lab.backbones.keywords import MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.norms import RMSNorm
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
+from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 from mtr_lab.errors import UserError
 from mtr_lab.tokens import TokenState
 
@@ -111,6 +111,12 @@ class MambaReg(VisionMamba):
     def initialise(self) -> None:
         initialise_vim(self, len(self.layers))
 
+    def copy_settings(self, model: Any) -> None:
+        """Take over the settings of an object of the authors' class: every ε."""
+        copy_epsilons(model, self)
+        if hasattr(model, "norm_neck") and self.norm_neck.eps != model.norm_neck.eps:
+            self.norm_neck.eps = model.norm_neck.eps
+
 
 def _hub(size: str, top1: float) -> dict[str, Any]:
     """The authors' weights on the Hugging Face Hub, their accuracy and their preprocessing by the authors' README."""
@@ -167,9 +173,7 @@ def read_object(model: Any) -> nn.Module | None:
     registers = {"num_cls_tokens": model.num_cls_tokens, "cls_reduce": model.cls_reduce}
     ours = build(MambaReg, CONFIGS["mambareg_s"], False, {}, read_arguments(model, MambaReg) | registers)
     _check_order(model, ours)
-    copy_settings(model, ours)
-    if hasattr(model, "norm_neck"):
-        ours.norm_neck.eps = model.norm_neck.eps
+    ours.copy_settings(model)
     return ours
 
 

@@ -1,12 +1,15 @@
 """Decide whether the parameters of a module may be used directly, without calling the module."""
 
+from typing import TypeVar
+
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+Built = TypeVar("Built", bound=nn.Module)
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def as_built(module: nn.Module) -> nn.Module:
+def as_built(module: Built) -> Built:
     """Mark the module as built by its owner, who may use its parameters directly; a replacement lacks the mark."""
     module.as_built = True  # type: ignore[assignment]
     return module

@@ -1,10 +1,11 @@
-"""The mixer of VMamba: a selective scan over a grid along four paths, with parameters for each of them.
+"""The blocks of VMamba: a selective scan over a grid along four paths, with parameters for each of them, and an MLP.
 
 Parameter names are the authors' (``forward_type="v05_noz"``), so that their checkpoints load strictly.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
+from mtr_lab.backbones.norms import LayerNorm
+from mtr_lab.backbones.stage import Block
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
 
@@ -126,3 +129,34 @@ class SS2D(nn.Module):
         chosen = [self.paths.index(path) for path in paths]
         x_proj, dt_proj, dt_bias, A_log, D = (torch.stack([part[i] for i in chosen]) for part in parameters)
         return x_proj, dt_proj, dt_bias, A_log, D
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class VSSBlock(Block):
+    """A block with the authors' names: its mixer is ``op``, and the norm before its MLP ``norm2``."""
+
+    def __init__(self, dim: int, d_state: int, ssm_ratio: float, mlp_ratio: float, drop_path: float) -> None:
+        mlp = Mlp(dim, int(mlp_ratio * dim))
+        super().__init__(SS2D(dim, d_state, ssm_ratio), LayerNorm(dim), mlp, LayerNorm(dim), drop_path)
+        self.op, self.norm2 = self._modules.pop("mixer"), self._modules.pop("mlp_norm")
+
+    @property
+    def mixer(self) -> Any:
+        """``op``."""
+        return self.op
+
+    @property
+    def mlp_norm(self) -> Any:  # type: ignore[override]
+        """``norm2``."""
+        return self.norm2

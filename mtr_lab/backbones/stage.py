@@ -42,6 +42,8 @@ class Mixer(Protocol):
     # A mixer that convolves along the sequence, over ``Positions.neighbours``, has ``reads_neighbours = True``.
     # One whose tokens may merge before its output projection, by ``Positions.merged``, has ``merged_width``, too, the
     # channels of the tokens that merge; its ``costs`` take ``projected``, the number of tokens in the projection.
+    # One that returns the output (B, S, C) of the tokens at ``positions.read`` alone has ``reads_tokens = True``, too:
+    # its ``costs`` take ``read``, their number.
 
     def __call__(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Normalised tokens (B, L, C) -> mixed tokens and the requested evidence (``Evidence.none`` without a scan)."""
@@ -91,17 +93,20 @@ class Block(nn.Module):
         layout: Layout | None = None,
         offset: Tensor | None = None,
         grid: Layout | None = None,
+        special_alone: bool = False,
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
         size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
         hidden = self.drop_path(raw_hidden) if self.mlp is None else raw_hidden
         normed, residual = self.norm(hidden, raw_residual, pending)
-        state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid)
+        state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid, special_alone)
         reduction = self.reduction
         if reduction is None:
             hidden, evidence = self.mixer(normed, Positions(state))
         else:
-            hidden, evidence = self.mixer(normed, reduction.positions(state), reduction.needs)
+            positions = reduction.positions(state)
+            hidden, evidence = self.mixer(normed, positions, reduction.needs)
+            hidden, residual = positions.streams(hidden, residual)
         state = self.settle(state.with_streams(hidden, residual))
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)
@@ -131,6 +136,7 @@ class Block(nn.Module):
         *,
         scanned: int | None = None,
         projected: int | None = None,
+        read: int | None = None,
     ) -> Costs:
         """The costs for one sequence.
 
@@ -141,8 +147,9 @@ class Block(nn.Module):
             paths: the paths to scan, by default all of the mixer's.
             scanned: the number of tokens that the mixer scans, if these are not all.
             projected: the number of tokens in the mixer's output projection, if these are not all.
+            read: the number of tokens whose output alone is read, if these are not all.
         """
-        counts = {"scanned": scanned, "projected": projected}
+        counts = {"scanned": scanned, "projected": projected, "read": read}
         options = {name: count for name, count in counts.items() if count is not None}
         costs: Costs = self.mixer.costs(mixed, layout, self.mixer.paths if paths is None else paths, **options)
         return costs if self.mlp is None else costs + linear_costs(self.mlp, transformed)

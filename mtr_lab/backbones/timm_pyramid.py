@@ -34,6 +34,10 @@ class TimmPyramid(nn.Module, ABC):
         """See :class:`Backbone`."""
 
     @abstractmethod
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images."""
+
+    @abstractmethod
     def get_classifier(self) -> nn.Module:
         """The head."""
 
@@ -43,6 +47,7 @@ class TimmPyramid(nn.Module, ABC):
 
     def forward_state(self, images: Tensor) -> TokenState:
         """(B, channels, H, W) -> the state after the last block."""
+        self.check(images)  # a policy may resize them first
         return last_state(self, images)  # type: ignore[arg-type]
 
     def normalise(self, state: TokenState) -> Tensor:
@@ -108,6 +113,7 @@ class TimmPyramid(nn.Module, ABC):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NHWC.")
+        self.check(images)
         backbone: Any = self
         wanted, maps = self.blocks_at(indices), []
         grids = [layout.image_grid for layout in backbone.layouts(images.shape[-2:])]

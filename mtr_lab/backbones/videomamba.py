@@ -18,7 +18,7 @@ from mtr_lab.backbones.initialisation import initialise_videomamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
+from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 
 
 class VideoMamba(VisionMamba):
@@ -56,6 +56,11 @@ class VideoMamba(VisionMamba):
 
     def initialise(self) -> None:
         initialise_videomamba(self, len(self.layers))
+
+    def copy_settings(self, model: Any) -> None:
+        """Take over the settings of an object of the authors' class: every ε, checkpointing."""
+        copy_epsilons(model, self)
+        self.grad_checkpointing = bool(getattr(model, "use_checkpoint", False))
 
 
 def _hub(file: str, top1: float) -> dict[str, Any]:
@@ -104,8 +109,6 @@ def read_object(model: Any) -> nn.Module | None:
     mixers = mixers_of(model)
     if not mixers or not hasattr(mixers[0], "bimamba") or hasattr(mixers[0], "bimamba_type"):
         return None
-    checkpointing = {"use_checkpoint": bool(getattr(model, "use_checkpoint", False))}
-    arguments = read_arguments(model, VideoMamba) | checkpointing
-    ours = build(VideoMamba, CONFIGS["videomamba_ti"], False, {}, arguments)
-    copy_settings(model, ours)
+    ours = build(VideoMamba, CONFIGS["videomamba_ti"], False, {}, read_arguments(model, VideoMamba))
+    ours.copy_settings(model)
     return ours

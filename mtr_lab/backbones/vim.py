@@ -15,7 +15,7 @@ from mtr_lab.backbones.initialisation import initialise_vim
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
 from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
-from mtr_lab.backbones.vision_mamba_objects import copy_settings, mixers_of, read_arguments
+from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 
 IMAGENETTE = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -70,6 +70,15 @@ class Vim(VisionMamba):
 
     def initialise(self) -> None:
         initialise_vim(self, len(self.layers))
+
+    def copy_settings(self, model: Any) -> None:
+        """Take over the settings of an object of the authors' class: every ε, whether directions are averaged."""
+        copy_epsilons(model, self)
+        for layer, block in zip(model.layers, self.blocks, strict=True):
+            attributes = vars(layer.mixer)
+            divides = bool(attributes.get("if_divide_out", attributes.get("if_devide_out", False)))
+            if block.mixer.average_directions != divides:
+                block.mixer.average_directions = divides
 
 
 def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
@@ -138,8 +147,5 @@ def read_object(model: Any) -> nn.Module | None:
         return None
     middle = {"use_middle_cls_token": bool(getattr(model, "use_middle_cls_token", False))}
     ours = build(Vim, CONFIGS["vim_ti"], False, {}, read_arguments(model, Vim) | middle)
-    copy_settings(model, ours)
-    for mixer, block in zip(mixers, ours.blocks, strict=True):
-        divides = getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False))
-        block.mixer.average_directions = bool(divides)
+    ours.copy_settings(model)
     return ours

@@ -221,6 +221,15 @@ class VisionMamba(TimmInterface):
         state = state.applied()
         return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
+    @property
+    def reads_special_alone(self) -> bool:
+        """Whether the model has a head and it reads the special tokens alone."""
+        return self.num_classes > 0 and self.global_pool == "token"
+
+    def _state_of_head(self, images: Tensor) -> TokenState:
+        """As ``forward_state``; if the head reads the special tokens alone, the streams may be of these alone."""
+        return self.finish(last_state(self, images, special_alone=self.reads_special_alone))
+
     def forward_features(self, images: Tensor) -> Tensor:
         """All tokens, normalised, the special tokens first: (B, channels, H, W) -> (B, L, C).
 
@@ -230,7 +239,7 @@ class VisionMamba(TimmInterface):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> what the head reads of the special tokens: the normalised class token, (B, C)."""
-        return self.class_features(self.forward_state(images))
+        return self.class_features(self._state_of_head(images))
 
     def class_features(self, state: TokenState) -> Tensor:
         """The state after the last block -> what the head reads of the special tokens: the class token, (B, C)."""
@@ -279,7 +288,7 @@ class VisionMamba(TimmInterface):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> logits (B, num_classes); without pooling, of each token, (B, L, num_classes)."""
-        return self.classify(self.forward_state(images))
+        return self.classify(self._state_of_head(images))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -314,9 +323,10 @@ class VisionMamba(TimmInterface):
         positions, temporal = state.get("pos_embed"), state.get("temporal_pos_embedding")
         embed, kernel = self.patch_embed, state.get("patch_embed.proj.weight")
         # Tensors of a wrong shape are left to the check of all shapes.
-        if positions is not None and positions.ndim == 3 and positions.shape[1] > len(self.embedded_positions(0)):
+        special = len(self.embedded_positions(0))
+        if positions is not None and positions.ndim == 3 and positions.shape[1] > special and positions.shape[2] > 0:
             state["pos_embed"] = fit_positions(positions, grid, embed.grid_size, self.embedded_positions, label)
-        if temporal is not None and temporal.ndim == 3 and temporal.shape[1] not in (0, embed.frames):
+        if temporal is not None and temporal.ndim == 3 and temporal.numel() > 0 and temporal.shape[1] != embed.frames:
             state["temporal_pos_embedding"] = resize_frames(temporal, embed.frames)
         if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):
             return False

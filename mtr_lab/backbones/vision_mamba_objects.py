@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtr_lab.backbones.foreign import check_methods
 from mtr_lab.backbones.keywords import Keyword
@@ -84,12 +84,13 @@ def read_arguments(model: Any, family: Any) -> dict[str, Any]:
     }
 
 
-def copy_settings(model: Any, ours: Any) -> None:
-    """Give our blocks and norms the numbers that are attributes of the object's: epsilon of each norm."""
+def copy_epsilons(model: Any, ours: Any) -> None:
+    """Give each of our norms the epsilon of the object's."""
     norms = [(model.norm_f, ours.norm_f)]
-    norms += [(layer.norm, block.norm) for layer, block in zip(model.layers, ours.blocks, strict=True)]
+    norms += [(layer.norm, block.norm) for layer, block in zip(model.layers, ours.layers, strict=True)]
     for norm, our_norm in norms:
-        our_norm.eps = norm.eps
+        if our_norm.eps != norm.eps:
+            our_norm.eps = norm.eps
 
 
 def _attributes(model: Any, keywords: Mapping[str, Keyword]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _mixer_attributes(layer: Any, keywords: Mapping[str, Keyword]) -> dict[str, 
     return {
         **attributes,
         "rms_norm": not isinstance(layer.norm, nn.LayerNorm),
-        "bias": getattr(mixer.in_proj, "bias", None) is not None,
+        "bias": isinstance(getattr(mixer.in_proj, "bias", None), Tensor),  # a method of quantised layers
         "conv_bias": getattr(mixer.conv1d, "bias", None) is not None,
     }
 

@@ -7,11 +7,10 @@ Source: Liu et al., "VMamba: Visual State Space Model", arXiv 2401.10166; code a
 which the published models are ``forward_type="v05_noz"``. State-dict names are the authors'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab.backbones.adaptation import resize_channels
@@ -20,55 +19,17 @@ from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.initialisation import initialise_vmamba
 from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import HARMLESS, Keyword, only
-from mtr_lab.backbones.norms import LayerNorm
+from mtr_lab.backbones.norms import LayerNorm, LayerNorm2d
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
 from mtr_lab.backbones.pretrained import complete
-from mtr_lab.backbones.ss2d import SS2D
-from mtr_lab.backbones.stage import Block, Stage
+from mtr_lab.backbones.ss2d import VSSBlock
+from mtr_lab.backbones.stage import Stage
 from mtr_lab.backbones.timm_pyramid import TimmPyramid
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.tokens import Layout, TokenState, restore
 from mtr_lab.tokens.pooling import mean_by_size
 
 STRIDE = 4  # pixels between the tokens of the first stage
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation of the channels of maps (B, C, rows, columns)."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
-class VSSBlock(Block):
-    """A block with the authors' names: its mixer is ``op``, and the norm before its MLP ``norm2``."""
-
-    def __init__(self, dim: int, d_state: int, ssm_ratio: float, mlp_ratio: float, drop_path: float) -> None:
-        mlp = Mlp(dim, int(mlp_ratio * dim))
-        super().__init__(SS2D(dim, d_state, ssm_ratio), LayerNorm(dim), mlp, LayerNorm(dim), drop_path)
-        self.op, self.norm2 = self._modules.pop("mixer"), self._modules.pop("mlp_norm")
-
-    @property
-    def mixer(self) -> Any:  # type: ignore[override]
-        """``op``."""
-        return self.op
-
-    @property
-    def mlp_norm(self) -> Any:  # type: ignore[override]
-        """``norm2``."""
-        return self.norm2
 
 
 class VMamba(TimmPyramid):
@@ -92,6 +53,17 @@ class VMamba(TimmPyramid):
         UserError: an impossible geometry, or an unknown pooling.
     """
 
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "forward"}
+    """By the names of methods of the authors' class: our methods that compute the same."""
+    equivalents: ClassVar[Mapping[str, type]] = {
+        "Linear2d": nn.Linear,
+        **dict.fromkeys(("GELU", "Permute", "AdaptiveAvgPool2d", "Flatten"), nn.Identity),
+    }
+    """By the names of classes of modules of the authors' objects: those whose modules stand in their place here."""
+    sets_forward = ("op",)
+    """Modules of the authors' objects whose class sets ``forward`` on the object."""
+    restoration = "skip"
+    """How a stage is restored at its end where tokens were merged; where some were dropped, by ``nearest``."""
     keywords: ClassVar[Mapping[str, Keyword]] = {
         "patch_size": only(4, otherwise="the stem has another stride than 4 pixels"),
         "forward_type": only("v05_noz", otherwise="the mixers have a gate, or other precisions"),
@@ -179,7 +151,7 @@ class VMamba(TimmPyramid):
     def stages(self) -> list[Stage]:
         """A stage for each of ``layers``."""
         return [
-            Stage(list(layer["blocks"]), dim, STRIDE * 2**i, STRIDE * 2**i)  # type: ignore[index,call-overload]
+            Stage(list(layer["blocks"]), dim, STRIDE * 2**i, STRIDE * 2**i)  # type: ignore[index]
             for i, (layer, dim) in enumerate(zip(self.layers, self.dims, strict=False))
         ]
 
@@ -208,13 +180,17 @@ class VMamba(TimmPyramid):
     def costs(self, layouts: Sequence[Layout]) -> Costs:
         """The costs of stem, downsampling and head; of the stem as for sides that are multiples of 4 pixels."""
         stem = 4 * _weights(self.patch_embed[0]) + _weights(self.patch_embed[5])
-        downs = [_weights(layer["downsample"][1]) for layer in self.layers[: len(layouts) - 1]]
+        downs = [_weights(layer["downsample"][1]) for layer in self.layers[: len(layouts) - 1]]  # type: ignore[index]
         products = sum(n * layout.patches for n, layout in zip([stem, *downs], layouts, strict=True))
         return Costs.products(products + self.dims[-1] * self.num_classes)
 
+    def check(self, images: Tensor) -> None:
+        """Raise a ``UserError`` unless shape and dtype are those of images."""
+        check_images(images, self.in_chans, self.patch_embed[0])
+
     def embed(self, images: Tensor) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block."""
-        check_images(images, self.in_chans, self.patch_embed[0])
+        self.check(images)
         return _start(self.patch_embed(images))
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
@@ -227,7 +203,7 @@ class VMamba(TimmPyramid):
             maps = state.stream.transpose(1, 2).unflatten(2, whole.grid)
         else:
             assert state.layout is not None
-            maps = restore(state, state.layout.grid, "nearest" if state.offset is None else "skip")
+            maps = restore(state, state.layout.grid, "nearest" if state.offset is None else self.restoration)
         return _start(self.layers[stage - 1]["downsample"](maps.to(state.raw_hidden.dtype)))  # type: ignore[index]
 
     def classify(self, state: TokenState) -> Tensor:
@@ -262,6 +238,12 @@ class VMamba(TimmPyramid):
     def remove_norm(self) -> None:
         self.classifier["norm"] = nn.Identity()
 
+    def copy_settings(self, model: Any) -> None:
+        """Take the numbers that are attributes of an object of the authors' class: ε of each norm."""
+        for theirs, ours in zip(_norms(model, model.classifier.norm), _norms(self, self.final_norm), strict=True):
+            if ours.eps != theirs.eps:
+                ours.eps = theirs.eps
+
     def no_weight_decay(self) -> set[str]:
         """Parameters that are exempt from weight decay, besides biases and norms."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}
@@ -277,6 +259,16 @@ class VMamba(TimmPyramid):
             return False
         state["patch_embed.0.weight"] = resize_channels(kernel, self.in_chans)
         return True
+
+
+def _norms(model: Any, final_norm: Any) -> Iterator[Any]:
+    """The norms of a model of ours, or of an object of the authors' class."""
+    yield from (model.patch_embed[2], model.patch_embed[7], final_norm)
+    for layer in model.layers:
+        parts = dict(layer.named_children())
+        yield from list(parts["downsample"].children())[3:]
+        for block in parts["blocks"]:
+            yield from (block.norm, block.norm2, block.op.out_norm)
 
 
 def _weights(convolution: Any) -> int:

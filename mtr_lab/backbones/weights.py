@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mtr_lab.backbones.checkpoint_file import StateDict, choose, files_of, read
-from mtr_lab.backbones.hub import fetch, first_line, is_address
+from mtr_lab.backbones.checkpoint_file import StateDict, choose, damaged, files_of, is_safetensors, read
+from mtr_lab.backbones.hub import fetch, is_address
 from mtr_lab.errors import UserError
 
 
@@ -69,7 +69,7 @@ def load_weights(
         checkpoint: what to load.
         whole: the model of a task that the checkpoint is of; ``model`` is its ``backbone``.
         published: it is the authors' file, whose main weights on a square grid are meant.
-        any_head: leave the head untrained if the checkpoint's has other classes. A model without a head ignores it.
+        any_head: leave the head untrained if the checkpoint has other classes or none. A model without one ignores it.
 
     Returns:
         Whether channels and head are those of the checkpoint, and its main weights were taken.
@@ -84,11 +84,12 @@ def load_weights(
         others = ", ".join(map(str, equals[1:]))
         warnings.warn(
             f"checkpoint {path.name} has several weights: {chosen} was taken, not {others}; "
-            f"checkpoint_key={equals[1].entry or equals[1].prefix} takes the latter.",
+            f"checkpoint_key={equals[1].key} takes the latter.",
             stacklevel=5,
         )
     prefix = "" if whole is None else "backbone."
     state = dict(chosen.state)
+    _check_numbers(state, loaded, path)
     of_backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     grid = checkpoint.grid or _metadata(path, "grid_size", int) or next(filter(None, (s.grid for s in equals)), None)
     before = dict(of_backbone)
@@ -106,14 +107,20 @@ def load_weights(
     state.update({prefix + key: value for key, value in of_backbone.items()})
     classifier = model.pretrained_cfg["classifier"]
     weight = f"{classifier}.weight"
-    if whole is None and weight in state and (any_head or model.num_classes == 0):
+    if whole is None and (any_head or model.num_classes == 0):
         head = {f"{classifier}.{key}": value for key, value in model.get_submodule(classifier).state_dict().items()}
-        if not head or head[weight].shape != state[weight].shape:
+        theirs = {key: value for key, value in state.items() if key.startswith(f"{classifier}.")}
+        if {key: value.shape for key, value in theirs.items()} != {key: value.shape for key, value in head.items()}:
             adapted = True
             if head:
-                classes = f"{len(state[weight])} classes, the model {model.num_classes}"
-                warnings.warn(f"checkpoint {path.name} has {classes}: the head is left untrained.", stacklevel=5)
-            state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")} | head
+                classes = theirs[weight].shape[:1] if weight in theirs else ()
+                has = (
+                    f"{classes[0]} classes, the model {model.num_classes}"
+                    if classes and classes[0] != model.num_classes
+                    else "no head that fits"
+                )
+                warnings.warn(f"checkpoint {path.name} has {has}: the head is left untrained.", stacklevel=5)
+            state = {key: value for key, value in state.items() if key not in theirs} | head
     _check(state, chosen, loaded, path, weight)
     loaded.load_state_dict(state, strict=True)
     digest = hashlib.sha256()
@@ -136,16 +143,29 @@ def checkpoint_label_names(checkpoint: str | Path, revision: str = "main") -> tu
 
 def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
     """The JSON list of strings or integers in the metadata of a safetensors file under ``key``."""
-    if path.suffix != ".safetensors":
-        return None
     try:
+        if not is_safetensors(path):
+            return None
         with safe_open(path, framework="pt") as file:
-            values = json.loads((file.metadata() or {}).get(key, "null"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"cannot read checkpoint {path} and its metadata {key}: {first_line(error)}") from error
+            text = (file.metadata() or {}).get(key, "null")
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = text
     if values is not None and not (isinstance(values, list) and all(isinstance(value, kind) for value in values)):
         raise UserError(f"checkpoint {path}: its metadata {key} is not a JSON list of {kind.__name__}.")
     return None if values is None else tuple(values)
+
+
+def _check_numbers(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Raise a ``UserError`` that lists the parameters that no adaptation makes those of the model."""
+    common = {key: (state[key], value) for key, value in model.state_dict().items() if key in state}
+    problems = [f"{key} {problem}" for key, pair in common.items() if (problem := _no_numbers(*pair))]
+    if problems:
+        shown = "\n  ".join(problems[:_SHOWN])
+        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}:\n  {shown}")
 
 
 def _check(state: Mapping[str, Tensor], chosen: StateDict, model: nn.Module, path: Path, head_weight: str) -> None:
@@ -153,7 +173,7 @@ def _check(state: Mapping[str, Tensor], chosen: StateDict, model: nn.Module, pat
     expected = model.state_dict()
     common = {key: (state[key], value) for key, value in expected.items() if key in state}
     head = common.get(head_weight)
-    if head is not None and head[0].shape[1:] == head[1].shape[1:] and len(head[0]) != len(head[1]):
+    if head is not None and head[0].ndim == 2 and head[0].shape[1] == head[1].shape[1] and len(head[0]) != len(head[1]):
         raise UserError(
             f"checkpoint {path} has {len(head[0])} classes, the model {len(head[1])}: create the model with "
             f"num_classes={len(head[0])} (backbone.num_classes={len(head[0])}), or with new_head=True for an untrained "
@@ -164,13 +184,24 @@ def _check(state: Mapping[str, Tensor], chosen: StateDict, model: nn.Module, pat
         *(f"missing {key}" for key in missing),
         *(f"unexpected {key}" for key in state.keys() - expected.keys()),
         *(f"unexpected {key}, which lacks the prefix" for key in others if missing),
-        *(f"{key} {problem}" for key, pair in common.items() if (problem := _misfit(*pair))),
+        *(
+            f"{key} has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
+            for key, (value, wanted) in common.items()
+            if value.shape != wanted.shape
+        ),
     ]
     if problems:
         shown = "\n  ".join(_interleaved(problems))
         more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         part = f" ({chosen})" if chosen.entry or chosen.prefix else ""
-        raise UserError(f"checkpoint {path}{part} does not fit {type(model).__name__}{_advice(path)}:\n  {shown}{more}")
+        classifier = head_weight.rpartition(".")[0]
+        headless = (
+            hasattr(model, "pretrained_cfg")
+            and len(problems) == len(missing)
+            and all(key.startswith(f"{classifier}.") for key in missing)
+        )
+        advice = _HEADLESS if headless else _advice(path)
+        raise UserError(f"checkpoint {path}{part} does not fit {type(model).__name__}{advice}:\n  {shown}{more}")
 
 
 _SHOWN = 20
@@ -187,19 +218,21 @@ def _interleaved(problems: Sequence[str]) -> list[str]:
     return sorted(turns[:_SHOWN])
 
 
+_HEADLESS = "; it has no head: create the model with num_classes=0, or with new_head=True for an untrained head"
+
+
 def _advice(path: Path) -> str:
-    shard = re.search(r"-\d{5}-of-\d{5}$", path.stem)
-    return "; it is one of several files: give their index, FILE.index.json" if shard else ""
+    if re.search(r"-\d{5}-of-\d{5}$", path.stem):
+        return "; it is one of several files: give their index, FILE.index.json"
+    return ": create the model with the arguments of the one that it was saved from"
 
 
-def _misfit(value: Tensor, wanted: Tensor) -> str | None:
-    """What is wrong with a parameter of a file, ``None`` if nothing is."""
-    if value.shape != wanted.shape:
-        return f"has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
+def _no_numbers(value: Tensor, wanted: Tensor) -> str | None:
+    """What is wrong with the values of a parameter of a file, ``None`` if nothing is."""
     if value.is_quantized or value.layout != torch.strided or value.is_meta:
         return "is quantised, sparse or without values, expected a dense tensor"
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
         return f"has numbers of {value.dtype}, expected those of {wanted.dtype}, or other floating-point ones"
-    if value.is_floating_point() and bool(value.float().isnan().any()):
-        return "has values that are no numbers (NaN): its training diverged, take an earlier checkpoint"
+    if value.is_floating_point() and not bool(value.to(wanted.dtype).isfinite().all()):
+        return "has values that are no numbers (NaN) or infinite: its training diverged, take an earlier checkpoint"
     return None

@@ -40,6 +40,7 @@ class Work:
         repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
         remaining: (tokens, number of them that a block removes) -> how many enter the next block: fewer, unless tokens
             merge for the MLP alone.
+        alone: for each block whether it computes the tokens alone that the head reads; none does by default.
         merged_early: whether mixers that can do so merge tokens before their output projection.
     """
 
@@ -52,6 +53,7 @@ class Work:
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
     repeated: bool = False
     remaining: Callable[[int, int], int] = operator.sub
+    alone: Sequence[bool] = ()
     merged_early: bool = False
 
 
@@ -79,6 +81,7 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             entering.append(tokens)
             merged = next(counts)
             after = tokens - merged
+            read = len(layout.special) if work.alone and work.alone[len(entering) - 1] else None
             transformed = after - work.merged_for_mlp(after, len(layout.special)) if block.mlp is not None else 0
             tokens = work.remaining(tokens, merged)
             grid = work.grid(layout, entering[-1])
@@ -87,7 +90,7 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
             is_sampled = bool(work.sampled) and work.sampled[len(entering) - 1]
             scanned = grid.sampled.patches if is_sampled else None
             projected = tokens if work.merged_early and hasattr(block.mixer, "merged_width") else None
-            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned, projected=projected)
+            costs = block.costs(entering[-1], transformed, grid, paths, scanned=scanned, projected=projected, read=read)
             if work.repeated and entering[-1] < layout.tokens:
                 costs = costs.repeating(len(paths))
             total += costs * layout.sequences

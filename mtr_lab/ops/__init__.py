@@ -4,9 +4,11 @@ import torch
 
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
-from mtr_lab.ops.decision_inputs import DecisionInputs
+from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.mixer import mamba_inner
+from mtr_lab.ops.mixer_read import OUTPUT_FLOPS, STATE_FLOPS, gated, mamba_inner_read, reads_one_token
+from mtr_lab.ops.neighbours import nearest_neighbour, neighbour_plan, neighbours, weighted_distance
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.pairs import pair_similarity
@@ -28,6 +30,8 @@ REDUCTION_OPS = (
     torch.ops.mtr_lab.nearest,
     torch.ops.mtr_lab.pair_similarity,
     torch.ops.mtr_lab.asymmetric_plan,
+    torch.ops.mtr_lab.nearest_neighbour,
+    torch.ops.mtr_lab.neighbour_plan,
     torch.ops.mtr_lab.apply_plan,
     torch.ops.mtr_lab.norm_add,
 )
@@ -35,11 +39,14 @@ REDUCTION_OPS = (
 
 __all__ = [
     "BACKENDS",
+    "OUTPUT_FLOPS",
     "REDUCTION_OPS",
     "REPEAT_FLOPS",
+    "STATE_FLOPS",
     "STATS",
     "DecisionInputs",
     "MambaWeights",
+    "NeighbourInputs",
     "PackedCache",
     "PackedWeights",
     "Plan",
@@ -49,18 +56,24 @@ __all__ = [
     "causal_conv1d",
     "check_backend",
     "decompositions",
+    "gated",
     "importance",
     "installed",
     "is_readable",
     "layer_norm_add",
     "make_plan",
     "mamba_inner",
+    "mamba_inner_read",
     "merge_tokens",
     "nearest",
+    "nearest_neighbour",
+    "neighbour_plan",
+    "neighbours",
     "pack",
     "pair_similarity",
     "patch_tokens",
     "project_patches",
+    "reads_one_token",
     "reduce_streams",
     "rms_norm_add",
     "selected_backend",
@@ -69,4 +82,5 @@ __all__ = [
     "state_matrix",
     "update_metadata",
     "use_backend",
+    "weighted_distance",
 ]

@@ -54,7 +54,7 @@ def causal_conv1d(
     directions_read = [int(r) for r in reverse]  # integers: the tracer of torch.jit takes no list of booleans
     if index is None or source is None:
         return CAUSAL_CONV1D(x, weight, bias, directions_read)
-    if index.shape != x.shape[:2] or source.ndim != 2 or len(source) != len(x):
+    if index.shape != x.shape[:2] or source.ndim != 2 or source.shape[0] != x.shape[0]:
         raise UserError(
             f"causal_conv1d: index {tuple(index.shape)} and source {tuple(source.shape)} do not fit x "
             f"{tuple(x.shape)}: expected (B, L) and (B, L0)."

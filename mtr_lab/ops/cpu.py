@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtr_lab.ops.packed import PackedWeights
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
@@ -52,15 +53,119 @@ def causal_conv1d_unmerged(
     return _convolve(x, weight, bias, index.contiguous().numpy(), source.contiguous().numpy(), reverse)
 
 
+def neighbour_plan(
+    index: Tensor,
+    size: Tensor,
+    special: Tensor,
+    weight: Tensor | None,
+    hidden: Tensor | None,
+    residual: Tensor | None,
+    remove: int,
+    by_size: bool,
+    axes: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """The contract of ``neighbour_plan_reference``, for float32 streams on the CPU."""
+    from mtr_lab.ops import cpu_kernels
+
+    images, length = index.shape
+    kept = length - remove
+    dest, keep, removed, offsets, survivors = (
+        index.new_empty(images, n) for n in (length, kept, remove, kept + 1, kept)
+    )
+    share, sizes, places = size.new_empty(images, length), size.new_empty(images, kept), torch.empty_like(special)
+    result = dest, share, keep, removed, offsets, survivors, sizes, places
+    streams = [t for t in (hidden, residual) if t is not None]
+    features = streams[0] if len(streams) == 1 else streams[0] + streams[1]
+    cpu_kernels.run(
+        cpu_kernels.neighbour_plan,
+        *(t.contiguous().numpy() for t in (index, size, special)),
+        _NO_FACTOR if weight is None else _array(weight),
+        features.contiguous().numpy(),
+        by_size,
+        np.array(axes, dtype=np.int64),
+        *(t.numpy() for t in result),
+    )
+    return result
+
+
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, index: np.ndarray, source: np.ndarray, reverse: Sequence[bool]
 ) -> Tensor:
     from mtr_lab.ops import cpu_kernels
 
     y = x.new_empty(weight.shape[0], *x.shape)
-    parameters = _array(weight), _array(bias)
-    cpu_kernels.run(cpu_kernels.conv, *_rows(x[None]), *parameters, index, source, np.array(reverse), y.numpy())
+    windows = _whole(weight.shape[0], *x.shape[:2])
+    cpu_kernels.run(
+        cpu_kernels.conv, *_rows(x[None]), _array(weight), _array(bias), index, source, np.array(reverse), x.shape[1],
+        *windows,
+        y.view(-1, x.shape[2]).numpy(),
+    )  # fmt: skip
     return y
+
+
+def mamba_inner_read(
+    x: Tensor,
+    z: Tensor,
+    read: Tensor,
+    weights: PackedWeights,
+    gap: Tensor | None,
+    delta_scale: Tensor | None,
+    repeats: Tensor | None,
+    index: Tensor | None,
+    source: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The contract of ``mtr_lab.ops.mamba_inner_read`` for S = 1, a forward and a backward direction, in float32.
+
+    Rows are the forward tokens of all images, then their backward ones, so that each direction is one product.
+    """
+    from mtr_lab.ops import cpu_kernels
+
+    images, length, channels = x.shape
+    states, rank = weights.a.shape[1], weights.timescale.shape[1]
+    position = read[:, 0].numpy()
+    begin = np.stack([np.zeros_like(position), position])
+    end = np.stack([position + 1, np.full_like(position, length)])
+    after = (end - begin).cumsum().reshape(2, images)  # the row behind each window
+    windows = begin, end, after - (end - begin)
+    u = x.new_empty(images * (length + 1), channels)
+    positions = [_NO_POSITIONS if t is None else t.contiguous().numpy() for t in (index, source)]
+    cpu_kernels.run(
+        cpu_kernels.conv, *_rows(x[None]), _array(weights.conv_weight.mT), _array(weights.conv_bias), *positions,
+        np.array([0, 1]), length, *windows, u.numpy(),
+    )  # fmt: skip
+    projected, delta = u.new_empty(len(u), rank + 2 * states), torch.empty_like(u)
+    for g, rows in enumerate((slice(after[0, -1]), slice(after[0, -1], None))):
+        torch.mm(u[rows], weights.projection[g], out=projected[rows])
+        torch.mm(projected[rows, :rank], weights.timescale[g], out=delta[rows])
+    y = z.new_empty(z.shape)
+    cpu_kernels.run(
+        cpu_kernels.read, u.numpy(), delta.numpy(), projected.view(-1)[rank:].numpy(), projected.shape[1],
+        *(_array(t) for t in (z[:, 0], weights.a, weights.d, weights.timescale_bias)), *windows,
+        _NO_GAP if gap is None else _array(gap),
+        *(_NO_FACTOR if factor is None else _array(factor) for factor in (delta_scale, repeats)),
+        np.float32(scale), y[:, 0].numpy(),
+    )  # fmt: skip
+    return y
+
+
+def apply_plan(
+    x: Tensor, dest: Tensor, weight: Tensor, keep: Tensor, removed: Tensor, offsets: Tensor | None = None
+) -> Tensor:
+    """The contract of ``apply_plan_reference``, for a float32 ``x`` on the CPU, and the same bits."""
+    from mtr_lab.ops import cpu_kernels
+
+    y = x.new_empty(x.shape[0], keep.shape[1], x.shape[2])
+    places = (t.contiguous().numpy() for t in (dest, keep, removed))
+    cpu_kernels.run(cpu_kernels.apply_plan, _array(x), _array(weight), *places, y.numpy())
+    return y
+
+
+@functools.lru_cache(256)
+def _whole(directions: int, images: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(G, B) each: the first token of each sequence, the end of its tokens, and the row of the first in (G · B · L)."""
+    start = np.arange(0, directions * images * length, length).reshape(directions, images)
+    return np.zeros_like(start), np.full_like(start, length), start
 
 
 @functools.lru_cache(256)

@@ -288,15 +288,16 @@ def _scan(
 
 
 @_jit(parallel=True)
-def conv(x, x_step, weight, bias, index, source, reverse, y):
-    """``causal_conv1d``, written to ``y`` (G, B, L, E).
+def conv(x, x_step, weight, bias, index, source, reverse, length, begin, end, start, y):
+    """``causal_conv1d`` for some of ``length`` tokens: from ``begin`` to before ``end`` of each direction and image.
+
+    They are written to ``y`` (rows, E) from row ``start`` on; all three are (G, B).
 
     ``x`` and ``x_step`` are the flat memory and the strides of (1, B, L, E); weight is (G, E, W), bias (G, E).
     ``index`` and ``source`` are empty for a convolution over the tokens.
     """
     directions, channels, taps = weight.shape
-    _, images, length, _ = y.shape
-    unmerged = index.shape[0] > 0
+    images, unmerged = begin.shape[1], index.shape[0] > 0
     positions = source.shape[1] if unmerged else length
     blocks = -(-channels // BLOCK)
     for unit in numba.prange(images * blocks):
@@ -309,7 +310,7 @@ def conv(x, x_step, weight, bias, index, source, reverse, y):
             for k in range(taps):
                 for j in range(width):
                     tap[k, j] = weight[g, first + j, k]
-            for t in range(length):
+            for t in range(begin[g, image], end[g, image]):
                 position = index[image, t] if unmerged else t
                 for j in range(width):
                     total[j] = bias[g, first + j]
@@ -323,6 +324,243 @@ def conv(x, x_step, weight, bias, index, source, reverse, y):
                         x_s = _row(x, x_step, 0, image, token, token + AHEAD, first, width)
                         for j in range(width):
                             total[j] += tap[k, j] * x_s[j]
-                y_t = y[g, image, t, first : first + width]
+                y_t = y[start[g, image] + t - begin[g, image], first : first + width]
                 for j in range(width):
                     y_t[j] = _silu(total[j])
+
+
+@_jit(parallel=True)
+def read(
+    u, delta, bc, bc_step, z, a, D, bias, begin, end, start, gap, delta_scale, repeats, scale, y,
+):  # fmt: skip
+    """The output of the token that ends the forward window of an image and begins the backward one, written to ``y``.
+
+    Not by a recurrence: what each token writes into the state decays by the sum of Δ from there on. ``u``, ``delta``
+    and ``bc`` (B and C side by side) are rows of the windows, which are as in ``conv``; ``z`` and ``y`` are (B, E), and
+    ``a`` is A, (G, N, E).
+    """
+    directions, states, channels = a.shape
+    images, length = y.shape[0], end[1, 0]
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        exponent = np.zeros((states, BLOCK), f32)
+        state = np.zeros((states, BLOCK), f32)
+        span, shift, idle, dt, once, write, out = np.zeros((7, BLOCK), f32)
+        for g in range(directions):
+            state[:] = 0
+            span[:] = 0
+            for j in range(width):
+                shift[j] = bias[g, first + j]
+                idle[j] = _softplus(shift[j])
+                for n in range(states):
+                    exponent[n, j] = a[g, n, first + j] * LOG2E
+            tokens = end[g, image] - begin[g, image]
+            at = start[g, image] if g else start[g, image] + tokens - 1
+            for k in range(tokens):
+                row, t = (at + k, begin[g, image] + k) if g else (at - k, end[g, image] - 1 - k)
+                u_t, delta_t = u[row, first : first + width], delta[row, first : first + width]
+                B_t = bc[row * bc_step : row * bc_step + states]
+                scale_t = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
+                times = repeats[image, t] if repeats.shape[0] > 0 else f32(1)
+                step = length - 1 - t if g else t
+                gap_t = gap[image, g, step] if gap.shape[0] > 0 else f32(0)
+                for j in range(width):
+                    dt[j] = _softplus(delta_t[j] + shift[j]) * scale_t
+                for j in range(width):
+                    write[j] = dt[j] * u_t[j]
+                if times == f32(1):
+                    for n in range(states):
+                        for j in range(BLOCK):
+                            state[n, j] += _exp2(span[j] * exponent[n, j]) * write[j] * B_t[n]
+                else:
+                    for j in range(BLOCK):
+                        once[j] = dt[j]
+                        dt[j] *= times
+                    for n in range(states):
+                        for j in range(BLOCK):
+                            growth = _growth(once[j] * exponent[n, j], times)
+                            state[n, j] += _exp2(span[j] * exponent[n, j]) * write[j] * growth * B_t[n]
+                for j in range(BLOCK):
+                    span[j] += dt[j] + gap_t * idle[j]
+            C_t = bc[at * bc_step + states : at * bc_step + 2 * states]
+            for n in range(states):
+                for j in range(BLOCK):
+                    out[j] += state[n, j] * C_t[n]
+            for j in range(width):
+                out[j] += D[g, first + j] * u[at, first + j]
+        for j in range(width):
+            y[image, first + j] = out[j] * _silu(z[image, first + j]) * scale
+
+
+@_jit(parallel=True)
+def neighbour_plan(index, size, special, weight, features, by_size, axes,
+                   dest, share, keep, removed, offsets, survivors, sizes, places):  # fmt: skip
+    """``neighbour_plan``: the results are written to the arrays of the second line.
+
+    ``features`` are (B, L, C). ``weight`` is empty for the most similar tokens first.
+    """
+    images, length, _ = features.shape
+    for image in numba.prange(images):
+        turn, place = _turns(index[image], special[image])
+        norm = np.empty(length, f32)
+        for i in range(length):
+            norm[i] = max(np.sqrt(_dot(features[image, i], features[image, i])), f32(1e-12))
+        token = np.full(place[length - 1] + 2, -1, np.int64)  # at each place of the grid: the target there
+        sources = 0
+        for i in range(length):
+            sources += turn[i] >= 0 and turn[i] % 2 == 0
+            if turn[i] >= 0 and turn[i] % 2 == 1:
+                token[place[i]] = i
+        source, into, cost = np.empty(sources, np.int64), np.empty(sources, np.int64), np.empty(sources, f32)
+        first = last = -1  # the next targets before and behind
+        for i in range(length):
+            if turn[i] < 0:
+                continue
+            if turn[i] % 2 == 1:
+                first = i
+                continue
+            k = turn[i] // 2
+            best, similarity = _nearest_neighbour(features[image], norm, i, place[i], token, axes)
+            distance = f32(np.inf) if best < 0 else -similarity
+            if best >= 0 and weight.shape[0] > 0:
+                distance = weight[image, i] * (f32(1) - similarity)
+            if best < 0:
+                last = i + 1
+                while last < length and (turn[last] < 0 or turn[last] % 2 == 0):
+                    last += 1
+                best = (
+                    first
+                    if last == length or (first >= 0 and place[i] - place[first] <= place[last] - place[i])
+                    else last
+                )
+            source[k], into[k], cost[k] = i, best, distance if distance == distance else f32(np.inf)
+        _least_first(cost, source, into)
+        _write_plan(source[: removed.shape[1]], into, index[image], size[image], special[image], by_size, dest[image],
+                    share[image], keep[image], removed[image], offsets[image], survivors[image], sizes[image],
+                    places[image])  # fmt: skip
+
+
+@_jit()
+def _least_first(cost, source, into):
+    """Sort tokens and their targets by cost, of equal costs the earlier first."""
+    sources, targets = source.copy(), into.copy()
+    for k in range(len(cost)):
+        rank = 0
+        for j in range(len(cost)):
+            rank += cost[j] < cost[k] or (cost[j] == cost[k] and j < k)
+        source[rank], into[rank] = sources[k], targets[k]
+
+
+@_jit()
+def _turns(index, special):
+    """Of each token of an image: its number among the ordinary tokens, -1 if special, and its place on the grid."""
+    turn, place = np.zeros(len(index), np.int64), np.empty(len(index), np.int64)
+    for s in special:
+        turn[s] = -1
+    before = 0
+    for i in range(len(index)):
+        place[i] = index[i] - before
+        if turn[i] < 0:
+            before += 1
+        else:
+            turn[i] = i - before
+    return turn, place
+
+
+@_jit()
+def _nearest_neighbour(features, norm, i, place, token, axes):
+    """The most similar target within one place of the grid, -1 for none, and its similarity."""
+    best, similarity = np.int64(-1), f32(-np.inf)
+    for neighbour in range(3 ** len(axes)):
+        step, rest, stride, to, on_grid = neighbour, place, 1, place, True
+        for a in range(len(axes) - 1, -1, -1):
+            move = step % 3 - 1
+            at = rest % axes[a] + move
+            on_grid = on_grid and (0 <= at < axes[a] or a == 0)
+            to += move * stride
+            step, rest, stride = step // 3, rest // axes[a], stride * axes[a]
+        if on_grid and 0 <= to < len(token) and token[to] >= 0:
+            j = token[to]
+            near = _dot(features[i], features[j]) / (norm[i] * norm[j])
+            if best < 0 or near > similarity:
+                best, similarity = j, near
+    return best, similarity
+
+
+@_jit()
+def _dot(x, y):
+    """x · y, summed in as many parts as a cache line has floats, so that the compiler vectorises it."""
+    parts = np.zeros(CACHE_LINE, f32)
+    whole = len(x) // CACHE_LINE * CACHE_LINE
+    for c in range(0, whole, CACHE_LINE):
+        for j in range(CACHE_LINE):
+            parts[j] += x[c + j] * y[c + j]
+    total = f32(0)
+    for j in range(CACHE_LINE):
+        total += parts[j]
+    for c in range(whole, len(x)):
+        total += x[c] * y[c]
+    return total
+
+
+@_jit()
+def _write_plan(
+    source, into, index, size, special, by_size, dest, share, keep, removed, offsets, survivors, sizes, places
+):
+    """The plan that merges tokens ``source`` into survivors ``into``, and the metadata of the survivors."""
+    dest[:] = 0
+    for i in source:
+        dest[i] = -1
+    slot = 0
+    for i in range(len(dest)):
+        if dest[i] == 0:
+            dest[i], keep[slot] = slot, i
+            slot += 1
+    total, count = np.zeros(slot, f32), np.zeros(slot + 1, np.int64)
+    for j in range(slot):
+        survivors[j], sizes[j] = index[keep[j]], size[keep[j]]
+        total[j] = size[keep[j]] if by_size else f32(1)
+    for k in range(len(source)):
+        j = dest[into[k]]
+        dest[source[k]] = j
+        sizes[j] += size[source[k]]
+        total[j] += size[source[k]] if by_size else f32(1)
+        count[j + 1] += 1
+    offsets[0] = 0
+    for j in range(slot):
+        offsets[j + 1] = offsets[j] + count[j + 1]
+    for k in range(len(source)):  # sorted by destination
+        j = dest[source[k]]
+        removed[offsets[j + 1] - count[j + 1]] = source[k]
+        count[j + 1] -= 1
+    for i in range(len(dest)):
+        share[i] = (size[i] if by_size else f32(1)) / total[dest[i]]
+    for s in range(len(special)):
+        places[s] = dest[special[s]]
+
+
+@_jit(parallel=True, fastmath=False)
+def apply_plan(x, weight, dest, keep, removed, y):
+    """``apply_plan``, written to ``y`` (B, M, E)."""
+    images, kept, channels = y.shape
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        for j in range(kept):
+            token = keep[image, j]
+            share = weight[image, token]
+            x_t, y_j = x[image, token, first : first + width], y[image, j, first : first + width]
+            for e in range(width):
+                y_j[e] = share * x_t[e]
+        for k in range(removed.shape[1]):
+            token = removed[image, k]
+            share, j = weight[image, token], dest[image, token]
+            if j >= 0:
+                x_t, y_j = x[image, token, first : first + width], y[image, j, first : first + width]
+                for e in range(width):
+                    y_j[e] += share * x_t[e]

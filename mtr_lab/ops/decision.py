@@ -78,12 +78,12 @@ def asymmetric_plan_reference(inputs: DecisionInputs) -> Plan:
     score = torch.nan_to_num(importance(terms, scale))  # float64 scores may overflow to infinity in float32
     rank = score.scatter(1, special, torch.inf).argsort(dim=1, stable=True)  # special tokens come last
     source, target = rank[:, :remove], rank[:, remove : remove + targets]
-    features = _features(hidden, residual)
+    features = stream_of(hidden, residual)
     into = torch.full_like(source, -1) if features is None else nearest(features, source, target)[0]
     return make_plan(source, into, index.double(), size if by_size else torch.ones_like(size))
 
 
-def _features(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
+def stream_of(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The features that tokens are compared by: the sum of the given streams, in float32 (float64 for float64)."""
     if hidden is None or residual is None:
         return residual if hidden is None else hidden

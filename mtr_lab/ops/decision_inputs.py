@@ -1,5 +1,6 @@
-"""The arguments of every implementation of the asymmetric decision."""
+"""The arguments of every implementation of the decisions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,3 +28,25 @@ class DecisionInputs(NamedTuple):
     """The number of merge targets in each image: the tokens of the next lowest scores."""
     by_size: bool
     """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""
+
+
+class NeighbourInputs(NamedTuple):
+    """The arguments of ``neighbour_plan``. B images, L tokens, C channels, S special tokens."""
+
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
+    """(B, L) int64, ascending: the original position of each token."""
+    size: Tensor
+    """(B, L) float32: the number of original tokens each token stands for."""
+    special: Tensor
+    """(B, S) int64: the positions of tokens that are neither removed nor merged into."""
+    weight: Tensor | None
+    """(B, L) float32, by which distances are multiplied; ``None`` for the most similar tokens first."""
+    hidden: Tensor | None
+    """(B, L, C). Tokens are compared by the cosine of ``hidden + residual``, or of the one that is given."""
+    residual: Tensor | None
+    remove: int
+    """The number of tokens to remove from each image."""
+    by_size: bool
+    """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""
+    axes: Sequence[int]
+    """The size of the grid of original positions along each axis."""

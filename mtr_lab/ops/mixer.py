@@ -79,13 +79,13 @@ def _composed(
     conv = stacked(weights.conv_weight).squeeze(2), stacked(weights.conv_bias)
     u = causal_conv1d(x, *conv, reverse=reverse, index=index, source=source)
     x_proj, dt_proj = stacked(weights.x_proj).transpose(1, 2), stacked(weights.dt_proj).transpose(1, 2)
-    delta, _, b, c = _project(u, x_proj, dt_proj, weights.states)
+    delta, _, b, c = project(u, x_proj, dt_proj, weights.states)
     D, bias = stacked(weights.D), stacked(weights.dt_bias)
     y, sums = selective_scan(u, delta, weights.A, b, c, D, z=z, delta_bias=bias, reverse=reverse, **options)
     return y if scale == 1 else y * scale, sums, b, c
 
 
-def _project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def project(u: Tensor, x_proj: Tensor, dt_proj: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """u (G, B, L, E), weights (G, E, R + 2N) and (G, R, E) -> Δ before bias; low-rank Δ, B and C side by side; B; C."""
     rank = dt_proj.shape[1]
     projected = torch.bmm(u.flatten(1, 2), x_proj)
@@ -193,7 +193,7 @@ def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         u = causal_conv1d_reference(x, *conv, reverse)
     else:
         u = causal_conv1d_unmerged_reference(x, *conv, index, source, reverse)
-    delta, projected, b, c = _project(u, weights.projection, weights.timescale, weights.a.shape[1])
+    delta, projected, b, c = project(u, weights.projection, weights.timescale, weights.a.shape[1])
     inputs = (u, delta, weights.a.transpose(1, 2), b, c, weights.d, z, weights.timescale_bias, None, gap)
     y, sums = selective_scan_portable(ScanInputs(*inputs, delta_scale, repeats, tuple(reverse)), stats)
     return y * scale, sums.float(), projected.view(*u.shape[:3], -1).float()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr_lab.ops.packed import MambaWeights, PackedWeights, pack
+from mtr_lab.ops.packed import MambaWeights, PackedWeights
 from mtr_lab.ops.statistics import as_asked, emitted
 from mtr_lab.ops.vjp import vjp
 
@@ -31,10 +31,12 @@ def mamba_inner_training(
     Args:
         composed: the same for second derivatives, which are computed through it.
     """
+    from mtr_lab.ops.gpu import mixer_weights
+
     names, directions = emitted(stats), [int(r) for r in reverse]
     parameters = [p for field in weights for p in ([field] if isinstance(field, Tensor) else field)]
     with torch.no_grad():
-        packed = pack(weights, xz.dtype)
+        packed = mixer_weights.pack(xz, weights)
     lengths = [None if isinstance(field, Tensor) else len(field) for field in weights]
     y, sums, projected = _Mixer.apply(xz, packed, composed, directions, names, scale, lengths, *parameters)
     _, b, c = packed.split(projected)
@@ -89,9 +91,9 @@ class _Mixer(torch.autograd.Function):
             return xz_grad, *(None,) * 6, *grads
         if grad is None:
             grad = torch.zeros_like(xz[..., : xz.shape[-1] // 2])
-        xz_grad, *packed_grads = _backward(xz, *packed, projected, *saved, grad, projected_grad, *ctx.sizes, ctx.scale)
-        unpacked = _unpacked(PackedWeights(*packed_grads), _unflattened(parameters, ctx.lengths))
-        return xz_grad, *(None,) * 6, *(g.to(p.dtype) for g, p in zip(unpacked, parameters, strict=True))
+        xz_grad, *fields = _backward(xz, *packed, projected, *saved, grad, projected_grad, *ctx.sizes, ctx.scale)
+        flat = [g for field, n in zip(fields, ctx.lengths, strict=True) for g in ([field] if n is None else field)]
+        return xz_grad, *(None,) * 6, *(g.to(p.dtype) for g, p in zip(flat, parameters, strict=True))
 
 
 # Operators, so that FlopCounterMode counts a training step as that of the separate operations.
@@ -121,7 +123,7 @@ def _like_forward(*arguments: Any) -> tuple[Tensor, ...]:
     u, delta = (xz.new_empty(*rows, channels) for _ in range(2))
     y, ungated = (xz.new_empty(images, length, channels) for _ in range(2))
     num_saved = (length - 1) // SAVE_EVERY.value
-    return y, sums, projected, u, delta, ungated, xz.new_empty(*rows[:2], num_saved, a.shape[1], channels)
+    return y, sums, projected, u, delta, ungated, xz.new_empty(*rows[:2], num_saved, a.shape[1] // 4, channels, 4)
 
 
 @torch.library.custom_op(
@@ -131,51 +133,33 @@ def _like_forward(*arguments: Any) -> tuple[Tensor, ...]:
     f"Tensor grad, Tensor? projected_grad, {_SIZES}, float scale) -> ({', '.join(['Tensor'] * 8)})",
 )
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """The gradients of xz and of the packed weights."""
+    """The gradients of xz and of the parameters, one tensor (G, *) for each field."""
     from mtr_lab.ops.gpu import mixer_training
 
     xz, *weights = arguments[:8]
     projected, *saved = arguments[8:13]
-    grad, projected_grad, reverse, _, _, scale = arguments[13:]
+    grad, projected_grad, reverse, rank, states, scale = arguments[13:]
     xz_grad, grads = mixer_training.backward(
-        xz, PackedWeights(*weights), projected, mixer_training.Saved(*saved), reverse, scale, grad, projected_grad
-    )
-    # The outputs of an operator share no memory; these two are parts of one tensor.
-    return xz_grad, *grads._replace(conv_weight=grads.conv_weight.clone(), conv_bias=grads.conv_bias.clone())
+        xz, PackedWeights(*weights), projected, mixer_training.Saved(*saved), reverse, rank, states, scale, grad,
+        projected_grad,
+    )  # fmt: skip
+    return xz_grad, *grads
 
 
 @_backward.register_fake
 def _like_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    xz, *tensors = arguments[:8]
-    weights = PackedWeights(*tensors)
-    weights = weights._replace(projection=weights.projection.mT)
-    return xz.new_empty(xz.shape), *(t.new_empty(t.shape, dtype=torch.float32) for t in weights)
+    xz, conv_weight = arguments[:2]
+    *_, rank, states, _ = arguments
+    directions, width, channels = conv_weight.shape
+    shapes = (channels, 1, width), (channels,), (rank + 2 * states, channels), (channels, rank), (channels,)
+    fields = (conv_weight.new_empty(directions, *s) for s in (*shapes, (channels, states), (channels,)))
+    return xz.new_empty(xz.shape), *fields
 
 
 def _unflattened(parameters: Sequence[Tensor], lengths: Sequence[int | None]) -> MambaWeights:
     """The fields that the parameters come from."""
     remaining = iter(parameters)
     return MambaWeights(*(next(remaining) if n is None else [next(remaining) for _ in range(n)] for n in lengths))
-
-
-def _unpacked(grads: PackedWeights, weights: MambaWeights) -> list[Tensor]:
-    """The gradients of ``gpu.mixer_training.backward`` -> those of the parameters, in a row."""
-    rank, states = weights.rank, weights.states
-    padded = grads.a.shape[1]
-    low_rank, b, c = grads.projection.split([grads.timescale.shape[1], padded, padded], dim=1)
-    fields: dict[str, Tensor] = {
-        "conv_weight": grads.conv_weight.mT[:, :, None],
-        "conv_bias": grads.conv_bias,
-        "x_proj": torch.cat([low_rank[:, :rank], b[:, :states], c[:, :states]], dim=1),
-        "dt_proj": grads.timescale[:, :rank].mT,
-        "dt_bias": grads.timescale_bias,
-        "A_log": grads.a[:, :states].mT * weights.A,
-        "D": grads.d,
-    }
-    flat: list[Tensor] = []
-    for name, field in weights._asdict().items():
-        flat += [fields[name]] if isinstance(field, Tensor) else fields[name].unbind()
-    return [grad.contiguous() for grad in flat]
 
 
 def _composed_gradients(

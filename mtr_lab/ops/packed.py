@@ -81,7 +81,8 @@ class PackedWeights(NamedTuple):
 def pack(weights: MambaWeights, dtype: torch.dtype) -> PackedWeights:
     """Copy the parameters into the kernels' layout, for data of ``dtype``."""
     rank, states = weights.rank, weights.states
-    more_rank, more_states = max(16, _power_of_2(rank)) - rank, max(8, _power_of_2(states)) - states
+    padded_rank, padded_states = padded_sizes(weights)
+    more_rank, more_states = padded_rank - rank, padded_states - states
     low_rank, b, c = stacked(weights.x_proj).transpose(1, 2).split([rank, states, states], dim=2)
     return PackedWeights(
         stacked(weights.conv_weight).squeeze(2).float().transpose(1, 2).contiguous(),
@@ -92,6 +93,11 @@ def pack(weights: MambaWeights, dtype: torch.dtype) -> PackedWeights:
         F.pad(weights.A.float().transpose(1, 2), (0, 0, 0, more_states)).contiguous(),
         stacked(weights.D).float().contiguous(),
     )
+
+
+def padded_sizes(weights: MambaWeights) -> tuple[int, int]:
+    """R and N of ``PackedWeights``."""
+    return max(16, _power_of_2(weights.rank)), max(8, _power_of_2(weights.states))
 
 
 class PackedCache:

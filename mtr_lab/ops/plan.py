@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 
 
@@ -121,7 +122,11 @@ def _apply_triton(x: Tensor, *parts: Any) -> Tensor:
 
 APPLY_PLAN = Operation(
     "apply_plan",
-    [Implementation("triton", _apply_triton, package="triton"), Implementation("reference", apply_plan_reference)],
+    [
+        Implementation("triton", _apply_triton, package="triton"),
+        Implementation("cpu", cpu.apply_plan),
+        Implementation("reference", apply_plan_reference),
+    ],
     schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor removed, Tensor? offsets", "Tensor"),
     fake=lambda x, dest, weight, keep, removed, offsets: x.new_empty(x.shape[0], keep.shape[1], x.shape[2]),
 )

@@ -38,6 +38,14 @@ class ActiveReduction:
         """Whether blocks read ``source`` of their tokens."""
         return self.acting_policy is not None and self.acting_policy.unmerges
 
+    @property
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
+        policy = self.acting_policy
+        if policy is None or policy.keeps_grid or policy.merges_in_mlp or policy.prunes:
+            return False
+        return any(self.schedule.remove)
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
@@ -62,8 +70,8 @@ class ActiveReduction:
 class ActiveBlockReduction:
     """The view of one block on the :class:`ActiveReduction` of its model."""
 
-    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False) -> None:
-        self._active, self._block, self._is_sampled = active, block, is_sampled
+    def __init__(self, active: ActiveReduction, block: int, is_sampled: bool = False, is_alone: bool = False) -> None:
+        self._active, self._block, self._is_sampled, self._is_alone = active, block, is_sampled, is_alone
 
     @property
     def remove(self) -> int:
@@ -75,6 +83,7 @@ class ActiveBlockReduction:
         policy = self._active.acting_policy
         if policy is None:
             return Positions(state)
+        is_alone = self._is_alone and state.special_alone and not self.remove
         return Positions(
             state,
             aligned=policy.align,
@@ -84,6 +93,8 @@ class ActiveBlockReduction:
             unmerged=policy.unmerges,
             pruned=policy.prunes,
             sampled=self._is_sampled,
+            read=state.special if is_alone else None,
+            is_last=self._block == len(self._active.schedule.remove) - 1,
             decide=partial(self._plan, state) if policy.merges_early and self.remove else None,
         )
 

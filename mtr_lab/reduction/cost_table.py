@@ -169,6 +169,7 @@ def measure_cost_table(reduction: "Reduction", images: Tensor, whole: Call, cloc
     """Time the kinds of blocks at ``SHARES`` of their tokens, with and without a step, and the whole model.
 
     Blocks of one stage with equal classes, parameter shapes and scan paths are one kind, of which the first is timed.
+    Those that compute the class token alone are another.
     All measurements take turns for ``MIN_ROUNDS`` rounds or more, so that a machine that is slow for a while slows all
     alike; the table has the medians.
 
@@ -318,12 +319,13 @@ def _once(reduction: "Reduction", schedule: Schedule, call: Call) -> None:
 
 def _kind(info: BlockInfo, block: Any) -> tuple[Any, ...]:
     shapes = [(name, tuple(tensor.shape)) for name, tensor in block.named_parameters()]
-    return info.stage, type(block), type(block.mixer), block.mixer.paths, tuple(shapes)
+    return info.stage, info.is_alone, type(block), type(block.mixer), block.mixer.paths, tuple(shapes)
 
 
 def _states(model: Backbone, numbers: Sequence[int], images: Tensor) -> list[tuple[int, TokenState]]:
     """The states before the blocks of these numbers in the unreduced model."""
-    states = enumerate(run(model, first_state(model, images)))
+    state = first_state(model, images, special_alone=getattr(model, "reads_special_alone", False))
+    states = enumerate(run(model, state))
     return [(number, before) for number, (before, _) in states if number in numbers]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
+from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import EXACT, Policy
 from mtr_lab.tokens import Layout
 
@@ -39,6 +39,8 @@ def remaining_work(
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
     work = replace(work, merged_early=policy.merges_early, remaining=policy.remaining)
+    alone = zip(blocks_alone(model, policy.share_alone), remove, strict=True)
+    work = replace(work, alone=[is_alone and not count for is_alone, count in alone])
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work

@@ -8,7 +8,7 @@ from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.budgets import Budget
-from mtr_lab.reduction.places import SCANS, sampled_blocks
+from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy, make_policy
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.reduction.solver import Solver
@@ -45,8 +45,9 @@ class Reduction:
         self._active = ActiveReduction(self.policy, self.solve(0.0))
         model.reduction = self._active
         sampled = sampled_blocks(model, SCANS[self.policy.paths])
+        alone = blocks_alone(model, self.policy.share_alone)
         for number, block in enumerate(blocks_of(model)):
-            block.reduction = ActiveBlockReduction(self._active, number, sampled[number])
+            block.reduction = ActiveBlockReduction(self._active, number, sampled[number], alone[number])
 
     @property
     def model(self) -> Backbone:

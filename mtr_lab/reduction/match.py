@@ -18,20 +18,37 @@ class Matching:
     """How sources find their targets.
 
     Args:
-        match: features (B, L, C), positions of sources (B, A) and of targets (B, T) -> target of each source and
+        match: state, features (B, L, C), positions of sources (B, A) and of targets (B, T) -> target of each source and
             similarity, (B, A) each.
-        comparisons: (A, T) -> the number of pairs that are compared in a sequence.
+        comparisons: (A, T, axes of the grid) -> the number of pairs that are compared in a sequence.
         groupings: the values of ``mtr.grouping`` that it works with.
         cosine: whether the cosine is compared, else the negative L1 distance.
     """
 
-    match: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    comparisons: Callable[[int, int], int]
+    match: Callable[[TokenState, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    comparisons: Callable[[int, int, int], int]
     groupings: tuple[str, ...]
     cosine: bool = True
 
 
-def adjacent(features: Tensor, source: Tensor, target: Tensor, *, cosine: bool) -> tuple[Tensor, Tensor]:
+def cosine(state: TokenState, features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The target of the highest cosine similarity."""
+    return ops.nearest(features, source, target)
+
+
+def grid_axes(state: TokenState) -> tuple[int, ...]:
+    """The axes of the grid of original positions; of a state without a layout, the sequence."""
+    return (state.index.shape[1],) if state.layout is None else state.layout.axes
+
+
+def neighbours(state: TokenState, features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The target of the highest cosine similarity among those that stood within one place, see ``ops``."""
+    return ops.nearest_neighbour(features, state.index, state.special, source, target, grid_axes(state))
+
+
+def adjacent(
+    state: TokenState, features: Tensor, source: Tensor, target: Tensor, *, cosine: bool
+) -> tuple[Tensor, Tensor]:
     """The more similar of the two neighbours in the sequence; sources and targets take turns in it.
 
     A token without a neighbour among the targets has the similarity -∞, and goes only after all others.
@@ -47,12 +64,20 @@ def adjacent(features: Tensor, source: Tensor, target: Tensor, *, cosine: bool) 
 
 
 MATCHINGS = {
-    "cosine": Matching(ops.nearest, lambda sources, targets: sources * targets, tuple(GROUPINGS)),
-    "adjacent": Matching(partial(adjacent, cosine=True), lambda sources, targets: 2 * sources, ("alternate", LINES)),
-    "l1": Matching(partial(adjacent, cosine=False), lambda sources, targets: 2 * sources, ("alternate", LINES), False),
+    "cosine": Matching(cosine, lambda sources, targets, axes: sources * targets, tuple(GROUPINGS)),
+    "neighbours": Matching(
+        neighbours, lambda sources, targets, axes: sources * min(targets, 3**axes - 1), tuple(GROUPINGS)
+    ),
+    "adjacent": Matching(
+        partial(adjacent, cosine=True), lambda sources, targets, axes: 2 * sources, ("alternate", LINES)
+    ),
+    "l1": Matching(
+        partial(adjacent, cosine=False), lambda sources, targets, axes: 2 * sources, ("alternate", LINES), False
+    ),
 }
-"""``cosine``: the target of the highest cosine similarity. ``adjacent``: neighbours alone. ``l1``: neighbours alone, by
-the negative L1 distance instead of the cosine."""
+"""``cosine``: the target of the highest cosine similarity. ``neighbours``: the same of targets that stood at most one
+row and column away (in a video one frame, too) before any reduction. ``adjacent``: neighbours in the sequence alone.
+``l1``: these, by the negative L1 distance instead of the cosine."""
 
 FEATURES: dict[str, Callable[[TokenState], Tensor]] = {
     "stream": lambda state: state.stream,

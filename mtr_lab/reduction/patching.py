@@ -43,7 +43,7 @@ def patch(
     """Make a pretrained model cheaper, in place: ``patch(model, "mtr", ratio=0.4)``; ``model(images)`` now reduces.
 
     Blocks remove tokens after their mixers. Parameters and state dict are untouched, and ``unpatch`` restores the model
-    bit for bit. Patching a patched model replaces its policy.
+    bit for bit. Patching a patched model replaces its policy; after an error, the policy that it had is in force.
 
     An object of the authors' own class (Vim, VideoMamba) gets a model of this library that computes in its place, with
     the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
@@ -101,15 +101,15 @@ def patch(
     if max_drop is not None and measured_on is not None:
         check_images(len(measured_on), max_drop, labels is not None, "max_drop")
     kind = type(policy) if isinstance(policy, Policy) else Policy
-    reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images, kind)
+    before = _policy(backbone)
     try:
+        reduction = Reduction(backbone, config, None if img_size is None else height_and_width(img_size), images, kind)
         if measured_on is None:
             reduction.use(reduction.solve(ratio))
         else:
             reduction.use(_solve_budget(reduction, speedup, max_drop, measured_on, labels))
-    except UserError:
-        detach(backbone)
-        unroute(model)
+    except BaseException:
+        _restore(before)
         raise
     route(model, backbone)
     return reduction
@@ -158,10 +158,19 @@ def unpatch(model: nn.Module) -> None:
 @contextlib.contextmanager
 def keeping_policy(model: Backbone) -> Iterator[None]:
     """Restore the policy that the model has now, or none, at the end of the block; the old handle is valid again."""
-    modules: list[Any] = [model, *blocks_of(model)]
-    reductions = [module.reduction for module in modules]
+    policy = _policy(model)
     try:
         yield
     finally:
-        for module, reduction in zip(modules, reductions, strict=True):
-            module.reduction = reduction
+        _restore(policy)
+
+
+def _policy(model: Backbone) -> list[tuple[Any, Any]]:
+    """The model and its blocks, with what is attached to each."""
+    modules: list[Any] = [model, *blocks_of(model)]
+    return [(module, module.reduction) for module in modules]
+
+
+def _restore(policy: list[tuple[Any, Any]]) -> None:
+    for module, reduction in policy:
+        module.reduction = reduction

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtr_lab.backbones import Backbone
+from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.ops import Plan
 from mtr_lab.tokens import Evidence, Layout, ScanPath, TokenState
 
@@ -76,6 +76,22 @@ def sampled_blocks(model: Backbone, part: PathsPart | None) -> tuple[bool, ...]:
         samples and stage is not stages[-1] and getattr(block.mixer, "samples_grid", False)
         for stage in stages
         for block in stage.blocks
+    )
+
+
+def blocks_alone(model: Backbone, share: float | None) -> tuple[bool, ...]:
+    """For each block whether it computes the special tokens alone.
+
+    The last block does, or this share of all blocks, if the head reads these tokens alone: blocks of the last stage
+    without an MLP, whose mixer can do so. ``None``: no block does.
+    """
+    blocks = blocks_of(model)
+    count = 0
+    if share is not None and getattr(model, "reads_special_alone", False):
+        count = min(max(1, int(share * len(blocks))), len(model.stages[-1].blocks))
+    return tuple(
+        number >= len(blocks) - count and block.mlp is None and getattr(block.mixer, "reads_tokens", False)
+        for number, block in enumerate(blocks)
     )
 
 

@@ -16,12 +16,13 @@ from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction import cells, lines, merge
 from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.lines import GRID, LINES
-from mtr_lab.reduction.match import FEATURES, MATCHINGS
+from mtr_lab.reduction.match import FEATURES, MATCHINGS, grid_axes
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan, make_plan
 from mtr_lab.reduction.score import SCORES, Score
+from mtr_lab.reduction.select import SELECTIONS
 from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 from mtr_lab.tokens.pooling import tokens_outside
 
@@ -31,6 +32,7 @@ SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 NO_INPUT = "none"
 BLOCK, SCAN, MLP = "block", "scan", "mlp"
+WHOLE, READ = "whole", "read"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class Policy:
             for several time steps; or ``exact``: the token is scanned as a run of as many equal tokens as its size.
         convolution: from the first reduction on, the causal convolution of a mixer runs over the ``survivors``, or
             ``unmerged`` over all original positions, at each of which stands the token that has absorbed it. A pruned
-            token leaves the sequence either way.
+            token leaves the sequence either way. A convolution over the grid always runs over all original positions.
         merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
             then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
             the output of the block. Or they merge for the ``mlp`` of the block alone, and all of them get its output:
             mixers and the residual stream keep the whole sequence.
+        last_block: the last block computes the ``whole`` sequence, or what is ``read``: if the head reads class tokens
+            alone, their output alone, to the same values.
+        read_share: the share of all blocks, the last ones, that ``read`` does this in. Before the last block it is an
+            approximation: the streams of other tokens stay as they are, and no tokens are removed there.
         seed: of a score that draws random numbers; other scores ignore it.
         picture, embedding, mlp, paths: what the policy does at other places, names of ``places.PICTURES``,
             ``EMBEDDINGS``, ``MLPS`` and ``SCANS``.
@@ -72,6 +78,7 @@ class Policy:
         zone: the number of tokens nearest in the sequence to each class token that neither go nor absorb others.
         window: the pairs of a window (``lines``).
         paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
+        selection: which candidate sources go, where a grouping has more than needed; a name of ``select.SELECTIONS``.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -105,6 +112,9 @@ class Policy:
     input_token: str = cells.MEAN
     input_place: str = cells.FIRST
     merge_at: str = BLOCK
+    last_block: str = WHOLE
+    read_share: float = 0.0
+    selection: str = "similarity"
 
     def __post_init__(self) -> None:
         tables: dict[str, Any] = {
@@ -112,6 +122,7 @@ class Policy:
             "grouping": (*GROUPINGS, LINES),
             "matching": MATCHINGS,
             "features": FEATURES,
+            "selection": SELECTIONS,
             "merge": MERGES,
             "order": (*ORDERS, GRID),
             "picture": PICTURES,
@@ -124,6 +135,7 @@ class Policy:
             "input_token": cells.TOKENS,
             "input_place": cells.PLACES,
             "merge_at": (BLOCK, SCAN, MLP),
+            "last_block": (WHOLE, READ),
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -147,6 +159,7 @@ class Policy:
         check_number("mtr.seed", self.seed, int, 0, 2**32 - 1)
         check_number("mtr.zone", self.zone, int, 0)
         check_number("mtr.window", self.window, int, 1)
+        check_number("mtr.read_share", self.read_share, float, 0, 1)
         check_number("mtr.paths_share", self.paths_share, float, 0, 1)
         check_number("mtr.input_share", self.input_share, float, 0, 1)
         for part, rule in (("merge", self.merging), ("matching", MATCHINGS[self.matching])):
@@ -197,7 +210,7 @@ class Policy:
         """Whether tokens are chosen by importance, not by similarity alone."""
         if self.keeps_grid:
             return self.merging.into == "nothing"
-        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked
+        return bool(self.prune_first) or GROUPINGS[self.grouping].ranked or self.selection == "score"
 
     @property
     def scoring(self) -> Score:
@@ -259,13 +272,20 @@ class Policy:
         return self.scoring.needs
 
     @property
+    def share_alone(self) -> float | None:
+        """The share of the blocks, at least the last one, that compute special tokens alone; ``None``: none does."""
+        return self.read_share if self.last_block == READ and MLPS[self.mlp] is None else None
+
+    @property
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
+        return self.last_block == READ or any(part is not None for part in parts)
         return self.cells is not None or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
+        return replace(self, picture="none", embedding="none", mlp="none", paths="all", last_block=WHOLE)
         return replace(self, picture="none", embedding="none", mlp="none", paths="all", input=NO_INPUT)
 
     def check(self, model: Backbone) -> None:
@@ -293,18 +313,8 @@ class Policy:
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
-        if self.unmerges and not any(getattr(block.mixer, "reads_neighbours", False) for block in blocks_of(model)):
-            raise UserError(
-                f"mtr.convolution={self.convolution}: {name} has no mixer that convolves along the sequence. Leave "
-                f"mtr.convolution={SURVIVORS}."
-            )
         if self.cells is not None:
             self.cells.check(model)
-        if self.merges_early and not any(hasattr(block.mixer, "merged_width") for block in blocks_of(model)):
-            raise UserError(
-                f"mtr.merge_at={self.merge_at}: {name} has no mixer that merges before its output projection. Leave "
-                f"mtr.merge_at={BLOCK}."
-            )
         if self.merges_in_mlp and not any(block.mlp is not None for block in blocks_of(model)):
             raise UserError(f"mtr.merge_at={MLP}: the blocks of {name} have no MLP. Leave mtr.merge_at={BLOCK}.")
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
@@ -326,14 +336,17 @@ class Policy:
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
                 f"at most {self.capacity(length, special)} can go."
             )
+        by_size, metadata = self.merging.mass is merge.by_size, (state.index, state.size, state.special)
         if self._is_asymmetric:
-            merges, by_size = self.merging.into == "nearest", self.merging.mass is merge.by_size
-            hidden = state.hidden if merges and self.features in ("stream", "hidden") else None
-            residual = state.residual if merges and self.features in ("stream", "residual") else None
-            metadata = state.index, state.size, state.special
+            streams = self._streams(state) if self.merging.into == "nearest" else (None, None)
             terms = self._terms(state, evidence)
-            return ops.asymmetric_plan(
-                ops.DecisionInputs(*terms, *metadata, hidden, residual, remove, targets, by_size)
+            return ops.asymmetric_plan(ops.DecisionInputs(*terms, *metadata, *streams, remove, targets, by_size))
+        factor = SELECTIONS[self.selection]
+        if self._is_among_neighbours:
+            importance = self.importance(state, evidence) if self.selection == "score" else state.size
+            weight = None if factor is None else factor(state, importance)
+            return ops.neighbour_plan(
+                ops.NeighbourInputs(*metadata, weight, *self._streams(state), remove, by_size, grid_axes(state))
             )
         importance = self.importance(state, evidence)
         tokens = tokens_outside(state.special, length, self.zone)
@@ -346,9 +359,12 @@ class Policy:
 
         source, target = grouping.split(tokens, remove - first, self.target_fraction)
         if self.merging.compares(sources, remove - first):
-            into, similarity = MATCHINGS[self.matching].match(FEATURES[self.features](state), source, target)
+            matching = MATCHINGS[self.matching]
+            into, similarity = matching.match(state, FEATURES[self.features](state), source, target)
             if source.shape[1] > remove - first:
-                chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : remove - first]
+                weight = None if factor is None else factor(state, importance).gather(1, source)
+                distance = ops.weighted_distance(similarity, weight, cosine=matching.cosine)
+                chosen = distance.argsort(dim=1, stable=True)[:, : remove - first]
                 source, into = source.gather(1, chosen), into.gather(1, chosen)
         if self.merging.into == "one":
             target = target[:, :1]
@@ -371,14 +387,31 @@ class Policy:
 
     @property
     def _is_asymmetric(self) -> bool:
-        """Whether ``ops.asymmetric_plan`` makes this policy's plans; it keeps the survivors in their original order."""
+        """Whether ``ops.asymmetric_plan`` makes this policy's plans."""
+        parts = self.grouping, self.matching
+        return parts == ("asymmetric", "cosine") and self.merging.into in ("nearest", "nothing") and self._is_plain
+
+    @property
+    def _is_among_neighbours(self) -> bool:
+        """Whether ``ops.neighbour_plan`` makes this policy's plans."""
+        parts = self.grouping, self.matching
+        return parts == ("alternate", "neighbours") and self.merging.into == "nearest" and self._is_plain
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all removed tokens go the same way, and the survivors keep their order: what fused decisions do."""
         return (
-            (self.grouping, self.matching, self.order) == ("asymmetric", "cosine", "index")
-            and self.merging.into in ("nearest", "nothing")
+            self.order == "index"
             and self.merging.mass in (merge.equal, merge.by_size)
             and self.merging.normalised
             and self.prune_first == self.prune_share == self.zone == 0
         )
+
+    def _streams(self, state: TokenState) -> tuple[Tensor | None, Tensor | None]:
+        """The streams whose sum are the features, ``None`` for one that is left out."""
+        hidden = state.hidden if self.features in ("stream", "hidden") else None
+        residual = state.residual if self.features in ("stream", "residual") else None
+        return hidden, residual
 
     def importance(self, state: TokenState, evidence: Evidence) -> Tensor:
         """The score of each token, (B, L) float32; higher is more important."""
@@ -426,16 +459,20 @@ class Policy:
             merges = self.merging.into == "nearest"
             flops = lines.flops(tokens, layout, remove, channels, merges=merges)
         else:
-            flops = self.flops(tokens, len(layout.special), remove, channels)
+            among = {"axes": len(layout.axes)} if self.matching == "neighbours" else {}
+            flops = self.flops(tokens, len(layout.special), remove, channels, **among)
         return flops - 2 * remove * channels if self.merges_in_mlp else flops  # of one stream
 
-    def flops(self, length: int, special: int, remove: int, channels: int) -> int:
-        """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams."""
+    def flops(self, length: int, special: int, remove: int, channels: int, axes: int = 2) -> int:
+        """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams.
+
+        ``axes``: of the grid that the tokens stood on, for matching among neighbours.
+        """
         if remove == 0:
             return 0
         first, sources, targets = self._sizes(length, special, remove)
         compared = self.merging.compares(sources, remove - first)
-        pairs = MATCHINGS[self.matching].comparisons(sources, targets) if compared else 0
+        pairs = MATCHINGS[self.matching].comparisons(sources, targets, axes) if compared else 0
         return 2 * pairs * channels + 2 * 2 * remove * channels
 
 

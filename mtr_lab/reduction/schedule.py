@@ -33,9 +33,10 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, n: 1.0,
     "linear": lambda i, n: (n - i) / n,
     "front": lambda i, n: 0.5**i,
+    "early": lambda i, n: 0.7**i,
 }
-"""The relative count of reduction i of n: equal counts, linearly falling ones, each half of the one before. In a
-pyramid these are shares of the tokens of a stage."""
+"""The relative count of reduction i of n: equal counts, linearly falling ones, each half (``early``: 0.7) of the one
+before. In a pyramid these are shares of the tokens of a stage."""
 
 
 class OutOfReach(UserError):
@@ -85,7 +86,7 @@ def make_schedule(
     ratio: float | None = None,
     schedule: str | Sequence[int] | Mapping[int, float] = "constant",
     first_block: int = 1,
-    interval: int = 2,
+    interval: int | str = 2,
     layers: str = "all",
     img_size: Size | None = None,
     resolution: Size | None = None,

@@ -34,6 +34,11 @@ class Layout:
         return self.rows, self.columns
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """The sizes of frames, rows and columns of one sequence, without axes of size 1."""
+        return tuple(size for size in (self.frames, self.rows, self.columns) if size > 1) or (1,)
+
+    @property
     def image_grid(self) -> tuple[int, int]:
         """(rows, columns) of one frame of the image, all windows."""
         return self.rows * self.windows[0], self.columns * self.windows[1]

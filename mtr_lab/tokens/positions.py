@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.tokens import grid, paths
+from mtr_lab.tokens.gather import take
 from mtr_lab.tokens.layout import Layout
 from mtr_lab.tokens.paths import ScanPath
 from mtr_lab.tokens.state import Evidence, TokenState
@@ -26,6 +27,8 @@ class Positions:
         unmerged: let a convolution along the sequence run over the original positions of the tokens.
         pruned: whether tokens may have been dropped, not merged.
         sampled: scan one of each 2 x 2 tokens of the grid.
+        read: (B, S), the positions of the tokens whose output alone is read; ``None``: that of all tokens.
+        is_last: whether no block follows, so that the streams may be of the tokens at ``read`` alone.
         decide: the evidence of the scan -> the plan that merges tokens before the output projection; ``None``: none is.
     """
 
@@ -37,6 +40,8 @@ class Positions:
     unmerged: bool = False
     pruned: bool = False
     sampled: bool = False
+    read: Tensor | None = None
+    is_last: bool = False
     decide: Callable[[Evidence], ops.Plan] | None = None
 
     def select_paths(self, available: Sequence[ScanPath]) -> Sequence[ScanPath]:
@@ -70,6 +75,18 @@ class Positions:
             last = rank.masked_fill(source < 0, positions)
             source = source.new_full((batch, positions + 1), -1).scatter(1, last, source)
         return {"index": index, "source": source}
+
+    def streams(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The streams after a mixer, of its output (B, L, C), or (B, S, C) of the tokens at ``read`` alone.
+
+        Of these alone after the last block. Before it the other tokens' outputs are 0: their streams stay the same.
+        """
+        if self.read is None:
+            return hidden, residual
+        if self.is_last:
+            return hidden, take(residual, self.read)
+        rows = self.read[..., None].expand_as(hidden)
+        return hidden.new_zeros(residual.shape).scatter(1, rows, hidden), residual
 
     def order(self, scanned: Sequence[ScanPath]) -> Tensor | None:
         """The tokens in the order of each path, (G, B, L); ``None`` for raster paths. See ``tokens.paths.order``."""

@@ -47,6 +47,9 @@ class TokenState(NamedTuple):
     position's vector at the last reduction; for a dropped position it is that vector. ``None`` if not tracked."""
     grid: Layout | None = None
     """The layout of the tokens as they are now, if a reduction has left a full grid, over which mixers go on."""
+    special_alone: bool = False
+    """Whether a head reads the special tokens alone. The last block may then return streams (B, S, C) of these; the
+    other fields are of all tokens still."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
@@ -138,6 +141,8 @@ class TokenState(NamedTuple):
     def special_tokens(self) -> Tensor:
         """The special tokens of ``stream``, (B, S, C)."""
         hidden, residual = self.applied()[:2]
+        if self.special_alone and hidden.shape[1] == self.special.shape[1]:
+            return self.stream
         special = take(hidden, self.special)
         return special if residual is None else special + take(residual, self.special)
 

@@ -109,7 +109,17 @@ SEVERAL: dict[str, tuple[Callable[[Any, Any], Any], str, str]] = {
             "state_dict": {f"model.{key}": value for key, value in raw.items()},
         },
         "state_dict: model.*",
-        "current_model_state",
+        "current_model_state.model",
+    ),
+    "prefixes of an entry": (
+        lambda raw, ema: {
+            "state_dict": {
+                **{f"model.{key}": value for key, value in raw.items()},
+                **{f"model_ema.module.{key}": value for key, value in ema.items()},
+            }
+        },
+        "state_dict: model.*",
+        "state_dict.model_ema.module",
     ),
     "prefixes": (
         lambda raw, ema: {
@@ -128,13 +138,13 @@ def test_of_several_weights_one_is_taken_and_it_says_so(
 ) -> None:
     main, second = tiny(0), tiny(1)
     torch.save(content(main.state_dict(), second.state_dict()), tmp_path / "w.pth")
-    said = f"w.pth has several weights: {re.escape(taken)} was taken, not {other}.*checkpoint_key={other}"
+    said = f"w.pth has several weights: {re.escape(taken)} was taken, not .*checkpoint_key={re.escape(other)} takes"
     with pytest.warns(UserWarning, match=said):
         model = create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
     assert equal(model, main)
     model = load(tmp_path / "w.pth", checkpoint_key=other)
     assert equal(model, second)
-    assert model.weights["part"].startswith(other)
+    assert model.weights["part"].replace(": ", ".").removesuffix(".*") == other
     assert equal(load(tmp_path / "w.pth", checkpoint_key=taken.partition(":")[0].removesuffix(".*")), main)
 
 
@@ -193,13 +203,57 @@ def test_faulty_indices_and_single_shards_say_what_to_give(tmp_path: Path) -> No
         load(tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(UserError, match=r"is a folder: give the file in it, such as model\.safetensors"):
         load(tmp_path)
-    for content in ("[]", "{", '{"weight_map": {"a": "../w.safetensors"}}', '{"weight_map": {"a": "/w.safetensors"}}'):
+    maps = [{}, [], {"a": None}, {"a": 1, "b": "x"}, *({"a": file} for file in ("", "../../w.safetensors", "/w.bin"))]
+    for content in ("[]", "{", "[" * 10**5, *(json.dumps({"weight_map": weight_map}) for weight_map in maps)):
         index.write_text(content)
-        with pytest.raises(UserError, match="cannot read checkpoint .* as the index of a sharded one"):
+        with pytest.raises(UserError, match="cannot read checkpoint .* as the index of a sharded one: .*a weight_map"):
             load(index)
     index.write_text('{"weight_map": {"a": "absent.safetensors"}}')
     with pytest.raises(UserError, match=r"absent\.safetensors does not exist"):
         load(index)
+
+
+def test_a_parameter_in_two_shards_is_refused(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    save_file({**_tensors(second), "cls_token": torch.ones(1, 1, 24)}, second)
+    with pytest.raises(UserError, match=r"cls_token is in model-00002-of-00002\.safetensors and in another file"):
+        load(index)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.SAFETENSORS", "w"])
+def test_the_content_of_a_file_tells_its_format(tmp_path: Path, name: str) -> None:
+    torch.save(tiny().state_dict(), tmp_path / name)
+    assert equal(load(tmp_path / name), tiny())
+    save_file(tiny().state_dict(), tmp_path / name, {"grid_size": "[4, 4]"})
+    assert equal(load(tmp_path / name), tiny())
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save], ids=["safetensors", "PyTorch"])
+def test_damaged_files_say_what_to_do(tmp_path: Path, save: Callable) -> None:
+    path = tmp_path / "w"
+    save(tiny().state_dict(), path)
+    content = path.read_bytes()
+    for part in (b"", content[:5], content[: len(content) // 2], b"version https://git-lfs.github.com/spec/v1"):
+        path.write_bytes(part)
+        with pytest.raises(UserError, match=r"cannot read checkpoint .*Download or save it again\.$"):
+            load(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[content.index(state["cls_token"].numpy().tobytes())] ^= 0x40
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged or incomplete.*checksums.*Download or save it again"):
+        load(tmp_path / "w.pth")
+    torch.serialization.set_crc32_options(False)  # then there is nothing to compare
+    try:
+        torch.save(state, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert equal(load(tmp_path / "w.pth"), tiny())
 
 
 def save_pth(model: nn.Module, path: Path) -> Path:
@@ -249,6 +303,17 @@ def test_rows_are_never_taken_for_columns(tmp_path: Path) -> None:
     assert equal(load(tmp_path / "w.safetensors", img_size=(64, 160)), model)
     assert equal(load(tmp_path / "w.safetensors", img_size=(64, 160), checkpoint_grid=[8, 20]), model)
     assert torch.equal(load(tmp_path / "w.safetensors", checkpoint_grid=[8, 20], **turned).pos_embed, loaded.pos_embed)
+
+
+def test_embeddings_that_do_not_tell_rows_from_columns_are_taken_with_a_warning(tmp_path: Path) -> None:
+    model = tiny(img_size=(64, 160))  # random
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    own, turned = ({**TINY, "img_size": size, "checkpoint": tmp_path / "w.safetensors"} for size in SIZES[:2])
+    with pytest.warns(UserWarning, match=r"does not tell 8 x 20 .* taken as 8 x 20.*checkpoint_grid=\[20,8\]") as said:
+        assert equal(create_model("vim_ti", **own), model)
+    assert said[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"does not tell 20 x 8 .* taken as 20 x 8.*checkpoint_grid=\[8,20\]"):
+        create_model("vim_ti", **turned)
 
 
 def test_as_many_patches_as_a_square_are_a_square_and_it_says_so(tmp_path: Path) -> None:
@@ -313,21 +378,61 @@ def test_another_number_of_classes_and_of_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "head",
+    [{}, {"head.bias": torch.ones(5)}, {"head.weight": torch.ones(())}, {"head.weight": torch.ones(5, 24, 1)}],
+    ids=["none", "bias", "scalar", "kernel"],
+)
+def test_a_checkpoint_without_a_head_that_fits_gets_a_new_one_if_asked(tmp_path: Path, head: dict) -> None:
+    source = tiny(num_classes=0)
+    torch.save({**source.state_dict(), **head}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"does not fit Vim; it has no head: .*num_classes=0.*new_head=True|head\."):
+        load(tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"w\.pth has .*: the head is left untrained"):
+        model = create_model("vim_ti", checkpoint=tmp_path / "w.pth", new_head=True, **TINY)
+    assert torch.equal(model.layers[1].mixer.A_log, source.layers[1].mixer.A_log)
+    assert equal(load(tmp_path / "w.pth", num_classes=0), source)
+
+
+@pytest.mark.parametrize("changes", [{"depth": 3}, {"d_state": 8}, {"embed_dim": 48}, {"patch_size": 16}])
+def test_another_geometry_says_what_to_do(tmp_path: Path, changes: dict) -> None:
+    with pytest.raises(UserError, match=r"does not fit Vim: create the model with the arguments .* saved from:\n"):
+        load(save_pth(tiny(), tmp_path / "w"), **changes)
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         (torch.full((5,), torch.nan), r"head.bias has values that are no numbers \(NaN\)"),
+        (torch.full((5,), -torch.inf), r"head.bias has values that are no numbers \(NaN\) or infinite"),
+        (torch.full((5,), 1e300, dtype=torch.float64), r"head.bias has values that are .* infinite"),
         (torch.ones(5, dtype=torch.int8), "head.bias has numbers of torch.int8, expected those of torch.float32"),
         (torch.ones(5, dtype=torch.complex64), "head.bias has numbers of torch.complex64"),
         (torch.ones(5).to_sparse(), "head.bias is quantised, sparse or without values"),
         (torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8), "head.bias is quantised"),
         (torch.ones(5, device="meta"), "head.bias is quantised, sparse or without values"),
     ],
-    ids=["NaN", "int8", "complex", "sparse", "quantised", "meta"],
+    ids=["NaN", "infinite", "too large", "int8", "complex", "sparse", "quantised", "meta"],
 )
 def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, value: torch.Tensor, message: str) -> None:
     torch.save({**tiny().state_dict(), "head.bias": value}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
         create_model("vim_ti", checkpoint=tmp_path / "w.pth", **TINY)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bool", "complex64", "sparse", "quantised", "meta", "empty"])
+@pytest.mark.parametrize("key", ["pos_embed", "patch_embed.proj.weight"])
+def test_they_are_refused_before_they_are_adapted(tmp_path: Path, kind: str, key: str) -> None:
+    value = tiny().state_dict()[key]
+    unusual = {
+        "sparse": value.to_sparse(),
+        "quantised": torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        "meta": value.to("meta"),
+        "empty": value[:, :, :0] if key == "pos_embed" else value[:0],
+    }
+    value = unusual[kind] if kind in unusual else value.to(getattr(torch, kind))
+    torch.save({**tiny().state_dict(), key: value}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"{key} (is|has)"):
+        create_model("vim_ti", checkpoint=tmp_path / "w.pth", **{**TINY, "img_size": 64, "channels": 1})
 
 
 class Payload:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from authors_objects import vssm
 from test_golden import load, parameters, relative_error
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtr_lab
 from mtr_lab import UserError, create_model, ops
@@ -15,7 +16,7 @@ from mtr_lab.backbones import blocks_of
 from mtr_lab.measure.flops import counted_flops, model_costs
 from mtr_lab.reduction import trace
 from mtr_lab.tasks.features import FeatureMaps
-from mtr_lab.tokens import TokenState
+from mtr_lab.tokens import TokenState, restore
 from mtr_lab.tokens.positions import Positions
 
 ABOUT_THE_FILE = ("notes", "upstream")
@@ -140,6 +141,19 @@ def test_the_last_stage_is_pooled_by_size() -> None:
 
 
 @torch.no_grad()
+def test_a_stage_is_restored_by_what_its_tokens_gain() -> None:
+    """``skip``: a position keeps its own last features, and gains what the token that absorbed it has gained since."""
+    model, images = small(), torch.randn(2, 3, 72, 104)
+    mtr_lab.patch(model, "mtr", schedule=[0, 40, 0, 0, 0, 0, 0])
+    state, with_skip = trace(model, images)[2], model(images)
+    expected = model.layers[1]["downsample"](restore(state, (9, 13), "skip"))
+    torch.testing.assert_close(model.enter(2, state).hidden, expected.flatten(2).transpose(1, 2))
+    model.restoration = "nearest"
+    assert trace(model, images)[1].offset is None
+    assert not torch.equal(model(images), with_skip)
+
+
+@torch.no_grad()
 def test_a_stage_follows_the_grid_that_storm_leaves() -> None:
     model, images = small(), torch.randn(2, 3, 72, 104)
     sides = [len(set(state.index.flatten().tolist())) for state in trace(model, images)]
@@ -244,3 +258,49 @@ def test_it_compiles_without_a_break(policy: str | None) -> None:
         mtr_lab.patch(model, policy, ratio=0.01, first_block=0)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+@torch.no_grad()
+def test_an_object_of_the_authors_class() -> None:
+    """Its attributes alone tell its geometry; it cannot run here."""
+    arguments, golden = load("vmamba_official")
+    theirs = vssm(**arguments).eval()
+    theirs.load_state_dict(parameters(golden), strict=True)
+    with pytest.raises(RuntimeError, match="is_cuda"):
+        theirs(golden["input"])
+    mtr_lab.patch(theirs, "mtr", ratio=0)
+    assert relative_error(theirs(golden["input"]), golden["logits"]) < 1e-5
+    reduction = mtr_lab.patch(theirs, "mlp", schedule=[10, 8, 5, 5, 2])
+    ours, _ = official()
+    mtr_lab.patch(ours, "mlp", schedule=reduction.schedule.remove)
+    assert torch.equal(theirs(golden["input"]), ours(golden["input"]))
+    mtr_lab.unpatch(theirs)
+    with pytest.raises(RuntimeError, match="is_cuda"):
+        theirs(golden["input"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"ssm_d_state": 2, "ssm_ratio": 1.75}, {"depths": (2, 3), "mlp_ratio": 2.6, "dims": 10}]
+)
+def test_the_geometry_of_an_object(arguments: dict[str, Any]) -> None:
+    theirs = vssm(drop_path_rate=0.2, **arguments)
+    ours = mtr_lab.patch(theirs, "mtr", ratio=0).model
+    assert {key: value.shape for key, value in ours.state_dict().items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+    assert [block.drop_path.extra_repr() for block in blocks_of(ours)][-1] == "drop_prob=0.200"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"op": {"disable_z": False}}, r"disable_z=False of layers\.0\.blocks\.0\.op of VSSM .* has a gate"),
+        ({"op": {"scan_mode": "bidi"}}, "scan_mode='bidi' .* along other paths"),
+        ({"op": {"oact": True}}, "oact=True"),
+        ({"mlp_act": nn.ReLU}, "the MLP has another activation than GELU"),
+        ({"posembed": True}, "there are position embeddings"),
+    ],
+)
+def test_objects_that_are_not_represented_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mtr_lab.patch(vssm(**arguments), "mtr", ratio=0)

@@ -2,7 +2,8 @@
 
 import copy
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from toys import TOYS, Toy
 
 import mtr_lab
 from mtr_lab import UserError, ops
-from mtr_lab.backbones import MODELS, blocks_of, missing_members
+from mtr_lab.backbones import MODELS, blocks_of, last_state, missing_members
 from mtr_lab.measure.flops import counted_flops, model_flops
 from mtr_lab.ops import make_plan
 from mtr_lab.pictures import observe
@@ -96,13 +97,20 @@ def test_it_is_a_backbone_and_declares_its_costs(name: str) -> None:
     assert counted_flops(model, inputs(model)) == (model_flops(model), 0)
 
 
-@pytest.mark.parametrize("policy", policy_names())
-@pytest.mark.parametrize("name", SOME)
+def policies_of_families() -> Iterator[Any]:
+    """All pairs. The fast lane has every policy in one family, every family with two policies, and two odd pairs."""
+    odd = {("grid_stages", "quartermap"), ("smallest", "evit")}
+    for name, policy in itertools.product(SOME, policy_names()):
+        fast = name == "vim_ti" or policy in ("mtr", "storm") or (name, policy) in odd
+        yield pytest.param(name, policy, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "policy"), policies_of_families())
 @torch.no_grad()
 def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     model = make(name)
     images = inputs(model)
-    before, weights = model(images), model.state_dict().keys()
+    before, tokens, weights = model(images), last_state(model, images).stream, model.state_dict().keys()
     special = all(layout.special for layout in model.layouts())
     if policy == "quartermap" and name not in SAMPLED:
         with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
@@ -119,7 +127,7 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
         reduced = model(images)
         assert reduced.shape == before.shape
         assert reduced.isfinite().all()
-        assert not torch.equal(reduced, before)
+        assert not torch.equal(last_state(model, images).stream, tokens)  # which the class may not show
         assert counted_flops(model, images) == (schedule.flops, schedule.flops_overhead)
         assert model.state_dict().keys() == weights
     mtr_lab.unpatch(model)
@@ -281,10 +289,10 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("vim_ti", "snakes", "windows"),
+        *("snakes", "windows"),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("video", "registers", "plainmamba_l1", "smallest", *TOYS)
+            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],
@@ -349,16 +357,23 @@ def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.Monkey
     assert torch.equal(model(images), before)
 
 
+@torch.no_grad()
+def test_a_convolution_over_the_grid_is_unmerged_anyway() -> None:
+    model = make("four_paths")
+    logits = [
+        model(inputs(model))
+        for convolution in ("survivors", "unmerged")
+        if mtr_lab.patch(model, "mtr", schedule=counts(model, 3), convolution=convolution)
+    ]
+    assert torch.equal(*logits)
+
+
 def test_policies_that_do_not_fit_a_model_are_refused() -> None:
     four, vim = make("four_paths"), make("vim_ti")
     with pytest.raises(UserError, match=r"mtr\.align counts .* mtr\.order=importance changes the neighbours"):
         mtr_lab.patch(vim, "hsa", ratio=0.1, order="importance")
     with pytest.raises(UserError, match=r"mtr\.directions=snake: Toy scans forward, backward, columns"):
         mtr_lab.patch(four, "mtr", ratio=0.1, directions="snake")
-    with pytest.raises(
-        UserError, match=r"mtr\.convolution=unmerged: Toy has no mixer that convolves along the sequence"
-    ):
-        mtr_lab.patch(four, "mtr", ratio=0.1, convolution="unmerged")
     reduction = mtr_lab.patch(vim, "mtr", ratio=0.1)
     with pytest.raises(UserError, match="a schedule of 6 blocks does not fit a model of 4"):
         reduction.use(mtr_lab.patch(make("two_stages"), "mtr", ratio=0.1).schedule)

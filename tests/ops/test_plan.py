@@ -98,3 +98,13 @@ def test_flops():
     with FlopCounterMode(display=False) as counter:
         ops.apply_plan(tokens(2, 9, 3), *random_plan(0, 2, 9, 5))
     assert counter.get_total_flops() == 2 * 2 * (9 - 5) * 3
+
+
+@pytest.mark.parametrize(("batch", "length", "kept", "channels"), [(1, 9, 1, 3), (2, 40, 30, 64), (3, 40, 7, 150)])
+def test_the_kernel_gives_the_bits_of_plain_pytorch(batch, length, kept, channels):
+    dest, weight, keep, removed = random_plan(0, batch, length, kept)
+    inputs = tokens(batch, length, 2 * channels)[..., :channels], dest, weight.float(), keep, removed
+    with ops.use_backend("cpu"):
+        out = ops.apply_plan(*inputs)
+    with ops.use_backend("reference"):
+        assert torch.equal(out, ops.apply_plan(*inputs))

@@ -134,6 +134,16 @@ def test_an_unreadable_table_is_measured_again(model, images, device: Device, tm
     assert file.read_text().startswith('{\n "of"')
 
 
+def test_blocks_that_compute_the_class_token_alone_are_timed_for_themselves(model, images) -> None:
+    reduction = mtr_lab.patch(model, "mtr", ratio=0.2, last_block="read", read_share=2 / DEPTH)
+    mixed: list[int] = []
+    for block in (model.blocks[0], model.blocks[-2]):
+        block.mixer.out_proj.register_forward_hook(lambda _, args, output: mixed.append(output.shape[1]))
+    table = measure_cost_table(reduction, images, lambda: model(images), lambda call, device: call() or 1.0)
+    assert table.kinds == (0,) * (DEPTH - 2) + (1, 1)
+    assert 1 in mixed
+
+
 def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     device = Device(model)
     reduction = mtr_lab.patch(model, "mtr", ratio=0.2)
@@ -152,7 +162,18 @@ def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     assert reduction.schedule == reduction.solve(0.2)  # measuring leaves the schedule
 
 
-@pytest.mark.parametrize("name", [name for name in policy_names() if name != "quartermap"])  # not for Vim
+UNALIKE = ("mtr", "evit", "storm", "directions", "resolution")
+"""Policies whose blocks and steps take their time differently; the slow lane has all that fit Vim."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in UNALIKE else pytest.mark.slow)
+        for name in policy_names()
+        if name != "quartermap"
+    ],
+)
 def test_every_policy_has_a_table(name: str, model, images) -> None:
     device = Device(model)
     reduction = Reduction(model, policy_config(name, **({"paths": "last"} if name == "directions" else {})))

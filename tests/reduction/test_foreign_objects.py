@@ -105,6 +105,19 @@ def test_a_refused_patch_leaves_the_object_alone(model: Any) -> None:
     assert set(vars(model)) == before
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["object", "our model"])
+@torch.no_grad()
+def test_a_refused_patch_keeps_the_policy_that_was_in_force(model: Any, ours: bool) -> None:
+    model = mtr_lab.create_model("vim_ti", **SMALL).eval() if ours else model
+    reduction = mtr_lab.patch(model, "mtr", ratio=0.2)
+    expected = model(images())
+    with pytest.raises(UserError, match="at most 0"):
+        mtr_lab.patch(model, "mtr", ratio=0.99)
+    assert torch.equal(model(images()), expected)
+    reduction.use(reduction.solve(0.1))
+    assert not torch.equal(model(images()), expected)
+
+
 @torch.no_grad()
 def test_the_very_same_parameters_are_used(model: Any) -> None:
     ours = mtr_lab.patch(model, "mtr", ratio=0.2).model
@@ -142,6 +155,40 @@ def test_changes_of_the_object_take_effect(model: Any, change: Callable, overwri
     fresh.load_state_dict(model.state_dict())
     mtr_lab.patch(fresh, "mtr", ratio=0.2)
     assert torch.equal(after, fresh(images().to(dtype)))
+
+
+def replace_layer(model: Any) -> None:
+    other = vim(**SMALL, if_divide_out=False, norm_epsilon=1e-2)
+    other.load_state_dict(model.state_dict())
+    model.layers[1] = other.layers[1]
+
+
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "epsilon": lambda model: setattr(model.layers[1].norm, "eps", 1e-2),
+    "directions": lambda model: setattr(model.layers[1].mixer, "if_divide_out", False),
+    "layer": replace_layer,
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS)
+@torch.no_grad()
+def test_settings_that_change_later_take_effect(model: Any, change: Callable) -> None:
+    mtr_lab.patch(model, "mtr", ratio=0.2)
+    before = model(images())
+    change(model)
+    after = model(images())
+    assert not torch.equal(after, before)
+    mtr_lab.unpatch(model)
+    mtr_lab.patch(model, "mtr", ratio=0.2)
+    assert torch.equal(after, model(images()))
+
+
+def test_a_layer_of_another_variant_is_refused_when_the_object_is_called(model: Any) -> None:
+    mtr_lab.patch(model, "mtr", ratio=0.2)
+    model.layers[1] = vim(**SMALL).layers[1]
+    model.layers[1].mixer.use_fast_path = False
+    with pytest.raises(UserError, match=r"use_fast_path=False of layers\.1 of VisionMamba"):
+        model(images())
 
 
 def test_another_number_of_classes_needs_another_patch(model: Any) -> None:
@@ -183,6 +230,12 @@ def test_rates_and_checkpointing_are_those_of_the_object() -> None:
     model = videomamba(**without_state(SMALL), num_frames=4, fc_drop_rate=0.3, drop_path_rate=0.2)
     model.use_checkpoint = True
     ours: Any = mtr_lab.patch(model, "mtr", ratio=0).model
+    assert ours.grad_checkpointing
+    model.use_checkpoint = False
+    mtr_lab.trace(model.eval(), torch.randn(1, *ours.input_shape))
+    assert not ours.grad_checkpointing
+    model.use_checkpoint = True
+    mtr_lab.trace(model.train(), torch.randn(1, *ours.input_shape))
     assert (ours.head_drop.p, ours.drop_path.drop_prob, ours.grad_checkpointing) == (0.3, 0.2, True)
     assert [getattr(block.drop_path, "drop_prob", 0) for block in ours.blocks] == [0, 0, pytest.approx(0.1)]
 
@@ -321,6 +374,20 @@ TOUCHED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda model: nn.utils.parametrizations.weight_norm(model.layers[0].mixer.in_proj),
         r"in_proj is .*undo parametrisations",
     ),
+    "padding of the convolution": (
+        lambda model: setattr(model.layers[2].mixer.conv1d, "padding", (0,)),
+        r"layers\.2\.mixer\.conv1d is Conv1d\(.*, the authors' is Conv1d\(.*padding=\(3,\)",
+    ),
+    "dilation of patches": (
+        lambda model: setattr(model.patch_embed.proj, "dilation", (2, 2)),
+        r"patch_embed\.proj is Conv2d\(.*dilation.*, the authors' is Conv2d",
+    ),
+    "quantisation": (
+        lambda model: setattr(
+            model.layers[1].mixer, "in_proj", torch.ao.nn.quantized.dynamic.Linear(24, 96, bias_=False)
+        ),
+        r"in_proj is torch\.ao\..*Linear, expected Linear .*quantisation",
+    ),
     "activation": (
         lambda model: setattr(model.layers[0].mixer, "act", nn.GELU()),
         r"act is .*GELU, which has no count",
@@ -395,14 +462,20 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["object", "our model"])
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    ("wrapper", "ours"),
+    [
+        pytest.param(name, ours, marks=pytest.mark.slow if (name, ours) == ("compile", False) else ())  # as in "both"
+        for name in WRAPPERS
+        for ours in (False, True)
+    ],
+)
 @pytest.mark.usefixtures("one_process")
 @torch.no_grad()
-def test_wrappers_are_looked_into(model: Any, wrap: Callable, ours: bool) -> None:
+def test_wrappers_are_looked_into(model: Any, wrapper: str, ours: bool) -> None:
     if ours:
         model = mtr_lab.create_model("vim_ti", **SMALL).eval()
-    wrapped = wrap(model)
+    wrapped = WRAPPERS[wrapper](model)
     reduction = mtr_lab.patch(wrapped, "mtr", ratio=0.2)
     reduced = model(images())
     torch.testing.assert_close(wrapped(images()), reduced)
@@ -441,7 +514,7 @@ def test_tokens_pictures_flops_and_speed_of_an_object(model: Any) -> None:
     assert measure_speed({"mtr": model}, images(), min_rounds=1, max_seconds=0)["mtr"].img_per_s > 0
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_an_object_is_exported(model: Any, strict: bool) -> None:
     reduction = mtr_lab.patch(model, "mtr", ratio=0.2)
@@ -499,6 +572,28 @@ def test_a_graph_follows_the_patch_of_an_object(model: Any) -> None:
     assert torch.equal(fast(images()), model(images()))
     assert torch.equal(fast(images()), model(images()))
     assert fast.captured == 3
+
+
+@pytest.mark.parametrize(
+    ("lacks", "what"),
+    [
+        (lambda model: delattr(model.patch_embed, "img_size"), "img_size"),
+        (lambda model: delattr(model, "norm_f"), "norm_f"),
+        (lambda model: delattr(model.layers[1].mixer, "out_proj"), "out_proj"),
+        (lambda model: setattr(model.layers[1], "norm", nn.Identity()), "eps"),
+        (lambda model: setattr(model.layers[0].mixer, "A_log", nn.Parameter(torch.ones(48))), "index"),
+    ],
+)
+def test_objects_with_a_part_of_the_authors_modules_are_refused(model: Any, lacks: Callable, what: str) -> None:
+    lacks(model)
+    with pytest.raises(UserError, match=f"has the mixers of Vim, but not all modules and attributes of .*{what}"):
+        mtr_lab.patch(model, "mtr", ratio=0.2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_modules_are_refused() -> None:
+    with pytest.raises(UserError, match="patch expects an object of the authors' class"):
+        mtr_lab.patch(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), "mtr", ratio=0.2)
 
 
 def test_objects_of_other_classes_are_refused(model: Any) -> None:

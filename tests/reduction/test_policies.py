@@ -25,7 +25,7 @@ from mtr_lab.tokens import PATHS, Evidence, Layout, TokenState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rmeeto_official.safetensors"
 BASELINES = ("evit", "tome", "rmeeto", "famba", "pumer", "utr", "hsa", "random", "adjacent")
-RESTORED = {"mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
+RESTORED = {"fovea", "mtr", "resolution", "directions", "rmeeto", "utr", "hsa", "random", "write", "adjacent"}
 PRUNING = {"hsa", "random", "pumer", "utr", "storm_evit", "storm_random"}
 ONE_BY_ONE = [name for name in FOR_ANY_FAMILY if not make_policy(policy_config(name)).keeps_grid]
 """Policies that remove any number of tokens; tests/contract/test_lines.py has the others."""

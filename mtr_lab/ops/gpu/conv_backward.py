@@ -103,9 +103,7 @@ def _conv_backward(x, weight, bias, grad, dx, dw, length, run, channels: tl.cons
 
 
 @on_its_device
-def conv_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor, dx: Tensor
-) -> tuple[Tensor, Tensor]:
+def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int], grad: Tensor, dx: Tensor) -> Tensor:
     """The gradients of ``mtr_lab.ops.causal_conv1d``, accumulated in float32. Deterministic.
 
     Args:
@@ -117,7 +115,7 @@ def conv_backward(
         dx: the gradient of ``x`` is written here, (B, L, E), rows contiguous and evenly spaced.
 
     Returns:
-        The gradients of weight and bias, in their shapes.
+        For the taps and, as tap W, for the bias, (parts, G, W + 1, E) float32; the gradient is the sum over parts.
     """
     x = rows(x)
     images, length, channels = x.shape
@@ -129,5 +127,4 @@ def conv_backward(
         x, weight, bias, grad, dx, dw, length, run, channels, x.stride(1), dx.stride(1),
         REVERSE=reverse_mask(reverse), G=directions, W=width, E=CHANNELS, U=UNROLL, num_warps=1,
     )  # fmt: skip
-    total = dw.sum(0)
-    return total[:, :width], total[:, width]
+    return dw

@@ -10,6 +10,7 @@ from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device
 
 MAX_LENGTH = 16384
 MAX_REMOVED = 2048
+POSITIONS = tl.constexpr(2)
 RUN = 512  # tokens that one program sorts; the sorted runs of longer sequences are merged by another launch
 
 
@@ -48,11 +49,16 @@ def _halves(x):
 
 @triton.jit
 def _load_removed(order, best, size, k, num_removed, MATCH: tl.constexpr):
-    """The positions of the removed tokens k, those of their merge targets (-1 to drop) and their sizes."""
+    """The positions of the removed tokens k, those of their merge targets (-1 to drop) and their sizes.
+
+    ``best`` holds keys of the places of targets in ``order``, or positions of targets if ``MATCH`` is ``POSITIONS``.
+    """
     mask = k < num_removed
     source = tl.load(order + k, mask, 0x7FFFFFFF)
     target = tl.where(mask, -1, 0x7FFFFFFF)
-    if MATCH:
+    if MATCH == POSITIONS:
+        target = tl.load(best + k, mask, 0x7FFFFFFF).to(tl.int32)
+    elif MATCH:
         place = 0x7FFFFFFF - (tl.load(best + k, mask, 0x7FFFFFFF) & 0x7FFFFFFF).to(tl.int32)
         target = tl.load(order + num_removed + place, mask, 0x7FFFFFFF)
     return source, target, tl.load(size + source, mask, 0)
@@ -202,21 +208,12 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
     """
     terms, scale, index, size, special, hidden, residual, num_removed, targets, by_size = inputs
     images, _, length = terms.shape
-    kept = length - num_removed
     order, best = special.new_empty(images, length, dtype=torch.int32), special.new_empty(images, num_removed)
-    lengths = length, kept, num_removed, kept + 1, kept
-    dest, keep, removed, offsets, new_index = (special.new_empty(images, n) for n in lengths)
-    weight, new_size = terms.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
-    new_special = special.new_empty(special.shape)
-    result = dest, weight, keep, removed, offsets, new_index, new_size, new_special
-    # Before the first reduction all images share one row, expanded.
-    index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
     special = special.contiguous()
 
     features = residual if hidden is None else hidden
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
     ranking = {"TERMS": terms.shape[1], "SPECIALS": special.shape[1]}
-    merging = {"MATCH": features is not None, "BY_SIZE": by_size}
     whole = length <= RUN
     keys = best if whole else special.new_empty(images, length)
     _sort_block[images, triton.cdiv(length, RUN)](
@@ -234,10 +231,37 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
             *streams, order, best, length, num_removed, targets, features.shape[2], HIDDEN=hidden is not None,
             RESIDUAL=residual is not None, RP=rows, TP=columns, num_warps=warps,
         )  # fmt: skip
+    return merge(order, best, index, size, special, num_removed, match=features is not None, by_size=by_size)
+
+
+def merge(
+    order: Tensor,
+    best: Tensor,
+    index: Tensor,
+    size: Tensor,
+    special: Tensor,
+    num_removed: int,
+    *,
+    match: bool | tl.constexpr,
+    by_size: bool,
+) -> tuple[Tensor, ...]:
+    """Write the plan of removed tokens and their targets, ``order`` (B, L) and ``best`` (B, num_removed).
+
+    Returns:
+        dest, weight, keep, removed and offsets of a ``Plan``; index, size and special positions of the survivors.
+    """
+    images, length = order.shape
+    kept = length - num_removed
+    lengths = length, kept, num_removed, kept + 1, kept
+    dest, keep, removed, offsets, new_index = (special.new_empty(images, n) for n in lengths)
+    weight, new_size = size.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
+    result = dest, weight, keep, removed, offsets, new_index, new_size, torch.empty_like(special)
+    # Before the first reduction all images share one row, expanded.
+    index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
     tokens = 64
     _merge_block[images, triton.cdiv(length, tokens)](
         order, best, index, size, special, *result, length, num_removed, index.stride(0), size.stride(0),
-        SPECIALS=special.shape[1], **merging, LP=tokens, BLOCK=min(max(16, triton.next_power_of_2(num_removed)), 64),
-        num_warps=2,
+        SPECIALS=special.shape[1], MATCH=match, BY_SIZE=by_size, LP=tokens,
+        BLOCK=min(max(16, triton.next_power_of_2(num_removed)), 64), num_warps=2,
     )  # fmt: skip
     return result

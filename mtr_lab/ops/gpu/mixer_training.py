@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu import conv_backward, project, scan, scan_from_states
+from mtr_lab.ops.gpu import conv_backward, mixer_weights, project, scan, scan_from_states
 from mtr_lab.ops.gpu.occupancy import num_sms, on_its_device, precision, product, reverse_mask
 from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY
 from mtr_lab.ops.packed import PackedWeights
@@ -25,7 +25,7 @@ class Saved(NamedTuple):
     ungated: Tensor
     """The sum over directions before the gate, (B, L, E)."""
     states: Tensor
-    """The states before every ``SAVE_EVERY``-th position but the first, (G, B, groups - 1, N, E)."""
+    """The states before every ``SAVE_EVERY``-th position but the first, (G, B, groups - 1, N / 4, E, 4)."""
 
 
 def forward(
@@ -52,7 +52,9 @@ def forward(
     directions, images, length, channels = u.shape
     states = weights.a.shape[1]
     num_saved = (length - 1) // SAVE_EVERY.value
-    saved = Saved(u, delta, torch.empty_like(u[0]), u.new_empty(directions, images, num_saved, states, channels))
+    saved = Saved(
+        u, delta, torch.empty_like(u[0]), u.new_empty(directions, images, num_saved, states // 4, channels, 4)
+    )
     y, more = scan.scan(
         u, delta, weights.a, projected[..., -2 * states :], weights.d, z, weights.timescale_bias, None, None, None,
         reverse, stats[len(before_scan) :], softplus=False, scale=scale, saved=saved.states, ungated=saved.ungated,
@@ -67,40 +69,41 @@ def backward(
     projected: Tensor,
     saved: Saved,
     reverse: Sequence[int],
+    rank: int,
+    states: int,
     scale: float,
     grad: Tensor,
     projected_grad: Tensor | None,
-) -> tuple[Tensor, PackedWeights]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients of ``forward``. Deterministic.
 
     Args:
         xz, weights, reverse, scale: as for ``forward``.
         projected, saved: its results.
+        rank, states: of the parameters, without padding.
         grad: the gradient of the output, (B, L, E).
         projected_grad: the gradient of ``projected``; ``None`` for zero.
 
     Returns:
-        The gradient of xz, and those of the weights, in float32. Unlike the weights, the gradient of ``projection`` is
-        (G, R + 2N, E).
+        The gradient of xz, and those of the parameters in float32, one tensor (G, *) for each field of
+        ``MambaWeights``.
     """
-    u, delta, ungated, states = saved
+    u, delta, ungated, saved_states = saved
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     dx, dz = dxz.chunk(2, dim=-1)
     du, ddelta, dbc, da, dd, dbias = scan_from_states.scan_from_states(
-        u, delta, weights.a, grouped(projected, weights.a.shape[1], reverse), weights.d, z, ungated, states, grad,
+        u, delta, weights.a, grouped(projected, weights.a.shape[1], reverse), weights.d, z, ungated, saved_states, grad,
         dz, reverse, scale,
     )  # fmt: skip
-    rank = weights.timescale.shape[1]
     du, ddelta = du.flatten(1, 2), ddelta.flatten(1, 2)
     dprojected = add_gradients(torch.bmm(ddelta, weights.timescale.mT), dbc.flatten(2, 3), projected_grad)
     dtimescale = weight_gradient(projected.flatten(1, 2)[..., :rank], ddelta)
     dprojection = weight_gradient(dprojected, u.flatten(1, 2))
     du.baddbmm_(dprojected, weights.projection.mT)  # in place: ``baddbmm`` would copy ``du`` first
-    dweight, dconv_bias = conv_backward.conv_backward(
-        x, weights.conv_weight, weights.conv_bias, reverse, du.view_as(u), dx
-    )
-    return dxz, PackedWeights(dweight, dconv_bias, dprojection, dtimescale, dbias.sum(1), da.sum(1), dd.sum(1))
+    dconv = conv_backward.conv_backward(x, weights.conv_weight, weights.conv_bias, reverse, du.view_as(u), dx)
+    parts = mixer_weights.Parts(dconv, dprojection, dtimescale, dbias, da, dd)
+    return dxz, mixer_weights.add_parts(parts, weights.a, rank, states)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -162,9 +165,9 @@ def _weight_gradient(a, b, out, tokens, share, stride_a: tl.constexpr, columns: 
 
 
 def weight_gradient(a: Tensor, b: Tensor) -> Tensor:
-    """The product aᵀ b for small K and large T: (G, T, K), (G, T, E) -> (G, K, E) float32.
+    """Parts of the product aᵀ b for small K and large T: (G, T, K), (G, T, E) -> (parts, G, K, E) float32.
 
-    Programs share the T tokens, and their parts are added afterwards. cuBLAS has no kernel as fast for this shape.
+    Programs share the T tokens. cuBLAS has no kernel as fast for this shape.
 
     Args:
         a: rows contiguous and evenly spaced.
@@ -181,7 +184,7 @@ def weight_gradient(a: Tensor, b: Tensor) -> Tensor:
         a, b, out, tokens, share, a.stride(1), columns, channels, PRECISION=precision(b.dtype),
         K=max(16, triton.next_power_of_2(columns)), T=64, E=64, num_warps=4, num_stages=4,
     )  # fmt: skip
-    return out.sum(0)
+    return out
 
 
 @triton.jit(do_not_specialize=["length", "images"])
@@ -190,7 +193,7 @@ def _grouped(projected, out, images, length, reverse, stride: tl.constexpr, NP: 
     back = (reverse >> (tl.program_id(1) // images)) & 1
     group = tl.program_id(0)
     j, column = tl.arange(0, U), tl.arange(0, 2 * NP)
-    s = group * U + j
+    s = tl.maximum(tl.minimum(group * U, length - U), 0) + j
     t = tl.where(back == 1, length - 1 - s, s)
     at = projected + (row * length + t)[:, None] * stride + (stride - 2 * NP + column)[None, :]
     x = tl.load(at, (s < length)[:, None], 0)
@@ -206,7 +209,7 @@ def grouped(projected: Tensor, states: int, reverse: Sequence[int]) -> Tensor:
         states: N, a power of two.
 
     Returns:
-        (G, B, groups, N, 2, SAVE_EVERY) in reading order, 0 past the end.
+        (G, B, groups, N, 2, SAVE_EVERY) in reading order, 0 past the end. The last group ends with the last position.
     """
     directions, images, length, columns = projected.shape
     size = SAVE_EVERY.value

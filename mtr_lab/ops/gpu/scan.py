@@ -79,8 +79,8 @@ def scan(
         softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` is for gaps only.
         scale: factor of the result.
         saved, ungated: outputs for a backward pass, both or neither: the states before every ``SAVE_EVERY``-th
-            position of a direction but the first, (G, B, (L - 1) // SAVE_EVERY, N, E), and the sum over directions
-            before the gate, (B, L, E). Sequences are scanned whole then.
+            position of a direction but the first, (G, B, (L - 1) // SAVE_EVERY, N / 4, E, 4), and the sum over
+            directions before the gate, (B, L, E). Sequences are scanned whole then.
 
     Returns:
         y: (B, L, E).

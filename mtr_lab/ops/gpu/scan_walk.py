@@ -56,7 +56,9 @@ class Direction(NamedTuple):
     stride_sums: Any
     """The stride from one statistic to the next."""
     saved: Any
-    """States for a backward pass: those before every ``SAVE_EVERY``-th position but the first; or ``None``."""
+    """States for a backward pass: those before every ``SAVE_EVERY``-th position but the first; or ``None``.
+
+    Four states of a channel are side by side, (groups - 1, NP / 4, width, 4)."""
     ungated: Any
     """The sum over directions before the gate, for a backward pass; or ``None``."""
 
@@ -174,6 +176,15 @@ def _with_gap(dt, idle, gap, s, length, BACKWARD: tl.constexpr, GAP: tl.constexp
 
 
 @triton.jit
+def _save(x, h, channels, width: tl.constexpr):
+    """Store states for a backward pass, in a tensor (NP / 4, width, 4)."""
+    N: tl.constexpr = h.shape[0] // 4
+    states = tl.permute(tl.reshape(h.to(x.dtype.element_ty), (N, 4, h.shape[1])), (0, 2, 1))
+    at = x + (tl.arange(0, N)[:, None, None] * width + channels.e[None, :, None]) * 4 + tl.arange(0, 4)[None, None, :]
+    tl.store(at, states, channels.mask[None, :, None])
+
+
+@triton.jit
 def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.constexpr):
     """Scan ``count`` positions, a multiple of U, beginning with ``first``; h is the state before it, (NP, CH)."""
     SIGN: tl.constexpr = -1 if options.backward else 1
@@ -184,8 +195,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
             passed = direction.length - 1 - s0 if options.backward else s0
             if (passed % SAVE_EVERY == 0) & (passed > 0):
                 at = direction.saved + (passed // SAVE_EVERY - 1) * h.shape[0] * direction.width
-                state = tile(at, channels.e, direction.width, h.shape[0], h.shape[1])
-                tl.store(state, h.to(direction.saved.dtype.element_ty), channels.mask[None, :])
+                _save(at, h, channels, direction.width)
         us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
         dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)

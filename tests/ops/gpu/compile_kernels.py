@@ -45,7 +45,10 @@ def main(backend: str, arch: str) -> None:
         decision,
         embedding,
         metadata,
+        mixer_read,
         mixer_training,
+        mixer_weights,
+        neighbours,
         norm,
         norm_backward,
         project,
@@ -72,10 +75,20 @@ def main(backend: str, arch: str) -> None:
     positions = torch.arange(8)[None], torch.zeros(1, 16, dtype=torch.int64)
     project.project(normal(1, 8, 64), packed, None, BOTH, ("delta",), repeats=torch.ones(1, 8))
     project.project(normal(1, 8, 64), packed, None, BOTH, (), index=positions[0], source=positions[1])
+    for dtype in (torch.bfloat16, torch.float32):
+        x, read, kept = (
+            torch.randn(1, 8, 64, dtype=dtype),
+            torch.zeros(1, 1, dtype=torch.int64),
+            ops.pack(weights, dtype),
+        )
+        for scale, repeats in ((torch.ones(1, 8), None), (None, torch.ones(1, 8))):
+            gap, places = (None, (None, None)) if scale is None else (torch.zeros(1, 2, 8), positions)
+            mixer_read.mamba_inner_read(x, x[:, :1], read, kept, gap, scale, repeats, *places, 0.5)
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
-        mixer_training.backward(xz, packed, projected, saved, BOTH, 0.5, y, projected)
+        mixer_training.backward(xz, packed, projected, saved, BOTH, 4, 16, 0.5, y, projected)
+        mixer_weights.pack(xz, weights)
 
     length = 512  # chunks and segments
     data = [normal(2, 1, length, 64), normal(2, 1, length, 64), -normal(2, 64, 16).exp()]
@@ -113,7 +126,14 @@ def main(backend: str, arch: str) -> None:
                 torch.rand(1, 2, length), 2.0, index, size, special, *features, remove, length // 2, merge
             )
         )
+        for axes, weight in (((length,), None), ((8, length // 8), size), ((2, 4, length // 8), size)):
+            neighbours.neighbour_plan(
+                ops.NeighbourInputs(
+                    index, size, special, weight, hidden if merge else None, residual, remove, merge, axes
+                )
+            )
         norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
+        norm.norm_add(hidden[:, remove:], residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.apply_plan(hidden, share, keep, removed, offsets)
         metadata.update_metadata(index, size, special, dest, keep, removed)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)

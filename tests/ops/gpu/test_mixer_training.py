@@ -11,7 +11,8 @@ from mtr_lab.ops import mixer
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by Triton's interpreter, as intended
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHECKS = ("test_schema", "test_faketensor")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+# The interpreter does not round to the nearest bfloat16.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2 if DEVICE == "cuda" else 4e-2}
 
 
 def make(length, channels, states, rank, width, directions, dtype, batch=2):

@@ -98,7 +98,13 @@ def test_kernels_run_on_the_device_of_their_data(monkeypatch):
 
 @pytest.mark.parametrize(
     "policy",
-    ["write", "hsa", "utr", *(pytest.param(name, marks=SLOW) for name in ("mtr", "random", "rmeeto", "tome", "evit"))],
+    [
+        "write",
+        "fovea",
+        "hsa",
+        "utr",
+        *(pytest.param(name, marks=SLOW) for name in ("mtr", "random", "rmeeto", "tome", "evit")),
+    ],
 )
 def test_reduced(policy):
     made, images = model(), torch.randn(2, 3, 24, 24)
@@ -111,9 +117,10 @@ def test_reduced(policy):
 
 
 EARLY = {"features": "residual", "merge_at": "scan"}
+LAST = {"last_block": "read", "convolution": "unmerged"}
 
 
-@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}, EARLY])
+@pytest.mark.parametrize("parts", [{"convolution": "unmerged"}, {"stretch": "exact"}, EARLY, LAST])
 def test_parts_that_later_blocks_read(parts):
     made, images = model(), torch.randn(2, 3, 24, 24)
     mtr_lab.patch(made, "write", schedule=[3, 0, 2], **parts)
@@ -300,7 +307,7 @@ def test_compiles_without_graph_break(policy):
 def test_registration():
     weights = packed(model())
     for stats in ("", "delta", "write output", "output"):
-        arguments = (torch.randn(1, 5, 80), *weights, None, None, [False, True], 2, 5, stats, 0.5)
+        arguments = (torch.randn(1, 5, 80), *weights, *(None,) * 5, [False, True], 2, 5, stats, 0.5)
         operator = torch.ops.mtr_lab.mamba_inner.default
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
         torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))
