@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import FOR_ANY_FAMILY, fitting
 from torch import Tensor, nn
 
 import mtr_lab
 from mtr_lab import UserError, create_model
-from mtr_lab.reduction import policy_names
 from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.tokens.pooling import ordinary_tokens
 
@@ -55,7 +54,7 @@ def test_the_head_reads_every_register(removed: int, images: Tensor) -> None:
         assert not torch.allclose(model.forward_head(changed), model(images))
 
 
-@pytest.mark.parametrize("policy", [name for name in policy_names() if name != "quartermap"])
+@pytest.mark.parametrize("policy", FOR_ANY_FAMILY)
 @torch.no_grad()
 def test_registers_are_never_removed(policy: str, images: Tensor) -> None:
     model = tiny(num_cls_tokens=2)
