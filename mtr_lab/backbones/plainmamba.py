@@ -380,7 +380,7 @@ def plainmamba_l1(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
 
 
 def plainmamba_l2(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
-    """PlainMamba-L2, 26 M parameters; the authors state 8.1 GFLOPs at 224²."""
+    """PlainMamba-L2, 26 M parameters."""
     geometry = {"embed_dim": 384, "num_convs_patch_embed": 2}
     return build(PlainMamba, CONFIGS["plainmamba_l2"], pretrained, geometry, kwargs)
 
