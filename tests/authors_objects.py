@@ -62,6 +62,10 @@ class TubeletEmbed(nn.Module):
         self.proj = nn.Conv3d(channels, width, sizes, sizes)
 
 
+def is_bidirectional(attributes: dict[str, Any]) -> bool:
+    return bool(attributes.get("bimamba") or attributes.get("biscan") or attributes.get("bimamba_type") == "v2")
+
+
 class Mamba(nn.Module):
     def __init__(self, width: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, **attributes: Any) -> None:
         super().__init__()
@@ -74,7 +78,7 @@ class Mamba(nn.Module):
             setattr(self, name, value)
         self.in_proj = nn.Linear(width, 2 * inner, bias=biases[0])
         self.act = nn.SiLU()
-        backward = "_b" if attributes.get("bimamba") or attributes.get("bimamba_type") == "v2" else ""
+        backward = "_b" if is_bidirectional(attributes) else ""
         for suffix in dict.fromkeys(("", backward)):
             conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=biases[1])
             self.add_module(f"conv1d{suffix}", conv)
@@ -286,6 +290,48 @@ def mambavision(
     return MambaVision()
 
 
+def mambareg(
+    img_size: Any = 64, patch_size: int = 8, depth: int = 2, embed_dim: int = 48, channels: int = 3,
+    num_classes: int = 10, norm_epsilon: float = 1e-5, rms_norm: bool = True, drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0, num_cls_tokens: int = 4, cls_reduce: int = 2, biscan: bool = True,
+    ssm_cfg: dict[str, Any] | None = None,
+) -> nn.Module:  # fmt: skip
+    """An object of a class like Mamba-Reg's."""
+
+    class VisionMamba(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_cls_tokens, self.cls_reduce = num_cls_tokens, cls_reduce
+            self.patch_embed = PatchEmbed(img_size, patch_size, patch_size, channels, embed_dim)
+            patches = self.patch_embed.num_patches
+            self.cls_token = nn.Parameter(torch.zeros(1, num_cls_tokens, embed_dim))
+            self.pos_embed_cls = nn.Parameter(torch.zeros(1, num_cls_tokens, embed_dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, patches, embed_dim))
+            self.pos_drop = nn.Dropout(drop_rate)
+            each = patches // (num_cls_tokens + 1)
+            places = [*range(patches), *((i + 1) * each - 0.5 for i in range(num_cls_tokens))]
+            self.token_idx = torch.tensor(places).argsort(stable=True)
+            self.cls_positions = (torch.arange(num_cls_tokens) + 1) * (each + 1) - 1
+            kind = RMSNorm if rms_norm else nn.LayerNorm
+            width = num_cls_tokens * embed_dim // cls_reduce
+            build_common(
+                self, depth, embed_dim, num_classes, drop_path_rate, lambda: kind(embed_dim, eps=norm_epsilon),
+                biscan=biscan, **(ssm_cfg or {}),
+            )  # fmt: skip
+            if cls_reduce > 1:
+                self.neck = nn.Linear(embed_dim, embed_dim // cls_reduce, bias=False)
+                self.norm_neck = kind(width, eps=norm_epsilon)
+            self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+        def forward_features(self, x, inference_params=None):
+            needs_cuda()
+
+        def forward(self, x, return_features=False, inference_params=None):
+            needs_cuda()
+
+    return VisionMamba()
+
+
 class Linear2d(nn.Linear):
     def forward(self, x):
         needs_cuda()
@@ -393,6 +439,7 @@ KINDS = {
     "videomamba_image_official": videomamba,
     "videomamba_video_official": videomamba,
     "mambavision_official": mambavision,
+    "mambareg_official": mambareg,
 }
 """By the golden file whose parameters fit."""
 

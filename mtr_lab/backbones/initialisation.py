@@ -7,11 +7,14 @@ from torch import nn
 
 
 def initialise_vim(model: nn.Module, depth: int) -> None:
-    """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero."""
+    """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero.
+
+    Mamba-Reg is initialised in the same way.
+    """
     for name, parameter in model.named_parameters():
         if name.startswith("patch_embed.proj."):
             nn.init.zeros_(parameter) if name.endswith("bias") else _lecun_normal(parameter)
-        elif name in ("pos_embed", "cls_token", "head.weight"):
+        elif name in ("pos_embed", "pos_embed_cls", "cls_token", "neck.weight", "head.weight"):
             nn.init.trunc_normal_(parameter, std=0.02)
         elif name == "head.bias" or name.endswith("dt_proj_b.bias"):
             nn.init.zeros_(parameter)
@@ -33,6 +36,20 @@ def initialise_vmamba(model: nn.Module) -> None:
 def initialise_mambavision(model: nn.Module) -> None:
     """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69."""
     _small_linear_layers(model)
+
+
+def initialise_plainmamba(model: nn.Module) -> None:
+    """All linear layers get small weights and a bias of zero, also that of Δ, which is then about 0.69."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if name == "head.fc" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+    for name, parameter in model.named_parameters():
+        if name == "pos_embed" or name.endswith("direction_Bs"):
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:

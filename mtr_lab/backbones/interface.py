@@ -85,6 +85,11 @@ class Backbone(Protocol):
         """The costs outside the blocks for one image: the embedding, the transitions between stages, the head."""
 
 
+def remove_head(model: Backbone) -> None:
+    """Remove the head; a model whose pooling has parameters (``pooling_without_head``) then pools in another way."""
+    model.reset_classifier(0, getattr(model, "pooling_without_head", None))
+
+
 MEMBERS = tuple(sorted(set(Backbone.__annotations__) | {name for name in vars(Backbone) if not name.startswith("_")}))
 
 

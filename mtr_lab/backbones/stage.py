@@ -107,7 +107,7 @@ class Block(nn.Module):
             positions = reduction.positions(state)
             hidden, evidence = self.mix(normed, positions, reduction.needs)
             hidden, residual = positions.streams(hidden, residual)
-        state = state.with_streams(hidden, residual)
+        state = self.settle(state.with_streams(hidden, residual))
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)
         return state if self.mlp is None else self._transformed(state, evidence)
@@ -122,6 +122,10 @@ class Block(nn.Module):
         assert self.mlp is not None
         transformed: Tensor = self.mlp(normed)
         return transformed
+
+    def settle(self, state: TokenState) -> TokenState:
+        """What a family does with the streams after the mixer, before the policy reduces them: here nothing."""
+        return state
 
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The second half: the MLP, on merged tokens if the policy has a plan for it."""

@@ -28,15 +28,20 @@ from mtr_lab.tokens.pooling import ordinary_tokens
 
 SMALL = {"img_size": (24, 32), "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 5}
 WINDOWED = {"dim": 8, "in_dim": 8, "depths": (1, 1, 4, 3), "num_heads": (1, 1, 2, 2), "num_classes": 5}
-PYRAMIDS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "vmamba": {"img_size": (96, 104), "dims": 8, "depths": (2, 1, 3, 2), "num_classes": 5, "ssm_d_state": 2},
     "mambavision": {**WINDOWED, "img_size": (128, 192), "window_size": (1, 1, 4, 4)},
-}
+    "plainmamba": {
+        "img_size": (48, 80), "patch_size": 8, "depth": 6, "embed_dim": 128, "d_state": 2, "num_classes": 5,
+        "num_convs_patch_embed": 1,
+    },
+}  # fmt: skip
+"""Small geometries of families with other arguments, or whose stem is large beside their blocks."""
 
 
 def small(name: str) -> dict[str, Any]:
     """A small geometry of one of the library's models."""
-    return next((settings for family, settings in PYRAMIDS.items() if name.startswith(family)), SMALL)
+    return next((settings for family, settings in OTHERS.items() if name.startswith(family)), SMALL)
 
 
 PADDED = {"img_size": (72, 104), "window_size": (1, 1, 3, 3)}
@@ -45,13 +50,14 @@ BACKBONES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: mtr_lab.create_model(name, **small(name)) for name in MODELS},
     "padded_windows": lambda: mtr_lab.create_model("mambavision_b", **WINDOWED, **PADDED),
     "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
+    "registers": lambda: mtr_lab.create_model("mambareg_s", **SMALL, num_cls_tokens=3),
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
     "smallest": Smallest,
 }
 SAMPLED = ("grid_stages", "vmamba_t", "vmamba_s")
 """Their mixers scan a grid along four paths, in several stages."""
-PYRAMID_MODELS = ("vmamba_t", "vmamba_s", "mambavision_t", "padded_windows")
-SOME = ["vim_ti", "videomamba_ti", "video", *PYRAMID_MODELS, *TOYS, "smallest"]
+PYRAMIDS = ("vmamba_t", "vmamba_s", "mambavision_t", "padded_windows")
+SOME = ["vim_ti", "videomamba_ti", "video", "registers", "plainmamba_l1", *PYRAMIDS, *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -294,7 +300,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         *("snakes", "windows"),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("vim_ti", "video", "smallest", *TOYS)
+            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],

@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_imag
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from mtr_lab.backbones import convolutional_levels
+from mtr_lab.backbones import convolutional_levels, remove_head
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction import check_restoration
 from mtr_lab.tasks.features import FeatureMaps
@@ -220,7 +220,7 @@ class Detector(nn.Module):
         for name in settings:
             if name not in known:
                 raise unknown("setting task.", name, ["restoration", *list(known)[3:]])
-        backbone.reset_classifier(0)
+        remove_head(backbone)
         self.backbone, self.restoration = backbone, restoration
         levels = [*convolutional_levels(backbone), *((stage.width, stage.stride) for stage in backbone.stages)]
         widths, strides = zip(*levels, strict=True)
