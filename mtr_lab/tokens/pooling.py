@@ -59,7 +59,8 @@ def mean_of_image(tokens: Tensor, state: TokenState) -> Tensor:
     if any(layout.padding):
         counted = layout.cut(weight.new_ones(1, 1, *layout.image_grid)).flatten(1)  # (windows, L0)
         source = state.index if state.source is None else state.source
-        counted = counted.repeat(len(source) // layout.sequences, 1).masked_fill(source < 0, 0)
+        counted = counted.expand_as(source.unflatten(0, (-1, layout.sequences))).flatten(0, 1)
+        counted = counted.masked_fill(source < 0, 0)
         weight = torch.zeros_like(weight).scatter_add(1, source.clamp(min=0), counted)
     weighted = (tokens * weight[..., None]).unflatten(0, (-1, layout.sequences)).sum((1, 2))
     total = weight.unflatten(0, (-1, layout.sequences)).sum((1, 2))

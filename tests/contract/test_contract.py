@@ -300,7 +300,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         *("snakes", "windows"),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "smallest", *TOYS)
+            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],
