@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mtr_lab.backbones import videomamba, vim, vmamba, vmamba_objects  # noqa: F401 (recognises objects)
+from mtr_lab.backbones import videomamba, vim, vmamba
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
 from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
