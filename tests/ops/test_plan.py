@@ -81,11 +81,11 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda x: ops.apply_plan(x, *plan), x)
 
 
-def test_registration():
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_registration(backend):
     plan = random_plan(0, 2, 9, 5)
-    torch.library.opcheck(
-        torch.ops.mtr_lab.apply_plan.default, (tokens(2, 9, 3).requires_grad_(), *plan, None, "reference")
-    )
+    inputs = tokens(2, 9, 3).requires_grad_(), *plan, None, backend
+    torch.library.opcheck(torch.ops.mtr_lab.apply_plan.default, inputs)
 
 
 def test_compiles_without_graph_break():
