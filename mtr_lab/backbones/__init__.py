@@ -9,7 +9,6 @@ from mtr_lab.backbones import (
     videomamba,
     vim,
     vmamba,
-    vmamba_objects,  # noqa: F401 (recognises objects)
 )
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mtr_lab.backbones.adaptation import resize_channels
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_vmamba
 from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import HARMLESS, Keyword, only
@@ -25,6 +26,7 @@ from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.ss2d import VSSBlock
 from mtr_lab.backbones.stage import Stage
 from mtr_lab.backbones.timm_pyramid import TimmPyramid
+from mtr_lab.backbones.vmamba_objects import read_arguments
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.tokens import Layout, TokenState, restore
 from mtr_lab.tokens.pooling import mean_by_size
@@ -316,3 +318,14 @@ def vmamba_b(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-B (s2l15), 89 M parameters; the authors state 15.4 GFLOPs at 224²."""
     geometry = {"dims": 128, "depths": (2, 2, 15, 2), "ssm_ratio": 2.0}
     return build(VMamba, CONFIGS["vmamba_b"], pretrained, geometry, kwargs)
+
+
+@recognises("VMamba")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``."""
+    arguments = read_arguments(model, VMamba.stands_for)
+    if arguments is None:
+        return None
+    ours = build(VMamba, CONFIGS["vmamba_t"], False, {}, arguments)
+    ours.copy_settings(model)
+    return ours

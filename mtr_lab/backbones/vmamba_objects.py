@@ -5,16 +5,14 @@ A mixer's ``forward`` is set on each object by the authors' constructor, which t
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from mtr_lab.backbones.factory import build
-from mtr_lab.backbones.foreign import check_methods, recognises
+from mtr_lab.backbones.foreign import check_methods
 from mtr_lab.backbones.keywords import Keyword, only
-from mtr_lab.backbones.vmamba import CONFIGS, VMamba
 from mtr_lab.errors import UserError
 
 MIXER: Mapping[str, Keyword] = {
@@ -40,11 +38,17 @@ BLOCK: Mapping[str, Keyword] = {
 }
 
 
-@recognises("VMamba")
-def read_object(model: Any) -> nn.Module | None:
-    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``.
+def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
+    """An object of the authors' class -> the arguments of our constructor; ``None`` for other objects.
 
     Its blocks have a mixer ``op`` with ``x_proj_weight``, a tensor for all paths.
+
+    Args:
+        model: the object.
+        methods: those of its class that ours stand for.
+
+    Raises:
+        UserError: a variant that is not represented.
     """
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(model, "classifier"):
@@ -53,7 +57,7 @@ def read_object(model: Any) -> nn.Module | None:
     if not all(stage and all(hasattr(getattr(b, "op", None), "x_proj_weight") for b in stage) for stage in blocks):
         return None
     name = type(model).__name__
-    check_methods(model, VMamba.stands_for)
+    check_methods(model, methods)
     if len(inspect.signature(type(model).forward).parameters) != 2:
         raise UserError(f"{name}.forward takes more than images: mtr_lab computes what the authors' own class does.")
     if getattr(model, "pos_embed", None) is not None:
@@ -67,7 +71,7 @@ def read_object(model: Any) -> nn.Module | None:
             _check(f"{where}.op of {name}", _of_mixer(block.op), MIXER)
     first, last = blocks[0][0], blocks[-1][-1]
     width, inner = last.op.out_proj.weight.shape[:2]  # of the widest stage, where rounding down hides least
-    arguments = {
+    return {
         "dims": tuple(layer[0].op.out_proj.weight.shape[0] for layer in blocks),
         "depths": tuple(map(len, blocks)),
         "ssm_ratio": _ratio(inner, width),
@@ -78,9 +82,6 @@ def read_object(model: Any) -> nn.Module | None:
         "drop_path_rate": _rate(last.drop_path),
         "use_checkpoint": bool(getattr(last, "use_checkpoint", False)),
     }
-    ours = build(VMamba, CONFIGS["vmamba_t"], False, {}, arguments)
-    ours.copy_settings(model)
-    return ours
 
 
 def _check(where: str, attributes: Mapping[str, Any], keywords: Mapping[str, Keyword]) -> None:
