@@ -280,13 +280,12 @@ class Policy:
     def acts_at_other_places(self) -> bool:
         """Whether the policy acts at other places than after mixers."""
         parts = PICTURES[self.picture], EMBEDDINGS[self.embedding], MLPS[self.mlp], SCANS[self.paths]
-        return self.last_block == READ or any(part is not None for part in parts)
-        return self.cells is not None or any(part is not None for part in parts)
+        return self.cells is not None or self.last_block == READ or any(part is not None for part in parts)
 
     def only_after_mixers(self) -> "Policy":
         """This policy without its parts at other places."""
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all", last_block=WHOLE)
-        return replace(self, picture="none", embedding="none", mlp="none", paths="all", input=NO_INPUT)
+        none: dict[str, Any] = {"picture": "none", "embedding": "none", "mlp": "none", "paths": "all"}
+        return replace(self, **none, input=NO_INPUT, last_block=WHOLE)
 
     def check(self, model: Backbone) -> None:
         """Raise a ``UserError`` if the model cannot provide what the policy reads."""

@@ -151,3 +151,11 @@ def test_compiled_and_exported() -> None:
     program = torch.export.export(made, (images(),)).run_decompositions(mtr_lab.ops.decompositions())
     torch.testing.assert_close(program.module()(images()), expected)
     torch.testing.assert_close(torch.compile(made, fullgraph=True)(images()), expected)
+
+
+@pytest.mark.parametrize("parts", [{"last_block": "read"}, {"input": "variance"}])
+def test_a_policy_acts_without_removing_tokens_in_blocks(parts: dict[str, str]) -> None:
+    reduction = mtr_lab.patch(model(), "mtr", schedule=[0, 0, 0, 0], **parts)
+    assert reduction.schedule.acts
+    assert reduction.schedule.reduction > 0
+    assert not reduction.solve(0.0).acts
