@@ -278,6 +278,7 @@ class PlainMamba(TimmInterface):
 
     def forward_state(self, images: Tensor) -> TokenState:
         """(B, channels, H, W) -> the input of the final norm."""
+        self.patch_embed.check(images)  # a policy may resize them first
         return self.finish(last_state(self, images))
 
     def finish(self, state: TokenState) -> TokenState:

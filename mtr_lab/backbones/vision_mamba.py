@@ -228,6 +228,7 @@ class VisionMamba(TimmInterface):
 
     def _state_of_head(self, images: Tensor) -> TokenState:
         """As ``forward_state``; if the head reads the special tokens alone, the streams may be of these alone."""
+        self.patch_embed.check(images)  # a policy may resize them first
         return self.finish(last_state(self, images, special_alone=self.reads_special_alone))
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -239,6 +239,14 @@ def test_the_mean_is_weighted_by_size() -> None:
         model.forward_head(model.forward_features(images()))
 
 
+def test_images_are_checked_before_a_policy_resizes_them() -> None:
+    model = tiny()
+    mtr_lab.patch(model, "mtr", ratio=0.01, resolution=16)
+    for wrong in (images()[0], images().to(torch.uint8), images()[:, :1]):
+        with pytest.raises(UserError, match="expected images"):
+            model(wrong)
+
+
 @torch.no_grad()
 def test_timm_interface() -> None:
     model = tiny("plainmamba_l1")
