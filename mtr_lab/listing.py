@@ -59,10 +59,15 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
                 f"{costs.flops / 1e9:.2f}",
                 f"{costs.literature / 1e9:.2f}",
                 "–" if published is None else f"{100 * published:.1f}%",
-                config.get("hf_hub_id", "bundled"),
+                config.get("hf_hub_id") or _site(config.get("url")) or "bundled",
             )
         )
     return rows
+
+
+def _site(url: str | None) -> str | None:
+    """The host and the repository of an address: github.com/OWNER/REPOSITORY."""
+    return None if url is None else "/".join(url.split("/")[2:5])
 
 
 def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tuple[str, ...]]:

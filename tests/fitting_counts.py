@@ -6,7 +6,11 @@ from typing import Any
 from mtr_lab.reduction import make_policy, policy_config, policy_names
 from mtr_lab.tokens import Layout
 
-FOR_ANY_FAMILY = tuple(name for name in policy_names() if policy_config(name)["paths"] != "quarter")
+FOR_ANY_FAMILY = tuple(
+    name
+    for name, config in ((name, policy_config(name)) for name in policy_names())
+    if config["paths"] != "quarter" and config["merge_at"] != "mlp"
+)
 
 
 def fitting(name: str, wanted: Sequence[int], layout: Layout) -> list[int]:

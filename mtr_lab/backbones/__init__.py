@@ -2,15 +2,31 @@
 
 from typing import Any
 
-from mtr_lab.backbones import videomamba, vim
+from mtr_lab.backbones import (
+    mambareg,
+    mambavision,
+    plainmamba,
+    videomamba,
+    vim,
+    vmamba,
+)
 from mtr_lab.backbones.cuda_graph import compile
 from mtr_lab.backbones.foreign import as_backbone, route, unroute, unwrapped
-from mtr_lab.backbones.interface import Backbone, blocks_of, first_state, last_state, missing_members, run
+from mtr_lab.backbones.interface import (
+    Backbone,
+    blocks_of,
+    convolutional_levels,
+    first_state,
+    last_state,
+    missing_members,
+    remove_head,
+    run,
+)
 from mtr_lab.backbones.patch_embed import height_and_width
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
-FAMILIES = (vim, videomamba)
+FAMILIES = (vim, videomamba, mambareg, plainmamba, vmamba, mambavision)
 MODELS = tuple(name for family in FAMILIES for name in family.CONFIGS)
 
 
@@ -28,10 +44,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
             if the checkpoint has other classes;
             arguments with the upstream constructors' names: ``img_size``, ``patch_size``, ``stride``, ``depth``,
             ``embed_dim``, ``d_state``, ``channels``, ``num_classes``, ``drop_path_rate``, ``norm_epsilon``; for Vim
-            ``if_divide_out`` and ``use_middle_cls_token``; for videos (VideoMamba) ``num_frames`` (T) and
-            ``kernel_size`` (frames of a patch); and with timm's names ``in_chans``, ``drop_rate``, ``global_pool``
-            (``token``, ``avg``, or ``""``), ``features_only`` and ``out_indices``. All other keywords of the authors'
-            constructors are accepted with the values that the model represents, ``ssm_cfg`` included.
+            ``if_divide_out`` and ``use_middle_cls_token``; for Mamba-Reg ``num_cls_tokens`` and ``cls_reduce``; for
+            videos (VideoMamba) ``num_frames`` (T) and ``kernel_size`` (frames of a patch); and with timm's names
+            ``in_chans``, ``drop_rate``, ``global_pool`` (``token``, ``avg``, or ``""``), ``features_only`` and
+            ``out_indices``. All other keywords of the authors' constructors are accepted with the values that the model
+            represents, ``ssm_cfg`` included.
 
     Returns:
         The model in training mode: images (B, channels, H, W), with ``num_frames`` videos (B, channels, T, H, W), to
@@ -57,11 +74,13 @@ __all__ = [
     "as_backbone",
     "blocks_of",
     "compile",
+    "convolutional_levels",
     "create_model",
     "first_state",
     "height_and_width",
     "last_state",
     "missing_members",
+    "remove_head",
     "route",
     "run",
     "unroute",

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,31 +16,34 @@ def fit_positions(
     embedding: Tensor,
     stated: Sequence[int] | None,
     grid: tuple[int, int],
-    class_position: Callable[[int], int],
+    special: Callable[[int], Sequence[int]],
     label: str,
+    *,
+    antialias: bool = True,
 ) -> Tensor:
-    """Position embeddings (1, 1 + patches, C) of a checkpoint on the grid of a model.
+    """Position embeddings (1, patches + S, C) of a checkpoint on the grid of a model.
 
     Args:
-        embedding: of the patches and the class token.
+        embedding: of the patches and S special tokens, such as the class token.
         stated: (rows, columns) of the checkpoint's grid; ``None`` for a square one if possible, else the model's.
         grid: (rows, columns) of the model.
-        class_position: number of patches -> position of the class token.
+        special: number of patches -> the entries of the special tokens, none if they have no entry.
         label: of the checkpoint, for errors.
+        antialias: see ``resize_positions``.
 
     Raises:
         UserError: the number of patches fits no grid, or the embeddings look like those of the turned grid.
     """
-    patches = embedding.shape[1] - 1
-    side, position = math.isqrt(patches), class_position(patches)
+    patches = embedding.shape[1] - len(special(0))
+    side = math.isqrt(patches)
     if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
         raise UserError(f"{label}: pos_embed has {patches} patches, not the {list(stated)} of the stated grid.")
     if not stated and side * side != patches:
-        _check_own(torch.cat([embedding[0, :position], embedding[0, position + 1 :]]), grid, label)
+        _check_own(_split(embedding, special(patches))[1][0], grid, label)
     old = stated or ((side, side) if side * side == patches else grid)
     if tuple(old) == grid:
         return embedding
-    return resize_positions(embedding.float(), position, (old[0], old[1]), class_position(grid[0] * grid[1]), grid)
+    return resize_positions(embedding.float(), special, (old[0], old[1]), grid, antialias=antialias)
 
 
 def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:
@@ -80,24 +84,38 @@ def _roughness(patches: Tensor, columns: int) -> float:
 
 
 def resize_positions(
-    embedding: Tensor, class_position: int, old: tuple[int, int], new_class_position: int, new: tuple[int, int]
+    embedding: Tensor,
+    special: Callable[[int], Sequence[int]],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    antialias: bool = True,
 ) -> Tensor:
-    """Interpolate position embeddings to another grid, bicubic with antialiasing.
+    """Interpolate position embeddings to another grid, bicubic.
 
     Args:
-        embedding: (1, 1 + old rows · columns, C); the entry of the class token, at ``class_position``, is copied.
+        embedding: (1, S + old rows · columns, C); the entries of the S special tokens are copied.
+        special: number of patches -> the entries of the special tokens, ascending.
         old, new: (rows, columns).
-        new_class_position: position of the class token in the result.
+        antialias: for a smaller grid, average over all embeddings that are left out.
 
     Returns:
-        (1, 1 + new rows · columns, C).
+        (1, S + new rows · columns, C).
     """
-    class_entry = embedding[:, class_position : class_position + 1]
-    patches = torch.cat([embedding[:, :class_position], embedding[:, class_position + 1 :]], dim=1)
+    copied, patches = _split(embedding, special(old[0] * old[1]))
     image = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, old rows, old columns)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    patches = image.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([patches[:, :new_class_position], class_entry, patches[:, new_class_position:]], dim=1)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=antialias)
+    resized = image.flatten(2).transpose(1, 2).to(embedding.dtype)
+    for position, entry in zip(special(new[0] * new[1]), copied, strict=True):
+        resized = torch.cat([resized[:, :position], entry, resized[:, position:]], dim=1)
+    return resized
+
+
+def _split(embedding: Tensor, special: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Position embeddings (1, S + patches, C) -> that of each special token, and those of the patches together."""
+    bounds = [-1, *special, embedding.shape[1]]
+    patches = torch.cat([embedding[:, before + 1 : after] for before, after in pairwise(bounds)], dim=1)
+    return [embedding[:, position : position + 1] for position in special], patches
 
 
 def resize_frames(embedding: Tensor, frames: int) -> Tensor:

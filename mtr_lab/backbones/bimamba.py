@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
+from mtr_lab.backbones.initialisation import timescale_projection
 from mtr_lab.backbones.plain import as_built, is_plain
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.gather import take, take_or_zero
@@ -54,7 +55,7 @@ class BiMamba(nn.Module):
         for suffix in SUFFIX.values():
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
             x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
-            dt_proj = _timescale_projection(self.dt_rank, self.d_inner)
+            dt_proj = timescale_projection(self.dt_rank, self.d_inner)
             for name, module in (("conv1d", conv), ("x_proj", x_proj), ("dt_proj", dt_proj)):
                 self.add_module(f"{name}{suffix}", as_built(module))
         states = torch.arange(1, d_state + 1, dtype=torch.float32).expand(self.d_inner, d_state)
@@ -218,13 +219,3 @@ class BiMamba(nn.Module):
         """Drops the packed weights: parameters may have changed."""
         self.packed.clear()
         return super().train(mode)
-
-
-def _timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
-    """Low rank -> Δ before softplus; the initial bias makes Δ log-uniform in [0.001, 0.1] after softplus."""
-    projection = nn.Linear(dt_rank, d_inner)
-    nn.init.uniform_(projection.weight, -(dt_rank**-0.5), dt_rank**-0.5)
-    delta = torch.exp(torch.empty(d_inner).uniform_(math.log(0.001), math.log(0.1))).clamp(min=1e-4)
-    with torch.no_grad():
-        projection.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
-    return projection

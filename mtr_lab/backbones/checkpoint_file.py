@@ -234,7 +234,9 @@ def _candidates(content: Any, entry: str, expected: Collection[str], depth: int)
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     for prefix in _prefixes(tensors, expected) if tensors else ():
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        others = tuple(name for name in tensors if not name.startswith(prefix))
+        beside = {name: value for name, value in tensors.items() if name in expected and name not in state}
+        state |= {name: value for name, value in beside.items() if not name.startswith(prefix)}  # a head without it
+        others = tuple(name for name in tensors if not name.startswith(prefix) and name not in beside)
         matches = len(state.keys() & set(expected))
         yield StateDict(entry, prefix, state, others, matches, _stated_grid(content, prefix))
     for name, value in named.items() if depth else ():

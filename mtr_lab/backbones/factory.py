@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mtr_lab.backbones import weights
+from mtr_lab.backbones.hub import is_address
 from mtr_lab.backbones.keywords import translate
 from mtr_lab.backbones.pretrained import IMAGENET, label_names, timm_config
 from mtr_lab.errors import UserError, check_number, unknown
@@ -39,11 +40,12 @@ def build(
         defaults: the arguments of the variant.
         kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
             family's ``keywords`` has those that are no arguments of its constructor; ``device`` and ``dtype``;
-            ``checkpoint`` (a local file or ``hf://OWNER/REPOSITORY/FILE``, used instead of the registered weights),
-            ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and ``checkpoint_grid`` (see
-            ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has other classes or none, leave
-            the head untrained instead of raising an error), the arguments of timm's factory, and for a model that
-            returns feature maps ``features_only`` and ``out_indices`` (blocks, or how many of the last).
+            ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the
+            registered weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and
+            ``checkpoint_grid`` (see ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
+            other classes or none, leave the head untrained instead of raising an error), the arguments of timm's
+            factory, and for a model that returns feature maps ``features_only`` and ``out_indices`` (blocks, or how
+            many of the last).
 
     Returns:
         The model, or with ``features_only`` timm's wrapper of it.
@@ -80,7 +82,7 @@ def build(
     channels, *frames, height, width = model.input_shape
     video = bool(frames)
     if video:  # the registered weights and classes are those of the model for images
-        config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename")}
+        config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename", "url")}
     same_classes = not video and model.num_classes == config["num_classes"]
     model.pretrained_cfg = {
         **config,
@@ -95,7 +97,7 @@ def build(
     published = checkpoint is None
     if checkpoint is not None:
         checkpoint = replace(checkpoint, revision=revision)
-        local = not checkpoint.file.startswith("hf://")
+        local = not is_address(checkpoint.file)
         names = weights.checkpoint_label_names(checkpoint.file) if local else None
         if names or registered["label_names"] != IMAGENET:
             model.pretrained_cfg["label_names"] = names  # the user's own classes
@@ -109,7 +111,7 @@ def build(
         checkpoint = weights.Checkpoint(_pretrained_file(name, config), revision)
     if checkpoint is not None and not weights.is_meta(model):
         unchanged = weights.load_weights(model, checkpoint, published=published, any_head=any_head)
-        if unchanged and Path(checkpoint.file).name == registered.get("hf_hub_filename"):
+        if unchanged and Path(checkpoint.file).name == _published_file(registered):
             model.weights = model.weights | {"published_top1": registered["published_top1"]}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)
@@ -145,10 +147,17 @@ def _pretrained_file(name: str, config: Mapping[str, Any]) -> str:
             return str(config["file"])
         if config.get("hf_hub_id"):
             return f"hf://{config['hf_hub_id']}/{config.get('hf_hub_filename') or 'model.safetensors'}"
+        if config.get("url"):
+            return str(config["url"])
     raise UserError(
         f"pretrained_cfg of {name} names neither a file nor a repository on the Hugging Face Hub (hf_hub_id): pass "
         "checkpoint=FILE, or call load_state_dict on the model."
     )
+
+
+def _published_file(registered: Mapping[str, Any]) -> str | None:
+    """The name of the authors' file, ``None`` if there is none."""
+    return registered.get("hf_hub_filename") or Path(registered.get("url") or "").name or None
 
 
 def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_class: Any) -> Any:

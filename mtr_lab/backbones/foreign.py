@@ -28,7 +28,7 @@ besides parameters and modules, and is called before each forward pass.
 """
 
 _readers: dict[str, Reader] = {}
-_STATELESS = ("Identity", "SiLU", "Dropout", "DropPath")
+_STATELESS = ("Identity", "SiLU", "Dropout", "DropPath", "AdaptiveAvgPool2d")
 """Classes of modules that need no counterpart in our model; the family reads their rates."""
 
 
@@ -71,8 +71,9 @@ def as_backbone(model: nn.Module, function: str) -> Backbone:
     if len(missing) <= len(MEMBERS) // 2:
         lacks = f"which lacks {', '.join(missing)} of mtr_lab.backbones.Backbone"
         raise UserError(f"{function} expects {expected}, got {name}, {lacks}.")
-    families = " or ".join(sorted(_readers))
-    raise UserError(f"{function} expects an object of the authors' class of {families}, or {expected}, got {name}.")
+    *families, last = sorted(_readers)
+    classes = f"an object of the authors' class of {', '.join(families)} or {last}"
+    raise UserError(f"{function} expects {classes}, or {expected}, got {name}.")
 
 
 class Substitute:
@@ -226,9 +227,11 @@ def check_methods(model: nn.Module, methods: Iterable[str]) -> None:
 
 def _check_modules(model: nn.Module, ours: nn.Module) -> None:
     """Raise a ``UserError`` if a module of the object does anything that its counterpart in our model does not."""
-    counterparts = dict(ours.named_modules())
+    counterparts: dict[str, Any] = dict(ours.named_modules())
+    equivalents, sets_forward = getattr(ours, "equivalents", {}), getattr(ours, "sets_forward", ())
     for name, module in model.named_modules():
-        kind, counterpart = type(module), counterparts.get(name)
+        counterpart = counterparts.get(name)
+        kind = equivalents.get(type(module).__name__, type(module))
         if has_hooks(module):
             raise UserError(
                 f"{name or kind.__name__} has a hook, which mtr_lab would not call: remove it, or load the object's "
@@ -246,7 +249,8 @@ def _check_modules(model: nn.Module, ours: nn.Module) -> None:
             )
         if isinstance(counterpart, _ConvNd) and repr(module) != repr(counterpart):
             raise UserError(f"{name} is {module}, the authors' is {counterpart}: mtr_lab computes the latter alone.")
-        check_methods(module, ["forward"])
+        if name.rpartition(".")[2] not in sets_forward:
+            check_methods(module, ["forward"])
 
 
 def _is_torch(kind: type) -> bool:
@@ -254,11 +258,12 @@ def _is_torch(kind: type) -> bool:
 
 
 def _parts(model: nn.Module) -> Iterator[Any]:
-    """Modules, parameters, and whether modules are untouched, in order. Much faster than ``named_modules``."""
+    """Modules, parameters, buffers, and whether modules are untouched, in order. Much faster than ``named_modules``."""
     modules = [model]
     for module in modules:  # which grows
         yield not has_hooks(module) if module is model else is_untouched(module)
         yield from module._parameters.values()
+        yield from module._buffers.values()
         for child in module._modules.values():
             if child is not None:
                 yield child

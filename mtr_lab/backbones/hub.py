@@ -1,4 +1,4 @@
-"""Find a file of weights on this machine, or download it from the Hugging Face Hub."""
+"""Find a file of weights on this machine, or download it from the Hugging Face Hub or another site."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,22 @@ from mtr_lab.errors import UserError
 
 TIMEOUT = 4.0  # seconds to wait for the Hub, unless HF_HUB_ETAG_TIMEOUT is set
 
+ELSEWHERE = (
+    "Without a network, download that file elsewhere and pass its path: backbone.checkpoint=PATH on the command line, "
+    "create_model(..., checkpoint=PATH) in Python."
+)
+
 
 def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
-    """The local file of a path or an ``hf://`` address, and its commit on the hub.
+    """The local file of a path, of an ``hf://`` address or of an ``https://`` one, and its commit on the hub.
 
-    Without a network, files are taken from the hub's cache.
+    Without a network, files are taken from the caches of the hub and of PyTorch.
 
     Raises:
         UserError: an absent file, a malformed address, or a file that is neither in the cache nor downloadable.
     """
+    if checkpoint.startswith("https://"):
+        return download_from(checkpoint), None
     if not checkpoint.startswith("hf://"):
         path = Path(checkpoint).expanduser()
         if path.is_dir():
@@ -32,6 +39,32 @@ def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
     path = download(f"{owner}/{repository}", file, revision)
     parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
     return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def is_address(checkpoint: str) -> bool:
+    """Whether a checkpoint is an address rather than a local file."""
+    return checkpoint.startswith(("hf://", "https://"))
+
+
+def download_from(url: str) -> Path:
+    """The file of an address in PyTorch's cache, downloaded if it is missing.
+
+    Raises:
+        UserError: the file is not in the cache and cannot be downloaded.
+    """
+    import torch
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=False)
+    except OSError as error:
+        raise UserError(
+            f"cannot download {file.name} from {url.rpartition('/')[0]}: {first_line(error)}\n{ELSEWHERE}"
+        ) from error
+    return file
 
 
 def download(repository: str, file: str, revision: str) -> Path:
@@ -55,8 +88,7 @@ def download(repository: str, file: str, revision: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
         raise UserError(
             f"cannot download {file} from {repository} (revision {revision}) on the Hugging Face Hub: "
-            f"{first_line(error)}\nWithout a network, download that file elsewhere and pass its path: "
-            "backbone.checkpoint=PATH on the command line, create_model(..., checkpoint=PATH) in Python."
+            f"{first_line(error)}\n{ELSEWHERE}"
         ) from error
 
 

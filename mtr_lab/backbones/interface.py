@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.stage import Block, Stage
-from mtr_lab.tokens import Layout, TokenState
+from mtr_lab.tokens import Layout, TokenState, fit_grid
 
 
 class ModelReduction(Protocol):
@@ -25,6 +25,10 @@ class ModelReduction(Protocol):
     @property
     def reads_source(self) -> bool:
         """Whether blocks read ``source`` of their tokens."""
+
+    @property
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
@@ -81,6 +85,11 @@ class Backbone(Protocol):
         """The costs outside the blocks for one image: the embedding, the transitions between stages, the head."""
 
 
+def remove_head(model: Backbone) -> None:
+    """Remove the head; a model whose pooling has parameters (``pooling_without_head``) then pools in another way."""
+    model.reset_classifier(0, getattr(model, "pooling_without_head", None))
+
+
 MEMBERS = tuple(sorted(set(Backbone.__annotations__) | {name for name in vars(Backbone) if not name.startswith("_")}))
 
 
@@ -101,23 +110,46 @@ def first_state(
     traced: bool = False,
     tracking_offset: bool = False,
     special_alone: bool = False,
+    maps: list[Tensor] | None = None,
 ) -> TokenState:
     """Images (B, channels, H, W) -> the state before the first block, after the policy has acted on both.
 
     Args:
         traced: track ``source``. A reduced model that needs it later, for another stage or for a mixer that convolves
             over the original positions, tracks it anyway.
-        tracking_offset: track ``offset``, too, for the restoration ``skip``.
+        tracking_offset: track ``offset``, too, for the restoration ``skip``. A model that restores its stages so
+            (``restoration = "skip"``) tracks it anyway while tokens merge. Dropped ones gain nothing, and the nearest
+            survivor is the better guess.
         special_alone: after the last block, a head reads the special tokens alone.
+        maps: gets the maps of the model's convolutional levels, if it has any, (B, C, rows, columns) each.
     """
     reduction = model.reduction
     picture = images if reduction is None else reduction.on_picture(images)
-    state = model.embed(picture)._replace(special_alone=special_alone)
+    levels = convolutional_levels(model)
+    if maps is None or not levels:
+        state = model.embed(picture)
+    else:
+        state = model.embed(picture, maps)  # type: ignore[call-arg]
+        height, width = images.shape[-2:]
+        for number, (_, stride) in enumerate(levels):  # of a picture that the policy resizes, too
+            maps[number] = fit_grid(maps[number], (-(-height // stride), -(-width // stride)))
+    state = state._replace(special_alone=special_alone)
+    if reduction is not None and reduction.merges_tokens and len(model.stages) > 1:
+        tracking_offset = tracking_offset or getattr(model, "restoration", None) == "skip"
     if traced or tracking_offset or (reduction is not None and (reduction.reads_source or _needs_source(model))):
         state = state.traced()
     if tracking_offset:
         state = state.tracking_offset()
     return state if reduction is None else reduction.on_embedding(state, picture, model)
+
+
+def convolutional_levels(model: Backbone) -> Sequence[tuple[int, int]]:
+    """(width, stride) of the levels without tokens, before the first stage.
+
+    A model that has any lists them as ``convolutional``, and its ``embed`` takes a list, to which it adds their maps.
+    """
+    levels: Sequence[tuple[int, int]] = getattr(model, "convolutional", ())
+    return levels
 
 
 def _needs_source(model: Backbone) -> bool:

@@ -18,6 +18,8 @@ class Keyword:
     """Whether our model computes the same as theirs with this value."""
     otherwise: str = ""
     """What theirs does with other values, a sentence without its full stop."""
+    argument: str | None = None
+    """The argument of our constructor with another name, to which the value goes."""
 
     def check(self, what: str, value: Any, advice: str) -> None:
         """Raise a ``UserError`` about ``what``, with the advice, unless the value is represented."""
@@ -37,6 +39,14 @@ def only(*values: Any, otherwise: str) -> Keyword:
     """A keyword of which these values alone are represented."""
     return Keyword(lambda value: value in values, otherwise)
 
+
+def named(argument: str) -> Keyword:
+    """A keyword whose value goes to the argument of our constructor with this name."""
+    return Keyword(lambda value: True, argument=argument)
+
+
+NESTED = ("ssm_cfg", "layer_cfgs", "mamba_cfg")
+"""Keywords whose value is a dict of more keywords: of the blocks, or of their mixers."""
 
 MIXER: Mapping[str, Keyword] = {
     "d_conv": only(4, otherwise="the causal convolutions have another width"),
@@ -61,20 +71,25 @@ def translate(name: str, keywords: Mapping[str, Keyword], arguments: Mapping[str
 
     Args:
         name: of the model, for errors.
-        keywords: those that are no arguments of ours; ``ssm_cfg`` contains more of them.
+        keywords: those that are no arguments of ours; those of ``NESTED`` contain more of them.
         arguments: by keyword.
 
     Raises:
         UserError: a value that the family does not represent.
     """
     ours = dict(arguments)
-    if keywords and "ssm_cfg" in ours:
-        mixer = ours.pop("ssm_cfg") or {}
-        if not isinstance(mixer, Mapping):
-            raise UserError(f"ssm_cfg={mixer!r} of {name}: expected a dict of the mixers' arguments.")
-        if twice := sorted(key for key in mixer if key in ours):
-            raise UserError(f"{twice[0]} of {name} is given twice: leave it out of ssm_cfg.")
-        ours |= mixer
+    for nested in NESTED if keywords else ():
+        more = ours.pop(nested, None) or {}
+        if not isinstance(more, Mapping):
+            raise UserError(f"{nested}={more!r} of {name}: expected a dict of the mixers' arguments.")
+        if twice := sorted(key for key in more if key in ours):
+            raise UserError(f"{twice[0]} of {name} is given twice: leave it out of {nested}.")
+        ours |= more
     for key in [key for key in ours if key in keywords]:
-        keywords[key].check(f"{key}={ours[key]!r} of {name}", ours.pop(key), "Leave it out")
+        keyword, value = keywords[key], ours.pop(key)
+        keyword.check(f"{key}={value!r} of {name}", value, "Leave it out")
+        if keyword.argument is not None:
+            if keyword.argument in ours:
+                raise UserError(f"{key} and {keyword.argument} of {name} are the same: leave one out.")
+            ours[keyword.argument] = value
     return ours

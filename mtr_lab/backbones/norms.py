@@ -35,3 +35,10 @@ class LayerNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Two streams (B, L, C) -> normed and residual, (B, M, C), as ``mtr_lab.ops.layer_norm_add``."""
         return ops.layer_norm_add(hidden, residual, self.weight, self.bias, self.eps, plan=plan)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation of the channels of maps (B, C, rows, columns)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

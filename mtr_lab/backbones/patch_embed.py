@@ -80,39 +80,7 @@ class PatchEmbed(nn.Module):
 
     def check(self, images: Tensor) -> None:
         """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked."""
-        what = "images (B, channels, H, W)" if self.num_frames is None else "videos (B, channels, T, H, W)"
-        if isinstance(images, torch.fx.Proxy):
-            raise UserError("torch.fx cannot trace the model symbolically: use torch.export or torch.compile.")
-        if not isinstance(images, Tensor):
-            raise UserError(
-                f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
-                "timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)[None]."
-            )
-        shape, channels, dimensions = tuple(images.shape), self.in_chans, 4 if self.num_frames is None else 5
-        if images.ndim != dimensions:
-            missing = ": add the dimension of the batch, images[None]" if images.ndim == dimensions - 1 else ""
-            raise UserError(f"expected {what}, got shape {shape}{missing}.")
-        if images.shape[1] != channels:
-            last = images.shape[-1] == channels
-            advice = "move the channels, images.movedim(-1, 1)" if last else f"create it with in_chans={shape[1]}"
-            raise UserError(f"expected {what} of the model's {channels} channels, got shape {shape}: {advice}.")
-        if self.num_frames is not None and images.shape[2] != self.num_frames:
-            raise UserError(
-                f"expected videos of {self.num_frames} frames (B, channels, T, H, W), got shape {shape}: "
-                f"create the model with num_frames={shape[2]}."
-            )
-        if not images.is_floating_point():
-            raise UserError(
-                f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
-                "them, as timm.data.create_transform does."
-            )
-        weight = getattr(self.proj, "weight", None)
-        dtype = weight.dtype if isinstance(weight, Tensor) else images.dtype  # an adapter or a quantised layer
-        if images.dtype != dtype and not _autocasts(images.device.type):
-            raise UserError(
-                f"expected {what} in the model's {dtype}, got {images.dtype}: convert them, "
-                f"images.to({dtype}), or call the model inside torch.autocast."
-            )
+        check_images(images, self.in_chans, self.proj, self.num_frames)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> tokens (B, rows · columns, C).
@@ -123,6 +91,50 @@ class PatchEmbed(nn.Module):
         if self.tiles and is_plain(self.proj):
             return ops.project_patches(images, self.proj.weight, self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def check_images(images: Tensor, channels: int, convolution: nn.Module, num_frames: int | None = None) -> None:
+    """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked.
+
+    Args:
+        images: what a model got.
+        channels: of the model's images.
+        convolution: the one that reads the images, in the dtype of the model.
+        num_frames: of the model's videos; ``None`` for images.
+    """
+    what = "images (B, channels, H, W)" if num_frames is None else "videos (B, channels, T, H, W)"
+    if isinstance(images, torch.fx.Proxy):
+        raise UserError("torch.fx cannot trace the model symbolically: use torch.export or torch.compile.")
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"expected {what} as a tensor, got {type(images).__qualname__}: make a batch of it, "
+            "timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)[None]."
+        )
+    shape, dimensions = tuple(images.shape), 4 if num_frames is None else 5
+    if images.ndim != dimensions:
+        missing = ": add the dimension of the batch, images[None]" if images.ndim == dimensions - 1 else ""
+        raise UserError(f"expected {what}, got shape {shape}{missing}.")
+    if images.shape[1] != channels:
+        last = images.shape[-1] == channels
+        advice = "move the channels, images.movedim(-1, 1)" if last else f"create it with in_chans={shape[1]}"
+        raise UserError(f"expected {what} of the model's {channels} channels, got shape {shape}: {advice}.")
+    if num_frames is not None and images.shape[2] != num_frames:
+        raise UserError(
+            f"expected videos of {num_frames} frames (B, channels, T, H, W), got shape {shape}: "
+            f"create the model with num_frames={shape[2]}."
+        )
+    if not images.is_floating_point():
+        raise UserError(
+            f"expected {what} of floating-point numbers, got {images.dtype}: scale them to 0 … 1 and normalise "
+            "them, as timm.data.create_transform does."
+        )
+    weight = getattr(convolution, "weight", None)
+    dtype = weight.dtype if isinstance(weight, Tensor) else images.dtype  # an adapter or a quantised layer
+    if images.dtype != dtype and not _autocasts(images.device.type):
+        raise UserError(
+            f"expected {what} in the model's {dtype}, got {images.dtype}: convert them, "
+            f"images.to({dtype}), or call the model inside torch.autocast."
+        )
 
 
 def _autocasts(device: str) -> bool:

@@ -60,7 +60,7 @@ class Block(nn.Module):
         norm: (hidden, residual, plan) -> (normed, residual), see ``mtr_lab.backbones.norms``.
         mlp, mlp_norm: the second half of the block, if it has one.
         drop_path: probability, while training, that an output is not added to the residual stream: that of the block
-            before, as in Vim, and with an MLP that of this block's mixer, too.
+            before, as in Vim; of a block with an MLP, those of its mixer and its MLP.
     """
 
     reduction: BlockReduction | None
@@ -97,29 +97,44 @@ class Block(nn.Module):
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
         size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
-        normed, residual = self.norm(self.drop_path(raw_hidden), raw_residual, pending)
+        hidden = self.drop_path(raw_hidden) if self.mlp is None else raw_hidden
+        normed, residual = self.norm(hidden, raw_residual, pending)
         state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid, special_alone)
         reduction = self.reduction
         if reduction is None:
-            hidden, evidence = self.mixer(normed, Positions(state))
+            hidden, evidence = self.mix(normed, Positions(state))
         else:
             positions = reduction.positions(state)
-            hidden, evidence = self.mixer(normed, positions, reduction.needs)
+            hidden, evidence = self.mix(normed, positions, reduction.needs)
             hidden, residual = positions.streams(hidden, residual)
-        state = state.with_streams(hidden, residual)
+        state = self.settle(state.with_streams(hidden, residual))
         if reduction is not None:
             state, evidence = reduction.after_mixer(state, evidence)
         return state if self.mlp is None else self._transformed(state, evidence)
 
+    def mix(self, normed: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
+        """The mixer's output and evidence. A family that scales the output overrides it."""
+        mixed: tuple[Tensor, Evidence] = self.mixer(normed, positions, needs)
+        return mixed
+
+    def transform(self, normed: Tensor) -> Tensor:
+        """The MLP's output. A family that scales it overrides it."""
+        assert self.mlp is not None
+        transformed: Tensor = self.mlp(normed)
+        return transformed
+
+    def settle(self, state: TokenState) -> TokenState:
+        """What a family does with the streams after the mixer, before the policy reduces them: here nothing."""
+        return state
+
     def _transformed(self, state: TokenState, evidence: Evidence) -> TokenState:
         """The second half: the MLP, on merged tokens if the policy has a plan for it."""
-        assert self.mlp is not None
         assert self.mlp_norm is not None
         plan = None if self.reduction is None else self.reduction.around_mlp(state, evidence)
         normed, residual = self.mlp_norm(self.drop_path(state.raw_hidden), state.raw_residual, state.pending)
         if plan is None:
-            return state.with_streams(self.mlp(normed), residual)
-        merged = self.mlp(ops.apply_plan(normed, *plan[:5]))
+            return state.with_streams(self.drop_path(self.transform(normed)), residual)
+        merged = self.drop_path(self.transform(ops.apply_plan(normed, *plan[:5])))
         return state.with_streams(take_or_zero(merged, plan.dest), residual)
 
     def costs(

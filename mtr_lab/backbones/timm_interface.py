@@ -13,11 +13,11 @@ from mtr_lab.tokens.gather import take
 
 
 class TimmInterface(nn.Module, ABC):
-    """timm's methods for a :class:`Backbone` with a class token whose only stage is ``layers``."""
+    """timm's methods for a :class:`Backbone` with special tokens whose only stage is ``layers``."""
 
     layers: nn.ModuleList
     patch_embed: Any
-    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
     norm_f: nn.Module
     head: nn.Module
     head_drop: nn.Module
@@ -26,7 +26,7 @@ class TimmInterface(nn.Module, ABC):
     reduction: Any
     grad_checkpointing = False
     num_prefix_tokens = 1
-    """The class token. It is the first one of ``forward_features``, wherever it is between the blocks."""
+    """The special tokens. They are the first ones of ``forward_features``, wherever they are between the blocks."""
 
     @abstractmethod
     def finish(self, state: TokenState) -> TokenState:
@@ -38,11 +38,15 @@ class TimmInterface(nn.Module, ABC):
 
     @abstractmethod
     def class_first(self, state: TokenState) -> Tensor:
-        """As ``normalise``, the class token first."""
+        """As ``normalise``, the special tokens first."""
 
     @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained head; none for 0 classes."""
+
+    def read_special(self, special: Tensor) -> Tensor:
+        """The normalised special tokens (B, S, C) -> the input of the head: the first one, the class token (B, C)."""
+        return special[:, 0]
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -58,7 +62,7 @@ class TimmInterface(nn.Module, ABC):
             UserError: the mean of a reduced sequence, for which the sizes of the tokens are missing.
         """
         if features.ndim == 3 and self.global_pool == "token":
-            features = features[:, 0]
+            features = self.read_special(features[:, : self.num_prefix_tokens])
         elif features.ndim == 3 and self.global_pool == "avg":
             if self.reduction is not None and self.reduction.key is not None:
                 raise UserError(
@@ -67,7 +71,7 @@ class TimmInterface(nn.Module, ABC):
                 )
             features = features[:, self.num_prefix_tokens :].mean(1)
         features = self.head_drop(features)
-        return features if pre_logits else self.head(features)
+        return features if pre_logits else self.get_classifier()(features)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -93,7 +97,7 @@ class TimmInterface(nn.Module, ABC):
         Args:
             images: (B, channels, H, W).
             indices: the blocks, negative ones from the end; the last n for an integer n, all for ``None``.
-            return_prefix_tokens: return the class token, (B, 1, C), with each map.
+            return_prefix_tokens: return the special tokens, (B, S, C), with each map.
             norm: apply the final norm to the maps.
             stop_early: run no more blocks than needed.
             output_fmt: ``NCHW`` for maps (B, C, rows, columns), ``NLC`` for tokens (B, rows · columns, C).
@@ -119,7 +123,7 @@ class TimmInterface(nn.Module, ABC):
             if i in wanted:
                 state = state.applied()
                 stream = self.normalise(state) if norm else state.stream
-                stream = stream.to(self.cls_token.dtype)
+                stream = stream.to(self.pos_embed.dtype)
                 tokens = fit_grid(_on_grid(state.with_streams(stream, None)), grid)
                 tokens = tokens.contiguous() if output_fmt == "NCHW" else tokens.flatten(2).transpose(1, 2)
                 maps.append((tokens, take(stream, state.special)) if return_prefix_tokens else tokens)
@@ -154,10 +158,14 @@ class TimmInterface(nn.Module, ABC):
         wanted = self.blocks_at(indices)
         self.layers = self.layers[: max(wanted) + 1]
         if prune_norm:
-            self.norm_f = nn.Identity()
+            self.remove_norm()
         if prune_head:
             self.reset_classifier(0, "")
         return wanted
+
+    def remove_norm(self) -> None:
+        """Leave the final norm out."""
+        self.norm_f = nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the tokens between blocks for the backward pass and compute the rest again: less memory, slower."""
@@ -165,8 +173,12 @@ class TimmInterface(nn.Module, ABC):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the authors exempt from weight decay, besides biases and norms."""
-        states = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log", ".D", ".D_b"))}
-        return {"pos_embed", "temporal_pos_embedding", "cls_token", *states}
+        states = {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(("A_log", "A_b_log", ".D", ".D_b", ".direction_Bs"))
+        }
+        return {"pos_embed", "pos_embed_cls", "temporal_pos_embedding", "cls_token", *states}
 
 
 def _on_grid(state: TokenState) -> Tensor:

@@ -51,6 +51,9 @@ class VideoMamba(VisionMamba):
         """The first position."""
         return 0
 
+    def special_positions(self, patches: int) -> tuple[int, ...]:
+        return (self.class_position(patches),)
+
     def initialise(self) -> None:
         initialise_videomamba(self, len(self.layers))
 

@@ -65,6 +65,9 @@ class Vim(VisionMamba):
         """After half of the patches, rounded down, or before all of them."""
         return patches // 2 if self.use_middle_cls_token else 0
 
+    def special_positions(self, patches: int) -> tuple[int, ...]:
+        return (self.class_position(patches),)
+
     def initialise(self) -> None:
         initialise_vim(self, len(self.layers))
 

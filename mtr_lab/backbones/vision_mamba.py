@@ -1,4 +1,4 @@
-"""The classifier behind Vim and VideoMamba: patches and a class token in blocks of bidirectional Mamba."""
+"""The classifier behind Vim, VideoMamba and Mamba-Reg: patches and special tokens in blocks of bidirectional Mamba."""
 
 import math
 from abc import abstractmethod
@@ -24,7 +24,7 @@ from mtr_lab.tokens.pooling import check_pooling, mean_by_size, special_first
 
 
 class VisionMamba(TimmInterface):
-    """Vision Mamba classifier. A family sets the position of the class token and how the two directions are combined.
+    """Vision Mamba classifier. A family sets the special tokens, by default a class token, and how directions combine.
 
     Images are (B, channels, H, W); with ``num_frames`` they are videos (B, channels, T, H, W). Names are the authors',
     and the interface is that of timm's models, too. ``torch.compile`` and ``torch.export`` work; ``torch.jit.script``
@@ -89,14 +89,13 @@ class VisionMamba(TimmInterface):
             raise UserError(
                 f"num_frames={num_frames}: {type(self).__name__} takes images only; VideoMamba takes videos, too."
             )
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_features = self.embed_dim = embed_dim
         self.in_chans = channels
         self.patch_embed = PatchEmbed(
             height_and_width(img_size), patch_size, stride or patch_size, channels, embed_dim, num_frames, kernel_size
         )
-        patches = self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
+        self.norm_epsilon = norm_epsilon
+        self.add_special_tokens(self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1])
         self.temporal_pos_embedding = (
             None if num_frames is None else nn.Parameter(torch.zeros(1, self.patch_embed.frames, embed_dim))
         )
@@ -115,6 +114,11 @@ class VisionMamba(TimmInterface):
         self.pretrained_cfg = self.default_cfg = {}
         self.reset_classifier(num_classes, global_pool)
         self.initialise()
+
+    def add_special_tokens(self, patches: int) -> None:
+        """Add the parameters of the special tokens and the position embeddings, for that many patches."""
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, self.embed_dim))
 
     @property
     def blocks(self) -> list[Block]:
@@ -147,29 +151,41 @@ class VisionMamba(TimmInterface):
 
     def _layout(self, grid: tuple[int, int]) -> Layout:
         frames = self.patch_embed.frames
-        return Layout(*grid, special=(self.class_position(frames * grid[0] * grid[1]),), frames=frames)
+        return Layout(*grid, special=self.special_positions(frames * grid[0] * grid[1]), frames=frames)
 
     def costs(self, layouts: Sequence[Layout]) -> Costs:
-        """The costs of patch embedding and head. The literature charges the embedding for the class token, too."""
-        embedding, head = self.patch_embed.proj.weight.numel(), self.num_features * self.num_classes
+        """The costs of patch embedding and head. The literature charges the embedding for special tokens, too."""
+        embedding, head = self.patch_embed.proj.weight.numel(), self.head_products()
         (layout,) = layouts
         return Costs(2 * (layout.patches * embedding + head), layout.tokens * embedding + head)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """The width of the head's input."""
+        return self.embed_dim
+
+    def head_products(self) -> int:
+        """The multiply-accumulates of the head, for one image."""
+        return self.head_hidden_size * self.num_classes
 
     @abstractmethod
     def initialise(self) -> None:
         """Give all parameters the values that they have in the authors' code before training."""
 
     @abstractmethod
-    def class_position(self, patches: int) -> int:
-        """The position of the class token in an unreduced sequence with that many patches."""
+    def special_positions(self, patches: int) -> tuple[int, ...]:
+        """The positions of the special tokens in an unreduced sequence with that many patches, ascending."""
+
+    def embedded_positions(self, patches: int) -> tuple[int, ...]:
+        """The entries of special tokens in ``pos_embed``, for that many patches."""
+        return self.special_positions(patches)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings (1, L, C) of all tokens of an image (or video) on a grid of (rows, columns)."""
         spatial: Tensor = self.pos_embed
         trained = self.patch_embed.grid_size
         if grid != trained:
-            old, new = (self.class_position(rows * columns) for rows, columns in (trained, grid))
-            spatial = resize_positions(spatial, old, trained, new, grid)
+            spatial = resize_positions(spatial, self.embedded_positions, trained, grid)
         if self.temporal_pos_embedding is None:
             return spatial
         class_entry, patches = spatial[:, :1], spatial[:, 1:]
@@ -207,32 +223,32 @@ class VisionMamba(TimmInterface):
 
     @property
     def reads_special_alone(self) -> bool:
-        """Whether the model has a head and it reads the class token alone."""
+        """Whether the model has a head and it reads the special tokens alone."""
         return self.num_classes > 0 and self.global_pool == "token"
 
     def _state_of_head(self, images: Tensor) -> TokenState:
-        """As ``forward_state``; if the head reads the class token alone, the streams may be of this token alone."""
+        """As ``forward_state``; if the head reads the special tokens alone, the streams may be of these alone."""
         self.patch_embed.check(images)  # a policy may resize them first
         return self.finish(last_state(self, images, special_alone=self.reads_special_alone))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """All tokens, normalised, the class token first: (B, channels, H, W) -> (B, L, C).
+        """All tokens, normalised, the special tokens first: (B, channels, H, W) -> (B, L, C).
 
         Of a reduced sequence, the survivors in their order.
         """
         return self.class_first(self.forward_state(images))
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the normalised class token, (B, C)."""
+        """(B, channels, H, W) -> what the head reads of the special tokens: the normalised class token, (B, C)."""
         return self.class_features(self._state_of_head(images))
 
     def class_features(self, state: TokenState) -> Tensor:
-        """The state after the last block -> the normalised class token, (B, C)."""
-        return self._norm(state.special_tokens(), None)[:, 0]
+        """The state after the last block -> what the head reads of the special tokens: the class token, (B, C)."""
+        return self.read_special(self._norm(state.special_tokens(), None))
 
     def classify(self, state: TokenState) -> Tensor:
         """The state after the last block -> the logits of ``forward``."""
-        if self.global_pool == "token":  # only this token needs the final norm
+        if self.global_pool == "token":  # only special tokens need the final norm
             features = self.class_features(state)
         elif self.global_pool == "avg":
             features = mean_by_size(self.normalise(state), state)
@@ -241,7 +257,7 @@ class VisionMamba(TimmInterface):
         return self.head(self.head_drop(features))
 
     def class_first(self, state: TokenState) -> Tensor:
-        """As ``normalise``, the class token first."""
+        """As ``normalise``, the special tokens first."""
         return special_first(self.normalise(state), state.special)
 
     def normalise(self, state: TokenState) -> Tensor:
@@ -266,7 +282,7 @@ class VisionMamba(TimmInterface):
             check_pooling(global_pool)
             self.global_pool = global_pool
         self.num_classes = num_classes
-        head = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.head = head.to(self.cls_token.device, self.cls_token.dtype)
         if self.pretrained_cfg.get("num_classes", num_classes) != num_classes:
             self.pretrained_cfg |= {"num_classes": num_classes, "label_names": None}
@@ -308,8 +324,9 @@ class VisionMamba(TimmInterface):
         positions, temporal = state.get("pos_embed"), state.get("temporal_pos_embedding")
         embed, kernel = self.patch_embed, state.get("patch_embed.proj.weight")
         # Tensors of a wrong shape are left to the check of all shapes.
-        if positions is not None and positions.ndim == 3 and positions.shape[1] > 1 and positions.shape[2] > 0:
-            state["pos_embed"] = fit_positions(positions, grid, embed.grid_size, self.class_position, label)
+        special = len(self.embedded_positions(0))
+        if positions is not None and positions.ndim == 3 and positions.shape[1] > special and positions.shape[2] > 0:
+            state["pos_embed"] = fit_positions(positions, grid, embed.grid_size, self.embedded_positions, label)
         if temporal is not None and temporal.ndim == 3 and temporal.numel() > 0 and temporal.shape[1] != embed.frames:
             state["temporal_pos_embedding"] = resize_frames(temporal, embed.frames)
         if kernel is None or kernel.ndim < 2 or kernel.shape[1] in (0, self.in_chans):

@@ -1,6 +1,6 @@
-"""Read objects of the classes that the authors of Vim and of VideoMamba call ``VisionMamba``.
+"""Read objects of the classes that the authors of Vim, of VideoMamba and of Mamba-Reg call ``VisionMamba``.
 
-The two have the same class name, parameter names and shapes, and share them with Mamba-Reg: attributes tell them apart.
+The three have the same class name and almost the same parameter names: attributes tell them apart.
 Defaults of their constructors have changed over time, so everything is read from the object.
 """
 
@@ -19,12 +19,21 @@ OPTIONS = {"return_features", "inference_params", "if_random_cls_token_position"
 """The arguments of the authors' ``forward`` besides the images."""
 
 
-def mixers_of(model: nn.Module) -> list[Any]:
-    """The mixers of an object with the authors' tree of modules, none of another object."""
+def has_registers(model: nn.Module) -> bool:
+    """Whether an object has attributes of Mamba-Reg's class."""
+    return any(hasattr(model, name) for name in ("num_cls_tokens", "cls_positions", "token_idx"))
+
+
+def mixers_of(model: nn.Module, *, registers: bool = False) -> list[Any]:
+    """The mixers of an object with the authors' tree of modules, none of another object.
+
+    Args:
+        registers: of objects with registers, or of those without.
+    """
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(model, "patch_embed", None), nn.Module):
         return []
-    if any(hasattr(model, name) for name in ("num_cls_tokens", "cls_positions", "token_idx")):  # registers: Mamba-Reg
+    if has_registers(model) != registers:
         return []
     mixers = [getattr(layer, "mixer", None) for layer in layers]
     return mixers if all(isinstance(mixer, nn.Module) and hasattr(mixer, "A_log") for mixer in mixers) else []

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mtr_lab.backbones.checkpoint_file import StateDict, choose, damaged, files_of, is_safetensors, read
-from mtr_lab.backbones.hub import fetch
+from mtr_lab.backbones.hub import fetch, is_address
 from mtr_lab.errors import UserError
 
 
@@ -126,7 +126,7 @@ def load_weights(
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    source = checkpoint.file if checkpoint.file.startswith("hf://") else path.name
+    source = checkpoint.file if is_address(checkpoint.file) else path.name
     part = str(chosen) if chosen.entry or chosen.prefix else None
     model.weights = asdict(Weights(source, commit, digest.hexdigest(), part=part))
     return not adapted and checkpoint.key is None

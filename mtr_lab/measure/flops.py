@@ -8,6 +8,7 @@
 Both leave out normalisations and activations.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ class Work:
         sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
         grid: (layout of a stage, number of tokens) -> the layout that convolutions over the grid are computed on.
         repeated: whether the tokens of a reduced sequence are scanned as runs of equal ones.
+        remaining: (tokens, number of them that a block removes) -> how many enter the next block: fewer, unless tokens
+            merge for the MLP alone.
         alone: for each block whether it computes the tokens alone that the head reads; none does by default.
         merged_early: whether mixers that can do so merge tokens before their output projection.
     """
@@ -49,6 +52,7 @@ class Work:
     sampled: Sequence[bool] = ()
     grid: Callable[[Layout, int], Layout] = lambda layout, tokens: layout
     repeated: bool = False
+    remaining: Callable[[int, int], int] = operator.sub
     alone: Sequence[bool] = ()
     merged_early: bool = False
 
@@ -69,15 +73,17 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
         The costs, and for each block the number of tokens of a sequence that enter it.
     """
     counts = iter(work.remove or [0] * len(blocks_of(model)))
-    layouts, removed = model.layouts(img_size), work.removed_at_embedding
+    layouts, removed = remaining_layouts(model, work, img_size), work.removed_at_embedding
     total, entering = model.costs(layouts), []
     for stage, layout in zip(model.stages, layouts, strict=True):
         tokens, removed = layout.tokens - removed, 0
         for block in stage.blocks:
             entering.append(tokens)
-            tokens -= next(counts)
+            merged = next(counts)
+            after = tokens - merged
             read = len(layout.special) if work.alone and work.alone[len(entering) - 1] else None
-            transformed = tokens - work.merged_for_mlp(tokens, len(layout.special)) if block.mlp is not None else 0
+            transformed = after - work.merged_for_mlp(after, len(layout.special)) if block.mlp is not None else 0
+            tokens = work.remaining(tokens, merged)
             grid = work.grid(layout, entering[-1])
             skipped = work.skipped[len(entering) - 1] if work.skipped else ()
             paths = [path for path in work.choose_paths(block.mixer.paths) if path.name not in skipped]
@@ -89,6 +95,24 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
                 costs = costs.repeating(len(paths))
             total += costs * layout.sequences
     return total, entering
+
+
+def remaining_layouts(model: Backbone, work: Work = ALL, img_size: Sequence[int] | None = None) -> list[Layout]:
+    """The tokens with which each stage starts; those of later ones are fewer if a stage before leaves a smaller grid.
+
+    Arguments as of ``model_costs``.
+    """
+    layouts = model.layouts(img_size)
+    follow = getattr(model, "layout_after", None)
+    if follow is None or work.remove is None:
+        return layouts
+    counts, removed = iter(work.remove), work.removed_at_embedding
+    for number, stage in enumerate(model.stages[:-1]):
+        left = layouts[number].tokens - removed
+        for _ in stage.blocks:
+            left = work.remaining(left, next(counts))
+        layouts[number + 1], removed = follow(number + 1, work.grid(layouts[number], left)), 0
+    return layouts
 
 
 def model_flops(model: Any, remove: Sequence[int] | None = None, convention: str = TRUE) -> int:

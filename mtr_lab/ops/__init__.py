@@ -2,6 +2,7 @@
 
 import torch
 
+from mtr_lab.ops.attention import attention
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
@@ -53,6 +54,7 @@ __all__ = [
     "add_class_token",
     "apply_plan",
     "asymmetric_plan",
+    "attention",
     "causal_conv1d",
     "check_backend",
     "decompositions",

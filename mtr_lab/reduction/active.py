@@ -38,6 +38,14 @@ class ActiveReduction:
         """Whether blocks read ``source`` of their tokens."""
         return self.acting_policy is not None and self.acting_policy.unmerges
 
+    @property
+    def merges_tokens(self) -> bool:
+        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
+        policy = self.acting_policy
+        if policy is None or policy.keeps_grid or policy.merges_in_mlp or policy.prunes:
+            return False
+        return any(self.schedule.remove)
+
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
         part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
@@ -110,7 +118,7 @@ class ActiveBlockReduction:
 
     def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
         """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
-        if not self.remove:
+        if not self.remove or self._active.policy.merges_in_mlp:
             return state, evidence
         plan = evidence.plan or self._plan(state, evidence)
         return state.reduced(plan), evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
@@ -125,7 +133,11 @@ class ActiveBlockReduction:
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""
         policy = self._active.acting_policy
-        part = None if policy is None else MLPS[policy.mlp]
+        if policy is None:
+            return None
+        if policy.merges_in_mlp:
+            return self._plan(state, evidence) if self.remove else None
+        part = MLPS[policy.mlp]
         if part is None:
             return None
         return part.plan(state, evidence, part.removes(state.index.shape[1], state.special.shape[1]))

@@ -1,7 +1,8 @@
 """Which blocks may remove tokens, and how many each may remove."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, takewhile
 
 from mtr_lab.backbones import Backbone
@@ -31,9 +32,12 @@ class BlockInfo:
     is_sampled: bool
     """Whether the policy scans one of each 2 x 2 tokens here, for which a full grid has to remain."""
     saves_nothing: bool
-    """Whether removing tokens here is useless: the block is the last of its stage, and no MLP follows its mixer."""
+    """Whether removing tokens here is useless: no MLP follows the mixer, and the block is the last of its stage or
+    tokens merge for MLPs alone."""
     is_alone: bool = False
     """Whether the block computes the special tokens alone, and leaves all others as they are."""
+    follow: Callable[[Layout], Layout] | None = None
+    """The grid on which the stage before ends -> the layout of this stage; ``None`` if it is ``layout`` always."""
 
 
 def block_infos(
@@ -43,6 +47,7 @@ def block_infos(
     layouts = model.layouts(resolution or picture_size(policy, model, img_size))
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])
+    follow = getattr(model, "layout_after", None)
     alone = blocks_alone(model, policy.share_alone)
     blocks = [(number, block) for number, stage in enumerate(model.stages) for block in stage.blocks]
     return [
@@ -53,8 +58,9 @@ def block_infos(
             width=model.stages[number].width,
             has_evidence=bool(block.mixer.paths) and not is_sampled,
             is_sampled=is_sampled,
-            saves_nothing=block is model.stages[number].blocks[-1] and block.mlp is None,
+            saves_nothing=block.mlp is None and (policy.merges_in_mlp or block is model.stages[number].blocks[-1]),
             is_alone=is_alone,
+            follow=None if follow is None else partial(follow, number),
         )
         for (number, block), is_sampled, is_alone in zip(blocks, sampled, alone, strict=True)
     ]
@@ -65,8 +71,8 @@ def reducing_blocks(
 ) -> list[int]:
     """The blocks that reduce, counted from 0: every ``interval``-th one from ``first_block`` on, or at gaps 1, 2, 3, ….
 
-    Left out are the last block of the model, blocks where a removal saves nothing, and blocks without the evidence that
-    the policy reads.
+    Left out are the last block of the model, unless tokens merge for its MLP alone, blocks where a removal saves
+    nothing, and blocks without the evidence that the policy reads.
 
     Args:
         layers: ``lower`` or ``upper`` for that half of the blocks alone, as in Famba-V.
@@ -79,7 +85,8 @@ def reducing_blocks(
         raise unknown("mtr.layers", str(layers), LAYERS)
     if interval != WIDENING and (not isinstance(interval, int) or interval < 1):
         raise UserError(f"mtr.interval must be at least 1, or {WIDENING}, got {interval!r}.")
-    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else depth - 1)
+    end = depth if policy.merges_in_mlp else depth - 1
+    start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else end)
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
     first = max(first_block, start)
@@ -102,11 +109,20 @@ def can_decide(info: BlockInfo, policy: Policy) -> bool:
 
 def possible_counts(policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]) -> list[int]:
     """The most tokens that the policy can remove at each block, up to the wanted number."""
-    counts: list[int] = []
-    stage, length = -1, 0
+    return [possible for _, _, possible in possible_removals(policy, wanted, infos)]
+
+
+def possible_removals(
+    policy: Policy, wanted: Iterable[int], infos: Sequence[BlockInfo]
+) -> Iterator[tuple[int, Layout, int]]:
+    """For each block the tokens that enter it, the layout of its stage, and the count as of ``possible_counts``."""
+    stage, length, layout = -1, 0, infos[0].layout
     for count, info in zip(wanted, infos, strict=True):
-        if info.stage != stage:
-            stage, length = info.stage, info.tokens
-        counts.append(policy.possible(count, length, info.layout) if count else 0)
-        length -= counts[-1]
-    return counts
+        if info.stage != stage and info.follow is not None and stage >= 0:
+            layout = info.follow(policy.grid(layout, length))
+            length = layout.tokens
+        elif info.stage != stage:
+            length, layout = info.tokens, info.layout
+        stage, possible = info.stage, policy.possible(count, length, layout) if count else 0
+        yield length, layout, possible
+        length = policy.remaining(length, possible)

@@ -244,7 +244,7 @@ def _block_calls(
             place or len(lengths) == 1
         ):  # behind a step on the shortest sequence, one would have to extrapolate
             step = removing(count, first)
-            after = tokens - count if two else 0
+            after = policy.remaining(tokens, count) if two else 0
             calls["step", first, tokens, after] = partial(_repeat, reduction, step, [one, *two], shorter)
     if SCANS[policy.paths] is not None and (others := [path.name for path in one.mixer.paths[1:]]):
         skips = tuple(tuple(others) if number == first else () for number in range(len(infos)))

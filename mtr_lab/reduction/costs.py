@@ -38,7 +38,7 @@ def remaining_work(
     mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
-    work = replace(work, merged_early=policy.merges_early)
+    work = replace(work, merged_early=policy.merges_early, remaining=policy.remaining)
     alone = zip(blocks_alone(model, policy.share_alone), remove, strict=True)
     work = replace(work, alone=[is_alone and not count for is_alone, count in alone])
     work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)

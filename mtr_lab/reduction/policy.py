@@ -31,7 +31,7 @@ BOTH = "both"
 SURVIVORS, UNMERGED = "survivors", "unmerged"
 EXACT = "exact"
 NO_INPUT = "none"
-BLOCK, SCAN = "block", "scan"
+BLOCK, SCAN, MLP = "block", "scan", "mlp"
 WHOLE, READ = "whole", "read"
 
 
@@ -61,7 +61,8 @@ class Policy:
             token leaves the sequence either way. A convolution over the grid always runs over all original positions.
         merge_at: tokens merge after the ``block``, or after its ``scan`` and gate, before the output projection, which
             then runs on the survivors alone. For the same decision the result is the same, but the decision cannot read
-            the output of the block.
+            the output of the block. Or they merge for the ``mlp`` of the block alone, and all of them get its output:
+            mixers and the residual stream keep the whole sequence.
         last_block: the last block computes the ``whole`` sequence, or what is ``read``: if the head reads class tokens
             alone, their output alone, to the same values.
         read_share: the share of all blocks, the last ones, that ``read`` does this in. Before the last block it is an
@@ -133,7 +134,7 @@ class Policy:
             "input_cell": cells.SHAPES,
             "input_token": cells.TOKENS,
             "input_place": cells.PLACES,
-            "merge_at": (BLOCK, SCAN),
+            "merge_at": (BLOCK, SCAN, MLP),
             "last_block": (WHOLE, READ),
         }
         if str(self.score).removeprefix("-") not in SCORES:
@@ -183,6 +184,8 @@ class Policy:
                     f"and this is computed after merging: set mtr.merge_at={BLOCK}, or "
                     + ("mtr.features=residual." if part == "features" else "choose another score.")
                 )
+        if self.merges_in_mlp and MLPS[self.mlp] is not None:
+            raise UserError(f"mtr.merge_at={MLP} and mtr.mlp={self.mlp} merge both for the MLP: set mtr.mlp=none.")
         scan = SCANS[self.paths]
         needs_grid = self.keeps_grid or (scan is not None and scan.samples)
         for part, acts in (("embedding", EMBEDDINGS[self.embedding] is not None), ("input", self.cells is not None)):
@@ -251,6 +254,11 @@ class Policy:
         """Whether tokens merge before the output projection of a mixer."""
         return self.merge_at == SCAN
 
+    @property
+    def merges_in_mlp(self) -> bool:
+        """Whether tokens merge for the MLP of a block alone, so that all of them remain."""
+        return self.merge_at == MLP
+
     def _reads_output(self, part: str) -> bool:
         """Whether a decision reads the output of the block by its ``score`` or its ``features``."""
         if part == "score":
@@ -306,6 +314,8 @@ class Policy:
                 )
         if self.cells is not None:
             self.cells.check(model)
+        if self.merges_in_mlp and not any(block.mlp is not None for block in blocks_of(model)):
+            raise UserError(f"mtr.merge_at={MLP}: the blocks of {name} have no MLP. Leave mtr.merge_at={BLOCK}.")
         if self.scoring.class_token and not all(layout.special for layout in model.layouts()):
             raise UserError(
                 f"mtr.score={self.score} compares tokens with the class token, and {name} has none: choose another "
@@ -438,13 +448,19 @@ class Policy:
         """The layout that convolutions over the grid are computed on when ``tokens`` remain of a layout."""
         return lines.cached_grids(layout)[tokens] if self.keeps_grid else layout
 
+    def remaining(self, tokens: int, remove: int) -> int:
+        """How many of ``tokens`` enter the next block if a block removes that many."""
+        return tokens if self.merges_in_mlp else tokens - remove
+
     def step_flops(self, tokens: int, layout: Layout, remove: int, channels: int) -> int:
         """True FLOPs of one reduction step on ``tokens`` of the tokens of a layout, for one sequence."""
         if self.keeps_grid and remove:
             merges = self.merging.into == "nearest"
-            return lines.flops(tokens, layout, remove, channels, merges=merges)
-        among = {"axes": len(layout.axes)} if self.matching == "neighbours" else {}
-        return self.flops(tokens, len(layout.special), remove, channels, **among)
+            flops = lines.flops(tokens, layout, remove, channels, merges=merges)
+        else:
+            among = {"axes": len(layout.axes)} if self.matching == "neighbours" else {}
+            flops = self.flops(tokens, len(layout.special), remove, channels, **among)
+        return flops - 2 * remove * channels if self.merges_in_mlp else flops  # of one stream
 
     def flops(self, length: int, special: int, remove: int, channels: int, axes: int = 2) -> int:
         """True FLOPs of one reduction step on one sequence: similarities, and applying the plan to two streams.

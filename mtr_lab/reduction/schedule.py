@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError
-from mtr_lab.measure.flops import model_costs
-from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide, can_reduce, possible_counts, reducing_blocks
+from mtr_lab.measure.flops import model_costs, remaining_layouts
+from mtr_lab.reduction.blocks import (
+    BlockInfo,
+    block_infos,
+    can_decide,
+    can_reduce,
+    possible_counts,
+    possible_removals,
+    reducing_blocks,
+)
 from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
 from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
@@ -28,7 +36,7 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "early": lambda i, n: 0.7**i,
 }
 """The relative count of reduction i of n: equal counts, linearly falling ones, each half (``early``: 0.7) of the one
-before."""
+before. In a pyramid these are shares of the tokens of a stage."""
 
 
 class OutOfReach(UserError):
@@ -107,10 +115,11 @@ def make_schedule(
     resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
     size = resolution or picture_size(acting, model, img_size)
-    depth, layouts, unreduced = len(infos), model.layouts(size), model_costs(model, img_size=img_size)[0].flops
+    depth, unreduced = len(infos), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:
-        costs, tokens = model_costs(model, remaining_work(acting, model, remove, layouts[0], skipped), size)
+        work = remaining_work(acting, model, remove, infos[0].layout, skipped)
+        (costs, tokens), layouts = model_costs(model, work, size), remaining_layouts(model, work, size)
         return Schedule(
             remove=tuple(remove),
             tokens=tuple(tokens),
@@ -154,20 +163,25 @@ def make_schedule(
         shape = {block: schedule[block] / max(schedule.values()) for block in sorted(schedule)}
     else:
         blocks = reducing_blocks(infos, policy, first_block, interval, layers)
-        shape = {block: SHAPES[schedule](i, len(blocks)) for i, block in enumerate(blocks)}
+        longest = max(info.tokens for info in infos)
+        shape = {
+            block: SHAPES[schedule](i, len(blocks)) * infos[block].tokens / longest for i, block in enumerate(blocks)
+        }
 
     def limited(wanted: Mapping[int, int]) -> Schedule:
         """The schedule of these counts by block, each limited to what the block can remove."""
         return cost(possible_counts(policy, [wanted.get(block, 0) for block in range(depth)], infos))
 
-    more = len(shape) < sum(can_reduce(info, policy) for info in infos)
-    return _solve(ratio, shape, max(info.tokens for info in infos), limited, more)
+    length = max(info.tokens for info in infos)
+    reducible = [block for block, info in enumerate(infos) if can_reduce(info, policy)]
+    most = (lambda: limited(dict.fromkeys(reducible, length)).reduction) if len(shape) < len(reducible) else None
+    return _solve(ratio, shape, length, limited, most)
 
 
 def _enough(schedule: Schedule, ratio: float) -> Schedule:
     """The schedule without removed tokens; raises a ``UserError`` unless it reaches the ratio."""
     if schedule.reduction < ratio:
-        most = max(math.floor(schedule.reduction * 1e4) / 1e4, 0.0)
+        most = max(_floor(schedule.reduction), 0.0)
         raise OutOfReach(
             f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed with mtr.schedule=none, in "
             "which no block removes tokens. Lower the ratio, choose a smaller mtr.resolution (auto: the largest that "
@@ -181,11 +195,11 @@ def _solve(
     shape: Mapping[int, float],
     length: int,
     limited: Callable[[Mapping[int, int]], Schedule],
-    more: bool,
+    most: Callable[[], float] | None,
 ) -> Schedule:
     """Scale the shape up to the first step that reaches the ratio, then keep tokens again, one by one.
 
-    ``more``: whether blocks that do not reduce could.
+    ``most``: the largest reduction by all blocks that could reduce; ``None`` if no others could.
     """
     wanted = dict.fromkeys(shape, 0)
     reached = limited(wanted)
@@ -200,10 +214,14 @@ def _solve(
             break
         wanted = enough
     else:
-        most = math.floor(best * 1e4) / 1e4
-        remedy = "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval)." if more else "Lower it."
+        remedy, all_blocks = "Lower it.", 0.0 if most is None else most()
+        if all_blocks > best:
+            remedy = (
+                "Lower the ratio, or reduce in more blocks (mtr.first_block, mtr.interval): all that can reduce "
+                f"reach {_floor(all_blocks)}."
+            )
         raise OutOfReach(
-            f"mtr.ratio={ratio} is out of reach: at most {most} of the FLOPs can be removed when the blocks "
+            f"mtr.ratio={ratio} is out of reach: at most {_floor(best)} of the FLOPs can be removed when the blocks "
             f"{list(shape)} reduce. {remedy}"
         )
     # The step before is too little. Take this step's counts block by block, the earliest (dearest) first, as long as
@@ -222,6 +240,11 @@ def _solve(
         best_trial = trial
 
 
+def _floor(share: float) -> float:
+    """Rounded down to four digits."""
+    return math.floor(share * 1e4) / 1e4
+
+
 def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> None:
     allowed = [block for block, can in enumerate(can_reduce) if can]
     numbers = all(isinstance(number, int | float) for pair in weights.items() for number in pair)
@@ -235,17 +258,20 @@ def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> 
 def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo]) -> None:
     if len(counts) != len(infos) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one a block, got {counts}.")
-    possible = possible_counts(policy, counts, infos)
-    for block, (count, most, info) in enumerate(zip(counts, possible, infos, strict=True)):
+    places = possible_removals(policy, counts, infos)
+    for block, (count, (left, layout, most), info) in enumerate(zip(counts, places, infos, strict=True)):
         if count > most:
-            removed = sum(n for n, other in zip(counts[:block], infos, strict=False) if other.stage == info.stage)
-            left = info.tokens - removed
             choice = f"at most {most}"
             if policy.keeps_grid:
-                choice = " or ".join(map(str, removals(left, info.layout))) + ", in whole rows and columns"
+                choice = " or ".join(map(str, removals(left, layout))) + ", in whole rows and columns"
             raise UserError(
                 f"mtr.schedule removes {count} tokens after block {block}: of the {left} there, {policy.policy} can "
                 f"remove {choice}."
+            )
+        if count and policy.merges_in_mlp and info.saves_nothing:
+            raise UserError(
+                f"mtr.schedule removes tokens at block {block}, which has no MLP for mtr.merge_at={policy.merge_at}: "
+                "set its count to 0."
             )
         if count and not can_decide(info, policy):
             if info.is_sampled and not policy.needs:

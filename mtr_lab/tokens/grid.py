@@ -79,14 +79,15 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
     Returns:
         (B, L, C').
     """
-    layout, is_whole = state.grid or state.layout, state.source is None or state.grid is not None
+    whole = state.current_layout
+    layout = whole or state.layout
     assert layout is not None
     assert not layout.special
-    if not is_whole:
+    if whole is None:
         patches = torch.arange(layout.patches, device=values.device).expand(values.shape[0], -1)
         values = _unmerged(values, state, patches, layout.grid)
     maps = conv(values.transpose(1, 2).unflatten(2, layout.grid)).flatten(2).transpose(1, 2)
-    return maps if is_whole else take(maps, state.index)
+    return maps if whole else take(maps, state.index)
 
 
 def sample(values: Tensor, layout: Layout) -> Tensor:
@@ -103,14 +104,31 @@ def spread(values: Tensor, layout: Layout) -> Tensor:
     return grids[:, :, :rows, :columns].flatten(1, 3)
 
 
-def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Values (B, M, C) of the tokens, put back at the original positions ``patches`` (B, P): (B, P, C)."""
+def containing(state: TokenState) -> Tensor:
+    """The token that contains each original position, (B, L0); the nearest survivor, if the position was dropped.
+
+    Args:
+        state: traced, with its layout, without special tokens.
+    """
+    assert state.source is not None
+    assert state.layout is not None
+    patches = torch.arange(state.source.shape[1], device=state.source.device).expand_as(state.source)
+    return _containing(state, patches, state.layout.grid)
+
+
+def _containing(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """As ``containing``, of the original positions ``patches`` (B, P)."""
     assert state.source is not None
     source = state.source.gather(1, patches)
     if _may_drop(state, source):
         _, neighbour = _neighbours(state, patches, grid, 1)
         source = torch.where(source < 0, neighbour[..., 0], source)
-    return take(values, source)
+    return source
+
+
+def _unmerged(values: Tensor, state: TokenState, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values (B, M, C) of the tokens, put back at the original positions ``patches`` (B, P): (B, P, C)."""
+    return take(values, _containing(state, patches, grid))
 
 
 def _may_drop(state: TokenState, source: Tensor) -> bool:

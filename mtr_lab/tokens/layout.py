@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,6 +17,8 @@ class Layout:
         frames: of a video.
         windows: (down, across), the windows of an image. Each is a sequence; the sequences of an image follow each
             other in the batch, row by row.
+        padding: (rows, columns) of the last windows that are outside the image, below it and on its right. They are
+            tokens like others, but no part of the image's maps.
     """
 
     rows: int
@@ -23,6 +26,7 @@ class Layout:
     special: tuple[int, ...] = ()
     frames: int = 1
     windows: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if list(self.special) != sorted(set(self.special)):
@@ -40,8 +44,8 @@ class Layout:
 
     @property
     def image_grid(self) -> tuple[int, int]:
-        """(rows, columns) of one frame of the image, all windows."""
-        return self.rows * self.windows[0], self.columns * self.windows[1]
+        """(rows, columns) of one frame of the image, all windows without their padding."""
+        return self.rows * self.windows[0] - self.padding[0], self.columns * self.windows[1] - self.padding[1]
 
     @property
     def patches(self) -> int:
@@ -80,14 +84,17 @@ class Layout:
     def join(self, maps: Tensor) -> Tensor:
         """Maps of sequences (B · sequences, C, rows, columns) to those of images (B, C, height, width) in patches."""
         down, across = self.windows
-        if self.sequences == 1:
-            return maps
-        split = maps.unflatten(0, (-1, down, across))  # (B, down, across, C, rows, columns)
-        return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        if self.sequences > 1:
+            split = maps.unflatten(0, (-1, down, across))  # (B, down, across, C, rows, columns)
+            maps = split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        height, width = self.image_grid
+        return maps[..., :height, :width] if any(self.padding) else maps
 
     def cut(self, maps: Tensor) -> Tensor:
-        """The inverse of ``join``: maps of images to those of their sequences."""
+        """The inverse of ``join``: maps of images to those of their sequences, with zeros as padding."""
         down, across = self.windows
+        if any(self.padding):
+            maps = F.pad(maps, (0, self.padding[1], 0, self.padding[0]))
         if self.sequences == 1:
             return maps
         split = maps.unflatten(3, (across, self.columns)).unflatten(2, (down, self.rows))  # (B, C, down, r, across, c)

@@ -1,6 +1,6 @@
 """The paths along which a block scans its tokens, and the order of the survivors of a reduction on each path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -94,30 +94,77 @@ def gap(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
     return F.pad(steps.gather(2, tokens).diff(dim=2) - 1, (1, 0)).transpose(0, 1)
 
 
+def steps(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
+    """The step at which each path reads the original position of each token, (G, B, L) int64."""
+    layout, device = _layout(state), state.index.device
+    if state.index.shape[1] == layout.tokens:  # the grid is full
+        return _ranks(paths, layout, device)[:, None].expand(-1, state.index.shape[0], -1)
+    return _ranks(paths, layout, device)[:, state.index]
+
+
+def moves(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
+    """The move over the grid from the position before it on each path to that of each token.
+
+    Returns:
+        (G, B, L) int64: 0 for the first position of a path, 1 from the left, 2 from the right, 3 from below, 4 from
+        above.
+    """
+    layout, device = _layout(state), state.index.device
+    table = _moves(paths, layout, device)
+    if state.index.shape[1] == layout.tokens:
+        return table[:, None].expand(-1, state.index.shape[0], -1)
+    return table[:, state.index]
+
+
 def _steps(tables: Tensor, state: TokenState) -> Tensor:
     """(G, B, L) int64, the step at which each path reads the original position of each token."""
+    return _inverse(tables)[:, state.index]
+
+
+def _inverse(tables: Tensor) -> Tensor:
+    """(G, L0) int64, the step at which each path reads each position, of the orders of the paths."""
     steps = torch.arange(tables.shape[1], device=tables.device).expand_as(tables)
-    return torch.zeros_like(tables).scatter_(1, tables, steps)[:, state.index]
+    return torch.zeros_like(tables).scatter_(1, tables, steps)
 
 
+Table = Callable[[Sequence[ScanPath], Layout, torch.device], Tensor]
+
+
+def _cached(make: Table) -> Table:
+    """Cached, but not while a compiler or a dispatch mode records: its tensors must not be used later."""
+
+    @lru_cache(64)
+    def cached(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
+        with torch.inference_mode(False):  # else a later pass with gradients could not use it
+            return make(paths, layout, device)
+
+    def table(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return make(paths, layout, device)
+        return cached(tuple(paths), layout, device)
+
+    return table
+
+
+@_cached
 def _tables(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
-    """(G, L0) int64, the order of each path over an unreduced sequence.
-
-    Cached, but not while a compiler or a dispatch mode records: its tensors must not be used later.
-    """
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return _make_tables(tuple(paths), layout, device)
-    return _cached_tables(tuple(paths), layout, device)
-
-
-def _make_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, the order of each path over an unreduced sequence."""
     return torch.stack([path.order(layout, device) for path in paths])
 
 
-@lru_cache(64)
-def _cached_tables(paths: tuple[ScanPath, ...], layout: Layout, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # else a later pass with gradients could not use it
-        return _make_tables(paths, layout, device)
+@_cached
+def _ranks(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, the step at which each path reads each position."""
+    return _inverse(_tables(paths, layout, device))
+
+
+@_cached
+def _moves(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, as ``moves``, of each position of a grid without special tokens."""
+    order = _tables(paths, layout, device)
+    down, right = (F.pad(places.diff(dim=1), (1, 0)) for places in (order // layout.columns, order % layout.columns))
+    by_step = (right > 0) + 2 * (right < 0) + 3 * (down < 0) + 4 * (down > 0)
+    return by_step.gather(1, _ranks(paths, layout, device))
 
 
 def _layout(state: TokenState) -> Layout:

@@ -47,3 +47,21 @@ def mean_by_size(tokens: Tensor, state: TokenState) -> Tensor:
     weight = state.size.scatter(1, state.special, 0.0)
     mean = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     return mean.to(tokens.dtype)
+
+
+def mean_of_image(tokens: Tensor, state: TokenState) -> Tensor:
+    """Mean (B, C) over the positions of an image in all its windows, (B · windows, L, C) tokens.
+
+    A token counts as often as the positions that it stands for; padding does not count.
+    """
+    layout, weight = state.layout, state.size
+    assert layout is not None
+    if any(layout.padding):
+        counted = layout.cut(weight.new_ones(1, 1, *layout.image_grid)).flatten(1)  # (windows, L0)
+        source = state.index if state.source is None else state.source
+        counted = counted.expand_as(source.unflatten(0, (-1, layout.sequences))).flatten(0, 1)
+        counted = counted.masked_fill(source < 0, 0)
+        weight = torch.zeros_like(weight).scatter_add(1, source.clamp(min=0), counted)
+    weighted = (tokens * weight[..., None]).unflatten(0, (-1, layout.sequences)).sum((1, 2))
+    total = weight.unflatten(0, (-1, layout.sequences)).sum((1, 2))
+    return (weighted / total.clamp(min=1)[:, None]).to(tokens.dtype)

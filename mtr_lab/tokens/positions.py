@@ -92,6 +92,37 @@ class Positions:
         """The tokens in the order of each path, (G, B, L); ``None`` for raster paths. See ``tokens.paths.order``."""
         return None if self.state is None else paths.order(self.state, scanned)
 
+    def pairs(self, scanned: Sequence[ScanPath], *, by_rank: bool = False) -> Tensor:
+        """For a scan of which only the input follows the paths: the token that gives each token its Δ, B and C.
+
+        It contains the original position, in raster order, whose number is that of the step at which the token's own
+        position is read.
+
+        Args:
+            scanned: the G paths.
+            by_rank: number steps and tokens among the survivors, instead of their original positions.
+
+        Returns:
+            (G, B, L) int64.
+        """
+        state = self.state
+        if state is None:
+            raise ValueError("a scan of which only the input follows the paths needs the state of the tokens")
+        steps = paths.steps(state, scanned)
+        if state.current_layout is not None:
+            return steps
+        if by_rank:
+            order = self.order(scanned)
+            assert order is not None
+            return state.index.argsort(1).expand_as(order).gather(2, order.argsort(2))
+        return grid.containing(state).expand(len(steps), -1, -1).gather(2, steps)
+
+    def moves(self, scanned: Sequence[ScanPath]) -> Tensor:
+        """The move over the grid that leads to each token on each path, (G, B, L); see ``tokens.paths.moves``."""
+        if self.state is None:
+            raise ValueError("moves over the grid need the state of the tokens")
+        return paths.moves(self.state, scanned)
+
     def gap(self, scanned: Sequence[ScanPath]) -> Tensor | None:
         """The number of removed tokens before each step of each path, (B, G, L); ``None`` unless ``aligned``."""
         return paths.gap(self.state, scanned) if self.state is not None and self.aligned else None

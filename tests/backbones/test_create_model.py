@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small_models import geometry
 from timm.data import resolve_model_data_config
 
 import mtr_lab
@@ -35,9 +36,24 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("vim_ti", 7), ("vim_s", 26), ("vim_b", 98), ("videomamba_m", 74), ("vim_nano", 2)],
+    [
+        ("vim_ti", 7),
+        ("vim_s", 26),
+        ("vim_b", 98),
+        ("videomamba_m", 74),
+        ("vim_nano", 2),
+        ("plainmamba_l1", 7.5),
+        ("plainmamba_l2", 26),
+        ("plainmamba_l3", 51),
+        ("mambareg_s", 28),
+        ("mambareg_b", 99),
+        ("mambareg_l", 341),
+        ("vmamba_t", 30),
+        ("vmamba_s", 50),
+        ("vmamba_b", 89),
+    ],
 )
-def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+def test_parameter_counts_are_the_published_ones(name: str, parameters: float) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.5)
@@ -45,8 +61,8 @@ def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_registered_with_timm(name: str) -> None:
-    model = timm.create_model(name, **TINY)
-    assert type(model) is type(create_model(name, **TINY))
+    model = timm.create_model(name, num_classes=5, **geometry(name, depth=2, width=24))
+    assert type(model) is type(create_model(name, num_classes=5, **geometry(name, depth=2, width=24)))
 
 
 def test_geometry_overrides_keep_the_upstream_names() -> None:
@@ -204,6 +220,11 @@ AUTHORS = {
         "residual_in_fp32": True, "bimamba": True, "kernel_size": 1, "fc_drop_rate": 0.0, "device": "cpu",
         "dtype": torch.float32, "use_checkpoint": False, "checkpoint_num": 0, "drop_rate": 0.0,
     },
+    "mambareg_s": {
+        "num_cls_tokens": 12, "cls_reduce": 2, "ssm_cfg": None, "norm_epsilon": 1e-5, "initializer_cfg": None,
+        "fused_add_norm": True, "rms_norm": True, "residual_in_fp32": True, "device": None, "dtype": None,
+        "drop_rate": 0.0,
+    },
 }  # fmt: skip
 """The keywords of the authors' constructors besides those of TINY, with values that published models have."""
 
@@ -260,12 +281,12 @@ def test_variants_that_are_not_represented_are_refused_by_name(name: str, argume
         create_model(name, **argument)
 
 
-@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti"])
+@pytest.mark.parametrize("name", ["vim_ti", "videomamba_ti", "mambareg_s"])
 def test_the_initialisation_is_that_of_the_authors(name: str) -> None:
-    """As measured on their models: in Vim the forward scan keeps Mamba's Δ, VideoMamba initialises all layers alike."""
+    """As their code: in Vim and Mamba-Reg forward scans keep Mamba's Δ, VideoMamba initialises all layers alike."""
     torch.manual_seed(0)
     model = create_model(name, img_size=224, depth=4, embed_dim=192)
-    mixer, vim = model.layers[1].mixer, name == "vim_ti"
+    mixer, vim = model.layers[1].mixer, name != "videomamba_ti"
     std = {key: value.std().item() for key, value in model.state_dict().items()}
     forward, backward = (torch.nn.functional.softplus(p.bias) for p in (mixer.dt_proj, mixer.dt_proj_b))
     assert backward.tolist() == pytest.approx([0.6931] * 384, abs=1e-4)
@@ -281,6 +302,8 @@ def test_the_initialisation_is_that_of_the_authors(name: str) -> None:
     assert (model.cls_token == 0).all() != vim
     assert (model.patch_embed.proj.bias == 0).all() == vim
     assert (model.head.bias == 0).all()
+    for key in ("neck.weight", "pos_embed_cls"):
+        assert std.get(key, 0.02) == pytest.approx(0.02, rel=0.1)
 
 
 class Pyramid(torch.nn.Module):
@@ -452,6 +475,12 @@ def test_hub_weights_record_the_commit_they_resolved_to(tmp_path: Path, monkeypa
         ("videomamba_s", "OpenGVLab/VideoMamba/videomamba_s16_in1k_res224.pth", 0.812),
         ("videomamba_m", "OpenGVLab/VideoMamba/videomamba_m16_in1k_res224.pth", 0.828),
         ("videomamba_b", "OpenGVLab/VideoMamba/videomamba_b16_in1k_res224.pth", 0.827),
+        ("plainmamba_l1", "ChenhongyiYang/PlainMamba/l1.pth", 0.779),
+        ("plainmamba_l2", "ChenhongyiYang/PlainMamba/l2.pth", 0.816),
+        ("plainmamba_l3", "ChenhongyiYang/PlainMamba/l3.pth", 0.823),
+        ("mambareg_s", "Wangf3014/Mamba-Reg/mambar_small_patch16_224.pth", 0.814),
+        ("mambareg_b", "Wangf3014/Mamba-Reg/mambar_base_patch16_224.pth", 0.830),
+        ("mambareg_l", "Wangf3014/Mamba-Reg/mambar_large_patch16_224.pth", 0.836),
     ],
 )
 def test_published_weights_load_strictly_from_the_hub_and_from_a_file(

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import timm
+from small_models import geometry
 
 import mtr_lab
 from mtr_lab.backbones import MODELS
@@ -82,5 +83,5 @@ def test_importing_the_library_and_creating_a_model_imports_neither_timm_nor_tor
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_configuration_of_timms_registry(name: str) -> None:
     registered = timm.models.get_pretrained_cfg(name).to_dict()
-    assert registered == timm.create_model(name, depth=1, embed_dim=16).pretrained_cfg
-    assert registered == mtr_lab.create_model(name, depth=1, embed_dim=16).pretrained_cfg
+    assert registered == timm.create_model(name, **geometry(name, depth=1, width=16)).pretrained_cfg
+    assert registered == mtr_lab.create_model(name, **geometry(name, depth=1, width=16)).pretrained_cfg

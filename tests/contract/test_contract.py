@@ -27,14 +27,37 @@ from mtr_lab.tokens import restore
 from mtr_lab.tokens.pooling import ordinary_tokens
 
 SMALL = {"img_size": (24, 32), "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 5}
+WINDOWED = {"dim": 8, "in_dim": 8, "depths": (1, 1, 4, 3), "num_heads": (1, 1, 2, 2), "num_classes": 5}
+OTHERS: dict[str, dict[str, Any]] = {
+    "vmamba": {"img_size": (96, 104), "dims": 8, "depths": (2, 1, 3, 2), "num_classes": 5, "ssm_d_state": 2},
+    "mambavision": {**WINDOWED, "img_size": (128, 192), "window_size": (1, 1, 4, 4)},
+    "plainmamba": {
+        "img_size": (48, 80), "patch_size": 8, "depth": 6, "embed_dim": 128, "d_state": 2, "num_classes": 5,
+        "num_convs_patch_embed": 1,
+    },
+}  # fmt: skip
+"""Small geometries of families with other arguments, or whose stem is large beside their blocks."""
+
+
+def small(name: str) -> dict[str, Any]:
+    """A small geometry of one of the library's models."""
+    return next((settings for family, settings in OTHERS.items() if name.startswith(family)), SMALL)
+
+
+PADDED = {"img_size": (72, 104), "window_size": (1, 1, 3, 3)}
 VIDEO = {"num_frames": 2}
 BACKBONES: dict[str, Callable[[], Any]] = {
-    **{name: lambda name=name: mtr_lab.create_model(name, **SMALL) for name in MODELS},
+    **{name: lambda name=name: mtr_lab.create_model(name, **small(name)) for name in MODELS},
+    "padded_windows": lambda: mtr_lab.create_model("mambavision_b", **WINDOWED, **PADDED),
     "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
+    "registers": lambda: mtr_lab.create_model("mambareg_s", **SMALL, num_cls_tokens=3),
     **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
     "smallest": Smallest,
 }
-SOME = ["vim_ti", "videomamba_ti", "video", *TOYS, "smallest"]
+SAMPLED = ("grid_stages", "vmamba_t", "vmamba_s")
+"""Their mixers scan a grid along four paths, in several stages."""
+PYRAMIDS = ("vmamba_t", "vmamba_s", "mambavision_t", "padded_windows")
+SOME = ["vim_ti", "videomamba_ti", "video", "registers", "plainmamba_l1", *PYRAMIDS, *TOYS, "smallest"]
 
 
 def make(name: str) -> Any:
@@ -57,8 +80,13 @@ def counts(model: Any, number: int, policy: str = "mtr") -> list[int]:
     for stage in model.stages[:-1]:
         starts.append(starts[-1] + len(stage.blocks))
     wanted = [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
-    stages = zip(starts, [*starts[1:], len(wanted)], model.layouts(), strict=True)
-    return [count for start, end, layout in stages for count in fitting(policy, wanted[start:end], layout)]
+    removed, layout = [], model.layouts()[0]
+    for stage, (start, end) in enumerate(zip(starts, [*starts[1:], len(wanted)], strict=True)):
+        if stage:
+            layout = model.layout_after(stage, layout) if hasattr(model, "layout_after") else model.layouts()[stage]
+        removed += fitting(policy, wanted[start:end], layout)
+        layout = make_policy(policy_config(policy)).grid(layout, layout.tokens - sum(removed[start:]))
+    return removed
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -89,8 +117,11 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     images = inputs(model)
     before, tokens, weights = model(images), last_state(model, images).stream, model.state_dict().keys()
     special = all(layout.special for layout in model.layouts())
-    if policy == "quartermap" and name != "grid_stages":
+    if policy == "quartermap" and name not in SAMPLED:
         with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
+            mtr_lab.patch(model, policy, ratio=0.01)
+    elif policy == "mlp" and not any(block.mlp for block in blocks_of(model)):
+        with pytest.raises(UserError, match=r"mtr\.merge_at=mlp: the blocks of \w+ have no MLP"):
             mtr_lab.patch(model, policy, ratio=0.01)
     elif make_policy(policy_config(policy)).scoring.class_token and not special:
         with pytest.raises(UserError, match="class token"):
@@ -140,11 +171,11 @@ def test_every_original_token_is_traced_and_restored(name: str) -> None:
             assert (size[special] == 1).all()
         if layout.frames == 1:
             maps = layout.join(restore(state, layout.grid))
-            height, width = layout.rows * layout.windows[0], layout.columns * layout.windows[1]
-            assert maps.shape == (2, state.hidden.shape[2], height, width)
+            assert maps.shape == (2, state.hidden.shape[2], *layout.image_grid)
             positions = layout.patch_positions(maps.device).expand(len(state.source), -1)
             rows = state.source.gather(1, positions)[..., None].expand(-1, -1, state.hidden.shape[2])
-            assert torch.equal(layout.cut(maps).flatten(2).transpose(1, 2), state.stream.gather(1, rows))
+            windows = state.stream.gather(1, rows).transpose(1, 2).unflatten(2, layout.grid)
+            assert torch.equal(maps, layout.join(windows))
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -167,16 +198,19 @@ def test_pictures_and_maps(name: str) -> None:
     views = observe(model, reduction, inputs(model))[0].blocks
     places = [place for place in zip(model.stages, model.layouts(), strict=True) for _ in place[0].blocks]
     for view, (stage, layout) in zip(views, places, strict=True):
-        height, width = layout.rows * layout.windows[0], layout.columns * layout.windows[1]
-        assert (view.grid.rows, view.grid.columns, view.grid.stride) == (height, width, stage.stride)
-        assert view.source.shape == (height, width)
-        assert len(set(view.source.flatten())) + len(layout.special) * layout.sequences == view.tokens
-        assert view.removed.sum() == view.entered - view.tokens
+        assert (view.grid.rows, view.grid.columns, view.grid.stride) == (*layout.image_grid, stage.stride)
+        assert view.source.shape == layout.image_grid
+        shown = len(set(view.source.flatten())) + len(layout.special) * layout.sequences
+        removed = view.removed.sum()
+        if any(layout.padding):  # which is not shown
+            assert shown <= view.tokens
+            assert removed <= view.entered - view.tokens
+        else:
+            assert (shown, removed) == (view.tokens, view.entered - view.tokens)
     for restoration in ("nearest", "skip", "interpolate"):
         maps = FeatureMaps(model, 2, restoration)(inputs(model))
         last, layout = model.stages[-1], model.layouts()[-1]
-        expected = (2, last.width, layout.rows * layout.windows[0], layout.columns * layout.windows[1])
-        assert maps[-1].shape == expected
+        assert maps[-1].shape == (2, last.width, *layout.image_grid)
         assert maps[-1].isfinite().all()
 
 
@@ -266,7 +300,7 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         *("snakes", "windows"),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("vim_ti", "video", "smallest", *TOYS)
+            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "smallest", *TOYS)
             if name not in ("snakes", "windows")
         ),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from authors_objects import KINDS, golden_object, videomamba, vim
+from authors_objects import KINDS, golden_object, mambareg, videomamba, vim
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,8 +27,13 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def without_state(arguments: dict[str, Any]) -> dict[str, Any]:
-    """VideoMamba's constructor has no ``d_state``."""
+    """The constructors of VideoMamba and Mamba-Reg have no ``d_state``."""
     return {key: value for key, value in arguments.items() if key != "d_state"}
+
+
+def for_registers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Patches do not overlap in Mamba-Reg: its constructor has no ``stride``."""
+    return {key: value for key, value in without_state(arguments).items() if key != "stride"}
 
 
 def randomised(model: nn.Module) -> Any:
@@ -57,7 +62,8 @@ def test_an_object_gives_the_authors_outputs(file: str) -> None:
         model(golden["input"])
     mtr_lab.patch(model, "mtr", ratio=0)
     assert relative_error(model(golden["input"]), golden["logits"]) < 1e-5
-    assert relative_error(model.forward_features(golden["input"]), golden["features"]) < 1e-5
+    if "features" in golden:
+        assert relative_error(model.forward_features(golden["input"]), golden["features"].flatten(1)) < 1e-5
 
 
 @pytest.mark.parametrize("file", KINDS)
@@ -256,6 +262,36 @@ def test_what_the_attributes_say_is_computed(attributes: dict, ours: dict) -> No
     assert torch.equal(model(batch), expected(batch))
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"num_cls_tokens": 5, "cls_reduce": 4, "img_size": (32, 48), "channels": 1},
+        {"cls_reduce": 1, "num_cls_tokens": 2, "norm_epsilon": 1e-2},
+        {"num_cls_tokens": 1, "num_classes": 0},
+    ],
+)
+@torch.no_grad()
+def test_registers_are_those_of_the_object(attributes: dict) -> None:
+    arguments = {**for_registers(SMALL), "num_cls_tokens": 3, "cls_reduce": 2, **attributes}
+    model = randomised(mambareg(**arguments))
+    expected = mtr_lab.create_model("mambareg_s", **arguments).eval()
+    expected.load_state_dict(model.state_dict())
+    reduction = mtr_lab.patch(model, "mtr", ratio=0)
+    batch = torch.randn(2, *expected.input_shape)
+    assert torch.equal(model(batch), expected(batch))
+    assert torch.equal(model.forward_features(batch), expected.pooled(batch))
+    assert reduction.model.norm_f.eps == arguments.get("norm_epsilon", 1e-5)
+
+
+def test_registers_elsewhere_are_refused() -> None:
+    for name in ("token_idx", "cls_positions"):
+        model = mambareg(**for_registers(SMALL), num_cls_tokens=3)
+        setattr(model, name, getattr(model, name).flip(0))
+        with pytest.raises(UserError, match=f"{name} of VisionMamba is not represented: expected 4 patches"):
+            mtr_lab.patch(model, "mtr", ratio=0)
+
+
 def test_each_mixer_and_norm_has_its_own_settings(model: Any) -> None:
     model.layers[1].mixer.if_divide_out = False
     model.layers[2].norm.eps = 1e-3
@@ -285,19 +321,22 @@ def test_each_mixer_and_norm_has_its_own_settings(model: Any) -> None:
         (vim, {"drop_rate": 0.1}, r"pos_drop of VisionMamba drops 0.1 .*set model\.pos_drop\.p = 0"),
         (videomamba, {"bimamba": False}, "bimamba=False of layers.0 of VisionMamba .*forward alone"),
         (videomamba, {"ssm_cfg": {"d_conv": 2}}, "d_conv=2 of layers.0 of VisionMamba"),
+        (mambareg, {"biscan": False}, "biscan=False of layers.0 of VisionMamba .*forward alone"),
+        (mambareg, {"rms_norm": False}, "rms_norm=False of VisionMamba .*layer norms"),
     ],
 )
 def test_variants_that_are_not_represented_are_refused_by_name(kind: Callable, attributes: dict, message: str) -> None:
-    model = kind(**{**(SMALL if kind is vim else without_state(SMALL)), **attributes})
+    small = {vim: SMALL, videomamba: without_state(SMALL), mambareg: for_registers(SMALL)}[kind]
+    model = kind(**{**small, **attributes})
     before = set(vars(model))
     with pytest.raises(UserError, match=message):
         mtr_lab.patch(model, "mtr", ratio=0.2)
     assert set(vars(model)) == before
 
 
-@pytest.mark.parametrize("kind", [vim, videomamba])
+@pytest.mark.parametrize("kind", [vim, videomamba, mambareg])
 def test_the_authors_slow_path_is_refused(kind: Callable) -> None:
-    model = kind(**without_state(SMALL))
+    model = kind(**for_registers(SMALL))
     model.layers[2].mixer.use_fast_path = False
     with pytest.raises(UserError, match=r"use_fast_path=False of layers\.2 of VisionMamba .*scans forward alone"):
         mtr_lab.patch(model, "mtr", ratio=0.2)
@@ -558,8 +597,8 @@ def test_scripted_modules_are_refused() -> None:
 
 
 def test_objects_of_other_classes_are_refused(model: Any) -> None:
-    model.num_cls_tokens = 4  # registers, as in Mamba-Reg
-    with pytest.raises(UserError, match="class of VideoMamba or Vim, or a model .*, got VisionMamba"):
+    model.num_cls_tokens = 4  # registers, but not all attributes of Mamba-Reg
+    with pytest.raises(UserError, match="class of Mamba-Reg.* or Vim, or a model .*, got VisionMamba"):
         mtr_lab.patch(model, "mtr", ratio=0.2)
     with pytest.raises(UserError, match="patch expects .*got dict"):
         mtr_lab.patch({}, "mtr", ratio=0.2)  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ def test_feature_maps() -> None:
         ("mtr", {}, r"merge_at=scan with mtr\.features=stream, which reads the output .* or mtr\.features=residual"),
         ("rmeeto", {}, r"mtr\.merge_at=scan with mtr\.features=hidden"),
         ("utr", {"features": "residual"}, r"mtr\.merge_at=scan with mtr\.score=hidden, .* choose another score"),
-        ("mtr", {"merge_at": "out_proj"}, r"unknown mtr\.merge_at 'out_proj'.*block, scan"),
+        ("mtr", {"merge_at": "out_proj"}, r"unknown mtr\.merge_at 'out_proj'.*block, mlp, scan"),
     ],
 )
 def test_decisions_by_the_output_of_the_block_are_refused(policy: str, changes: dict, message: str) -> None:

@@ -175,3 +175,35 @@ def test_impossible_settings(changes: dict[str, Any], expected: str) -> None:
 def test_patches_too_far_apart() -> None:
     with pytest.raises(UserError, match=r"patches are 6 pixels apart: a feature pyramid needs one of \(4, 8, 16, 32\)"):
         Detector(small_backbone(img_size=60, patch_size=6, stride=6), 2, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry"),
+    [
+        ("mambavision_t", {"dim": 8, "in_dim": 8, "depths": (1, 1, 4, 3), "num_heads": (1, 1, 2, 2)}),
+        ("vmamba_t", {"dims": 8, "depths": (1, 1, 3, 2)}),
+    ],
+)
+def test_a_hierarchical_backbone_gives_its_four_maps(name: str, geometry: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    detector = Detector(mtr_lab.create_model(name, img_size=(64, 96), **geometry), 2, **SMALL)
+    images, objects = squares(2, torch.Generator().manual_seed(0))
+    maps = detector.eval().features(images)
+    assert [map.shape[1:] for map in maps] == [(8 * 2**i, 16 // 2**i, 24 // 2**i) for i in range(4)]
+    assert detector.head.flops(64, 96) > 0
+    mtr_lab.patch(detector.backbone, "mtr", ratio=0.1, first_block=0, interval=1)
+    with torch.no_grad():
+        reduced = detector.features(images)
+        detections = detector.detect(as_batch(images, objects), reduced)
+    assert [map.shape for map in reduced] == [map.shape for map in maps]
+    assert not torch.equal(reduced[3], maps[3])
+    assert all(found["boxes"].isfinite().all() for found in detections)
+    losses = detector.train().losses(as_batch(images, objects))
+    torch.stack(list(losses.values())).sum().backward()
+    idle = [key for key, value in detector.named_parameters() if value.requires_grad and value.grad is None]
+    assert not idle
+
+
+def test_maps_at_other_strides_are_refused() -> None:
+    with pytest.raises(UserError, match=r"maps of \(8, 16\) channels at strides \(4, 8\): expected the strides"):
+        DetectionHead((8, 16), (4, 8), 2, **SMALL)

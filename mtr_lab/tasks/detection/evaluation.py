@@ -65,7 +65,7 @@ class DetectionEvaluation(Evaluation[DetectedBatch]):
         """
         self.reduction.use(point.schedule)
         features = self.model.features(batch["image"])
-        check_finite(features, point)
+        check_finite(features if isinstance(features, Tensor) else features[-1], point)
         return self.model.detect(batch, features)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:

@@ -1,8 +1,9 @@
-"""Faster and Mask R-CNN on the one map of a plain backbone.
+"""Faster and Mask R-CNN on the one map of a plain backbone, or on the four of a hierarchical one.
 
 The parts of the two-stage detectors are torchvision's. Sources: Ren et al., "Faster R-CNN", arXiv 1506.01497; He et
 al., "Mask R-CNN", arXiv 1703.06870; the pyramid: Li et al., "Exploring plain vision transformer backbones for object
-detection" (ViTDet), arXiv 2203.16527.
+detection" (ViTDet), arXiv 2203.16527; that of a hierarchical one: Lin et al., "Feature Pyramid Networks for Object
+Detection", arXiv 1612.03144.
 """
 
 import inspect
@@ -20,8 +21,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from mtr_lab.backbones import convolutional_levels, remove_head
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.reduction import check_restoration
 from mtr_lab.tasks.features import FeatureMaps
@@ -66,11 +68,25 @@ class SimpleFeaturePyramid(nn.Module):
         return {stride: level(features) for stride, level in self.levels.items()}
 
 
+class FeaturePyramid(nn.Module):
+    """The feature pyramid network: four maps (B, C, H/s, W/s), normalised first, to maps (B, width, …) by stride."""
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(map(LayerNorm2d, channels))
+        self.network = FeaturePyramidNetwork(list(channels), width, norm_layer=LayerNorm2d)
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        normed = (norm(level) for norm, level in zip(self.norms, maps, strict=True))
+        pyramid: dict[str, Tensor] = self.network(dict(zip(map(str, STRIDES), normed, strict=True)))
+        return pyramid
+
+
 class DetectionHead(nn.Module):
     """Feature pyramid, region proposal network and the second stage: boxes and classes, with ``masks`` masks too.
 
     Args:
-        channels, stride: of the feature map.
+        channels, stride: of the feature map; a sequence of each for maps at the strides of ``STRIDES``.
         num_classes: without the background, which is label 0 here.
         anchors: the sides of the anchors in pixels, a list for every stride of ``STRIDES``.
         ratios: height / width of the anchors; every side is combined with every ratio.
@@ -81,8 +97,8 @@ class DetectionHead(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        stride: int,
+        channels: int | Sequence[int],
+        stride: int | Sequence[int],
         num_classes: int,
         *,
         anchors: Sequence[Sequence[float]],
@@ -94,8 +110,15 @@ class DetectionHead(nn.Module):
         super().__init__()
         if len(anchors) != len(STRIDES):
             raise UserError(f"{len(anchors)} lists of anchors: give one for each of the strides {STRIDES}.")
-        self.channels, self.stride, self.num_classes, self.masks = channels, stride, num_classes, masks
-        self.pyramid = SimpleFeaturePyramid(channels, stride, width)
+        self.num_classes, self.masks = num_classes, masks
+        if isinstance(channels, int) and isinstance(stride, int):
+            self.levels = [(channels, stride)]
+            self.pyramid: nn.Module = SimpleFeaturePyramid(channels, stride, width)
+        elif not isinstance(channels, int) and not isinstance(stride, int) and tuple(stride) == STRIDES:
+            self.levels = list(zip(channels, stride, strict=True))
+            self.pyramid = FeaturePyramid(channels, width)
+        else:
+            raise UserError(f"maps of {channels} channels at strides {stride}: expected the strides {STRIDES}, or one.")
         generator = AnchorGenerator(tuple(map(tuple, anchors)), (tuple(ratios),) * len(anchors))
         counts = set(generator.num_anchors_per_location())
         if len(counts) > 1:
@@ -111,7 +134,7 @@ class DetectionHead(nn.Module):
             post_nms_top_n=PROPOSALS,
             nms_thresh=0.7,
         )
-        levels = list(self.pyramid.levels)
+        levels = list(map(str, STRIDES))
         mask_parts = {}
         if masks:
             mask_parts = {
@@ -136,7 +159,7 @@ class DetectionHead(nn.Module):
 
     def forward(
         self,
-        features: Tensor,
+        features: Tensor | Sequence[Tensor],
         images: Tensor,
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
@@ -144,7 +167,7 @@ class DetectionHead(nn.Module):
         """Detections in evaluation mode, losses in training mode.
 
         Args:
-            features: (B, C, H/s, W/s).
+            features: (B, C, H/s, W/s), or a list of four.
             images: (B, 3, H, W); only their shape is read.
             sizes: (height, width) of every image, which is at the top left of its (H, W).
             targets: in training mode, for every image ``boxes`` (n, 4), left, top, right, bottom in pixels, ``labels``
@@ -156,7 +179,7 @@ class DetectionHead(nn.Module):
         """
         pyramid = self.pyramid(features)
         # Autocast ends here: boxes in bfloat16 would be whole pixels off.
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             pyramid = {stride: level.float() for stride, level in pyramid.items()}
             proposals, first = self.rpn(ImageList(images, sizes), pyramid, targets)
             detections, second = self.roi_heads(pyramid, proposals, sizes, targets)
@@ -166,17 +189,19 @@ class DetectionHead(nn.Module):
         """True FLOPs for one image of that size, with the maximum number of regions, without masks."""
         counter = FlopCounterMode(display=False)
         weight = next(self.parameters())
-        features = weight.new_zeros(1, self.channels, height // self.stride, width // self.stride)
+        maps = [weight.new_zeros(1, channels, height // s, width // s) for channels, s in self.levels]
         with torch.no_grad(), counter:
-            levels = self.pyramid(features)
-            self.rpn.head(list(levels.values()))
-            regions = weight.new_zeros(PROPOSALS["testing"], levels["4"].shape[1], 7, 7)
+            pyramid = self.pyramid(maps[0] if len(maps) == 1 else maps)
+            self.rpn.head(list(pyramid.values()))
+            regions = weight.new_zeros(PROPOSALS["testing"], pyramid["4"].shape[1], 7, 7)
             self.roi_heads.box_predictor(self.roi_heads.box_head(regions))
         return counter.get_total_flops()
 
 
 class Detector(nn.Module):
     """A backbone and a detection head on its last map; the parameters are ``backbone.*`` and ``head.*``.
+
+    The head of a hierarchical backbone is on four maps, at the strides of ``STRIDES``.
 
     Args:
         backbone: its classification head is removed.
@@ -195,13 +220,24 @@ class Detector(nn.Module):
         for name in settings:
             if name not in known:
                 raise unknown("setting task.", name, ["restoration", *list(known)[3:]])
-        backbone.reset_classifier(0)
+        remove_head(backbone)
         self.backbone, self.restoration = backbone, restoration
-        stage = backbone.stages[-1]
-        self.head = DetectionHead(stage.width, stage.stride, num_classes, **settings)
+        levels = [*convolutional_levels(backbone), *((stage.width, stage.stride) for stage in backbone.stages)]
+        widths, strides = zip(*levels, strict=True)
+        self.is_pyramid = strides == STRIDES
+        if self.is_pyramid:
+            backbone.final_norm.requires_grad_(False)  # unused: the head normalises each map
+        channels, stride = (widths, strides) if self.is_pyramid else levels[-1]
+        self.head = DetectionHead(channels, stride, num_classes, **settings)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The tokens after the last block, restored and normalised: (B, 3, H, W) -> (B, C, H/s, W/s)."""
+    def features(self, images: Tensor) -> Tensor | list[Tensor]:
+        """The tokens after the last block, restored and normalised: (B, 3, H, W) -> (B, C, H/s, W/s).
+
+        Of a hierarchical backbone, the maps of its four levels.
+        """
+        if self.is_pyramid:
+            maps: list[Tensor] = FeatureMaps(self.backbone, len(STRIDES), self.restoration)(images)
+            return maps
         (last,) = FeatureMaps(self.backbone, levels=1, restoration=self.restoration)(images)
         normed, _ = self.backbone.final_norm(last.flatten(2).transpose(1, 2))
         return normed.transpose(1, 2).unflatten(2, last.shape[2:])
@@ -211,7 +247,7 @@ class Detector(nn.Module):
         targets = [{**objects, "labels": objects["labels"] + 1} for objects in batch["objects"]]
         return self.head(self.features(batch["image"]), batch["image"], batch["size"], targets)[1]
 
-    def detect(self, batch: Mapping[str, Any], features: Tensor) -> list[dict[str, Tensor]]:
+    def detect(self, batch: Mapping[str, Any], features: Tensor | Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """For every image ``boxes`` (m, 4) in its pixels, ``scores``, ``labels`` from 0, and ``masks`` of Mask R-CNN.
 
         Args:

@@ -16,6 +16,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtr_lab.backbones import remove_head
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.tasks.features import FeatureMaps
 
@@ -80,7 +81,7 @@ class Segmenter(nn.Module):
     def __init__(self, backbone: Any, num_classes: int, *, width: int = 96, restoration: str = "nearest") -> None:
         super().__init__()
         maps = FeatureMaps(backbone, len(STRIDES), restoration)
-        backbone.reset_classifier(0)
+        remove_head(backbone)
         backbone.final_norm.requires_grad_(False)  # unused: the maps are taken before it
         self.backbone, self.restoration = backbone, restoration
         self.head = SegmentationHead(maps.channels, maps.strides, num_classes, width)
