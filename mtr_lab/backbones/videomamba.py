@@ -63,17 +63,23 @@ class VideoMamba(VisionMamba):
         self.grad_checkpointing = bool(getattr(model, "use_checkpoint", False))
 
 
-def _hub(file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights on the Hugging Face Hub, and their accuracy by the authors' MODEL_ZOO.md."""
-    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "published_top1": top1}
+def _hub(file: str, top1: float, gflops: float | None) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub; their accuracy and GFLOPs by the authors' MODEL_ZOO.md."""
+    return {
+        "hf_hub_id": "OpenGVLab/VideoMamba",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "published_gflops": gflops,
+        "license": "apache-2.0",
+    }
 
 
 CONFIGS = complete(
     {
-        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769),
-        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812),
-        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828),
-        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827),
+        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769, 1.1),
+        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812, 4.3),
+        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828, 12.7),
+        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827, None),
     },
     first_conv="patch_embed.proj",
     classifier="head",

@@ -83,7 +83,12 @@ class Vim(VisionMamba):
 
 def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
     """The authors' weights on the Hugging Face Hub, and their accuracy by the paper and the files' names."""
-    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file, "published_top1": top1}
+    return {
+        "hf_hub_id": f"hustvl/{repository}",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "license": "apache-2.0",
+    }
 
 
 CONFIGS = complete(
@@ -98,6 +103,8 @@ CONFIGS = complete(
             "input_size": (3, 112, 112),
             "num_classes": 10,
             "label_names": IMAGENETTE,
+            "license": "apache-2.0",
+            "verified": "weights",
         },
     },
     first_conv="patch_embed.proj",
