@@ -28,7 +28,8 @@ GROUPS = {
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",
     "experiment": "none anchors paper_table1 paper_scores paper_merging paper_order nano_policies nano_pictures "
-    "policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides random_seeds",
+    "nano_fovea policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides "
+    "random_seeds",
     "hydra/launcher": "processes slurm",
 }
 KEYS = {
