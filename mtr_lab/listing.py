@@ -59,7 +59,7 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
                 f"{costs.flops / 1e9:.2f}",
                 f"{costs.literature / 1e9:.2f}",
                 "–" if published is None else f"{100 * published:.1f}%",
-                config.get("hf_hub_id") or _site(config.get("url")) or "bundled",
+                config.get("hf_hub_id") or _site(config.get("url")) or ("bundled" if config.get("file") else "–"),
             )
         )
     return rows
