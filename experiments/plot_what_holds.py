@@ -1,6 +1,6 @@
 """Draw the figures of the report: ``python experiments/plot_what_holds.py LINES FOLDER`` (extra `docs`).
 
-LINES has the JSON files of ``what_holds.py compare``. FOLDER gets loss.png (accuracy lost against FLOPs removed), kl.png
+LINES has the JSON files of ``what_holds.py compare``. FOLDER gets loss.png (accuracy lost against FLOPs), kl.png
 (change of the output) and standings.png (in how many cells each line is the best, level with the best, worse).
 """
 
