@@ -63,7 +63,7 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
                 "–" if top1 is None else f"{100 * top1:.1f}%",
                 config["verified"],
                 config["license"],
-                config.get("hf_hub_id") or _site(config.get("url")) or "bundled",
+                config.get("hf_hub_id") or _site(config.get("url")) or ("bundled" if config.get("file") else "–"),
             )
         )
     return rows

@@ -144,7 +144,7 @@ def test_a_package_that_does_not_exist() -> None:
 
 
 def test_models_are_listed_with_their_figures(run_command) -> None:
-    run = run_command(commands.main, "models", "vim_[tn]*")
+    run = run_command(commands.main, "models", "vim_[tn]*[aois]")
     assert (run.code, run.err) == (0, "")
     rows = {line.split()[0]: line for line in run.out.split("\n\n")[0].splitlines()[1:]}
     assert list(rows) == ["vim_ti", "vim_ti_plus", "vim_nano"]

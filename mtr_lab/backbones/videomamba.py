@@ -80,6 +80,14 @@ CONFIGS = complete(
         "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812, 4.3),
         "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828, 12.7),
         "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827, None),
+        "videomamba_64.tiny_imagenet": {
+            "input_size": (3, 64, 64),
+            "num_classes": 200,
+            "label_names": None,
+            "crop_pct": 1.0,
+            "license": "apache-2.0",
+            "verified": "weights",
+        },
     },
     first_conv="patch_embed.proj",
     classifier="head",
@@ -104,6 +112,12 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """2.2 M parameters, for 64² images in 4² patches: 257 tokens, 200 classes."""
+    geometry = {"img_size": 64, "patch_size": 4, "stride": 4, "depth": 16, "embed_dim": 128, "num_classes": 200}
+    return build(VideoMamba, CONFIGS["videomamba_64"], pretrained, geometry, kwargs)
 
 
 @recognises("VideoMamba")
