@@ -29,6 +29,8 @@ class VideoMamba(VisionMamba):
     Args:
         fc_drop_rate: dropout before the head while training, as ``drop_rate``.
         use_checkpoint: compute activations again in the backward pass, as ``set_grad_checkpointing``.
+        long_memory: start with Δ log-uniform in [0.001, 0.1], as in Mamba, so that states span a video's tokens. The
+            authors' start, Δ near 0.69, forgets within a few tokens: they train videos from weights for images.
         kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
@@ -41,7 +43,10 @@ class VideoMamba(VisionMamba):
         "checkpoint_num": HARMLESS,
     }
 
-    def __init__(self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, long_memory: bool = False, **kwargs: Any
+    ) -> None:
+        self.long_memory = long_memory
         super().__init__(**kwargs)
         if fc_drop_rate > 0:
             self.head_drop = nn.Dropout(fc_drop_rate)
@@ -55,7 +60,7 @@ class VideoMamba(VisionMamba):
         return (self.class_position(patches),)
 
     def initialise(self) -> None:
-        initialise_videomamba(self, len(self.layers))
+        initialise_videomamba(self, len(self.layers), self.long_memory)
 
     def copy_settings(self, model: Any) -> None:
         """Take over the settings of an object of the authors' class: every ε, checkpointing."""
