@@ -15,8 +15,8 @@ def complete(
     """The configuration of each architecture, from what is particular to the weights ``ARCHITECTURE.TAG``.
 
     The defaults are ImageNet-1k with the preprocessing of DeiT: resize to size / 0.875, centre crop. The fields are
-    those of timm's ``PretrainedCfg``, and ``published_top1``: the ImageNet-1k accuracy that the authors report, a
-    fraction. ``label_names`` may also be the name of one of timm's datasets.
+    those of timm's ``PretrainedCfg``; ``published_top1``: the ImageNet-1k accuracy that the authors report, a fraction;
+    and ``num_frames`` of weights for videos. ``label_names`` may also be the name of one of timm's datasets.
 
     Args:
         configs: by ``ARCHITECTURE.TAG``.
@@ -50,7 +50,7 @@ def timm_config(
 ) -> dict[str, Any]:
     """The fields of timm's ``PretrainedCfg``: the registered ones, or those that timm's factory was given instead."""
     if given is None and overlay is None:
-        return {key: value for key, value in registered.items() if key != "published_top1"}
+        return {key: value for key, value in registered.items() if key not in ("published_top1", "num_frames")}
     from timm.models import resolve_pretrained_cfg
 
     resolved: dict[str, Any] = resolve_pretrained_cfg(registered["architecture"], given, overlay).to_dict()

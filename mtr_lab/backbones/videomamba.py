@@ -16,7 +16,7 @@ from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_videomamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
-from mtr_lab.backbones.pretrained import complete
+from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 
@@ -73,12 +73,22 @@ def _hub(file: str, top1: float) -> dict[str, Any]:
     return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "published_top1": top1}
 
 
+MOTIONS = ("bob", "clockwise", "counterclockwise", "down", "grow", "left", "right", "shrink", "swing", "up")
+"""The classes of generated clips, see ``mtr_lab.data.video.motion``."""
+
 CONFIGS = complete(
     {
         "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769),
         "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812),
         "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828),
         "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827),
+        "videomamba_nano.motion": {
+            "file": str(ASSETS / "videomamba_nano.safetensors"),
+            "input_size": (3, 64, 64),
+            "num_frames": 16,
+            "num_classes": len(MOTIONS),
+            "label_names": MOTIONS,
+        },
     },
     first_conv="patch_embed.proj",
     classifier="head",
@@ -103,6 +113,13 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """The bundled model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens."""
+    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_frames": 16}
+    geometry |= {"num_classes": len(MOTIONS), "long_memory": True}
+    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, geometry, kwargs)
 
 
 @recognises("VideoMamba")
