@@ -38,7 +38,7 @@ KEYS = {
     "dataset.batch_size dataset.num_workers dataset.on_error dataset.cache task.name mtr.ratio mtr.policy mtr.score "
     "mtr.directions mtr.grouping mtr.target_fraction mtr.matching mtr.features mtr.merge mtr.prune_first "
     "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.resolution mtr.input mtr.input_share "
-    "mtr.input_cell mtr.input_token mtr.input_place mtr.picture mtr.embedding mtr.mlp "
+    "mtr.input_cell mtr.input_token mtr.input_place "
     "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
     "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "

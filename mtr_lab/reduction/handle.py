@@ -8,7 +8,7 @@ from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.budgets import Budget
-from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
+from mtr_lab.reduction.partial_blocks import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy, make_policy
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.reduction.solver import Solver

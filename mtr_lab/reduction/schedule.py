@@ -16,7 +16,7 @@ from mtr_lab.reduction.blocks import (
     possible_removals,
     reducing_blocks,
 )
-from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
+from mtr_lab.reduction.costs import overhead_flops, remaining_work
 from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import AUTO, Size
@@ -115,7 +115,7 @@ def make_schedule(
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
     resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
-    size = resolution or picture_size(acting, model, img_size)
+    size = resolution or img_size
     depth, unreduced = len(infos), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:

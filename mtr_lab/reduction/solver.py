@@ -12,7 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
-from mtr_lab.reduction.places import SCANS
+from mtr_lab.reduction.partial_blocks import SCANS
 from mtr_lab.reduction.resolution import Size, fewer_frames, picture_of, smaller_pictures
 from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
 from mtr_lab.reduction.sensitivity import GreedySearch, divergences
