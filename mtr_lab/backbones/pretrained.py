@@ -29,10 +29,11 @@ def complete(
     }
 
 
-OURS: dict[str, Any] = {"published_top1": None, "published_gflops": None, "verified": "outputs"}
+OURS: dict[str, Any] = {"published_top1": None, "published_gflops": None, "num_frames": None, "verified": "outputs"}
 """What timm does not have: the ImageNet-1k accuracy that the authors report, a fraction, and the GFLOPs at the model's
-input size; ``None``: none is known from a source of theirs. And what was verified here: ``outputs`` equal those of the
-authors' code with random weights, or ``weights``, the file itself, were trained and evaluated."""
+input size; ``None``: none is known from a source of theirs. The frames of weights for videos. And what was verified
+here: ``outputs`` equal those of the authors' code with random weights, or ``weights``, the file itself, were trained
+and evaluated."""
 
 _DEFAULTS = {
     "custom_load": False,

@@ -10,6 +10,7 @@ from mtr_lab.reduction.group import GROUPINGS, ascending
 from mtr_lab.reduction.match import FEATURES, MATCHINGS, grid_axes
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.plan import Plan, make_plan
+from mtr_lab.reduction.scope import CLIP, FRAME, ranks_in_frames
 from mtr_lab.reduction.select import SELECTIONS
 from mtr_lab.reduction.settings import BOTH, Settings
 from mtr_lab.tokens import Evidence, TokenState
@@ -39,7 +40,10 @@ def _terms(settings: Settings, state: TokenState, evidence: Evidence) -> tuple[T
         evidence = evidence.along(settings.directions)
     terms = scoring.function(state, evidence, **({"seed": settings.seed} if scoring.draws else {}))
     scale = evidence.channels if scoring.mean else 1
-    return terms, float(-scale if settings.score.startswith("-") else scale)
+    scale = float(-scale if settings.score.startswith("-") else scale)
+    if settings.scope == FRAME:
+        return ranks_in_frames(ops.importance(terms, scale), state)[:, None], 1.0
+    return terms, scale
 
 
 def _by_lines(settings: Settings, state: TokenState, evidence: Evidence, remove: int) -> Plan:
@@ -67,7 +71,8 @@ def _asymmetric(settings: Settings, state: TokenState, evidence: Evidence, remov
 def _is_among_neighbours(settings: Settings) -> bool:
     """Whether ``ops.neighbour_plan`` makes these plans."""
     parts = settings.grouping, settings.matching
-    return parts == ("alternate", "neighbours") and settings.merging.into == "nearest" and _is_plain(settings)
+    into = settings.merging.into
+    return parts == ("alternate", "neighbours") and into == "nearest" and settings.scope == CLIP and _is_plain(settings)
 
 
 def _among_neighbours(settings: Settings, state: TokenState, evidence: Evidence, remove: int) -> Plan:
@@ -119,6 +124,8 @@ def _by_parts(settings: Settings, state: TokenState, evidence: Evidence, remove:
         if source.shape[1] > merged:
             weight = None if factor is None else factor(state, score).gather(1, source)
             distance = ops.weighted_distance(similarity, weight, cosine=matching.cosine)
+            if settings.scope == FRAME:
+                distance = ranks_in_frames(distance, state, source)
             chosen = distance.argsort(dim=1, stable=True)[:, :merged]
             source, into = source.gather(1, chosen), into.gather(1, chosen)
     if merging.into == "one":

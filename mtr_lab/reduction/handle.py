@@ -89,7 +89,7 @@ class Reduction:
     def __repr__(self) -> str:
         removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
         size = self.schedule.resolution
-        picture = "" if size is None else f", picture {size[0]}×{size[1]}"
+        picture = "" if size is None else f", picture {'×'.join(map(str, size))}"
         budget = "" if self.budget is None else f", {self.budget}"
         return f"Reduction({self.policy.policy!r}, {removed}{picture}, tokens {list(self.schedule.tokens)}{budget})"
 

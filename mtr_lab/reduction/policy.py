@@ -13,6 +13,7 @@ from mtr_lab.policy_files import find_policy, policy_files, read_policy
 from mtr_lab.reduction import counts, decision, lines
 from mtr_lab.reduction.partial_blocks import SCANS, sampled_blocks
 from mtr_lab.reduction.plan import Plan
+from mtr_lab.reduction.scope import CLIP, FRAME
 from mtr_lab.reduction.settings import BLOCK, BOTH, MLP, NO_INPUT, WHOLE, Settings
 from mtr_lab.tokens import Evidence, Layout, TokenState
 
@@ -53,6 +54,8 @@ class Policy(Settings):
                     f"mtr.directions={self.directions}: {name} scans {', '.join(scanned)}. Name one of these, or set "
                     "mtr.directions=both for all of them."
                 )
+        if self.scope == FRAME and len(model.input_shape) != 4:
+            raise UserError(f"mtr.scope={FRAME}: {name} takes images here, and an image is one frame: set {CLIP}.")
         if self.cells is not None:
             self.cells.check(model)
         if self.merges_in_mlp and not any(block.mlp is not None for block in blocks_of(model)):

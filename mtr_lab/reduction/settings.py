@@ -12,6 +12,7 @@ from mtr_lab.reduction.match import FEATURES, MATCHINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.order import ORDERS
 from mtr_lab.reduction.partial_blocks import SCANS
+from mtr_lab.reduction.scope import CLIP, FRAME, SCOPES
 from mtr_lab.reduction.score import SCORES, Score
 from mtr_lab.reduction.select import SELECTIONS
 from mtr_lab.tokens import PATHS
@@ -68,6 +69,7 @@ class Settings:
         window: the pairs of a window (``lines``).
         paths_share: the share of the ratio that skipped scan paths save (``least``, ``last``).
         selection: which candidate sources go, where a grouping has more than needed; a name of ``select.SELECTIONS``.
+        scope: of a video, whether the tokens of all frames or those of each frame compete, one of ``scope.SCOPES``.
 
     Raises:
         UserError: the name of a part is unknown, or a number is out of its range.
@@ -101,6 +103,7 @@ class Settings:
     last_block: str = WHOLE
     read_share: float = 0.0
     selection: str = "similarity"
+    scope: str = CLIP
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -125,6 +128,7 @@ class Settings:
             "input_place": cells.PLACES,
             "merge_at": (BLOCK, SCAN, MLP),
             "last_block": (WHOLE, READ),
+            "scope": SCOPES,
         }
         if str(self.score).removeprefix("-") not in SCORES:
             raise unknown("mtr.score", str(self.score), SCORES)
@@ -180,6 +184,11 @@ class Settings:
         for part in ("prune_first", "prune_share", "zone"):
             if self.keeps_grid and getattr(self, part):
                 raise UserError(f"mtr.{part}={getattr(self, part)} with mtr.grouping={LINES}: expected 0.")
+        if self.keeps_grid and self.scope == FRAME:
+            raise UserError(
+                f"mtr.scope={FRAME} with mtr.grouping={LINES}, which removes the same rows and columns of all frames: "
+                f"set mtr.scope={CLIP}."
+            )
         scan = SCANS[self.paths]
         if self.cells is not None and (self.keeps_grid or (scan is not None and scan.samples)):
             whole = f"mtr.grouping={LINES}" if self.keeps_grid else f"mtr.paths={self.paths}"
