@@ -10,22 +10,8 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 from torchvision.datasets import Imagenette
 
-from mtr_lab.data.files import (
-    NOWHERE,
-    UPWARDS,
-    LeftOut,
-    ancestors,
-    entries_of,
-    file_stamp,
-    identity,
-    images_below,
-    is_hidden,
-    is_image,
-    kind_of,
-    lines_of,
-    printable,
-    saved_as,
-)
+from mtr_lab.data.files import ENDINGS, file_stamp, is_image, lines_of, saved_as
+from mtr_lab.data.walk import LeftOut, class_folders, entries_of, is_hidden, kind_of, printable
 from mtr_lab.errors import UserError
 
 _LAYOUT = (
@@ -168,13 +154,10 @@ class FolderSource:
         self, directory: Path, include: Path | None = None, exclude: Path | None = None, on_error: str = "fail"
     ) -> None:
         self.left_out = LeftOut(on_error)
-        folders = _class_folders(directory, self.left_out)
+        folders = class_folders(directory, ENDINGS, self.left_out)
         if not folders:
             raise UserError(f"dataset.root: no class folders in {directory}. {_LAYOUT}")
-        labels: dict[str, int] = {}
-        for label, (folder, exists) in enumerate(folders.items()):
-            images = images_below(directory, folder, self.left_out) if exists else []
-            labels |= dict.fromkeys(images, label)
+        labels = {path: label for label, paths in enumerate(folders.values()) for path in paths}
         if not labels:
             left_out = f" Left out: {self.left_out}." if str(self.left_out) else ""
             raise UserError(f"dataset.root: no images in the class folders of {directory}.{left_out} {_LAYOUT}")
@@ -218,26 +201,6 @@ class FolderSource:
     def read(self, index: int) -> tuple[bytes, int]:
         """The file's bytes and the label."""
         return (self._directory / self._paths[index]).read_bytes(), self._labels[index]
-
-
-def _class_folders(directory: Path, left_out: LeftOut) -> dict[str, bool]:
-    """The names of the class folders, sorted, and whether they exist: a link to nothing is an empty class."""
-    folders: dict[str, bool] = {}
-    above = ancestors(directory)
-    for entry in entries_of(directory):
-        kind, image = kind_of(entry), is_image(entry.name)
-        if kind == "folder" and is_hidden(entry.name):
-            left_out.add("hidden folders", entry.name)
-        elif kind == "folder" and entry.is_symlink() and identity(Path(entry.path)) in above:
-            left_out.add_link(UPWARDS, entry.name, directory)
-        elif kind == "folder":
-            folders[entry.name] = True
-        elif image and not is_hidden(entry.name):
-            left_out.add("images beside the class folders", entry.name)
-        elif kind == "link":
-            left_out.add_link(NOWHERE, entry.name, directory)
-            folders[entry.name] = False
-    return folders
 
 
 def _listed(file: Path, option: str, paths: Mapping[str, int], directory: Path) -> set[str]:

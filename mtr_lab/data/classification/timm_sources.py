@@ -181,7 +181,7 @@ class ShardSource(StreamSource):
         reader, worker = self._dataset.reader, get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         shards = [os.path.join(reader.root, file) for file in reader.split_info.filenames]
-        opened, lost = [""], list[Unreadable]()
+        opened, lost = list[str](), list[Unreadable]()
 
         def note(error: Exception) -> bool:
             """Note, once a shard, that the rest of it is lost; go on with the next one."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
-from mtr_lab.data.files import check_within, file_stamp, printable
+from mtr_lab.data.files import check_within, file_stamp
+from mtr_lab.data.walk import printable
 from mtr_lab.errors import UserError, unknown
 
 _LAYOUT = "Expected DIR/annotations/instances_<split>.json and the images in DIR/<split>, as COCO is released."

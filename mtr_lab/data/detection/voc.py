@@ -9,17 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
-from mtr_lab.data.files import (
-    ENDINGS,
-    NamedFiles,
-    check_within,
-    entries_of,
-    file_stamp,
-    kind_of,
-    lines_of,
-    printable,
-    saved_as,
-)
+from mtr_lab.data.files import ENDINGS, NamedFiles, check_within, file_stamp, lines_of, saved_as
+from mtr_lab.data.walk import entries_of, kind_of, printable
 from mtr_lab.errors import UserError, unknown
 
 _LAYOUT = "Expected DIR/ImageSets/Main/<split>.txt, DIR/Annotations/<id>.xml and DIR/JPEGImages/<id>.jpg (or .png, …)."

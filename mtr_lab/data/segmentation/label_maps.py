@@ -8,18 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtr_lab.data.files import (
-    ENDINGS,
-    LOSSLESS,
-    LeftOut,
-    NamedFiles,
-    check_within,
-    file_stamp,
-    lines_of,
-    printable,
-    saved_as,
-)
+from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.images import reason
+from mtr_lab.data.walk import LeftOut, printable
 from mtr_lab.errors import UserError, unknown
 
 IGNORE = 255
