@@ -114,7 +114,8 @@ def make_trainer(
     check_device(config)
     config = copy(config)
     with open_dict(config):
-        config.pop("cuda_graph", None)  # read by the evaluation; Lightning has no such argument
+        for key in ("cuda_graph", "trusted_network"):  # Lightning has no such arguments
+            config.pop(key, None)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # Lightning prints devices and advertisements
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised inside Lightning by new versions of PyTorch
