@@ -20,7 +20,13 @@ from mtr_lab.results.metrics import all_metrics
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # a folder beside it
-SPEEDS = ("img_per_s", "latency_ms", "peak_mib")  # keys of a point that were measured on a device
+SPEEDS = (
+    "img_per_s",
+    "speedup",
+    "speedup_ci",
+    "latency_ms",
+    "peak_mib",
+)  # keys of a point that were measured on a device
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -63,6 +69,8 @@ class Point(TypedDict):
     skipped: list[str]  # files that could not be read
 
     img_per_s: NotRequired[Number]
+    speedup: NotRequired[Number]  # times as fast as the unreduced model, median over rounds that timed both
+    speedup_ci: NotRequired[Interval]
     latency_ms: NotRequired[Latency]
     peak_mib: NotRequired[Number]
 

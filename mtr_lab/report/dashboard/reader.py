@@ -1,5 +1,7 @@
 """The data of a report's page, read from results and kept up to date."""
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from mtr_lab.results.environment import hardware_name
 from mtr_lab.results.resampling import RESAMPLES
 from mtr_lab.results.schema import FILE_NAME, Point
 from mtr_lab.results.seeds import seed_groups
+from mtr_lab.results.settings import is_measurement
 
 REPORT_PICTURE_BYTES = 48 << 20
 """The limit for all pictures of a report together."""
@@ -68,7 +71,8 @@ class Reader:
         runs += smaller_models(runs)
         seeds = seed_groups([run.result for run in runs])
         variants = variants_of(runs, seeds)
-        differences, refused = differences_of(runs, seeds)
+        shown = list(points_of(runs, seeds))
+        differences, refused = differences_of(runs, shown)
         pictures, left_out = _within_budget(runs)
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -85,7 +89,7 @@ class Reader:
                 }
                 for run, variant, embedded in zip(runs, variants, pictures, strict=True)
             ],
-            "points": list(points_of(runs, seeds)),
+            "points": shown,
             "differences": differences,
             "remarks": _best_resolutions(runs),
             "notes": [*notes, *refused, *left_out],
@@ -101,8 +105,32 @@ class Reader:
                 run = file.parent if file.name == FILE_NAME else file.with_suffix("")
                 top = path if path.is_dir() else run
                 names.setdefault(file, "/".join([top.resolve().name, *run.relative_to(top).parts]))
-        shown = list(names.values())
-        return {file: name if shown.count(name) == 1 else str(file.parent) for file, name in names.items()}
+        shown = Counter(names.values())
+        unique = {file: name if shown[name] == 1 else str(file.parent) for file, name in names.items()}
+        return dict(zip(unique, _short_names(list(unique.values())), strict=True))
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """Names whose last folder lists settings, without those that all runs of the folder share or that say how to
+    measure; unchanged if they would no longer be unique.
+    """
+    parts = [_overrides(name) for name in names]
+    folders: dict[str, list[set[str]]] = defaultdict(list)
+    for folder, settings in parts:
+        folders[folder].append(set(settings))
+    short = []
+    for name, (folder, settings) in zip(names, parts, strict=True):
+        shared = set.intersection(*folders[folder]) if len(folders[folder]) > 1 else set()
+        kept = [one for one in settings if one not in shared and not is_measurement(one.partition("=")[0])]
+        short.append(f"{folder}/{','.join(kept)}" if kept else name)
+    return short if len(set(short)) == len(short) else names
+
+
+def _overrides(name: str) -> tuple[str, list[str]]:
+    """The folder of a run's folder, and the settings that its name lists: commas within brackets belong to a value."""
+    folder, _, last = name.rpartition("/")
+    settings = re.split(r",(?![^\[\]]*\])", last)
+    return (folder, settings) if all("=" in one for one in settings) else (name, [])
 
 
 def _best_resolutions(runs: Sequence[Run]) -> list[str]:
