@@ -8,6 +8,7 @@ import json
 import math
 import types
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Union
 
@@ -207,6 +208,11 @@ def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
     return next(filter(None, problems), None)
 
 
+@cache
+def _fields(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:
     """Describe the first place where ``value`` is not of type ``kind``; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -226,7 +232,7 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
         missing = sorted(kind.__required_keys__ - value.keys())
         if missing:
             return f"{where or 'it'} has no {', '.join(missing)}"
-        hints = typing.get_type_hints(kind, include_extras=True).items()
+        hints = _fields(kind).items()
         prefix = f"{where}." if where else ""
         problems = (_mismatch(value[key], hint, prefix + key) for key, hint in hints if key in value)
         return next(filter(None, problems), None)

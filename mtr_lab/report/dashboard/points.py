@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,18 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
     equal: dict[str, list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}
     for r, run in enumerate(runs):
+        settings = dict(flatten(run.result["config"]))
         for i, point in enumerate(run.result["points"]):
             if (r, i) in grouped:
                 continue
-            key = [_setting(run), hardware_name(run.result["environment"]), run.result.get("weights"), _content(point)]
+            key: list[Any] = [
+                _setting(run),
+                hardware_name(run.result["environment"]),
+                run.result.get("weights"),
+                _content(point),
+            ]
             if point["policy"] != "none":
-                key.append(dict(flatten(run.result["config"])))
+                key.append(settings)
             elif any(name in point for name in SPEEDS):
                 config: dict[str, Any] = run.result["config"]
                 key.append([(config.get(group) or {}).get(name) for group, name in _SPEED_SETTINGS])
@@ -120,14 +125,17 @@ def differences_of(runs: Sequence[Run], shown: Sequence[Mapping[str, Any]]) -> t
         points: list[Point] = [runs[point["run"]].result["points"][point["point"]] for point, _ in members]
         reduced = [b for b, point in enumerate(points) if point["policy"] != "none"]
         to_unreduced = [(places[members[b][1][0][0], 0], b) for b in reduced]
-        others = [(a, b) for a, b in combinations(reduced, 2) if _comparable(points[a], points[b])]
-        if len(others) > PAIRS:
-            kept = _baselines(points, [sources[0][0] for _, sources in members])
-            others = [(a, b) for a, b in others if a in kept or b in kept]
+        groups = _by_budget(points, reduced)
+        firsts = set(reduced)
+        if sum(len(group) ** 2 for group in groups) > 2 * PAIRS:
+            firsts = _baselines(points, [sources[0][0] for _, sources in members])
             notes.append(
                 f"Of {len(reduced)} points, only those of {', '.join(BASELINES)} and smaller models, one run each, are "
                 "baselines of paired differences: give fewer runs to compare all points with each other."
             )
+        others = sorted(
+            {(min(a, b), max(a, b)) for group in groups for a in firsts & set(group) for b in group if a != b}
+        )
         pairs = [*to_unreduced, *others]
         means = [_summed([samples[r].metrics[i] for r, i in sources]) for _, sources in members]
         counts = [len(sources) for _, sources in members]
@@ -202,11 +210,13 @@ def _averaged(figures: Sequence[dict[str, Drawn]]) -> dict[str, Drawn]:
     }
 
 
-def _comparable(first: Point, second: Point) -> bool:
-    """Whether both have the same budget; a smaller model, which has none, is compared with every point."""
-    if first["policy"] == "none" or first.get("model") == second.get("model", ""):
-        return False
-    if "model" in first or "model" in second:
-        return True
-    asked = [point_name("", point["ratio"], budget=point.get("budget")) for point in (first, second)]
-    return asked[0] != "" and asked[0] == asked[1]
+def _by_budget(points: Sequence[Point], reduced: Sequence[int]) -> list[list[int]]:
+    """Groups of reduced points that are compared: those of one budget, and each smaller model with every point."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    models = [a for a in reduced if "model" in points[a]]
+    for a in reduced:
+        asked = point_name("", points[a]["ratio"], budget=points[a].get("budget"))
+        if asked and "model" not in points[a]:
+            groups[asked].append(a)
+    unlike = [(a, b) for a in models for b in reduced if points[a]["model"] != points[b].get("model")]
+    return [*groups.values(), *map(list, unlike)]

@@ -4,21 +4,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mtr_lab.errors import UserError
+from mtr_lab.policy_files import find_policy, read_policy
 from mtr_lab.report.axes import axes
 from mtr_lab.report.dashboard.points import differences_of, points_of, variants_of
 from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run, smaller_models
+from mtr_lab.report.dashboard.trainings import METRICS, read_training, training_files
+from mtr_lab.report.looks import look
 from mtr_lab.results.best_resolution import best_resolution
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.resampling import RESAMPLES
-from mtr_lab.results.schema import FILE_NAME, Point
+from mtr_lab.results.schema import FILE_NAME, Point, Result
 from mtr_lab.results.seeds import seed_groups
 from mtr_lab.results.settings import is_measurement
 
-REPORT_PICTURE_BYTES = 48 << 20
+REPORT_PICTURE_BYTES = 8 << 20
 """The limit for all pictures of a report together."""
 
 
@@ -39,7 +42,8 @@ class Reader:
         Raises:
             UserError: a path does not exist.
         """
-        return [(name, file_stamp(file)) for file, name in self._files().items()]
+        curves = [(str(file), file.with_name(METRICS).stat().st_mtime_ns) for file in training_files(self.paths)]
+        return [(name, file_stamp(file)) for file, name in self._files().items()], curves
 
     def data(self) -> dict[str, Any]:
         """The data of the page.
@@ -74,22 +78,30 @@ class Reader:
         shown = list(points_of(runs, seeds))
         differences, refused = differences_of(runs, shown)
         pictures, left_out = _within_budget(runs)
+        trainings = []
+        for file in training_files(self.paths):
+            try:
+                trainings.append(read_training(file))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                notes.append(f"the learning curve of {file.parent} is left out, it cannot be read: {error}")
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
             "axes": axes(),
-            "resamples": RESAMPLES,
+            "looks": {policy: look(policy)._asdict() for policy in _policies(runs)},
             "runs": [
                 {
                     "name": run.name,
                     "variant": variant,
                     "hardware": hardware_name(run.result["environment"]),
                     "paired": run.sample is not None,
+                    "changed": changed_settings(run.result),
                     "result": run.result,
                     "pictures": embedded,
                 }
                 for run, variant, embedded in zip(runs, variants, pictures, strict=True)
             ],
             "points": shown,
+            "trainings": trainings,
             "differences": differences,
             "remarks": _best_resolutions(runs),
             "notes": [*notes, *refused, *left_out],
@@ -145,16 +157,40 @@ def _best_resolutions(runs: Sequence[Run]) -> list[str]:
 
 
 def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], list[str]]:
-    """The first pictures of the runs within ``REPORT_PICTURE_BYTES``, and notes about the others."""
-    left, kept, notes = REPORT_PICTURE_BYTES, [], []
-    for run in runs:
-        fitting = []
-        for picture in run.pictures:
-            left -= len(picture["uri"])
-            if left >= 0:
-                fitting.append(picture)
-        if len(fitting) < len(run.pictures):
-            total = f"all pictures together would be larger than {REPORT_PICTURE_BYTES >> 20} MiB"
-            notes.append(f"{run.name}: {len(run.pictures) - len(fitting)} pictures are left out, {total}.")
-        kept.append(fitting)
-    return kept, notes
+    """The first pictures of each run within ``REPORT_PICTURE_BYTES``, and a note about the others.
+
+    Every run gets its first picture before one gets its second, so that the same images are there for all policies.
+    """
+    left, left_out = REPORT_PICTURE_BYTES, 0
+    kept: list[list[dict[str, str]]] = [[] for _ in runs]
+    for i in range(max((len(run.pictures) for run in runs), default=0)):
+        for run, fitting in zip(runs, kept, strict=True):
+            if i < len(run.pictures):
+                left -= len(run.pictures[i]["uri"])
+                if left >= 0:
+                    fitting.append(run.pictures[i])
+                else:
+                    left_out += 1
+    total = f"together they would be larger than {REPORT_PICTURE_BYTES >> 20} MiB"
+    return kept, [f"{left_out} pictures are left out: {total}."] if left_out else []
+
+
+def _policies(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(point["policy"] for run in runs for point in run.result["points"]))
+
+
+def changed_settings(result: Result) -> dict[str, Any]:
+    """The settings of a run's policy that differ from the policy's file; none for a file that is not here."""
+    settings = result["config"].get("mtr")
+    if not isinstance(settings, dict):
+        return {}
+    preset = _preset(str(settings.get("policy")))
+    return {key: settings[key] for key in preset if key in settings and settings[key] != preset[key]}
+
+
+@cache
+def _preset(policy: str) -> dict[str, Any]:
+    try:
+        return read_policy(find_policy(policy))
+    except UserError:
+        return {}
