@@ -2,16 +2,17 @@
 
 The sequence is cut into chunks of ``STEPS`` tokens. Step t advances the states of all chunks at once, from zero, and
 keeps the product of their decays; the states before the chunks obey the same recurrence, over 1 / ``STEPS`` as many
-places, and are computed in the same way. The number of operations grows with the logarithm of the length, the work is
-linear in it, and each step touches the states of one token a chunk, which a cache can hold.
+places. Up to ``UNROLLED`` of these are computed one after the other, more in the same way again. The number of
+operations grows with the logarithm of the length, the work is linear in it, and each step touches the states of one
+token a chunk, which a cache can hold.
 
 States never overflow: they are multiplied by decays in [0, 1] and added, and no decay is divided by. To first order in
 the unit roundoff ε, the error of a state h_t is at most::
 
     Σ_{s ≤ t} (z + (t - s) c + k) e^-z |x_s| ε,   z = Σ_{r = s+1 … t} Δ_r |A|   (x_s: what token s writes)
 
-for exponentials that are exact to c - 1 roundings and k = 2 + ``STEPS`` · (number of levels) further roundings; a loop
-over tokens has k = 2 + t - s. Since z e^-z ≤ 1/e, the bound is finite for every Δ.
+for exponentials that are exact to c - 1 roundings and k = 2 + ``UNROLLED`` + ``STEPS`` · (levels of chunks) further
+roundings; a loop over tokens has k = 2 + t - s. Since z e^-z ≤ 1/e, the bound is finite for every Δ.
 
 Shapes as in ``selective_scan``; internally the states are (G, B, chunks, N, E).
 """
@@ -27,6 +28,8 @@ from mtr_lab.ops.scan_reference import GapDecay, Runs, growth, selective_scan_re
 
 STEPS = 8
 """Tokens of a chunk."""
+UNROLLED = 32
+"""The most chunks that follow each other one by one."""
 
 
 def selective_scan_portable(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -84,6 +87,11 @@ def _recurrence(steps: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
 def _before(decay: Tensor, update: Tensor) -> Tensor:
     """The state before each chunk, given what all its tokens do to a state: ``decay`` and ``update``."""
     chunks = update.shape[2] - 1  # nothing comes after the last one
+    if chunks <= UNROLLED:
+        states: list[Tensor] = []
+        for decay_c, update_c in zip(*(x[:, :, :-1].split(1, dim=2) for x in (decay, update)), strict=True):
+            states.append(decay_c * states[-1] + update_c if states else update_c)
+        return F.pad(torch.cat(states, dim=2), (0, 0, 0, 0, 1, 0))
     pairs = [[t.squeeze(3) for t in _steps(x[:, :, :-1])] for x in (decay, update)]
-    states = torch.stack(_recurrence(zip(*pairs, strict=True)), dim=3).flatten(2, 3)[:, :, :chunks]
-    return F.pad(states, (0, 0, 0, 0, 1, 0))
+    inner = torch.stack(_recurrence(zip(*pairs, strict=True)), dim=3).flatten(2, 3)[:, :, :chunks]
+    return F.pad(inner, (0, 0, 0, 0, 1, 0))
