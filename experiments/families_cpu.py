@@ -25,7 +25,7 @@ from mtr_lab import ops
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import describe_environment
 
-BATCH, SCAN_ROUNDS, MODEL_ROUNDS = 8, 15, 5
+BATCH, SCAN_ROUNDS, MODEL_ROUNDS = 8, 40, 8
 SCANS = {  # (directions, tokens, channels, states) of each stage
     "vim_ti": [(2, 197, 384, 16)],
     "videomamba_ti": [(2, 197, 384, 16)],
