@@ -121,7 +121,10 @@ class ActiveBlockReduction:
         if not self.remove or self._active.policy.merges_in_mlp:
             return state, evidence
         plan = evidence.plan or self._plan(state, evidence)
-        return state.reduced(plan), evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
+        state, exponent = state.reduced(plan), self._active.policy.size_exponent
+        if exponent:
+            state = state._replace(delta_scale=state.size**exponent)
+        return state, evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
 
     def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
         """The decision on the tokens of the mixer."""
