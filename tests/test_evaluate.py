@@ -146,7 +146,7 @@ def timed_by_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def time_job(job: Job, evaluation: Evaluation, points: list) -> dict[str, Speed]:
         slowed = {point.name: TABLE.ms(point.schedule) * (1.1 if point.schedule.acts else 1) for point in points}
-        return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0) for name, ms in slowed.items()}
+        return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0, (ms,)) for name, ms in slowed.items()}
 
     monkeypatch.setattr("mtr_lab.evaluation.budgets.cost_table", lambda *_: TABLE)
     monkeypatch.setattr("mtr_lab.evaluation.run.time_job", time_job)
