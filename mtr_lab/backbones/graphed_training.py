@@ -1,7 +1,6 @@
 """Training steps as CUDA graphs: two launches instead of thousands."""
 
 import gc
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,10 +42,7 @@ class GraphedTraining:
     def _capture(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         kind, call = images.device.type, _Call(self._model)
         # The copies of weights that autocast keeps would be freed at the end of the step, under the graph.
-        cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False)
-        with cast, warnings.catch_warnings():
-            # The last warm-up pass lives during the capture, which takes its gradients from another stream.
-            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False):
             graphed: Any = torch.cuda.make_graphed_callables(call, (images.clone(),))
         # Frees the captured pass's autograd graph, which would tie the parameters' gradients to the capture's stream:
         # every one of them would be handed from stream to stream, and PyTorch warns.
