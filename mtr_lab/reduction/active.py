@@ -108,7 +108,8 @@ class ActiveBlockReduction:
         """The tokens after the mixer, reduced if some are removed."""
         if not self.remove or self._active.policy.merges_in_mlp:
             return state
-        return state.reduced(evidence.plan or self._plan(state, evidence))
+        state, exponent = state.reduced(evidence.plan or self._plan(state, evidence)), self._active.policy.size_exponent
+        return state._replace(delta_scale=state.size**exponent) if exponent else state
 
     def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
         """The decision on the tokens of the mixer."""
