@@ -83,12 +83,18 @@ class Vim(VisionMamba):
 
 def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
     """The authors' weights on the Hugging Face Hub, and their accuracy by the paper and the files' names."""
-    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file, "published_top1": top1}
+    return {
+        "hf_hub_id": f"hustvl/{repository}",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "license": "apache-2.0",
+    }
 
 
 def _own(side: int, classes: int, **preprocessing: Any) -> dict[str, Any]:
     """A model trained here, whose weights are no part of the package; its file names the classes."""
-    return {"input_size": (3, side, side), "num_classes": classes, "label_names": None, **preprocessing}
+    config = {"input_size": (3, side, side), "num_classes": classes, "label_names": None}
+    return {**config, "license": "apache-2.0", "verified": "weights", **preprocessing}
 
 
 CONFIGS = complete(
@@ -103,6 +109,8 @@ CONFIGS = complete(
             "input_size": (3, 112, 112),
             "num_classes": 10,
             "label_names": IMAGENETTE,
+            "license": "apache-2.0",
+            "verified": "weights",
         },
         "vim_nano_half.imagenette": _own(112, 10),
         "vim_ti_64.tiny_imagenet": _own(64, 200, crop_pct=1.0),

@@ -13,7 +13,7 @@ from mtr_lab.backbones import MODELS
 REGISTERED = """
 assert timm.list_models("vim_[bs]*") == ["vim_b", "vim_s", "vim_s_plus"]
 assert timm.list_models("vim_ti*") == ["vim_ti", "vim_ti_64", "vim_ti_64_half", "vim_ti_plus"]
-assert "videomamba_ti" in timm.list_models(module="videomamba")
+assert timm.list_models("videomamba_[bnst]*") == ["videomamba_" + size for size in ("b", "nano", "s", "ti")]
 assert timm.list_pretrained("vim_n*") == ["vim_nano.imagenette"]
 assert timm.is_model("videomamba_ti")
 assert timm.models.get_pretrained_cfg("vim_s").hf_hub_id == "hustvl/Vim-small-midclstok"
