@@ -348,7 +348,7 @@ def pair(line: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def choices_table(models: Sequence[dict[str, Any]]) -> str:
-    """Reduce, resize, or take the smaller model: what is left of the metric, in percent (and KL)."""
+    """Reduce, resize, or take the smaller model: the metric in percent, and KL."""
     rows = []
     for model in models:
         metric, lines = accuracy(model), model["lines"]
