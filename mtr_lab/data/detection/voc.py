@@ -64,7 +64,7 @@ class VocSource:
         name, _, last = line.rpartition(" ")
         names = (line, name.strip()) if last in ("-1", "0", "1") else (line,)
         for name in names:
-            if self._annotations.path(name).is_file():
+            if file_stamp(self._annotations.path(name)) is not None:
                 return name
         if saved_as(line):
             raise UserError(f"{place} names an image that has no annotation, {printable(line)!r}.{saved_as(line)}")
