@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, features
 
 from mtr_lab.data import ImageDataModule
+from mtr_lab.data.video.sources import open_videos
 from mtr_lab.errors import UserError
 
 Folders = Callable[..., Path]
@@ -144,3 +145,30 @@ def test_names_that_are_not_utf8(folders: Folders, module: Module, tmp_path: Pat
     (tmp_path / "list.txt").write_bytes(b"a/\xfe.jpg\n")
     with pytest.raises(UserError, match=r"lists .*1 images that are not in .*save the list as UTF-8"):
         module(root=str(root), include=str(tmp_path / "list.txt"))
+
+
+def test_folders_and_lists_of_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same rules as for images."""
+    frames = [Image.new("L", (20, 20), shade) for shade in range(4)]
+    for name in ("a/0.gif", "b/0.gif", ".cache/0.gif", "a/._0.gif"):
+        path = tmp_path / "val" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    (tmp_path / "val/b/0.gif").rename(tmp_path / "val/b" / os.fsdecode(b"\xe9.gif"))
+    (tmp_path / "val/a/loop").symlink_to("..")
+    (tmp_path / "val/a/dead.gif").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"the link .*a/loop leads back to a folder above"):
+        open_videos(tmp_path, "val")
+    videos = open_videos(tmp_path, "val", on_error="skip")
+    assert videos.classes == ["a", "b"]
+    assert [videos.id(index) for index in range(len(videos))] == ["a/0.gif", "a/dead.gif", "b/\\udce9.gif"]
+    assert "hidden files: 1 (a/._0.gif); hidden folders: 1 (.cache)" in capsys.readouterr().out
+    assert videos.fingerprint()
+    clip, _ = videos.read(2, lambda available: [0, available - 1])
+    assert clip[:, 0, 0, 0].tolist() == [0, 3]
+    (tmp_path / "val.csv").write_bytes("val/a/0.gif,x\nval/b/nothing.gif,y\n".encode("utf-16"))
+    listed = open_videos(tmp_path, "val")
+    assert (listed.classes, len(listed)) == (["x", "y"], 2)
+    with pytest.raises(UserError, match=r"names val/b/nothing\.gif, which cannot be read.*on_error=skip"):
+        listed.fingerprint()
+    assert open_videos(tmp_path, "val", on_error="skip").fingerprint()

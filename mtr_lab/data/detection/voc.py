@@ -45,7 +45,9 @@ class VocSource:
         if not self._names:
             raise UserError(f"{listing} names no image. {_LAYOUT}")
         annotations = [read_annotation(self._annotations.path(name)) for name in self._names]
-        self.classes = tuple(classes or sorted({object.name for annotation in annotations for object in annotation.objects}))
+        self.classes = tuple(
+            classes or sorted({object.name for annotation in annotations for object in annotation.objects})
+        )
         self.degenerate = 0
         self._objects = []
         for name, annotation in zip(self._names, annotations, strict=True):
