@@ -252,6 +252,22 @@ def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.
     assert any("b: 1 pictures are left out" in note for note in data["notes"])
 
 
+def test_links_among_the_pictures_are_not_followed(tmp_path: Path) -> None:
+    """A run from elsewhere may hold a link to any file of the reader's."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(PIXEL)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name)
+    (tmp_path / "a/pictures").mkdir()
+    (tmp_path / "a/pictures/x.png").symlink_to(secret)
+    (tmp_path / "a/pictures/tokens.png").write_bytes(PIXEL)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/y.png").write_bytes(PIXEL)
+    (tmp_path / "b/pictures").symlink_to(tmp_path / "elsewhere")
+    runs = Reader([tmp_path / "a", tmp_path / "b"]).data()["runs"]
+    assert [len(run["pictures"]) for run in runs] == [1, 0]
+
+
 def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "run", "mtr")
     (tmp_path / "run" / "pictures" / "folder.png").mkdir(parents=True)
