@@ -33,6 +33,7 @@ from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_p
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.settings import check_settings, choose_budget, setting_names
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, machine_error, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
@@ -117,6 +118,10 @@ def _answer(program: Program, arguments: Sequence[str]) -> bool:
         raise stray_word(arguments[place], arguments[place - 1] if place else None)
     folder = Path(options.config_dir) if options.config_dir else None
     _check_config_dir(folder)
+    check_overrides(overrides)
+    for searched in (options.config_path, *re.findall(r"file:/*(/[^\s,\]'\"]*)", " ".join(overrides))):
+        if searched is not None:
+            check_files(Path(searched))
     if options.cfg == "job" and not options.config_name and not options.config_path:
         end_quietly_without_a_reader()
         print(show_config(program.config_name, overrides, folder, options.package, options.resolve))
@@ -236,6 +241,7 @@ def _check_config_dir(folder: Path | None) -> None:
         file = folder / ours.relative_to(CONF)
         if file.exists() and not file.samefile(ours):
             raise UserError(f"{file}: mtr_lab has a file of that name, which hides yours. Give yours another name.")
+    check_files(folder)
     policy_files([folder])
 
 

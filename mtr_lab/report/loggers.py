@@ -127,6 +127,9 @@ def log_pictures(run: Any, folder: Path) -> list[str]:
 
     logged = []
     for path in sorted(folder.glob("*.png")):
+        if path.is_symlink() or folder.is_symlink():
+            print(f"{path} is not logged, it is a link.")
+            continue
         try:
             picture = wandb.Image(str(path), caption=path.stem)
         except OSError as error:
