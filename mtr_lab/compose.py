@@ -23,8 +23,11 @@ from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
 from mtr_lab.tasks.task import AnyTask, DataModule
+from mtr_lab.tasks.video.task import VideoClassification
 
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
+TASKS: dict[str, type[AnyTask]] = {
+    task.name: task for task in (Classification, Detection, Segmentation, VideoClassification)
+}
 
 
 def make_model(config: DictConfig, **changes: Any) -> Any:

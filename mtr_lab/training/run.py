@@ -84,7 +84,9 @@ def _train(config: DictConfig, folder: Path) -> Path:
     check_device(config.trainer)
     settings = config.training
     task, meta_model = make_task(config.task), make_meta_model(config.backbone)
-    datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **task.training_arguments())
+    datamodule = make_datamodule(
+        task, config.dataset, meta_model, seed=config.seed, **task.training_arguments(meta_model)
+    )
     create = partial(make_model, config.backbone)
     with torch.device("meta"):
         meta_task_model: Any = task.trained_model(create, datamodule.num_classes)
