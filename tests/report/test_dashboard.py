@@ -284,6 +284,24 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
     assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens.png"]
 
 
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_among_the_pictures_is_not_followed(tmp_path: Path, linked: str) -> None:
+    """A report is passed on, and a link may lead to any file of the machine."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "tokens.png").write_bytes(b"secret")
+    write_run(tmp_path / "run", "mtr")
+    pictures = tmp_path / "run" / "pictures"
+    if linked == "folder":
+        pictures.symlink_to(tmp_path / "private")
+    else:
+        pictures.mkdir()
+        (pictures / "tokens.png").symlink_to(tmp_path / "private" / "tokens.png")
+    data = build([tmp_path / "run"], tmp_path / "report.html")
+    assert data["runs"][0]["pictures"] == []
+    assert data["notes"] == ["run: tokens.png is left out, it is a link."]
+    assert base64.b64encode(b"secret").decode() not in (tmp_path / "report.html").read_text()
+
+
 def test_a_result_that_cannot_be_read_is_not_the_reports_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, "mtr")
 

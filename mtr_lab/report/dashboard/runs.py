@@ -51,6 +51,9 @@ def read_run(file: Path, name: str) -> Run:
             notes.append(f"{name} is not in the paired differences: {error}")
     pictures = []
     for path in _pictures(file):
+        if path.is_symlink() or path.parent.is_symlink():  # to any file of this machine, and reports are passed on
+            notes.append(f"{name}: {path.name} is left out, it is a link.")
+            continue
         try:
             if path.stat().st_size > PICTURE_BYTES:
                 notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
