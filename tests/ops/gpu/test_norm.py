@@ -97,7 +97,8 @@ def test_registration():
     metadata = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
     arguments = (*metadata, plan.dest, plan.keep, plan.removed, "triton")
     torch.library.opcheck(torch.ops.mtr_lab.update_metadata.default, arguments, test_utils=checks)
-    torch.library.opcheck(torch.ops.mtr_lab.follow.default, (plan.dest, plan.weight, plan.keep, "triton"), test_utils=checks)
+    arguments = (plan.dest, plan.weight, plan.keep, "triton")
+    torch.library.opcheck(torch.ops.mtr_lab.follow.default, arguments, test_utils=checks)
 
 
 def test_metadata():
