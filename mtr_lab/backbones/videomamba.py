@@ -68,9 +68,15 @@ class VideoMamba(VisionMamba):
         self.grad_checkpointing = bool(getattr(model, "use_checkpoint", False))
 
 
-def _hub(file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights on the Hugging Face Hub, and their accuracy by the authors' MODEL_ZOO.md."""
-    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "published_top1": top1}
+def _hub(file: str, top1: float, gflops: float | None) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub; their accuracy and GFLOPs by the authors' MODEL_ZOO.md."""
+    return {
+        "hf_hub_id": "OpenGVLab/VideoMamba",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "published_gflops": gflops,
+        "license": "apache-2.0",
+    }
 
 
 MOTIONS = ("bob", "clockwise", "counterclockwise", "down", "grow", "left", "right", "shrink", "swing", "up")
@@ -78,16 +84,26 @@ MOTIONS = ("bob", "clockwise", "counterclockwise", "down", "grow", "left", "righ
 
 CONFIGS = complete(
     {
-        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769),
-        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812),
-        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828),
-        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827),
+        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769, 1.1),
+        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812, 4.3),
+        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828, 12.7),
+        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827, None),
+        "videomamba_64.tiny_imagenet": {
+            "input_size": (3, 64, 64),
+            "num_classes": 200,
+            "label_names": None,
+            "crop_pct": 1.0,
+            "license": "apache-2.0",
+            "verified": "weights",
+        },
         "videomamba_nano.motion": {
             "file": str(ASSETS / "videomamba_nano.safetensors"),
             "input_size": (3, 64, 64),
             "num_frames": 16,
             "num_classes": len(MOTIONS),
             "label_names": MOTIONS,
+            "license": "apache-2.0",
+            "verified": "weights",
         },
     },
     first_conv="patch_embed.proj",
@@ -113,6 +129,12 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """2.2 M parameters, for 64² images in 4² patches: 257 tokens, 200 classes."""
+    geometry = {"img_size": 64, "patch_size": 4, "stride": 4, "depth": 16, "embed_dim": 128, "num_classes": 200}
+    return build(VideoMamba, CONFIGS["videomamba_64"], pretrained, geometry, kwargs)
 
 
 def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:

@@ -101,7 +101,7 @@ def plan(config: DictConfig) -> Job:
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
     )
-    launches = has_to_launch(trainer)
+    launches = has_to_launch(trainer, config.trainer.get("trusted_network", False))
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_task_model(task, config, data.num_classes)

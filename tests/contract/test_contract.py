@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import counts
 from smallest import Smallest
 from torch import Tensor, nn
 from toys import TOYS, Toy
@@ -70,21 +70,6 @@ def make(name: str) -> Any:
 
 def inputs(model: Any, count: int = 2) -> Tensor:
     return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
-
-
-def counts(model: Any, number: int, policy: str = "mtr") -> list[int]:
-    """Remove ``number`` tokens, or more if the policy has to, at the second block and at the first of later stages."""
-    starts = [0]
-    for stage in model.stages[:-1]:
-        starts.append(starts[-1] + len(stage.blocks))
-    wanted = [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
-    removed, layout = [], model.layouts()[0]
-    for stage, (start, end) in enumerate(zip(starts, [*starts[1:], len(wanted)], strict=True)):
-        if stage:
-            layout = model.layout_after(stage, layout) if hasattr(model, "layout_after") else model.layouts()[stage]
-        removed += fitting(policy, wanted[start:end], layout)
-        layout = make_policy(policy_config(policy)).grid(layout, layout.tokens - sum(removed[start:]))
-    return removed
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -32,7 +32,13 @@ class DeviceClips:
     """
 
     def __init__(
-        self, videos: Videos, indices: Sequence[int], shape: Sequence[int], device: torch.device, num_workers: int, name: str
+        self,
+        videos: Videos,
+        indices: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device,
+        num_workers: int,
+        name: str,
     ) -> None:
         check_memory(len(indices) * torch.Size(shape).numel(), device)
         self.pixels = torch.empty(len(indices), *shape, dtype=torch.uint8, device=device)

@@ -89,7 +89,9 @@ class Sampling:
         """The frames of all clips (clips · T, 3, H, W) uint8 -> the views (views, 3, T, *size) uint8."""
         scaled = fit(frames, self.size)
         clips = scaled.unflatten(0, (self.clips, self.num_frames)).transpose(1, 2)  # (clips, 3, T, H, W)
-        cropped = [clips[..., top : top + self.size[0], left : left + self.size[1]] for top, left in self._corners(clips)]
+        cropped = [
+            clips[..., top : top + self.size[0], left : left + self.size[1]] for top, left in self._corners(clips)
+        ]
         return torch.stack(cropped, 1).flatten(0, 1).contiguous()
 
     def _corners(self, clips: Tensor) -> list[tuple[int, int]]:
