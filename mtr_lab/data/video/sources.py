@@ -108,7 +108,7 @@ def read_list(file: Path) -> VideoFiles:
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip() or (number == 1 and line.lower().startswith("path")):
             continue
-        path, comma, name = (part.strip() for part in line.rpartition("," if "," in line else " "))
+        path, _, name = (part.strip() for part in line.rpartition("," if "," in line else " "))
         if not path or not name or "," in path:
             raise UserError(f"{file}, line {number}: {line!r} is not PATH,CLASS with one comma or blank between them.")
         rows.append((path, name))
