@@ -24,6 +24,8 @@ _ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 _INDEXED = (".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """The endings of containers that list their frames."""
 
+_NO_STREAM = "it has no video stream"
+
 Choose = Callable[[int], Sequence[int]]
 """The number of frames of a video -> the numbers of the frames to read, from 0; raises ``Unreadable``."""
 
@@ -108,7 +110,12 @@ def _choose(choose: Choose, available: int) -> Sequence[int]:
 def _read_torchcodec(path: Path, choose: Choose) -> Tensor:
     from torchcodec.decoders import VideoDecoder
 
-    video = VideoDecoder(str(path))
+    try:
+        video = VideoDecoder(str(path))
+    except ValueError as error:
+        if "video stream" in str(error):
+            raise Unreadable(_NO_STREAM) from error
+        raise
     frames: Tensor = video.get_frames_at(list(_choose(choose, len(video)))).data
     return frames
 
@@ -118,7 +125,7 @@ def _read_av(path: Path, choose: Choose) -> Tensor:
 
     with av.open(str(path)) as container:
         if not container.streams.video:
-            raise Unreadable("it has no video stream")
+            raise Unreadable(_NO_STREAM)
         promised = container.streams.video[0].frames
     available = promised or sum(1 for _ in _av_frames(path))
     wanted = _choose(choose, available)
