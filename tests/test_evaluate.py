@@ -146,7 +146,7 @@ def timed_by_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def time_job(job: Job, evaluation: Evaluation, points: list) -> dict[str, Speed]:
         slowed = {point.name: TABLE.ms(point.schedule) * (1.1 if point.schedule.acts else 1) for point in points}
-        return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0) for name, ms in slowed.items()}
+        return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0, (ms,)) for name, ms in slowed.items()}
 
     monkeypatch.setattr("mtr_lab.evaluation.budgets.cost_table", lambda *_: TABLE)
     monkeypatch.setattr("mtr_lab.evaluation.run.time_job", time_job)
@@ -319,7 +319,7 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
             values = [override for override in job if override.startswith("mtr.")]
             choices = compose(*(override for override in job if override not in values))
             config = OmegaConf.merge(choices, OmegaConf.from_dotlist(values))
-            expected = dict.fromkeys(("nano_policies", "nano_pictures", "random_seeds"), "imagenette")
+            expected = dict.fromkeys(("nano_policies", "nano_pictures", "nano_fovea", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(build(config.backbone.name), policy_settings(config.mtr))

@@ -115,7 +115,7 @@ def describe_points(
             **_costs(task, model, point),
             "skipped": skipped,
             **task.score(predictions, i),
-            **_measured(speeds.get(point.name), with_memory),
+            **_measured(speeds.get(point.name), speeds.get(points[0].name), with_memory),
         }
         for i, point in enumerate(points)
     ]
@@ -133,11 +133,13 @@ def _kept(budget: Budget, figures: Mapping[str, Any], unreduced: Mapping[str, An
     return budget.measured if None in speeds else speeds[0] / speeds[1]  # type: ignore[operator]
 
 
-def _measured(speed: Speed | None, with_memory: bool) -> dict[str, Any]:
-    if speed is None:
+def _measured(speed: Speed | None, unreduced: Speed | None, with_memory: bool) -> dict[str, Any]:
+    if speed is None or unreduced is None:
         return {}
+    speedup, interval = speed.over(unreduced)
     memory = {"peak_mib": speed.peak_mib} if with_memory else {}
-    return {"img_per_s": speed.img_per_s, "latency_ms": speed.latency_ms, **memory}
+    relative = {"speedup": speedup, "speedup_ci": list(interval)}
+    return {"img_per_s": speed.img_per_s, **relative, "latency_ms": speed.latency_ms, **memory}
 
 
 def _costs(task: AnyTask, model: nn.Module, point: OperatingPoint) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtr_lab.measure.memory import peak_memory_mib
+from mtr_lab.measure.statistics import median_interval
 
 WARM_UP_CALLS = 2  # the first compiles and fills caches, the second sets the allocator's final sizes
 LATENCY_CALLS = 5  # calls with one image for each full batch: p95 needs more samples than a median
@@ -27,6 +28,18 @@ class Speed:
     img_per_s: float
     latency_ms: dict[str, float]  # "p50" and "p95"
     peak_mib: float
+    batch_seconds: tuple[float, ...]
+    """Times of the full batch, one a round."""
+
+    def over(self, other: "Speed") -> tuple[float, tuple[float, float]]:
+        """How many times as fast as another variant of the same call of ``measure_speed``, with an interval.
+
+        Returns:
+            The median over the rounds, in each of which both were timed, and its interval of level 0.95. A machine
+            that is slow in a round slows both, so that the ratio is steadier than the speeds.
+        """
+        ratios = np.array(other.batch_seconds) / np.array(self.batch_seconds)
+        return float(np.median(ratios)), median_interval(ratios)
 
 
 def measure_speed(
@@ -40,7 +53,7 @@ def measure_speed(
     """Time every variant on ``batch`` and on its first image, in rounds.
 
         speeds = measure_speed({"none": full, "mtr": reduced}, batch)
-        speeds["mtr"].img_per_s / speeds["none"].img_per_s  # the gain
+        ratio, interval = speeds["mtr"].over(speeds["none"])  # the gain
 
     A round times all variants in turn, and each round starts with the next variant. A machine that is slow for a while
     then slows all variants alike, so that their ratios are steadier than the figures. Time is wall-clock time between
@@ -88,7 +101,8 @@ def measure_speed(
     for name in names:
         p50, p95 = np.percentile(image_seconds[name], [50, 95]) * 1000
         img_per_s = len(batch) / float(np.median(batch_seconds[name]))
-        speeds[name] = Speed(img_per_s, {"p50": float(p50), "p95": float(p95)}, peak_mib[name])
+        latency = {"p50": float(p50), "p95": float(p95)}
+        speeds[name] = Speed(img_per_s, latency, peak_mib[name], tuple(batch_seconds[name]))
     return speeds
 
 

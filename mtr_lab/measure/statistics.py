@@ -123,6 +123,24 @@ def bootstrap_interval(
     return float(lo), float(hi)
 
 
+def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a median between two of the values, from the binomial distribution; no distribution is assumed.
+
+    Args:
+        values: (n,), n at least 1. With few values, fewer than 6 at the level 0.95, it ends at the smallest and the
+            largest, and its level is lower: 1 - 2 / 2**n.
+        level: the probability that such an interval contains the true median, 0 < level < 1; at least this.
+
+    Source: Conover, "Practical Nonparametric Statistics", 3rd edition, section 3.2.
+    """
+    ordered, n, tail = np.sort(values), len(values), (1 - _checked(level)) / 2
+    below, k = 0.5**n, 0  # the probability that at most k values are below the median
+    while k + 1 < n - 1 - k and below + math.comb(n, k + 1) * 0.5**n <= tail:
+        k += 1
+        below += math.comb(n, k) * 0.5**n
+    return float(ordered[k]), float(ordered[n - 1 - k])
+
+
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """McNemar's exact test: the two-sided p-value that two models have the same accuracy.
 

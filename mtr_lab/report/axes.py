@@ -27,8 +27,8 @@ COSTS = (
     Axis("reduction", "FLOPs removed, %", "% removed", 100, 1),
 )
 SPEEDS = (
+    Axis("speedup", "Speed, × unreduced in the same run", "× unreduced", 1, 1, relative=True),
     Axis("img_per_s", "Images per second", "img/s", 1, 1),
-    Axis("speedup", "Speedup over the unreduced model of the same run, ×", "× unreduced", 1, 1, relative=True),
     Axis("latency_p50", "Latency of one image, median, ms", "ms", 1, -1),
     Axis("latency_p95", "Latency of one image, 95th percentile, ms", "ms (p95)", 1, -1),
     Axis("peak_mib", "Peak memory, MiB", "MiB", 1, -1),

@@ -8,7 +8,7 @@ import numpy as np
 from mtr_lab.errors import UserError
 from mtr_lab.measure.statistics import holm, mcnemar
 from mtr_lab.results.metrics import task_metrics
-from mtr_lab.results.metrics.metric import MeanOverImages, PooledMetric
+from mtr_lab.results.metrics.metric import Drawn, MeanOverImages, PooledMetric
 from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.resampling import (
     RESAMPLES,
@@ -20,6 +20,7 @@ from mtr_lab.results.resampling import (
 )
 
 _RESAMPLES_AT_ONCE = 64
+_SUMS_AT_ONCE = 1 << 24  # 128 MiB; beyond it images are drawn again for each metric
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,28 @@ class Sample:
 
     hashes: np.ndarray  # (n,) str, of the images
     points: list[str]  # see point_name
-    metrics: list[dict[str, np.ndarray]]  # of each point: the values of its metrics, (n,) each
+    metrics: list[dict[str, np.ndarray]]  # of each point: the values of its means over images, (n,) each
+    pooled: list[dict[str, Drawn]]  # of each point: its figures that are no means over images, and their resamples
 
     @classmethod
     def of(cls, predictions: Predictions) -> "Sample":
-        """Raises a ``UserError`` for tasks none of whose metrics is a mean over images."""
+        """The sample of a run."""
         points = [str(point) for point in predictions.points]
-        metrics = [per_image(predictions, i) for i in range(len(points))]
-        if not metrics[0]:
-            raise UserError(
-                f"the metrics of {predictions.task} are computed from all images together, which this report does not "
-                "resample: compare two runs with mtr_lab.results.comparison.compare."
-            )
-        return cls(predictions.hashes, points, metrics)
+        pooled = _pooled(predictions.task)
+        return cls(
+            predictions.hashes,
+            points,
+            [per_image(predictions, i) for i in range(len(points))],
+            [
+                {metric.key: metric.drawn(predictions, i, metric.resamples) for metric in pooled}
+                for i in range(len(points))
+            ],
+        )
+
+
+def _pooled(task: str) -> list[PooledMetric]:
+    """The compared metrics of a task that are no means over images."""
+    return [metric for metric in task_metrics(task) if metric.compared and isinstance(metric, PooledMetric)]
 
 
 def per_image(predictions: Predictions, point: int) -> dict[str, np.ndarray]:
@@ -71,8 +81,7 @@ def compare(
         raise UserError(f"these runs cannot be paired: one is of {first.task}, the other of {second.task}.")
     pooled = {
         metric.key: metric.difference(first, i, second, j, resamples=resamples, seed=seed)
-        for metric in task_metrics(first.task)
-        if metric.compared and isinstance(metric, PooledMetric)
+        for metric in _pooled(first.task)
     }
     points = [per_image(first, i), per_image(second, j)]
     return compare_all(points, [(0, 1)], resamples=resamples or RESAMPLES, seed=seed)[0] | pooled
@@ -100,17 +109,21 @@ def compare_all(
     """
     if not pairs or not points[0]:
         return [{} for _ in pairs]
-    names = list(points[0])
-    values = np.stack([point[name] for point in points for name in names], axis=1)
-    # Sums, not means: sums of hits and misses are exact, so that an interval ends at 0 and not at 1e-17.
-    sums = _resampled_sums(values, resamples, seed).reshape(resamples, len(points), len(names))
     runs = runs or [1] * len(points)
-
-    def difference(i: int, j: int, k: int) -> Difference:
-        m, n, name = runs[i], runs[j], names[k]  # m · n times the difference of the means, without dividing
-        return _difference(n * points[i][name], m * points[j][name], m * sums[:, j, k] - n * sums[:, i, k], m * n)
-
-    return [{name: difference(i, j, k) for k, name in enumerate(names)} for i, j in pairs]
+    compared: list[dict[str, Difference]] = [{} for _ in pairs]
+    names = list(points[0])
+    at_once = len(names) if resamples * len(points) * len(names) <= _SUMS_AT_ONCE else 1
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        values = np.stack([point[name] for name in some for point in points], axis=1)
+        # Sums, not means: sums of hits and misses are exact, so that an interval ends at 0 and not at 1e-17.
+        sums = np.ascontiguousarray(_resampled_sums(values, resamples, seed).T).reshape(len(some), len(points), -1)
+        for k, name in enumerate(some):
+            for (i, j), row in zip(pairs, compared, strict=True):
+                m, n = runs[i], runs[j]  # m · n times the difference of the means, without dividing
+                resampled = m * sums[k, j] - n * sums[k, i]
+                row[name] = _difference(n * points[i][name], m * points[j][name], resampled, m * n)
+    return compared
 
 
 def correct(differences: Sequence[dict[str, Difference]]) -> None:

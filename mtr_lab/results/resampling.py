@@ -41,7 +41,8 @@ def resampled_counts(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarr
 
 def percentile_interval(resampled: np.ndarray) -> list[float]:
     """[lo, hi] of level 0.95 of a figure's resamples (r,); NaN, a resample without the figure, does not count."""
-    return [float(end) for end in np.nanquantile(resampled, [0.025, 0.975])]
+    quantile = np.nanquantile if np.isnan(resampled).any() else np.quantile  # which is several times as fast
+    return [float(end) for end in quantile(resampled, [0.025, 0.975])]
 
 
 def paired_difference(difference: float, interval: list[float], p: float) -> Difference:

@@ -8,6 +8,7 @@ import json
 import math
 import types
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Union
 
@@ -20,7 +21,13 @@ from mtr_lab.results.metrics import all_metrics
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
 PICTURES = "pictures"  # a folder beside it
-SPEEDS = ("img_per_s", "latency_ms", "peak_mib")  # keys of a point that were measured on a device
+SPEEDS = (
+    "img_per_s",
+    "speedup",
+    "speedup_ci",
+    "latency_ms",
+    "peak_mib",
+)  # keys of a point that were measured on a device
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -63,6 +70,8 @@ class Point(TypedDict):
     skipped: list[str]  # files that could not be read
 
     img_per_s: NotRequired[Number]
+    speedup: NotRequired[Number]  # times as fast as the unreduced model, median over rounds that timed both
+    speedup_ci: NotRequired[Interval]
     latency_ms: NotRequired[Latency]
     peak_mib: NotRequired[Number]
 
@@ -199,6 +208,11 @@ def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
     return next(filter(None, problems), None)
 
 
+@cache
+def _fields(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:
     """Describe the first place where ``value`` is not of type ``kind``; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -218,7 +232,7 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
         missing = sorted(kind.__required_keys__ - value.keys())
         if missing:
             return f"{where or 'it'} has no {', '.join(missing)}"
-        hints = typing.get_type_hints(kind, include_extras=True).items()
+        hints = _fields(kind).items()
         prefix = f"{where}." if where else ""
         problems = (_mismatch(value[key], hint, prefix + key) for key, hint in hints if key in value)
         return next(filter(None, problems), None)

@@ -6,8 +6,10 @@ from typing import Any
 
 from mtr_lab.results.keys import IGNORED_KEYS
 
-# Points name their policy and budget, runs are averaged over seeds, and pictures change no figure.
-_IGNORED = (*IGNORED_KEYS, "mtr.ratio", "mtr.speedup", "mtr.max_drop", "mtr.policy", "mtr.seed", "pictures")
+MEASUREMENT = (*IGNORED_KEYS, "timing", "pictures", "trainer.limit_test_batches", "trainer.limit_train_batches")
+"""Settings and groups that say how to measure, not what."""
+# Points name their policy and budget, and runs are averaged over seeds.
+_IGNORED = (*MEASUREMENT, "mtr.ratio", "mtr.speedup", "mtr.max_drop", "mtr.policy", "mtr.seed")
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -19,3 +21,8 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, node if isinstance(node, str) else json.dumps(node)
+
+
+def is_measurement(key: str) -> bool:
+    """Whether a setting, by its dotted key, says how to measure, not what."""
+    return any(f"{key}.".startswith(f"{ignored}.") for ignored in MEASUREMENT)

@@ -27,7 +27,8 @@ def beside(large: Result, of_large: Predictions, small: Result, of_small: Predic
     Raises:
         ValueError: the images are not the same, or in another order; or the classes are not the same.
     """
-    name, unreduced, own = small["backbone"], large["points"][0], dict(small["points"][0])
+    name, unreduced = small["backbone"], large["points"][0]
+    own = {key: value for key, value in small["points"][0].items() if not key.startswith("speedup")}
     if hardware_name(small["environment"]) != hardware_name(large["environment"]):
         own = {key: value for key, value in own.items() if key not in SPEEDS}
     predictions = of_large.select(slice(0, 1)).concat(replace(of_small.select(slice(0, 1)), points=np.array([name])))

@@ -77,7 +77,7 @@ def test_points_of_one_budget_are_compared(tmp_path: Path) -> None:
     data = Reader([tmp_path]).data()
     assert not data["notes"]
     pairs = {(tuple(found["first"]), tuple(found["second"])) for found in data["differences"]}
-    assert pairs == {((r, 0), (r, i)) for r in (0, 1) for i in (1, 2)} | {((0, 1), (1, 1))}
+    assert pairs == {((0, 0), (r, i)) for r in (0, 1) for i in (1, 2)} | {((0, 1), (1, 1))}
 
 
 def test_differences_are_those_of_compare(tmp_path: Path) -> None:
@@ -183,6 +183,8 @@ def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["mtr.merge=mean", "mtr.merge=prune", ""]
     write_run(tmp_path / "b", "mtr")
     name = tmp_path.name
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["", "", ""]  # a and b are equal
+    write_run(tmp_path / "b", "mtr", quality=2)
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == [f"({name}/a)", f"({name}/b)", ""]
 
 

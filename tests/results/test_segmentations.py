@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtr_lab.errors import UserError
-from mtr_lab.results.comparison import Sample, compare
+from mtr_lab.results.comparison import compare
 from mtr_lab.results.metrics import score
 from mtr_lab.results.metrics.miou import mean_iou, resampled_iou
 from mtr_lab.results.predictions_file import load_predictions, save_predictions
@@ -73,8 +73,6 @@ def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared() -> None:
     run = segmentations()
-    with pytest.raises(UserError, match="computed from all images together"):
-        Sample.of(run)
     other = dataclasses.replace(run, hashes=run.hashes[::-1])
     with pytest.raises(UserError, match="cannot be paired"):
         compare(run, 0, other, 1)

@@ -1,5 +1,8 @@
 // Quality against cost and speed.
 
+const HEIGHTS = { cost: 400, speed: 400, tokens: 300 }; // px
+const MANY = 60; // series, beyond which a policy is one cloud of markers without intervals
+
 /** The Pareto front of points that have both values, by rising cost. */
 function front(candidates, axis, metric) {
   const ordered = [...candidates].sort(
@@ -14,25 +17,65 @@ function front(candidates, axis, metric) {
 
 function hover(point, axis, metric) {
   const written = [shown(point[metric.key], metric.write), interval(point, metric) && `(${interval(point, metric)})`];
+  const range = axis.key === "speedup" ? interval(point, { key: "speedup", write: figure }) : "";
   return [
     `<b>${plain(label(point))}</b>${point.unreduced ? "" : `, asked ${plain(ratioName(point))}`}`,
     `${metric.name} ${written.filter(Boolean).join(" ")} ${metric.unit}`,
-    `${figure(numberOf(point, axis))} ${axis.unit}`,
+    `${figure(numberOf(point, axis))} ${range && `(${range}) `}${axis.unit}`,
   ].join("<br>");
+}
+
+/** Beside each other, the x of points that have almost the same cost: their intervals would cover each other. */
+function dodged(drawn, axis) {
+  const x = new Map(drawn.map((point) => [point, numberOf(point, axis)]));
+  const ordered = [...drawn].sort((a, b) => x.get(a) - x.get(b));
+  const range = x.get(ordered.at(-1)) - x.get(ordered[0]);
+  let cluster = [];
+  const spread = () => {
+    const step = Math.min(0.007, 0.04 / cluster.length) * range;
+    cluster.sort((a, b) => a.policy.localeCompare(b.policy));
+    const middle = (cluster.length - 1) / 2;
+    cluster.forEach((point, place) => x.set(point, x.get(point) + (place - middle) * step));
+    cluster = [];
+  };
+  for (const point of ordered) {
+    if (cluster.length && x.get(point) - x.get(cluster.at(-1)) > 0.004 * range) spread();
+    cluster.push(point);
+  }
+  spread();
+  return x;
+}
+
+/** The ends of a figure's interval, or one standard deviation to both sides if the point is a mean over seeds. */
+function endsOf(point, key) {
+  const [value, sd] = [point[key], point[`${key}_sd`]];
+  return sd == null ? (point[`${key}_ci`] ?? [null, null]) : [value - sd, value + sd];
+}
+
+function bars(ordered, key, scale, own) {
+  const far = (side) =>
+    ordered.map((point) => Math.max(0, scale * Math.abs((endsOf(point, key)[side] ?? point[key]) - point[key])));
+  return { type: "data", symmetric: false, color: own, thickness: 1.2, width: 3, array: far(1), arrayminus: far(0) };
 }
 
 function tradeoff(axis, metric, colours, legend) {
   const drawn = visible.filter((point) => point[axis.key] != null && point[metric.key] != null);
   const traces = [];
+  const measured = SPEEDS.includes(axis);
+  const many = new Set(drawn.map((point) => point.series)).size > MANY;
+  const place = measured || many || drawn.length < 2 ? null : dodged(drawn, axis);
+  const along = (point) => place?.get(point) ?? numberOf(point, axis);
   const alike = (point) =>
     JSON.stringify([
       point.task,
       point.dataset,
       point.images + point.skipped.length, // figures over other images are not comparable
       (metric.relative || axis.relative) && point.backbone,
-      SPEEDS.includes(axis) && point.hardware,
+      measured && point.hardware,
     ]);
-  for (const [, members] of groupBy(drawn, alike)) {
+  // Runs are timed apart: their absolute speeds have no common front.
+  const apart = measured && !axis.relative && new Set(drawn.map((point) => point.run)).size > 1;
+  for (const [, members] of apart ? [] : groupBy(drawn, alike)) {
     const best = front(members, axis, metric);
     traces.push({
       x: best.map((point) => numberOf(point, axis)),
@@ -81,47 +124,33 @@ function tradeoff(axis, metric, colours, legend) {
   }
   const families = groupBy(drawn, (point) => point.policy);
   for (const [policy, family] of [...families].sort(([a], [b]) => a.localeCompare(b))) {
-    for (const [series, members] of groupBy(family, (point) => point.series)) {
-      const place = places.get(series);
+    for (const [, members] of groupBy(family, (point) => (many ? policy : point.series))) {
+      const variant = many ? 0 : places.get(members[0].series);
       const ordered = [...members].sort(byCost);
-      const ends = (point) => {
-        const [value, sd] = [point[metric.key], point[`${metric.key}_sd`]];
-        return sd == null ? (point[`${metric.key}_ci`] ?? [null, null]) : [value - sd, value + sd];
-      };
       const own = colour(policy, colours);
-      const [dash] = DASHES[place % DASHES.length];
+      const open = variant || policy === "none";
+      const [dash] = DASHES[variant % DASHES.length];
       traces.push({
-        x: ordered.map((point) => numberOf(point, axis)),
+        x: ordered.map(along),
         y: ordered.map((point) => numberOf(point, metric)),
         customdata: ordered.map((point) => point.id),
         text: ordered.map((point) => hover(point, axis, metric)),
         hovertemplate: "%{text}<extra></extra>",
         name: plain(label(ordered[0], drawn)),
-        mode: ordered[0].unreduced ? "markers" : "lines+markers",
+        mode: many || ordered[0].unreduced ? "markers" : "lines+markers",
         line: { color: own, width: 1.6, dash },
         marker: {
-          symbol: style(policy).symbol + (place || policy === "none" ? "-open" : ""),
+          symbol: symbol(policy) + (open ? "-open" : ""),
           color: own,
           opacity: 1,
-          size: ordered.map((point) => (point.id === state.selected ? 16 : 10)),
+          size: many ? 7 : ordered.map((point) => (point.id === state.selected ? 16 : 10)),
           line: {
-            color: place || policy === "none" ? own : colours.paper,
-            width: place || policy === "none" ? 2 : 1,
+            color: open ? own : colours.paper,
+            width: open ? 2 : 1,
           },
         },
-        error_y: {
-          type: "data",
-          symmetric: false,
-          color: own,
-          thickness: 1.2,
-          width: 3,
-          array: ordered.map((point) =>
-            Math.max(0, metric.scale * ((ends(point)[1] ?? point[metric.key]) - point[metric.key])),
-          ),
-          arrayminus: ordered.map((point) =>
-            Math.max(0, metric.scale * (point[metric.key] - (ends(point)[0] ?? point[metric.key]))),
-          ),
-        },
+        error_y: many ? undefined : bars(ordered, metric.key, metric.scale, own),
+        error_x: many || axis.key !== "speedup" ? undefined : bars(ordered, axis.key, 1, own),
       });
     }
   }
@@ -170,6 +199,7 @@ function heightWithLegend(traces, width, chart) {
 
 function chartSpec(kind, colours, legend) {
   if (kind === "tokens") return tokensSpec(colours, legend);
+  if (kind === "training") return trainingSpec(colours, legend);
   const axes = kind === "cost" ? COSTS : SPEEDS;
   return tradeoff(
     axes.find((axis) => axis.key === state[kind]),
@@ -193,6 +223,7 @@ function drawLegend() {
     ...[...ofPolicy.values()]
       .filter((members) => members.length > 1)
       .flat()
+      .slice(0, MANY)
       .map((point) => {
         const place = places.get(point.series);
         const line = svg("line", {
@@ -216,6 +247,7 @@ function drawLegend() {
 }
 
 function drawChart(kind) {
+  if (!window.Plotly) return; // the tables are drawn while it is unpacked
   const node = byId(kind);
   const plot = node.querySelector(".plot");
   const printing = print.matches;
@@ -226,13 +258,14 @@ function drawChart(kind) {
   const missing = visible.length - drawn.length;
   const axis = kind === "cost" ? "FLOPs" : "measured speed";
   node.querySelector(".missing").textContent =
-    kind === "tokens" || !missing
+    !["cost", "speed"].includes(kind) || !missing
       ? ""
       : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
   plot.hidden = !drawn.length;
+  node.classList.toggle("empty", !drawn.length);
   if (!drawn.length) return Plotly.purge(plot);
   if (printing) Object.assign(spec, { width: 680, height: heightWithLegend(traces, 680, 350) });
-  else Object.assign(spec, { height: kind === "tokens" ? 300 : 400, width: undefined });
+  else Object.assign(spec, { height: HEIGHTS[kind] ?? heightWithLegend(traces, plot.clientWidth, 280), width: undefined });
   Plotly.react(plot, traces, spec, { displayModeBar: false, responsive: true, doubleClick: "reset" });
   if (!plot.dataset.bound) {
     plot.on("plotly_click", (event) => showDetails(event.points[0].customdata));
@@ -248,6 +281,7 @@ function buildFigure(kind, title, axes) {
       {
         onchange: (event) => {
           state[kind] = event.target.value;
+          remember();
           drawChart(kind);
         },
       },
@@ -258,7 +292,13 @@ function buildFigure(kind, title, axes) {
       "figcaption",
       {},
       h("label", {}, h("span", {}, title), choice),
-      h("button", { type: "button", onclick: () => savePng(kind), "aria-label": `${title}: save as PNG` }, "PNG"),
+      h(
+        "span",
+        { class: "actions" },
+        ["SVG", "PNG"].map((format) =>
+          h("button", { type: "button", onclick: () => saveChart(kind, format.toLowerCase()) }, format),
+        ),
+      ),
     ),
     h("div", { class: "plot" }),
     h("p", { class: "missing caption" }),

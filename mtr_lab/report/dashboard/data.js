@@ -1,15 +1,20 @@
 // The report's points, which of them are shown, and how they are named.
 
-const initial = JSON.parse(byId("data").textContent);
-const { costs: COSTS, speeds: SPEEDS, facets: FACETS } = initial.axes;
+const initial = JSON.parse(await unpacked("data"));
+const { costs: COSTS, speeds: SPEEDS } = initial.axes;
+const FACETS = initial.axes.facets.filter((facet) => facet.key !== "task"); // which is a section
 const METRICS = initial.axes.metrics.map((metric) => ({
   ...metric,
   scale: metric.unit === "%" ? 100 : 1,
   write: metric.unit === "%" ? percent : nats,
 }));
 
+const policies = new Map(); // policy -> number of its series
 const places = new Map(); // series -> number of earlier series of its policy
 const state = {
+  task: null,
+  theme: null, // that of the system
+  search: "",
   chosen: Object.fromEntries(FACETS.map((facet) => [facet.key, new Set()])),
   metric: null,
   cost: COSTS[0].key,
@@ -17,15 +22,18 @@ const state = {
   baseline: null,
   selected: null,
   sort: { points: null, differences: null, runs: null },
+  training: null,
+  whole: {}, // tables whose rows are all shown
+  goal: "fastest",
+  limit: {},
 };
-let data, points, visible;
+let data, all, points, visible; // all points; those of the task in view; of these those shown
 
 function load(parsed) {
   data = parsed;
-  points = data.points.map(({ run: r, point: i, places: alike, mean }) => {
+  all = data.points.map(({ run: r, point: i, places: alike, mean }) => {
     const run = data.runs[r];
     const point = mean ?? run.result.points[i]; // the mean is over seeds
-    const speedups = (mean ? alike : [[r, i]]).map(([s, j]) => speedup(data.runs[s].result.points, j));
     return {
       ...point,
       id: `${run.name}#${i}`,
@@ -41,15 +49,30 @@ function load(parsed) {
       unreduced: point.policy === "none",
       latency_p50: point.latency_ms?.p50,
       latency_p95: point.latency_ms?.p95,
-      speedup: speedups.includes(null) ? null : speedups.reduce((sum, value) => sum + value) / speedups.length,
+      speedup: mean ? mean.speedup : (point.speedup ?? speedup(run.result.points, i)),
     };
   });
-  for (const point of points) point.series = seriesOf(point);
-  for (const policy of [...new Set(points.map((point) => point.policy))].sort()) style(policy);
-  for (const { policy, series } of points) {
-    const before = [...places.keys()].filter((other) => JSON.parse(other)[0] === policy);
-    if (!places.has(series)) places.set(series, before.length);
+  for (const point of all) point.series = seriesOf(point);
+  for (const { policy, series } of all) {
+    const before = policies.get(policy) ?? 0;
+    if (places.has(series)) continue;
+    places.set(series, before);
+    policies.set(policy, before + 1);
   }
+  const tasks = tasksNow();
+  if (!tasks.includes(state.task)) state.task = tasks[0] ?? null;
+  enter();
+}
+
+/** The tasks, that with the most points first. */
+function tasksNow() {
+  const groups = groupBy(all, (point) => point.task);
+  return [...groups.keys()].sort((a, b) => groups.get(b).length - groups.get(a).length || a.localeCompare(b));
+}
+
+/** Turn to the points of the task in view. */
+function enter() {
+  points = all.filter((point) => point.task === state.task);
   for (const facet of FACETS) {
     facet.values = [...new Set(points.map((point) => facetValue(facet, point)).filter((value) => value !== null))];
     facet.values.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
@@ -58,9 +81,10 @@ function load(parsed) {
   }
 }
 
+/** Of older results, which do not have it. A smaller model was timed in another run. */
 function speedup(points, i) {
   const base = points.find((other) => other.policy === "none");
-  return points[i].img_per_s && base?.img_per_s ? points[i].img_per_s / base.img_per_s : null;
+  return !points[i].model && points[i].img_per_s && base?.img_per_s ? points[i].img_per_s / base.img_per_s : null;
 }
 
 /** A point's value of a facet; null for the unreduced model, which is shown whatever policy or ratio is chosen. */
@@ -94,17 +118,26 @@ const isVisible = (point) =>
   FACETS.every((facet) => {
     const value = facetValue(facet, point);
     return value === null || !state.chosen[facet.key].size || state.chosen[facet.key].has(value);
-  });
+  }) && (point.unreduced || isFound(point));
+
+/** Whether every word of the search is in the point's names. */
+const isFound = (point) => {
+  point.text ??= [point.policy, ratioName(point), point.variant, point.backbone, point.dataset, point.hardware, ...point.runs.map((run) => run.name)].join(" ").toLowerCase();
+  return state.search.toLowerCase().split(/\s+/).every((word) => point.text.includes(word));
+};
 const averaged = () => visible.some((point) => point.seeds);
 const byCost = (a, b) => (a.ratio ?? a.reduction ?? 0) - (b.ratio ?? b.reduction ?? 0);
 
 /** What tells a point from others of its policy: its variant, and the properties that differ among the points. */
 function setting(point, among = visible) {
-  const varies = (key) => among.some((other) => other[key] !== point[key]);
-  const keys = ["backbone", varies("dataset") ? "dataset" : "task", "hardware"];
+  if (!varying.has(among)) {
+    const keys = ["backbone", "dataset", "hardware"];
+    varying.set(among, keys.filter((key) => among.some((other) => other[key] !== among[0][key])));
+  }
   const seeds = point.seeds && `mean of ${point.seeds.length} seeds`;
-  return [point.variant, seeds, ...keys.filter(varies).map((key) => point[key])].filter(Boolean).join(" · ");
+  return [point.variant, seeds, ...varying.get(among).map((key) => point[key])].filter(Boolean).join(" · ");
 }
+const varying = new WeakMap(); // points -> the properties that differ among them
 
 const label = (point, among = visible) =>
   [point.unreduced ? "unreduced" : point.policy, setting(point, among)].filter(Boolean).join(" · ");
@@ -126,7 +159,11 @@ function numberOf(point, axis) {
 
 function groupBy(items, key) {
   const groups = new Map();
-  for (const item of items) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
+  for (const item of items) {
+    const name = key(item);
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(item);
+  }
   return groups;
 }
 

@@ -45,8 +45,13 @@ function showDetails(id) {
       "images per second",
       point.img_per_s == null
         ? "not measured"
-        : figure(point.img_per_s) +
-          (point.speedup == null || point.unreduced ? "" : `, × ${point.speedup.toFixed(2)} unreduced`),
+        : figure(point.img_per_s),
+    ],
+    [
+      "speed over the unreduced model",
+      point.speedup == null || point.unreduced
+        ? null
+        : `× ${point.speedup.toFixed(2)}${interval(point, { key: "speedup", write: figure }) && ` (${interval(point, { key: "speedup", write: figure })})`}`,
     ],
     [
       "latency of one image",
@@ -86,6 +91,7 @@ function showDetails(id) {
       `${run.name} · ${point.backbone} · ${point.task} · ${point.dataset} · ${point.hardware}`,
     ),
     repeated ? h("p", { class: "caption" }, repeated) : "",
+    point.unreduced ? "" : section("Use it", code(patchCall(point)), code(command(point))),
     pairsTable(numbers),
     point.tokens.length
       ? section(
@@ -94,11 +100,20 @@ function showDetails(id) {
           h("p", { class: "caption" }, point.tokens.join(", ")),
         )
       : "",
-    run.pictures.length
+    run.pictures.length && isDrawn(point)
       ? section(
           "Pictures",
-          ...run.pictures.map(({ name, uri }) =>
-            h("figure", {}, h("img", { src: uri, alt: name }), h("figcaption", {}, name)),
+          ...run.pictures.map((picture) =>
+            h(
+              "figure",
+              {},
+              h(
+                "button",
+                { type: "button", class: "picture", "aria-label": `Enlarge ${picture.name}`, onclick: () => openLightbox(run, picture) },
+                h("img", { src: picture.uri, alt: picture.name, loading: "lazy" }),
+              ),
+              h("figcaption", {}, picture.name),
+            ),
           ),
         )
       : "",

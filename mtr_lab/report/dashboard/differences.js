@@ -8,6 +8,7 @@ function differenceRows() {
   const pairs = [];
   for (const pair of data.differences) {
     const [first, second] = [byPlace.get(pair.first.join("/")), byPlace.get(pair.second.join("/"))];
+    if (!first || !second) continue; // of another task
     pairs.push({ base: first, point: second, pair, sign: 1 });
     if (!first.unreduced) pairs.push({ base: second, point: first, pair, sign: -1 });
   }
@@ -139,11 +140,10 @@ function drawDifferences() {
   const name = chosen === "unreduced" ? "the unreduced model" : chosen && label(bases.get(chosen)[0].base);
   byId("differences-caption").textContent = rows.length
     ? `Each point minus ${name}${chosen === "unreduced" || rows[0].base.model ? "" : " at the same asked ratio"}, image by image, ` +
-      `with the 95 % interval of a paired bootstrap over images (${data.resamples.toLocaleString("en")} resamples). ` +
+      "with the 95 % interval of a paired bootstrap over images. " +
       "▲ better, ▼ worse: p < 0.05 after Holm's correction for all such comparisons of the report; ○ not significant. " +
       "p: McNemar's exact test for shares of images, for others a normal test with the bootstrap's standard error."
-    : "Nothing to compare: paired differences need classification runs on the same images, with predictions.npz " +
-      `beside result.json (${paired} of ${data.runs.length} runs have it). ` +
-      "For detection and segmentation, use mtr_lab.results.comparison.compare.";
+    : "Nothing to compare: paired differences need several points on the same images, and predictions.npz " +
+      `beside result.json (${paired} of ${data.runs.length} runs have it).`;
   return table("differences", differenceColumns(rows), rows);
 }

@@ -5,6 +5,14 @@ const live = document.documentElement.dataset.live === "true";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const print = matchMedia("print");
 
+/** The text of a block of the page, which is compressed by gzip, in base64. */
+async function unpacked(id) {
+  const packed = atob(byId(id).textContent);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
 function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

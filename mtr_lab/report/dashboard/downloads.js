@@ -144,12 +144,14 @@ function differencesLatex(rows) {
   ).replace("95 % intervals", "95 % intervals of a paired bootstrap, * p < 0.05 after Holm's correction");
 }
 
-async function savePng(kind) {
+/** Save a chart as SVG or PNG, with its legend, on white. */
+async function saveChart(kind, format) {
   const {
     figure: { data: traces, layout: spec },
   } = chartSpec(kind, THEMES.light, true);
   const size = { width: 900, height: heightWithLegend(traces, 900, 540) };
-  download(`${kind}.png`, await Plotly.toImage({ data: traces, layout: spec }, { format: "png", scale: 2, ...size }));
+  const scale = format === "png" ? 2 : 1;
+  download(`${kind}.${format}`, await Plotly.toImage({ data: traces, layout: spec }, { format, scale, ...size }));
 }
 
 function buildActions(id, rows, toCsv, toLatex) {

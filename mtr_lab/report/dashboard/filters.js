@@ -3,6 +3,7 @@
 function buildFilters() {
   const focused = document.activeElement?.dataset?.chip;
   byId("facets").replaceChildren(
+    taskChoice(),
     ...FACETS.filter((facet) => facet.values.length).map((facet) => {
       const chips = facet.values.map((value) =>
         facet.values.length === 1
@@ -29,6 +30,35 @@ function buildFilters() {
     }),
   );
   if (focused) document.querySelector(`[data-chip="${CSS.escape(focused)}"]`)?.focus();
+}
+
+/** The tasks are sections of the page, one in view. */
+function taskChoice() {
+  const tasks = tasksNow();
+  return h(
+    "fieldset",
+    { "data-facet": "task" },
+    h("legend", {}, "Task"),
+    tasks.map((task) =>
+      tasks.length === 1
+        ? h("span", { class: "chip only" }, task)
+        : h(
+            "button",
+            {
+              type: "button",
+              class: "chip",
+              "data-chip": `task=${task}`,
+              "aria-pressed": String(task === state.task),
+              onclick: () => {
+                state.task = task;
+                enter();
+                drawPage();
+              },
+            },
+            task,
+          ),
+    ),
+  );
 }
 
 function buildMetrics() {

@@ -6,21 +6,22 @@ let pointRows = [],
 function render() {
   visible = points.filter(isVisible);
   buildMetrics();
-  byId("shown").textContent =
-    `${visible.length} of ${points.length} points shown. A group without a choice shows all its points.`;
-  byId("clear").hidden = !FACETS.some((facet) => state.chosen[facet.key].size);
-  for (const kind of ["cost", "speed", "tokens"]) drawChart(kind);
+  byId("shown").textContent = `${visible.length} of ${points.length} points shown. Choose names to show only these.`;
+  byId("clear").hidden = !state.search && !FACETS.some((facet) => state.chosen[facet.key].size);
+  drawCharts();
   drawLegend();
+  drawChooser();
   const metric = metricNow();
   byId("tradeoff-caption").textContent =
-    "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), if the result has them" +
+    "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), where the result has them" +
     `${averaged() ? "; for a mean over seeds, ± one standard deviation" : ""}. ` +
     "Grey band: Pareto front of the points shown, " +
-    `one per ${metric.relative ? "backbone" : "task, dataset"} and number of images, ` +
-    "and in the speed chart per hardware. " +
+    `one per ${metric.relative ? "backbone" : "dataset"} and number of images, ` +
+    "for speeds one per hardware. " +
     `Dashed: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
-    "Speeds have no interval, and only speeds of one run were measured under the same conditions. " +
-    "Click a point for its details.";
+    "× unreduced: median over rounds that timed both models, with its 95 % interval. " +
+    "Runs are timed apart, so absolute speeds of several runs have no front. " +
+    "Points of nearly equal cost are drawn side by side. Click a point for its details.";
   const sorted = [...visible].sort(
     (a, b) => byCost(a, b) || a.policy.localeCompare(b.policy) || a.variant.localeCompare(b.variant),
   );
@@ -28,21 +29,28 @@ function render() {
   const repeated = visible.some((point) => point.runs.length > 1 && !point.seeds);
   byId("points-caption").textContent =
     "Small print: the 95 % interval, or the figure that the heading names in small print. " +
-    "GFLOPs: true FLOPs per image, two per multiply-accumulate, with the cost of the reduction itself; " +
+    "GFLOPs: true FLOPs of one image, two per multiply-accumulate, with the cost of the reduction itself; " +
     "the literature counts multiply-accumulates, and one direction." +
-    (repeated
-      ? " An unreduced model with equal figures in several runs is one row, with the speed of the median run."
-      : "") +
+    (repeated ? " Points with equal figures in several runs are one row, with the speed of the median run." : "") +
     data.remarks.map((remark) => ` ${remark}.`).join("") +
     (averaged() ? " Runs that differ only in mtr.seed are one row: mean ± standard deviation over the seeds." : "");
   differenceRowsShown = drawDifferences();
+  drawAblation();
   drawRuns();
+  remember();
+}
+
+function drawCharts() {
+  for (const kind of ["cost", "speed", "tokens"]) drawChart(kind);
+  drawTraining();
 }
 
 function drawPage() {
-  const distinct = (key) => [...new Set(points.map((point) => point[key]))].sort();
-  const images = [...new Set(points.map((point) => point.images))].sort((a, b) => a - b);
-  byId("title").textContent = distinct("backbone").join(", ") || "Waiting for results";
+  const distinct = (key) => [...new Set(all.map((point) => point[key]))].sort();
+  const images = [...new Set(all.map((point) => point.images))].sort((a, b) => a - b);
+  const trained = [...new Set(data.trainings.map((run) => run.backbone))].join(", ");
+  byId("title").textContent = distinct("backbone").join(", ") || trained || "Waiting for results";
+  for (const id of ["tradeoff", "points", "differences", "tokens", "runs"]) byId(`${id}-section`).hidden = !all.length && !live;
   document.title = `${byId("title").textContent} · mtr_lab report`;
   const count = (number, name) => `${number.toLocaleString("en")} ${name}${number === 1 ? "" : "s"}`;
   byId("summary").textContent = [
@@ -50,7 +58,7 @@ function drawPage() {
     distinct("dataset").join(", "),
     images.length && (images.length > 1 ? `${images[0]} to ${images.at(-1)} images` : count(images[0], "image")),
     count(data.runs.length, "run"),
-    count(points.length, "point"),
+    count(all.length, "point"),
     distinct("hardware").join("; "),
     `results read ${data.written.replace("T", " ").slice(0, 16)}`,
   ]
@@ -88,26 +96,63 @@ async function follow() {
   }
 }
 
+/** The theme of the system, then the other one, then that of the system again. */
+function turnTheme() {
+  const other = dark.matches ? "light" : "dark";
+  state.theme = state.theme === other ? null : other;
+  showTheme();
+  drawPage();
+}
+
+function showTheme() {
+  document.documentElement.dataset.theme = state.theme ?? "";
+  byId("theme").textContent = inDark() ? "Light" : "Dark";
+}
+
+recall();
 load(initial);
+showTheme();
 buildFigure("cost", "against", COSTS);
 buildFigure("speed", "against", SPEEDS);
 buildFigure("tokens", "", null);
+buildChooser();
 buildActions("points", () => pointRows, flat, pointsLatex);
 buildActions("differences", () => differenceRowsShown, flatDifference, differencesLatex);
 byId("baseline").addEventListener("change", (event) => {
   state.baseline = event.target.value;
   render();
 });
+byId("search").value = state.search;
+byId("search").addEventListener("input", (event) => {
+  state.search = event.target.value;
+  render();
+});
+byId("theme").addEventListener("click", turnTheme);
 byId("clear").addEventListener("click", () => {
   for (const facet of FACETS) state.chosen[facet.key].clear();
+  state.search = byId("search").value = "";
   buildFilters();
   render();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !byId("details").hidden) hideDetails();
+  if (byId("lightbox").open) {
+    if (event.key === "ArrowLeft") turn(-1);
+    if (event.key === "ArrowRight") turn(1);
+  } else if (event.key === "Escape" && !byId("details").hidden) hideDetails();
 });
-dark.addEventListener("change", drawPage);
+dark.addEventListener("change", () => {
+  showTheme();
+  drawPage();
+});
 print.addEventListener("change", drawPage);
 drawPage();
+if (state.selected) showDetails(state.selected);
 byId("live").hidden = !live;
 if (live) follow();
+performance.mark("words");
+// The words stand before the charts' library, the larger part of the page, is unpacked.
+await new Promise((done) => setTimeout(done));
+document.head.append(h("script", {}, await unpacked("plotly")));
+drawCharts();
+performance.mark("charts");
+document.documentElement.dataset.ready = "true";

@@ -1,6 +1,7 @@
 """The dashboard: results as one HTML file that works without a network."""
 
 import base64
+import gzip
 import hashlib
 import importlib.resources
 import json
@@ -15,8 +16,8 @@ from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME
 
 _SCRIPTS = (
-    *("format", "dom", "styles", "data", "charts", "tokens", "tables"),
-    *("differences", "downloads", "details", "filters", "main"),
+    *("format", "dom", "styles", "data", "charts", "tokens", "training", "tables", "differences"),
+    *("ablation", "chooser", "address", "lightbox", "downloads", "details", "filters", "main"),
 )
 """The files of the page's script, in this order: a file's top level may use the files before it."""
 
@@ -32,7 +33,7 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         UserError: see ``Reader.data``; there is no result; Plotly is not installed; ``output`` cannot be written.
     """
     data = Reader(paths).data()
-    if not data["runs"]:
+    if not data["runs"] and not data["trainings"]:
         reason = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
         raise UserError(f"nothing to show. {reason}")
     html = page(data)
@@ -65,7 +66,7 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         (files / name).read_text(encoding="utf-8")
         for name in ("page.html", "page.css", *(f"{name}.js" for name in _SCRIPTS))
     )
-    script = "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])  # one scope, apart from Plotly's
+    script = "\n".join(['"use strict";', "(async () => {", *parts, "})();", ""])  # one scope, apart from Plotly's
     # Browsers hash the text with line feeds, up to the end tag, which must not occur in it.
     scripts = [text.replace("\r\n", "\n").replace("</script", r"<\/script") for text in (get_plotlyjs(), script)]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -80,13 +81,21 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         "live": str(live).lower(),
         "policy": "; ".join(f"{name} {value}" for name, value in sources.items()),
         "style": style,
-        "data": to_json(data).replace("<", r"\u003c"),  # or a "</script>" in a text would end the block
-        "plotly": scripts[0],
+        "data": _packed(to_json(data)),
+        "plotly": _packed(scripts[0]),
         "script": scripts[1],
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
+def _packed(text: str) -> str:
+    """A text as the page unpacks it: compressed by gzip, in base64. A page of many results is a fifth as large."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
 def to_json(data: dict[str, Any]) -> str:
     """JSON as browsers read it: numbers that are not finite, from hand-written results, are null."""
-    return json.dumps(json.loads(json.dumps(data), parse_constant=lambda name: None), ensure_ascii=False)
+    try:
+        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(json.loads(json.dumps(data), parse_constant=lambda name: None), ensure_ascii=False)

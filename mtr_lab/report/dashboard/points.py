@@ -2,8 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,18 @@ from mtr_lab.errors import UserError
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
+from mtr_lab.results.metrics.metric import Drawn
 from mtr_lab.results.predictions import name_of, point_name
+from mtr_lab.results.resampling import RESAMPLES
 from mtr_lab.results.schema import SPEEDS, Point
 from mtr_lab.results.seeds import Place, mean_point
 from mtr_lab.results.settings import flatten
 
-_SPEED_SETTINGS = ("timing.batch_size", "trainer.cuda_graph", "trainer.precision", "ops.backend")
+_SPEED_SETTINGS = (("timing", "batch_size"), ("trainer", "cuda_graph"), ("trainer", "precision"), ("ops", "backend"))
+PAIRS = 3000
+"""More comparisons than that are not read by anybody, and take long."""
+FEW_RESAMPLES = 2000
+BASELINES = ("mtr", "write", "resolution", "random")
 _NAMED_SETTINGS = 4  # in the name of a variant
 
 
@@ -29,23 +34,29 @@ def _setting(run: Run) -> tuple[str, ...]:
 def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator[dict[str, Any]]:
     """The points to show, each as a run and an index in its result; ``places`` are all points that it stands for.
 
-    A sweep evaluates the unreduced model in each run, with equal figures except the speed. It is shown once, as in the
-    run with the median speed; runs with other timing settings count apart. A group of ``seeds``, whose points differ
-    only in the seed, is shown as its ``mean``, at the place of its first point.
+    Points that differ in nothing but their measured speed, such as the unreduced model of each run of a sweep, are
+    shown once, as in the run with the median speed; the unreduced model is shown once for each batch size, precision
+    and implementation that it was timed with. A group of ``seeds``, whose points differ only in the seed, is shown as
+    its ``mean``, at the place of its first point.
     """
     equal: dict[str, list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}
     for r, run in enumerate(runs):
+        settings = dict(flatten(run.result["config"]))
         for i, point in enumerate(run.result["points"]):
             if (r, i) in grouped:
                 continue
-            key: list[Any] = [r, i]
-            if point["policy"] == "none":
-                content = {name: value for name, value in point.items() if name not in SPEEDS}
-                key = [_setting(run), hardware_name(run.result["environment"]), run.result.get("weights"), content]
-                if any(name in point for name in SPEEDS):
-                    settings = dict(flatten(run.result["config"]))
-                    key.append([settings.get(name) for name in _SPEED_SETTINGS])
+            key: list[Any] = [
+                _setting(run),
+                hardware_name(run.result["environment"]),
+                run.result.get("weights"),
+                _content(point),
+            ]
+            if point["policy"] != "none":
+                key.append(settings)
+            elif any(name in point for name in SPEEDS):
+                config: dict[str, Any] = run.result["config"]
+                key.append([(config.get(group) or {}).get(name) for group, name in _SPEED_SETTINGS])
             equal[json.dumps(key, sort_keys=True)].append((r, i))
     for places in equal.values():
         by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
@@ -55,6 +66,11 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
     for group in seeds:
         r, i = group[0]
         yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
+
+
+def _content(point: Point) -> dict[str, Any]:
+    """A point without what was measured on a device."""
+    return {name: value for name, value in point.items() if name not in SPEEDS}
 
 
 def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:
@@ -72,12 +88,12 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         for r in members:
             named = [f"{key}={settings[r].get(key)}" for key in varied[:_NAMED_SETTINGS]]
             variants[r] = ", ".join(named + ["…"] * (len(varied) > _NAMED_SETTINGS))
-        alike: dict[tuple[str, str], list[int]] = defaultdict(list)
+        alike: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):
                 if point["policy"] != "none" and (r, i) not in others:
-                    alike[variants[r], name_of(point)].append(r)
-        for r in {r for same in alike.values() if len(same) > 1 for r in same}:
+                    alike[variants[r], name_of(point)][json.dumps(_content(point), sort_keys=True)].append(r)
+        for r in {r for unlike in alike.values() if len(unlike) > 1 for same in unlike.values() for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
 
@@ -88,55 +104,97 @@ def _images(run: Run) -> str:
     return str(point["images"] + len(point["skipped"]))
 
 
-def differences_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compare each point with its run's unreduced point, and with all points of other policies or runs at its ratio.
+def differences_of(runs: Sequence[Run], shown: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare each point with its unreduced model, and with the points of other policies or runs at its ratio.
 
     A smaller model is compared with all points. P-values are corrected for the number of comparisons, those with
-    unreduced points and the others apart.
+    unreduced points and the others apart. Of more than ``PAIRS`` comparisons at the same ratio, only those with
+    ``BASELINES`` are made, one run each; and of more than ``PAIRS`` in all, intervals have ``FEW_RESAMPLES``.
 
-    Points that differ only in the seed are compared as their mean, at the place of the first.
+    Args:
+        shown: of ``points_of``; seeds are compared as their mean.
 
     Returns:
         The differences of all points that can be paired, and notes why others cannot.
     """
-    sets: dict[tuple[str, ...], list[list[tuple[int, Sample]]]] = defaultdict(list)
+    sets, notes = _paired_sets(runs)
+    differences = []
+    for samples in sets:
+        members = [(point, sources) for point in shown if (sources := _sources(point, samples))]
+        places = {place: a for a, (point, _) in enumerate(members) for place in point["places"]}
+        points: list[Point] = [runs[point["run"]].result["points"][point["point"]] for point, _ in members]
+        reduced = [b for b, point in enumerate(points) if point["policy"] != "none"]
+        to_unreduced = [(places[members[b][1][0][0], 0], b) for b in reduced]
+        groups = _by_budget(points, reduced)
+        firsts = set(reduced)
+        if sum(len(group) ** 2 for group in groups) > 2 * PAIRS:
+            firsts = _baselines(points, [sources[0][0] for _, sources in members])
+            notes.append(
+                f"Of {len(reduced)} points, only those of {', '.join(BASELINES)} and smaller models, one run each, are "
+                "baselines of paired differences: give fewer runs to compare all points with each other."
+            )
+        others = sorted(
+            {(min(a, b), max(a, b)) for group in groups for a in firsts & set(group) for b in group if a != b}
+        )
+        pairs = [*to_unreduced, *others]
+        means = [_summed([samples[r].metrics[i] for r, i in sources]) for _, sources in members]
+        counts = [len(sources) for _, sources in members]
+        resamples = RESAMPLES if len(pairs) <= PAIRS else FEW_RESAMPLES
+        compared = compare_all(means, pairs, runs=counts, resamples=resamples)
+        pooled = [_averaged([samples[r].pooled[i] for r, i in sources]) for _, sources in members]
+        for (a, b), row in zip(pairs, compared, strict=True):
+            row |= {name: figure.minus(pooled[a][name]) for name, figure in pooled[b].items()}
+        for rows in (compared[: len(to_unreduced)], compared[len(to_unreduced) :]):  # two tables of the page
+            correct(rows)
+        differences += [
+            {"first": members[a][1][0], "second": members[b][1][0], **row}
+            for (a, b), row in zip(pairs, compared, strict=True)
+        ]
+    return differences, list(dict.fromkeys(notes))
+
+
+def _paired_sets(runs: Sequence[Run]) -> tuple[list[dict[int, Sample]], list[str]]:
+    """The samples of runs on the same images, by the runs' indices, and notes about runs that have others."""
+    sets: dict[tuple[str, ...], list[dict[int, Sample]]] = defaultdict(list)
     notes = []
     for r, run in enumerate(runs):
         if run.sample is None:
             continue
         alternatives = sets[_setting(run)]
         for members in alternatives:
+            first = next(iter(members))
             try:
-                check_same_images(members[0][1].hashes, run.sample.hashes, f"{runs[members[0][0]].name} and {run.name}")
+                check_same_images(members[first].hashes, run.sample.hashes, f"{runs[first].name} and {run.name}")
             except UserError as error:
                 reason = str(error)
             else:
-                members.append((r, run.sample))
+                members[r] = run.sample
                 break
         else:
             if alternatives:
                 notes.append(reason)
-            alternatives.append([(r, run.sample)])
-    differences = []
-    grouped = {place for group in seeds for place in group}
-    for members in (members for alternatives in sets.values() for members in alternatives):
-        samples = dict(members)
-        single = [[(r, i)] for r, sample in members for i in range(len(sample.points)) if (r, i) not in grouped]
-        groups = [*single, *(group for group in seeds if all(r in samples for r, _ in group))]
-        places = [group[0] for group in groups]
-        points: list[Point] = [runs[r].result["points"][i] for r, i in places]
-        pairs = [
-            (a, b)
-            for a, b in combinations(range(len(places)), 2)
-            if points[b]["policy"] != "none" and (places[a] == (places[b][0], 0) or _comparable(points[a], points[b]))
-        ]
-        metrics = [_summed([samples[r].metrics[i] for r, i in group]) for group in groups]
-        compared = compare_all(metrics, pairs, runs=[len(group) for group in groups])
-        for to_unreduced in (True, False):  # two tables of the page
-            correct([row for (a, _), row in zip(pairs, compared, strict=True) if (places[a][1] == 0) == to_unreduced])
-        for (a, b), difference in zip(pairs, compared, strict=True):
-            differences.append({"first": places[a], "second": places[b], **difference})
-    return differences, notes
+            alternatives.append({r: run.sample})
+    return [members for alternatives in sets.values() for members in alternatives], notes
+
+
+def _sources(point: Mapping[str, Any], samples: Mapping[int, Sample]) -> Sequence[Place]:
+    """The points from whose predictions a shown point is compared: all seeds, or one of equal points; else none."""
+    readable = [place for place in point["places"] if place[0] in samples]
+    if "mean" in point:
+        return readable if len(readable) == len(point["places"]) else []
+    return [place for place in readable if place[0] == point["run"]][:1] or readable[:1]
+
+
+def _baselines(points: Sequence[Point], runs: Sequence[int]) -> set[int]:
+    """The points of the first run of each of ``BASELINES``, and of smaller models; ``runs`` has each point's run."""
+    first: dict[str, int] = {}
+    for point, run in zip(points, runs, strict=True):
+        first.setdefault(point["policy"], run)
+    return {
+        a
+        for a, (point, run) in enumerate(zip(points, runs, strict=True))
+        if "model" in point or (point["policy"] in BASELINES and run == first[point["policy"]])
+    }
 
 
 def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -144,11 +202,21 @@ def _summed(metrics: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.sum([of_run[name] for of_run in metrics], axis=0) for name in metrics[0]}
 
 
-def _comparable(first: Point, second: Point) -> bool:
-    """Whether both have the same budget; a smaller model, which has none, is compared with every point."""
-    if first["policy"] == "none" or first.get("model") == second.get("model", ""):
-        return False
-    if "model" in first or "model" in second:
-        return True
-    asked = [point_name("", point["ratio"], budget=point.get("budget")) for point in (first, second)]
-    return asked[0] != "" and asked[0] == asked[1]
+def _averaged(figures: Sequence[dict[str, Drawn]]) -> dict[str, Drawn]:
+    """The means of pooled figures over runs."""
+    return {
+        name: Drawn(*(np.mean(part, axis=0) for part in zip(*(of_run[name] for of_run in figures), strict=True)))
+        for name in figures[0]
+    }
+
+
+def _by_budget(points: Sequence[Point], reduced: Sequence[int]) -> list[list[int]]:
+    """Groups of reduced points that are compared: those of one budget, and each smaller model with every point."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    models = [a for a in reduced if "model" in points[a]]
+    for a in reduced:
+        asked = point_name("", points[a]["ratio"], budget=points[a].get("budget"))
+        if asked and "model" not in points[a]:
+            groups[asked].append(a)
+    unlike = [(a, b) for a in models for b in reduced if points[a]["model"] != points[b].get("model")]
+    return [*groups.values(), *map(list, unlike)]

@@ -1,6 +1,5 @@
 """Reading one run of a report: its result, the sample for paired differences, its pictures."""
 
-import base64
 import hashlib
 import json
 import re
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtr_lab.errors import UserError
+from mtr_lab.report.dashboard.thumbnails import thumbnail
 from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
 from mtr_lab.results.predictions import name_of
@@ -16,9 +16,9 @@ from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import PICTURES, Result, read_result
 from mtr_lab.results.smaller_model import beside
 
-PICTURE_BYTES = 4 << 20
-"""Larger pictures are not embedded."""
-_PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif"}
+PICTURE_BYTES = 16 << 20
+"""Larger files are not read."""
+_PICTURE_TYPES = (".png", ".gif")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
     name: str  # unique within a report
     result: Result
     sample: Sample | None
-    pictures: list[dict[str, str]]  # name and data URI
+    pictures: list[dict[str, str]]  # name and data URI of a thumbnail
     notes: list[str]
     folder: Path
 
@@ -55,11 +55,11 @@ def read_run(file: Path, name: str) -> Run:
             if path.stat().st_size > PICTURE_BYTES:
                 notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
                 continue
-            content = base64.b64encode(path.read_bytes()).decode()
+            uri = thumbnail(path)
         except OSError as error:
-            notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror}.")
+            notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror or error}.")
             continue
-        pictures.append({"name": path.name, "uri": f"data:{_PICTURE_TYPES[path.suffix]};base64,{content}"})
+        pictures.append({"name": path.stem, "uri": uri})
     return Run(name, result, sample, pictures, notes, file.parent)
 
 

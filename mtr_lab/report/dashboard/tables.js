@@ -1,6 +1,11 @@
 // The tables of points and runs.
 
-/** Fill a table. Columns: key, head, value(row) to sort by, cell(row) -> nodes; text columns are left-aligned. */
+const ROWS = 200; // shown at first
+
+/** Text is left-aligned; narrow windows leave out minor columns. */
+const classOf = ({ text, minor }) => [text && "text", minor && "minor"].filter(Boolean).join(" ") || null;
+
+/** Fill a table. Columns: key, head, value(row) to sort by, cell(row) -> nodes, see classOf. */
 function table(id, columns, rows) {
   const sort = state.sort[id];
   const column = columns.find((candidate) => candidate.key === sort?.key);
@@ -24,14 +29,14 @@ function table(id, columns, rows) {
           render();
         },
       },
-      lines(candidate.head[0], candidate.head[1]),
-      h("i", { "aria-hidden": "true" }, active ? (sort.direction > 0 ? "▲" : "▼") : ""),
+      h("span", {}, candidate.head[0], active ? h("i", { "aria-hidden": "true" }, sort.direction > 0 ? "▲" : "▼") : null),
+      candidate.head[1] ? h("small", {}, candidate.head[1]) : null,
     );
     return h(
       "th",
       {
         scope: "col",
-        class: candidate.text && "text",
+        class: classOf(candidate),
         "data-key": candidate.key,
         title: candidate.title,
         "aria-sort": active ? (sort.direction > 0 ? "ascending" : "descending") : "none",
@@ -39,16 +44,21 @@ function table(id, columns, rows) {
       button,
     );
   });
-  const body = ordered.map((row) =>
+  const rowsShown = state.whole[id] ? ordered : ordered.slice(0, ROWS);
+  const body = rowsShown.map((row) =>
     h(
       "tr",
       { class: row.id && row.id === state.selected ? "selected" : null },
       columns.map((candidate, i) =>
-        h(i ? "td" : "th", { class: candidate.text && "text", scope: i ? null : "row" }, candidate.cell(row)),
+        h(i ? "td" : "th", { class: classOf(candidate), scope: i ? null : "row" }, candidate.cell(row)),
       ),
     ),
   );
   byId(id).replaceChildren(h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
+  const more = ordered.length - rowsShown.length;
+  byId(`${id}-more`).replaceChildren(
+    more ? h("button", { type: "button", onclick: () => { state.whole[id] = true; render(); } }, `Show ${more.toLocaleString("en")} more rows`) : "",
+  );
   if (focused)
     byId(id)
       .querySelector(`th[data-key="${CSS.escape(focused)}"] button`)
@@ -92,6 +102,7 @@ function pointColumns() {
     ),
     {
       key: "tokens",
+      minor: true,
       head: ["Tokens", "last block"],
       value: (p) => p.tokens.at(-1),
       cell: (p) =>
@@ -101,6 +112,7 @@ function pointColumns() {
       ? [
           {
             key: "resolution",
+            minor: true,
             head: ["Picture", "px"],
             value: (p) => p.resolution?.[0],
             cell: (p) => [p.resolution ? p.resolution.join(" × ") : ""],
@@ -115,17 +127,14 @@ function pointColumns() {
         (p) => interval(p, metric),
       ),
     ),
-    ...(has("img_per_s")
-      ? [
-          number("img_per_s", ["img/s", "× unreduced"], figure, (p) =>
-            p.speedup == null ? "" : `× ${p.speedup.toFixed(2)}`,
-          ),
-        ]
+    ...(has("speedup")
+      ? [number("speedup", ["Speed", "× unreduced"], (v) => v.toFixed(2), (p) => interval(p, { key: "speedup" }, (v) => v.toFixed(2)))]
       : []),
+    ...(has("img_per_s") ? [number("img_per_s", ["img/s", ""], figure)] : []),
     ...(has("latency_p50")
       ? [number("latency_p50", ["ms, p50", "p95"], figure, (p) => shown(p.latency_p95, figure))]
       : []),
-    ...(has("peak_mib") ? [number("peak_mib", ["Peak MiB"], figure)] : []),
+    ...(has("peak_mib") ? [{ ...number("peak_mib", ["Peak MiB"], figure), minor: true }] : []),
     ...(new Set(points.map((p) => p.images)).size > 1 || points.some((p) => p.skipped.length)
       ? [number("images", ["Images"], String, (p) => (p.skipped.length ? `${p.skipped.length} skipped` : ""))]
       : []),

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Metric(ABC):
     """Name in ``result.json``; the interval is ``KEY_ci``."""
     task: str
     """The task whose predictions it reads."""
+    also: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other tasks whose predictions it reads."""
     order: int
     """Place in tables and charts. The first of a task that is not ``relative`` is the task's accuracy."""
     name: str
@@ -100,6 +102,20 @@ class PooledMetric(Metric):
     ) -> Difference:
         """How point ``j`` of ``second`` differs from point ``i`` of ``first``, on the same images."""
         drawn = (self.resamples if resamples is None else resamples, seed)
-        resampled = self.resampled(second, j, *drawn) - self.resampled(first, i, *drawn)
-        difference = self.value(second, j) - self.value(first, i)
+        return self.drawn(second, j, *drawn).minus(self.drawn(first, i, *drawn))
+
+    def drawn(self, predictions: Any, point: int, resamples: int, seed: int = 0) -> "Drawn":
+        """The figure of a point, and of its resamples."""
+        return Drawn(self.value(predictions, point), self.resampled(predictions, point, resamples, seed))
+
+
+class Drawn(NamedTuple):
+    """A pooled figure and those of its resamples, (resamples,); points with the same images draw the same ones."""
+
+    value: float
+    resampled: np.ndarray
+
+    def minus(self, first: "Drawn") -> Difference:
+        """How it differs from the figure of another point, paired resample by resample."""
+        difference, resampled = self.value - first.value, self.resampled - first.resampled
         return paired_difference(difference, percentile_interval(resampled), normal_p(difference, resampled))
