@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, groups, wrap
 from mtr_lab.cli.overrides import split_overrides, unknown_option
-from mtr_lab.cli.program import compose, exit_on_user_error
+from mtr_lab.cli.program import compose, exit_with_message
 from mtr_lab.cli.settings import setting_names
+from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.errors import UserError
 
 ABOUT = """\
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="your own policies: DIR/reduction/*.yaml")
     arguments, overrides = split_overrides(sys.argv[1:])
     options, unknown_options = parser.parse_known_args(arguments)
-    with exit_on_user_error():
+    with exit_at_signals(), exit_with_message():
         if unknown_options:
             raise unknown_option(unknown_options[0], None, setting_names("predict"))
         if not options.pictures:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones import as_backbone
 from mtr_lab.compose import make_meta_model, make_model
-from mtr_lab.data.folders import IMAGE_EXTENSIONS
+from mtr_lab.data.files import ENDINGS, is_image
 from mtr_lab.data.pictures import Picture, prepare
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.evaluation.points import policy_settings
@@ -222,9 +222,9 @@ def files_below(paths: Iterable[Path]) -> list[Path]:
             raise UserError(f"{path} does not exist: give pictures, or folders of pictures.")
         found = [path]
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in IMAGE_EXTENSIONS)
+            found = sorted(f for f in path.rglob("*") if f.is_file() and is_image(f.name))
             if not found:
-                raise UserError(f"no pictures are in the folder {path}: expected {', '.join(sorted(IMAGE_EXTENSIONS))}.")
+                raise UserError(f"no pictures are in the folder {path}: expected {', '.join(ENDINGS)}.")
         files += found
     return files
 

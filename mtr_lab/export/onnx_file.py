@@ -67,7 +67,8 @@ def to_onnx(deployable: Deployable, images: Tensor, description: Description, op
     plans = [f"plan{number}" for number in range(len(program.graph_signature.user_outputs) - 1)]
     names = {"input_names": [INPUT], "output_names": [OUTPUT, *plans]}
     shapes = {"dynamic_shapes": ({0: "batch"},)} if description.batch is None else {}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,7 +105,7 @@ def simplify(model: Any) -> None:
     from onnxscript.optimizer import fold_constants
 
     for _ in range(2):  # shapes that the first round finds make more values constant
-        fold_constants(model, onnx_shape_inference=True)
+        fold_constants(model, onnx_shape_inference=True, input_size_limit=2**30, output_size_limit=2**30)
         Sequential(
             common.IdentityEliminationPass(),
             common.CommonSubexpressionEliminationPass(),
