@@ -33,6 +33,10 @@ class Description:
     crop_mode: str
     labels: list[str] | None
     """The names of the outputs, if the weights have any."""
+    grid: list[int]
+    """[rows, columns] of the tokens of the first stage."""
+    special: list[int]
+    """The positions of tokens that are no patches, in the unreduced sequence."""
     policy: str
     """``none`` for the unreduced model."""
     ratio: float
@@ -75,6 +79,7 @@ def describe(model: nn.Module, task: str, name: str, precision: str, batch: int 
     schedule = active.schedule if isinstance(active, ActiveReduction) else None
     unreduced = schedule.flops_unreduced if schedule else model_costs(backbone)[0].flops
     acts = schedule is not None and schedule.acts
+    layout = backbone.layouts()[0]
     labels = getattr(model, "label_names", None) or backbone.pretrained_cfg.get("label_names")
     return Description(
         model=name,
@@ -86,6 +91,8 @@ def describe(model: nn.Module, task: str, name: str, precision: str, batch: int 
         crop_pct=float(config["crop_pct"]),
         crop_mode=str(config["crop_mode"]),
         labels=None if labels is None else list(labels),
+        grid=list(layout.image_grid),
+        special=list(layout.special),
         policy=active.policy.policy if acts else "none",
         ratio=schedule.reduction if acts and schedule else 0.0,
         remove=list(schedule.remove) if schedule else [0] * len(backbone.blocks),

@@ -45,6 +45,7 @@ def export_model(
     opset: int = OPSET,
     task: str = "classification",
     name: str | None = None,
+    plans: bool = False,
 ) -> Exported:
     """Write a model, reduced as it is patched, to a file that runs without this library.
 
@@ -65,6 +66,8 @@ def export_model(
         opset: of ONNX, 18 at least.
         task: of the model, in the description.
         name: of the model, in the description.
+        plans: ONNX only: return the plans of the blocks, too: for each, in turn, the destination of every token
+            (B, L) int64 (-1: dropped), its weight (B, L), and the positions of the survivors (B, M) int64.
 
     Returns:
         The file, its description, and how well it agrees with the model.
@@ -99,7 +102,7 @@ def export_model(
             translated = to_onnx(deployable, example, description, opset)
             content = translated.content(plans=True)
             parity = verify(copied, OnnxFile(content).outputs, batches, tolerance)
-            content = translated.content(plans=False)
+            content = translated.content(plans=plans)
             onnx.checker.check_model(content, full_check=True)
             nodes = len(translated.program.graph)
         else:

@@ -113,6 +113,11 @@ def simplify(model: Any) -> None:
             common.DeduplicateInitializersPass(),
             common.RemoveUnusedNodesPass(),
         )(model)
+    for node in model.graph:  # where in PyTorch it comes from, longer than the node itself
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, table: dict[Any, Any]) -> Any:
