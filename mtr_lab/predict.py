@@ -12,8 +12,8 @@ from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.errors import UserError
 
 ABOUT = """\
-Classify pictures, or all pictures in folders, by a model or by a file of mtr-lab export: the most probable classes as a \
-table, JSON or CSV."""
+Classify pictures, or all pictures in folders, by a model or by a file of mtr-lab export: the most probable classes \
+as a table, JSON or CSV."""
 EXAMPLES = (
     "mtr-lab predict dog.jpg",
     "mtr-lab predict PICTURES/ --compare mtr.ratio=0.4 --format csv",

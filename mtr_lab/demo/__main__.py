@@ -8,8 +8,8 @@ from mtr_lab.cli.program import exit_with_message
 from mtr_lab.cli.signals import exit_at_signals
 
 ABOUT = """\
-Serve a page: give a picture, choose policy, ratio and block, and see which tokens survive, the probabilities before and \
-after, FLOPs and milliseconds. Or write one HTML file that runs vim_nano in the browser and needs no server."""
+Serve a page: give a picture, choose policy, ratio and block, and see which tokens survive, the probabilities before \
+and after, FLOPs and milliseconds. Or write one HTML file that runs vim_nano in the browser and needs no server."""
 EXAMPLES = (
     "mtr-lab demo",
     "mtr-lab demo --model vim_s --port 8080",

@@ -94,7 +94,9 @@ def build(name: str = "vim_nano") -> Any:
 
     samples = [str(path) for path in sample_pictures(5)]
     with gradio.Blocks(title="Token reduction for Vision Mamba", analytics_enabled=False) as page:
-        gradio.Markdown(f"# Token reduction for Vision Mamba\nWhich tokens of your picture {name} keeps, and what it sees.")
+        gradio.Markdown(
+            f"# Token reduction for Vision Mamba\nWhich tokens of your picture {name} keeps, and what it sees."
+        )
         with gradio.Row():
             with gradio.Column():
                 picture = gradio.Image(type="pil", label="picture", value=Image.open(samples[0]), height=300)

@@ -8,7 +8,9 @@ from mtr_lab.cli.program import run_program
 
 def announce(config: DictConfig) -> str:
     """What is exported."""
-    return f"exporting {config.backbone.name} under {config.mtr.policy} at mtr.ratio={config.mtr.ratio} to {config.format}"
+    return (
+        f"exporting {config.backbone.name} under {config.mtr.policy} at mtr.ratio={config.mtr.ratio} to {config.format}"
+    )
 
 
 PROGRAM = Program(

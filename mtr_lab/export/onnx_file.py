@@ -14,6 +14,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import INPUT, OUTPUT, Deployable, Description
+from mtr_lab.export.tracing import exported_program, innermost_message
 
 OPSETS = range(18, 24)
 METADATA = "mtr_lab"
@@ -87,7 +88,7 @@ def to_onnx(deployable: Deployable, images: Tensor, description: Description, op
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"format=onnx: {description.model} with policy {description.policy} has an operation without a translation "
-            f"({_first_line(error)}). Choose another policy, or format=pt2."
+            f"({innermost_message(error)}). Choose another policy, or format=pt2."
         ) from error
     model = translated.model
     simplify(model)
@@ -118,34 +119,6 @@ def simplify(model: Any) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-
-
-def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, table: dict[Any, Any]) -> Any:
-    """The model as a program of ``torch.export``, its operators decomposed as the table says.
-
-    Raises:
-        UserError: the model or its policy cannot be traced; says why.
-    """
-    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
-    try:
-        with torch.no_grad(), ops.use_backend("portable"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(deployable, (images,), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions(table)
-    except UserError:
-        raise
-    except Exception as error:  # the tracer raises errors of many types
-        raise UserError(
-            f"the model cannot be exported: tracing it ended with {_first_line(error)}. Choose another policy."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The innermost message on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -197,7 +170,7 @@ class OnnxFile:
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime has errors of its own
-            raise UserError(f"{name} is no readable ONNX file: {_first_line(error)}.") from error
+            raise UserError(f"{name} is no readable ONNX file: {innermost_message(error)}.") from error
         self.metadata = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         self.input = self.session.get_inputs()[0]
 

@@ -60,7 +60,9 @@ def selective_scan(
         read, sizes = op.Concat(read, op.Unsqueeze(filled, [3]), axis=3), [*sizes, 1]
     read = op.Reshape(read, [directions, -1, chunks, steps, sum(sizes)])
     ends = np.cumsum(sizes).tolist()
-    span, write, B, C, *others = [op.Slice(read, [end - size], [end], [4]) for size, end in zip(sizes, ends, strict=True)]
+    span, write, B, C, *others = [
+        op.Slice(read, [end - size], [end], [4]) for size, end in zip(sizes, ends, strict=True)
+    ]
     columns = [op.Transpose(B, perm=[0, 1, 2, 4, 3]), 4]  # (G, B, chunks, N, steps)
     split = [_split(x, steps, axis) for x, axis in [(span, 3), (write, 3), (C, 3), columns, *((x, 3) for x in others)]]
     exponent = op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), [1, 2])  # (G, 1, 1, N, E)
@@ -85,10 +87,7 @@ def selective_scan(
     y = op.Add(y, op.Mul(op.Unsqueeze(D, [1, 2]), u))
 
     sums = [op.ReduceSum(_term(name, span, delta, u, y, times), [3], keepdims=1) for name in stats.split()]
-    if sums:
-        emitted = op.Concat(*sums, axis=3) if len(sums) > 1 else sums[0]
-    else:
-        emitted = op.Slice(y, [0], [0], [3])
+    emitted = op.Concat(*sums, axis=3) if sums else op.Slice(y, [0], [0], [3])
     total = op.ReduceSum(y, [0], keepdims=0) if directions > 1 else op.Squeeze(y, [0])
     if z is not None:
         z = op.Cast(z, to=TensorProto.FLOAT)
@@ -120,7 +119,10 @@ def _in_reading_order(x: Value, order: Value | None, reverse: Sequence[int], tok
         return _take(x, tokens, length)
     places = np.minimum(np.arange(length), tokens - 1)
     each = _split(x, len(reverse), 0)
-    read = [op.Gather(part, _integers(tokens - 1 - places if r else places), axis=2) for part, r in zip(each, reverse, strict=True)]
+    read = [
+        op.Gather(part, _integers(tokens - 1 - places if r else places), axis=2)
+        for part, r in zip(each, reverse, strict=True)
+    ]
     return op.Concat(*read, axis=0) if len(read) > 1 else read[0]
 
 
@@ -133,7 +135,9 @@ def _in_token_order(y: Value, order: Value | None, reverse: Sequence[int], lengt
         return op.Slice(y, [0], [length], [2])
     places = np.arange(length)
     each = _split(y, len(reverse), 0)
-    back = [op.Gather(part, _integers(places[::-1] if r else places), axis=2) for part, r in zip(each, reverse, strict=True)]
+    back = [
+        op.Gather(part, _integers(places[::-1] if r else places), axis=2) for part, r in zip(each, reverse, strict=True)
+    ]
     return op.Concat(*back, axis=0) if len(back) > 1 else back[0]
 
 

@@ -1,4 +1,4 @@
-"""Programs of ``torch.export`` in files, ``.pt2``: they load and run where PyTorch is installed, without this library."""
+"""Programs of ``torch.export`` in files, ``.pt2``: they run where PyTorch is installed, without this library."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from torch import Tensor
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import Deployable, Description
-from mtr_lab.export.onnx_file import _first_line, exported_program
+from mtr_lab.export.tracing import exported_program, innermost_message
 
 METADATA = "mtr_lab.json"
 """The extra file that holds the description."""
@@ -66,7 +66,7 @@ class TorchFile:
                 self._run = torch._inductor.aoti_load_package(str(file))
                 self.metadata = self._run.get_metadata().get(METADATA)
             except Exception as error:
-                raise UserError(f"{file} is no readable .pt2 file: {_first_line(error)}.") from error
+                raise UserError(f"{file} is no readable .pt2 file: {innermost_message(error)}.") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,8 @@ import torch
 
 import mtr_lab
 from mtr_lab.errors import UserError
-from mtr_lab.export import export_model, read_exported
 from mtr_lab.export import __main__ as program
+from mtr_lab.export import export_model, read_exported
 from mtr_lab.export import model as export_of_models
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -32,10 +31,10 @@ def small_model(policy: str | None = "mtr") -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module", params=["onnx", "pt2"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     model = small_model()
     written = export_model(model, tmp_path_factory.mktemp("export") / f"small.{request.param}", name="vim_ti")
-    yield SimpleNamespace(model=model, written=written, file=written.file, format=request.param)
+    return SimpleNamespace(model=model, written=written, file=written.file, format=request.param)
 
 
 def test_any_number_of_images(exported: SimpleNamespace) -> None:
