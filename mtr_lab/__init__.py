@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
     from mtr_lab.evaluation import evaluate_model
-    from mtr_lab.export import export_model
+    from mtr_lab.export.model import export_model
     from mtr_lab.listing import list_models, list_policies
     from mtr_lab.prediction import predict_images
     from mtr_lab.reduction.patching import patch, unpatch
@@ -56,7 +56,7 @@ else:
         "compile": "backbones",
         "create_model": "backbones",
         "evaluate_model": "evaluation",
-        "export_model": "export",
+        "export_model": "export.model",
         "list_models": "listing",
         "list_policies": "listing",
         "patch": "reduction",

@@ -170,10 +170,11 @@ def model_classifier(model: nn.Module) -> Classifier:
 
 def exported_classifier(file: Path) -> Classifier:
     """The classifier of a file of ``mtr-lab export``."""
-    run, about = read_exported(file)
+    model = read_exported(file)
+    about = model.description
     if about.task != "classification":
         raise UserError(f"{file} is for task={about.task}: predict takes classifiers.")
-    return Classifier(run, about.data_config, about.labels, about.policy, about.ratio, about.batch)
+    return Classifier(model, about.data_config, about.labels, about.policy, about.ratio, about.batch)
 
 
 def configured_classifiers(config: DictConfig, compare: bool) -> list[Classifier]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.cli.program import exit_with_message
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.errors import UserError
 
 ABOUT = """\
 Serve a page: give a picture, choose policy, ratio and block, and see which tokens survive, the probabilities before \
@@ -34,16 +35,20 @@ def main() -> None:
     options = parser.parse_args()
     with exit_at_signals(), exit_with_message():
         if options.page is not None:
+            from mtr_lab import create_model
             from mtr_lab.demo.static_page import write_page
 
             runtime = options.runtime or Path("node_modules/onnxruntime-web")
-            file = write_page(options.page, runtime, options.model)
+            file = write_page(options.page, runtime, create_model(options.model, pretrained=True), options.model)
             print(f"wrote {file}: {file.stat().st_size / 1e6:.1f} MB, open it in a browser")
             return
         from mtr_lab.demo.gradio_page import build
 
         page = build(options.model)
-        page.launch(server_name=options.host, server_port=options.port, share=False, quiet=False)
+        try:
+            page.launch(server_name=options.host, server_port=options.port, share=False)
+        except OSError as error:
+            raise UserError(f"--host {options.host} --port {options.port}: {error}. Choose another port.") from error
 
 
 if __name__ == "__main__":

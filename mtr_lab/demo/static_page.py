@@ -8,17 +8,18 @@ import base64
 import gzip
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 import mtr_lab
 from mtr_lab.data.pictures import sample_pictures
 from mtr_lab.errors import UserError
-from mtr_lab.export import export_model
+from mtr_lab.export.model import export_model
 from mtr_lab.prediction import readable
 from mtr_lab.results.atomic import replace_file
 
@@ -82,13 +83,16 @@ class Point(NamedTuple):
     description: dict[str, Any]
 
 
-def write_page(file: Path, runtime: Path, name: str = "vim_nano", points: Sequence[tuple[str, float]] = POINTS) -> Path:
+def write_page(
+    file: Path, runtime: Path, model: nn.Module, name: str, points: Sequence[tuple[str, float]] = POINTS
+) -> Path:
     """Write the page.
 
     Args:
         file: the HTML file.
         runtime: the folder of the npm package onnxruntime-web.
-        name: of the model, with its published weights.
+        model: a classifier of this library.
+        name: of the model.
         points: (policy, ratio) of the reduced models.
 
     Raises:
@@ -99,7 +103,7 @@ def write_page(file: Path, runtime: Path, name: str = "vim_nano", points: Sequen
         if not (dist / part).is_file():
             raise UserError(f"{dist / part} does not exist: npm install onnxruntime-web there, or make demo.")
     weights = Weights()
-    models = [point._replace(content=weights.move_out(point.content)) for point in exported(name, points)]
+    models = [point._replace(content=weights.move_out(point.content)) for point in exported(model, name, points)]
     pictures = [picture.read_bytes() for picture in sample_pictures(5)]
     blobs = {
         "runtime": (dist / RUNTIME[0]).read_bytes(),
@@ -118,11 +122,11 @@ def write_page(file: Path, runtime: Path, name: str = "vim_nano", points: Sequen
     return file
 
 
-def exported(name: str, points: Iterable[tuple[str, float]]) -> Iterable[Point]:
+def exported(model: nn.Module, name: str, points: Iterable[tuple[str, float]]) -> Iterator[Point]:
     """The unreduced model and the reduced ones, with the plans of their blocks among their outputs."""
-    model = mtr_lab.create_model(name, pretrained=True).eval()
     for policy, ratio in [("none", 0.0), *points]:
         title = "unreduced"
+        mtr_lab.unpatch(model)
         if ratio:
             mtr_lab.patch(model, policy, ratio=ratio)
             title = f"{policy}, ratio {ratio:g}"

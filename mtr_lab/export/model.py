@@ -155,8 +155,24 @@ def verification_images(description: Description) -> Tensor:
     return torch.stack([prepare(picture, description.data_config) for picture in sample_pictures(6)])
 
 
-def read_exported(file: Path) -> tuple[OnnxFile | TorchFile, Description]:
-    """A file of :func:`export_model`, which can be called, and its description.
+@dataclass(frozen=True)
+class ExportedModel:
+    """A file of :func:`export_model` that can be called: normalised images (B, channels, H, W) to the first output."""
+
+    description: Description
+    run: OnnxFile | TorchFile
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Raises a ``UserError`` for images of another size or number than the file takes."""
+        about, shape = self.description, tuple(images.shape)
+        if shape[1:] != tuple(about.input_size) or about.batch not in (None, *shape[:1]):
+            size = ", ".join(map(str, about.input_size))
+            raise UserError(f"images of shape {shape}: the file takes ({about.batch or 'B'}, {size}).")
+        return self.run(images)
+
+
+def read_exported(file: Path) -> ExportedModel:
+    """Read a file of :func:`export_model`.
 
     Raises:
         UserError: the file is missing, damaged, or not of this library.
@@ -165,6 +181,6 @@ def read_exported(file: Path) -> tuple[OnnxFile | TorchFile, Description]:
     if not run.metadata:
         raise UserError(f"{file} does not say how pictures are prepared for it: export it with mtr-lab export.")
     try:
-        return run, Description(**json.loads(run.metadata))
+        return ExportedModel(Description(**json.loads(run.metadata)), run)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: its description does not fit this version of mtr_lab: {error}.") from error

@@ -12,8 +12,8 @@ import torch
 import mtr_lab
 from mtr_lab.errors import UserError
 from mtr_lab.export import __main__ as program
-from mtr_lab.export import export_model, read_exported
 from mtr_lab.export import model as export_of_models
+from mtr_lab.export.model import export_model, read_exported
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -38,21 +38,26 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_any_number_of_images(exported: SimpleNamespace) -> None:
-    run, _ = read_exported(exported.file)
+    run = read_exported(exported.file)
     for images in (torch.randn(1, 3, 48, 48), torch.randn(5, 3, 48, 48)):
         with torch.no_grad(), mtr_lab.ops.use_backend("portable"):
             torch.testing.assert_close(run(images), exported.model(images), rtol=0, atol=1e-5)
 
 
 def test_tokens_of_equal_score_are_ranked_by_their_place(exported: SimpleNamespace) -> None:
-    run, _ = read_exported(exported.file)
+    run = read_exported(exported.file)
     images = torch.zeros(2, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(run(images), exported.model(images), rtol=0, atol=1e-5)
 
 
+def test_images_of_another_size(exported: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match=r"\(1, 3, 40, 48\): the file takes \(B, 3, 48, 48\)"):
+        read_exported(exported.file)(torch.zeros(1, 3, 40, 48))
+
+
 def test_a_file_says_what_it_is(exported: SimpleNamespace) -> None:
-    _, about = read_exported(exported.file)
+    about = read_exported(exported.file).description
     assert (about.model, about.policy, about.task, about.input_size) == ("vim_ti", "mtr", "classification", [3, 48, 48])
     schedule = exported.model.reduction.schedule
     assert about.flops == schedule.flops + schedule.flops_overhead < about.flops_unreduced
@@ -112,7 +117,8 @@ def test_half_precision_and_a_fixed_batch(tmp_path: Path) -> None:
     assert next(model.parameters()).dtype == torch.float32
     kinds = {tensor.data_type for tensor in onnx.load(written.file).graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
-    run, about = read_exported(written.file)
+    run = read_exported(written.file)
+    about = run.description
     assert (about.precision, about.batch) == ("float16", 2)
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
@@ -137,7 +143,8 @@ def test_openvino_reads_the_file(exported: SimpleNamespace) -> None:
 def test_a_segmenter(run_program) -> None:
     run = run_program(program.main, "task=segmentation", "mtr.ratio=0.3")
     assert run.code == 0, run.err
-    exported_file, about = read_exported(run.folder / "vim_nano.onnx")
+    exported_file = read_exported(run.folder / "vim_nano.onnx")
+    about = exported_file.description
     assert about.task == "segmentation"
     assert len(about.labels) == 11
     assert exported_file(torch.zeros(1, *about.input_size)).shape == (1, 11, *about.input_size[1:])
