@@ -10,7 +10,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from mtr_lab import __version__
-from mtr_lab.backbones import as_backbone
+from mtr_lab.backbones import as_backbone, blocks_of
+from mtr_lab.measure.flops import model_costs
 from mtr_lab.reduction.active import ActiveReduction
 from mtr_lab.reduction.plan import Plan
 
@@ -51,7 +52,7 @@ class Description:
     batch: int | None
     """The number of images; ``None``: any."""
     weights: str
-    """The SHA-256 of the weights."""
+    """The SHA-256 of the weights' file, or ``random``."""
     mtr_lab: str
     """The version of this library."""
 
@@ -72,8 +73,6 @@ def describe(model: nn.Module, task: str, name: str, precision: str, batch: int 
     Args:
         model: the task's model; that of a dense task has its backbone in ``backbone``.
     """
-    from mtr_lab.measure.flops import model_costs
-
     backbone = backbone_of(model)
     active, config = backbone.reduction, resolve_model_data_config(backbone)
     schedule = active.schedule if isinstance(active, ActiveReduction) else None
@@ -95,12 +94,12 @@ def describe(model: nn.Module, task: str, name: str, precision: str, batch: int 
         special=list(layout.special),
         policy=active.policy.policy if acts else "none",
         ratio=schedule.reduction if acts and schedule else 0.0,
-        remove=list(schedule.remove) if schedule else [0] * len(backbone.blocks),
+        remove=list(schedule.remove) if schedule else [0] * len(blocks_of(backbone)),
         flops=schedule.flops + schedule.flops_overhead if schedule else unreduced,
         flops_unreduced=unreduced,
         precision=precision,
         batch=batch,
-        weights=str(backbone.weights.get("sha256", "")),
+        weights=str(backbone.weights.get("sha256") or "random"),
         mtr_lab=__version__,
     )
 

@@ -87,11 +87,12 @@ def export_model(
     check_exportable(model, format)
     if next(model.parameters()).device.type != "cpu":
         raise UserError("export traces the model on the CPU: move it there first, model.cpu().")
-    training = model.training
+    if not hasattr(model, "backbone"):
+        model = backbone_of(model)  # in the place of an object of the authors' class
     copied = copy.deepcopy(model).eval().requires_grad_(False).to(PRECISIONS[precision])
     description = describe(copied, task, name or type(backbone_of(model)).__name__, precision, batch)
     images = verification_images(description)
-    batches = [images[:batch]] if batch else [images[:1], images[1:]]
+    batches = list(images.split(batch)) if batch else [images[:1], images[1:]]
     tolerance = HALF_TOLERANCE if precision == "float16" else TOLERANCES["onnx" if format == "onnx" else "pt2"]
     deployable = Deployable(copied, plans=format == "onnx").eval()
     example = images[: batch or 2]
@@ -116,7 +117,6 @@ def export_model(
             written.write_bytes(content)
             run = TorchFile(written)
             parity = verify(copied, lambda given: [run(given)], batches, tolerance)
-    model.train(training)
     with replace_file(file) as stream:
         stream.write(content)
     return Exported(file, description, parity, nodes)
@@ -142,17 +142,17 @@ def check_exportable(model: nn.Module, format: str) -> None:
     policy = getattr(backbone.reduction, "acting_policy", None)
     if policy is not None and policy.draws:
         raise UserError(
-            f"policy {policy.policy} draws random numbers at every call, which a file of format={format} would repeat "
-            "or refuse: choose another policy."
+            f"policy {policy.policy} draws random numbers at every call, which a file of format={format} cannot do: "
+            "choose another policy."
         )
 
 
 def verification_images(description: Description) -> Tensor:
-    """Bundled pictures as the model sees them, (6, channels, H, W); noise if it does not take three channels."""
-    channels = description.input_size[0]
-    if channels != 3:
-        return torch.randn(6, *description.input_size, generator=torch.Generator().manual_seed(0))
-    return torch.stack([prepare(picture, description.data_config) for picture in sample_pictures(6)])
+    """Bundled pictures as the model sees them, (B, channels, H, W); noise if it does not take three channels."""
+    count = description.batch or 6
+    if description.input_size[0] != 3:
+        return torch.randn(count, *description.input_size, generator=torch.Generator().manual_seed(0))
+    return torch.stack([prepare(picture, description.data_config) for picture in sample_pictures(count)])
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,7 @@ def simplify(model: Any) -> None:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """The operators that PyTorch's exporter translates not at all, or less well."""
-    from onnxscript import opset18 as op
-
-    from mtr_lab.export.onnx_scan import expm1, selective_scan
+    from mtr_lab.export.onnx_scan import expm1, op, selective_scan
 
     def argsort(x: Any, stable: bool | None = True, dim: int = -1, descending: bool = False) -> Any:
         return sort(x, stable, dim, descending)[1]
@@ -135,12 +133,16 @@ def translations() -> dict[Any, Callable[..., Any]]:
         count = op.Slice(op.Shape(x), [dim % len(x.shape)], [dim % len(x.shape) + 1])
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
+    def amax(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+        return op.ReduceMax(x, list(dim), keepdims=int(keepdim)) if dim else op.ReduceMax(x, keepdims=int(keepdim))
+
     aten = torch.ops.aten
     return {
         torch.ops.mtr_lab.selective_scan.default: selective_scan,
         aten.argsort.stable: argsort,
         aten.sort.stable: sort,
         aten.expm1.default: expm1,
+        aten.amax.default: amax,
     }
 
 

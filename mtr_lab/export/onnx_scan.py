@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from mtr_lab.ops.scan_portable import STEPS, UNROLLED
 
+op: Any = opset18  # typed for values that are known, not for those of a graph that is being built
 Value = Any
-"""A value of the graph that is being built."""
+"""A value of that graph."""
 
 
 def selective_scan(
@@ -201,7 +202,7 @@ def _before(decay: Value, update: Value, chunks: int, sizes: tuple[int, int, int
             filled = _take(x, chunks, outer * STEPS)
             cut = op.Reshape(filled, [directions, -1, outer, STEPS, *inner])
             steps.append([op.Squeeze(part, [3]) for part in _split(cut, STEPS, 3)])
-        reached = [op.Unsqueeze(state, [3]) for state in _recurrence(*steps, outer, sizes)]
+        reached = [op.Unsqueeze(state, [3]) for state in _recurrence(steps[0], steps[1], outer, sizes)]
         joined = op.Reshape(op.Concat(*reached, axis=3), [directions, -1, outer * STEPS, *inner])
         before = op.Slice(joined, [0], [chunks], [2])
     return op.Pad(before, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0])

@@ -17,7 +17,7 @@ def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, tabl
     Raises:
         UserError: the model or its policy cannot be traced; says why.
     """
-    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic else None
     try:
         with torch.no_grad(), ops.use_backend("portable"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -74,7 +74,8 @@ def _steps(x: Tensor, *, column: bool = False) -> Sequence[Tensor]:
 
 def _recurrence(steps: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """h = decay · h + update in every chunk, and on from chunk to chunk; (G, B, chunks, N, E) for each step."""
-    states, totals = [], []
+    states: list[Tensor] = []
+    totals: list[Tensor] = []
     for decay, update in steps:
         states.append(decay * states[-1] + update if states else update)
         totals.append(totals[-1] * decay if totals else decay)
