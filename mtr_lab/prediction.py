@@ -221,12 +221,12 @@ def files_below(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist: give pictures, or folders of pictures.")
-        found = [path]
+        pictures = [path]
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.is_file() and is_image(f.name))
-            if not found:
+            pictures = sorted(f for f in path.rglob("*") if f.is_file() and is_image(f.name))
+            if not pictures:
                 raise UserError(f"no pictures are in the folder {path}: expected {', '.join(ENDINGS)}.")
-        files += found
+        files += pictures
     return files
 
 

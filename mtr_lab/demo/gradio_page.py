@@ -1,4 +1,4 @@
-"""The page that Gradio serves: a picture, a policy, a ratio and a block, and what becomes of the tokens."""
+"""The page that Gradio serves: a picture, a policy, a ratio and a block give the tokens that survive."""
 
 import threading
 import time

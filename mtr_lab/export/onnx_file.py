@@ -171,7 +171,7 @@ class OnnxFile:
             raise UserError(f"{source} does not exist.")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception as error:  # ONNX Runtime has errors of its own
+        except Exception as error:  # ONNX Runtime raises errors of many types
             raise UserError(f"{name} is no readable ONNX file: {innermost_message(error)}.") from error
         self.metadata = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         self.input = self.session.get_inputs()[0]

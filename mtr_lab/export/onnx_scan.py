@@ -119,10 +119,10 @@ def _in_reading_order(x: Value, order: Value | None, reverse: Sequence[int], tok
     if not any(reverse):
         return _take(x, tokens, length)
     places = np.minimum(np.arange(length), tokens - 1)
-    each = _split(x, len(reverse), 0)
+    directions = _split(x, len(reverse), 0)
     read = [
         op.Gather(part, _integers(tokens - 1 - places if r else places), axis=2)
-        for part, r in zip(each, reverse, strict=True)
+        for part, r in zip(directions, reverse, strict=True)
     ]
     return op.Concat(*read, axis=0) if len(read) > 1 else read[0]
 
@@ -135,9 +135,10 @@ def _in_token_order(y: Value, order: Value | None, reverse: Sequence[int], lengt
     if not any(reverse):
         return op.Slice(y, [0], [length], [2])
     places = np.arange(length)
-    each = _split(y, len(reverse), 0)
+    directions = _split(y, len(reverse), 0)
     back = [
-        op.Gather(part, _integers(places[::-1] if r else places), axis=2) for part, r in zip(each, reverse, strict=True)
+        op.Gather(part, _integers(places[::-1] if r else places), axis=2)
+        for part, r in zip(directions, reverse, strict=True)
     ]
     return op.Concat(*back, axis=0) if len(back) > 1 else back[0]
 
