@@ -17,11 +17,12 @@ from mtr_lab.cli.program import compose, show_config
 from mtr_lab.cli.settings import setting_names
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
+from mtr_lab.export import __main__ as export_program
 from mtr_lab.listing import model_table
 
 ROOT = Path(__file__).parent.parent
 NAMES = [command.name for command in commands.COMMANDS]
-HYDRA_PROGRAMS = (evaluate_program.PROGRAM, train.PROGRAM, bench.PROGRAM)
+HYDRA_PROGRAMS = (evaluate_program.PROGRAM, train.PROGRAM, bench.PROGRAM, export_program.PROGRAM)
 
 
 @pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]])
