@@ -71,6 +71,7 @@ function drawPage() {
     .replaceChildren(...data.notes.map((note) => h("li", {}, note)));
   buildFilters();
   render();
+  buildActions("points", () => pointRows, flat, pointsLatex);
 }
 
 async function follow() {
@@ -116,7 +117,6 @@ buildFigure("cost", "against", COSTS);
 buildFigure("speed", "against", SPEEDS);
 buildFigure("tokens", "", null);
 buildChooser();
-buildActions("points", () => pointRows, flat, pointsLatex);
 buildActions("differences", () => differenceRowsShown, flatDifference, differencesLatex);
 byId("baseline").addEventListener("change", (event) => {
   state.baseline = event.target.value;
