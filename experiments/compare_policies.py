@@ -1,9 +1,10 @@
 """Compare the lines of one sweep in pairs: ``python experiments/compare_policies.py SWEEP OUT.json [BASELINE …]``.
 
 SWEEP has run folders, all on the same images: of policies at the same ratios, of ``resolution`` at several sizes, of
-smaller models. The script prints a table in Markdown, and writes it to OUT.json with the paired differences to every
-baseline (by default ``mtr``, ``write`` and ``resolution``). Intervals are of the bootstrap over images with 10 000
-resamples; p-values of top-1 and agreement are McNemar's, corrected by Holm for all rows with the same baseline.
+smaller models. The script prints an overview and a table in Markdown, and writes the table to OUT.json with the paired
+differences to every baseline (by default ``mtr``, ``write`` and ``resolution``). Intervals are of the bootstrap over
+images with 10 000 resamples; p-values of top-1 and agreement are McNemar's, corrected by Holm for all rows with the
+same baseline.
 """
 
 import json
@@ -43,7 +44,7 @@ def main(sweep: Path, out: Path, baselines: Sequence[str] = BASELINES) -> None:
     best = best_resolution([point for run in lines for point in run.result["points"]])
     table = {"kind": "comparison", **record, "best_resolution": best, "points": rows}
     out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-    print(markdown(rows, baselines))
+    print(f"{overview(rows)}\n\n{markdown(rows, baselines)}")
     if best:
         print(f"\n{best}")
 
@@ -57,6 +58,23 @@ def baseline_of(row: dict[str, Any], rows: Sequence[dict[str, Any]], policy: str
         return next((i for i in candidates if rows[i]["ratio"] == row["ratio"]), None)
     cheaper = [i for i in candidates if rows[i]["reduction"] >= row["reduction"]]
     return min(cheaper, key=lambda i: rows[i]["reduction"], default=None)
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> str:
+    """Top-1 in percent and KL of every policy, best first, at every ratio that was asked for."""
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
+    cells: dict[str, dict[float, str]] = {}
+    for row in sorted(rows, key=lambda row: row["kl"]):
+        if row["ratio"]:
+            picture = f" ({row['resolution'][0]} px)" if "resolution" in row else ""
+            shown = f"{100 * row['top1']:.1f} / {row['kl']:.3f}{picture}"
+            cells.setdefault(row["policy"], {})[row["ratio"]] = shown
+    lines = [
+        "| line | " + " | ".join(f"{100 * ratio:.0f} %" for ratio in ratios) + " |",
+        "|---" * len(["", *ratios]) + "|",
+    ]
+    lines += [f"| `{policy}` | " + " | ".join(at.get(r, "") for r in ratios) + " |" for policy, at in cells.items()]
+    return "\n".join(lines)
 
 
 def markdown(rows: Sequence[dict[str, Any]], baselines: Sequence[str]) -> str:

@@ -57,7 +57,8 @@ def main() -> None:
     source, out = map(Path, sys.argv[1:])
     result = json.loads(source.read_text())
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    restored = [point for point in result["points"] if point["policy"] not in ORDER_NOT_RESTORED]
+    smaller = [point for point in result["points"] if point["reduction"] >= 0]  # larger pictures: in the title alone
+    restored = [point for point in smaller if point["policy"] not in ORDER_NOT_RESTORED]
     for axis, metric in zip(axes, PANELS, strict=True):
         draw(restored, axis, metric)
     models = {point["model"] for point in restored if "model" in point}

@@ -23,8 +23,11 @@ from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.tasks.detection.task import Detection
 from mtr_lab.tasks.segmentation.task import Segmentation
 from mtr_lab.tasks.task import AnyTask, DataModule
+from mtr_lab.tasks.video.task import VideoClassification
 
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classification, Detection, Segmentation)}
+TASKS: dict[str, type[AnyTask]] = {
+    task.name: task for task in (Classification, Detection, Segmentation, VideoClassification)
+}
 
 
 def make_model(config: DictConfig, **changes: Any) -> Any:
@@ -111,7 +114,8 @@ def make_trainer(
     check_device(config)
     config = copy(config)
     with open_dict(config):
-        config.pop("cuda_graph", None)  # read by the evaluation; Lightning has no such argument
+        for key in ("cuda_graph", "trusted_network"):  # Lightning has no such arguments
+            config.pop(key, None)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # Lightning prints devices and advertisements
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised inside Lightning by new versions of PyTorch

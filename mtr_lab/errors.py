@@ -1,7 +1,9 @@
-"""The exception for mistakes that a user can fix, and two messages that many checks share."""
+"""Exceptions with a message instead of a traceback, and two messages that many checks share."""
 
 import difflib
+import errno
 import math
+import re
 import sys
 from collections.abc import Iterable
 
@@ -12,6 +14,33 @@ class UserError(ValueError):
     The message names the value, what was expected and what to do next. The command line prints it without a
     traceback and exits with code 2; Python callers catch it as a ``ValueError``.
     """
+
+
+class MachineError(RuntimeError):
+    """What the machine lacks: room on a disk, memory, a permission.
+
+    The command line prints the message without a traceback and exits with code 1.
+    """
+
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+
+
+def machine_error(error: BaseException) -> str | None:
+    """The message if an exception tells what the machine lacks, ``None`` if it is another one."""
+    if isinstance(error, MachineError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        action = "write or read" if error.errno in (errno.EACCES, errno.EPERM) else "write"
+        return f"cannot {action} {error.filename or 'a file'}: {error.strerror}."
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        asked = re.search(r"you tried to allocate (\d+) bytes|(?i:tried|unable) to allocate ([\d.]+ \w+)", text)
+        size = "" if asked is None else f" {asked[2] or f'{int(asked[1]) / 2**30:.2f} GiB'} could not be allocated."
+        return f"out of memory.{size} Lower dataset.batch_size, timing.batch_size or dataset.num_workers."
+    if re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", text):
+        return f"{text.splitlines()[0].rstrip('. ')}: probably out of memory. Lower dataset.num_workers."
+    return None
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str | None = None) -> UserError:

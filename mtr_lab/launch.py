@@ -1,10 +1,10 @@
 """Launch one process a device, all with the configuration that this process has resolved."""
 
 import copy
+import json
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning
 from hydra.core.hydra_config import HydraConfig
@@ -24,25 +24,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException, start_processes
 
-from mtr_lab.errors import UserError, user_errors
-
-T = TypeVar("T")
+from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.errors import MachineError, UserError, machine_error, user_errors
 
 GRACE = 3.0
 """Seconds after which processes that outlive another's failure get SIGTERM, and as many later SIGKILL: one that waits
 for a dead one in NCCL hears nothing else."""
 
 
-def has_to_launch(trainer: lightning.Trainer) -> bool:
+def has_to_launch(trainer: lightning.Trainer, trusted_network: bool = False) -> bool:
     """Whether the trainer needs several processes, and neither torchrun nor SLURM has started them.
 
+    Processes of one machine listen on the loopback interface alone from then on.
+
+    Args:
+        trusted_network: the user vouches for the network between several machines.
+
     Raises:
-        UserError: several machines are asked for, and neither torchrun nor SLURM has started the processes; or torchrun
-            or SLURM has started a sweep.
+        UserError: several machines are asked for, and neither torchrun nor SLURM has started the processes, or the user
+            does not vouch for their network; or torchrun or SLURM has started a sweep.
     """
     if trainer.world_size == 1:
         return False
     environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+    if trainer.num_nodes == 1:
+        os.environ.update(_on_loopback())
     if not environment.creates_processes_externally:
         if trainer.num_nodes > 1:
             raise UserError(
@@ -50,25 +56,38 @@ def has_to_launch(trainer: lightning.Trainer) -> bool:
                 "it on every machine: torchrun --nnodes=… --nproc-per-node=… -m mtr_lab …, or srun python -m mtr_lab …."
             )
         return True
-    if HydraConfig.get().mode == RunMode.MULTIRUN and "MTR_LAB_LAUNCHED" not in os.environ:
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not is_launched():
         raise UserError(
             "a sweep (-m) starts the processes of every job itself: run it without torchrun or srun, as "
             "mtr-lab eval -m trainer=ddp …; hydra/launcher=slurm gives every job its own machine."
         )
+    if trainer.num_nodes > 1 and not trusted_network:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}: the processes of several machines open ports without a password "
+            "and unpickle what they receive, so anybody who reaches a port can run code. If nobody else reaches the "
+            "network between the machines, add trainer.trusted_network=true."
+        )
     return False
 
 
-def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: int) -> T:
+def is_launched() -> bool:
+    """Whether :func:`launch` has started this process."""
+    return "MTR_LAB_LAUNCHED" in os.environ
+
+
+def launch(function: Callable[[DictConfig], Any], config: DictConfig, processes: int) -> Any:
     """Call ``function`` with the resolved ``config`` in new processes on this machine.
 
-    They get torchrun's environment variables, and meet in a store that this process keeps on the loopback interface. If
-    one of them fails, the others are ended. They also end if this process does, by whatever signal.
+    They get torchrun's environment variables, and meet in a store that this process keeps. That store, gloo and NCCL
+    listen on the loopback interface alone, since they unpickle what they receive. If one of the processes fails, the
+    others are ended. They also end if this process does, by whatever signal.
 
     Returns:
-        What rank 0's call returned.
+        What rank 0's call returned, as JSON keeps it: a path is a string.
 
     Raises:
         UserError: a process failed by the user's mistake.
+        MachineError: the machine lacked something.
         RuntimeError: a process failed otherwise. The message has the traceback of the first one that failed, or the
             rank of one that was killed.
     """
@@ -81,16 +100,18 @@ def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: i
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    with tempfile.TemporaryDirectory() as folder, _exit_at_sigterm():
+    with tempfile.TemporaryDirectory() as folder, exit_at_signals():
         arguments = (processes, port, function, resolved, hydra, folder, multiprocessing.get_start_method())
-        ranks: Any = start_processes(_work, arguments, processes, join=False)
+        with _ignoring_sigint():
+            ranks: Any = start_processes(_work, arguments, processes, join=False)
         try:
             while not ranks.join(grace_period=GRACE):
                 pass
-            return pickle.loads((Path(folder) / "returned").read_bytes())
+            return json.loads((Path(folder) / "returned").read_text(encoding="utf-8"))
         except ProcessExitedException as error:
             files = sorted(Path(folder).glob("error-*"))  # by time: later errors may follow from the first one
-            first = pickle.loads(files[0].read_bytes()) if files else None
+            kind, message = json.loads(files[0].read_text(encoding="utf-8")) if files else ("", "")
+            first = _ERRORS[kind](message) if files else None
             if first is not None and error.signal_name is None:
                 raise first from None
             reason = f"Signal {-error.exit_code} ({error.signal_name})" if error.signal_name else str(error)
@@ -101,16 +122,23 @@ def launch(function: Callable[[DictConfig], T], config: DictConfig, processes: i
 
 
 @contextmanager
-def _exit_at_sigterm() -> Iterator[None]:
-    """Raise ``SystemExit`` at SIGTERM instead of ending at once, so that the launched processes are ended, too."""
-    if current_thread() is not main_thread():  # which alone may handle signals
+def _ignoring_sigint() -> Iterator[None]:
+    """Ignore Ctrl-C; processes that are started meanwhile ignore it from their first line on.
+
+    It reaches them as well as this process, which ends them.
+    """
+    if current_thread() is not main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before)
+
+
+_ERRORS = {error.__name__: error for error in (UserError, MachineError, RuntimeError)}
+"""What a process reports to its launcher, by name."""
 
 
 def _end(processes: list[Any]) -> None:
@@ -146,21 +174,30 @@ def _work(
         TORCHELASTIC_RESTART_COUNT="0",
         TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher's; else rank 0 would open one
         MTR_LAB_LAUNCHED="1",
+        **_on_loopback(),
     )
     # For the data loader's workers: this process was spawned, and they would be spawned too, and import everything
     # again.
     multiprocessing.set_start_method(start_method, force=True)
     HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
     try:
-        returned = pickle.dumps(function(config))
+        returned = json.dumps(function(config), default=str)
     except BaseException as error:
-        reported: Exception = RuntimeError(f"process {rank} failed:\n{traceback.format_exc()}")
+        kind, message = "RuntimeError", f"process {rank} failed:\n{traceback.format_exc()}"
         if isinstance(error, user_errors()):
-            reported = error if isinstance(error, UserError) else UserError(str(error))
-        (Path(folder) / f"error-{time.time_ns()}-{rank}").write_bytes(pickle.dumps(reported))
+            kind, message = "UserError", str(error)
+        elif (lacking := machine_error(error)) is not None:
+            kind, message = "MachineError", lacking
+        (Path(folder) / f"error-{time.time_ns()}-{rank}").write_text(json.dumps([kind, message]), encoding="utf-8")
         sys.exit(1)
     if rank == 0:
-        (Path(folder) / "returned").write_bytes(returned)
+        (Path(folder) / "returned").write_text(returned, encoding="utf-8")
+
+
+def _on_loopback() -> dict[str, str]:
+    """The variables by which gloo and NCCL listen on the interface that only this machine reaches."""
+    name = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
 
 
 def _end_with_launcher() -> None:

@@ -42,15 +42,16 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
     from mtr_lab.backbones import FAMILIES, create_model
     from mtr_lab.measure.flops import model_costs
 
-    published_top1 = {name: config["published_top1"] for family in FAMILIES for name, config in family.CONFIGS.items()}
-    rows: list[tuple[str, ...]] = [("model", "params", "image", "GFLOPs", "GFLOPs*", "top-1", "weights")]
+    registered = {name: config for family in FAMILIES for name, config in family.CONFIGS.items()}
+    titles = "model", "params", "image", "GFLOPs", "GFLOPs*", "stated", "top-1", "verified", "licence", "weights"
+    rows: list[tuple[str, ...]] = [titles]
     for name in list_models(pattern):
         with torch.device("meta"):
             model = create_model(name)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         costs, _ = model_costs(model)
-        config = model.pretrained_cfg
-        published = published_top1[name]
+        config = registered[name]
+        top1, stated = config["published_top1"], config["published_gflops"]
         rows.append(
             (
                 name,
@@ -58,8 +59,11 @@ def model_table(pattern: str = "*") -> list[tuple[str, ...]]:
                 f"{config['input_size'][-1]}²",
                 f"{costs.flops / 1e9:.2f}",
                 f"{costs.literature / 1e9:.2f}",
-                "–" if published is None else f"{100 * published:.1f}%",
-                config.get("hf_hub_id") or _site(config.get("url")) or "bundled",
+                "–" if stated is None else f"{stated:.1f}",
+                "–" if top1 is None else f"{100 * top1:.1f}%",
+                config["verified"],
+                config["license"],
+                config.get("hf_hub_id") or _site(config.get("url")) or ("bundled" if config.get("file") else "–"),
             )
         )
     return rows
@@ -105,8 +109,10 @@ def models_main() -> None:
     )
     options = parser.parse_args()
     _print(model_table(options.pattern), "model", options.pattern, list_models())
-    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; *: as papers count them.")
+    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; *: as papers count them; stated: by its authors.")
     print("top-1: on ImageNet-1k, as published with the weights; not measured here.")
+    print("verified: outputs equal those of the authors' code, with random weights; or the weights, trained here.")
+    print("licence: of the weights, as their authors state it.")
 
 
 def policies_main() -> None:

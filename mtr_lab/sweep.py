@@ -1,28 +1,35 @@
 """Sweeps: a job that fails does not stop the others; a summary at the end lists the outcome of every job."""
 
+import contextlib
 import json
+import multiprocessing
 import shutil
 import sys
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mtr_lab.errors import user_errors
+from mtr_lab.cli import signals
+from mtr_lab.errors import machine_error, user_errors
 from mtr_lab.report.dashboard.runs import read_run, smaller_models
 from mtr_lab.report.table import published, seed_tables, sweep_tables
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME, Result, read_result
-from mtr_lab.results.store import Busy
+from mtr_lab.results.store import LOCK_NAME, Busy
 
 ERROR_FILE = "error.json"
+_locks: dict[str, FileLock] = {}
+"""Of the sweeps of this process, by their id."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,25 @@ class Jobs(Callback):
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of the outcomes, which a lock shows to be in use; remove those of sweeps that were killed."""
+        mine = self._outcomes(config)
+        with contextlib.suppress(OSError):  # Hydra's sweeper fails by the same error
+            mine.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(mine.parent / LOCK_NAME):  # no other sweep sees the folder before it is locked
+                for folder in mine.parent.glob(".sweep-*"):
+                    with contextlib.suppress(Timeout), FileLock(folder / LOCK_NAME, blocking=False):
+                        shutil.rmtree(folder, ignore_errors=True)
+                mine.mkdir()
+                _locks[self.id] = FileLock(mine / LOCK_NAME)
+                _locks[self.id].acquire()
+        signals.running.append(partial(self._interrupted, config))
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let data loaders start their workers in joblib's processes, where joblib's own way of starting fails."""
+        if multiprocessing.get_start_method() not in (methods := multiprocessing.get_all_start_methods()):
+            multiprocessing.set_start_method(methods[0], force=True)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the job's outcome, and let the sweep continue."""
         if config.hydra.mode != RunMode.MULTIRUN:
@@ -68,7 +94,8 @@ class Jobs(Callback):
         outcome = Outcome(str(folder), "computed")
         if job_return.status == JobStatus.FAILED:
             busy = isinstance(returned, Busy)
-            message, user_error = f"{returned}" or repr(returned), isinstance(returned, user_errors())
+            message = machine_error(returned) or f"{returned}" or repr(returned)
+            user_error = isinstance(returned, user_errors())
             outcome = Outcome(str(folder), "busy" if busy else "failed", message, user_error)
             print(f"mtr_lab: {folder.name}: {outcome.error}", file=sys.stderr)
             if not busy:
@@ -89,9 +116,8 @@ class Jobs(Callback):
         Raises:
             SystemExit: jobs failed.
         """
-        files = sorted(self._outcomes(config).glob("*.json"), key=lambda path: int(path.stem))
-        outcomes = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
-        shutil.rmtree(self._outcomes(config), ignore_errors=True)
+        signals.running.clear()
+        outcomes = self._take(config)
         print(summary(config.hydra.sweep.dir, outcomes))
         done = [outcome.folder for outcome in outcomes if outcome.status in ("computed", "finished")]
         runs = [read_run(Path(folder, FILE_NAME), folder) for folder in done if Path(folder, FILE_NAME).exists()]
@@ -102,6 +128,20 @@ class Jobs(Callback):
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if failed:
             raise SystemExit(2 if all(outcome.user_error for outcome in failed) else 1)
+
+    def _interrupted(self, config: DictConfig) -> None:
+        """Print the outcomes until a signal."""
+        print(summary(config.hydra.sweep.dir, self._take(config)))
+        print("  interrupted: the same command computes the other points", flush=True)
+
+    def _take(self, config: DictConfig) -> list[Outcome]:
+        """Read the outcomes, and remove their files."""
+        files = sorted(self._outcomes(config).glob("*.json"), key=lambda path: int(path.stem))
+        outcomes = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+        shutil.rmtree(self._outcomes(config), ignore_errors=True)
+        if self.id in _locks:
+            _locks.pop(self.id).release()
+        return outcomes
 
     def _outcomes(self, config: DictConfig) -> Path:
         return Path(config.hydra.runtime.cwd, str(config.hydra.sweep.dir), f".sweep-{self.id}")

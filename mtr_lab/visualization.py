@@ -14,7 +14,7 @@ from mtr_lab import ops
 from mtr_lab.backbones import blocks_of
 from mtr_lab.compose import make_meta_model, make_model, make_trainer
 from mtr_lab.data.clips import read_clip
-from mtr_lab.data.images import decode
+from mtr_lab.data.images import decode, reason
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import observe_images
 from mtr_lab.evaluation.points import asked_budgets, operating_points, policy_settings, strongest
@@ -73,7 +73,7 @@ def visualize(
             "animated GIF or a folder of frames."
         )
     files = list(images) or _samples()
-    inputs = [_load(file, meta_model) for file in files]
+    inputs = [_load(file, meta_model, config.dataset.exif) for file in files]
 
     model, chosen = make_model(config.backbone).eval(), config.mtr.policy
     seen = {}
@@ -95,15 +95,15 @@ def _samples() -> list[Path]:
     return [folder / name for name in SAMPLE_IMAGES]
 
 
-def _load(file: Path, model: Any) -> Tensor:
+def _load(file: Path, model: Any, exif: str) -> Tensor:
     """Read an image, (3, H, W), or a video, (3, T, H, W), preprocessed as for the model's evaluation."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     if len(model.input_shape) == 4:
         return torch.stack([transform(frame) for frame in read_clip(file, model.input_shape[1])], dim=1)
     try:
-        image, _ = decode(file.read_bytes())
+        image, _ = decode(file.read_bytes(), exif)
     except Exception as error:  # of damaged bytes, Pillow raises errors of many types
-        raise UserError(f"cannot read the image {file}: {error}") from error
+        raise UserError(f"cannot read the image {file}: {reason(error)}") from error
     transformed: Tensor = transform(image)
     return transformed
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, groups, wrap
 from mtr_lab.cli.overrides import split_overrides, unknown_option
-from mtr_lab.cli.program import compose, exit_on_user_error, print_on_rank_zero
+from mtr_lab.cli.program import compose, exit_with_message, print_on_rank_zero
 from mtr_lab.cli.settings import setting_names
+from mtr_lab.cli.signals import exit_at_signals
 
 DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
 ABOUT = """\
@@ -45,7 +46,7 @@ def main() -> None:
     swallowed = [name for name in options.policies or () if Path(name).exists()]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
-    with exit_on_user_error():
+    with exit_at_signals(), exit_with_message():
         if unknown_options:
             raise unknown_option(unknown_options[0], None, setting_names("config"))
         config = compose("config", overrides, options.config_dir)

@@ -1,5 +1,6 @@
 """Functions that ``test_distributed`` runs in launched processes, which import nothing else."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -41,7 +42,7 @@ def wait(config: DictConfig) -> None:
     time.sleep(600)
 
 
-def fit(config: DictConfig) -> dict[str, torch.Tensor]:
+def fit(config: DictConfig) -> dict[str, list[float]]:
     """Train a linear model, its weights different in every process, for a few steps with DDP or the one for graphs."""
     from lightning import LightningModule, Trainer
 
@@ -78,7 +79,22 @@ def fit(config: DictConfig) -> dict[str, torch.Tensor]:
     )
     module = Linear()
     trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=3))
-    return {name: value.detach() for name, value in module.state_dict().items()}
+    return {name: value.flatten().tolist() for name, value in module.state_dict().items()}
+
+
+def listen(config: DictConfig) -> list[str]:
+    """In two processes that have exchanged a message: the addresses that they and the launcher listen on, in hex."""
+    torch.distributed.init_process_group("gloo")
+    from_rank_zero(None)
+    processes: list[Any] = [None, None]
+    torch.distributed.all_gather_object(processes, os.getpid())
+    sockets = set()
+    for process in (*processes, os.getppid()):
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    rows = [row.split() for file in ("tcp", "tcp6") for row in Path("/proc/net", file).read_text().splitlines()[1:]]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
 def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:

@@ -146,6 +146,14 @@ def test_a_speedup_is_asked_promised_and_measured(run_program, monkeypatch: pyte
     assert "≥1.20×, 1.2" in run.out
 
 
+def test_a_smaller_picture_is_stated(run_program) -> None:
+    run = run_program(main, "bench.resolution=48", *SMALL[1:], "bench.policy=[none,resolution]", "bench.ratio=0.3")
+    unreduced, smaller = rows_of(run)
+    assert (unreduced["resolution"], unreduced["picture"]) == (48, [48, 48])
+    assert (smaller["resolution"], smaller["picture"]) == (48, [32, 32])
+    assert "48² → 32²" in run.out
+
+
 def test_a_model_of_timm_competes(run_program) -> None:
     competitor = "bench.competitors=[deit_tiny_patch16_224]"
     *ours, theirs = rows_of(run_program(main, *SMALL, competitor, "bench.policy=none"))

@@ -174,6 +174,8 @@ def test_a_program_ends_with_the_message_and_code_2(run_command, arguments: list
 
 
 ENDINGS = """
+import os
+import signal
 import sys
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -186,6 +188,9 @@ def interrupted_in_lightning(config):
     except KeyboardInterrupt:
         sys.exit(1)
 
+def terminated(config):
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def terminated_in_lightning(config):
     raise SIGTERMException
 
@@ -196,7 +201,13 @@ def failed(config):
 
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("interrupted", 130), ("interrupted_in_lightning", 130), ("terminated_in_lightning", 143), ("failed", 1)],
+    [
+        ("interrupted", 130),
+        ("interrupted_in_lightning", 130),
+        ("terminated", 143),
+        ("terminated_in_lightning", 143),
+        ("failed", 1),
+    ],
 )
 def test_a_signal_ends_a_program_with_128_and_its_number(
     run_program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, code: int
@@ -205,7 +216,8 @@ def test_a_signal_ends_a_program_with_128_and_its_number(
     monkeypatch.syspath_prepend(tmp_path)
     program = bench_program.PROGRAM._replace(function=f"endings:{ending}")
     run = run_program(lambda: cli.run_program(program))
-    assert (run.code, run.err) == (code, "")
+    line = {130: "mtr_lab: ended by SIGINT.\n", 143: "mtr_lab: ended by SIGTERM.\n"}.get(code, "")
+    assert (run.code, run.err) == (code, line)
 
 
 def test_options_may_follow_overrides(run_command) -> None:

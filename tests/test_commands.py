@@ -17,6 +17,7 @@ from mtr_lab.cli.program import compose, show_config
 from mtr_lab.cli.settings import setting_names
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
+from mtr_lab.listing import model_table
 
 ROOT = Path(__file__).parent.parent
 NAMES = [command.name for command in commands.COMMANDS]
@@ -143,12 +144,24 @@ def test_a_package_that_does_not_exist() -> None:
 
 
 def test_models_are_listed_with_their_figures(run_command) -> None:
-    run = run_command(commands.main, "models", "vim_[tn]*")
+    run = run_command(commands.main, "models", "vim_[tn]*[aois]")
     assert (run.code, run.err) == (0, "")
     rows = {line.split()[0]: line for line in run.out.split("\n\n")[0].splitlines()[1:]}
     assert list(rows) == ["vim_ti", "vim_ti_plus", "vim_nano"]
-    assert rows["vim_ti"].split() == ["vim_ti", "7.1M", "224²", "3.12", "1.45", "76.1%", "hustvl/Vim-tiny-midclstok"]
-    assert rows["vim_nano"].split()[-1] == "bundled"
+    figures = ["vim_ti", "7.1M", "224²", "3.12", "1.45", "–", "76.1%"]
+    assert rows["vim_ti"].split() == [*figures, "outputs", "apache-2.0", "hustvl/Vim-tiny-midclstok"]
+    assert rows["vim_nano"].split()[-4:] == ["–", "weights", "apache-2.0", "bundled"]
+
+
+def test_every_model_states_its_licence_and_what_was_verified() -> None:
+    titles, *rows = model_table()
+    assert [row[0] for row in rows] == mtr_lab.list_models()
+    for row in rows:
+        texts = dict(zip(titles, row, strict=True))
+        assert texts["licence"]
+        assert texts["verified"] == ("weights" if texts["weights"] == "bundled" else "outputs")
+        if texts["stated"] != "–" and not texts["model"].startswith("videomamba"):  # whose authors leave the scan out
+            assert float(texts["stated"]) == pytest.approx(float(texts["GFLOPs*"]), rel=0.045)
 
 
 def test_policies_are_listed_with_their_parts_and_papers(run_command, tmp_path: Path) -> None:

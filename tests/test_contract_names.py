@@ -18,8 +18,8 @@ from mtr_lab.results.schema import Point, Result
 
 GROUPS = {
     "backbone": "vim_nano vim_ti vim_s vim_b vim_ti_plus vim_s_plus videomamba_ti videomamba_s videomamba_m "
-    "videomamba_b",
-    "dataset": "imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
+    "videomamba_b vim_nano_half vim_ti_64 vim_ti_64_half videomamba_64",
+    "dataset": "tiny_imagenet imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
     "camvid_sample camvid ade20k voc_segmentation",
     "task": "classification detection segmentation",
     "reduction": "mtr write resolution evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit "
@@ -28,7 +28,8 @@ GROUPS = {
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",
     "experiment": "none anchors paper_table1 paper_scores paper_merging paper_order nano_policies nano_pictures "
-    "policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides random_seeds",
+    "nano_fovea policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides "
+    "random_seeds tiny_imagenet tiny_policies tiny_pictures",
     "hydra/launcher": "processes slurm",
 }
 KEYS = {
@@ -38,7 +39,7 @@ KEYS = {
     "dataset.batch_size dataset.num_workers dataset.on_error dataset.cache task.name mtr.ratio mtr.policy mtr.score "
     "mtr.directions mtr.grouping mtr.target_fraction mtr.matching mtr.features mtr.merge mtr.prune_first "
     "mtr.prune_share mtr.order mtr.align mtr.stretch mtr.convolution mtr.resolution mtr.input mtr.input_share "
-    "mtr.input_cell mtr.input_token mtr.input_place mtr.picture mtr.embedding mtr.mlp "
+    "mtr.input_cell mtr.input_token mtr.input_place "
     "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
     "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from launched import fail, fit, gather, wait
+from launched import fail, fit, gather, listen, wait
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
@@ -187,7 +187,7 @@ def test_two_nodes_of_slurm(run_program, tmp_path: Path) -> None:
     alone = run_program(main, *overrides)
     assert alone.code == 0, alone.err
     command = ["mtr_lab", *overrides, f"hydra.run.dir={tmp_path / 'both'}", "trainer=ddp", "trainer.accelerator=cpu"]
-    command += ["trainer.devices=1", "trainer.num_nodes=2"]
+    command += ["trainer.devices=1", "trainer.num_nodes=2", "trainer.trusted_network=true"]
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
     slurm |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "MASTER_PORT": str(free_port()), "MASTER_ADDR": "localhost"}
     both = [started(*command, **slurm, SLURM_PROCID=str(rank), SLURM_NODEID=str(rank)) for rank in range(2)]
@@ -219,6 +219,32 @@ def test_other_nodes_are_not_for_this_program(run_program) -> None:
     run = run_program(main, *SMALL, *DDP, "trainer.num_nodes=2")
     assert run.code == 2
     assert "Start it on every machine: torchrun --nnodes" in run.err
+
+
+def test_several_machines_need_the_users_word_for_their_network(run_program, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    variables |= {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    for name, value in {**variables, "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = run_program(main, *SMALL, "trainer=ddp", "trainer.accelerator=cpu")
+    assert run.code == 2
+    assert "trainer.trusted_network=true" in run.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_of_one_machine_listen_on_the_loopback_interface_alone(
+    hydra_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the shell names another interface, as those of clusters do."""
+    others = [name for _, name in socket.if_nameindex() if name.startswith(("eth", "en"))]
+    if not others:
+        pytest.skip("there is no other interface")
+    for backend in ("GLOO", "NCCL"):
+        monkeypatch.setenv(f"{backend}_SOCKET_IFNAME", others[0])
+    monkeypatch.setattr("mtr_lab.launch.start_processes", partial(start_processes, start_method="fork"))
+    addresses = launch(listen, OmegaConf.create(), 2)
+    assert len(addresses) >= 3  # the store, and gloo in both processes
+    assert set(addresses) == {"0100007F"}
 
 
 def test_one_device_needs_no_process_group(run_program) -> None:
@@ -307,7 +333,7 @@ def test_gradients_averaged_in_one_message_train_as_ddp_does(hydra_config) -> No
     """Also from weights that differ."""
     expected, weights = (launch(fit, OmegaConf.create({"graphed": graphed}), 2) for graphed in (False, True))
     for name, value in expected.items():
-        torch.testing.assert_close(weights[name], value)
+        assert weights[name] == pytest.approx(value), name
 
 
 @pytest.fixture

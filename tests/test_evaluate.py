@@ -319,7 +319,7 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
             values = [override for override in job if override.startswith("mtr.")]
             choices = compose(*(override for override in job if override not in values))
             config = OmegaConf.merge(choices, OmegaConf.from_dotlist(values))
-            expected = dict.fromkeys(("nano_policies", "nano_pictures", "random_seeds"), "imagenette")
+            expected = dict.fromkeys(("nano_policies", "nano_pictures", "nano_fovea", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(build(config.backbone.name), policy_settings(config.mtr))

@@ -14,7 +14,7 @@ import mtr_lab
 from mtr_lab import __main__ as evaluate_program
 from mtr_lab import bench as bench_program
 from mtr_lab import train as train_program
-from mtr_lab.cli.program import compose, exit_on_user_error
+from mtr_lab.cli.program import compose, exit_with_message
 from mtr_lab.configuration import CONF
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +103,7 @@ def test_one_process_of_several_says_it(run_program, monkeypatch: pytest.MonkeyP
 
 
 def test_a_mistake_that_lightning_finds_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+    with pytest.raises(SystemExit) as ended, exit_with_message():
         raise MisconfigurationException("no such device")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "mtr_lab: no such device\n"

@@ -22,7 +22,7 @@ from mtr_lab.backbones.interface import (
     remove_head,
     run,
 )
-from mtr_lab.backbones.patch_embed import height_and_width
+from mtr_lab.backbones.patch_embed import evenly, height_and_width
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.errors import unknown
 
@@ -76,6 +76,7 @@ __all__ = [
     "compile",
     "convolutional_levels",
     "create_model",
+    "evenly",
     "first_state",
     "height_and_width",
     "last_state",

@@ -80,7 +80,7 @@ def build(
     model: Any = family(**{**defaults, **kwargs})
     model.weights = asdict(weights.Weights("random"))
     channels, *frames, height, width = model.input_shape
-    video = bool(frames)
+    video = bool(frames) and registered.get("num_frames") is None
     if video:  # the registered weights and classes are those of the model for images
         config = {key: value for key, value in config.items() if key not in ("hf_hub_id", "hf_hub_filename", "url")}
     same_classes = not video and model.num_classes == config["num_classes"]

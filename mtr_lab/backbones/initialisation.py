@@ -21,9 +21,12 @@ def initialise_vim(model: nn.Module, depth: int) -> None:
     _scale_output_projections(model, depth)
 
 
-def initialise_videomamba(model: nn.Module, depth: int) -> None:
-    """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69."""
-    _small_linear_layers(model)
+def initialise_videomamba(model: nn.Module, depth: int, long_memory: bool = False) -> None:
+    """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69.
+
+    With ``long_memory`` the layers of Δ keep the initialisation of Mamba, Δ in [0.001, 0.1].
+    """
+    _small_linear_layers(model, ("dt_proj", "dt_proj_b") if long_memory else ())
     nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.02)
     _scale_output_projections(model, depth)
 
@@ -62,9 +65,9 @@ def timescale_projection(dt_rank: int, d_inner: int) -> nn.Linear:
     return projection
 
 
-def _small_linear_layers(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
+def _small_linear_layers(model: nn.Module, excepted: tuple[str, ...] = ()) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in excepted:
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -1,8 +1,8 @@
 """Mamba-Reg (Mamba®): registers are spread evenly over the sequence, and the head reads all of them.
 
-Source: Wang et al., "Mamba-R: Vision Mamba ALSO Needs Registers", arXiv 2405.14858; weights Wangf3014/Mamba-Reg. The
-authors' repository wangf3014/Mamba-Reg states no licence; this model is written from the paper and from outputs of
-their model. State-dict names are the authors'.
+Source: Wang et al., "Mamba-R: Vision Mamba ALSO Needs Registers", arXiv 2405.14858; code wangf3014/Mamba-Reg, weights
+Wangf3014/Mamba-Reg. The authors' code was read as a reference and none of it is copied: their repository states no
+licence. State-dict names are the authors'.
 """
 
 from collections.abc import Mapping

@@ -304,23 +304,30 @@ def _check_geometry(
             raise UserError(f"num_heads={tuple(num_heads)}: {heads} heads do not divide the {width} channels there.")
 
 
-def _hub(letter: str, file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights on the Hugging Face Hub, and their accuracy by the paper's table 1."""
+def _hub(letter: str, file: str, top1: float, gflops: float, crop_pct: float) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub.
+
+    Accuracy and GFLOPs are those of the README of their repository, the crop that of their models' registration, with
+    which their validation program evaluates. The hub calls the licence of the weights nvclv1, the README CC-BY-NC-SA
+    4.0; both are for non-commercial use.
+    """
     return {
         "hf_hub_id": f"nvidia/MambaVision-{letter}-1K",
         "hf_hub_filename": f"mambavision_{file}_1k.pth.tar",
         "published_top1": top1,
-        "license": "nvidia, non-commercial",
+        "published_gflops": gflops,
+        "crop_pct": crop_pct,
+        "license": "non-commercial",
     }
 
 
 CONFIGS = complete(
     {
-        "mambavision_t.in1k": _hub("T", "tiny", 0.823),
-        "mambavision_t2.in1k": _hub("T2", "tiny2", 0.827),
-        "mambavision_s.in1k": _hub("S", "small", 0.833),
-        "mambavision_b.in1k": _hub("B", "base", 0.842),
-        "mambavision_l.in1k": _hub("L", "large", 0.850),
+        "mambavision_t.in1k": _hub("T", "tiny", 0.823, 4.4, 1.0),
+        "mambavision_t2.in1k": _hub("T2", "tiny2", 0.827, 5.1, 0.98),
+        "mambavision_s.in1k": _hub("S", "small", 0.833, 7.5, 0.93),
+        "mambavision_b.in1k": _hub("B", "base", 0.842, 15.0, 1.0),
+        "mambavision_l.in1k": _hub("L", "large", 0.850, 34.9, 1.0),
     },
     first_conv="patch_embed.conv_down.0",
     classifier="head",
@@ -328,29 +335,29 @@ CONFIGS = complete(
 
 
 def mambavision_t(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """MambaVision-T, 32 M parameters; the paper states 4.4 GFLOPs at 224²."""
+    """MambaVision-T, 32 M parameters; the authors state 4.4 GFLOPs at 224²."""
     return build(MambaVision, CONFIGS["mambavision_t"], pretrained, {}, kwargs)
 
 
 def mambavision_t2(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """MambaVision-T2, 35 M parameters; the paper states 5.1 GFLOPs at 224²."""
+    """MambaVision-T2, 35 M parameters; the authors state 5.1 GFLOPs at 224²."""
     return build(MambaVision, CONFIGS["mambavision_t2"], pretrained, {"depths": (1, 3, 11, 4)}, kwargs)
 
 
 def mambavision_s(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """MambaVision-S, 50 M parameters; the paper states 7.5 GFLOPs at 224²."""
+    """MambaVision-S, 50 M parameters; the authors state 7.5 GFLOPs at 224²."""
     geometry = {"dim": 96, "in_dim": 64, "depths": (3, 3, 7, 5)}
     return build(MambaVision, CONFIGS["mambavision_s"], pretrained, geometry, kwargs)
 
 
 def mambavision_b(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """MambaVision-B, 98 M parameters; the paper states 15.0 GFLOPs at 224²."""
+    """MambaVision-B, 98 M parameters; the authors state 15.0 GFLOPs at 224²."""
     geometry = {"dim": 128, "in_dim": 64, "depths": (3, 3, 10, 5), "layer_scale": 1e-5}
     return build(MambaVision, CONFIGS["mambavision_b"], pretrained, geometry, kwargs)
 
 
 def mambavision_l(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """MambaVision-L, 228 M parameters; the paper states 34.9 GFLOPs at 224²."""
+    """MambaVision-L, 228 M parameters; the authors state 34.9 GFLOPs at 224²."""
     geometry = {"dim": 196, "in_dim": 64, "depths": (3, 3, 10, 5), "num_heads": (4, 8, 16, 32), "layer_scale": 1e-5}
     return build(MambaVision, CONFIGS["mambavision_l"], pretrained, geometry, kwargs)
 

@@ -74,9 +74,20 @@ class PatchEmbed(nn.Module):
         return self.tiles and is_untouched(self) and is_plain(self.proj)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in images (B, in_chans, H, W) or videos (B, in_chans, T, H, W)."""
-        self.check(images)
+        """Rows and columns of patches in images (B, in_chans, H, W), or in videos (B, in_chans, t, H, W) of any length.
+
+        A policy may shorten videos to ``t`` frames, a multiple of ``kernel_size``.
+        """
+        frames = None if self.num_frames is None or images.ndim != 5 else images.shape[2]
+        check_images(images, self.in_chans, self.proj, frames or self.num_frames)
         return self.grid(*images.shape[-2:])
+
+    def frames_of(self, length: int) -> int:
+        """The frames of the token grid of a video with ``length`` frames."""
+        kernel_size = (self.num_frames or 1) // self.frames
+        if length < kernel_size or length % kernel_size:
+            raise UserError(f"a video of {length} frames does not fit patches of {kernel_size}: give a multiple.")
+        return length // kernel_size
 
     def check(self, images: Tensor) -> None:
         """Raise a ``UserError`` unless shape and dtype are those of images (or videos); values are not checked."""
@@ -90,6 +101,10 @@ class PatchEmbed(nn.Module):
         self.grid_of(images)  # raises an error if the images do not fit
         if self.tiles and is_plain(self.proj):
             return ops.project_patches(images, self.proj.weight, self.proj.bias)
+        if self.num_frames == self.frames and self.stride == self.patch_size and is_plain(self.proj):
+            frames = images.transpose(1, 2).flatten(0, 1)
+            tokens = ops.project_patches(frames, self.proj.weight.squeeze(2), self.proj.bias)
+            return tokens.unflatten(0, (len(images), -1)).flatten(1, 2)
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
@@ -145,3 +160,8 @@ def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of an image whose size is one number for both sides, or (height, width)."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return height, width
+
+
+def evenly(available: int, wanted: int) -> list[int]:
+    """The frames that stand for a video when few are wanted: the middle one of each of as many equal parts."""
+    return [(2 * i + 1) * available // (2 * wanted) for i in range(wanted)]

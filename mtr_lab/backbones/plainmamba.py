@@ -353,21 +353,22 @@ def _none(patches: int) -> tuple[int, ...]:
     return ()
 
 
-def _hub(file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights on the Hugging Face Hub, and their accuracy by the README of their repository."""
+def _hub(file: str, top1: float, gflops: float | None) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub, their accuracy by the README of their repository, their GFLOPs."""
     return {
         "hf_hub_id": "ChenhongyiYang/PlainMamba",
         "hf_hub_filename": file,
         "published_top1": top1,
+        "published_gflops": gflops,
         "license": "apache-2.0",
     }
 
 
 CONFIGS = complete(
     {
-        "plainmamba_l1.in1k": _hub("l1.pth", 0.779),
-        "plainmamba_l2.in1k": _hub("l2.pth", 0.816),
-        "plainmamba_l3.in1k": _hub("l3.pth", 0.823),
+        "plainmamba_l1.in1k": _hub("l1.pth", 0.779, 3.0),
+        "plainmamba_l2.in1k": _hub("l2.pth", 0.816, None),
+        "plainmamba_l3.in1k": _hub("l3.pth", 0.823, 14.4),
     },
     first_conv="patch_embed.stem.0",
     classifier="head.fc",

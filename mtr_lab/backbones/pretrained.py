@@ -15,8 +15,8 @@ def complete(
     """The configuration of each architecture, from what is particular to the weights ``ARCHITECTURE.TAG``.
 
     The defaults are ImageNet-1k with the preprocessing of DeiT: resize to size / 0.875, centre crop. The fields are
-    those of timm's ``PretrainedCfg``, and ``published_top1``: the ImageNet-1k accuracy that the authors report, a
-    fraction. ``label_names`` may also be the name of one of timm's datasets.
+    those of timm's ``PretrainedCfg``, and those of ``OURS``. ``label_names`` may also be the name of one of timm's
+    datasets.
 
     Args:
         configs: by ``ARCHITECTURE.TAG``.
@@ -28,6 +28,12 @@ def complete(
         for (name, tag), config in ((key.split("."), config) for key, config in configs.items())
     }
 
+
+OURS: dict[str, Any] = {"published_top1": None, "published_gflops": None, "num_frames": None, "verified": "outputs"}
+"""What timm does not have: the ImageNet-1k accuracy that the authors report, a fraction, and the GFLOPs at the model's
+input size; ``None``: none is known from a source of theirs. The frames of weights for videos. And what was verified
+here: ``outputs`` equal those of the authors' code with random weights, or ``weights``, the file itself, were trained
+and evaluated."""
 
 _DEFAULTS = {
     "custom_load": False,
@@ -41,7 +47,7 @@ _DEFAULTS = {
     "num_classes": 1000,
     "label_names": IMAGENET,
     "pool_size": None,
-    "published_top1": None,
+    **OURS,
 }
 
 
@@ -50,7 +56,7 @@ def timm_config(
 ) -> dict[str, Any]:
     """The fields of timm's ``PretrainedCfg``: the registered ones, or those that timm's factory was given instead."""
     if given is None and overlay is None:
-        return {key: value for key, value in registered.items() if key != "published_top1"}
+        return {key: value for key, value in registered.items() if key not in OURS}
     from timm.models import resolve_pretrained_cfg
 
     resolved: dict[str, Any] = resolve_pretrained_cfg(registered["architecture"], given, overlay).to_dict()

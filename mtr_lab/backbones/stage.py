@@ -24,8 +24,8 @@ class BlockReduction(Protocol):
     def positions(self, state: TokenState) -> Positions:
         """What the mixer is told about its tokens."""
 
-    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
-        """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
+        """The tokens after the mixer, reduced if some are removed."""
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""
@@ -109,7 +109,7 @@ class Block(nn.Module):
             hidden, residual = positions.streams(hidden, residual)
         state = self.settle(state.with_streams(hidden, residual))
         if reduction is not None:
-            state, evidence = reduction.after_mixer(state, evidence)
+            state = reduction.after_mixer(state, evidence)
         return state if self.mlp is None else self._transformed(state, evidence)
 
     def mix(self, normed: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:

@@ -16,7 +16,7 @@ from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_videomamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
-from mtr_lab.backbones.pretrained import complete
+from mtr_lab.backbones.pretrained import ASSETS, complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 
@@ -29,6 +29,8 @@ class VideoMamba(VisionMamba):
     Args:
         fc_drop_rate: dropout before the head while training, as ``drop_rate``.
         use_checkpoint: compute activations again in the backward pass, as ``set_grad_checkpointing``.
+        long_memory: start with Δ log-uniform in [0.001, 0.1], as in Mamba, so that states span a video's tokens. The
+            authors' start, Δ near 0.69, forgets within a few tokens: they train videos from weights for images.
         kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
@@ -41,7 +43,10 @@ class VideoMamba(VisionMamba):
         "checkpoint_num": HARMLESS,
     }
 
-    def __init__(self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, fc_drop_rate: float = 0.0, use_checkpoint: bool = False, long_memory: bool = False, **kwargs: Any
+    ) -> None:
+        self.long_memory = long_memory
         super().__init__(**kwargs)
         if fc_drop_rate > 0:
             self.head_drop = nn.Dropout(fc_drop_rate)
@@ -55,7 +60,7 @@ class VideoMamba(VisionMamba):
         return (self.class_position(patches),)
 
     def initialise(self) -> None:
-        initialise_videomamba(self, len(self.layers))
+        initialise_videomamba(self, len(self.layers), self.long_memory)
 
     def copy_settings(self, model: Any) -> None:
         """Take over the settings of an object of the authors' class: every ε, checkpointing."""
@@ -63,17 +68,43 @@ class VideoMamba(VisionMamba):
         self.grad_checkpointing = bool(getattr(model, "use_checkpoint", False))
 
 
-def _hub(file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights on the Hugging Face Hub, and their accuracy by the authors' MODEL_ZOO.md."""
-    return {"hf_hub_id": "OpenGVLab/VideoMamba", "hf_hub_filename": file, "published_top1": top1}
+def _hub(file: str, top1: float, gflops: float | None) -> dict[str, Any]:
+    """The authors' weights on the Hugging Face Hub; their accuracy and GFLOPs by the authors' MODEL_ZOO.md."""
+    return {
+        "hf_hub_id": "OpenGVLab/VideoMamba",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "published_gflops": gflops,
+        "license": "apache-2.0",
+    }
 
+
+MOTIONS = ("bob", "clockwise", "counterclockwise", "down", "grow", "left", "right", "shrink", "swing", "up")
+"""The classes of generated clips, see ``mtr_lab.data.video.motion``."""
 
 CONFIGS = complete(
     {
-        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769),
-        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812),
-        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828),
-        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827),
+        "videomamba_ti.in1k": _hub("videomamba_t16_in1k_res224.pth", 0.769, 1.1),
+        "videomamba_s.in1k": _hub("videomamba_s16_in1k_res224.pth", 0.812, 4.3),
+        "videomamba_m.in1k": _hub("videomamba_m16_in1k_res224.pth", 0.828, 12.7),
+        "videomamba_b.in1k": _hub("videomamba_b16_in1k_res224.pth", 0.827, None),
+        "videomamba_64.tiny_imagenet": {
+            "input_size": (3, 64, 64),
+            "num_classes": 200,
+            "label_names": None,
+            "crop_pct": 1.0,
+            "license": "apache-2.0",
+            "verified": "weights",
+        },
+        "videomamba_nano.motion": {
+            "file": str(ASSETS / "videomamba_nano.safetensors"),
+            "input_size": (3, 64, 64),
+            "num_frames": 16,
+            "num_classes": len(MOTIONS),
+            "label_names": MOTIONS,
+            "license": "apache-2.0",
+            "verified": "weights",
+        },
     },
     first_conv="patch_embed.proj",
     classifier="head",
@@ -98,6 +129,19 @@ def videomamba_m(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 def videomamba_b(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """VideoMamba-B, 98 M parameters."""
     return build(VideoMamba, CONFIGS["videomamba_b"], pretrained, {"embed_dim": 768}, kwargs)
+
+
+def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """2.2 M parameters, for 64² images in 4² patches: 257 tokens, 200 classes."""
+    geometry = {"img_size": 64, "patch_size": 4, "stride": 4, "depth": 16, "embed_dim": 128, "num_classes": 200}
+    return build(VideoMamba, CONFIGS["videomamba_64"], pretrained, geometry, kwargs)
+
+
+def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """The bundled model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens."""
+    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_frames": 16}
+    geometry |= {"num_classes": len(MOTIONS), "long_memory": True}
+    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, geometry, kwargs)
 
 
 @recognises("VideoMamba")

@@ -83,7 +83,18 @@ class Vim(VisionMamba):
 
 def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
     """The authors' weights on the Hugging Face Hub, and their accuracy by the paper and the files' names."""
-    return {"hf_hub_id": f"hustvl/{repository}", "hf_hub_filename": file, "published_top1": top1}
+    return {
+        "hf_hub_id": f"hustvl/{repository}",
+        "hf_hub_filename": file,
+        "published_top1": top1,
+        "license": "apache-2.0",
+    }
+
+
+def _own(side: int, classes: int, **preprocessing: Any) -> dict[str, Any]:
+    """A model trained here, whose weights are no part of the package; its file names the classes."""
+    config = {"input_size": (3, side, side), "num_classes": classes, "label_names": None}
+    return {**config, "license": "apache-2.0", "verified": "weights", **preprocessing}
 
 
 CONFIGS = complete(
@@ -98,11 +109,20 @@ CONFIGS = complete(
             "input_size": (3, 112, 112),
             "num_classes": 10,
             "label_names": IMAGENETTE,
+            "license": "apache-2.0",
+            "verified": "weights",
         },
+        "vim_nano_half.imagenette": _own(112, 10),
+        "vim_ti_64.tiny_imagenet": _own(64, 200, crop_pct=1.0),
+        "vim_ti_64_half.tiny_imagenet": _own(64, 200, crop_pct=1.0),
     },
     first_conv="patch_embed.proj",
     classifier="head",
 )
+
+
+NANO = {"img_size": 112, "patch_size": 8, "stride": 8, "embed_dim": 128, "num_classes": 10}
+TI_64 = {"img_size": 64, "patch_size": 4, "stride": 4, "embed_dim": 192, "num_classes": 200}
 
 
 def vim_ti(pretrained: bool = False, **kwargs: Any) -> Vim:
@@ -132,8 +152,22 @@ def vim_b(pretrained: bool = False, **kwargs: Any) -> Vim:
 
 def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     """The bundled model: 2.2 M parameters, 112² images in 8² patches, the 197 tokens of Vim at 224²."""
-    geometry = {"img_size": 112, "patch_size": 8, "stride": 8, "depth": 16, "embed_dim": 128, "num_classes": 10}
-    return build(Vim, CONFIGS["vim_nano"], pretrained, geometry, kwargs)
+    return build(Vim, CONFIGS["vim_nano"], pretrained, {**NANO, "depth": 16}, kwargs)
+
+
+def vim_nano_half(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Half of vim_nano's blocks, half of its FLOPs."""
+    return build(Vim, CONFIGS["vim_nano_half"], pretrained, {**NANO, "depth": 8}, kwargs)
+
+
+def vim_ti_64(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti for 64² images, in 4² patches: 257 tokens, 200 classes."""
+    return build(Vim, CONFIGS["vim_ti_64"], pretrained, TI_64, kwargs)
+
+
+def vim_ti_64_half(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Half of vim_ti_64's blocks, half of its FLOPs."""
+    return build(Vim, CONFIGS["vim_ti_64_half"], pretrained, {**TI_64, "depth": 12}, kwargs)
 
 
 @recognises("Vim")

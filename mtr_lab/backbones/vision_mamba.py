@@ -15,7 +15,7 @@ from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.drop_path import DropPath, drop_path_rates
 from mtr_lab.backbones.interface import ModelReduction, last_state
 from mtr_lab.backbones.norms import RMSNorm
-from mtr_lab.backbones.patch_embed import PatchEmbed, height_and_width
+from mtr_lab.backbones.patch_embed import PatchEmbed, evenly, height_and_width
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.backbones.timm_interface import TimmInterface
 from mtr_lab.errors import UserError
@@ -143,14 +143,16 @@ class VisionMamba(TimmInterface):
     def layouts(self, img_size: Sequence[int] | None = None) -> list[Layout]:
         """The tokens of an image (or video) of (height, width), by default of the model's own size.
 
+        A video may be shorter than the model's: (frames, height, width).
+
         Raises:
             UserError: the size does not fit the patch grid.
         """
-        height, width = img_size or self.patch_embed.img_size
-        return [self._layout(self.patch_embed.grid(height, width))]
+        *length, height, width = img_size or self.patch_embed.img_size
+        frames = self.patch_embed.frames_of(*length) if length else self.patch_embed.frames
+        return [self._layout(self.patch_embed.grid(height, width), frames)]
 
-    def _layout(self, grid: tuple[int, int]) -> Layout:
-        frames = self.patch_embed.frames
+    def _layout(self, grid: tuple[int, int], frames: int = 1) -> Layout:
         return Layout(*grid, special=self.special_positions(frames * grid[0] * grid[1]), frames=frames)
 
     def costs(self, layouts: Sequence[Layout]) -> Costs:
@@ -180,16 +182,21 @@ class VisionMamba(TimmInterface):
         """The entries of special tokens in ``pos_embed``, for that many patches."""
         return self.special_positions(patches)
 
-    def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings (1, L, C) of all tokens of an image (or video) on a grid of (rows, columns)."""
+    def positions(self, grid: tuple[int, int], frames: int = 1) -> Tensor:
+        """Position embeddings (1, L, C) of all tokens of an image (or video) on a grid of (rows, columns).
+
+        Those of a shorter video are of the frames that ``evenly`` keeps.
+        """
         spatial: Tensor = self.pos_embed
         trained = self.patch_embed.grid_size
         if grid != trained:
             spatial = resize_positions(spatial, self.embedded_positions, trained, grid)
         if self.temporal_pos_embedding is None:
             return spatial
-        class_entry, patches = spatial[:, :1], spatial[:, 1:]
-        patches = self.temporal_pos_embedding[:, :, None] + patches[:, None]  # (1, frames, rows · columns, C)
+        class_entry, patches, temporal = spatial[:, :1], spatial[:, 1:], self.temporal_pos_embedding
+        if frames != self.patch_embed.frames:
+            temporal = temporal[:, evenly(self.patch_embed.frames, frames)]
+        patches = temporal[:, :, None] + patches[:, None]  # (1, frames, rows · columns, C)
         return torch.cat([class_entry, patches.flatten(1, 2)], dim=1)
 
     def embed(self, images: Tensor) -> TokenState:
@@ -198,7 +205,8 @@ class VisionMamba(TimmInterface):
         One fused operation, unless ``patch_embed`` has to be called: for overlapping patches, hooks and adapters.
         """
         grid = self.patch_embed.grid_of(images)
-        positions, layout = self.positions(grid), self._layout(grid)
+        frames = self.patch_embed.frames_of(images.shape[2]) if images.ndim == 5 else 1
+        positions, layout = self.positions(grid, frames), self._layout(grid, frames)
         (position,) = layout.special
         if self.patch_embed.can_fuse:
             proj = self.patch_embed.proj

@@ -286,16 +286,17 @@ def _start(maps: Tensor) -> TokenState:
 RELEASE = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/"
 
 
-def _release(file: str, top1: float) -> dict[str, Any]:
-    """The authors' weights, and their accuracy by the README of their repository."""
-    return {"url": f"{RELEASE}{file}.pth", "published_top1": top1, "license": "mit"}
+def _release(file: str, top1: float, gflops: float) -> dict[str, Any]:
+    """The authors' weights; their accuracy and GFLOPs by the README of their repository."""
+    figures = {"published_top1": top1, "published_gflops": gflops}
+    return {"url": f"{RELEASE}{file}.pth", "license": "mit", **figures}
 
 
 CONFIGS = complete(
     {
-        "vmamba_t.in1k": _release("vssm1_tiny_0230s_ckpt_epoch_264", 0.826),
-        "vmamba_s.in1k": _release("vssm_small_0229_ckpt_epoch_222", 0.836),
-        "vmamba_b.in1k": _release("vssm_base_0229_ckpt_epoch_237", 0.839),
+        "vmamba_t.in1k": _release("vssm1_tiny_0230s_ckpt_epoch_264", 0.826, 4.9),
+        "vmamba_s.in1k": _release("vssm_small_0229_ckpt_epoch_222", 0.836, 8.7),
+        "vmamba_b.in1k": _release("vssm_base_0229_ckpt_epoch_237", 0.839, 15.4),
     },
     first_conv="patch_embed.0",
     classifier="classifier.head",

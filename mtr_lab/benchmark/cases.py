@@ -96,12 +96,14 @@ class Case:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(image)
             flops = counter.get_total_flops()
-            cost = {"tokens": None, "reduction": 0.0, "flops": flops, "bytes": None, "exponentials": None}
+            cost = {"picture": [size, size], "tokens": None, "reduction": 0.0, "flops": flops}
+            cost |= {"bytes": None, "exponentials": None}
         return {**asdict(self), "promised_speedup": None, "resolution": size, **cost}
 
     def _costs(self, model: Any, schedule: Schedule, size: int) -> dict[str, Any]:
         """The columns that follow from a schedule."""
         return {
+            "picture": list(schedule.resolution or (size, size)),
             "tokens": list(schedule.tokens),
             "reduction": schedule.reduction,
             "flops": schedule.flops + schedule.flops_overhead,

@@ -28,8 +28,8 @@ def bench(config: DictConfig) -> dict[str, Any]:
         The content of the file: ``schema``, ``config``, ``environment``, ``notes`` (backends left out), ``peaks`` of
         the device by dtype (FLOPs, bytes, exponentials a second) and ``rows``, one a combination:
 
-        * the axes, ``resolution`` in pixels; ``tokens`` entering every block, the ``reduction`` achieved, true
-          ``flops`` of an image;
+        * the axes, ``resolution`` in pixels; ``picture``, the [height, width] to which the policy resizes; ``tokens``
+          entering every block, the ``reduction`` achieved, true ``flops`` of an image;
         * ``ms`` of a batch in a stream of batches, median of ``rounds`` calls, ``ms_quartiles``, ``img_per_s``;
           ``idle_ms`` of a batch on an idle device; ``peak_mib`` (weights, images, all that the forward pass
           allocates);

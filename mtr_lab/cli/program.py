@@ -9,9 +9,9 @@ import contextlib
 import os
 import pkgutil
 import re
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +32,9 @@ from mtr_lab.cli.completion import answer_completion
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.settings import check_settings, choose_budget, setting_names
+from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.configuration import CONF
-from mtr_lab.errors import UserError, unknown, user_errors
+from mtr_lab.errors import UserError, machine_error, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
 
 PLUGIN_EXTRAS = {
@@ -55,7 +56,7 @@ def run_program(program: Program) -> None:
     if answer_completion():
         return
     if "-sc" not in arguments:
-        with exit_on_user_error():
+        with exit_with_message():
             if _answer(program, arguments):
                 return
     started = False
@@ -65,7 +66,7 @@ def run_program(program: Program) -> None:
         started = True
         # In a sweep mtr_lab.sweep.Jobs notes the mistake and goes on.
         alone = HydraConfig.get().mode != RunMode.MULTIRUN
-        with exit_on_user_error() if alone else contextlib.nullcontext():
+        with exit_with_message() if alone else contextlib.nullcontext():
             choices = HydraConfig.get().runtime.choices
             _check_preset(choices, program.config_name, config_folders())
             check_settings(config, default := hydra.compose(program.config_name))
@@ -75,31 +76,20 @@ def run_program(program: Program) -> None:
             return pkgutil.resolve_name(program.function)(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing a traceback
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=program.config_name)(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(_explain(error, program.config_name, sys.argv[1:]))
-    except (OSError, ValueError) as error:
-        if started:
-            raise
-        where = (
-            "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
-            if isinstance(error, OSError)
-            else ""
-        )
-        _exit(UserError(f"{where}{error}"))
-    except (KeyboardInterrupt, SystemExit) as error:
-        number = _signal_behind(error)
-        if number is None:
-            raise
-        raise SystemExit(128 + number) from None
-
-
-def _signal_behind(ending: BaseException) -> int | None:
-    """The signal that ended the program, if one did. Lightning exits with code 1 at SIGINT and with 0 at SIGTERM."""
-    if isinstance(ending, KeyboardInterrupt) or isinstance(ending.__context__, KeyboardInterrupt):
-        return signal.SIGINT
-    return signal.SIGTERM if type(ending).__name__ == "SIGTERMException" else None
+    with exit_at_signals():
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=program.config_name)(guarded)()
+        except (HydraException, OmegaConfBaseException) as error:
+            _exit(_explain(error, program.config_name, sys.argv[1:]))
+        except (OSError, ValueError) as error:
+            if started:
+                raise
+            where = (
+                "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
+                if isinstance(error, OSError)
+                else ""
+            )
+            _exit(f"{where}{error}", 1 if getattr(error, "errno", None) in (ENOSPC, EDQUOT) else 2)
 
 
 def _answer(program: Program, arguments: Sequence[str]) -> bool:
@@ -167,17 +157,27 @@ def show_config(
 
 def print_on_rank_zero(line: str) -> None:
     """Print a line to stdout, on rank 0 alone. Progress goes to stdout, errors go to stderr."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if is_rank_zero():
         print(line, flush=True)
 
 
+def is_rank_zero() -> bool:
+    """Whether this is the first of the processes that torchrun or SLURM has started, or the only one."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """End the program with code 2 and one message at a mistake of the user."""
+def exit_with_message() -> Iterator[None]:
+    """End the program with one message: with code 2 at a mistake of the user, with 1 if the machine lacks something."""
     try:
         yield
     except user_errors() as error:
         _exit(error)
+    except Exception as error:
+        message = machine_error(error)
+        if message is None:
+            raise
+        _exit(" ".join([message, *getattr(error, "__notes__", [])]), 1)
 
 
 def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
@@ -270,6 +270,6 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Ex
     return explain_composition(error, overrides, lambda: setting_names(config_name))
 
 
-def _exit(error: Exception) -> NoReturn:
-    print(f"mtr_lab: {error}", file=sys.stderr)
-    raise SystemExit(2)
+def _exit(message: object, code: int = 2) -> NoReturn:
+    print(f"mtr_lab: {message}", file=sys.stderr)
+    raise SystemExit(code)

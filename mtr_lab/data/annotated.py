@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,7 +11,8 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtr_lab.data.images import Entry, decode, reason, undecodable
+from mtr_lab.data.images import Entry, Remarks, read_picture, reason, undecodable
+from mtr_lab.data.orientation import Orientation
 from mtr_lab.errors import UserError
 
 
@@ -26,6 +28,21 @@ class AnnotatedSource(Protocol):
     def path(self, index: int) -> Path: ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
+        exif: ``"apply"`` or ``"ignore"`` the EXIF orientation.
+        remarks: on unusual images.
+    """
+
+    on_error: str
+    exif: str
+    remarks: Remarks
+
+
 Source = TypeVar("Source", bound=AnnotatedSource)
 
 
@@ -35,14 +52,14 @@ class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
     Args:
         source: the images and their annotations.
         normalise: mean and standard deviation of the three channels, of values from 0 to 1.
-        on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
+        reading: how to read images.
     """
 
-    def __init__(self, source: Source, normalise: tuple[Sequence[float], Sequence[float]], on_error: str) -> None:
-        self.source, self.normalise, self.on_error = source, normalise, on_error
+    def __init__(self, source: Source, normalise: tuple[Sequence[float], Sequence[float]], reading: "Reading") -> None:
+        self.source, self.normalise, self.reading = source, normalise, reading
 
     @abstractmethod
-    def annotated(self, index: int, image: Tensor) -> dict[str, Any]:
+    def annotated(self, index: int, image: Tensor, orientation: Orientation) -> dict[str, Any]:
         """The entry of an image (3, h, w) uint8, without ``id`` and ``hash``.
 
         Raises:
@@ -55,11 +72,14 @@ class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
     def __getitem__(self, index: int) -> Entry:
         id = self.source.id(index)
         try:
-            decoded, hash = decode(self.source.path(index).read_bytes())
+            picture = read_picture(self.source.path(index).read_bytes())
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
-            return undecodable(id, self.source.location, reason(error), self.on_error)
+            return undecodable(id, self.source.location, reason(error), self.reading.on_error)
+        self.reading.remarks.print(picture, id)
+        image = F.pil_to_tensor(picture.seen(self.reading.exif))
+        orientation = Orientation(picture.orientation, applied=self.reading.exif == "apply")
         try:
-            return {**self.annotated(index, F.pil_to_tensor(decoded)), "id": id, "hash": hash}
+            return {**self.annotated(index, image, orientation), "id": id, "hash": picture.hash}
         except UserError as error:
             return error
 

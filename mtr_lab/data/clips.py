@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import is_image_file
 
+from mtr_lab.data.files import is_image
+from mtr_lab.data.images import decode, reason
+from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
 
 
@@ -20,26 +22,29 @@ def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
     """
     try:
         if path.is_dir():
-            files = sorted((file for file in path.iterdir() if is_image_file(file.name)), key=_by_number)
+            images = (file for file in path.iterdir() if is_image(file.name) and not is_hidden(file.name))
+            files = sorted(images, key=_by_number)
             return [_read(files[i]) for i in _frame_indices(path, len(files), num_frames)]
         with Image.open(path) as animation:
             frames = []
             for i in _frame_indices(path, getattr(animation, "n_frames", 1), num_frames):
                 animation.seek(i)
-                frames.append(animation.convert("RGB"))
+                frames.append(decode(animation)[0])
             return frames
     except UserError:
         raise
     except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
         raise UserError(
-            f"cannot read the video {path}: {error}. Expected an animated GIF or a folder of frames; "
+            f"cannot read the video {path}: {reason(error)}. Expected an animated GIF or a folder of frames; "
             "ffmpeg -i VIDEO FOLDER/%04d.png makes one."
         ) from error
 
 
 def _read(file: Path) -> Image.Image:
-    with Image.open(file) as frame:
-        return frame.convert("RGB")
+    try:
+        return decode(file.read_bytes())[0]
+    except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+        raise ValueError(f"{file.name}, {reason(error)}") from error
 
 
 def _frame_indices(path: Path, available: int, num_frames: int) -> list[int]:

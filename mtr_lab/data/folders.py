@@ -2,15 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from filelock import FileLock
-from torchvision.datasets import ImageFolder, Imagenette
-from torchvision.datasets.folder import is_image_file
+from torchvision.datasets import Imagenette
 
+from mtr_lab.data.files import ENDINGS, file_stamp, is_image, lines_of, saved_as
+from mtr_lab.data.walk import LeftOut, class_folders, entries_of, is_hidden, kind_of, printable
 from mtr_lab.errors import UserError
 
 _LAYOUT = (
@@ -81,19 +82,22 @@ def find_imagenette(root: str | None, split: str) -> Path:
 
 
 def evaluation_directory(root: Path, split: str) -> Path:
-    """``root/split`` if it holds class folders, else ``root``.
+    """``root/split`` if it holds folders, else ``root``.
 
     Raises:
-        UserError: ``root`` holds other splits.
+        UserError: ``root`` holds other splits, or ``root/split`` holds images and is the only folder.
     """
-    if _holds_class_folders(root / split):
+    if _subfolders(root / split):
         return root / split
-    splits = sorted(entry.name for entry in root.iterdir() if _holds_class_folders(entry))
+    folders = _subfolders(root)
+    splits = [name for name in folders if _holds_class_folders(root / name)]
     if splits:
         raise UserError(
             f"dataset.test_split={split}: {root} has no class folders in {split!r}, but in {', '.join(splits)}. "
             f"Set dataset.test_split to one of these. {_LAYOUT}"
         )
+    if folders == [split]:
+        raise UserError(f"dataset.root: {root / split} holds images, but no class folders. {_LAYOUT}")
     return root
 
 
@@ -103,7 +107,7 @@ def training_directory(root: Path, split: str) -> Path:
     Raises:
         UserError: it holds no class folders.
     """
-    if not _holds_class_folders(root / split):
+    if not _subfolders(root / split):
         raise UserError(
             f"training needs images, and {root / split} holds no class folders. Set dataset.root to a directory with "
             "DIR/train/<class>/<image> and DIR/val/<class>/<image>, or dataset.train_split to the folder's name."
@@ -111,62 +115,77 @@ def training_directory(root: Path, split: str) -> Path:
     return root / split
 
 
+def _subfolders(directory: Path) -> list[str]:
+    """The names of the folders in a directory that are not hidden; none if there is no directory."""
+    if not directory.is_dir():
+        return []
+    entries = entries_of(directory)
+    return [printable(entry.name) for entry in entries if not is_hidden(entry.name) and kind_of(entry) == "folder"]
+
+
 def _holds_class_folders(directory: Path) -> bool:
     """Whether a directory looks like a split: it has subdirectories and, unlike a class folder, no images."""
-    if not directory.is_dir():
-        return False
-    entries = list(directory.iterdir())
-    return any(entry.is_dir() for entry in entries) and not any(is_image_file(entry.name) for entry in entries)
+    return bool(_subfolders(directory)) and not any(
+        is_image(entry.name) and not is_hidden(entry.name) for entry in entries_of(directory)
+    )
 
 
 class FolderSource:
     """The encoded images of ``directory/<class>/…``; labels number the classes in sorted order.
 
-    An empty class folder counts as a class.
+    An empty class folder counts as a class. Hidden files and folders, and files that are not images, are left out.
 
     Args:
         directory: holds the class folders.
         include: text file with the ids of the images to keep, one a line; ``None`` keeps all.
         exclude: text file with the ids of images to leave out.
+        on_error: ``"fail"`` or ``"skip"`` links that lead to nothing or to a folder above.
+
+    Attributes:
+        classes: the names of the class folders.
+        left_out: what else lies in the directory.
 
     Raises:
-        UserError: the directory has no class folders, or no images; or a list is missing, or names an image that is
-            not in the directory.
+        UserError: the directory has no class folders, or no images; a folder cannot be read; a link is broken; a list
+            is missing, or names an image that is not in the directory.
     """
 
-    def __init__(self, directory: Path, include: Path | None = None, exclude: Path | None = None) -> None:
-        try:
-            folder = ImageFolder(str(directory), allow_empty=True)
-        except FileNotFoundError as error:
-            raise UserError(f"dataset.root: no class folders in {directory}. {_LAYOUT}") from error
-        if not folder.samples:
-            raise UserError(f"dataset.root: no images in the class folders of {directory}. {_LAYOUT}")
-        self.location = str(directory)
-        self.classes: Sequence[str] | None = folder.classes
-        labels = {Path(path).relative_to(directory).as_posix(): label for path, label in folder.samples}
+    def __init__(
+        self, directory: Path, include: Path | None = None, exclude: Path | None = None, on_error: str = "fail"
+    ) -> None:
+        self.left_out = LeftOut(on_error)
+        folders = class_folders(directory, ENDINGS, self.left_out)
+        if not folders:
+            raise UserError(f"dataset.root: no class folders in {directory}. {_LAYOUT}")
+        labels = {path: label for label, paths in enumerate(folders.values()) for path in paths}
+        if not labels:
+            left_out = f" Left out: {self.left_out}." if str(self.left_out) else ""
+            raise UserError(f"dataset.root: no images in the class folders of {directory}.{left_out} {_LAYOUT}")
+        self.location = printable(str(directory))
+        self.classes: Sequence[str] | None = [printable(folder) for folder in folders]
         if include is not None:
             listed = _listed(include, "include", labels, directory)
-            labels = {id: label for id, label in labels.items() if id in listed}
+            labels = {path: label for path, label in labels.items() if path in listed}
         if exclude is not None:
             listed = _listed(exclude, "exclude", labels, directory)
-            labels = {id: label for id, label in labels.items() if id not in listed}
+            labels = {path: label for path, label in labels.items() if path not in listed}
         if not labels:
             raise UserError(f"dataset.include and dataset.exclude leave no image of {directory}: change the lists.")
-        self.ids = list(labels)
-        self.num_images: int | None = len(self.ids)
+        self._paths = list(labels)
+        self.num_images: int | None = len(self._paths)
         self._directory = directory
         self._labels = list(labels.values())
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._paths)
 
     def id(self, index: int) -> str:
         """The path below the directory, with forward slashes on every system."""
-        return self.ids[index]
+        return printable(self._paths[index])
 
     def holdout_key(self, index: int) -> str:
         """The id."""
-        return self.ids[index]
+        return self.id(index)
 
     def fingerprint(self) -> str:
         """A hash of every file's class, path, size and time of change; reads no file.
@@ -174,25 +193,26 @@ class FolderSource:
         A copy that keeps the times (``rsync -a``, ``cp -p``, ``tar``) is the same data, wherever it lies.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for id, label in zip(self.ids, self._labels, strict=True):
-            stat = (self._directory / id).stat()
-            digest.update(f"{label}\0{id}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        for index, label in enumerate(self._labels):
+            size, time = file_stamp(self._directory / self._paths[index]) or (None, None)
+            digest.update(f"{label}\0{self.id(index)}\0{size}\0{time}\n".encode())
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The file's bytes and the label."""
-        return (self._directory / self.ids[index]).read_bytes(), self._labels[index]
+        return (self._directory / self._paths[index]).read_bytes(), self._labels[index]
 
 
-def _listed(file: Path, option: str, ids: Container[str], directory: Path) -> set[str]:
-    """The ids in a list of images, one a line."""
+def _listed(file: Path, option: str, paths: Mapping[str, int], directory: Path) -> set[str]:
+    """The paths in a list of images, one a line: as they are on disk, or as ids."""
     if not file.is_file():
         raise UserError(f"dataset.{option}={file} is not a file: give a text file with one <class>/<image> a line.")
-    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    missing = [id for id in listed if id not in ids]
+    listed = [line for _, line in lines_of(file)]
+    by_id = {} if all(line in paths for line in listed) else {printable(path): path for path in paths}
+    missing = [line for line in listed if line not in paths and line not in by_id]
     if missing:
         raise UserError(
             f"dataset.{option}={file} lists {missing[0]!r}, one of {len(missing)} images that are not in {directory}: "
-            "its lines are paths below that directory, <class>/<image>."
+            f"its lines are paths below that directory, <class>/<image>.{saved_as(missing[0])}"
         )
-    return set(listed)
+    return {line if line in paths else by_id[line] for line in listed}

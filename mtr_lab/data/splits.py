@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from mtr_lab.data.batches import ImageLoader
 from mtr_lab.data.epochs import EpochShuffle, InEpoch
-from mtr_lab.data.images import Entry
+from mtr_lab.data.images import Entry, Remarks
 from mtr_lab.errors import UserError, check_number, unknown
 
 
@@ -43,6 +43,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         batch_size: number of images in a batch; in training, on all devices together.
         num_workers: number of processes that decode, at most one per CPU.
         on_error: what to do with an image that cannot be decoded: ``"fail"``, or ``"skip"`` and report it.
+        exif: ``"apply"`` turns images as their EXIF orientation says, ``"ignore"`` leaves them as they are stored.
         seed: determines the order and the augmentation of the training images.
 
     Raises:
@@ -62,17 +63,21 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         batch_size: int = 16,
         num_workers: int = 0,
         on_error: str = "fail",
+        exif: str = "apply",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if on_error not in ("fail", "skip"):
             raise unknown("dataset.on_error", on_error, ["fail", "skip"])
+        if exif not in ("apply", "ignore"):
+            raise unknown("dataset.exif", exif, ["apply", "ignore"])
         check_number("dataset.holdout", holdout, float, 0, 0.99)
         check_number("dataset.batch_size", batch_size, int, 1)
         check_number("dataset.num_workers", num_workers, int, 0)
         self.name = str(name)
         self._train_split, self._test_split = str(train_split), str(test_split)
         self._holdout, self._on_error, self._seed = holdout, on_error, seed
+        self._exif, self._remarks = exif, Remarks()
         self._batch_size, self._num_workers = batch_size, min(num_workers, os.cpu_count() or 1)
 
     @abstractmethod

@@ -81,14 +81,14 @@ def plan(config: DictConfig) -> Job:
     Raises:
         UserError: the configuration has a mistake. Weights are loaded last: other mistakes are reported before.
     """
-    if config.backbone.num_frames is not None:
+    task = make_task(config.task)
+    if config.backbone.num_frames is not None and not task.takes_videos:
         raise UserError(
-            f"backbone.num_frames={config.backbone.num_frames}: evaluation takes images. Leave it out, or draw a video "
-            "with mtr-lab visualize CLIP."
+            f"backbone.num_frames={config.backbone.num_frames}: task={task.name} takes images. Leave it out, or set "
+            "task=video."
         )
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
-    task = make_task(config.task)
     check_budgets(task, config)
     data, meta_model = make_task_data(task, config)
     reduction = Reduction(task.backbone(meta_model), provisional(policy_settings(config.mtr)))
@@ -101,7 +101,7 @@ def plan(config: DictConfig) -> Job:
     trainer = make_trainer(
         config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
     )
-    launches = has_to_launch(trainer)
+    launches = has_to_launch(trainer, config.trainer.get("trusted_network", False))
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = make_task_model(task, config, data.num_classes)

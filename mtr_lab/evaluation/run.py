@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mtr_lab.cli.folders import sweep_folder
+from mtr_lab.cli.signals import last_words
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import draw_images
 from mtr_lab.evaluation.job import Job, plan
@@ -50,7 +51,8 @@ def evaluate(config: DictConfig) -> JobResult | None:
             finished = take_finished(job)
             if finished is None:
                 start_over(job.folder)
-        return finished or launch(evaluate, config, job.trainer.num_devices)
+        with last_words(lambda: kept(job.folder)):
+            return finished or JobResult(**launch(evaluated, config, job.trainer.num_devices))
     if job.trainer.world_size > 1:
         job.trainer.strategy.setup_environment()
         if not job.trainer.is_global_zero:
@@ -59,9 +61,22 @@ def evaluate(config: DictConfig) -> JobResult | None:
     return lead(job)
 
 
+def evaluated(config: DictConfig) -> dict[str, Any] | None:
+    """A launched process's part, and its result in plain containers."""
+    result = evaluate(config)
+    return None if result is None else asdict(result)
+
+
+def kept(folder: Path) -> str:
+    """What a signal leaves of an evaluation."""
+    if (folder / RESULT).exists():
+        return f"{folder} has its result; the same command shows it."
+    return f"{folder} has no result; the same command computes it."
+
+
 def lead(job: Job) -> JobResult:
     """Rank 0's part, or that of a single process: claim the run folder, measure, write, print and log."""
-    with claim(job.folder, wait=job.wait), releasing_workers():
+    with last_words(lambda: kept(job.folder)), claim(job.folder, wait=job.wait), releasing_workers():
         finished = take_finished(job)
         if finished is not None:
             return finished

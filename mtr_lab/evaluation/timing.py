@@ -22,11 +22,11 @@ def time_job(job: "Job", evaluation: Evaluation[Any], points: Sequence[Operating
 
 
 def timing_images(job: "Job") -> Tensor:
-    """Evaluation images (timing.batch_size, 3, H, W), repeated to fill the batch, as the trainer gives them."""
+    """Evaluation images (timing.batch_size, 3, H, W), or videos, repeated to fill the batch, as the trainer gives them."""
     size = job.config.timing.batch_size
     batch = next(batch for batch in job.data.test_dataloader() if len(batch["image"]))
     images = as_input(batch, job.data, job.trainer)
-    return images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
+    return images.repeat(-(-size // len(images)), *[1] * (images.ndim - 1))[:size]
 
 
 def time_points(

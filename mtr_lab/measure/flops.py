@@ -32,7 +32,6 @@ class Work:
     Args:
         remove: for each block the number of tokens removed from a sequence after the mixer; none by default.
         removed_at_embedding: the number of tokens removed before the first block.
-        merged_for_mlp: (tokens, special ones among them) -> the number of tokens merged away for an MLP alone.
         choose_paths: the paths of a mixer -> those to scan.
         skipped: for each block the names of paths that are not scanned; none by default.
         sampled: for each block whether its scan reads one of each 2 x 2 tokens; none does by default.
@@ -46,7 +45,6 @@ class Work:
 
     remove: Sequence[int] | None = None
     removed_at_embedding: int = 0
-    merged_for_mlp: Callable[[int, int], int] = lambda tokens, special: 0
     choose_paths: Callable[[Sequence[ScanPath]], Sequence[ScanPath]] = lambda paths: paths
     skipped: Sequence[Sequence[str]] = ()
     sampled: Sequence[bool] = ()
@@ -80,9 +78,8 @@ def model_costs(model: Backbone, work: Work = ALL, img_size: Sequence[int] | Non
         for block in stage.blocks:
             entering.append(tokens)
             merged = next(counts)
-            after = tokens - merged
             read = len(layout.special) if work.alone and work.alone[len(entering) - 1] else None
-            transformed = after - work.merged_for_mlp(after, len(layout.special)) if block.mlp is not None else 0
+            transformed = 0 if block.mlp is None else entering[-1] - merged
             tokens = work.remaining(tokens, merged)
             grid = work.grid(layout, entering[-1])
             skipped = work.skipped[len(entering) - 1] if work.skipped else ()

@@ -18,7 +18,7 @@ from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, s
 from mtr_lab.ops.registry import Implementation, Operation, operator
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.scan_inputs import ScanInputs
-from mtr_lab.ops.scan_reference import selective_scan_portable
+from mtr_lab.ops.scan_portable import selective_scan_portable
 from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
 
 

@@ -17,7 +17,8 @@ from mtr_lab.ops import cpu, scan_gradient
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
 from mtr_lab.ops.scan_mamba_ssm import is_unfit, selective_scan_mamba_ssm
-from mtr_lab.ops.scan_reference import selective_scan_portable, selective_scan_reference
+from mtr_lab.ops.scan_portable import selective_scan_portable
+from mtr_lab.ops.scan_reference import selective_scan_reference
 from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
 
 REPEAT_FLOPS = 4

@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch: the reference, a form without a loop over tokens, and the gradients.
+"""The selective scan in plain PyTorch: the reference, a loop over tokens, and the gradients.
 
 Shapes as in ``selective_scan``. All functions are differentiable.
 """
@@ -14,8 +14,13 @@ from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import channel_sums
 
 
-def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: bool = True) -> tuple[Tensor, Tensor]:
-    """The recurrence in plain PyTorch, by a ``loop`` over tokens: every other implementation is tested against it."""
+def selective_scan_reference(
+    inputs: ScanInputs, stats: Sequence[str], *, run: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence in plain PyTorch, by a loop over tokens: every other implementation is tested against it.
+
+    ``run``: computes the recurrence instead of the loop.
+    """
     *_, z, delta_bias, order, gap, delta_scale, repeats, reverse = inputs
     dtype = torch.promote_types(inputs.u.dtype, torch.float32)
     u, delta, A, B, C, D = (t.to(dtype) for t in inputs[:6])
@@ -30,7 +35,7 @@ def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: 
         times = repeats[..., None].to(dtype)
         span = delta * times
         runs = Runs(*(in_reading_order(t, order, reverse) for t in (delta, times.expand(delta.shape))))
-    run: Callable[..., Tensor] = _token_by_token if loop else _all_tokens
+    run = run or _token_by_token
     y = run(in_reading_order(span, order, reverse), *read, A, _gap_decay(gap, bias, A), runs)
     y = in_token_order(y, order, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
 
@@ -38,11 +43,6 @@ def selective_scan_reference(inputs: ScanInputs, stats: Sequence[str], *, loop: 
     if z is not None:
         total = total * F.silu(z.to(dtype))
     return total.to(inputs.u.dtype), channel_sums(stats, span, u, y)
-
-
-def selective_scan_portable(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The scan without a loop over tokens, for devices without a kernel. It holds the states of all tokens at once."""
-    return selective_scan_reference(inputs, stats, loop=False)
 
 
 def in_reading_order(x: Tensor, order: Tensor | None, reverse: Sequence[int]) -> Tensor:
@@ -79,29 +79,31 @@ class Runs(NamedTuple):
     """(G, B, L, E): the number of its tokens."""
 
 
-def _growth(delta: Tensor, times: Tensor, A: Tensor) -> Tensor:
+def growth(product: Tensor, times: Tensor) -> Tensor:
     """Σ_{k < times} exp(k Δ A), by which a run of ``times`` tokens multiplies the input of one.
 
     Args:
-        delta, times: (*, E).
-        A: (*, E, N).
-
-    Returns:
-        (*, E, N).
+        product: Δ A.
+        times: of a shape that broadcasts with it.
     """
-    product = _product(delta, A)
-    return torch.expm1(times[..., None] * product) / torch.expm1(product)
+    product = _not_zero(product)
+    return torch.expm1(times * product) / torch.expm1(product)
+
+
+def _growth(delta: Tensor, times: Tensor, A: Tensor) -> Tensor:
+    """``growth`` for Δ and times (*, E) and A (*, E, N), (*, E, N)."""
+    return growth(delta[..., None] * A, times[..., None])
 
 
 def _growth_slope(delta: Tensor, times: Tensor, A: Tensor, growth: Tensor) -> Tensor:
     """The derivative of ``_growth`` by Δ A, given its value."""
-    product, times = _product(delta, A), times[..., None]
+    product, times = _not_zero(delta[..., None] * A), times[..., None]
     return (times * torch.exp(times * product) - growth * torch.exp(product)) / torch.expm1(product)
 
 
-def _product(delta: Tensor, A: Tensor) -> Tensor:
-    """Δ A, not 0."""
-    return (delta[..., None] * A).clamp(max=-torch.finfo(A.dtype).tiny)
+def _not_zero(product: Tensor) -> Tensor:
+    """Δ A, below 0 by so little that every sum of exponentials rounds to the number of its terms."""
+    return product.clamp(max=-(torch.finfo(product.dtype).eps ** 2))
 
 
 def _decay(delta: Tensor, A: Tensor, gaps: GapDecay | None) -> Tensor:
@@ -127,16 +129,6 @@ def _token_by_token(
         state = torch.exp(exponent) * state + update
         steps.append((state * C[:, :, t, None, :]).sum(-1))
     return torch.stack(steps, dim=2)
-
-
-def _all_tokens(
-    delta: Tensor, write: Tensor, B: Tensor, C: Tensor, A: Tensor, gaps: GapDecay | None, runs: Runs | None
-) -> Tensor:
-    update = write[..., None] * B[..., None, :]
-    if runs is not None:
-        update = update * _growth(*runs, A[:, None, None])
-    states = _recurrence_by_doubling(_decay(delta, A, gaps), update)
-    return (states * C[..., None, :]).sum(-1)
 
 
 def _recurrence(decay: Tensor, x: Tensor, *, adjoint: bool = False) -> Tensor:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS
-from mtr_lab.reduction.policy import EXACT, Policy
+from mtr_lab.reduction.partial_blocks import SCANS
+from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import resize_picture
 from mtr_lab.reduction.schedule import Schedule
+from mtr_lab.reduction.settings import EXACT
 from mtr_lab.tokens import Evidence, ScanPath, TokenState
 from mtr_lab.tokens.positions import Positions
 
@@ -48,23 +49,13 @@ class ActiveReduction:
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""
-        part = PICTURES[self.acting_policy.picture] if self.acting_policy else None
-        picture = images if part is None else part.change(images)
         size = self.schedule.resolution
-        return picture if size is None else resize_picture(picture, size)
+        return images if size is None else resize_picture(images, size)
 
     def on_embedding(self, state: TokenState, images: Tensor, model: Backbone) -> TokenState:
         """The tokens before the first block, with a pending plan if some are removed; ``images`` are those embedded."""
-        policy = self.acting_policy
-        if policy is None:
-            return state
-        if policy.cells is not None:
-            return policy.cells.reduce(state, images, model)
-        part = EMBEDDINGS[policy.embedding]
-        if part is None:
-            return state
-        assert state.layout is not None
-        return state.reduced(part.plan(state, part.removes(state.layout)))
+        cells = None if self.acting_policy is None else self.acting_policy.cells
+        return state if cells is None else cells.reduce(state, images, model)
 
 
 class ActiveBlockReduction:
@@ -111,17 +102,13 @@ class ActiveBlockReduction:
     @property
     def needs(self) -> tuple[str, ...]:
         """The evidence to collect."""
-        policy = self._active.acting_policy
-        part = None if policy is None else MLPS[policy.mlp]
-        after_mixer = self._active.policy.needs if self.remove else ()
-        return after_mixer if part is None else tuple(dict.fromkeys((*after_mixer, *part.needs)))
+        return self._active.policy.needs if self.remove else ()
 
-    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
-        """The tokens after the mixer, reduced if some are removed, and their evidence if an MLP's part reads it."""
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
+        """The tokens after the mixer, reduced if some are removed."""
         if not self.remove or self._active.policy.merges_in_mlp:
-            return state, evidence
-        plan = evidence.plan or self._plan(state, evidence)
-        return state.reduced(plan), evidence.take(plan.keep) if MLPS[self._active.policy.mlp] else evidence
+            return state
+        return state.reduced(evidence.plan or self._plan(state, evidence))
 
     def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
         """The decision on the tokens of the mixer."""
@@ -132,12 +119,4 @@ class ActiveBlockReduction:
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""
-        policy = self._active.acting_policy
-        if policy is None:
-            return None
-        if policy.merges_in_mlp:
-            return self._plan(state, evidence) if self.remove else None
-        part = MLPS[policy.mlp]
-        if part is None:
-            return None
-        return part.plan(state, evidence, part.removes(state.index.shape[1], state.special.shape[1]))
+        return self._plan(state, evidence) if self.remove and self._active.policy.merges_in_mlp else None

@@ -7,8 +7,8 @@ from itertools import accumulate, takewhile
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.reduction.costs import picture_size, removed_at_embedding
-from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
+from mtr_lab.reduction.costs import removed_at_embedding
+from mtr_lab.reduction.partial_blocks import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy
 from mtr_lab.reduction.resolution import Size
 from mtr_lab.tokens import Layout
@@ -44,7 +44,7 @@ def block_infos(
     model: Backbone, policy: Policy, img_size: Sequence[int] | None = None, resolution: Size | None = None
 ) -> list[BlockInfo]:
     """One entry a block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
-    layouts = model.layouts(resolution or picture_size(policy, model, img_size))
+    layouts = model.layouts(resolution or img_size)
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])
     follow = getattr(model, "layout_after", None)

@@ -19,7 +19,7 @@ from mtr_lab.backbones.interface import run_block
 from mtr_lab.measure.conditions import conditions
 from mtr_lab.measure.speed import call_ms, rounds
 from mtr_lab.reduction.blocks import BlockInfo, block_infos, can_decide
-from mtr_lab.reduction.places import SCANS
+from mtr_lab.reduction.partial_blocks import SCANS
 from mtr_lab.reduction.plan import apply, make_plan
 from mtr_lab.reduction.schedule import OutOfReach, Schedule, make_schedule
 from mtr_lab.tokens import TokenState

@@ -5,26 +5,15 @@ from dataclasses import replace
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.measure.flops import Work
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, blocks_alone, sampled_blocks
-from mtr_lab.reduction.policy import EXACT, Policy
+from mtr_lab.reduction.partial_blocks import SCANS, blocks_alone, sampled_blocks
+from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction.settings import EXACT
 from mtr_lab.tokens import Layout
-
-
-def picture_size(policy: Policy, model: Backbone, img_size: Sequence[int] | None) -> Sequence[int] | None:
-    """(height, width) of the picture that the backbone gets for one of ``img_size``; ``None`` is its own size."""
-    part = PICTURES[policy.picture]
-    if part is None:
-        return img_size
-    height, width = img_size or model.input_shape[-2:]
-    return part.size(height, width)
 
 
 def removed_at_embedding(policy: Policy, layout: Layout) -> int:
     """The number of tokens removed from each sequence before the first block."""
-    if policy.cells is not None:
-        return policy.cells.removes(layout)
-    part = EMBEDDINGS[policy.embedding]
-    return 0 if part is None else part.removes(layout)
+    return 0 if policy.cells is None else policy.cells.removes(layout)
 
 
 def remaining_work(
@@ -35,13 +24,12 @@ def remaining_work(
     skipped: Sequence[Sequence[str]] = (),
 ) -> Work:
     """The work of a model whose blocks remove that many tokens and skip these paths; ``layout`` is stage 0's."""
-    mlp, scan = MLPS[policy.mlp], SCANS[policy.paths]
+    scan = SCANS[policy.paths]
     sampled, repeated = sampled_blocks(model, scan), policy.stretch == EXACT
     work = Work(remove, removed_at_embedding(policy, layout), skipped=skipped, sampled=sampled, repeated=repeated)
     work = replace(work, merged_early=policy.merges_early, remaining=policy.remaining)
     alone = zip(blocks_alone(model, policy.share_alone), remove, strict=True)
     work = replace(work, alone=[is_alone and not count for is_alone, count in alone])
-    work = work if mlp is None else replace(work, merged_for_mlp=mlp.removes)
     work = work if scan is None else replace(work, choose_paths=scan.choose)
     return replace(work, grid=policy.grid) if policy.keeps_grid else work
 
@@ -64,22 +52,12 @@ def overhead_flops(
             step = policy.step_flops(entering, layout, removed, stage.width)
             if policy.merges_early and hasattr(block.mixer, "merged_width"):
                 step += 2 * removed * (block.mixer.merged_width - stage.width)  # in place of the block's output
-            if block.mlp is not None:
-                step += _mlp_flops(policy, entering - removed, len(layout.special), stage.width)
             flops += step * layout.sequences
     return flops
 
 
 def _embedding_flops(policy: Policy, model: Backbone, layout: Layout) -> int:
     """For one sequence, before the first block: of the plan, and of merging by it."""
-    channels, part = model.stages[0].width, EMBEDDINGS[policy.embedding]
-    merging = 2 * removed_at_embedding(policy, layout) * channels
-    if policy.cells is not None:
-        return policy.cells.flops(model, layout) + merging
-    return 0 if part is None else part.flops(layout, channels) + merging
-
-
-def _mlp_flops(policy: Policy, tokens: int, special: int, channels: int) -> int:
-    """For one sequence, of merging for an MLP."""
-    part = MLPS[policy.mlp]
-    return 0 if part is None else part.flops(tokens, channels) + 2 * part.removes(tokens, special) * channels
+    if policy.cells is None:
+        return 0
+    return policy.cells.flops(model, layout) + 2 * removed_at_embedding(policy, layout) * model.stages[0].width

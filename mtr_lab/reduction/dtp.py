@@ -35,12 +35,12 @@ class _Recorder(ActiveBlockReduction):
         """The evidence of the score."""
         return self._policy.needs
 
-    def after_mixer(self, state: TokenState, evidence: Evidence) -> tuple[TokenState, Evidence]:
-        """The tokens and the evidence as they are."""
+    def after_mixer(self, state: TokenState, evidence: Evidence) -> TokenState:
+        """The tokens as they are."""
         score = self._policy.importance(state, evidence)
         tokens = ordinary_tokens(state.special, score.shape[1])
         self.deviation = score.gather(1, tokens).std(dim=1).mean().item()
-        return state, evidence
+        return state
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from mtr_lab.backbones import Backbone, blocks_of
 from mtr_lab.errors import UserError
 from mtr_lab.reduction.active import ActiveBlockReduction, ActiveReduction
 from mtr_lab.reduction.budgets import Budget
-from mtr_lab.reduction.places import SCANS, blocks_alone, sampled_blocks
+from mtr_lab.reduction.partial_blocks import SCANS, blocks_alone, sampled_blocks
 from mtr_lab.reduction.policy import Policy, make_policy
 from mtr_lab.reduction.schedule import Schedule
 from mtr_lab.reduction.solver import Solver
@@ -89,7 +89,7 @@ class Reduction:
     def __repr__(self) -> str:
         removed = f"{100 * self.schedule.reduction:.1f} % of the FLOPs removed"
         size = self.schedule.resolution
-        picture = "" if size is None else f", picture {size[0]}×{size[1]}"
+        picture = "" if size is None else f", picture {'×'.join(map(str, size))}"
         budget = "" if self.budget is None else f", {self.budget}"
         return f"Reduction({self.policy.policy!r}, {removed}{picture}, tokens {list(self.schedule.tokens)}{budget})"
 

@@ -6,18 +6,25 @@ from collections.abc import Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr_lab.backbones import Backbone
+from mtr_lab.backbones import Backbone, evenly
 from mtr_lab.errors import UserError
 
-Size = tuple[int, int]
-"""(height, width) in pixels."""
+AUTO = "auto"
+"""The size, or the number of frames, that ``Reduction.solve`` chooses."""
+Size = tuple[int, ...]
+"""(height, width) in pixels; of a shortened video (frames, height, width)."""
 
 
 def resize_picture(images: Tensor, size: Size) -> Tensor:
     """Resize images (B, channels, H, W), or videos (B, channels, T, H, W), to ``size``.
 
-    Bicubic with antialiasing, as torchvision and timm resize tensors. Values are not clipped.
+    Bicubic with antialiasing, as torchvision and timm resize tensors. Values are not clipped. Of a video that is to be
+    shorter, frames at even distances remain.
     """
+    *frames, height, width = size
+    if frames and images.shape[2] != frames[0]:
+        images = images[:, :, evenly(images.shape[2], frames[0])]
+    size = height, width
     if tuple(images.shape[-2:]) == size:
         return images
     planes = images.flatten(1, -3)  # the frames of a video like channels
@@ -67,6 +74,28 @@ def smaller_pictures(model: Backbone, img_size: Sequence[int]) -> Iterator[Size]
         except UserError:  # too small for one patch
             return
         yield size
+
+
+def fewer_frames(model: Backbone, frames: int | str) -> list[int]:
+    """The numbers of frames that ``mtr.frames`` stands for: itself, or for ``auto`` all smaller ones, falling.
+
+    Raises:
+        UserError: a model of images, or no number of frames that the model accepts.
+    """
+    if len(model.input_shape) != 4:
+        raise UserError(
+            f"mtr.frames={frames}: {type(model).__name__} takes images here. Frames can be left out of videos alone: "
+            "take a model with backbone.num_frames, or set mtr.frames=null."
+        )
+    whole, unit = model.input_shape[1], model.input_shape[1] // model.layouts()[0].frames
+    fitting = list(range(whole - unit, 0, -unit))
+    if frames == AUTO and fitting:
+        return fitting
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames not in (whole, *fitting):
+        raise UserError(
+            f"mtr.frames must be a number of frames up to {whole}, a multiple of {unit}, or auto, got {frames!r}."
+        )
+    return [frames]
 
 
 def _scaled(model: Backbone, img_size: Sequence[int], scale: float) -> Size:

@@ -16,15 +16,14 @@ from mtr_lab.reduction.blocks import (
     possible_removals,
     reducing_blocks,
 )
-from mtr_lab.reduction.costs import overhead_flops, picture_size, remaining_work
+from mtr_lab.reduction.costs import overhead_flops, remaining_work
 from mtr_lab.reduction.lines import removals
 from mtr_lab.reduction.policy import Policy
-from mtr_lab.reduction.resolution import Size
+from mtr_lab.reduction.resolution import AUTO, Size
 
-AUTO = "auto"
-"""The schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``; and the size that it chooses."""
 DTP = "dtp"
 """Two blocks reduce, which ``Reduction.solve`` chooses by the scores on images; see ``mtr_lab.reduction.dtp``."""
+# ``auto`` is also the schedule that ``Reduction.solve`` measures, see ``sensitivity.GreedySearch``.
 MEASURED = {AUTO: "how removing tokens changes the output", DTP: "how much the scores of tokens differ"}
 """What the schedules measure that need images."""
 NO_TOKENS = "none"
@@ -64,7 +63,8 @@ class Schedule:
     at_other_places: bool
     """Whether the policy acts at other places than after mixers, too."""
     resolution: Size | None = None
-    """(height, width) to which the picture is resized first; ``None``: it is not."""
+    """(height, width) to which the picture is resized first, or (frames, height, width) to which the video is
+    shortened; ``None``: neither."""
     skipped: tuple[tuple[str, ...], ...] = ()
     """For each block the names of the scan paths that it skips; empty: all blocks scan what the policy lets them."""
 
@@ -103,7 +103,8 @@ def make_schedule(
             one for each block. Or ``none``: no block removes tokens.
         first_block, interval, layers: which blocks reduce, for a named schedule; see ``reducing_blocks``.
         img_size: (height, width) of the images, the model's own by default.
-        resolution: (height, width) to which the picture is resized before the model, which counts towards the ratio.
+        resolution: (height, width) to which the picture is resized before the model, or (frames, height, width) of a
+            shortened video, which counts towards the ratio.
         skipped: for each block the names of the scan paths that it skips, which counts towards the ratio.
 
     Raises:
@@ -114,7 +115,7 @@ def make_schedule(
     acting = policy if policy.acts_at_other_places and ratio != 0 else policy.only_after_mixers()
     resolution, skipped = (None, ()) if ratio == 0 else (resolution, skipped)
     infos = block_infos(model, acting, img_size, resolution)
-    size = resolution or picture_size(acting, model, img_size)
+    size = resolution or img_size
     depth, unreduced = len(infos), model_costs(model, img_size=img_size)[0].flops
 
     def cost(remove: Sequence[int]) -> Schedule:

@@ -12,8 +12,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.reduction.blocks import block_infos, reducing_blocks
 from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first, least_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
-from mtr_lab.reduction.places import SCANS
-from mtr_lab.reduction.resolution import Size, picture_of, smaller_pictures
+from mtr_lab.reduction.partial_blocks import SCANS
+from mtr_lab.reduction.resolution import Size, fewer_frames, picture_of, smaller_pictures
 from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
 from mtr_lab.reduction.sensitivity import GreedySearch, divergences
 
@@ -52,6 +52,14 @@ class Solver:
         """See ``Reduction.solve``."""
         resolution = self._config["resolution"] if resolution is None else resolution
         full = self._img_size or self._model.input_shape[-2:]
+        frames = self._config.get("frames")  # older configurations lack it
+        if frames is not None:
+            if resolution is not None:
+                raise UserError(f"mtr.frames={frames} and mtr.resolution={resolution}: set one of them to null.")
+            shorter = [(count, *full) for count in fewer_frames(self._model, frames)]
+            if ratio == 0:
+                return self._solve_tokens(ratio, None)
+            return self._solve_frames(ratio, shorter) if frames == AUTO else self._solve_tokens(ratio, shorter[0])
         if resolution is None or ratio == 0:
             return self._solve_tokens(ratio, None)
         if resolution == AUTO:  # given counts leave no budget for a smaller picture
@@ -89,6 +97,19 @@ class Solver:
         with self._measuring() as images:
             kl = divergences(self._model, self._reduction.use, self._unreduced(), schedules, images)
         return schedules[kl.index(min(kl))]
+
+    def _solve_frames(self, ratio: float | None, shorter: Sequence[Size]) -> Schedule:
+        """The longest video that is enough, from which no token is removed."""
+        if ratio is None or self._config["schedule"] != NO_TOKENS:
+            raise UserError(
+                f"mtr.frames=auto chooses the frames that mtr.ratio leaves, and no tokens: give mtr.ratio and "
+                f"mtr.schedule={NO_TOKENS}, or the number of frames."
+            )
+        schedules = [self._without_removal(size) for size in shorter]
+        enough = next((schedule for schedule in schedules if schedule.reduction >= ratio), None)
+        if enough is None:
+            raise OutOfReach(f"mtr.ratio={ratio} is out of reach: one frame is left of the video. Lower it.")
+        return enough
 
     def _solve_tokens(self, ratio: float | None, resolution: Size | None) -> Schedule:
         """The schedule on a picture of that size."""

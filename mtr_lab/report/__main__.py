@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
+from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.errors import UserError
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
@@ -75,15 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if project.count("/") > 1 or not all(map(str.strip, project.split("/"))):
             parser.error(f"{WANDB}{project} names no project: say {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
-        if figure:
-            write_figure(results, options.output, options.chart or "accuracy")
-            print(f"wrote {options.output}")
-        elif options.output is not None:
-            _write(results, options.output)
-        for project in projects:
-            _send(results, project)
-        if options.live:
-            _serve(results, options.port)
+        with exit_at_signals():
+            if figure:
+                write_figure(results, options.output, options.chart or "accuracy")
+                print(f"wrote {options.output}")
+            elif options.output is not None:
+                _write(results, options.output)
+            for project in projects:
+                _send(results, project)
+            if options.live:
+                _serve(results, options.port)
     except UserError as error:
         print(f"mtr_lab: {error}", file=sys.stderr)
         raise SystemExit(2) from None

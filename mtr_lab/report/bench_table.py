@@ -33,7 +33,7 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
     limit = max(bound, key=lambda name: bound[name])
     axes = [
         (row["backbone"], row["backend"]),
-        (str(row["batch"]), f"{row['resolution']}²"),
+        (str(row["batch"]), _pixels(row)),
         (row["dtype"], "graph" if row["cuda_graph"] else ""),
         (row["policy"], _asked(row)),
     ]
@@ -46,6 +46,12 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
         (figure(row["speedup"]), percent(row["overhead"])),
         (f"{percent(row['roofline'])} %", limit),
     ]
+
+
+def _pixels(row: Mapping[str, Any]) -> str:
+    """The side of the images, and that of the picture if the policy resizes it."""
+    side = row["resolution"]
+    return f"{side}²" if row.get("picture", [side, side]) == [side, side] else f"{side}² → {row['picture'][0]}²"
 
 
 def _asked(row: Mapping[str, Any]) -> str:

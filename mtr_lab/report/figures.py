@@ -121,8 +121,12 @@ def _trade_off(axes: "Axes", points: Sequence[Point], metric: Metric, x_key: str
             label=f"{line}, {backbone}" if several else line,
             elinewidth=0.5,
             capsize=1.5,
-            transform=offset_copy(axes.transData, axes.figure, x=aside, units="points"),
+            transform=offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="points"),
         )
+        axes.update_datalim(
+            [(x_scale * point[x_key], scale * end) for point in members for end in _ends(point, metric.key)]
+        )
+    axes.autoscale_view()
     axes.set(xlabel=x_title, ylabel=f"{metric.name}, {metric.unit}")
     axes.legend(ncols=2 if len(lines) > 4 else 1)
 
@@ -131,10 +135,14 @@ def _bars(members: Sequence[Point], key: str, scale: float) -> list[list[float]]
     """How far the interval of each point, or one standard deviation over seeds, reaches down and up."""
     reach = []
     for point in members:
-        value, sd = point[key], point.get(f"{key}_sd")
-        low, high = (value - sd, value + sd) if sd is not None else point.get(f"{key}_ci") or (value, value)
+        (low, high), value = _ends(point, key), point[key]
         reach.append([scale * max(0.0, value - low), scale * max(0.0, high - value)])
     return [list(side) for side in zip(*reach, strict=True)] if any(map(any, reach)) else None
+
+
+def _ends(point: Point, key: str) -> tuple[float, float]:
+    value, sd = point[key], point.get(f"{key}_sd")
+    return (value - sd, value + sd) if sd is not None else point.get(f"{key}_ci") or (value, value)
 
 
 def _accuracy(points: Sequence[Point]) -> Metric:

@@ -13,7 +13,8 @@ def best_resolution(points: Sequence[Mapping[str, Any]]) -> str | None:
         points: of one model on one set of images, the unreduced model's first.
     """
     whole: list[dict[str, Any]] = [dict(point) for point in points[1:] if "resolution" in point]
-    whole = [dict(points[0]), *(point for point in whole if point["flops_overhead"] == 0)]
+    sizes = {tuple(point["resolution"]): point for point in whole if point["flops_overhead"] == 0}
+    whole = [dict(points[0]), *sizes.values()]
     metric = accuracy(whole)
     if metric is None or len(whole) == 1 or any(point.get(metric.key) is None for point in whole):
         return None

@@ -29,6 +29,13 @@ class Classifications(Predictions):
         self.check_shapes(expected | {"log_probs": (p, n, *self.log_probs.shape[2:3])})
 
 
+@dataclass(frozen=True, eq=False)
+class VideoClassifications(Classifications):
+    """The same of videos."""
+
+    task = "video"
+
+
 def top_classes(log_probs: "Tensor") -> "Tensor":
     """The five most probable classes of (…, K) log-probabilities: (…, 5) int32, -1 beyond the K-th.
 

@@ -20,6 +20,7 @@ IGNORED_KEYS = (
     "trainer.strategy",
     "trainer.devices",  # the number of processes changes no figure
     "trainer.num_nodes",
+    "trainer.trusted_network",
     "trainer.enable_progress_bar",
 )
 """Settings that change no figure of a result."""

@@ -63,7 +63,7 @@ def point_name(
         return f"{policy}@{budget['key']}={budget['asked']:g}"
     if ratio is not None:
         return f"{policy}@{ratio:g}"
-    return policy if resolution is None else f"{policy}@{resolution[0]}x{resolution[1]}"
+    return policy if resolution is None else f"{policy}@{'x'.join(map(str, resolution))}"
 
 
 def name_of(point: Mapping[str, Any]) -> str:

@@ -12,13 +12,15 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
-from mtr_lab.results.classifications import Classifications
+from mtr_lab.results.classifications import Classifications, VideoClassifications
 from mtr_lab.results.detections import Detections
 from mtr_lab.results.predictions import Predictions
 from mtr_lab.results.segmentations import Segmentations
 
 FILE_NAME = "predictions.npz"
-_KINDS: dict[str, type[Predictions]] = {kind.task: kind for kind in (Classifications, Detections, Segmentations)}
+_KINDS: dict[str, type[Predictions]] = {
+    kind.task: kind for kind in (Classifications, Detections, Segmentations, VideoClassifications)
+}
 _OLD_KINDS = {"log_probs": Classifications, "figures": Detections, "confusion": Segmentations}
 """By a field that no other kind has: older files do not name their task."""
 _OLD_NAMES = {"hits": "found"}  # of arrays in older files

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from mtr_lab.errors import UserError
 from mtr_lab.results import predictions_file
 from mtr_lab.results import schema as result_file
+from mtr_lab.results.atomic import remove_unfinished
 from mtr_lab.results.keys import Key
 from mtr_lab.results.predictions import Predictions, name_of
 from mtr_lab.results.predictions_file import load_predictions, save_predictions
@@ -29,6 +30,8 @@ class Busy(UserError):
 def claim(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lock a run folder, which is created if it is missing: no other process can claim it during the block.
 
+    What a killed process has left there unfinished is removed.
+
     Raises:
         Busy: another process holds the lock, and ``wait`` is false.
     """
@@ -39,6 +42,8 @@ def claim(folder: Path, wait: bool = False) -> Iterator[None]:
     except Timeout as error:
         raise Busy(f"{folder}: another process is computing this. Wait for it, or choose another folder.") from error
     try:
+        for place in (folder, folder / result_file.PICTURES):
+            remove_unfinished(place)
         yield
     finally:
         lock.release()
@@ -103,6 +108,7 @@ class UnreducedCache:
             yield False
             return
         try:
+            remove_unfinished(self.folder)
             yield True
         finally:
             self.lock.release()

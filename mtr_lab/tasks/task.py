@@ -81,6 +81,8 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
     name: ClassVar[str]
     datamodule: ClassVar[type]
     """The class of data modules that the ``dataset`` group has to name."""
+    takes_videos: ClassVar[bool] = False
+    """Whether the model gets videos instead of images."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
@@ -136,7 +138,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
             checkpoint: see :meth:`checkpoint`.
         """
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, meta_model: Any) -> dict[str, Any]:
         """Arguments of the data module for training, besides ``data_config`` and ``seed``."""
         return {}
 

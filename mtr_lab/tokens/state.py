@@ -183,15 +183,6 @@ class Evidence:
         b, c = (None if t is None else t[:, g : g + 1] for t in (self.b, self.c))
         return replace(self, sums=self.sums[:, g : g + 1], b=b, c=c, directions=(direction,))
 
-    def take(self, positions: Tensor) -> "Evidence":
-        """The evidence of the tokens at ``positions`` (B, M), such as the survivors of a plan."""
-
-        def rows(values: Tensor) -> Tensor:  # (B, G, L, K)
-            return values.gather(2, positions[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3]))
-
-        b, c = (None if t is None else rows(t) for t in (self.b, self.c))
-        return replace(self, sums=rows(self.sums), b=b, c=c)
-
     def projection(self, name: str) -> Tensor:
         """``b`` or ``c``, (B, G, L, N)."""
         projection = {"b": self.b, "c": self.c}[name]

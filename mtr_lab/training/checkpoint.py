@@ -18,21 +18,10 @@ class PlainCheckpointIO(TorchCheckpointIO):
     """Checkpoints of tensors and plain containers alone, that are complete or what they were before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            UserError: it cannot be written: the disk is full, say.
-        """
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        try:
-            with replace_file(Path(path)) as stream:
-                stream.write(content.getbuffer())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}. What it held before, if anything, is intact: make room and go "
-                "on with training.resume=LAST.CKPT."
-            ) from error
+        with replace_file(Path(path)) as stream:
+            stream.write(content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)

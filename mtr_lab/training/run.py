@@ -5,6 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import nn
 
 from mtr_lab import ops
 from mtr_lab.backbones import Backbone
+from mtr_lab.cli.program import is_rank_zero
+from mtr_lab.cli.signals import last_words
 from mtr_lab.compose import (
     check_device,
     make_datamodule,
@@ -32,10 +35,11 @@ from mtr_lab.compose import (
 )
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import policy_settings
-from mtr_lab.launch import has_to_launch, launch
+from mtr_lab.launch import has_to_launch, is_launched, launch
 from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import describe_environment
+from mtr_lab.results.store import claim
 from mtr_lab.tasks.ranks import Gathering
 from mtr_lab.tasks.task import Task
 from mtr_lab.training.averaging import WeightEMA
@@ -45,6 +49,8 @@ from mtr_lab.training.graphed_ddp import GRAPHED_DDP
 from mtr_lab.training.history import History, TrainingBar, last_values, table
 from mtr_lab.training.randomness import SeedEpochs
 from mtr_lab.training.reduced import ReducedTraining, epoch_ratios, unfused_settings
+
+LAST = "last.ckpt"
 
 
 def train(config: DictConfig) -> Path:
@@ -56,15 +62,31 @@ def train(config: DictConfig) -> Path:
         epoch), and ``training.json`` (recipe, final figures, SHA-256).
 
     Raises:
-        UserError: anything in the configuration that training is not possible with, before it starts; a disk that is
-            full.
+        UserError: anything in the configuration that training is not possible with, before it starts; another process
+            that writes to the run folder.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, start = Path(HydraConfig.get().runtime.output_dir), time.time()
+    alone = is_rank_zero() and not is_launched()  # the launcher of others holds the lock
+    with last_words(lambda: kept(folder, start)), claim(folder) if alone else nullcontext():
+        return _train(config, folder)
+
+
+def kept(folder: Path, start: float) -> str:
+    """What the end of a training that began at ``start``, seconds since the epoch, leaves."""
+    checkpoint = folder / LAST
+    if checkpoint.exists() and checkpoint.stat().st_mtime >= start:
+        return f"{checkpoint} has the finished epochs; go on with training.resume={checkpoint} and the same settings."
+    return "No epoch was finished; the same command starts again."
+
+
+def _train(config: DictConfig, folder: Path) -> Path:
     ops.set_backend(config.ops.backend)
     check_device(config.trainer)
     settings = config.training
     task, meta_model = make_task(config.task), make_meta_model(config.backbone)
-    datamodule = make_datamodule(task, config.dataset, meta_model, seed=config.seed, **task.training_arguments())
+    datamodule = make_datamodule(
+        task, config.dataset, meta_model, seed=config.seed, **task.training_arguments(meta_model)
+    )
     create = partial(make_model, config.backbone)
     with torch.device("meta"):
         meta_task_model: Any = task.trained_model(create, datamodule.num_classes)
@@ -84,7 +106,7 @@ def train(config: DictConfig) -> Path:
             WeightEMA(settings.ema_decay),
             history,
             *([TrainingBar()] if config.trainer.enable_progress_bar else []),
-            LastCheckpoint(folder / "last.ckpt", resume_settings(config)),
+            LastCheckpoint(folder / LAST, resume_settings(config)),
         ],
         plugins=[PlainCheckpointIO()],
         num_sanity_val_steps=0,
@@ -95,8 +117,8 @@ def train(config: DictConfig) -> Path:
     # signal reaches every process here, and one that ends alone is noticed by the launcher.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     task.check_training(config, trainer.world_size)
-    if has_to_launch(trainer):
-        return launch(train, config, trainer.num_devices)
+    if has_to_launch(trainer, config.trainer.get("trusted_network", False)):
+        return Path(launch(train, config, trainer.num_devices))
 
     seed_everything(config.seed, workers=True, verbose=False)
     module: Any = task.training(task.trained_model(create, datamodule.num_classes), config)

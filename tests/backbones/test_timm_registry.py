@@ -11,8 +11,9 @@ import mtr_lab
 from mtr_lab.backbones import MODELS
 
 REGISTERED = """
-assert timm.list_models("vim_*") == ["vim_b", "vim_nano", "vim_s", "vim_s_plus", "vim_ti", "vim_ti_plus"]
-assert timm.list_models(module="videomamba") == ["videomamba_b", "videomamba_m", "videomamba_s", "videomamba_ti"]
+assert timm.list_models("vim_[bs]*") == ["vim_b", "vim_s", "vim_s_plus"]
+assert timm.list_models("vim_ti*") == ["vim_ti", "vim_ti_64", "vim_ti_64_half", "vim_ti_plus"]
+assert timm.list_models("videomamba_[bnst]*") == ["videomamba_" + size for size in ("b", "nano", "s", "ti")]
 assert timm.list_pretrained("vim_n*") == ["vim_nano.imagenette"]
 assert timm.is_model("videomamba_ti")
 assert timm.models.get_pretrained_cfg("vim_s").hf_hub_id == "hustvl/Vim-small-midclstok"
@@ -82,6 +83,6 @@ def test_importing_the_library_and_creating_a_model_imports_neither_timm_nor_tor
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_configuration_of_timms_registry(name: str) -> None:
-    registered = timm.models.get_pretrained_cfg(name).to_dict()
+    registered = {"label_names": None, **timm.models.get_pretrained_cfg(name).to_dict()}  # timm leaves out nulls
     assert registered == timm.create_model(name, **geometry(name, depth=1, width=16)).pretrained_cfg
     assert registered == mtr_lab.create_model(name, **geometry(name, depth=1, width=16)).pretrained_cfg

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fitting_counts import fitting
+from fitting_counts import counts
 from smallest import Smallest
 from torch import Tensor, nn
 from toys import TOYS, Toy
@@ -17,14 +17,12 @@ import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.backbones import MODELS, blocks_of, last_state, missing_members
 from mtr_lab.measure.flops import counted_flops, model_flops
-from mtr_lab.ops import make_plan
 from mtr_lab.pictures import observe
 from mtr_lab.reduction import make_policy, policy_config, policy_names, trace
-from mtr_lab.reduction.places import EMBEDDINGS, MLPS, PICTURES, SCANS, EmbeddingPart, MlpPart, PathsPart, PicturePart
+from mtr_lab.reduction.partial_blocks import SCANS, PathsPart
 from mtr_lab.tasks.features import FeatureMaps
 from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.tokens import restore
-from mtr_lab.tokens.pooling import ordinary_tokens
 
 SMALL = {"img_size": (24, 32), "patch_size": 4, "stride": 4, "depth": 4, "embed_dim": 16, "num_classes": 5}
 WINDOWED = {"dim": 8, "in_dim": 8, "depths": (1, 1, 4, 3), "num_heads": (1, 1, 2, 2), "num_classes": 5}
@@ -72,21 +70,6 @@ def make(name: str) -> Any:
 
 def inputs(model: Any, count: int = 2) -> Tensor:
     return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
-
-
-def counts(model: Any, number: int, policy: str = "mtr") -> list[int]:
-    """Remove ``number`` tokens, or more if the policy has to, at the second block and at the first of later stages."""
-    starts = [0]
-    for stage in model.stages[:-1]:
-        starts.append(starts[-1] + len(stage.blocks))
-    wanted = [number * (i == 1 or i in starts[1:]) for i in range(len(blocks_of(model)))]
-    removed, layout = [], model.layouts()[0]
-    for stage, (start, end) in enumerate(zip(starts, [*starts[1:], len(wanted)], strict=True)):
-        if stage:
-            layout = model.layout_after(stage, layout) if hasattr(model, "layout_after") else model.layouts()[stage]
-        removed += fitting(policy, wanted[start:end], layout)
-        layout = make_policy(policy_config(policy)).grid(layout, layout.tokens - sum(removed[start:]))
-    return removed
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -318,47 +301,27 @@ def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
     torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-5)
 
 
-def pairs(state: Any, removed: int) -> Any:
-    """Merge the first ordinary tokens into their neighbours."""
-    tokens = ordinary_tokens(state.special, state.index.shape[1])
-    source, into = tokens[:, 0 : 2 * removed : 2], tokens[:, 1 : 2 * removed : 2]
-    return make_plan(source, into, state.index.double(), state.size)
+PARTS = {"paths": {"paths": "toy"}, "input": {"input": "random"}}
 
 
-PLACES = {
-    "picture": (
-        PICTURES,
-        PicturePart(lambda height, width: (height // 2, width // 2), lambda images: images[..., ::2, ::2]),
-    ),
-    "embedding": (EMBEDDINGS, EmbeddingPart(lambda layout: 3, pairs, lambda layout, channels: 0)),
-    "mlp": (
-        MLPS,
-        MlpPart(
-            lambda tokens, special: (tokens - special) // 3,
-            lambda state, evidence, removed: pairs(state, removed),
-            lambda tokens, channels: 0,
-        ),
-    ),
-    "paths": (SCANS, PathsPart(lambda paths: paths[:1])),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", [name for name in SOME if name != "video"])
 @torch.no_grad()
-def test_a_part_at_every_place(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A toy part acts, its FLOPs are charged exactly, and unpatching removes it."""
-    table, part = PLACES[place]
-    monkeypatch.setitem(table, "toy", part)
+def test_a_part_at_another_place(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It acts, its FLOPs are charged exactly, and unpatching removes it."""
+    monkeypatch.setitem(SCANS, "toy", PathsPart(lambda paths: paths[:1]))
     model = make(name)
     images = inputs(model)
     before = model(images)
-    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2), **{place: "toy"})
+    if part == "input" and model.layouts()[0].sequences > 1:
+        with pytest.raises(UserError, match="has frames or windows"):
+            mtr_lab.patch(model, "mtr", ratio=0.1, **PARTS[part])
+        return
+    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 2), **PARTS[part])
     schedule = reduction.schedule
-    acts = {"mlp": any(block.mlp for block in blocks_of(model))}
-    acts["paths"] = any(len(block.mixer.paths) > 1 for block in blocks_of(model))
+    acts = part == "input" or any(len(block.mixer.paths) > 1 for block in blocks_of(model))
     plain = mtr_lab.reduction.make_schedule(model, reduction.policy.only_after_mixers(), schedule=schedule.remove)
-    assert (schedule.flops + schedule.flops_overhead < plain.flops + plain.flops_overhead) == acts.get(place, True)
+    assert (schedule.flops + schedule.flops_overhead < plain.flops + plain.flops_overhead) == acts
     assert model(images).shape == before.shape
     assert counted_flops(model, images) == (schedule.flops, schedule.flops_overhead)
     reduction.use(reduction.solve(0.0))
@@ -398,49 +361,11 @@ def test_one_of_several_directions_scores(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert not torch.equal(chosen[0], chosen[1])
     assert not torch.equal(chosen[1], chosen[2])
-    monkeypatch.setitem(SCANS, "toy", PLACES["paths"][1])
+    monkeypatch.setitem(SCANS, "toy", PathsPart(lambda paths: paths[:1]))
     with pytest.raises(UserError, match=r"mtr\.directions=columns: Toy scans forward\."):
         mtr_lab.patch(model, "mtr", ratio=0.1, directions="columns", paths="toy")
     mtr_lab.patch(model, "random", schedule=counts(model, 3), directions="columns")
     assert model(inputs(model)).isfinite().all()
-
-
-@torch.no_grad()
-def test_the_part_of_an_mlp_reads_the_evidence_of_the_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = make("two_stages"), []
-
-    def plan(state: Any, evidence: Any, removed: int) -> Any:
-        seen.append((state.index.shape[1], evidence["delta"].shape[2], evidence["delta"][0, 0]))
-        return pairs(state, removed)
-
-    part = MlpPart(lambda tokens, special: 2, plan, lambda tokens, channels: 0, needs=("delta",))
-    monkeypatch.setitem(MLPS, "toy", part)
-    mtr_lab.patch(model, "mtr", schedule=counts(model, 5), mlp="toy")
-    model(inputs(model))
-    assert [tokens for tokens, _, _ in seen] == [64, 59, 59, 11, 11, 11]
-    FeatureMaps(model, 2, "skip")(inputs(model))  # which reduces the streams at once
-    assert [tokens for tokens, _, _ in seen] == 2 * [64, 59, 59, 11, 11, 11]
-    assert all(tokens == shown for tokens, shown, _ in seen)
-    assert all(delta.max() > 0 for _, _, delta in seen)
-
-
-@torch.no_grad()
-def test_tokens_removed_at_the_embedding_are_restored_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EMBEDDINGS, "toy", PLACES["embedding"][1])
-    model = make("windows")
-    reduction = mtr_lab.patch(model, "mtr", schedule=counts(model, 0), embedding="toy")
-    nearest, skip = (FeatureMaps(model, 1, how)(inputs(model))[0] for how in ("nearest", "skip"))
-    assert not torch.equal(nearest, skip)
-    first = observe(model, reduction, inputs(model))[0].blocks[0]
-    assert (first.entered, first.tokens, first.removed.sum()) == (64, 52, 12)
-
-
-def test_a_schedule_is_measured_with_the_parts_at_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
-    model = make("vim_ti")
-    whole = mtr_lab.patch(model, "mtr", ratio=0.8, schedule="auto", images=inputs(model), picture="toy").schedule
-    assert whole.reduction >= 0.8
-    assert whole.tokens[0] == 3 * 4 + 1
 
 
 @pytest.mark.parametrize("name", [*SOME])
@@ -468,12 +393,3 @@ def test_missing_members_are_named() -> None:
         mtr_lab.patch(model, "mtr", ratio=0.1)
     with pytest.raises(UserError, match=r"made by mtr_lab\.create_model, got Linear\.$"):
         mtr_lab.patch(nn.Linear(2, 2), "mtr", ratio=0.1)
-
-
-def test_a_part_at_another_place_counts_towards_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PICTURES, "toy", PLACES["picture"][1])
-    model = make("vim_ti")
-    schedule = mtr_lab.patch(model, "mtr", ratio=0.5, picture="toy").schedule
-    assert schedule.reduction > 0.7
-    assert not any(schedule.remove)
-    assert policy_config("mtr")["picture"] == "none"

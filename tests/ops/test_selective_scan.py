@@ -27,6 +27,8 @@ CUDA_KERNELS = [
 IMPLEMENTATIONS = [
     pytest.param("reference", torch.float64, 1e-8, id="reference-float64"),
     pytest.param("reference", torch.float32, 2e-5, id="reference-float32"),
+    pytest.param("portable", torch.float64, 1e-8, id="portable-float64"),
+    pytest.param("portable", torch.float32, 2e-5, id="portable-float32"),
     pytest.param("cpu", torch.float32, 2e-5, id="cpu-float32"),
     pytest.param("mamba_ssm", torch.float32, 2e-3, id="mamba_ssm-float32", marks=CUDA_KERNELS),
 ]

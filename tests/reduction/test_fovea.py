@@ -8,8 +8,7 @@ import torch
 import mtr_lab
 from mtr_lab import UserError, ops
 from mtr_lab.measure.flops import counted_flops
-from mtr_lab.reduction import make_policy, policy_config
-from mtr_lab.reduction.policy import Policy
+from mtr_lab.reduction import decision, make_policy, policy_config
 from mtr_lab.tokens import Evidence, Layout, TokenState
 
 GEOMETRY = {"img_size": (32, 64), "patch_size": 8, "stride": 8, "embed_dim": 16, "num_classes": 3}
@@ -41,7 +40,7 @@ def reduced_state(layout: Layout) -> TokenState:
 def test_the_fused_decision_equals_its_parts(layout: Layout, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, state = make_policy(policy_config("fovea", **changes)), reduced_state(layout)
     fused = policy(state, Evidence.none(state.hidden), 8)
-    monkeypatch.setattr(Policy, "_is_among_neighbours", False)
+    monkeypatch.setattr(decision, "_is_among_neighbours", lambda settings: False)
     composed = policy(state, Evidence.none(state.hidden), 8)
     assert fused.metadata is not None
     assert composed.metadata is None

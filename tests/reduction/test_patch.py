@@ -8,7 +8,7 @@ import torch
 
 import mtr_lab
 from mtr_lab import UserError, ops
-from mtr_lab.reduction import Policy, trace_blocks
+from mtr_lab.reduction import decision, trace_blocks
 
 TINY = {"img_size": 48, "patch_size": 8, "stride": 8, "depth": 6, "embed_dim": 32, "num_classes": 5}
 MODELS = {
@@ -98,10 +98,10 @@ def test_trace_tells_the_patches_of_each_token(model, images) -> None:
 @pytest.mark.parametrize("policy", ["mtr", "write", "hsa", "utr", "pumer"])
 def test_traced_scores_are_those_the_policy_used(model, images, policy: str, monkeypatch) -> None:
     """(B, L) at blocks that reduce, for the tokens that enter; no score at other blocks."""
-    used, terms = [], Policy._terms
+    used, terms = [], decision._terms
     schedule = mtr_lab.patch(model, policy, ratio=0.3).schedule
     with monkeypatch.context() as patched:
-        patched.setattr(Policy, "_terms", lambda *args: used.append(terms(*args)) or used[-1])
+        patched.setattr(decision, "_terms", lambda *args: used.append(terms(*args)) or used[-1])
         model(images)
     blocks = trace_blocks(model, images)
     assert [block.score is not None for block in blocks] == [count > 0 for count in schedule.remove]

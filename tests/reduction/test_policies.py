@@ -18,6 +18,7 @@ from mtr_lab import UserError, ops
 from mtr_lab.backbones.vim import Vim
 from mtr_lab.measure.flops import counted_flops
 from mtr_lab.reduction import apply, make_policy, policy_config
+from mtr_lab.reduction.counts import candidates
 from mtr_lab.reduction.group import GROUPINGS
 from mtr_lab.reduction.merge import MERGES, Merge
 from mtr_lab.reduction.score import SCORES, Score
@@ -429,7 +430,7 @@ def test_a_merge_rule_is_a_row_of_the_table(rule: Merge, grouping: str, monkeypa
             mass = state.stream[b, members].norm(dim=-1)
             torch.testing.assert_close(plan.weight[b, members], mass / mass.sum())
     compared = rule.into == "nearest" or grouping != "asymmetric"
-    _, sources, targets = policy._sizes(14, 1, 4)
+    _, sources, targets = candidates(policy, 14, 1, 4)
     assert policy.flops(14, 1, 4, channels=5) == 4 * 4 * 5 + 2 * sources * targets * 5 * compared
 
     model = mtr_lab.create_model("vim_ti", **SMALL).eval()

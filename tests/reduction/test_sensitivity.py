@@ -4,10 +4,11 @@ import weakref
 
 import pytest
 import torch
+from fitting_counts import FOR_ANY_FAMILY
 
 import mtr_lab
 from mtr_lab import UserError
-from mtr_lab.reduction import make_policy, policy_config, policy_names
+from mtr_lab.reduction import make_policy, policy_config
 from mtr_lab.reduction.sensitivity import STRIDE
 
 DEPTH = 6
@@ -84,7 +85,7 @@ def test_the_first_step_is_the_cheapest_of_all_blocks(name: str, model, images) 
     assert [block for block, count in enumerate(actual) if count] == [min(prices, key=prices.get)]
 
 
-@pytest.mark.parametrize("name", [name for name in policy_names() if policy_config(name)["schedule"] != "none"])
+@pytest.mark.parametrize("name", [name for name in FOR_ANY_FAMILY if policy_config(name)["schedule"] != "none"])
 def test_the_ratio_is_met_to_a_token_for_every_policy(name: str, model, images) -> None:
     schedule = mtr_lab.patch(model, name, ratio=0.2, schedule="auto", images=images).schedule
     assert schedule.reduction >= 0.2

@@ -17,7 +17,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from mtr_lab.data.classification.images import Images, Undecodable
-from mtr_lab.data.images import Entry, Skipped
+from mtr_lab.data.images import DECODING, Entry, Skipped
 from mtr_lab.errors import UserError
 
 PIXELS, INDEX = "pixels.u8", "index.npz"
@@ -38,10 +38,10 @@ class CachedImages(Dataset[Entry]):
     """The entries of ``images``, with pixels read from the cache ``folder/<key>/`` instead of decoded.
 
     Caches are keyed by content: the source's fingerprint (for a directory, the path, size and modification time of
-    every file), the preprocessing, and the versions of the packages that decode and resize. Caches with other keys are
-    ignored. The first process builds the cache with ``num_workers`` workers, other processes wait. The cache is renamed
-    to its key once it is complete and synced to disk. A damaged cache is rebuilt. Images that could not be decoded are
-    not cached, but tried again each time.
+    every file), the preprocessing, the treatment of the EXIF orientation, and the versions of the packages that decode
+    and resize. Caches with other keys are ignored. The first process builds the cache with ``num_workers`` workers,
+    other processes wait. The cache is renamed to its key once it is complete and synced to disk. A damaged cache is
+    rebuilt. Images that could not be decoded are not cached, but tried again each time.
 
     Args:
         images: with a transform to uint8.
@@ -161,5 +161,12 @@ class _Decoder(Dataset[tuple[int, str] | Skipped | UserError]):
 
 def _key(images: Images, shape: tuple[int, ...]) -> str:
     versions = [importlib.metadata.version(package) for package in _PACKAGES]
-    parts = [images.source.fingerprint(), repr(images.prepare.transform), shape, versions]
+    parts = [
+        images.source.fingerprint(),
+        repr(images.prepare.transform),
+        shape,
+        versions,
+        DECODING,
+        images.prepare.exif,
+    ]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

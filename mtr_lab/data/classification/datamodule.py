@@ -42,6 +42,8 @@ class ImageDataModule(SplitDataModule[Any]):
         source: ``"imagefolder"``; ``"imagenette"``, which is downloaded if missing; or a timm dataset name such as
             ``"hfds/ILSVRC/imagenet-1k"`` or ``"wds/imagenet"``.
         classes: names of labels 0, 1, 2 … if the dataset does not name them, or ``"imagenet-1k"``.
+        image_column, label_column: of a Hugging Face dataset or a WebDataset, see
+            :func:`~mtr_lab.data.classification.timm_sources.open_timm`.
         include, exclude: text files with one image a line, its path below ``test_split``: evaluate these images alone,
             or all but these. For class folders.
         batch_size: number of images in a batch.
@@ -73,6 +75,8 @@ class ImageDataModule(SplitDataModule[Any]):
         root: str | None = None,
         source: str = "imagefolder",
         classes: str | Sequence[str] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
         include: str | None = None,
         exclude: str | None = None,
         batch_size: int = 50,
@@ -91,6 +95,7 @@ class ImageDataModule(SplitDataModule[Any]):
         self._include = None if include is None else Path(str(include)).expanduser()
         self._exclude = None if exclude is None else Path(str(exclude)).expanduser()
         self._classes = classes
+        self._columns = {"image_column": image_column, "label_column": label_column}
         self._collate = Collate(tuple(data_config["input_size"]))
         self._mean, self._std = data_config["mean"], data_config["std"]
         self._eval_transform = create_transform(**data_config, is_training=False, normalize=False)  # to uint8
@@ -208,13 +213,27 @@ class ImageDataModule(SplitDataModule[Any]):
                     f"{self._source} has other images: set both to null."
                 )
             return open_timm(
-                self._source, self._root, split, training=training, batch_size=self._batch_size, seed=self._seed
+                self._source,
+                self._root,
+                split,
+                training=training,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                **self._columns,
+            )
+        if any(self._columns.values()):
+            raise UserError(
+                f"dataset.source={self._source} has no columns: set dataset.image_column and label_column to null."
             )
         imagenette = self._source == "imagenette"
         root = find_imagenette(self._root, split) if imagenette else find_root(self.name, self._root)
         if training:
-            return FolderSource(training_directory(root, split))
-        return FolderSource(evaluation_directory(root, split), self._include, self._exclude)
+            source = FolderSource(training_directory(root, split), on_error=self._on_error)
+        else:
+            directory = evaluation_directory(root, split)
+            source = FolderSource(directory, self._include, self._exclude, self._on_error)
+        source.left_out.report(source.location)
+        return source
 
     def _holdout_key(self, index: int) -> str:
         return self._train_source.holdout_key(index)
@@ -254,7 +273,7 @@ class ImageDataModule(SplitDataModule[Any]):
         label_map: Sequence[int] | None,
         training: bool = False,
     ) -> Images | ImageStream:
-        prepare = Preparation(transform, label_map, self.num_classes, self._on_error)
+        prepare = Preparation(transform, label_map, self.num_classes, self._on_error, self._exif, self._remarks)
         if isinstance(source, StreamSource):
             return ImageStream(source, prepare, complete=not training)
         return Images(source, prepare)

@@ -52,7 +52,7 @@ class DeviceImages:
         name: str,
         progress: bool = True,
     ) -> None:
-        _check_memory(len(indices) * 3 * size[0] * size[1], device)
+        check_memory(len(indices) * 3 * size[0] * size[1], device)
         decoded: list[_Decoded] = []
         self.skipped: list[str] = []
         loader: DataLoader[Any] = DataLoader(
@@ -74,7 +74,8 @@ class DeviceImages:
 _Decoded = tuple[Tensor, Tensor, Tensor]
 
 
-def _check_memory(needed: int, device: torch.device) -> None:
+def check_memory(needed: int, device: torch.device) -> None:
+    """Raise a ``UserError`` if a number of bytes is more than half of what is free on a GPU."""
     if device.type != "cuda":
         return
     free = torch.cuda.mem_get_info(device)[0]

@@ -1,15 +1,15 @@
 """Labelled images as a dataset: read, decode, preprocess, map labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from mtr_lab.data.classification.timm_sources import StreamSource
-from mtr_lab.data.images import Entry, Skipped, decode, reason, undecodable
+from mtr_lab.data.classification.timm_sources import Sample, StreamSource, Unreadable
+from mtr_lab.data.images import Entry, Remarks, Skipped, read_picture, reason, undecodable
 from mtr_lab.errors import UserError
 
 
@@ -36,12 +36,29 @@ class Preparation:
         label_map: index of the model output for each label; ``None``: labels are indices of outputs.
         num_classes: number of outputs; ``None``: unknown.
         on_error: ``"fail"`` or ``"skip"`` an image that cannot be decoded.
+        exif: ``"apply"`` or ``"ignore"`` the EXIF orientation.
+        remarks: on unusual images.
     """
 
     transform: Callable[[Image.Image], Tensor]
     label_map: Sequence[int] | None
     num_classes: int | None
     on_error: str
+    exif: str = "apply"
+    remarks: Remarks = field(default_factory=Remarks)
+
+    def decode(self, content: bytes | Image.Image, id: str) -> tuple[Image.Image, str]:
+        """The RGB image and its hash.
+
+        Raises:
+            Undecodable: the image cannot be decoded.
+        """
+        try:
+            picture = read_picture(content)
+        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+            raise Undecodable(reason(error)) from error
+        self.remarks.print(picture, id)
+        return picture.seen(self.exif), picture.hash
 
     def entry(self, id: str, pixels: Tensor, hash: str, label: int) -> Entry:
         """The entry of a transformed image (3, H, W)."""
@@ -92,9 +109,9 @@ class Images(Dataset[Entry]):
         """
         try:
             content, label = self.source.read(index)
-            return *decode(content), label
-        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+        except Exception as error:  # of the file system, or of a package that decodes
             raise Undecodable(reason(error)) from error
+        return *self.prepare.decode(content, self.source.id(index)), label
 
     def failure(self, index: int, error: Undecodable) -> Skipped | UserError:
         """The entry for an image that cannot be decoded."""
@@ -115,16 +132,25 @@ class ImageStream(IterableDataset[Entry]):
         prefix = f"{worker.id}/" if worker is not None and worker.num_workers > 1 else ""
         index = -1
         try:
-            for index, (content, label) in enumerate(self.source):
-                image, hash = decode(content)
-                yield self.prepare.entry(f"{prefix}{index}", self.prepare.transform(image), hash, label)
+            for index, sample in enumerate(self.source):
+                yield self._entry(f"{prefix}{index}", sample)
         except OSError as error:
             # A generator that has raised is exhausted: the rest of the stream cannot be read.
             yield UserError(f"{self.source.location} broke off at image {prefix}{index + 1}: {error}.")
             return
         missing = (self.source.num_images or 0) - (index + 1)
         if self.complete:
-            # timm's WebDataset reader leaves out images that it cannot decode, and only logs them.
             for number in range(1, missing + 1):
                 which = f"(unknown, {number} of {missing})"
                 yield self.prepare.failure(which, self.source.location, "its reader left it out")
+
+    def _entry(self, id: str, sample: Sample) -> Entry:
+        if isinstance(sample, Unreadable):
+            named = f"{id} ({sample.name})" if sample.name else id
+            return self.prepare.failure(named, self.source.location, sample.reason)
+        content, label = sample
+        try:
+            image, hash = self.prepare.decode(content, id)
+        except Undecodable as error:
+            return self.prepare.failure(id, self.source.location, str(error))
+        return self.prepare.entry(id, self.prepare.transform(image), hash, label)

@@ -1,53 +1,97 @@
-"""Datasets opened by timm: Hugging Face datasets, WebDataset, TensorFlow datasets, torchvision datasets."""
+"""Datasets opened by timm (WebDataset, TensorFlow datasets, torchvision datasets, Hugging Face streams)."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
+from mtr_lab.data.classification.tables import TableSource, content_of, open_table
+from mtr_lab.data.files import ENDINGS, file_stamp
 from mtr_lab.errors import UserError, unknown
 
 TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
+_WITH_COLUMNS = ("hfds", "hfids", "wds")
+_BUFFERED = 2048
+"""Samples from which a WebDataset in training draws the next one."""
 
 
 def open_timm(
-    source: str, root: str | None, split: str, *, training: bool, batch_size: int, seed: int
-) -> "IndexedSource | StreamSource":
+    source: str,
+    root: str | None,
+    split: str,
+    *,
+    training: bool,
+    batch_size: int,
+    seed: int,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> "TableSource | IndexedSource | StreamSource":
     """Open ``source``, e.g. ``hfds/ILSVRC/imagenet-1k`` or ``wds/imagenet``, by ``timm.data.create_dataset``.
+
+    Args:
+        source: ``hfds/`` is opened by the package datasets itself.
+        root, split: of the dataset.
+        training: whether a stream is shuffled.
+        batch_size, seed: of a stream in training.
+        image_column, label_column: names of a Hugging Face dataset's columns; of a WebDataset, the ending of images and
+            the field of a sample's JSON. ``None``: see :func:`open_table`.
 
     Raises:
         UserError: the prefix is unknown, a package is missing, or the dataset cannot be opened.
     """
-    prefix, separator, _ = source.partition("/")
+    prefix, separator, name = source.partition("/")
     if not separator or prefix not in TIMM_PREFIXES:
         raise unknown(
             "dataset.source", source, ["imagefolder", "imagenette", *(f"{known}/NAME" for known in TIMM_PREFIXES)]
         )
+    if (image_column or label_column) and prefix not in _WITH_COLUMNS:
+        raise UserError(f"dataset.source={source} has no columns: set dataset.image_column and label_column to null.")
+    as_stored: dict[str, Any] = {"input_img_mode": "", "input_key": image_column, "target_key": label_column}
     try:
-        dataset = create_dataset(source, root=root, split=split, is_training=training, batch_size=batch_size, seed=seed)
-    except (ImportError, AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if prefix == "hfds":
+            return open_table(source, name, root, split, image_column, label_column)
+        dataset: Any = create_dataset(
+            source,
+            root=root,
+            split=split,
+            is_training=training,
+            batch_size=batch_size,
+            seed=seed,
+            **(as_stored if prefix in _WITH_COLUMNS else {}),
+        )
+    except UserError:
+        raise
+    except (ImportError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"cannot open dataset.source={source} (dataset.root={root}, split {split!r}): {str(error).rstrip('.')}. "
             "hfds/ and hfids/ need the package datasets, wds/ webdataset and tfds/ tensorflow-datasets; splits are "
             "named by dataset.train_split and dataset.test_split."
         ) from error
+    if prefix == "wds" and hasattr(dataset.reader, "split_info"):
+        return ShardSource(source, dataset, root, split)
     kind = StreamSource if isinstance(dataset, IterableDataset) else IndexedSource
     return kind(source, dataset, root, split)
 
 
 class IndexedSource:
-    """A map-style dataset of timm: encoded bytes if its reader provides them, else decoded images."""
+    """A dataset of torchvision: decoded images."""
 
     def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
         self._dataset = dataset
         self._root, self._split = root, split
-        # timm's __getitem__ silently replaces an image that it cannot decode by the next one; its reader does not.
-        self._reader = getattr(dataset, "reader", None)
+        if hasattr(dataset, "loader"):
+            dataset.loader = _open_image  # torchvision's loses all but 8 bits
         self.classes = _class_names(dataset)
         self.num_images: int | None = len(dataset)
 
@@ -55,28 +99,39 @@ class IndexedSource:
         return len(self._dataset)
 
     def id(self, index: int) -> str:
-        """The file name if the reader provides it, else the index."""
-        return str(self._reader.filename(index) or index) if self._reader is not None else str(index)
+        """The index."""
+        return str(index)
 
     def holdout_key(self, index: int) -> str:
-        """The index: asking the reader for file names may read every image."""
+        """The index."""
         return str(index)
 
     def fingerprint(self) -> str:
         """A hash that changes with the data, see ``_fingerprint``."""
         return _fingerprint(self.location, self._root, self._split, self._dataset)
 
-    def read(self, index: int) -> tuple[bytes | Image.Image, int]:
-        """The encoded bytes or the decoded image, and the label."""
-        if self._reader is None:
-            return self._dataset[index]
-        file, label = self._reader[index]
-        with file:
-            return file.read(), label
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, and the label."""
+        return self._dataset[index]
+
+
+def _open_image(path: str) -> Image.Image:
+    return Image.open(io.BytesIO(Path(path).read_bytes()))
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A sample of a stream without an image or a label."""
+
+    name: str
+    reason: str
+
+
+Sample = tuple[bytes | Image.Image, int] | Unreadable
 
 
 class StreamSource:
-    """An iterable dataset of timm: decoded images in the order of the stream."""
+    """An iterable dataset of timm: images in the order of the stream."""
 
     def __init__(self, location: str, dataset: Any, root: str | None, split: str) -> None:
         self.location = location
@@ -86,11 +141,24 @@ class StreamSource:
         self.num_images: int | None = len(dataset) or None
         self._epoch = 0
 
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+    def __iter__(self) -> Iterator[Sample]:
         # A shuffling stream draws its order from the number of the epoch.
         self._dataset.set_epoch(self._epoch)
         self._epoch += 1
-        return iter(self._dataset)
+        return self._samples()
+
+    def _samples(self) -> Iterator[Sample]:
+        reader: Any = getattr(self._dataset, "reader", None)
+        if self.location.startswith("hfids/") and hasattr(reader, "_lazy_init"):
+            from datasets import Image as Encoded
+
+            reader._lazy_init()
+            reader.ds = reader.ds.cast_column(reader.input_key, Encoded(decode=False))
+        for image, label in self._dataset:
+            try:
+                yield (content_of(image) if isinstance(image, dict) else image), int(label)
+            except (OSError, TypeError, ValueError) as error:
+                yield Unreadable("", str(error))
 
     def fingerprint(self) -> str:
         """A hash that changes with the data, see ``_fingerprint``."""
@@ -101,18 +169,83 @@ class StreamSource:
         self._dataset.set_loader_cfg(num_workers=num_workers)
 
 
+class ShardSource(StreamSource):
+    """A WebDataset: the samples of its shards, opened by timm and not read by it.
+
+    timm's reader leaves out samples that it cannot decode, and the rest of a damaged shard.
+    """
+
+    def _samples(self) -> Iterator[Sample]:
+        import webdataset
+
+        reader, worker = self._dataset.reader, get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        shards = [os.path.join(reader.root, file) for file in reader.split_info.filenames]
+        opened, lost = list[str](), list[Unreadable]()
+
+        def note(error: Exception) -> bool:
+            """Note, once a shard, that the rest of it is lost; go on with the next one."""
+            if opened:
+                shard = os.path.basename(opened.pop())
+                lost.append(Unreadable(shard, f"the rest of the shard cannot be read ({error.args[0]})"))
+            return True
+
+        def epoch(random: Random | None) -> Iterator[Mapping[str, Any]]:
+            urls = random.sample(shards, len(shards)) if random else shards
+
+            def locations() -> Iterator[dict[str, str]]:
+                for url in urls[number::workers]:
+                    opened[:] = [url]
+                    yield {"url": url}
+
+            stages = [locations, webdataset.tarfile_to_samples(handler=note)]
+            if random:
+                stages.append(webdataset.shuffle(_BUFFERED, initial=_BUFFERED, rng=random))
+            yield from webdataset.DataPipeline(*stages)
+
+        samples = epoch(None)
+        if reader.is_training:
+            random = Random(f"{reader.common_seed} {self._epoch}")  # the same shards for all workers, then divided
+            batches = -(-reader.num_samples // (workers * reader.batch_size))
+            repeated = chain.from_iterable(epoch(random) for _ in repeat(None) if shards[number::workers])
+            samples = islice(repeated, batches * reader.batch_size)
+        for sample in samples:
+            yield from lost
+            lost.clear()
+            yield self._labelled(sample)
+        yield from lost
+
+    def _labelled(self, sample: Mapping[str, Any]) -> Sample:
+        reader = self._dataset.reader
+        name, field = str(sample["__key__"]), reader.target_key or reader.split_info.alt_label
+        endings = [reader.input_key] if self._image_column else [ending[1:] for ending in ENDINGS]
+        image = next((sample[ending] for ending in endings if ending in sample), None)
+        if image is None:
+            return Unreadable(name, f"it has no image of the endings {', '.join(endings)}")
+        try:
+            label = json.loads(sample["json"])[field] if field else sample["cls"]
+            return image, int(label)
+        except KeyError as error:
+            return Unreadable(name, f"it has no label: {error.args[0]} is missing")
+        except (ValueError, TypeError, RecursionError):
+            return Unreadable(name, f"its label is not a number, in {field or 'cls'}")
+
+    @property
+    def _image_column(self) -> bool:
+        return ";" not in self._dataset.reader.input_key  # timm's default lists endings
+
+
 def _fingerprint(source: str, root: str | None, split: str, dataset: Any) -> str:
     """A hash of the source, the split, the number of images, and the data.
 
-    The data are hashed by the fingerprint of a Hugging Face dataset, or else by path, size and modification time of the
-    files below ``root``. Changes of a stream from the network, which has neither, are not noticed.
+    The data are hashed by path, size and modification time of the files below ``root``. Changes of a stream from the
+    network are not noticed.
     """
-    inner = getattr(getattr(dataset, "reader", None), "dataset", None)
-    parts: list[Any] = [source, split, len(dataset), getattr(inner, "_fingerprint", None)]
-    if root is not None and parts[-1] is None:
+    parts: list[Any] = [source, split, len(dataset), None]
+    if root is not None:
         directory = Path(root).expanduser()
         for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-            parts.append((path.relative_to(directory).as_posix(), path.stat().st_size, path.stat().st_mtime_ns))
+            parts.append((path.relative_to(directory).as_posix(), *(file_stamp(path) or ())))
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtr_lab.data.detection.objects import Objects, check_box
+from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
+from mtr_lab.data.files import check_within, file_stamp
+from mtr_lab.data.walk import printable
 from mtr_lab.errors import UserError, unknown
 
 _LAYOUT = "Expected DIR/annotations/instances_<split>.json and the images in DIR/<split>, as COCO is released."
@@ -36,30 +38,40 @@ class CocoSource:
         self._digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         try:
             parsed = json.loads(content)
-            images = sorted(parsed["images"], key=lambda image: image["id"])
+            images = _by_id(parsed["images"], "images", path)
             names = {
-                category["id"]: str(category["name"])
-                for category in sorted(parsed["categories"], key=lambda category: category["id"])
+                id: str(category["name"]).strip()
+                for id, category in _by_id(parsed["categories"], "categories", path).items()
             }
             annotations = list(parsed["annotations"])
-            self._files = [str(image["file_name"]) for image in images]
-            index_of = {image["id"]: index for index, image in enumerate(images)}
-        except ValueError as error:
+            files = {id: image["file_name"] for id, image in images.items()}
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"the annotations {path} are not valid JSON: {error}. Replace the file.") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the annotations {path} are not in COCO's format: {error!r}. Expected the lists images "
                 "(id, file_name), categories (id, name) and annotations."
             ) from error
         if not images:
             raise UserError(f"the annotations {path} name no image. {_LAYOUT}")
+        for id, file in files.items():
+            if not isinstance(file, str):
+                raise UserError(f"{path}: image {id} has the file_name {file!r}, expected text.")
+            check_within(file, f"{path}, image {id}")
+        repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+        if repeated:
+            ids = ", ".join(str(id) for id, name in names.items() if name == repeated[0])
+            raise UserError(f"{path}: the categories {ids} are all called {repeated[0]!r}. Give each another name.")
+        self._files = list(files.values())
         self.classes = tuple(classes or names.values())
         self._directory = root / split
         self.degenerate = 0
         rows, segmentations = defaultdict(list), defaultdict(list)
         for annotation in annotations:
             image, category, box, ignore, segmentation = _parse(annotation, path)
-            if image not in index_of:
+            if image not in images:
                 raise UserError(
                     f"{path}: annotation {annotation.get('id')} refers to image {image}, which is not in the file."
                 )
@@ -68,25 +80,27 @@ class CocoSource:
             if names[category] not in self.classes:
                 raise unknown(f"class in {path}:", names[category], self.classes)
             if check_box(box, f"{path}, annotation {annotation.get('id')}"):
-                rows[index_of[image]].append((box, self.classes.index(names[category]), ignore))
-                segmentations[index_of[image]].append(segmentation)
+                rows[image].append((box, self.classes.index(names[category]), ignore))
+                segmentations[image].append(segmentation)
             else:
                 self.degenerate += 1
-        self._objects = [Objects.of(rows[i], segmentations[i]) for i in range(len(images))]
+        self._objects = [
+            Objects.of(rows[id], segmentations[id], stated_size(image.get("height"), image.get("width")))
+            for id, image in images.items()
+        ]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def id(self, index: int) -> str:
         """The image's file name."""
-        return self._files[index]
+        return printable(self._files[index])
 
     def fingerprint(self) -> str:
         """A hash of the annotations, and of every image's file size and modification time."""
         digest = hashlib.blake2b(self._digest.encode(), digest_size=16)
-        for index, id in enumerate(self._files):
-            stat = self.path(index).stat() if self.path(index).is_file() else None
-            digest.update(f"{id}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+        for index in range(len(self)):
+            digest.update(f"{self.id(index)}\0{file_stamp(self.path(index))}\n".encode())
         return digest.hexdigest()
 
     def path(self, index: int) -> Path:
@@ -96,15 +110,30 @@ class CocoSource:
         return self._objects[index]
 
 
+def _by_id(records: Any, name: str, path: Path) -> dict[Any, Any]:
+    """The records of a list by their ids, sorted.
+
+    Raises:
+        UserError: an id occurs twice.
+        KeyError, TypeError: a record has no id, or one that cannot be sorted.
+    """
+    by_id: dict[Any, Any] = {}
+    for record in sorted(records, key=lambda record: record["id"]):
+        if record["id"] in by_id:
+            raise UserError(f"{path}: two {name} have the id {record['id']!r}. Give every one another id.")
+        by_id[record["id"]] = record
+    return by_id
+
+
 def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[float], bool, Any]:
     """Image, category, box (left, top, right, bottom), whether to ignore it, and segmentation."""
     try:
         image, category = annotation["image_id"], annotation["category_id"]
         hash((image, category))  # ids are keys of dictionaries below
         left, top, width, height = map(float, annotation["bbox"])
-        ignore, segmentation = bool(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
+        ignore, segmentation = flag(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
         return image, category, [left, top, left + width, top + height], ignore, segmentation
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot read the annotation {str(annotation)[:100]}: {error!r}. Expected image_id, category_id "
             "and bbox, four numbers (left, top, width, height)."

@@ -8,7 +8,7 @@ import torch
 from faster_coco_eval.core import mask as coco_masks
 from torch import Tensor
 
-from mtr_lab.data.annotated import AnnotatedImages
+from mtr_lab.data.annotated import AnnotatedImages, Reading
 from mtr_lab.data.batches import EntryCollate
 from mtr_lab.data.classes import map_classes
 from mtr_lab.data.detection.coco import CocoSource
@@ -16,6 +16,7 @@ from mtr_lab.data.detection.objects import Objects, ObjectSource
 from mtr_lab.data.detection.transforms import Augmentation, Canvas
 from mtr_lab.data.detection.voc import VocSource
 from mtr_lab.data.folders import find_root
+from mtr_lab.data.orientation import Orientation, before, turned, turned_boxes
 from mtr_lab.data.random_crop import check_train_transform
 from mtr_lab.data.splits import SplitDataModule
 from mtr_lab.errors import UserError, unknown
@@ -101,7 +102,13 @@ class DetectionDataModule(SplitDataModule[ObjectSource]):
         self, source: ObjectSource, label_map: Sequence[int] | None, augmentation: Augmentation | None
     ) -> "DetectionImages":
         return DetectionImages(
-            source, label_map, self._canvas, augmentation, self._normalise, masks=self._masks, on_error=self._on_error
+            source,
+            label_map,
+            self._canvas,
+            augmentation,
+            self._normalise,
+            masks=self._masks,
+            reading=Reading(self._on_error, self._exif, self._remarks),
         )
 
 
@@ -117,23 +124,26 @@ class DetectionImages(AnnotatedImages[ObjectSource]):
         normalise: tuple[Sequence[float], Sequence[float]],
         *,
         masks: bool,
-        on_error: str,
+        reading: Reading,
     ) -> None:
-        super().__init__(source, normalise, on_error)
+        super().__init__(source, normalise, reading)
         self.label_map, self.canvas, self.augmentation, self.masks = label_map, canvas, augmentation, masks
 
-    def annotated(self, index: int, image: Tensor) -> dict[str, Any]:
+    def annotated(self, index: int, image: Tensor, orientation: Orientation) -> dict[str, Any]:
         name, objects = f"image {self.source.id(index)} of {self.source.location}", self.source.objects(index)
-        height, width = image.shape[-2:]
+        size = (image.shape[-2], image.shape[-1])
+        turn = orientation.turn(objects.size, size, f"the annotation of {name}")
+        height, width = before(turn, size)
         boxes = torch.from_numpy(objects.boxes).clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         if len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
             raise UserError(f"{name}: a box lies outside its {width} x {height} pixels.")
         labels = torch.from_numpy(objects.labels)
         labels = labels if self.label_map is None else torch.tensor(self.label_map, dtype=torch.int64)[labels]
         try:
-            masks = torch.from_numpy(decode_masks(objects, height, width)) if self.masks else None
+            masks = torch.from_numpy(turned(decode_masks(objects, height, width), turn)) if self.masks else None
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        boxes = turned_boxes(boxes, turn, size)
         ignore = torch.from_numpy(objects.ignore)
         if self.augmentation is None:
             scene = self.canvas.whole(image, boxes, None)
@@ -146,7 +156,7 @@ class DetectionImages(AnnotatedImages[ObjectSource]):
         return {
             "image": self.normalised(scene.image),
             "size": scene.size,
-            "original_size": (height, width),
+            "original_size": size,
             "objects": target,
         }
 
@@ -175,7 +185,7 @@ def decode_masks(objects: Objects, height: int, width: int) -> np.ndarray:
     for mask, segmentation in zip(masks, objects.segmentations or (), strict=True):
         try:
             mask[:] = coco_masks.decode(_to_rle(segmentation, height, width))
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
             raise UserError(
                 f"an object's segmentation is invalid: {str(segmentation)[:80]}. Expected polygons [x, y, …] or "
                 "run lengths of the image's size."
@@ -190,14 +200,40 @@ def _to_rle(segmentation: Any, height: int, width: int) -> Any:
         if list(segmentation["size"]) != [height, width]:
             raise ValueError("wrong size")
         if isinstance(counts, str):
-            return segmentation
-        if sum(counts) != height * width:
+            counts = _uncompressed(counts)
+        if min(counts, default=0) < 0 or sum(counts) != height * width:
             raise ValueError("wrong number of pixels")
+        if isinstance(segmentation["counts"], str):
+            return segmentation
         return coco_masks.frPyObjects(segmentation, height, width)
     polygons = [[float(value) for value in polygon] for polygon in segmentation]
-    if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
+    if not polygons or not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
         raise ValueError("fewer than three points")
+    most = 2 * max(height, width)  # the library walks along the edges in fifths of a pixel
+    if not all(-most <= value <= most for polygon in polygons for value in polygon):
+        raise ValueError("far outside the image")
     return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+
+
+def _uncompressed(text: str) -> list[int]:
+    """COCO's run lengths as text -> numbers: six bits a character, the lowest first, differences from the third on."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("not run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end too early")
+    return counts
 
 
 def _augmentation(canvas: Canvas, options: Mapping[str, Any]) -> Augmentation:

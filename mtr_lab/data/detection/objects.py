@@ -1,6 +1,5 @@
 """The annotated objects of an image, and the interface of sources of such images."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +8,9 @@ import numpy as np
 
 from mtr_lab.data.annotated import AnnotatedSource
 from mtr_lab.errors import UserError
+
+_MOST = 2**24
+"""Largest edge of a box; float32 holds whole numbers up to it."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,15 @@ class Objects:
     """(n,) bool: crowds (COCO) and difficult objects (VOC), which neither training nor evaluation counts."""
     segmentations: tuple[Any, ...] | None = None
     """COCO's polygons or run lengths; None if the source has boxes only."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the image as the annotation states it; None if it does not."""
 
     @classmethod
     def of(
-        cls, rows: Sequence[tuple[Sequence[float], int, bool]], segmentations: Sequence[Any] | None = None
+        cls,
+        rows: Sequence[tuple[Sequence[float], int, bool]],
+        segmentations: Sequence[Any] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> "Objects":
         """From (box, class, ignore) of each object."""
         return cls(
@@ -34,6 +41,7 @@ class Objects:
             np.array([row[1] for row in rows], np.int64),
             np.array([row[2] for row in rows], bool),
             None if segmentations is None else tuple(segmentations),
+            size,
         )
 
 
@@ -52,12 +60,35 @@ def check_box(box: Sequence[float], name: str) -> bool:
     """Whether a box has an area.
 
     Raises:
-        UserError: its edges are not finite numbers in order; ``name`` names the box.
+        UserError: its edges are not numbers in order, or too large for float32; ``name`` names the box.
     """
     left, top, right, bottom = box
-    if not all(map(math.isfinite, box)) or right < left or bottom < top:
+    if not all(abs(edge) <= _MOST for edge in box) or right < left or bottom < top:
         raise UserError(
             f"{name}: the box left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g} is invalid. Expected "
-            "finite numbers, left <= right and top <= bottom: correct the annotation."
+            f"numbers up to {_MOST}, left <= right and top <= bottom: correct the annotation."
         )
     return right > left and bottom > top
+
+
+def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """The (height, width) that an annotation states; ``None`` unless both are positive whole numbers."""
+    try:
+        size = int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def flag(text: object) -> bool:
+    """A yes or no of an annotation, in any spelling.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    word = str(text).strip().lower()
+    if word in ("1", "1.0", "true", "yes", "t", "y"):
+        return True
+    if word in ("", "0", "0.0", "false", "no", "f", "n", "none", "unspecified"):
+        return False
+    raise ValueError(f"{word!r} is neither 0 nor 1")

@@ -8,10 +8,11 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from mtr_lab.data.annotated import AnnotatedImages
+from mtr_lab.data.annotated import AnnotatedImages, Reading
 from mtr_lab.data.batches import EntryCollate
 from mtr_lab.data.classes import map_classes
 from mtr_lab.data.folders import find_root
+from mtr_lab.data.orientation import Orientation, turned
 from mtr_lab.data.random_crop import check_train_transform
 from mtr_lab.data.segmentation.label_maps import IGNORE, LabelMapSource
 from mtr_lab.data.segmentation.transforms import RandomCrop, Windows
@@ -92,7 +93,9 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
         return torch.from_numpy(counts[: self.num_classes])
 
     def _open(self, split: str, training: bool) -> LabelMapSource:
-        return LabelMapSource(self._root, split, self._layout, self._classes)
+        source = LabelMapSource(self._root, split, self._layout, self._classes, self._on_error)
+        source.left_out.report(source.location)
+        return source
 
     def _training_images(self, augmented: bool) -> "SegmentationImages":
         return self._images(self._train_source, self._augmentation if augmented else None)
@@ -102,7 +105,12 @@ class SegmentationDataModule(SplitDataModule[LabelMapSource]):
 
     def _images(self, source: LabelMapSource, augmentation: RandomCrop | None) -> "SegmentationImages":
         return SegmentationImages(
-            source, self._mapped, self._windows, augmentation, self._normalise, on_error=self._on_error
+            source,
+            self._mapped,
+            self._windows,
+            augmentation,
+            self._normalise,
+            reading=Reading(self._on_error, self._exif, self._remarks),
         )
 
     def _mapped(self, labels: np.ndarray) -> np.ndarray:
@@ -124,18 +132,16 @@ class SegmentationImages(AnnotatedImages[LabelMapSource]):
         augmentation: RandomCrop | None,
         normalise: tuple[Sequence[float], Sequence[float]],
         *,
-        on_error: str,
+        reading: Reading,
     ) -> None:
-        super().__init__(source, normalise, on_error)
+        super().__init__(source, normalise, reading)
         self.mapped, self.windows, self.augmentation = mapped, windows, augmentation
 
-    def annotated(self, index: int, image: Tensor) -> dict[str, Any]:
-        labels = torch.from_numpy(self.mapped(self.source.labels(index)))
-        if labels.shape != image.shape[-2:]:
-            raise UserError(
-                f"image {self.source.id(index)} of {self.source.location} has {image.shape[-1]} x {image.shape[-2]} "
-                f"pixels, its label map {labels.shape[1]} x {labels.shape[0]}: expected the same. Resize one of them."
-            )
+    def annotated(self, index: int, image: Tensor, orientation: Orientation) -> dict[str, Any]:
+        stored = self.source.labels(index)
+        name = f"the label map of image {self.source.id(index)} of {self.source.location}"
+        turn = orientation.turn(stored.shape, (image.shape[-2], image.shape[-1]), name)
+        labels = torch.from_numpy(turned(self.mapped(stored), turn))
         if self.augmentation is not None:
             image, labels, padding = self.augmentation(image, labels)
             image, labels = F.pad(self.normalised(image), padding), F.pad(labels[None], padding, fill=IGNORE)[0]

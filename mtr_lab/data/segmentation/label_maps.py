@@ -1,7 +1,6 @@
 """Read segmentation datasets in their released directory layouts: images and label maps."""
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.images import reason
+from mtr_lab.data.walk import LeftOut, printable
 from mtr_lab.errors import UserError, unknown
 
 IGNORE = 255
@@ -21,9 +22,9 @@ class Layout:
     """A dataset's directories of images and label maps, and its numbering of classes."""
 
     images: str
-    """Directory of the JPEGs, relative to the root; ``{split}`` is the name of the split."""
+    """Directory of the images, relative to the root; ``{split}`` is the name of the split."""
     labels: str
-    """Directory of the label maps: for every image, a PNG of the same name."""
+    """Directory of the label maps: for every image, a lossless image of the same name."""
     listing: str | None
     """File with the names of a split's images; None: all images of the directory."""
     ignore: int
@@ -47,54 +48,63 @@ class LabelMapSource:
         split: the name of the split.
         layout: a name in ``LAYOUTS``.
         classes: names in label order.
+        on_error: ``"skip"`` accepts that an image is missing.
 
     Raises:
         UserError: the layout is unknown, there are no images, or an image or a label map is missing.
     """
 
-    def __init__(self, root: Path, split: str, layout: str, classes: Sequence[str]) -> None:
+    def __init__(self, root: Path, split: str, layout: str, classes: Sequence[str], on_error: str = "fail") -> None:
         if layout not in LAYOUTS:
             raise unknown("dataset.layout", layout, LAYOUTS)
         self._layout, self.classes = LAYOUTS[layout], tuple(classes)
-        images, self._labels = (
-            root / folder.format(split=split) for folder in (self._layout.images, self._layout.labels)
-        )
-        self.location = str(images)
+        images, labels = (root / folder.format(split=split) for folder in (self._layout.images, self._layout.labels))
+        self._images, self._maps = NamedFiles(images, ENDINGS), NamedFiles(labels, LOSSLESS)
+        self.location = printable(str(images))
+        self.left_out = LeftOut("fail")
         if self._layout.listing is None:
-            self._paths = sorted(images.glob("*.jpg"))
+            self._names = self._images.names(self.left_out)
         else:
             listing = root / self._layout.listing.format(split=split)
             if not listing.is_file():
                 raise UserError(f"{listing} does not exist. {self._expected}")
-            self._paths = [images / f"{name}.jpg" for name in listing.read_text().split()]
-        if not self._paths:
-            raise UserError(f"there are no images *.jpg for the split {split!r} in {images}. {self._expected}")
-        for path in itertools.chain(self._paths, map(self._label_path, range(len(self)))):
-            if not path.is_file():
-                raise UserError(f"{path} is missing: every image needs a label map of its name. {self._expected}")
+            self._names = []
+            for place, name in lines_of(listing):
+                check_within(name, place)
+                self._names.append(name)
+        if not self._names:
+            raise UserError(f"there are no images for the split {split!r} in {images}. {self._expected}")
+        for name in self._names:
+            needed = [self._maps.path(name), *([] if on_error == "skip" else [self._images.path(name)])]
+            for path in needed:
+                if not path.is_file():
+                    raise UserError(
+                        f"{path} is missing: every image needs a label map of its name. {self._expected}"
+                        f"{saved_as(name)}"
+                    )
 
     @property
     def _expected(self) -> str:
         parts = (f"DIR/{self._layout.images}/*.jpg", f"DIR/{self._layout.labels}/*.png")
         listing = "" if self._layout.listing is None else f" and DIR/{self._layout.listing}"
-        return f"Expected {' with '.join(parts)}{listing} (dataset.root=DIR)."
+        return f"Expected {' with '.join(parts)}{listing} (dataset.root=DIR), or images and maps of other formats."
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._names)
 
     def id(self, index: int) -> str:
         """The file name without its suffix."""
-        return self._paths[index].stem
+        return printable(self._names[index])
 
     def path(self, index: int) -> Path:
-        return self._paths[index]
+        return self._images.path(self._names[index])
 
     def fingerprint(self) -> str:
         """A hash of the classes, and of the names, sizes and modification times of all images and label maps."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=16)
         for index in range(len(self)):
-            stats = [path.stat() for path in (self.path(index), self._label_path(index))]
-            digest.update(f"{self.id(index)}\0{[(stat.st_size, stat.st_mtime_ns) for stat in stats]}\n".encode())
+            stamps = [file_stamp(path) for path in (self.path(index), self._label_path(index))]
+            digest.update(f"{self.id(index)}\0{stamps}\n".encode())
         return digest.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:
@@ -106,7 +116,7 @@ class LabelMapSource:
         path = self._label_path(index)
         try:
             with Image.open(path) as image:
-                values = np.asarray(image).astype(np.int64)
+                values = np.asarray(image)
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
             raise UserError(f"cannot decode the label map {path}: {reason(error)}. Replace it.") from error
         if values.ndim != 2:
@@ -114,6 +124,9 @@ class LabelMapSource:
                 f"the label map {path} has {values.shape[-1]} channels: expected one channel of class indices. "
                 "Convert colours to indices first."
             )
+        if (values.astype(np.int64) != values).any():
+            raise UserError(f"the label map {path} has values that are not whole numbers: expected class indices.")
+        values = values.astype(np.int64)
         labels, ignored = values - self._layout.first, values == self._layout.ignore
         wrong = ~ignored & ((labels < 0) | (labels >= len(self.classes)))
         if wrong.any():
@@ -125,4 +138,4 @@ class LabelMapSource:
         return np.where(ignored, IGNORE, labels).astype(np.uint8)
 
     def _label_path(self, index: int) -> Path:
-        return self._labels / f"{self._paths[index].stem}.png"
+        return self._maps.path(self._names[index])

@@ -23,7 +23,7 @@ def all_metrics() -> tuple[Metric, ...]:
 
 def task_metrics(task: str) -> list[Metric]:
     """The metrics of one task."""
-    return [metric for metric in all_metrics() if metric.task == task]
+    return [metric for metric in all_metrics() if task in (metric.task, *metric.also)]
 
 
 def shown_metrics(points: Iterable[Mapping[str, Any]]) -> list[Metric]:

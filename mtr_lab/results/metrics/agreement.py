@@ -14,6 +14,7 @@ def per_image(predictions: Classifications, point: int) -> np.ndarray:
 METRIC = MeanOverImages(
     key="agreement",
     task="classification",
+    also=("video",),
     order=60,
     name="Agreement",
     heading="agree",

@@ -38,6 +38,7 @@ def per_image(predictions: Classifications, point: int) -> np.ndarray:
 METRIC = MeanOverImages(
     key="kl",
     task="classification",
+    also=("video",),
     order=70,
     name="KL",
     heading="KL",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ class Metric(ABC):
     """Name in ``result.json``; the interval is ``KEY_ci``."""
     task: str
     """The task whose predictions it reads."""
+    also: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other tasks whose predictions it reads."""
     order: int
     """Place in tables and charts. The first of a task that is not ``relative`` is the task's accuracy."""
     name: str

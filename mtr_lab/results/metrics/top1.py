@@ -14,6 +14,7 @@ def per_image(predictions: Classifications, point: int) -> np.ndarray:
 METRIC = MeanOverImages(
     key="top1",
     task="classification",
+    also=("video",),
     order=10,
     name="Top-1",
     heading="top-1",

@@ -16,6 +16,7 @@ def per_image(predictions: Classifications, point: int) -> np.ndarray:
 METRIC = MeanOverImages(
     key="top5",
     task="classification",
+    also=("video",),
     order=20,
     name="Top-5",
     heading="top-5",

@@ -56,6 +56,8 @@ class ClassifierEvaluation(Evaluation[ClassifiedBatch]):
         cuda_graph: run the model as ``mtr_lab.compile`` does.
     """
 
+    kind = Classifications
+
     def __init__(
         self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool = False
     ) -> None:
@@ -104,7 +106,7 @@ class ClassifierEvaluation(Evaluation[ClassifiedBatch]):
                     f"the model's outputs at {point.name} are infinite or not a number for {(~finite).sum()} of "
                     f"{len(finite)} images: use another precision (trainer.precision=32-true), or other weights."
                 )
-        return Classifications(
+        return self.kind(
             **images,
             labels=np.concatenate([results.labels for results in self.results]),
             points=np.array([point.name for point in self.points]),

@@ -75,11 +75,16 @@ class ClassifierTraining(LightningModule):
         self.skipped.update(batch["skipped"])
         if not len(batch["id"]):
             return
-        logits = self.model(batch["image"])
+        logits = self.logits_of(batch)
         self.val_top1(logits, batch["label"])
         loss = F.cross_entropy(logits, batch["label"])
         self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=len(logits))
         self.log("val_top1", self.val_top1, on_epoch=True, prog_bar=True, batch_size=len(logits))
+
+    def logits_of(self, batch: Mapping[str, Any]) -> Tensor:
+        """The logits (B, K) of a validation batch."""
+        logits: Tensor = self.model(batch["image"])
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         exempt: Any = self.model.no_weight_decay()

@@ -48,7 +48,7 @@ class Detection(DenseTask[Detector, DetectionEvaluation]):
     def data_arguments(self, meta_model: Backbone, checkpoint: Checkpoint | None) -> dict[str, Any]:
         return {**super().data_arguments(meta_model, checkpoint), "masks": self.settings["masks"]}
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, meta_model: Any) -> dict[str, Any]:
         return {"masks": self.settings["masks"]}
 
     def assemble(self, backbone: Backbone, num_classes: int) -> Detector:

@@ -22,13 +22,13 @@ Module = Callable[..., ImageDataModule]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the images that this process decodes."""
     counts: Counter[str] = Counter()
-    decode = images.decode
+    read_picture = images.read_picture
 
     def counted(content):
         counts["images"] += 1
-        return decode(content)
+        return read_picture(content)
 
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(images, "read_picture", counted)
     return counts
 
 

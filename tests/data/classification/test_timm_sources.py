@@ -1,6 +1,7 @@
 """Datasets opened by timm's factory: random access with and without encoded bytes, and streams."""
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from timm.data import ImageDataset, IterableImageDataset
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data import IterableImageDataset
 
 from mtr_lab.data import ImageDataModule, imagenet_classes
 from mtr_lab.errors import UserError
@@ -28,26 +28,6 @@ def test_torchvision_dataset_through_timm(folders: Folders, module: Module) -> N
     assert batch["label"].tolist() == [1, 0, 0]
     pixels = Image.open(root / "val/a/0.jpg").convert("RGB").tobytes()
     assert batch["hash"][0] == hashlib.blake2b(pixels, digest_size=16).hexdigest()
-
-
-def test_reader_with_encoded_bytes_keeps_names_and_never_shows_a_neighbour(
-    folders: Folders, module: Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A map-style timm dataset like those of ``hfds/``, with a local reader."""
-    root = folders(a=2, b=2)
-    dataset = ImageDataset(str(root), reader=ReaderImageFolder(str(root)))
-    monkeypatch.setattr("mtr_lab.data.classification.timm_sources.create_dataset", lambda *_, **__: dataset)
-    data = module(source="hfds/pets", holdout=0.5)
-    (batch,) = data.test_dataloader()
-    assert list(batch["id"]) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
-    assert batch["hash"][2] == hashlib.blake2b((root / "b/0.jpg").read_bytes(), digest_size=16).hexdigest()
-    assert data.class_names == ["a", "b"]
-    (root / "a/1.jpg").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"a/1\.jpg of hfds/pets"):
-        list(data.test_dataloader())
-    (batch,) = module(source="hfds/pets", on_error="skip").test_dataloader()
-    assert list(batch["id"]) == ["a/0.jpg", "b/0.jpg", "b/1.jpg"]
-    assert batch["skipped"] == ["a/1.jpg"]
 
 
 class Stream:
@@ -142,6 +122,68 @@ def test_source_that_does_not_open(module: Module, tmp_path: Path) -> None:
         module(source="torch/cifar10", root=str(tmp_path))
 
 
+def jpeg(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20), (shade, 0, 0)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_shard(path: Path, **files: bytes) -> None:
+    """``write_shard(path, **{"0.jpg": b"…", "0.cls": b"3"})``."""
+    with tarfile.open(path, "w") as shard:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+
+
+def shard_of(**images: bytes) -> dict[str, bytes]:
+    """The files of a shard: images of class 0, 1, 2 …"""
+    files = {}
+    for label, (name, content) in enumerate(images.items()):
+        files |= {f"{name}.jpg": content, f"{name}.cls": str(label).encode()}
+    return files
+
+
+def test_a_webdataset_reports_what_it_cannot_read(module: Module, tmp_path: Path) -> None:
+    """Without a count and without an info.json, too."""
+    pytest.importorskip("webdataset")
+    files = shard_of(a=jpeg(0), b=b"damaged", c=jpeg(2), d=jpeg(3))
+    files["c.cls"] = b"cat"
+    del files["d.jpg"]
+    write_shard(tmp_path / "val-0.tar", **files, **{"e.json": b"{}"})
+    write_shard(tmp_path / "val-1.tar", **shard_of(f=jpeg(0), g=jpeg(1)))
+    whole = (tmp_path / "val-1.tar").read_bytes()
+    (tmp_path / "val-1.tar").write_bytes(whole[: whole.index(b"g.jpg") + 600])
+    options: dict[str, Any] = {"source": "wds/pets", "root": str(tmp_path), "num_classes": 4}
+    options["test_split"] = "val-{0..1}.tar"
+    with pytest.raises(UserError, match=r"cannot decode image 1 of wds/pets: no known image format.*on_error=skip"):
+        list(module(**options).test_dataloader())
+    batches = list(module(**options, on_error="skip").test_dataloader())
+    assert [id for batch in batches for id in batch["id"]] == ["0", "6"]
+    skipped = [name for batch in batches for name in batch["skipped"]]
+    assert skipped == ["1", "2 (c)", "3 (d)", "4 (e)", "5 (val-1.tar)"]
+
+
+def test_a_webdataset_trains_on_all_shards(module: Module, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    for number in range(3):
+        write_shard(tmp_path / f"t-{number}.tar", **shard_of(a=jpeg(9 * number), b=jpeg(9 * number + 4)))
+    write_shard(tmp_path / "val-0.tar", **shard_of(a=jpeg(0)))
+    data = module(
+        source="wds/pets",
+        root=str(tmp_path),
+        train_split="t-{0..2}.tar|6",
+        test_split="val-0.tar|1",
+        num_classes=2,
+        batch_size=2,
+    )
+    loader = data.train_dataloader()
+    orders = [[hash for batch in loader for hash in batch["hash"]] for _ in range(3)]
+    assert [len(set(order)) for order in orders] == [6, 6, 6]
+    assert len(set(map(tuple, orders))) > 1
+
+
 def test_webdataset_shard(module: Module, folders: Folders) -> None:
     pytest.importorskip("webdataset")
     root = folders(a=3)
@@ -183,3 +225,60 @@ def test_hugging_face_dataset(
     assert fingerprint() == data.fingerprint()
     (root / "test/a/0.jpg").write_bytes((root / "test/b/0.jpg").read_bytes())
     assert fingerprint() != data.fingerprint()
+
+
+Table = Callable[..., str]
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """Writes a Hugging Face dataset of one split, ``test``; columns are (feature, values)."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+    def write(**columns: tuple[Any, list[Any]]) -> str:
+        features = datasets.Features({name: feature for name, (feature, _) in columns.items()})
+        rows = {name: values for name, (_, values) in columns.items()}
+        folder = tmp_path / "table"
+        folder.mkdir()
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "test.parquet"))
+        return f"hfds/{folder}"
+
+    return write
+
+
+def images(count: int) -> list[dict[str, Any] | None]:
+    return [{"bytes": jpeg(20 * number), "path": None} for number in range(count)]
+
+
+def test_columns_of_other_names(module: Module, table: Table) -> None:
+    datasets = pytest.importorskip("datasets")
+    fine, coarse = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["x"])
+    source = table(img=(datasets.Image(), images(2)), coarse_label=(coarse, [0, 0]), fine_label=(fine, [1, 0]))
+    with pytest.raises(UserError, match=r"dataset\.label_column: .*one of coarse_label, fine_label"):
+        module(source=source, test_split="test")
+    with pytest.raises(UserError, match=r"unknown dataset\.image_column 'image'.*Available: .*img"):
+        module(source=source, test_split="test", image_column="image")
+    data = module(source=source, test_split="test", label_column="fine_label")
+    (batch,) = data.test_dataloader()
+    assert (data.class_names, batch["label"].tolist()) == (["a", "b"], [1, 0])
+    assert batch["hash"][0] == hashlib.blake2b(jpeg(0), digest_size=16).hexdigest()
+    other = module(source=source, test_split="test", label_column="coarse_label")
+    assert other.fingerprint() != data.fingerprint()
+    with pytest.raises(UserError, match=r"source=imagefolder has no columns"):
+        module(source="imagefolder", label_column="fine_label")
+
+
+def test_labels_that_are_texts_and_cells_that_are_null(module: Module, table: Table) -> None:
+    datasets = pytest.importorskip("datasets")
+    cells = images(4)
+    cells[1] = None
+    source = table(image=(datasets.Image(), cells), label=(datasets.Value("string"), ["cat", "cat", None, "ant"]))
+    data = module(source=source, test_split="test", on_error="skip")
+    (batch,) = data.test_dataloader()
+    assert data.class_names == ["ant", "cat"]
+    assert (batch["label"].tolist(), list(batch["id"])) == ([1, 0], ["0", "3"])
+    assert batch["skipped"] == ["1", "2"]
+    with pytest.raises(UserError, match=r"cannot decode image 1 of hfds/.*: its image is null.*on_error=skip"):
+        list(module(source=source, test_split="test").test_dataloader())

@@ -1,0 +1,107 @@
+"""Draw the figures of the report: ``python experiments/plot_what_holds.py LINES FOLDER`` (extra `docs`).
+
+LINES has the JSON files of ``what_holds.py compare``. FOLDER gets loss.png (accuracy lost against FLOPs), kl.png
+(change of the output) and standings.png (in how many cells each line is the best, level with the best, worse).
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from what_holds import NAMES, accuracy
+
+LINES = {
+    "fovea": ("fovea", "#cc79a7"),
+    "write": ("write", "#d55e00"),
+    "mtr": ("mtr", "#0072b2"),
+    "random": ("random pruning", "#000000"),
+    "resolution": ("smaller picture", "#009e73"),
+}
+SMALLER = ("smaller model", "#7b3294")
+LOST = "{} lost, points"
+
+
+def curve(model: dict[str, Any], line: str, metric: str) -> list[tuple[float, float]]:
+    """Shares of the FLOPs removed, in percent, and the metric there: as asked for and at the sizes of the picture."""
+    rows = [
+        one for one in model["lines"] if one["line"] == line and "seeds" not in one and one.get("ratio") is not None
+    ]
+    return sorted({round(100 * row["reduction"], 1): value(model, row, metric) for row in rows}.items())
+
+
+def value(model: dict[str, Any], row: dict[str, Any], metric: str) -> float:
+    return row["kl"] if metric == "kl" else 100 * (model["lines"][0][metric] - row[metric])
+
+
+def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: Path) -> None:
+    """A panel a model: every line of ``LINES``, and the smaller model as a star."""
+    figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained", squeeze=False)
+    for axis, model, metric in zip(axes[0], models, metrics, strict=True):
+        highest = 0.0
+        for line, (name, colour) in LINES.items():
+            points = curve(model, line, metric)
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=name, lw=1.6)
+                highest = max(highest, *(y for _, y in points))
+        for row in model["lines"]:
+            if row.get("ratio") is None and row["policy"] not in ("none", "resolution"):
+                point = (100 * row["reduction"], value(model, row, metric))
+                axis.plot(*point, "*", color=SMALLER[1], ms=11, label=SMALLER[0])
+        axis.axhline(0, color="#444444", lw=0.8, ls=":")
+        title = f"{model['backbone']}\n{model['dataset']}, {model['lines'][0]['images']} images"
+        axis.set(xlabel="true FLOPs removed, %", title=title)
+        axis.set_ylabel("KL to the unreduced model, nats" if metric == "kl" else LOST.format(NAMES[metric]))
+        axis.title.set_fontsize(9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=120)
+
+
+def draw_standings(models: Sequence[dict[str, Any]], out: Path) -> None:
+    """Bars: the share of cells in which a line is the best, level with the best, worse."""
+    groups = {
+        "KL, classifiers": [("kl", model) for model in models if "kl" in model["standings"]],
+        "accuracy, all models": [(accuracy(model), model) for model in models],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for axis, (title, cells) in zip(axes, groups.items(), strict=True):
+        count: dict[str, list[int]] = {}
+        total = 0
+        for metric, model in cells:
+            for standing in model["standings"][metric].values():
+                total += 1
+                count.setdefault(standing["best"], [0, 0, 0])[0] += 1
+                for line, found in standing["others"].items():
+                    count.setdefault(line, [0, 0, 0])[1 if found["p_holm"] >= 0.05 else 2] += 1
+        order = sorted((line for line in count if sum(count[line]) > 1), key=lambda line: count[line][:2])
+        left = [0] * len(order)
+        for k, (name, colour) in enumerate(
+            (("best", "#1b7837"), ("level with the best", "#a6dba0"), ("worse", "#dddddd"))
+        ):
+            widths = [count[line][k] for line in order]
+            axis.barh(order, widths, left=left, color=colour, label=name)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axis.set(title=f"{title}: {total} cells of a model and a ratio", xlabel="cells")
+        axis.title.set_fontsize(9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(out, dpi=120)
+
+
+def main(source: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    models = [json.loads(path.read_text()) for path in sorted(source.glob("*.json"))]
+    classifiers = [model for model in models if "kl" in model["standings"]]
+    draw_curves(models, [accuracy(model) for model in models], folder / "loss.png")
+    draw_curves(classifiers, ["kl"] * len(classifiers), folder / "kl.png")
+    draw_standings(models, folder / "standings.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,214 @@
+"""The selective scan in operators of ONNX: the algorithm of ``mtr_lab.ops.scan_portable``, in as few nodes as possible.
+
+The bound of its error is derived there. A block of 197 tokens takes about 150 nodes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from onnxscript import opset18 as op
+
+from mtr_lab.ops.scan_portable import STEPS, UNROLLED
+
+Value = Any
+"""A value of the graph that is being built."""
+
+
+def selective_scan(
+    u: Value,
+    delta: Value,
+    A: Value,
+    B: Value,
+    C: Value,
+    D: Value,
+    z: Value | None,
+    delta_bias: Value | None,
+    order: Value | None,
+    gap: Value | None,
+    delta_scale: Value | None,
+    repeats: Value | None,
+    reverse: Sequence[int],
+    stats: str,
+    implementation: str,
+) -> tuple[Value, Value]:
+    """Translates ``mtr_lab::selective_scan``; arguments and results as ``mtr_lab.ops.selective_scan``."""
+    given, states = u, int(A.shape[2])
+    directions, _, length, channels = (u.shape[axis] for axis in range(4))
+    u, delta, A, B, C, D = (op.Cast(x, to=TensorProto.FLOAT) for x in (u, delta, A, B, C, D))
+    if delta_bias is not None:
+        delta_bias = op.Unsqueeze(op.Cast(delta_bias, to=TensorProto.FLOAT), [1, 2])  # (G, 1, 1, E)
+        delta = op.Add(delta, delta_bias)
+    delta = op.Softplus(delta)
+    if delta_scale is not None:
+        delta = op.Mul(delta, _column(delta_scale))
+    write = op.Mul(delta, u)
+    times = None if repeats is None else _column(repeats)  # (B, L, 1)
+    span = delta if times is None else op.Mul(delta, times)
+
+    steps = min(STEPS, length)
+    chunks = -(-length // steps)
+    parts = [span, write, B, C]
+    sizes = [channels, channels, states, states]
+    if times is not None:
+        parts += [delta, op.Expand(times, op.Concat(op.Shape(delta, end=3), [1], axis=0))]
+        sizes += [channels, 1]
+    read = _in_reading_order(op.Concat(*parts, axis=3), order, reverse, length, chunks * steps)
+    if gap is not None:
+        filled = _take(op.Transpose(op.Cast(gap, to=TensorProto.FLOAT), perm=[1, 0, 2]), length, chunks * steps)
+        read, sizes = op.Concat(read, op.Unsqueeze(filled, [3]), axis=3), [*sizes, 1]
+    read = op.Reshape(read, [directions, -1, chunks, steps, sum(sizes)])
+    ends = np.cumsum(sizes).tolist()
+    span, write, B, C, *others = [
+        op.Slice(read, [end - size], [end], [4]) for size, end in zip(sizes, ends, strict=True)
+    ]
+    columns = [op.Transpose(B, perm=[0, 1, 2, 4, 3]), 4]  # (G, B, chunks, N, steps)
+    split = [_split(x, steps, axis) for x, axis in [(span, 3), (write, 3), (C, 3), columns, *((x, 3) for x in others)]]
+    exponent = op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), [1, 2])  # (G, 1, 1, N, E)
+    idle = None
+    if gap is not None:
+        assert delta_bias is not None
+        idle = op.Mul(op.Unsqueeze(op.Softplus(delta_bias), [3]), exponent)
+
+    decays, updates = [], []
+    for span_t, write_t, _, B_t, *others_t in zip(*split, strict=True):
+        logarithm, update = op.Mul(span_t, exponent), op.Mul(write_t, B_t)
+        if idle is not None:
+            logarithm = op.Add(logarithm, op.Mul(others_t.pop(), idle))
+        if times is not None:
+            update = op.Mul(update, _growth(op.Mul(others_t[0], exponent), others_t[1]))
+        decays.append(op.Exp(logarithm))
+        updates.append(update)
+    reached = _recurrence(decays, updates, chunks, (directions, states, channels))
+    outputs = [op.MatMul(C_t, state) for C_t, state in zip(split[2], reached, strict=True)]
+    y = op.Reshape(op.Concat(*outputs, axis=3), [directions, -1, chunks * steps, channels])
+    y = _in_token_order(y, order, reverse, length)
+    y = op.Add(y, op.Mul(op.Unsqueeze(D, [1, 2]), u))
+
+    sums = [op.ReduceSum(_term(name, span, delta, u, y, times), [3], keepdims=1) for name in stats.split()]
+    if sums:
+        emitted = op.Concat(*sums, axis=3) if len(sums) > 1 else sums[0]
+    else:
+        emitted = op.Slice(y, [0], [0], [3])
+    total = op.ReduceSum(y, [0], keepdims=0) if directions > 1 else op.Squeeze(y, [0])
+    if z is not None:
+        z = op.Cast(z, to=TensorProto.FLOAT)
+        total = op.Mul(total, op.Mul(z, op.Sigmoid(z)))
+    return op.CastLike(total, given), emitted
+
+
+def _term(name: str, span: Value, delta: Value, u: Value, y: Value, times: Value | None) -> Value:
+    """The term of a statistic, summed over channels."""
+    whole = delta if times is None else op.Mul(delta, times)
+    if name == "delta":
+        return whole
+    if name == "write":
+        written = op.Mul(whole, u)
+        return op.Mul(written, written)
+    return op.Relu(y)  # output
+
+
+def _column(x: Value) -> Value:
+    """(B, L) -> (B, L, 1) in float32."""
+    return op.Unsqueeze(op.Cast(x, to=TensorProto.FLOAT), [2])
+
+
+def _in_reading_order(x: Value, order: Value | None, reverse: Sequence[int], tokens: int, length: int) -> Value:
+    """(G, B, tokens, K) -> (G, B, length, K): filled up with the last token, whose states nobody reads."""
+    if order is not None:
+        return _take(op.GatherElements(x, _rows(order, x), axis=2), tokens, length)
+    if not any(reverse):
+        return _take(x, tokens, length)
+    places = np.minimum(np.arange(length), tokens - 1)
+    each = _split(x, len(reverse), 0)
+    read = [
+        op.Gather(part, _integers(tokens - 1 - places if r else places), axis=2)
+        for part, r in zip(each, reverse, strict=True)
+    ]
+    return op.Concat(*read, axis=0) if len(read) > 1 else read[0]
+
+
+def _in_token_order(y: Value, order: Value | None, reverse: Sequence[int], length: int) -> Value:
+    """The inverse of ``_in_reading_order``."""
+    if order is not None:
+        places = op.Slice(y, [0], [length], [2])
+        return op.ScatterElements(places, _rows(order, places), places, axis=2)
+    if not any(reverse):
+        return op.Slice(y, [0], [length], [2])
+    places = np.arange(length)
+    each = _split(y, len(reverse), 0)
+    back = [
+        op.Gather(part, _integers(places[::-1] if r else places), axis=2) for part, r in zip(each, reverse, strict=True)
+    ]
+    return op.Concat(*back, axis=0) if len(back) > 1 else back[0]
+
+
+def _take(x: Value, tokens: int, length: int) -> Value:
+    """(G, B, tokens, …) -> (G, B, length, …), filled up with the last token."""
+    places = np.minimum(np.arange(length), tokens - 1)
+    return x if tokens == length else op.Gather(x, _integers(places), axis=2)
+
+
+def _rows(order: Value, x: Value) -> Value:
+    """order (G, B, L) -> the same index for each channel of x (G, B, L, K)."""
+    return op.Expand(op.Unsqueeze(order, [3]), op.Shape(x))
+
+
+def _split(x: Value, count: int, axis: int) -> Sequence[Value]:
+    """The slices of width 1 along an axis."""
+    return [x] if count == 1 else op.Split(x, axis=axis, num_outputs=count)
+
+
+def _growth(product: Value, times: Value) -> Value:
+    """Σ_{k < times} exp(k · product), see ``mtr_lab.ops.scan_reference.growth``."""
+    product = op.Min(product, np.float32(-(np.finfo(np.float32).eps ** 2)))
+    return op.Div(expm1(op.Mul(times, product)), expm1(product))
+
+
+def expm1(x: Value) -> Value:
+    """exp(x) - 1 without cancellation: tanh(x / 2) · (exp(x) + 1)."""
+    return op.Mul(op.Tanh(op.Mul(x, np.float32(0.5))), op.Add(op.Exp(x), np.float32(1)))
+
+
+def _recurrence(
+    decays: Sequence[Value], updates: Sequence[Value], chunks: int, sizes: tuple[int, int, int]
+) -> list[Value]:
+    """h = decay · h + update in every chunk, and on from chunk to chunk; (G, B, chunks, N, E) for each step.
+
+    ``sizes``: G, N and E.
+    """
+    states, totals = [updates[0]], [decays[0]]
+    for decay, update in zip(decays[1:], updates[1:], strict=True):
+        states.append(op.Add(op.Mul(decay, states[-1]), update))
+        totals.append(op.Mul(totals[-1], decay))
+    if chunks == 1:
+        return states
+    before = _before(totals[-1], states[-1], chunks - 1, sizes)
+    return [op.Add(state, op.Mul(total, before)) for state, total in zip(states, totals, strict=True)]
+
+
+def _before(decay: Value, update: Value, chunks: int, sizes: tuple[int, int, int]) -> Value:
+    """The state before each chunk, given what the tokens of all ``chunks`` but the last do to a state."""
+    if chunks <= UNROLLED:
+        states: list[Value] = []
+        pairs = zip(_split(decay, chunks + 1, 2), _split(update, chunks + 1, 2), strict=True)
+        for decay_c, update_c in list(pairs)[:chunks]:
+            states.append(op.Add(op.Mul(decay_c, states[-1]), update_c) if states else update_c)
+        before = op.Concat(*states, axis=2) if chunks > 1 else states[0]
+    else:
+        directions, *inner = sizes
+        outer = -(-chunks // STEPS)
+        steps = []
+        for x in (decay, update):
+            filled = _take(x, chunks, outer * STEPS)
+            cut = op.Reshape(filled, [directions, -1, outer, STEPS, *inner])
+            steps.append([op.Squeeze(part, [3]) for part in _split(cut, STEPS, 3)])
+        reached = [op.Unsqueeze(state, [3]) for state in _recurrence(*steps, outer, sizes)]
+        joined = op.Reshape(op.Concat(*reached, axis=3), [directions, -1, outer * STEPS, *inner])
+        before = op.Slice(joined, [0], [chunks], [2])
+    return op.Pad(before, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+
+
+def _integers(values: Any) -> Value:
+    return op.Constant(value_ints=[int(value) for value in values])
