@@ -152,7 +152,9 @@ if (live) follow();
 performance.mark("words");
 // The words stand before the charts' library, the larger part of the page, is unpacked.
 await new Promise((done) => setTimeout(done));
-document.head.append(h("script", {}, await unpacked("plotly")));
+const library = h("script", {}, await unpacked("plotly"));
+document.head.append(library);
+library.remove(); // it has run
 drawCharts();
 performance.mark("charts");
 document.documentElement.dataset.ready = "true";
