@@ -43,7 +43,9 @@ def log_result(
     for logger in [loggers] if isinstance(loggers, Logger) else loggers:
         try:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters, _last(result["points"]))
+                # Names of their own: TensorBoard would draw the metrics of hyperparameters as curves at step 0.
+                best = {f"highest_ratio/{key}": value for key, value in _last(result["points"]).items()}
+                logger.log_hyperparams(hyperparameters, best)
                 if pictures is not None:
                     _pictures_to_tensorboard(logger.experiment, pictures)
             else:

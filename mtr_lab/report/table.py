@@ -279,7 +279,8 @@ _COSTS = (
 )
 _PAIRED = _Column(("Δ", "paired"), "paired", _paired)
 _TIMES = _Column(("×", ""), "speedup", _speedup)
-_RELATIVE_SPEEDS = (
+_RELATIVE_SPEEDS = (_TIMES,)
+_SPEEDS = (
     _Column(
         ("img/s", "MiB"),
         "img_per_s",
@@ -288,3 +289,9 @@ _RELATIVE_SPEEDS = (
     _Column(("×", ""), "speedup", lambda point: (figure(point.get("speedup")), "")),
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
+_BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
+_SAVINGS = (
+    *((key, False) for key in (*_BESIDE, "top5", "agreement")),
+    *((key, True) for key in ("top5", "resolution", "tokens", "agreement")),
+)
+"""What a narrow window does without: qualifiers, and in tables of a sweep whole columns."""
