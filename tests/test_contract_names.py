@@ -64,7 +64,8 @@ def test_commands_and_modules() -> None:
     named = {command.name: command.program for command in COMMANDS}
     commands = "eval train bench report visualize predict export demo models policies"
     assert set(commands.split()) <= set(named)
-    for module in "__main__ train bench report.__main__ visualize predict export.__main__ demo.__main__".split():
+    modules = "__main__ train bench report.__main__ visualize predict export.__main__ demo.__main__"
+    for module in modules.split():
         assert f"mtr_lab.{module}:main" in named.values()
         assert callable(pkgutil.resolve_name(f"mtr_lab.{module}:main"))
 
@@ -98,8 +99,8 @@ def test_models() -> None:
 
 def test_public_functions() -> None:
     public = (
-        "UserError compile create_model evaluate_model export_model list_models list_policies patch predict_images trace "
-        "unpatch"
+        "UserError compile create_model evaluate_model export_model list_models list_policies patch predict_images "
+        "trace unpatch"
     )
     assert set(public.split()) <= set(mtr_lab.__all__)
     assert all(callable(getattr(mtr_lab, name)) for name in public.split())
