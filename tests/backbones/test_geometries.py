@@ -45,7 +45,7 @@ def geometries(draw: Any, family: str) -> dict[str, Any]:
             "img_size": (number(33, 90), number(33, 120)),
             "dim": 4,
             "in_dim": 4,
-            "depths": (number(1, 2), number(1, 2), number(1, 5), number(1, 4)),
+            "depths": (number(1, 2), number(1, 2), number(3, 6), number(1, 4)),  # the second block scans
             "window_size": (1, 1, number(2, 5), number(1, 4)),
             "num_heads": (1, 1, draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 8]))),
             "d_state": draw(st.sampled_from([1, 2, 8])),
