@@ -170,6 +170,12 @@ def read_result(path: str | Path) -> Result:
     return result
 
 
+def plain_files(folder: Path) -> list[Path]:
+    """The files of a folder of pictures. Links are left out: a link in a run from elsewhere may lead to any file."""
+    files = [] if folder.is_symlink() else folder.glob("*")
+    return [path for path in files if path.is_file() and not path.is_symlink()]
+
+
 def upgrade(result: Any) -> Any:
     """Bring a result of schema 1 to schema 2, where ``flops_reduction`` is called ``flops_overhead``."""
     if not isinstance(result, dict) or result.get("schema") != 1:
@@ -193,7 +199,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # a path may have bytes that are not UTF-8
+    if value is None or isinstance(value, int):
         return value
     if hasattr(value, "tolist"):
         return _plain(value.tolist())

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
-from torchvision.datasets.folder import is_image_file
 
+from mtr_lab.data.files import is_image
+from mtr_lab.data.images import decode
+from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
 
 VIDEOS = (
@@ -187,7 +189,8 @@ def _take(frames: Iterator[Callable[[], np.ndarray]], wanted: Sequence[int]) -> 
 def _read_images(path: Path, choose: Choose) -> Tensor:
     """Frames of an animated image, or of a folder."""
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if is_image_file(file.name)), key=_by_number)
+        images = (file for file in path.iterdir() if is_image(file.name) and not is_hidden(file.name))
+        files = sorted(images, key=_by_number)
         return torch.stack([_read_image(files[i]) for i in _choose(choose, len(files))])
     with Image.open(path) as animation:
         wanted = _choose(choose, getattr(animation, "n_frames", 1))
@@ -201,7 +204,7 @@ def _read_image(file: Path) -> Tensor:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(decode(image)[0])).permute(2, 0, 1)
 
 
 def _by_number(file: Path) -> list[str | int]:
