@@ -5,7 +5,6 @@ import math
 import torch
 from torch import nn
 
-
 MIXER_LAYERS = ("in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj")
 """The linear layers of a mixer of two directions."""
 
