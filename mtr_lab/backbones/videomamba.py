@@ -139,9 +139,9 @@ def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 
 def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """A small model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens, without weights."""
-    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_frames": 16}
-    geometry |= {"num_classes": len(MOTIONS), "long_memory": True, "global_pool": "avg"}
-    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, geometry, kwargs)
+    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_classes": len(MOTIONS)}
+    video = {"num_frames": 16, "long_memory": True, "global_pool": "avg"}
+    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, {**geometry, **video}, kwargs)
 
 
 @recognises("VideoMamba")
