@@ -44,7 +44,8 @@ KEYS = {
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
     "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "
     "mtr.merge_at mtr.last_block mtr.read_share mtr.frames mtr.scope backbone.global_pool",
-    "train": "backbone.drop_path_rate backbone.num_frames backbone.global_pool backbone.long_memory dataset.root dataset.holdout task.name trainer.accelerator trainer.devices "
+    "train": "backbone.drop_path_rate backbone.num_frames backbone.global_pool backbone.long_memory dataset.root "
+    "dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "
     "training.cutmix ops.backend seed",
