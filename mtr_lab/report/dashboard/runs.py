@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtr_lab.errors import UserError
@@ -13,7 +13,7 @@ from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
 from mtr_lab.results.predictions import name_of
 from mtr_lab.results.predictions_file import load_predictions
-from mtr_lab.results.schema import PICTURES, Result, read_result
+from mtr_lab.results.schema import PICTURES, Result, plain_files, read_result
 from mtr_lab.results.smaller_model import beside
 
 PICTURE_BYTES = 16 << 20
@@ -34,10 +34,10 @@ class Run:
 
 
 def read_run(file: Path, name: str) -> Run:
-    """Read a result file, and the predictions and pictures beside it.
+    """Read a result file, and the predictions beside it; for pictures see ``with_pictures``.
 
     Raises:
-        UserError: it is not a result. Predictions and pictures that cannot be used become notes instead.
+        UserError: it is not a result. Predictions that cannot be used become a note instead.
     """
     result, notes, sample = read_result(file), [], None
     names = [name_of(point) for point in result["points"]]
@@ -49,7 +49,12 @@ def read_run(file: Path, name: str) -> Run:
         except UserError as error:
             sample = None
             notes.append(f"{name} is not in the paired differences: {error}")
-    pictures = []
+    return Run(name, result, sample, [], notes, file.parent)
+
+
+def with_pictures(run: Run, file: Path) -> Run:
+    """The run with thumbnails of the pictures beside its result file; those that cannot be used become notes."""
+    name, pictures, notes = run.name, [], list(run.notes)
     for path in _pictures(file):
         if path.is_symlink() or path.parent.is_symlink():  # to any file of this machine, and reports are passed on
             notes.append(f"{name}: {path.name} is left out, it is a link.")
@@ -63,7 +68,7 @@ def read_run(file: Path, name: str) -> Run:
             notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror or error}.")
             continue
         pictures.append({"name": path.stem, "uri": uri})
-    return Run(name, result, sample, pictures, notes, file.parent)
+    return replace(run, pictures=pictures, notes=notes)
 
 
 def smaller_models(runs: Sequence[Run]) -> list[Run]:
@@ -110,8 +115,8 @@ def file_stamp(file: Path) -> list[tuple[str, int, int]]:
 
 
 def _pictures(file: Path) -> list[Path]:
-    files = (file.parent / PICTURES).glob("*")
-    return sorted((path for path in files if path.suffix in _PICTURE_TYPES and path.is_file()), key=natural_order)
+    files = plain_files(file.parent / PICTURES)
+    return sorted((path for path in files if path.suffix in _PICTURE_TYPES), key=natural_order)
 
 
 def natural_order(path: Path) -> list[str | int]:
