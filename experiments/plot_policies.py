@@ -10,20 +10,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-EMPHASISED = {
-    "fovea": "#cc79a7",
-    "write": "#d55e00",
-    "mtr": "#0072b2",
-    "resolution": "#009e73",
-    "random": "#000000",
-}
-OTHERS = "#9a9a9a"
+from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
+
+EMPHASISED = ("fovea", "write", "mtr", "resolution", "random")
 ORDER_NOT_RESTORED = ("tome", "famba", "evit", "pumer")  # far outside the scale of the others
 PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
 
 def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
-    """Draw one line a policy with its 95 % intervals; the emphasised ones are in front, a smaller model is a star."""
+    """Draw one line a policy with its 95 % intervals; the emphasised ones are in front; looks are those of reports."""
     policies = dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")
     models = {point["model"] for point in points if "model" in point}
     scale = 100 if metric == "top1" else 1
@@ -33,9 +28,8 @@ def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
         ends = [[scale * row[f"{metric}_ci"][side] for row in rows] for side in (0, 1)]
         error = [[abs(end - value) for end, value in zip(side, y, strict=True)] for side in ends]
         front = policy in EMPHASISED or policy in models
-        colour = EMPHASISED.get(policy, "#7b3294" if policy in models else OTHERS)
-        marker, size = ("*", 10) if policy in models else ("o", 4)
-        width, layer = (2, 3) if front else (1, 2)
+        colour, marker = look(policy).colour, MATPLOTLIB_MARKERS[look(policy).marker]
+        width, size, layer = (2, 6, 3) if front else (0.8, 3, 2)
         axis.errorbar(x, y, error, color=colour, marker=marker, ms=size, lw=width, capsize=2, zorder=layer)
         if front:
             style = {"color": colour, "weight": "bold", "textcoords": "offset points"}
@@ -66,7 +60,7 @@ def main() -> None:
     images = result["points"][0]["images"]
     title = f"{result['backbone']}, {images} images of {result['dataset']}; dotted: unreduced"
     if others:
-        title += f"; grey: {', '.join(others)}"
+        title += f"; thin: {', '.join(others)}"
     if result.get("best_resolution"):
         title += f"\n{result['best_resolution']}"
     figure.suptitle(title, fontsize=10)

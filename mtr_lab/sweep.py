@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import shlex
 import shutil
 import sys
 import traceback
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from mtr_lab.cli import signals
 from mtr_lab.errors import machine_error, user_errors
+from mtr_lab.report.dashboard.points import differences_of, points_of
 from mtr_lab.report.dashboard.runs import read_run, smaller_models
 from mtr_lab.report.table import published, seed_tables, sweep_tables
 from mtr_lab.results.atomic import replace_file
@@ -122,9 +124,12 @@ class Jobs(Callback):
         done = [outcome.folder for outcome in outcomes if outcome.status in ("computed", "finished")]
         runs = [read_run(Path(folder, FILE_NAME), folder) for folder in done if Path(folder, FILE_NAME).exists()]
         results = [run.result for run in runs]
-        lines = [run.result for run in smaller_models(runs)]
-        for table in [*seed_tables(results), *sweep_tables([*results, *lines])]:
+        lines = [*runs, *smaller_models(runs)]
+        differences, _ = differences_of(lines, list(points_of(lines, ())))
+        for table in [*seed_tables(results), *sweep_tables([run.result for run in lines], differences)]:
             Console().print(table)
+        if runs:
+            print(f"charts and differences: mtr-lab report {shlex.quote(str(config.hydra.sweep.dir))}")
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if failed:
             raise SystemExit(2 if all(outcome.user_error for outcome in failed) else 1)

@@ -1,5 +1,7 @@
 """Run folders: results and the predictions they were computed from."""
 
+import base64
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,8 @@ def write_run(
                 "skipped": [],
                 **score(predictions, i),
                 "img_per_s": speed * (1 + ratio),
+                "speedup": 1 + ratio,
+                "speedup_ci": [1 + 0.9 * ratio, 1 + 1.1 * ratio],
                 "latency_ms": {"p50": 20 * (1 - ratio / 2), "p95": 31.5},
                 "peak_mib": 48.9,
             }
@@ -98,5 +102,5 @@ def write_sweep(folder: Path) -> list[Result]:
 
 def data_block(html: str) -> dict[str, Any]:
     """The data in a page."""
-    start = html.index('<script type="application/json" id="data">') + len('<script type="application/json" id="data">')
-    return json.loads(html[start : html.index("</script>", start)])
+    packed = html.partition('<script type="text/plain" id="data">')[2].partition("</script>")[0]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

@@ -13,6 +13,7 @@ from rich.console import Console
 from mtr_lab.benchmark.cases import DTYPES, NONE, read_cases
 from mtr_lab.benchmark.variants import Variant, time_in_turn
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.evaluation.progress import Phases
 from mtr_lab.measure.roofline import measure_peaks
 from mtr_lab.report.bench_table import bench_table
 from mtr_lab.results.atomic import replace_file
@@ -54,11 +55,13 @@ def bench(config: DictConfig) -> dict[str, Any]:
 
     console = Console()
     peaks = {dtype: measure_peaks(device, DTYPES[dtype]) for dtype in dict.fromkeys(case.dtype for case in cases)}
+    phases = Phases({_group_name(group): len(variants) for group, variants in groups.items()})
     for (batch, size, dtype), group in groups.items():
         console.print(f"timing {len(group)} variants at batch {batch}, {size} x {size} pixels, {dtype}")
         torch.manual_seed(config.seed)
         images = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
-        time_in_turn(group, images, config.bench.seconds)
+        with phases.phase(_group_name((batch, size, dtype))) as advance:
+            time_in_turn(group, images, config.bench.seconds, advance)
     rows = [variant.row(peaks[variant.case.dtype]) for variant in variants]
     compare(rows)
 
@@ -109,3 +112,8 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not present:
         raise UserError("bench.device=cuda: no CUDA device is present. Use bench.device=cpu, or auto.")
     return torch.device("cuda", torch.cuda.current_device()) if present and name != "cpu" else torch.device("cpu")
+
+
+def _group_name(group: tuple[Any, ...]) -> str:
+    batch, size, dtype = group
+    return f"batch {batch}, {size}², {dtype}"

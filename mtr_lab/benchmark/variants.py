@@ -1,6 +1,7 @@
 """Timing the cases of a benchmark in turn."""
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,14 +93,28 @@ class Variant:
         }
 
 
-def time_in_turn(variants: Sequence[Variant], images: Tensor, seconds: float) -> None:
-    """Prepare all variants, then time them in rounds; see ``mtr_lab.measure.speed``."""
+def time_in_turn(
+    variants: Sequence[Variant],
+    images: Tensor,
+    seconds: float,
+    advance: Callable[[float, str], None] = lambda share, detail: None,
+) -> None:
+    """Prepare all variants, then time them in rounds; see ``mtr_lab.measure.speed``.
+
+    Args:
+        seconds: for the rounds together, at least ``MIN_ROUNDS``.
+        advance: called with the share of the work that is done and with what is at work.
+    """
     seed = torch.initial_seed()
     with torch.inference_mode():
-        for variant in variants:
+        for i, variant in enumerate(variants):
+            advance(0.5 * i / len(variants), f"prepare {i + 1}/{len(variants)}")
             torch.manual_seed(seed)  # all variants of a backbone have the same weights
             variant.attempt(partial(variant.prepare, images))
-        for order in rounds(variants, MIN_ROUNDS, seconds):
+        start = time.perf_counter()
+        for i, order in enumerate(rounds(variants, MIN_ROUNDS, seconds)):
+            elapsed = (time.perf_counter() - start) / max(seconds, 1e-9)
+            advance(0.5 + 0.5 * min(elapsed, i / MIN_ROUNDS, 1.0), f"round {i + 1}")
             for variant in order:
                 variant.attempt(partial(variant.time, images.device))
     for variant in variants:

@@ -1,5 +1,6 @@
 """Pictures of evaluation images: the effect of a reduction on the tokens, and the task's outputs."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
     from mtr_lab.evaluation.job import Job  # imports all tasks
 
 
-def draw_images(job: "Job", evaluation: Evaluation[Any], points: list[OperatingPoint]) -> None:
+def draw_images(
+    job: "Job",
+    evaluation: Evaluation[Any],
+    points: list[OperatingPoint],
+    advance: Callable[[float], None] = lambda share: None,
+) -> None:
     """Draw the first evaluation images at two points, to the pictures folder of the run folder.
 
     Args:
         job: its ``pictures`` is the number of images, which are numbered from 0 in the names of the files.
         evaluation: of the job's model.
         points: the unreduced model's, and the one to draw beside it.
+        advance: called with the share of the pictures that are drawn.
 
     Raises:
         UserError: the files cannot be written.
@@ -35,6 +42,7 @@ def draw_images(job: "Job", evaluation: Evaluation[Any], points: list[OperatingP
     watch = partial(observe_images, job.trainer, job.task.backbone(evaluation.model), evaluation.reduction)
     images = chain.from_iterable(map(job.task.single_images, job.data.test_dataloader()))
     for i, image in enumerate(islice(images, job.config.pictures)):
+        advance(i / job.config.pictures)
         image["image"] = as_input(image, job.data, job.trainer)
         stem = job.folder / PICTURES / f"{i:03}_{Path(image['id'][0]).stem}"
         with placed(evaluation.model, job.trainer), torch.no_grad():

@@ -18,6 +18,7 @@ from mtr_lab.data.shard import ShardedEvaluation
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.evaluation.budgets import calibration_count, check_budgets, divide
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
+from mtr_lab.evaluation.progress import BatchWatch
 from mtr_lab.launch import has_to_launch
 from mtr_lab.ops import installed
 from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
@@ -56,6 +57,7 @@ class Job:
     """(N, 3, H, W), if schedules or ``mtr.max_drop`` are measured on images."""
     data: DataModule
     trainer: lightning.Trainer
+    watch: BatchWatch
     launches: bool
     """Whether this process has to start the processes that evaluate, see ``mtr_lab.launch``."""
     batches: ShardedEvaluation
@@ -98,8 +100,15 @@ def plan(config: DictConfig) -> Job:
     check_objective(task, config, points)
     calibration = calibration_images(data, config.mtr)
     loggers = dict(zip(config.logger, make_loggers(config.logger), strict=True))
+    watch = BatchWatch()
+    barless: Any = OmegaConf.merge(config.trainer, {"enable_progress_bar": False})  # Phases has the bar
     trainer = make_trainer(
-        config.trainer, distributed=True, logger=False, enable_checkpointing=False, enable_model_summary=False
+        barless,
+        distributed=True,
+        logger=False,
+        callbacks=[watch],
+        enable_checkpointing=False,
+        enable_model_summary=False,
     )
     launches = has_to_launch(trainer, config.trainer.get("trusted_network", False))
 
@@ -118,6 +127,7 @@ def plan(config: DictConfig) -> Job:
         calibration=calibration,
         data=data,
         trainer=trainer,
+        watch=watch,
         launches=launches,
         batches=ShardedEvaluation(data, trainer),
         loggers=loggers,

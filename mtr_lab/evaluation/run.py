@@ -17,18 +17,18 @@ from mtr_lab.evaluation.drawing import draw_images
 from mtr_lab.evaluation.job import Job, plan
 from mtr_lab.evaluation.passes import PassResult, predict, reduced_model, releasing_workers, serve_passes
 from mtr_lab.evaluation.points import describe_points, strongest
+from mtr_lab.evaluation.progress import Phases
 from mtr_lab.evaluation.timing import time_job
 from mtr_lab.launch import launch
-from mtr_lab.measure.speed import Speed
+from mtr_lab.measure.speed import images_timed
 from mtr_lab.report.loggers import log_result
 from mtr_lab.report.table import result_table
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.predictions_file import FILE_NAME as PREDICTIONS
 from mtr_lab.results.schema import FILE_NAME as RESULT
-from mtr_lab.results.schema import PICTURES, Result, read_result, write_result
+from mtr_lab.results.schema import PICTURES, Point, Result, read_result, write_result
 from mtr_lab.results.store import UnreducedCache, claim, find_finished, write_run
 from mtr_lab.sweep import JobResult
-from mtr_lab.tasks.evaluation import OperatingPoint
 
 
 def evaluate(config: DictConfig) -> JobResult | None:
@@ -89,23 +89,63 @@ def lead(job: Job) -> JobResult:
 class Measurement:
     """What was measured at the operating points."""
 
-    points: list[OperatingPoint]
     run: PassResult
-    speeds: dict[str, Speed]
-    """By the point's name; empty without a timing pass."""
+    points: list[Point]
 
 
 def measure(job: Job) -> Measurement:
     """Predict, time and draw: the passes over the images, the timing pass, and the pictures."""
-    reduction, points = reduced_model(job)
-    evaluation = job.task.evaluation(job.model, reduction, points, job.config.trainer.cuda_graph)
+    phases = Phases(costs(job), shown=job.config.trainer.enable_progress_bar)
+    with phases.phase(SCHEDULES):
+        reduction, points = reduced_model(job)
+        evaluation = job.task.evaluation(job.model, reduction, points, job.config.trainer.cuda_graph)
     sweep = sweep_folder()
     cache = None if sweep is None else UnreducedCache(sweep / "unreduced" / job.unreduced_key)
-    run = predict(evaluation, points, job.trainer, job.batches, cache)
-    speeds = time_job(job, evaluation, points) if job.config.timing.batch_size else {}
+    with phases.phase(EVALUATE) as job.watch.advance:
+        run = predict(evaluation, points, job.trainer, job.batches, cache)
+    speeds = {}
+    if job.config.timing.batch_size:
+        with phases.phase(TIME) as advance:
+            speeds = time_job(job, evaluation, points, lambda share: advance(share, ""))
     if job.config.pictures:
-        draw_images(job, evaluation, [points[0], strongest(points)])
-    return Measurement(points, run, speeds)
+        with phases.phase(PICTURES_PHASE) as advance:
+            draw_images(job, evaluation, [points[0], strongest(points)], lambda share: advance(share, ""))
+    with phases.phase(INTERVALS):
+        described = describe_points(
+            job.task,
+            job.model,
+            points,
+            run.predictions,
+            run.skipped,
+            speeds,
+            with_memory=not job.config.trainer.cuda_graph,
+        )
+    return Measurement(run, described)
+
+
+SCHEDULES, EVALUATE, TIME, PICTURES_PHASE, INTERVALS = "schedules", "evaluate", "time", "pictures", "intervals"
+
+
+def costs(job: Job) -> dict[str, float]:
+    """What the phases of an evaluation cost, in forward passes of one image."""
+    points, config = len(job.points), job.config
+    loader: Any = job.data.test_dataloader()
+    batches = limited(len(loader), config.trainer.limit_test_batches)
+    images = batches * config.dataset.batch_size
+    timed = images_timed(config.timing.batch_size) if config.timing.batch_size else 0
+    drawn = 3 * config.pictures  # at two points, then block by block
+    return {
+        SCHEDULES: 1 if job.calibration is None else len(job.calibration),
+        EVALUATE: images * points,
+        TIME: timed * points,
+        PICTURES_PHASE: drawn,
+        INTERVALS: 0.02 * images * points,
+    }
+
+
+def limited(batches: int, limit: float) -> int:
+    """The number of batches with Lightning's limit: a number, or a share as a float."""
+    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
 
 def write(job: Job, measured: Measurement) -> None:
@@ -122,15 +162,7 @@ def write(job: Job, measured: Measurement) -> None:
         "logged": [],
         "config": job.record,
         "environment": {**describe_environment(), "device": job.machine.device},
-        "points": describe_points(
-            job.task,
-            job.model,
-            measured.points,
-            run.predictions,
-            run.skipped,
-            measured.speeds,
-            with_memory=not job.config.trainer.cuda_graph,
-        ),
+        "points": measured.points,
     }
     for file in write_run(result, run.predictions, job.folder):
         print(f"wrote {file}")

@@ -16,6 +16,7 @@ from mtr_lab.measure.statistics import median_interval
 
 WARM_UP_CALLS = 2  # the first compiles and fills caches, the second sets the allocator's final sizes
 LATENCY_CALLS = 5  # calls with one image for each full batch: p95 needs more samples than a median
+MIN_ROUNDS = 6  # the fewest whose smallest and largest ratio are an interval of level 0.95
 MAX_ROUNDS = 50
 
 Variant = TypeVar("Variant")
@@ -47,8 +48,9 @@ def measure_speed(
     batch: Tensor,
     *,
     resident: Mapping[str, Iterable[Tensor]] | None = None,
-    min_rounds: int = 5,
+    min_rounds: int = MIN_ROUNDS,
     max_seconds: float = 20.0,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Speed]:
     """Time every variant on ``batch`` and on its first image, in rounds.
 
@@ -65,7 +67,9 @@ def measure_speed(
         resident: by variant, the parameters and buffers to count in ``peak_mib`` with the batch and the allocations of
             the call, see ``peak_memory_mib``; none by default.
         min_rounds: the minimum number of rounds, of any duration.
-        max_seconds: for all variants together, without the warm-up; no round starts after this time.
+        max_seconds: for all variants together, without the warm-up; after this time no round starts beyond
+            ``min_rounds``, and those time the batch alone.
+        advance: called with the share of the work that is done, an estimate.
 
     Returns:
         By variant: images per second from the median time of the full batch; the 50th and 95th percentile of the time
@@ -84,19 +88,24 @@ def measure_speed(
     image_seconds: dict[str, list[float]] = {name: [] for name in names}
     image = batch[:1]
     with torch.no_grad():
-        for run in variants.values():
+        for i, run in enumerate(variants.values()):
+            advance(0.3 * i / len(variants))
+            run(batch)
             for _ in range(WARM_UP_CALLS):
-                run(batch)
                 run(image)
-        peak_mib = {
+        peak_mib = {  # in the second call of the batch
             name: peak_memory_mib(partial(run, batch), [batch, *(resident or {}).get(name, ())], batch.device)
             for name, run in variants.items()
         }
-        for order in rounds(names, min_rounds, max_seconds):
+        start = time.perf_counter()
+        for i, order in enumerate(rounds(names, min_rounds, max_seconds)):
+            elapsed = time.perf_counter() - start
+            advance(0.3 + 0.7 * min(i / min_rounds, max(elapsed / max(max_seconds, 1e-9), i / MAX_ROUNDS), 1.0))
+            calls = LATENCY_CALLS if i == 0 or elapsed < max_seconds else 0
             for name in order:
                 batch_seconds[name].append(_seconds(partial(variants[name], batch), batch.device))
                 single = partial(variants[name], image)
-                image_seconds[name] += [_seconds(single, batch.device) for _ in range(LATENCY_CALLS)]
+                image_seconds[name] += [_seconds(single, batch.device) for _ in range(calls)]
     speeds = {}
     for name in names:
         p50, p95 = np.percentile(image_seconds[name], [50, 95]) * 1000
@@ -104,6 +113,11 @@ def measure_speed(
         latency = {"p50": float(p50), "p95": float(p95)}
         speeds[name] = Speed(img_per_s, latency, peak_mib[name], tuple(batch_seconds[name]))
     return speeds
+
+
+def images_timed(batch: int) -> int:
+    """How many images ``measure_speed`` runs at least for each variant, with a batch of that many."""
+    return (2 + MIN_ROUNDS) * batch + WARM_UP_CALLS + LATENCY_CALLS
 
 
 def rounds(variants: Sequence[Variant], min_rounds: int, max_seconds: float) -> Iterator[list[Variant]]:

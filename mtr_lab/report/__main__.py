@@ -1,4 +1,4 @@
-"""``mtr-lab report``, or ``python -m mtr_lab.report``: results as one HTML page, or as a report on W&B."""
+"""``mtr-lab report``, or ``python -m mtr_lab.report``: results as one HTML page, a figure, or a report on W&B."""
 
 import argparse
 import sys
@@ -12,11 +12,14 @@ from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
 from mtr_lab.report.dashboard.page import build
 from mtr_lab.report.dashboard.reader import Reader
+from mtr_lab.report.figures import CHARTS, FORMATS, write_figure
 
 WANDB = "wandb="
 ABOUT = "Show results on one HTML page that needs no network: tables, charts, differences image by image."
 EXAMPLES = (
-    "mtr-lab report outputs -o report.html",
+    "mtr-lab report outputs",
+    "mtr-lab report multirun/DATE/TIME -o figure.pdf",
+    "mtr-lab report multirun/DATE/TIME -o tokens.svg --chart tokens",
     "mtr-lab report outputs multirun --live --port 0",
     "mtr-lab report outputs wandb=PROJECT",
 )
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="mtr-lab report",
-        usage="%(prog)s RESULTS ... [-o FILE] [--live [--port N]] [wandb=PROJECT]",
+        usage="%(prog)s RESULTS ... [-o FILE] [--chart NAME] [--live [--port N]] [wandb=PROJECT]",
         description=wrap(ABOUT),
         epilog=f"{examples(*EXAMPLES)}\n\n{EXIT_CODES}",
         formatter_class=HelpFormatter,
@@ -43,7 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "report there, with charts of the runs logged to it",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="the HTML file to write (default: report.html)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the file to write (default: report.html); .pdf, .svg or .png: one chart, as wide as a column of a paper",
+    )
+    parser.add_argument(
+        "--chart",
+        metavar="NAME",
+        choices=[*CHARTS],
+        help=f"for a figure: {', '.join(CHARTS)} (default: accuracy)",
     )
     parser.add_argument("--live", action="store_true", help="serve the page on this machine and follow new results")
     parser.add_argument(
@@ -54,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [Path(given) for given in options.results if not given.startswith(WANDB)]
     if options.output is None and not options.live and not projects:
         options.output = Path("report.html")
+    figure = options.output is not None and options.output.suffix.lower() in FORMATS
+    if options.chart and not figure:
+        parser.error(f"--chart {options.chart} is for a figure: add -o FILE.pdf, .svg or .png")
     if not results:
         parser.error("say which results: result.json files, run folders, or folders of them")
     for project in projects:
@@ -61,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{WANDB}{project} names no project: say {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
         with exit_at_signals():
-            if options.output is not None:
+            if figure:
+                write_figure(results, options.output, options.chart or "accuracy")
+                print(f"wrote {options.output}")
+            elif options.output is not None:
                 _write(results, options.output)
             for project in projects:
                 _send(results, project)
@@ -77,6 +96,7 @@ def _write(results: Sequence[Path], output: Path) -> None:
     for note in data["notes"]:
         print(f"mtr_lab: {note}", file=sys.stderr)
     print(f"wrote {output}: {len(data['runs'])} runs, {len(data['points'])} points")
+    print(f"open it in a browser: {output.resolve().as_uri()}")
 
 
 def _send(results: Sequence[Path], project: str) -> None:

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from mtr_lab.report.table import figure, percent
-from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.report.two_line_table import TwoLines, TwoLineTable, two_line_table
 from mtr_lab.results.environment import hardware_name
 
 _HEADINGS = (
@@ -21,7 +19,7 @@ _HEADINGS = (
 )
 
 
-def bench_table(result: Mapping[str, Any]) -> Table:
+def bench_table(result: Mapping[str, Any]) -> TwoLineTable:
     """Lay out the rows of a bench.json, two lines each; errors and notes are below the table."""
     machine = result["environment"]
     title = f"{hardware_name(machine)} · torch {machine['torch']}"

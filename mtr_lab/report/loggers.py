@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
@@ -21,9 +21,12 @@ def log_result(
 ) -> None:
     """Log a result, and close the loggers.
 
-    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on. Their step is the asked share of FLOPs to
-    remove, in whole percent (the achieved share if none was asked); step 0 is the unreduced model. So a CSV file has
-    one row a ratio, and TensorBoard draws accuracy against reduction.
+    Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, with the ends of their intervals. Their step
+    is the asked share of FLOPs to remove, in whole percent (the achieved share if none was asked); step 0 is the
+    unreduced model. So a CSV file has one row a ratio, and TensorBoard draws accuracy against reduction. The run's
+    first policy also has curves without its name, "top1", "kl", "speedup" and so on, so that runs of several policies
+    share a chart. TensorBoard's table of hyperparameters has the figures at the highest ratio, and its images the
+    pictures.
 
     Weights & Biases also receives a table of the points, two charts (accuracy against FLOPs removed, tokens entering
     each block), the pictures, and the files as an artifact. The run's summary has "mtr@0.4/top1" and so on, by which
@@ -39,7 +42,14 @@ def log_result(
     hyperparameters = {"task": task, "backbone": backbone, "dataset": dataset, "config": config}
     for logger in [loggers] if isinstance(loggers, Logger) else loggers:
         try:
-            logger.log_hyperparams(hyperparameters)
+            if isinstance(logger, TensorBoardLogger):
+                # Names of their own: TensorBoard would draw the metrics of hyperparameters as curves at step 0.
+                best = {f"highest_ratio/{key}": value for key, value in _last(result["points"]).items()}
+                logger.log_hyperparams(hyperparameters, best)
+                if pictures is not None:
+                    _pictures_to_tensorboard(logger.experiment, pictures)
+            else:
+                logger.log_hyperparams(hyperparameters)
             for step, metrics in _curves(result["points"]):
                 logger.log_metrics(metrics, step)
             logger.save()
@@ -73,13 +83,40 @@ def wandb_logger(project: str, save_dir: str, group: str | None = None, **option
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:
     """(step, figures) by rising step."""
     rows: dict[float, dict[str, float]] = {}
-    keys = _curve_keys()
-    for policy, members in _by_policy(points):
+    for first, (policy, members) in enumerate(_by_policy(points)):
         for point in members:
             share = point["reduction"] if point["ratio"] is None else point["ratio"]
-            numbers = {key: value for key, value in _flat(point).items() if key in keys and value is not None}
-            rows.setdefault(share or 0.0, {}).update({f"{policy}/{key}": value for key, value in numbers.items()})
+            numbers = _numbers(point)
+            row = rows.setdefault(share or 0.0, {})
+            row |= {f"{policy}/{key}": value for key, value in numbers.items()}
+            if first == 0:
+                row |= {key: value for key, value in numbers.items() if key in _curve_keys()}
     return [(round(100 * share), rows[share]) for share in sorted(rows)]
+
+
+def _numbers(point: Point) -> dict[str, float]:
+    """The figures of a point that become curves, and the ends of their intervals."""
+    keys = {f"{key}{end}" for key in _curve_keys() for end in ("", "_lo", "_hi")}
+    return {key: value for key, value in _flat(point).items() if key in keys and value is not None}
+
+
+def _last(points: list[Point]) -> dict[str, float]:
+    """The figures of the first policy at its highest ratio."""
+    _, members = _by_policy(points)[0]
+    figures = _numbers(max(members, key=lambda point: point["reduction"] or 0.0))
+    return {key: value for key, value in figures.items() if key in _curve_keys()}
+
+
+def _pictures_to_tensorboard(writer: Any, folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for path in sorted(folder.glob("*.png")):
+        try:
+            with Image.open(path) as picture:
+                writer.add_image(f"pictures/{path.stem}", np.asarray(picture.convert("RGB")), dataformats="HWC")
+        except OSError as error:
+            print(f"{path} is not logged, it cannot be read: {error}")
 
 
 def _curve_keys() -> list[str]:
@@ -166,6 +203,7 @@ def _log_to_wandb(run: Any, result: Result, files: Sequence[str | Path]) -> None
             for key in _curve_keys()
             if row.get(key) is not None
         }
+        | _last(points)
     )
     artifact = wandb.Artifact(f"result-{run.id}", type="result")
     for file in files:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
-from mtr_lab.report.two_line_table import TwoLines, two_line_table
+from mtr_lab.report.baselines import BASELINES
+from mtr_lab.report.two_line_table import Cell, Saving, TwoLines, TwoLineTable, two_line_table
 from mtr_lab.results.best_resolution import best_resolution
-from mtr_lab.results.metrics import all_metrics, shown_metrics
+from mtr_lab.results.metrics import accuracy, all_metrics, shown_metrics
 from mtr_lab.results.metrics.metric import Metric
 from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Interval, Number, Result
@@ -32,7 +31,7 @@ class _Column(NamedTuple):
     cell: Callable[[Mapping[str, Any]], TwoLines]
 
 
-def result_table(result: Result) -> Table:
+def result_table(result: Result) -> TwoLineTable:
     """Lay out the points of a result, one a row, with two lines a cell.
 
     Shares are in percent; below a metric is its interval of level 0.95. There is no column for figures that no point
@@ -41,26 +40,57 @@ def result_table(result: Result) -> Table:
     return _table(result, result["points"], published(result))
 
 
-def sweep_tables(results: Sequence[Result]) -> list[Table]:
+def sweep_tables(results: Sequence[Result], differences: Sequence[Mapping[str, Any]] = ()) -> list[TwoLineTable]:
     """All policies of a sweep beside each other, by the FLOPs they remove; a table for each backbone and dataset.
 
-    No table where a single run has all points, or where settings besides the policy vary.
+    No table where a single run has all points, or where settings besides the policy vary. Runs are timed apart, so
+    speeds are relative to the unreduced model of the same run.
+
+    Args:
+        differences: of pairs of points, see ``mtr_lab.report.dashboard.points.differences_of``; those with the first
+            policy of ``BASELINES`` in the sweep become a column.
     """
-    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result["backbone"], result["task"], result["dataset"]].append(result)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for r, result in enumerate(results):
+        groups[result["backbone"], result["task"], result["dataset"]].append(r)
     laid_out = []
     for members in groups.values():
-        unreduced, *reduced = (point for result in members for point in result["points"])
-        reduced = [point for point in reduced if point["policy"] != "none"]
+        places = [(r, i) for r in members for i in range(len(results[r]["points"]))]
+        points: dict[tuple[int, int], dict[str, Any]] = {(r, i): dict(results[r]["points"][i]) for r, i in places}
+        unreduced, reduced = points[places[0]], [point for point in points.values() if point["policy"] != "none"]
         names = {name_of(point) for point in reduced}
         if len(members) > 1 and len(names) == len(reduced) > 1:
+            remarks = _add_differences(points, differences)
             reduced.sort(key=lambda point: (point["ratio"] or point["reduction"] or 0, point["policy"]))
-            laid_out.append(_table(members[0], [unreduced, *reduced], []))
+            laid_out.append(_table(results[members[0]], [unreduced, *reduced], remarks, runs=len(members)))
     return laid_out
 
 
-def seed_tables(results: Sequence[Result]) -> list[Table]:
+def _add_differences(points: Mapping[Any, dict[str, Any]], differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Give points their ``paired`` difference in accuracy to the baseline at their ratio; say which it is."""
+    metric = accuracy(list(points.values()))
+    policies = {point["policy"] for point in points.values()}
+    baseline = next((name for name in BASELINES if name in policies), None)
+    if metric is None or baseline is None:
+        return []
+    for pair in differences:
+        for one, other, sign in (("first", "second", 1), ("second", "first", -1)):
+            base, point = points.get(tuple(pair[one])), points.get(tuple(pair[other]))
+            if base is not None and point is not None and base["policy"] == baseline and metric.key in pair:
+                found = pair[metric.key]
+                value, ends = sign * found["difference"], sorted(sign * end for end in found["ci"])
+                better = metric.better * value > 0
+                mark = " " if found["p_holm"] >= 0.05 else "▲" if better else "▼"
+                point["paired"] = {"value": value, "ci": ends, "mark": mark}
+    if not any("paired" in point for point in points.values()):
+        return []
+    return [
+        f"Δ: {metric.name} minus that of {baseline} at the same ratio, in pairs; "
+        "▲ better, ▼ worse: p < 0.05, Holm's correction"
+    ]
+
+
+def seed_tables(results: Sequence[Result]) -> list[TwoLineTable]:
     """Means over the runs that differ only in ``mtr.seed``, one row a ratio, below the unreduced model.
 
     The second line of a metric's cell is its standard deviation over the seeds. Each backbone, task and dataset has its
@@ -78,16 +108,43 @@ def seed_tables(results: Sequence[Result]) -> list[Table]:
     return laid_out
 
 
-def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[str]) -> Table:
+def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[str], runs: int = 1) -> TwoLineTable:
     best = best_resolution(points)
     metrics = [column for metric in all_metrics() for column in _metric_columns(metric)]
-    columns = [c for c in (*_COSTS, *metrics, *_SPEEDS) if any(c.key in point for point in points)]
+    speeds: Sequence[_Column] = _SPEEDS if runs == 1 else _RELATIVE_SPEEDS
+    columns = [c for c in (*_COSTS, *metrics, _PAIRED, *speeds) if any(c.key in point for point in points)]
+    bests = _bests(points)
     return two_line_table(
         f"{result['backbone']} · {result['task']} · {result['dataset']}",
         [*_caption(points), *([] if best is None else [best]), *remarks],
         [column.heading for column in columns],
-        ([column.cell(point) for column in columns] for point in points),
+        (
+            [Cell(*column.cell(point)[:2], (i, column.key) in bests) for column in columns]
+            for i, point in enumerate(points)
+        ),
+        savings=[
+            Saving(i, whole, stacked=key not in _BESIDE)
+            for key, whole in _SAVINGS
+            for i, column in enumerate(columns)
+            if column.key == key and (not whole or runs > 1)
+        ],
     )
+
+
+def _bests(points: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """The places and keys of the best figures among several policies that were asked for the same."""
+    axes = [(metric.key, metric.better) for metric in all_metrics()] + [("speedup", 1)]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, point in enumerate(points):
+        if point["policy"] != "none":
+            groups[_asked(point)].append(i)
+    found = set()
+    for members in groups.values():
+        for key, better in axes:
+            values = {i: better * points[i][key] for i in members if points[i].get(key) is not None}
+            if len(values) > 1:
+                found |= {(i, key) for i, value in values.items() if value == max(values.values())}
+    return found
 
 
 def published(result: Result) -> list[str]:
@@ -107,6 +164,8 @@ def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
     images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
     units = [f"{metric.name} in {metric.unit}" for metric in shown_metrics(points) if metric.unit != "%"]
     latency = ["p50, p95: latency of one image in ms"] if any("latency_ms" in point for point in points) else []
+    if any("speedup" in point for point in points):
+        latency.append("×: speed over the unreduced model of the same run")
     lines = [
         "; ".join([f"{images} images", "95 % intervals", *units, *latency]),
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
@@ -167,6 +226,17 @@ def _latency(point: Mapping[str, Any]) -> TwoLines:
     return (figure(latency["p50"]), figure(latency["p95"])) if latency else (_ABSENT, "")
 
 
+def _speedup(point: Mapping[str, Any]) -> TwoLines:
+    return figure(point.get("speedup")), _uncertainty(point, "speedup", figure)
+
+
+def _paired(point: Mapping[str, Any]) -> TwoLines:
+    if (paired := point.get("paired")) is None:
+        return "", ""
+    ends = "–".join(f"{100 * end:+.1f}" for end in paired["ci"])
+    return f"{100 * paired['value']:+.1f}{paired['mark']}", ends
+
+
 def _metric_columns(metric: Metric) -> Iterator[_Column]:
     """A metric with its interval, and its difference to the unreduced model if the result has that."""
     written, short = (percent, percent) if metric.unit == "%" else (nats, _short_nats)
@@ -207,11 +277,21 @@ _COSTS = (
     _Column(("picture", "px"), "resolution", lambda point: ("×".join(map(str, point.get("resolution", ()))), "")),
     _Column(("tokens", ""), "tokens", _tokens),
 )
+_PAIRED = _Column(("Δ", "paired"), "paired", _paired)
+_TIMES = _Column(("×", ""), "speedup", _speedup)
+_RELATIVE_SPEEDS = (_TIMES,)
 _SPEEDS = (
     _Column(
         ("img/s", "MiB"),
         "img_per_s",
         lambda point: (figure(point.get("img_per_s")), figure(point.get("peak_mib")) if "peak_mib" in point else ""),
     ),
+    _Column(("×", ""), "speedup", lambda point: (figure(point.get("speedup")), "")),
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
+_BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
+_SAVINGS = (
+    *((key, False) for key in (*_BESIDE, "top5", "agreement")),
+    *((key, True) for key in ("top5", "resolution", "tokens", "agreement")),
+)
+"""What a narrow window does without: qualifiers, and in tables of a sweep whole columns."""

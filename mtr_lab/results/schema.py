@@ -65,7 +65,9 @@ class Point(TypedDict):
     flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
     model: NotRequired[str]  # the unreduced model that stands for a policy, see ``mtr_lab.results.smaller_model``
-    resolution: NotRequired[list[int]]  # [height, width] to which the picture was resized; absent if it was not
+    resolution: NotRequired[
+        list[int]
+    ]  # [height, width] of a resized picture, [frames, height, width] of a shorter video
     images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
 
@@ -79,6 +81,8 @@ class Point(TypedDict):
     top1_ci: NotRequired[Interval]
     top5: NotRequired[Number]
     top5_ci: NotRequired[Interval]
+    balanced_accuracy: NotRequired[Number]
+    balanced_accuracy_ci: NotRequired[Interval]
     agreement: NotRequired[Number]
     agreement_ci: NotRequired[Interval]
     kl: NotRequired[Number]

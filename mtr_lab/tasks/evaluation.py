@@ -1,7 +1,7 @@
 """Evaluation of a model at several operating points: every batch is decoded once and run at all of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -80,6 +80,8 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
         self.points = points
         self.results: list[Results] = []
         """Of the batches, in their order."""
+        self.watch: Callable[[int], None] = lambda place: None
+        """Told the place of every point that a batch is run at, when it begins."""
         self._gathering: Gathering[Results] = Gathering(alone=True)  # ``setup`` makes that of a trainer's processes
 
     @abstractmethod
@@ -106,6 +108,12 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
     def setup(self, stage: str) -> None:
         """Lightning's hook: every process calls it, with or without a batch."""
         self.results, self._gathering = [], Gathering()
+
+    def points_in_turn(self) -> Iterator[OperatingPoint]:
+        """The points; ``watch`` follows."""
+        for place, point in enumerate(self.points):
+            self.watch(place)
+            yield point
 
     def keep(self, results: Results) -> None:
         """Store the results of the next batch, and send them to rank 0."""

@@ -151,7 +151,7 @@ class VideoDataModule(SplitDataModule[Any]):
     def _test_videos(self) -> Dataset[Entry]:
         videos: Any = self._videos(self._test_source, self._test_labels, self._sampling)
         if self._cache is None:
-            return videos  # type: ignore[no-any-return]
+            return videos
         return CachedImages(videos, self._collate.input_size, self._cache, self.name, self._num_workers)
 
     def _videos(self, source: VideoSource, label_map: Sequence[int] | None, sampling: Sampling) -> Videos:

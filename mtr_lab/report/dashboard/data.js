@@ -9,8 +9,8 @@ const METRICS = initial.axes.metrics.map((metric) => ({
   write: metric.unit === "%" ? percent : nats,
 }));
 
-const policies = new Map(); // policy -> number of its series
-const places = new Map(); // series -> number of earlier series of its policy
+const policies = new Map(); // policy and task -> number of its series
+const places = new Map(); // series -> number of earlier series of its policy and task
 const state = {
   task: null,
   theme: null, // that of the system
@@ -23,6 +23,7 @@ const state = {
   selected: null,
   sort: { points: null, differences: null, runs: null },
   training: null,
+  latex: null, // the columns of the LaTeX table, those of one column of a paper
   whole: {}, // tables whose rows are all shown
   goal: "fastest",
   limit: {},
@@ -53,11 +54,11 @@ function load(parsed) {
     };
   });
   for (const point of all) point.series = seriesOf(point);
-  for (const { policy, series } of all) {
-    const before = policies.get(policy) ?? 0;
+  for (const { policy, task, series } of all) {
     if (places.has(series)) continue;
-    places.set(series, before);
-    policies.set(policy, before + 1);
+    const name = JSON.stringify([policy, task]);
+    places.set(series, policies.get(name) ?? 0);
+    policies.set(name, places.get(series) + 1);
   }
   const tasks = tasksNow();
   if (!tasks.includes(state.task)) state.task = tasks[0] ?? null;

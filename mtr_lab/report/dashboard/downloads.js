@@ -76,73 +76,146 @@ const LATEX = {
 };
 const latexText = (text) => String(text).replace(/[\\{}$&#^_~%–−×±·Δ√]/g, (c) => LATEX[c] ?? `\\${c}`);
 
-function latex(columns, rows) {
-  const row = (cells) => `${cells.join(" & ")} \\\\`;
+const LATEX_NOTE = [
+  "% \\usepackage{booktabs,siunitx}",
+  "% \\sisetup{text-series-to-math=true,propagate-math-font=true}",
+];
+
+function latexRow(cells) {
+  return `${cells.join(" & ")} \\\\`;
+}
+
+/** A column of numbers: S aligns them at the point. */
+function aligned(texts) {
+  const parts = texts.map((text) => text.match(/(\d+)(?:\.(\d+))?/)).filter(Boolean);
+  const digits = (index) => Math.max(0, ...parts.map((part) => part[index]?.length ?? 0));
+  return `S[table-format=${texts.some((text) => /^[-+−]/.test(text)) ? "-" : ""}${digits(1) || 1}.${digits(2)}]`;
+}
+
+/** The columns to choose from for the table of points. */
+function latexColumns(rows) {
+  const column = (key, head, write, axis) => ({ key, head, write: (p) => write(p[key]), axis });
+  const giga = (value) => figure(1e-9 * value);
   return [
-    `% needs \\usepackage{booktabs}; brackets: 95 % intervals${averaged() ? ", ±: standard deviation over seeds" : ""}`,
-    `\\begin{tabular}{${columns.map((column) => (column.text ? "l" : "r")).join("")}}`,
+    column("reduction", "Removed (\\%)", percent),
+    column("flops_true", "GFLOPs", giga),
+    column("flops_literature", "GFLOPs (lit.)", giga),
+    ...METRICS.map((metric) => column(metric.key, metric.latex, metric.write, metric)),
+    column("speedup", "Speed ($\\times$)", (value) => value.toFixed(2), SPEEDS.find(({ key }) => key === "speedup")),
+    column("img_per_s", "img/s", figure),
+    column("latency_p50", "ms", figure),
+    column("peak_mib", "MiB", figure),
+  ].filter(({ key }) => rows.some((p) => p[key] != null));
+}
+
+const LATEX_WIDE = ["reduction", "flops_literature", "top5", "img_per_s", "latency_p50", "peak_mib", "intervals"];
+
+/** Whether the paired difference of two points is not significant; false where they were not compared. */
+function alike(a, b, key) {
+  const places = (point) => new Set(point.places.map((place) => place.join("/")));
+  const [one, other] = [places(a), places(b)];
+  const pair = data.differences.find(({ first, second }) => {
+    const [x, y] = [first.join("/"), second.join("/")];
+    return (one.has(x) && other.has(y)) || (one.has(y) && other.has(x));
+  });
+  return pair?.[key] ? pair[key].p_holm >= 0.05 : false;
+}
+
+/** For each column of quality: the best of a group, the rows that do not differ from it, and the second best. */
+function marksOf(members, columns) {
+  const marks = new Map();
+  for (const { key, axis } of columns.filter((column) => column.axis)) {
+    const ranked = members.filter((p) => p[key] != null).sort((a, b) => axis.better * (b[key] - a[key]));
+    if (ranked.length < 2) continue;
+    const best = ranked.filter((p) => p[key] === ranked[0][key] || alike(ranked[0], p, key));
+    for (const point of best) marks.set(`${point.id} ${key}`, "best");
+    const second = ranked.find((p) => !best.includes(p));
+    if (second) marks.set(`${second.id} ${key}`, "second");
+  }
+  return marks;
+}
+
+function pointsLatex(rows) {
+  const columns = latexColumns(rows).filter(({ key }) => state.latex.has(key));
+  const intervals = state.latex.has("intervals");
+  const spec = columns.map((c) => aligned(rows.filter((p) => p[c.key] != null).map(c.write))).join("");
+  const groups = groupBy(rows, (p) => (p.unreduced ? "" : p.ratio != null || p.budget ? ratioName(p) : "other"));
+  const body = [...groups].flatMap(([asked, members]) => {
+    const marks = asked ? marksOf(members, columns) : new Map();
+    const cells = members.flatMap((p) => [
+      latexRow([
+        latexText(p.unreduced ? "unreduced" : label(p, rows)),
+        ...columns.map(({ key, write }) => {
+          if (p[key] == null) return "{--}";
+          const text = write(p).replace("−", "-");
+          const mark = marks.get(`${p.id} ${key}`);
+          return mark === "best" ? `\\bfseries ${text}` : mark === "second" ? `{\\underline{${text}}}` : text;
+        }),
+      ]),
+      ...(intervals
+        ? [latexRow(["", ...columns.map(({ key, write }) => `{\\tiny ${latexText(interval(p, { key }, (v) => write({ [key]: v })))}}`)])]
+        : []),
+    ]);
+    const heading = asked === "" ? [] : [`\\multicolumn{${columns.length + 1}}{l}{\\emph{${latexText(askedTitle(asked))}}} \\\\`];
+    return ["\\midrule", ...heading, ...cells];
+  });
+  return [
+    ...LATEX_NOTE,
+    "% Bold: best of its group, and points that do not differ from it (p >= 0.05 in pairs, Holm's correction). Underlined: second.",
+    "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+    `\\begin{tabular}{@{}l${spec}@{}}`,
     "\\toprule",
-    row(columns.map((column) => column.head)),
-    "\\midrule",
-    ...rows.map((item) => row(columns.map((column) => latexText(column.write(item))))),
+    latexRow(["Policy", ...columns.map(({ head }) => `{${head}}`)]),
+    ...body,
     "\\bottomrule",
     "\\end{tabular}",
     "",
   ].join("\n");
 }
 
-function pointsLatex(rows) {
-  const column = (head, key, write) => ({ head, write: (p) => shown(p[key], write), key });
-  const name = { head: "Policy", text: true, write: (p) => label(p, rows) };
-  const giga = (value) => figure(1e-9 * value);
-  return latex(
-    [
-      name,
-      ...[
-        column("FLOPs removed (\\%)", "reduction", percent),
-        column("GFLOPs", "flops_true", giga),
-        column("GFLOPs (lit.)", "flops_literature", giga),
-        { ...column("Picture", "resolution"), write: (p) => picture(p) ?? "" },
-        ...METRICS.map((metric) => ({
-          ...column(metric.latex, metric.key),
-          write: (p) =>
-            [shown(p[metric.key], metric.write), interval(p, metric) && `(${interval(p, metric)})`]
-              .filter(Boolean)
-              .join(" "),
-        })),
-        column("img/s", "img_per_s", figure),
-      ].filter(({ key }) => rows.some((p) => p[key] != null)),
-    ],
-    rows,
+const askedTitle = (asked) => (asked.endsWith(" %") ? `${asked} of the FLOPs removed` : asked);
+
+function differencesLatex(rows) {
+  const metrics = METRICS.filter((metric) => rows.some((row) => row[metric.key]));
+  const among = rows.map(({ point }) => point);
+  const cell = (row, metric) => {
+    if (!row[metric.key]) return "{--}";
+    const { value, ci, significant } = row[metric.key];
+    const ends = ci.map((end) => signed(metric, end)).join(" – ");
+    return latexText(`${signed(metric, value)}${significant ? "*" : ""} (${ends})`);
+  };
+  return [
+    LATEX_NOTE[0].replace(",siunitx", ""),
+    "% Brackets: 95 % intervals of a paired bootstrap; *: p < 0.05 after Holm's correction.",
+    "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+    `\\begin{tabular}{@{}lr${"r".repeat(metrics.length)}@{}}`,
+    "\\toprule",
+    latexRow(["Policy", "Asked (\\%)", ...metrics.map((metric) => `$\\Delta$ ${metric.latex}`)]),
+    "\\midrule",
+    ...rows.map((row) =>
+      latexRow([latexText(label(row.point, among)), shown(row.point.ratio, percent), ...metrics.map((m) => cell(row, m))]),
+    ),
+    "\\bottomrule",
+    "\\end{tabular}",
+    "",
+  ].join("\n");
+}
+
+/** The columns of the LaTeX table, to be chosen; at first those that fit one column of a paper. */
+function latexChoice() {
+  const columns = [...latexColumns(visible).map(({ key, head }) => [key, plainHead(head)]), ["intervals", "intervals"]];
+  state.latex ??= new Set(columns.map(([key]) => key).filter((key) => !LATEX_WIDE.includes(key)));
+  return h(
+    "details",
+    { class: "columns" },
+    h("summary", {}, "Columns"),
+    h("div", {}, columns.map(([key, name]) =>
+      h("label", {}, h("input", { type: "checkbox", checked: state.latex.has(key), onchange: (event) => state.latex[event.target.checked ? "add" : "delete"](key) }), ` ${name}`),
+    )),
   );
 }
 
-function differencesLatex(rows) {
-  return latex(
-    [
-      {
-        head: "Policy",
-        text: true,
-        write: (row) =>
-          label(
-            row.point,
-            rows.map(({ point }) => point),
-          ),
-      },
-      { head: "Asked (\\%)", write: ({ point }) => shown(point.ratio, percent) },
-      ...METRICS.filter((metric) => rows.some((row) => row[metric.key])).map((metric) => ({
-        head: `$\\Delta$ ${metric.latex}`,
-        write: (row) => {
-          if (!row[metric.key]) return ABSENT;
-          const { value, ci, significant } = row[metric.key];
-          const ends = ci.map((end) => signed(metric, end)).join(" – ");
-          return `${signed(metric, value)}${significant ? "*" : ""} (${ends})`;
-        },
-      })),
-    ],
-    rows,
-  ).replace("95 % intervals", "95 % intervals of a paired bootstrap, * p < 0.05 after Holm's correction");
-}
+const plainHead = (head) => head.replaceAll("\\%", "%").replace("$\\times$", "×").replaceAll(/[\\${}]/g, "");
 
 /** Save a chart as SVG or PNG, with its legend, on white. */
 async function saveChart(kind, format) {
@@ -156,6 +229,7 @@ async function saveChart(kind, format) {
 
 function buildActions(id, rows, toCsv, toLatex) {
   byId(`${id}-actions`).replaceChildren(
+    ...(id === "points" ? [latexChoice()] : []),
     h("button", { type: "button", onclick: () => download(`${id}.csv`, csv(rows().map(toCsv))) }, "CSV"),
     h("button", { type: "button", onclick: () => download(`${id}.tex`, toLatex(rows())) }, "LaTeX"),
   );

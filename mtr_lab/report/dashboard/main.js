@@ -71,6 +71,7 @@ function drawPage() {
     .replaceChildren(...data.notes.map((note) => h("li", {}, note)));
   buildFilters();
   render();
+  buildActions("points", () => pointRows, flat, pointsLatex);
 }
 
 async function follow() {
@@ -116,7 +117,6 @@ buildFigure("cost", "against", COSTS);
 buildFigure("speed", "against", SPEEDS);
 buildFigure("tokens", "", null);
 buildChooser();
-buildActions("points", () => pointRows, flat, pointsLatex);
 buildActions("differences", () => differenceRowsShown, flatDifference, differencesLatex);
 byId("baseline").addEventListener("change", (event) => {
   state.baseline = event.target.value;
@@ -152,7 +152,9 @@ if (live) follow();
 performance.mark("words");
 // The words stand before the charts' library, the larger part of the page, is unpacked.
 await new Promise((done) => setTimeout(done));
-document.head.append(h("script", {}, await unpacked("plotly")));
+const library = h("script", {}, await unpacked("plotly"));
+document.head.append(library);
+library.remove(); // it has run
 drawCharts();
 performance.mark("charts");
 document.documentElement.dataset.ready = "true";

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtr_lab.errors import UserError
+from mtr_lab.report.baselines import BASELINES
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
@@ -22,7 +23,6 @@ _SPEED_SETTINGS = (("timing", "batch_size"), ("trainer", "cuda_graph"), ("traine
 PAIRS = 3000
 """More comparisons than that are not read by anybody, and take long."""
 FEW_RESAMPLES = 2000
-BASELINES = ("mtr", "write", "resolution", "random")
 _NAMED_SETTINGS = 4  # in the name of a variant
 
 

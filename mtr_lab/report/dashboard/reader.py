@@ -12,7 +12,7 @@ from mtr_lab.errors import UserError
 from mtr_lab.policy_files import find_policy, read_policy
 from mtr_lab.report.axes import axes
 from mtr_lab.report.dashboard.points import differences_of, points_of, variants_of
-from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run, smaller_models
+from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run, smaller_models, with_pictures
 from mtr_lab.report.dashboard.trainings import METRICS, read_training, training_files
 from mtr_lab.report.looks import look
 from mtr_lab.results.best_resolution import best_resolution
@@ -63,7 +63,7 @@ class Reader:
             known, run = self._read.get(file, (None, None))
             if run is None or known != stamp:
                 try:
-                    run = read_run(file, name)
+                    run = with_pictures(read_run(file, name), file)
                 except UserError as error:
                     if file in self.paths or file.parent in self.paths:
                         raise

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtr_lab.errors import UserError
@@ -34,10 +34,10 @@ class Run:
 
 
 def read_run(file: Path, name: str) -> Run:
-    """Read a result file, and the predictions and pictures beside it.
+    """Read a result file, and the predictions beside it; for pictures see ``with_pictures``.
 
     Raises:
-        UserError: it is not a result. Predictions and pictures that cannot be used become notes instead.
+        UserError: it is not a result. Predictions that cannot be used become a note instead.
     """
     result, notes, sample = read_result(file), [], None
     names = [name_of(point) for point in result["points"]]
@@ -49,8 +49,16 @@ def read_run(file: Path, name: str) -> Run:
         except UserError as error:
             sample = None
             notes.append(f"{name} is not in the paired differences: {error}")
-    pictures = []
+    return Run(name, result, sample, [], notes, file.parent)
+
+
+def with_pictures(run: Run, file: Path) -> Run:
+    """The run with thumbnails of the pictures beside its result file; those that cannot be used become notes."""
+    name, pictures, notes = run.name, [], list(run.notes)
     for path in _pictures(file):
+        if path.is_symlink() or path.parent.is_symlink():  # to any file of this machine, and reports are passed on
+            notes.append(f"{name}: {path.name} is left out, it is a link.")
+            continue
         try:
             if path.stat().st_size > PICTURE_BYTES:
                 notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
@@ -60,7 +68,7 @@ def read_run(file: Path, name: str) -> Run:
             notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror or error}.")
             continue
         pictures.append({"name": path.stem, "uri": uri})
-    return Run(name, result, sample, pictures, notes, file.parent)
+    return replace(run, pictures=pictures, notes=notes)
 
 
 def smaller_models(runs: Sequence[Run]) -> list[Run]:

@@ -1,6 +1,6 @@
 // The tables of points and runs.
 
-const ROWS = 200; // shown at first
+const ROWS = 50; // shown at first
 
 /** Text is left-aligned; narrow windows leave out minor columns. */
 const classOf = ({ text, minor }) => [text && "text", minor && "minor"].filter(Boolean).join(" ") || null;

@@ -75,7 +75,7 @@ class ClassifierEvaluation(Evaluation[ClassifiedBatch]):
         images = batch["image"]
         log_probs = torch.empty(len(self.points), len(images), self.model.num_classes)
         if len(images) and self.points:
-            logits = torch.stack([self.forward_at(point, images) for point in self.points])
+            logits = torch.stack([self.forward_at(point, images) for point in self.points_in_turn()])
             log_probs = logits.float().log_softmax(-1)
         copies = map(_HostCopy, (batch["label"], top_classes(log_probs), log_probs))
         # Only host data and copies: a reference to the batch would keep its images on the device.

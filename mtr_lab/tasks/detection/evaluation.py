@@ -71,7 +71,7 @@ class DetectionEvaluation(Evaluation[DetectedBatch]):
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         truths = [on_cpu(objects) for objects in batch["objects"]]
         results = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
-        for point in self.points if len(batch["id"]) else []:
+        for point in self.points_in_turn() if len(batch["id"]) else []:
             detections = [on_cpu(detection) for detection in self.detect_at(point, batch)]
             metric = mean_average_precision(self.model.head.masks)
             metric.update(detections, truths)

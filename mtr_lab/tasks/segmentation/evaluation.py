@@ -51,7 +51,7 @@ class SegmentationEvaluation(Evaluation[SegmentedBatch]):
                 confusion_matrix(predicted, labels, classes).cpu().numpy().astype(np.int32)
                 for predicted, labels in zip(self.segment_at(point, batch), batch["label"], strict=True)
             ]
-            for point in (self.points if len(batch["id"]) else [])
+            for point in (self.points_in_turn() if len(batch["id"]) else [])
         ]
         self.keep(SegmentedBatch(batch["id"], batch["hash"], counts, confusion, batch["skipped"]))
 

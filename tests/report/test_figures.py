@@ -1,0 +1,44 @@
+"""``mtr-lab report DIR -o figure.pdf``."""
+
+from pathlib import Path
+
+import pytest
+from example_runs import write_run, write_sweep
+
+from mtr_lab.report.__main__ import main
+from mtr_lab.report.figures import CHARTS
+from mtr_lab.report.looks import look
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".pdf", b"%PDF"), (".svg", b"<?xml"), (".png", b"\x89PNG")])
+def test_a_figure_in_each_format_is_the_same_every_time(ending: str, start: bytes, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep")
+    contents = set()
+    for name in ("a", "b"):
+        main([str(tmp_path / "sweep"), "-o", str(tmp_path / f"{name}{ending}")])
+        contents.add((tmp_path / f"{name}{ending}").read_bytes())
+    (content,) = contents
+    assert content.startswith(start)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_charts_have_the_policies_and_their_colours(chart: str, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep")
+    main([str(tmp_path / "sweep"), "-o", str(tmp_path / "figure.svg"), "--chart", chart])
+    drawing = (tmp_path / "figure.svg").read_text()
+    assert 'width="234pt"' in drawing  # 3.25 inches
+    for policy in ("mtr", "write", "random"):
+        assert policy in drawing
+        assert look(policy).colour in drawing or chart == "tokens"  # equal schedules are one line
+
+
+def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "runs" / "a", "mtr")
+    write_run(tmp_path / "runs" / "b", "mtr", task="segmentation")
+    with pytest.raises(SystemExit) as exit:
+        main([str(tmp_path / "runs"), "-o", str(tmp_path / "figure.pdf")])
+    assert exit.value.code == 2
+    assert "a figure shows one task, these results are of classification, segmentation" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "runs"), "--chart", "kl"])
+    assert "--chart kl is for a figure" in capsys.readouterr().err
