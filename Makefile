@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: run help test test-all check format docs dist clean
+.PHONY: run demo help test test-all check format docs dist clean
 
 run: $(VENV)/installed  ## Install, and evaluate the bundled model (the default)
 	$(BIN)/python -m mtr_lab
@@ -43,6 +43,12 @@ dist: $(VENV)/installed-test  ## Sdist and wheel of the last commit, in dist/, t
 	rm -rf build/dist
 	@ls -lh dist
 
+# ONNX Runtime for browsers comes from npm.
+demo: $(VENV)/installed-demo  ## One HTML file that runs the bundled model in a browser, build/demo/demo.html
+	mkdir -p build/demo
+	npm install --silent --no-audit --no-fund --prefix build/demo onnxruntime-web@1
+	$(BIN)/python -m mtr_lab.demo --page build/demo/demo.html --runtime build/demo/node_modules/onnxruntime-web
+
 clean:  ## Remove the virtual environment and what was built
 	rm -rf $(VENV) build dist
 
@@ -58,4 +64,8 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(VENV)/installed-demo: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@

@@ -4,7 +4,6 @@ LINES has the JSON files of ``what_holds.py compare``. FOLDER gets loss.png (acc
 (change of the output) and standings.png (in how many cells each line is the best, level with the best, worse).
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +13,26 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from what_holds import NAMES, accuracy
+from what_holds import NAMES, accuracy, read
 
 LINES = {
     "fovea": ("fovea", "#cc79a7"),
     "write": ("write", "#d55e00"),
+    "adjacent": ("adjacent", "#e69f00"),
     "mtr": ("mtr", "#0072b2"),
     "random": ("random pruning", "#000000"),
     "resolution": ("smaller picture", "#009e73"),
 }
 SMALLER = ("smaller model", "#7b3294")
 LOST = "{} lost, points"
+MOST_LOST = 12
+"""Beyond it a model is useless: lines leave the panel."""
 
 
 def curve(model: dict[str, Any], line: str, metric: str) -> list[tuple[float, float]]:
     """Shares of the FLOPs removed, in percent, and the metric there: as asked for and at the sizes of the picture."""
-    rows = [
-        one for one in model["lines"] if one["line"] == line and "seeds" not in one and one.get("ratio") is not None
-    ]
+    lines = [one for one in model["lines"] if one.get("ratio") is not None]
+    rows = [one for one in lines if one["line"] == f"{line}, mean"] or [one for one in lines if one["line"] == line]
     return sorted({round(100 * row["reduction"], 1): value(model, row, metric) for row in rows}.items())
 
 
@@ -43,12 +44,10 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
     """A panel a model: every line of ``LINES``, and the smaller model as a star."""
     figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained", squeeze=False)
     for axis, model, metric in zip(axes[0], models, metrics, strict=True):
-        highest = 0.0
         for line, (name, colour) in LINES.items():
             points = curve(model, line, metric)
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=name, lw=1.6)
-                highest = max(highest, *(y for _, y in points))
         for row in model["lines"]:
             if row.get("ratio") is None and row["policy"] not in ("none", "resolution"):
                 point = (100 * row["reduction"], value(model, row, metric))
@@ -59,7 +58,9 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         axis.set_ylabel("KL to the unreduced model, nats" if metric == "kl" else LOST.format(NAMES[metric]))
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
+        axis.set_ylim(top=min(axis.get_ylim()[1], MOST_LOST) if metric != "kl" else None)
+    named = {name: line for axis in axes[0] for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named))
     figure.savefig(out, dpi=120)
 
 
@@ -90,13 +91,13 @@ def draw_standings(models: Sequence[dict[str, Any]], out: Path) -> None:
         axis.set(title=f"{title}: {total} cells of a model and a ratio", xlabel="cells")
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(out, dpi=120)
 
 
 def main(source: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    models = [json.loads(path.read_text()) for path in sorted(source.glob("*.json"))]
+    models = read(source)
     classifiers = [model for model in models if "kl" in model["standings"]]
     draw_curves(models, [accuracy(model) for model in models], folder / "loss.png")
     draw_curves(classifiers, ["kl"] * len(classifiers), folder / "kl.png")

@@ -221,9 +221,15 @@ def _pair(first: tuple[Path, int], second: tuple[Path, int]) -> dict[str, Any]:
     return found
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The models, classifiers first."""
+    models = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return sorted(models, key=lambda model: "kl" not in model["standings"])
+
+
 def tables(folder: Path, page: Path) -> None:
     """Write every table into the page, between the comments ``<!-- table: NAME -->`` and ``<!-- end of table -->``."""
-    models = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    models = read(folder)
     text = page.read_text()
     for name, make in TABLES.items():
         start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
@@ -342,7 +348,7 @@ def pair(line: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def choices_table(models: Sequence[dict[str, Any]]) -> str:
-    """Reduce, resize, or take the smaller model: what is left of the metric, in percent (and KL)."""
+    """Reduce, resize, or take the smaller model: the metric in percent, and KL."""
     rows = []
     for model in models:
         metric, lines = accuracy(model), model["lines"]

@@ -29,9 +29,11 @@ __all__ = [
     "compile",
     "create_model",
     "evaluate_model",
+    "export_model",
     "list_models",
     "list_policies",
     "patch",
+    "predict_images",
     "trace",
     "unpatch",
 ]
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from mtr_lab import reduction as reduction
     from mtr_lab.backbones import compile, create_model
     from mtr_lab.evaluation import evaluate_model
+    from mtr_lab.export.model import export_model
     from mtr_lab.listing import list_models, list_policies
+    from mtr_lab.prediction import predict_images
     from mtr_lab.reduction.patching import patch, unpatch
     from mtr_lab.reduction.tracing import trace
 else:
@@ -52,9 +56,11 @@ else:
         "compile": "backbones",
         "create_model": "backbones",
         "evaluate_model": "evaluation",
+        "export_model": "export.model",
         "list_models": "listing",
         "list_policies": "listing",
         "patch": "reduction",
+        "predict_images": "prediction",
         "trace": "reduction",
         "unpatch": "reduction",
     }

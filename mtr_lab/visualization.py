@@ -73,7 +73,7 @@ def visualize(
             "animated GIF or a folder of frames."
         )
     files = list(images) or _samples()
-    inputs = [_load(file, meta_model, config.dataset.exif) for file in files]
+    inputs = [_load(file, meta_model, config.dataset.get("exif", "apply")) for file in files]
 
     model, chosen = make_model(config.backbone).eval(), config.mtr.policy
     seen = {}

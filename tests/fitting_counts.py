@@ -10,7 +10,7 @@ from mtr_lab.tokens import Layout
 FOR_ANY_FAMILY = tuple(
     name
     for name, config in ((name, policy_config(name)) for name in policy_names())
-    if config["paths"] != "quarter" and config["merge_at"] != "mlp"
+    if config["paths"] != "quarter" and config["merge_at"] != "mlp" and config["frames"] is None
 )
 
 

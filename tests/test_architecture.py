@@ -1,5 +1,6 @@
 """The rooms of the package keep apart. import-linter checks the layers, these tests what it cannot."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -62,3 +63,20 @@ def test_operations_alone_ask_for_a_device_or_a_backend(room: str) -> None:
     asks = re.compile(rf"\.is_cuda\b|\.device\.type\b|[\"']({quoted})[\"']|\b(use|set|selected|check)_backend\b")
     for file in (PACKAGE / room).rglob("*.py"):
         assert not asks.findall(file.read_text()), file
+
+
+def test_nothing_is_unpickled() -> None:
+    """``pickle`` and ``torch.load`` without ``weights_only`` run code that stands in a file."""
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        imported += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        unsafe = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+        assert not unsafe & {name.partition(".")[0] for name in imported}, file
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            if name in ("load", "eval", "exec", "unsafe_load"):
+                called = ast.unparse(call.func)
+                safe = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
+                assert called not in safe or safe[called] in ast.unparse(call), f"{file}:{call.lineno}"
+                assert called not in ("eval", "exec", "yaml.load", "yaml.unsafe_load"), f"{file}:{call.lineno}"

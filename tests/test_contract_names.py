@@ -48,6 +48,8 @@ KEYS = {
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "
     "training.cutmix ops.backend seed",
+    "export": "format precision batch opset backbone.name backbone.checkpoint task.name mtr.ratio mtr.policy",
+    "predict": "backbone.name backbone.checkpoint mtr.ratio mtr.policy ops.backend",
     "bench": "bench.device bench.backbone bench.batch bench.resolution bench.dtype bench.backend bench.policy "
     "bench.ratio bench.cuda_graph bench.competitors bench.torch_compile bench.seconds seed",
 }
@@ -60,8 +62,10 @@ METRICS = "top1 top5 agreement kl miou map ap50"
 
 def test_commands_and_modules() -> None:
     named = {command.name: command.program for command in COMMANDS}
-    assert {"eval", "train", "bench", "report", "visualize", "models", "policies"} <= set(named)
-    for module in ("__main__", "train", "bench", "report.__main__", "visualize"):
+    commands = "eval train bench report visualize predict export demo models policies"
+    assert set(commands.split()) <= set(named)
+    modules = "__main__ train bench report.__main__ visualize predict export.__main__ demo.__main__"
+    for module in modules.split():
         assert f"mtr_lab.{module}:main" in named.values()
         assert callable(pkgutil.resolve_name(f"mtr_lab.{module}:main"))
 
@@ -94,7 +98,10 @@ def test_models() -> None:
 
 
 def test_public_functions() -> None:
-    public = "UserError compile create_model evaluate_model list_models list_policies patch trace unpatch"
+    public = (
+        "UserError compile create_model evaluate_model export_model list_models list_policies patch predict_images "
+        "trace unpatch"
+    )
     assert set(public.split()) <= set(mtr_lab.__all__)
     assert all(callable(getattr(mtr_lab, name)) for name in public.split())
     assert mtr_lab.UserError is UserError

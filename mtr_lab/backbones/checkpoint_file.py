@@ -122,7 +122,7 @@ def _read(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return load_file(path)
-        _check_sums(path)
+        check_sums(path)
         inert: list[Any] = [(_stand_in(name), name) for name in _globals(path) if _is_data(name)]
         with torch.serialization.safe_globals(inert), path.open("rb") as file:  # by the path it would go by the suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -139,7 +139,7 @@ def _read(path: Path) -> Any:
         raise UserError(f"cannot read checkpoint {path}: {reason}{advice or _AGAIN}") from error
 
 
-def _check_sums(path: Path) -> None:
+def check_sums(path: Path) -> None:
     """Raise ``BadZipFile`` if the content of a zip file does not have the checksums in it, which PyTorch ignores."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:

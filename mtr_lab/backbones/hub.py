@@ -1,9 +1,13 @@
 """Find a file of weights on this machine, or download it from the Hugging Face Hub or another site."""
 
 import os
+import re
+from importlib import resources
 from pathlib import Path
 
 from mtr_lab.errors import UserError
+
+ASSETS = Path(str(resources.files("mtr_lab") / "assets"))
 
 TIMEOUT = 4.0  # seconds to wait for the Hub, unless HF_HUB_ETAG_TIMEOUT is set
 
@@ -39,6 +43,18 @@ def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
     path = download(f"{owner}/{repository}", file, revision)
     parts = path.parts  # the hub's cache is …/snapshots/COMMIT/FILE
     return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def expected_sha256(file: Path) -> str | None:
+    """The SHA-256 (hex) that a file must have: of the bundled ones, and of large ones in the hub's cache.
+
+    The hub tells it with the file, and its cache names the file's content by it.
+    """
+    if file.parent == ASSETS:
+        lines = (ASSETS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, name in map(str.split, lines)}.get(file.name)
+    blob = file.resolve()
+    return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
 def is_address(checkpoint: str) -> bool:

@@ -94,12 +94,16 @@ class Block(nn.Module):
         offset: Tensor | None = None,
         grid: Layout | None = None,
         special_alone: bool = False,
+        delta_scale: Tensor | None = None,
     ) -> TokenState:
         """The fields of a ``TokenState`` -> the next state: ``block(*state)``, so that hooks on blocks get tensors."""
-        size = size.detach()  # a reentrant checkpoint marks all floating-point outputs of a block as differentiable
+        # A reentrant checkpoint marks all floating-point outputs of a block as differentiable.
+        size, delta_scale = size.detach(), None if delta_scale is None else delta_scale.detach()
         hidden = self.drop_path(raw_hidden) if self.mlp is None else raw_hidden
         normed, residual = self.norm(hidden, raw_residual, pending)
-        state = TokenState(normed, residual, index, size, special, source, None, layout, offset, grid, special_alone)
+        state = TokenState(
+            normed, residual, index, size, special, source, None, layout, offset, grid, special_alone, delta_scale
+        )
         reduction = self.reduction
         if reduction is None:
             hidden, evidence = self.mix(normed, Positions(state))

@@ -16,7 +16,7 @@ from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_videomamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, MODEL, Keyword, only
-from mtr_lab.backbones.pretrained import ASSETS, complete
+from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.vision_mamba import VisionMamba
 from mtr_lab.backbones.vision_mamba_objects import copy_epsilons, mixers_of, read_arguments
 
@@ -97,7 +97,6 @@ CONFIGS = complete(
             "verified": "weights",
         },
         "videomamba_nano.motion": {
-            "file": str(ASSETS / "videomamba_nano.safetensors"),
             "input_size": (3, 64, 64),
             "num_frames": 16,
             "num_classes": len(MOTIONS),
@@ -138,7 +137,7 @@ def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 
 
 def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """The bundled model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens."""
+    """A small model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens, without weights."""
     geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_frames": 16}
     geometry |= {"num_classes": len(MOTIONS), "long_memory": True}
     return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, geometry, kwargs)

@@ -193,7 +193,8 @@ class VisionMamba(TimmInterface):
             spatial = resize_positions(spatial, self.embedded_positions, trained, grid)
         if self.temporal_pos_embedding is None:
             return spatial
-        class_entry, patches, temporal = spatial[:, :1], spatial[:, 1:], self.temporal_pos_embedding
+        class_entry, patches = spatial[:, :1], spatial[:, 1:]
+        temporal: Tensor = self.temporal_pos_embedding
         if frames != self.patch_embed.frames:
             temporal = temporal[:, evenly(self.patch_embed.frames, frames)]
         patches = temporal[:, :, None] + patches[:, None]  # (1, frames, rows · columns, C)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mtr_lab.backbones.checkpoint_file import StateDict, choose, damaged, files_of, is_safetensors, read
-from mtr_lab.backbones.hub import fetch, is_address
+from mtr_lab.backbones.hub import expected_sha256, fetch, is_address
 from mtr_lab.errors import UserError
 
 
@@ -79,6 +79,7 @@ def load_weights(
     """
     files, commit = files_of(checkpoint.file, checkpoint.revision)
     path, loaded = files[0], whole or model
+    sha256 = _sha256(files)
     chosen, equals = choose(read(files), loaded.state_dict(), checkpoint.key, f"checkpoint {path}")
     if len(equals) > 1 and checkpoint.key is None and not published:
         others = ", ".join(map(str, equals[1:]))
@@ -123,13 +124,25 @@ def load_weights(
             state = {key: value for key, value in state.items() if key not in theirs} | head
     _check(state, chosen, loaded, path, weight)
     loaded.load_state_dict(state, strict=True)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
     source = checkpoint.file if is_address(checkpoint.file) else path.name
     part = str(chosen) if chosen.entry or chosen.prefix else None
-    model.weights = asdict(Weights(source, commit, digest.hexdigest(), part=part))
+    model.weights = asdict(Weights(source, commit, sha256, part=part))
     return not adapted and checkpoint.key is None
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """The digest of the files' content, one after the other; raises a ``UserError`` if one is not what it should be."""
+    together = hashlib.sha256()
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read checkpoint {file}: {error.strerror}.") from error
+        together.update(content)
+        expected = expected_sha256(file)
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise damaged(file, ValueError(f"Its SHA-256 is not {expected}"))
+    return together.hexdigest()
 
 
 def checkpoint_label_names(checkpoint: str | Path, revision: str = "main") -> tuple[str, ...] | None:

@@ -27,6 +27,9 @@ COMMANDS = (
     Command("bench", "mtr_lab.bench:main", "time models, policies and backends in turn"),
     Command("report", "mtr_lab.report.__main__:main", "results as one HTML page"),
     Command("visualize", "mtr_lab.visualize:main", "draw the tokens that a policy keeps, merges and drops"),
+    Command("predict", "mtr_lab.predict:main", "the classes of pictures, by a model or an exported file"),
+    Command("export", "mtr_lab.export.__main__:main", "a model, reduced, as ONNX or a PyTorch program"),
+    Command("demo", "mtr_lab.demo.__main__:main", "a page that shows what a policy removes from your picture"),
     Command("models", "mtr_lab.listing:models_main", "list models: parameters, FLOPs, published top-1"),
     Command("policies", "mtr_lab.listing:policies_main", "list policies: their parts and their papers"),
 )

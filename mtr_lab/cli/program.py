@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,8 +32,10 @@ from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
 from mtr_lab.cli.completion import answer_completion
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
+from mtr_lab.cli.ray_launcher import RayLauncher
 from mtr_lab.cli.settings import check_settings, choose_budget, setting_names
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, machine_error, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
@@ -41,7 +44,6 @@ PLUGIN_EXTRAS = {
     "joblib": "joblib",
     "submitit_local": "slurm",
     "submitit_slurm": "slurm",
-    "ray": "ray",
     "optuna": "optuna",
 }
 """Hydra's plugins, and the extra that installs each."""
@@ -76,19 +78,18 @@ def run_program(program: Program) -> None:
             return pkgutil.resolve_name(program.function)(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing a traceback
+    Plugins.instance().register(RayLauncher)
     with exit_at_signals():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=program.config_name)(guarded)()
         except (HydraException, OmegaConfBaseException) as error:
             _exit(_explain(error, program.config_name, sys.argv[1:]))
-        except (OSError, ValueError) as error:
+        except Exception as error:
             if started:
                 raise
-            where = (
-                "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
-                if isinstance(error, OSError)
-                else ""
-            )
+            where = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            if isinstance(error, OSError):
+                where = "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
             _exit(f"{where}{error}", 1 if getattr(error, "errno", None) in (ENOSPC, EDQUOT) else 2)
 
 
@@ -117,6 +118,10 @@ def _answer(program: Program, arguments: Sequence[str]) -> bool:
         raise stray_word(arguments[place], arguments[place - 1] if place else None)
     folder = Path(options.config_dir) if options.config_dir else None
     _check_config_dir(folder)
+    check_overrides(overrides)
+    for searched in (options.config_path, *re.findall(r"file:/*(/[^\s,\]'\"]*)", " ".join(overrides))):
+        if searched is not None:
+            check_files(Path(searched))
     if options.cfg == "job" and not options.config_name and not options.config_path:
         end_quietly_without_a_reader()
         print(show_config(program.config_name, overrides, folder, options.package, options.resolve))
@@ -206,7 +211,7 @@ def _compose(
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose(config_name, [*own, *overrides], return_hydra_config=True)
             default = hydra.compose(config_name)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # of odd values Hydra raises anything
         raise UserError(str(_explain(error, config_name, overrides))) from error
     choices = config.hydra.runtime.choices
     with open_dict(config):
@@ -236,6 +241,7 @@ def _check_config_dir(folder: Path | None) -> None:
         file = folder / ours.relative_to(CONF)
         if file.exists() and not file.samefile(ours):
             raise UserError(f"{file}: mtr_lab has a file of that name, which hides yours. Give yours another name.")
+    check_files(folder)
     policy_files([folder])
 
 

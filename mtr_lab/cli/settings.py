@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtr_lab.cli.overrides import ALL_KEYS
+from mtr_lab.cli.targets import check_targets
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -104,7 +105,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
     """Check a composed configuration against a program's default one, and against ``SCHEMA``.
 
     Raises:
-        UserError: a key was added or deleted, or a value does not fit.
+        UserError: a key was added or deleted, a value does not fit, or foreign code is to be called.
     """
     keys, known = flatten(config, whole=OPEN_GROUPS), flatten(default, whole=OPEN_GROUPS)
     for key in keys:
@@ -115,6 +116,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
     for key in known:
         if key not in keys:
             raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
+    check_targets(OmegaConf.to_container(config, resolve=True))
     absent = object()
     for key, setting in SCHEMA.items():
         value = OmegaConf.select(config, key, default=absent)

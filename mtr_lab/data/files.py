@@ -46,7 +46,7 @@ class NamedFiles:
         """The names of the folder's files, sorted as the files are; hidden files and second files are left out."""
         files = self._files("")
         taken = set(files.values())
-        if self.folder.is_dir():
+        if file_stamp(self.folder) is not None:
             for entry in entries_of(self.folder):
                 if is_hidden(entry.name):
                     if entry.name.lower().endswith(tuple(self._endings)):
@@ -66,7 +66,7 @@ class NamedFiles:
             return self._read[subfolder]
         folder = self.folder / subfolder
         files = self._read.setdefault(subfolder, {})
-        if not folder.is_dir():
+        if file_stamp(folder) is None:
             return files
         for entry in entries_of(folder):
             stem, ending = os.path.splitext(entry.name)

@@ -77,6 +77,8 @@ class Picture:
         return self.upright if exif == "apply" else self.stored
 
 
+MOST_ELONGATED = 500
+"""Largest ratio of the sides of an image: resized by its shorter side, a line of pixels would fill the memory."""
 DECODING = 2
 """Version of what :func:`read_picture` does to pixels, part of the key of decoded images."""
 REMARKS = {
@@ -93,10 +95,14 @@ def read_picture(content: bytes | Image.Image) -> Picture:
     * Of several frames, the first is taken. Transparent pixels are drawn on white.
 
     Raises:
-        ValueError: 32-bit values are not from 0 to 65535, or floating-point ones not from 0 to 1.
+        ValueError: 32-bit values are not from 0 to 65535, floating-point ones not from 0 to 1, or the image is a line.
         Exception: damaged bytes make Pillow raise anything from ``OSError`` to ``struct.error``.
     """
     with Image.open(io.BytesIO(content)) if isinstance(content, bytes) else nullcontext(content) as image:
+        if max(image.size) > MOST_ELONGATED * min(image.size):
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, one side more than {MOST_ELONGATED} times the other"
+            )
         remarks = []
         if getattr(image, "is_animated", False) and image.format != "MPO":  # of a multi-picture JPEG, with previews
             remarks.append("animated")

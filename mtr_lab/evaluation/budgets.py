@@ -109,4 +109,5 @@ def _table(job: "Job", reduction: Reduction, unreduced: OperatingPoint) -> CostT
     def whole() -> object:
         return evaluation.forward_at(replace(unreduced, schedule=reduction.schedule), images)
 
-    return cost_table(reduction, images, whole, job.model)
+    inputs = images.flatten(0, 1) if job.task.takes_videos else images  # all views of the videos
+    return cost_table(reduction, inputs, whole, job.model)

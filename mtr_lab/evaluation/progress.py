@@ -14,6 +14,10 @@ Advance = Callable[[float, str], None]
 """Tells a phase's bar the share that is done, 0 to 1, and what is at work, which may be empty."""
 
 
+def _ignore(share: float, detail: str = "") -> None:
+    """The advance of a bar that is not shown."""
+
+
 class Phases:
     """A bar over phases whose costs are known relative to each other.
 
@@ -36,10 +40,10 @@ class Phases:
         """Show a phase while the block runs."""
         cost, before = self.costs.pop(name, 0.0), self._done
         if not self.shown:
-            yield lambda share, detail="": None
+            yield _ignore
         elif not self._console.is_terminal:
             print(f"{name} …", flush=True)
-            yield lambda share, detail="": None
+            yield _ignore
         else:
             columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[left]}"))
             with Progress(*columns, console=self._console, transient=True, refresh_per_second=4) as bar:

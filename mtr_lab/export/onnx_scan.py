@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from mtr_lab.ops.scan_portable import STEPS, UNROLLED
 
+op: Any = opset18  # typed for values that are known, not for those of a graph that is being built
 Value = Any
-"""A value of the graph that is being built."""
+"""A value of that graph."""
 
 
 def selective_scan(
@@ -87,10 +88,7 @@ def selective_scan(
     y = op.Add(y, op.Mul(op.Unsqueeze(D, [1, 2]), u))
 
     sums = [op.ReduceSum(_term(name, span, delta, u, y, times), [3], keepdims=1) for name in stats.split()]
-    if sums:
-        emitted = op.Concat(*sums, axis=3) if len(sums) > 1 else sums[0]
-    else:
-        emitted = op.Slice(y, [0], [0], [3])
+    emitted = op.Concat(*sums, axis=3) if sums else op.Slice(y, [0], [0], [3])
     total = op.ReduceSum(y, [0], keepdims=0) if directions > 1 else op.Squeeze(y, [0])
     if z is not None:
         z = op.Cast(z, to=TensorProto.FLOAT)
@@ -121,10 +119,10 @@ def _in_reading_order(x: Value, order: Value | None, reverse: Sequence[int], tok
     if not any(reverse):
         return _take(x, tokens, length)
     places = np.minimum(np.arange(length), tokens - 1)
-    each = _split(x, len(reverse), 0)
+    directions = _split(x, len(reverse), 0)
     read = [
         op.Gather(part, _integers(tokens - 1 - places if r else places), axis=2)
-        for part, r in zip(each, reverse, strict=True)
+        for part, r in zip(directions, reverse, strict=True)
     ]
     return op.Concat(*read, axis=0) if len(read) > 1 else read[0]
 
@@ -137,9 +135,10 @@ def _in_token_order(y: Value, order: Value | None, reverse: Sequence[int], lengt
     if not any(reverse):
         return op.Slice(y, [0], [length], [2])
     places = np.arange(length)
-    each = _split(y, len(reverse), 0)
+    directions = _split(y, len(reverse), 0)
     back = [
-        op.Gather(part, _integers(places[::-1] if r else places), axis=2) for part, r in zip(each, reverse, strict=True)
+        op.Gather(part, _integers(places[::-1] if r else places), axis=2)
+        for part, r in zip(directions, reverse, strict=True)
     ]
     return op.Concat(*back, axis=0) if len(back) > 1 else back[0]
 
@@ -204,7 +203,7 @@ def _before(decay: Value, update: Value, chunks: int, sizes: tuple[int, int, int
             filled = _take(x, chunks, outer * STEPS)
             cut = op.Reshape(filled, [directions, -1, outer, STEPS, *inner])
             steps.append([op.Squeeze(part, [3]) for part in _split(cut, STEPS, 3)])
-        reached = [op.Unsqueeze(state, [3]) for state in _recurrence(*steps, outer, sizes)]
+        reached = [op.Unsqueeze(state, [3]) for state in _recurrence(steps[0], steps[1], outer, sizes)]
         joined = op.Reshape(op.Concat(*reached, axis=3), [directions, -1, outer * STEPS, *inner])
         before = op.Slice(joined, [0], [chunks], [2])
     return op.Pad(before, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0])

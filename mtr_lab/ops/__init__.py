@@ -13,7 +13,7 @@ from mtr_lab.ops.neighbours import nearest_neighbour, neighbour_plan, neighbours
 from mtr_lab.ops.norm_add import layer_norm_add, reduce_streams, rms_norm_add
 from mtr_lab.ops.packed import MambaWeights, PackedCache, PackedWeights, pack, state_matrix
 from mtr_lab.ops.pairs import pair_similarity
-from mtr_lab.ops.plan import Plan, apply_plan, make_plan, merge_tokens, update_metadata
+from mtr_lab.ops.plan import Plan, apply_plan, follow, make_plan, merge_tokens, update_metadata
 from mtr_lab.ops.registry import (
     BACKENDS,
     check_backend,
@@ -58,6 +58,7 @@ __all__ = [
     "causal_conv1d",
     "check_backend",
     "decompositions",
+    "follow",
     "gated",
     "importance",
     "installed",

@@ -155,6 +155,41 @@ def apply_plan_flops(x_shape, dest_shape, weight_shape, keep_shape, removed_shap
     return 2 * batch * removed_shape[1] * channels
 
 
+def follow(plan: Plan, source: Tensor) -> Tensor:
+    """Where the token is after a plan that contains each original position.
+
+    Args:
+        source: (B, L0) int64, the token that contains each original position, -1 if it was dropped.
+
+    Returns:
+        (B, L0), the survivor that contains it, -1 if it is dropped.
+    """
+    return FOLLOW(plan.dest, plan.weight, source)
+
+
+def follow_reference(dest: Tensor, weight: Tensor, source: Tensor) -> Tensor:
+    """A gather in plain PyTorch. Result as ``follow``; the first arguments are a plan's."""
+    return torch.where(source < 0, -1, dest.gather(1, source.clamp(min=0)))
+
+
+def _follow_triton(dest: Tensor, weight: Tensor, source: Tensor) -> Tensor:
+    from mtr_lab.ops.gpu import metadata
+
+    return metadata.follow(dest, source)
+
+
+FOLLOW = Operation(
+    "follow",
+    [
+        Implementation("triton", _follow_triton, package="triton"),
+        Implementation("reference", follow_reference),
+    ],
+    schema=("Tensor dest, Tensor weight, Tensor source", "Tensor"),
+    fake=lambda dest, weight, source: source.new_empty(source.shape),
+    main=1,
+)
+
+
 def update_metadata(plan: Plan, index: Tensor, size: Tensor, special: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The metadata of the tokens after a plan.
 

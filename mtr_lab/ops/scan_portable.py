@@ -42,15 +42,15 @@ def _in_chunks(
 ) -> Tensor:
     """The output (G, B, L, E) of the scan without skip and gate; the arguments are in reading order."""
     exponent = A.mT[:, None, None]  # (G, 1, 1, N, E)
-    each = [_steps(x) for x in (delta, write, C)]  # STEPS times (G, B, chunks, 1, E or N)
-    each.append(_steps(B, column=True))  # (G, B, chunks, N, 1)
+    inputs = [_steps(x) for x in (delta, write, C)]  # STEPS times (G, B, chunks, 1, E or N)
+    inputs.append(_steps(B, column=True))  # (G, B, chunks, N, 1)
     if gaps is not None:
-        each.append(_steps(gaps.gap[..., None]))  # (G, B, chunks, 1, 1)
+        inputs.append(_steps(gaps.gap[..., None]))  # (G, B, chunks, 1, 1)
     if runs is not None:
-        each += [_steps(x) for x in runs]  # (G, B, chunks, 1, E)
+        inputs += [_steps(x) for x in runs]  # (G, B, chunks, 1, E)
 
     def decays_and_updates() -> Iterator[tuple[Tensor, Tensor]]:
-        for delta_t, write_t, _, B_t, *others in zip(*each, strict=True):
+        for delta_t, write_t, _, B_t, *others in zip(*inputs, strict=True):
             logarithm, update = delta_t * exponent, write_t * B_t
             if gaps is not None:
                 logarithm = logarithm + others.pop(0) * gaps.exponent.mT[:, None, None]
@@ -59,7 +59,7 @@ def _in_chunks(
             yield torch.exp(logarithm), update
 
     states = _recurrence(decays_and_updates())
-    y = torch.cat([C_t @ state for C_t, state in zip(each[2], states, strict=True)], dim=3)
+    y = torch.cat([C_t @ state for C_t, state in zip(inputs[2], states, strict=True)], dim=3)
     return y.flatten(2, 3)[:, :, : delta.shape[2]]
 
 
@@ -74,7 +74,8 @@ def _steps(x: Tensor, *, column: bool = False) -> Sequence[Tensor]:
 
 def _recurrence(steps: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """h = decay · h + update in every chunk, and on from chunk to chunk; (G, B, chunks, N, E) for each step."""
-    states, totals = [], []
+    states: list[Tensor] = []
+    totals: list[Tensor] = []
     for decay, update in steps:
         states.append(decay * states[-1] + update if states else update)
         totals.append(totals[-1] * decay if totals else decay)

@@ -35,8 +35,8 @@ def selective_scan_reference(
         times = repeats[..., None].to(dtype)
         span = delta * times
         runs = Runs(*(in_reading_order(t, order, reverse) for t in (delta, times.expand(delta.shape))))
-    run = run or _token_by_token
-    y = run(in_reading_order(span, order, reverse), *read, A, _gap_decay(gap, bias, A), runs)
+    compute: Callable[..., Tensor] = run or _token_by_token
+    y = compute(in_reading_order(span, order, reverse), *read, A, _gap_decay(gap, bias, A), runs)
     y = in_token_order(y, order, reverse) + D[:, None, None, :] * u  # (G, B, L, E)
 
     total = y.sum(0)

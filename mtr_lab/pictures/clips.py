@@ -16,12 +16,13 @@ _FRAME_MS, _LAST_FRAME_MS = 400, 1200
 _NOTE = f"{TOKENS}\na merged token may span frames: it is outlined in each frame, in its mean colour over all frames"
 
 
-def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None) -> Image.Image:
+def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None, words: str = "") -> Image.Image:
     """One column per frame, at most eight: the input, and below it the tokens that survive the blocks.
 
     Args:
         observation: a video, processed under a policy.
         blocks: numbers from 0; by default up to four of the blocks that reduce, evenly spaced.
+        words: more lines below the title.
 
     Raises:
         UserError: there is no such block.
@@ -30,7 +31,7 @@ def clip_sheet(observation: Observation, blocks: Sequence[int] | None = None) ->
         (label(f"block {block}", token_count(observation, block)), _token_row(observation, block, _SHEET_SIDE))
         for block in chosen_blocks(observation, blocks)
     ]
-    return _sheet(title(observation), observation, rows)
+    return _sheet(_heading(observation, words), observation, rows)
 
 
 def clip_policies(observations: Sequence[Observation]) -> Image.Image:
@@ -47,7 +48,7 @@ def clip_policies(observations: Sequence[Observation]) -> Image.Image:
     return _sheet(f"{observations[0].backbone}  ·  after the last block", observations[0], rows)
 
 
-def clip_pages(observation: Observation, block: int) -> list[Image.Image]:
+def clip_pages(observation: Observation, block: int, words: str = "") -> list[Image.Image]:
     """One page per frame, all of one size: the input beside the tokens that survive the block."""
     frames, text = observation.image, token_count(observation, block)
     panels = _token_row(observation, block, _ANIMATION_SIDE)
@@ -56,20 +57,25 @@ def clip_pages(observation: Observation, block: int) -> list[Image.Image]:
     for i, (frame, panel) in enumerate(zip(frames, panels, strict=True)):
         headings = [label(f"frame {i + 1} of {len(frames)}"), label(f"after block {block}", text)]
         rows_of_pages.append((headings, [image_panel(frame, scale), panel]))
-    return [page(title(observation), rows, _NOTE) for rows in rows_of_pages]
+    return [page(_heading(observation, words), rows, _NOTE) for rows in rows_of_pages]
 
 
-def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path) -> list[Path]:
+def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path, words: str = "") -> list[Path]:
     """Write ``clip_sheet`` to ``stem``.png, and ``clip_pages`` of its last block to ``stem``.gif.
 
     Raises:
         UserError: there is no such block, or a file cannot be written.
     """
-    sheet = save_picture(clip_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
+    sheet = save_picture(clip_sheet(observation, blocks, words), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
     with replacing(animation) as stream:
-        write_gif(clip_pages(observation, chosen_blocks(observation, blocks)[-1]), stream, _FRAME_MS, _LAST_FRAME_MS)
+        pages = clip_pages(observation, chosen_blocks(observation, blocks)[-1], words)
+        write_gif(pages, stream, _FRAME_MS, _LAST_FRAME_MS)
     return [sheet, animation]
+
+
+def _heading(observation: Observation, words: str) -> str:
+    return f"{title(observation)}\n{words}" if words else title(observation)
 
 
 def _sheet(title: str, observation: Observation, rows: Sequence[tuple[Image.Image, list[Image.Image]]]) -> Image.Image:

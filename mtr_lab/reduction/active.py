@@ -23,6 +23,8 @@ class ActiveReduction:
         self.policy, self.schedule = policy, schedule
         self.record_score: Callable[[Tensor], None] | None = None
         """Called with the importance (B, L) at each block that chooses tokens by importance."""
+        self.decide: Callable[[TokenState, Evidence, int], ops.Plan] | None = None
+        """Makes the plans of the blocks instead of the policy."""
 
     @property
     def acting_policy(self) -> Policy | None:
@@ -108,14 +110,15 @@ class ActiveBlockReduction:
         """The tokens after the mixer, reduced if some are removed."""
         if not self.remove or self._active.policy.merges_in_mlp:
             return state
-        return state.reduced(evidence.plan or self._plan(state, evidence))
+        state, exponent = state.reduced(evidence.plan or self._plan(state, evidence)), self._active.policy.size_exponent
+        return state._replace(delta_scale=state.size**exponent) if exponent else state
 
     def _plan(self, state: TokenState, evidence: Evidence) -> ops.Plan:
         """The decision on the tokens of the mixer."""
         policy, record = self._active.policy, self._active.record_score
         if record is not None and policy.ranks:
             record(policy.importance(state, evidence))  # computed again by the policy, to the same values
-        return policy(state, evidence, self.remove)
+        return (self._active.decide or policy)(state, evidence, self.remove)
 
     def around_mlp(self, state: TokenState, evidence: Evidence) -> ops.Plan | None:
         """The plan that merges tokens for the MLP alone; ``None`` for no plan."""

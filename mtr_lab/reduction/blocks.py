@@ -87,6 +87,8 @@ def reducing_blocks(
         raise UserError(f"mtr.interval must be at least 1, or {WIDENING}, got {interval!r}.")
     end = depth if policy.merges_in_mlp else depth - 1
     start, stop = (depth // 2 if layers == "upper" else 0), (depth // 2 if layers == "lower" else end)
+    if depth < 2:
+        raise UserError(f"a model of {depth} block cannot be reduced: tokens that its last block removes save nothing.")
     if not isinstance(first_block, int) or not 0 <= first_block < depth - 1 or first_block >= stop:
         raise UserError(f"mtr.first_block must be in [0, {stop - 1}] for {depth} blocks, got {first_block!r}.")
     first = max(first_block, start)

@@ -40,10 +40,10 @@ def _terms(settings: Settings, state: TokenState, evidence: Evidence) -> tuple[T
         evidence = evidence.along(settings.directions)
     terms = scoring.function(state, evidence, **({"seed": settings.seed} if scoring.draws else {}))
     scale = evidence.channels if scoring.mean else 1
-    scale = float(-scale if settings.score.startswith("-") else scale)
+    divisor = float(-scale if settings.score.startswith("-") else scale)
     if settings.scope == FRAME:
-        return ranks_in_frames(ops.importance(terms, scale), state)[:, None], 1.0
-    return terms, scale
+        return ranks_in_frames(ops.importance(terms, divisor), state)[:, None], 1.0
+    return terms, divisor
 
 
 def _by_lines(settings: Settings, state: TokenState, evidence: Evidence, remove: int) -> Plan:

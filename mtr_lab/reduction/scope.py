@@ -7,8 +7,8 @@ from mtr_lab.tokens import TokenState
 
 CLIP, FRAME = "clip", "frame"
 SCOPES = (CLIP, FRAME)
-"""``clip``: the tokens of all frames compete. ``frame``: those of a frame do, so that every frame loses as many, to one;
-values are replaced by their ranks in the frame."""
+"""``clip``: the tokens of all frames compete. ``frame``: those of each frame do, by their ranks in it, so that all
+frames lose equally many, to one, as long as no frame runs out of them."""
 
 
 def ranks_in_frames(values: Tensor, state: TokenState, tokens: Tensor | None = None) -> Tensor:

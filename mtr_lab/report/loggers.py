@@ -11,7 +11,7 @@ from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.predictions import name_of
-from mtr_lab.results.schema import Point, Result
+from mtr_lab.results.schema import Point, Result, plain_files
 
 _GROUP_LENGTH = 128  # the longest that W&B accepts
 
@@ -163,7 +163,7 @@ def log_pictures(run: Any, folder: Path) -> list[str]:
     import wandb
 
     logged = []
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(path for path in plain_files(folder) if path.suffix == ".png"):
         try:
             picture = wandb.Image(str(path), caption=path.stem)
         except OSError as error:

@@ -65,7 +65,9 @@ class Point(TypedDict):
     flops_head: NotRequired[Number]  # of one image, true: the head of a dense task, contained in none of the above
     tokens: list[int]  # entering each block
     model: NotRequired[str]  # the unreduced model that stands for a policy, see ``mtr_lab.results.smaller_model``
-    resolution: NotRequired[list[int]]  # [height, width] to which the picture was resized; absent if it was not
+    resolution: NotRequired[
+        list[int]
+    ]  # [height, width] of a resized picture, [frames, height, width] of a shorter video
     images: int  # over which the metrics are computed
     skipped: list[str]  # files that could not be read
 
@@ -79,6 +81,8 @@ class Point(TypedDict):
     top1_ci: NotRequired[Interval]
     top5: NotRequired[Number]
     top5_ci: NotRequired[Interval]
+    balanced_accuracy: NotRequired[Number]
+    balanced_accuracy_ci: NotRequired[Interval]
     agreement: NotRequired[Number]
     agreement_ci: NotRequired[Interval]
     kl: NotRequired[Number]
@@ -166,6 +170,12 @@ def read_result(path: str | Path) -> Result:
     return result
 
 
+def plain_files(folder: Path) -> list[Path]:
+    """The files of a folder of pictures. Links are left out: a link in a run from elsewhere may lead to any file."""
+    files = [] if folder.is_symlink() else folder.glob("*")
+    return [path for path in files if path.is_file() and not path.is_symlink()]
+
+
 def upgrade(result: Any) -> Any:
     """Bring a result of schema 1 to schema 2, where ``flops_reduction`` is called ``flops_overhead``."""
     if not isinstance(result, dict) or result.get("schema") != 1:
@@ -189,7 +199,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # a path may have bytes that are not UTF-8
+    if value is None or isinstance(value, int):
         return value
     if hasattr(value, "tolist"):
         return _plain(value.tolist())

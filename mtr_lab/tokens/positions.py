@@ -151,7 +151,10 @@ class Positions:
     @property
     def delta_scale(self) -> Tensor | None:
         """(B, L), the factor of Δ of each token; ``None`` for 1."""
-        return self.state.size**self.size_exponent if self.state is not None and self.size_exponent else None
+        if self.state is None or not self.size_exponent:
+            return None
+        scale = self.state.delta_scale
+        return self.state.size**self.size_exponent if scale is None else scale
 
     @property
     def repeats(self) -> Tensor | None:

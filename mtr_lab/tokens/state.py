@@ -50,6 +50,9 @@ class TokenState(NamedTuple):
     special_alone: bool = False
     """Whether a head reads the special tokens alone. The last block may then return streams (B, S, C) of these; the
     other fields are of all tokens still."""
+    delta_scale: Tensor | None = None
+    """(B, L) float32, the factor of Δ of each token at the last reduction, for all blocks up to the next one; ``None``
+    where they compute it from ``size``."""
 
     @classmethod
     def start(cls, tokens: Tensor, special: Sequence[int], layout: Layout | None = None) -> "TokenState":
@@ -80,11 +83,10 @@ class TokenState(NamedTuple):
         """
         state = self.applied()
         index, size, special = ops.update_metadata(plan, state.index, state.size, state.special)
-        source = state.source
-        if source is not None:
-            source = torch.where(source < 0, -1, plan.dest.gather(1, source.clamp(min=0)))
+        source = None if state.source is None else ops.follow(plan, state.source)
         grid = None if plan.grid is None or state.layout is None else state.layout.resized(*plan.grid)
         after = state._replace(index=index, size=size, special=special, source=source, pending=plan, grid=grid)
+        after = after._replace(delta_scale=None)
         if state.offset is None:
             return after
         assert state.source is not None

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mtr_lab.backbones.checkpoint_file import check_sums
 from mtr_lab.errors import UserError
 from mtr_lab.results.atomic import replace_file
 
@@ -24,8 +25,14 @@ class PlainCheckpointIO(TorchCheckpointIO):
             stream.write(content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        checkpoint: dict[str, Any] = read_plain(Path(path), map_location)
         return checkpoint
+
+
+def read_plain(path: Path, map_location: Any = "cpu") -> Any:
+    """Read a checkpoint of tensors and plain containers; nothing in it is executed, and its checksums are compared."""
+    check_sums(path)
+    return torch.load(path, map_location, weights_only=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -52,7 +59,7 @@ def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str
     if not path.is_file():
         raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
     try:
-        loaded = torch.load(path, "cpu", weights_only=True)
+        loaded = read_plain(path)
         shapes = {key: value.shape for key, value in loaded["current_model_state"].items()}
         before = dict(loaded["settings"])
     except Exception as error:  # of damaged or foreign bytes PyTorch raises anything

@@ -139,6 +139,7 @@ def _train(config: DictConfig, folder: Path) -> Path:
     for noise in (
         "Total length of `list` across ranks is zero",  # nothing is held out
         "Grad strides do not match bucket view strides",  # of sides of 1, where strides do not matter
+        "The AccumulateGrad node's stream does not match",  # with several processes, and in the capture of a graph
         "Attempting to run cuBLAS, but there was no current CUDA context",  # the thread of a backward pass gets one
     ):
         warnings.filterwarnings("ignore", message=noise)

@@ -1,6 +1,7 @@
 """Checkpoints in the forms in which people have them."""
 
 import argparse
+import hashlib
 import json
 import re
 import warnings
@@ -18,6 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mtr_lab import UserError, create_model
+from mtr_lab.backbones.hub import ASSETS, expected_sha256
 
 TINY = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim": 24, "d_state": 4, "num_classes": 5}
 
@@ -254,6 +256,37 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(True)
     assert equal(load(tmp_path / "w.pth"), tiny())
+
+
+@pytest.mark.parametrize("place", ["bundled", "hub"])
+def test_a_file_of_a_known_digest_is_compared_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """safetensors has no checksum: a flipped bit would be another weight."""
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors", {"grid_size": "[4, 4]"})
+    content = bytearray((tmp_path / "w.safetensors").read_bytes())
+    digest = hashlib.sha256(content).hexdigest()
+    if place == "bundled":
+        monkeypatch.setattr("mtr_lab.backbones.hub.ASSETS", tmp_path)
+        (tmp_path / "SHA256SUMS").write_text(f"{digest}  w.safetensors\n")
+        file = content_of = tmp_path / "w.safetensors"
+    else:  # the hub's cache
+        file, content_of = tmp_path / "snapshots" / "commit" / "w.safetensors", tmp_path / "blobs" / digest
+        for path in (file, content_of):
+            path.parent.mkdir(parents=True)
+        content_of.write_bytes(content)
+        file.symlink_to(content_of)
+    assert load(file).weights["sha256"] == digest
+    content[-5] ^= 1
+    content_of.write_bytes(content)
+    with pytest.raises(UserError, match=f"damaged or incomplete. Its SHA-256 is not {digest}"):
+        load(file)
+
+
+def test_the_digests_of_all_bundled_weights_are_listed() -> None:
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in ASSETS.glob("*.safetensors")}
+    assert files
+    assert {name: expected_sha256(ASSETS / name) for name in files} == files
 
 
 def save_pth(model: nn.Module, path: Path) -> Path:

@@ -103,6 +103,9 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
     if policy == "quartermap" and name not in SAMPLED:
         with pytest.raises(UserError, match=r"mtr\.paths=quarter scans one of each 2 x 2 tokens .* has none there"):
             mtr_lab.patch(model, policy, ratio=0.01)
+    elif policy == "frames" and name != "video":
+        with pytest.raises(UserError, match=r"Frames can be left out of videos alone"):
+            mtr_lab.patch(model, policy, ratio=0.01)
     elif policy == "mlp" and not any(block.mlp for block in blocks_of(model)):
         with pytest.raises(UserError, match=r"mtr\.merge_at=mlp: the blocks of \w+ have no MLP"):
             mtr_lab.patch(model, policy, ratio=0.01)
@@ -110,7 +113,7 @@ def test_every_policy_and_back_bit_for_bit(name: str, policy: str) -> None:
         with pytest.raises(UserError, match="class token"):
             mtr_lab.patch(model, policy, schedule=counts(model, 3))
     else:
-        wanted = {"ratio": 0.01} if policy == "quartermap" else {"schedule": counts(model, 3, policy)}
+        wanted = {"ratio": 0.01} if policy in ("quartermap", "frames") else {"schedule": counts(model, 3, policy)}
         schedule = mtr_lab.patch(model, policy, **wanted).schedule
         reduced = model(images)
         assert reduced.shape == before.shape

@@ -131,28 +131,6 @@ def test_modules_with_hooks_are_called() -> None:
     assert set(called) == {mixer.in_proj, mixer.conv1d, mixer.dt_proj_b, mixer.out_proj}
 
 
-def test_gradients() -> None:
-    made, grads = model(), []
-    for how in ("whole", "read"):
-        mtr_lab.patch(made, "write", schedule=COUNTS, last_block=how)
-        made.zero_grad()
-        made(images()).square().sum().backward()
-        grads.append([p.grad.clone() for p in made.parameters()])
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiled_and_exported() -> None:
-    made = model()
-    mtr_lab.patch(made, "write", schedule=COUNTS, last_block="read")
-    expected = made(images())
-    program = torch.export.export(made, (images(),)).run_decompositions(mtr_lab.ops.decompositions())
-    torch.testing.assert_close(program.module()(images()), expected)
-    torch.testing.assert_close(torch.compile(made, fullgraph=True)(images()), expected)
-
-
 @pytest.mark.parametrize("parts", [{"last_block": "read"}, {"input": "variance"}])
 def test_a_policy_acts_without_removing_tokens_in_blocks(parts: dict[str, str]) -> None:
     reduction = mtr_lab.patch(model(), "mtr", schedule=[0, 0, 0, 0], **parts)

@@ -64,29 +64,6 @@ def test_equals_merging_after_the_block(name: str, policy: str) -> None:
     assert counted_flops(made, images()) == (before.flops, before.flops_overhead)
 
 
-def test_gradients_equal_those_of_merging_after_the_block() -> None:
-    made = model()
-    grads = []
-    for merge_at in ("block", "scan"):
-        mtr_lab.patch(made, "write", schedule=COUNTS, features="residual", merge_at=merge_at)
-        made.zero_grad()
-        made(images()).square().sum().backward()
-        grads.append([p.grad.clone() for p in made.parameters()])
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiled_and_exported() -> None:
-    made = model()
-    mtr_lab.patch(made, "write", schedule=COUNTS, features="residual", merge_at="scan")
-    expected = made(images())
-    program = torch.export.export(made, (images(),)).run_decompositions(mtr_lab.ops.decompositions())
-    torch.testing.assert_close(program.module()(images()), expected)
-    torch.testing.assert_close(torch.compile(made, fullgraph=True)(images()), expected)
-
-
 @torch.no_grad()
 def test_a_restored_position_has_its_own_stream_and_the_output_of_the_token_that_absorbed_it() -> None:
     hidden, residual = torch.randn(1, 4, 2), torch.randn(1, 6, 2)

@@ -256,6 +256,22 @@ def test_pictures_are_embedded_up_to_a_size(tmp_path: Path, monkeypatch: pytest.
     assert any(note.startswith("1 pictures are left out") for note in data["notes"])
 
 
+def test_links_among_the_pictures_are_not_followed(tmp_path: Path) -> None:
+    """A run from elsewhere may hold a link to any file of the reader's."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(PIXEL)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name)
+    (tmp_path / "a/pictures").mkdir()
+    (tmp_path / "a/pictures/x.png").symlink_to(secret)
+    (tmp_path / "a/pictures/tokens.png").write_bytes(PIXEL)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/y.png").write_bytes(PIXEL)
+    (tmp_path / "b/pictures").symlink_to(tmp_path / "elsewhere")
+    runs = Reader([tmp_path / "a", tmp_path / "b"]).data()["runs"]
+    assert [len(run["pictures"]) for run in runs] == [1, 0]
+
+
 def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "run", "mtr")
     (tmp_path / "run" / "pictures" / "folder.png").mkdir(parents=True)
@@ -270,6 +286,24 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
     assert data["runs"][0]["pictures"] == []
     assert data["notes"] == ["run: tokens.png is left out, it cannot be read: Input/output error."]
     assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens"]
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_among_the_pictures_is_not_followed(tmp_path: Path, linked: str) -> None:
+    """A report is passed on, and a link may lead to any file of the machine."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "tokens.png").write_bytes(b"secret")
+    write_run(tmp_path / "run", "mtr")
+    pictures = tmp_path / "run" / "pictures"
+    if linked == "folder":
+        pictures.symlink_to(tmp_path / "private")
+    else:
+        pictures.mkdir()
+        (pictures / "tokens.png").symlink_to(tmp_path / "private" / "tokens.png")
+    data = build([tmp_path / "run"], tmp_path / "report.html")
+    assert data["runs"][0]["pictures"] == []
+    assert data["notes"] == ["run: tokens.png is left out, it is a link."]
+    assert base64.b64encode(b"secret").decode() not in (tmp_path / "report.html").read_text()
 
 
 def test_a_result_that_cannot_be_read_is_not_the_reports_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,7 @@ def test_wandb_records_group_config_metrics_charts_pictures_and_files(
     pictures.mkdir()
     Image.new("RGB", (8, 6), "red").save(pictures / "tench.png")
     (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "link.png").symlink_to(pictures / "tench.png")  # links are not followed
     logger = wandb_logger("lab", str(tmp_path), group="x" * 100 + "/sweeps/" + "y" * 100)
     log_result(result, [write_result(result, tmp_path)], logger, pictures)
     assert "broken.png is not logged" in capsys.readouterr().out

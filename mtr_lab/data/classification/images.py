@@ -134,7 +134,7 @@ class ImageStream(IterableDataset[Entry]):
         try:
             for index, sample in enumerate(self.source):
                 yield self._entry(f"{prefix}{index}", sample)
-        except OSError as error:
+        except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # A generator that has raised is exhausted: the rest of the stream cannot be read.
             yield UserError(f"{self.source.location} broke off at image {prefix}{index + 1}: {error}.")
             return

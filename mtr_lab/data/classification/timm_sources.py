@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mtr_lab.data.classification.tables import TableSource, content_of, open_table
 from mtr_lab.data.files import ENDINGS, file_stamp
+from mtr_lab.data.images import reason
 from mtr_lab.errors import UserError, unknown
 
 TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
@@ -156,9 +157,9 @@ class StreamSource:
             reader.ds = reader.ds.cast_column(reader.input_key, Encoded(decode=False))
         for image, label in self._dataset:
             try:
-                yield (content_of(image) if isinstance(image, dict) else image), int(label)
+                yield (content_of(image) if image is None or isinstance(image, dict) else image), int(label)
             except (OSError, TypeError, ValueError) as error:
-                yield Unreadable("", str(error))
+                yield Unreadable("", reason(error))
 
     def fingerprint(self) -> str:
         """A hash that changes with the data, see ``_fingerprint``."""

@@ -45,7 +45,9 @@ class VocSource:
         if not self._names:
             raise UserError(f"{listing} names no image. {_LAYOUT}")
         annotations = [read_annotation(self._annotations.path(name)) for name in self._names]
-        self.classes = tuple(classes or sorted({object.name for each in annotations for object in each.objects}))
+        self.classes = tuple(
+            classes or sorted({object.name for annotation in annotations for object in annotation.objects})
+        )
         self.degenerate = 0
         self._objects = []
         for name, annotation in zip(self._names, annotations, strict=True):
@@ -64,7 +66,7 @@ class VocSource:
         name, _, last = line.rpartition(" ")
         names = (line, name.strip()) if last in ("-1", "0", "1") else (line,)
         for name in names:
-            if self._annotations.path(name).is_file():
+            if file_stamp(self._annotations.path(name)) is not None:
                 return name
         if saved_as(line):
             raise UserError(f"{place} names an image that has no annotation, {printable(line)!r}.{saved_as(line)}")

@@ -77,7 +77,7 @@ class LabelMapSource:
         for name in self._names:
             needed = [self._maps.path(name), *([] if on_error == "skip" else [self._images.path(name)])]
             for path in needed:
-                if not path.is_file():
+                if file_stamp(path) is None:
                     raise UserError(
                         f"{path} is missing: every image needs a label map of its name. {self._expected}"
                         f"{saved_as(name)}"

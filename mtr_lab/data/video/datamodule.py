@@ -135,7 +135,7 @@ class VideoDataModule(SplitDataModule[Any]):
             return MotionSource(split, self._count[0 if split == "train" else 1])
         if not self._root:
             raise UserError(f"dataset {self.name!r} needs a directory of videos: set dataset.root=DIR. {LAYOUT}")
-        return open_videos(find_root(self.name, self._root, of_classes=False), split)
+        return open_videos(find_root(self.name, self._root, of_classes=False), split, self._on_error)
 
     def _training_images(self, augmented: bool) -> Dataset[Entry]:
         videos = self._videos(self._train_source, self._train_labels, self._one_clip)
@@ -151,7 +151,7 @@ class VideoDataModule(SplitDataModule[Any]):
     def _test_videos(self) -> Dataset[Entry]:
         videos: Any = self._videos(self._test_source, self._test_labels, self._sampling)
         if self._cache is None:
-            return videos  # type: ignore[no-any-return]
+            return videos
         return CachedImages(videos, self._collate.input_size, self._cache, self.name, self._num_workers)
 
     def _videos(self, source: VideoSource, label_map: Sequence[int] | None, sampling: Sampling) -> Videos:

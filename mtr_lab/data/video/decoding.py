@@ -1,18 +1,20 @@
 """Read chosen frames of a video file, with the first decoder that is installed."""
 
-import importlib.metadata
+import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
-from torchvision.datasets.folder import is_image_file
 
+from mtr_lab.data.files import is_image
+from mtr_lab.data.images import decode
+from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
 
 VIDEOS = (
@@ -21,6 +23,10 @@ VIDEOS = (
 )
 """The endings of video files; of the last three, Pillow reads the frames."""
 _ANIMATIONS = (".gif", ".webp", ".png", ".apng")
+_INDEXED = (".m4v", ".mkv", ".mov", ".mp4", ".webm")
+"""The endings of containers that list their frames."""
+
+_NO_STREAM = "it has no video stream"
 
 Choose = Callable[[int], Sequence[int]]
 """The number of frames of a video -> the numbers of the frames to read, from 0; raises ``Unreadable``."""
@@ -42,7 +48,7 @@ def read_frames(path: Path, choose: Choose) -> Tensor:
         UserError: no decoder is installed.
     """
     if not path.is_dir() and path.suffix.lower() not in _ANIMATIONS:
-        read = DECODERS[decoder()]
+        read = DECODERS[decoder(path.suffix.lower() in _INDEXED)]
     else:
         read = _read_images
     try:
@@ -55,13 +61,18 @@ def read_frames(path: Path, choose: Choose) -> Tensor:
         raise Unreadable(_reason(error, path)) from error
 
 
-def decoder() -> str:
+@cache
+def decoder(indexed: bool = True) -> str:
     """The decoder that reads videos, a name of ``DECODERS``.
+
+    Args:
+        indexed: whether the container lists its frames. In others, such as MPEG-TS and AVI, torchcodec leaves out
+            frames at the start or the end (0.17 with FFmpeg 8), so it is the last choice there.
 
     Raises:
         UserError: none is installed.
     """
-    for name in DECODERS:
+    for name in DECODERS if indexed else ("av", "cv2", "torchcodec"):
         if find_spec(name) is not None and _works(name):
             return name
     raise UserError(
@@ -71,20 +82,24 @@ def decoder() -> str:
 
 
 def decoder_version() -> str:
-    """The decoder and its version, empty without one: two decoders differ in the last bit of a colour."""
+    """The decoders and their versions, empty without one: two decoders differ in the last bit of a colour."""
     try:
-        name = decoder()
+        names = dict.fromkeys([decoder(), decoder(indexed=False)])
     except UserError:
         return ""
-    return f"{name} {importlib.metadata.version(_DISTRIBUTIONS.get(name, name))}"
+    return ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in names)
 
 
 def _works(name: str) -> bool:
-    """Whether a decoder can be imported: torchcodec is installed without the FFmpeg that it needs."""
+    """Whether a decoder runs: torchcodec may be installed without the FFmpeg that it loads at its first use."""
     try:
-        __import__(name)
-    except Exception:
-        return False
+        importlib.import_module(name)
+        if name == "torchcodec":
+            from torchcodec.decoders import VideoDecoder
+
+            VideoDecoder(b"no video")
+    except Exception as error:
+        return name == "torchcodec" and isinstance(error, ValueError | RuntimeError) and "load" not in str(error)
     return True
 
 
@@ -97,7 +112,12 @@ def _choose(choose: Choose, available: int) -> Sequence[int]:
 def _read_torchcodec(path: Path, choose: Choose) -> Tensor:
     from torchcodec.decoders import VideoDecoder
 
-    video = VideoDecoder(str(path))
+    try:
+        video = VideoDecoder(str(path))
+    except ValueError as error:
+        if "video stream" in str(error):
+            raise Unreadable(_NO_STREAM) from error
+        raise
     frames: Tensor = video.get_frames_at(list(_choose(choose, len(video)))).data
     return frames
 
@@ -107,7 +127,7 @@ def _read_av(path: Path, choose: Choose) -> Tensor:
 
     with av.open(str(path)) as container:
         if not container.streams.video:
-            raise Unreadable("it has no video stream")
+            raise Unreadable(_NO_STREAM)
         promised = container.streams.video[0].frames
     available = promised or sum(1 for _ in _av_frames(path))
     wanted = _choose(choose, available)
@@ -169,7 +189,8 @@ def _take(frames: Iterator[Callable[[], np.ndarray]], wanted: Sequence[int]) -> 
 def _read_images(path: Path, choose: Choose) -> Tensor:
     """Frames of an animated image, or of a folder."""
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if is_image_file(file.name)), key=_by_number)
+        images = (file for file in path.iterdir() if is_image(file.name) and not is_hidden(file.name))
+        files = sorted(images, key=_by_number)
         return torch.stack([_read_image(files[i]) for i in _choose(choose, len(files))])
     with Image.open(path) as animation:
         wanted = _choose(choose, getattr(animation, "n_frames", 1))
@@ -183,7 +204,7 @@ def _read_image(file: Path) -> Tensor:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(decode(image)[0])).permute(2, 0, 1)
 
 
 def _by_number(file: Path) -> list[str | int]:
@@ -192,8 +213,8 @@ def _by_number(file: Path) -> list[str | int]:
 
 def _reason(error: Exception, path: Path) -> str:
     """The first line of a decoder's message, without the path, which the caller names."""
-    text = str(getattr(error, "strerror", None) or error).splitlines()
-    return text[0].replace(str(path), path.name) if text and text[0] else type(error).__name__
+    text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+    return text.rpartition(str(path))[2].strip(" :'") or type(error).__name__
 
 
 DECODERS: dict[str, Callable[[Path, Choose], Tensor]] = {
@@ -202,4 +223,3 @@ DECODERS: dict[str, Callable[[Path, Choose], Tensor]] = {
     "cv2": _read_cv2,
 }
 """By the names of their modules; the first that is installed is taken."""
-_DISTRIBUTIONS: dict[str, Any] = {"cv2": "opencv-python-headless"}

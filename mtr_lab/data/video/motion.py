@@ -83,8 +83,8 @@ def make_clip(name: str, *seed: int) -> np.ndarray:
         for frame in range(FRAMES):
             down = (rows - y[frame] + SIDE / 2) % SIDE - SIDE / 2  # opposite sides of the picture meet
             across = (columns - x[frame] + SIDE / 2) % SIDE - SIDE / 2
-            inside = (_disc, _square, _diamond)[kinds[shape]](down, across) <= radius[frame]
-            frames[frame, inside] = _BACKGROUND + colours[shape]
+            covered = (_disc, _square, _diamond)[kinds[shape]](down, across) <= radius[frame]
+            frames[frame, covered] = _BACKGROUND + colours[shape]
     noisy = rng.uniform(size=frames.shape) < _NOISE
     frames[noisy] = rng.integers(_BACKGROUND, size=noisy.sum())
     return frames

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtr_lab.ops.gpu.formulas import LOG2E
 from mtr_lab.ops.gpu.occupancy import on_its_device, reverse_mask, rows
 
-TOKENS, CHANNELS = 8, 128  # of a program
+TOKENS, CHANNELS, WARPS = 8, 128, 4  # of a program
 
 
 @on_its_device
@@ -35,7 +35,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, source: Ten
     y = x.new_empty(directions, images, length, channels)
     _convolve_unmerged[triton.cdiv(channels, CHANNELS), triton.cdiv(length, TOKENS), images](
         x, weight, bias, index.contiguous(), source.contiguous(), y, length, source.shape[1], channels, x.stride(1),
-        REVERSE=reverse_mask(reverse), G=directions, W=width, T=TOKENS, E=CHANNELS, num_warps=4,
+        REVERSE=reverse_mask(reverse), G=directions, W=width, T=TOKENS, E=CHANNELS, num_warps=WARPS,
     )  # fmt: skip
     return y
 

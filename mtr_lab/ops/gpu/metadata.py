@@ -1,4 +1,4 @@
-"""Index, size and special positions of a plan's survivors in one Triton kernel, for plans that bring none."""
+"""The tokens after a plan in Triton: index, size and special positions if the plan brings none, and their source."""
 
 import triton
 import triton.language as tl
@@ -45,3 +45,23 @@ def update_metadata(
         S=triton.next_power_of_2(max(special.shape[1], 1)), num_warps=4,
     )  # fmt: skip
     return new_index, new_size, new_special
+
+
+@triton.jit(do_not_specialize=["length", "positions"])
+def _follow(dest, source, followed, length, positions, P: tl.constexpr):
+    image = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * P + tl.arange(0, P)
+    token = tl.load(source + image * positions + p, p < positions, -1)
+    tl.store(followed + image * positions + p, tl.load(dest + image * length + token, token >= 0, -1), p < positions)
+
+
+@on_its_device
+def follow(dest: Tensor, source: Tensor) -> Tensor:
+    """The contract of ``mtr_lab.ops.follow``, on a GPU."""
+    images, positions = source.shape
+    followed = source.new_empty(images, positions)
+    block = 256
+    _follow[images, triton.cdiv(positions, block)](
+        dest.contiguous(), source.contiguous(), followed, dest.shape[1], positions, P=block, num_warps=2,
+    )  # fmt: skip
+    return followed

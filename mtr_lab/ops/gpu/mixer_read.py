@@ -14,9 +14,9 @@ from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
 from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, rows
 from mtr_lab.ops.packed import PackedWeights
 
-TOKENS, CHANNELS = 16, 64  # of a program of the projections, and channels that it multiplies at a time
+TOKENS, CHANNELS, WARPS = 16, 64, 4  # of a program of the projections, and channels that it multiplies at a time
 CONVOLVED = 8, 128  # tokens and channels of a program of the convolution
-SUMMED = 64, 32  # tokens at a time and channels of a program of the sum
+SUMMED = 64, 32, 4  # tokens at a time and channels of a program of the sum
 
 
 @on_its_device
@@ -51,13 +51,13 @@ def mamba_inner_read(
     )  # fmt: skip
     _project_rows[triton.cdiv(length + 1, TOKENS) + 1, images](
         u, weights.projection, weights.timescale, weights.timescale_bias, read, delta, bc, length, channels, columns,
-        R=rank, N=states, PRECISION=precision(x.dtype), T=TOKENS, E=CHANNELS, num_warps=4,
+        R=rank, N=states, PRECISION=precision(x.dtype), T=TOKENS, E=CHANNELS, num_warps=WARPS,
     )  # fmt: skip
-    tokens, few = SUMMED
+    tokens, few, warps = SUMMED
     _sum_rows[triton.cdiv(channels, few), images](
         u, delta, bc, weights.a, weights.d, weights.timescale_bias, z.contiguous(), read, gap_, factor_, y, length,
         channels, scale, GAP=gap is not None, DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None,
-        N=states, T=tokens, E=few, num_warps=4,
+        N=states, T=tokens, E=few, num_warps=warps,
     )  # fmt: skip
     return y
 

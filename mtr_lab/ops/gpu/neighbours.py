@@ -9,6 +9,7 @@ from mtr_lab.ops.decision_inputs import NeighbourInputs
 from mtr_lab.ops.gpu.decision import POSITIONS, merge
 from mtr_lab.ops.gpu.occupancy import on_its_device
 
+BLOCK, WIDTH, WARPS = 4, 64, 2
 NO_COST = tl.constexpr(0x7F800000)  # the bits of infinity
 
 
@@ -173,12 +174,13 @@ def neighbour_plan(inputs: NeighbourInputs) -> tuple[Tensor, ...]:
     assert features is not None
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
     columns, rows = axes[-1], axes[-2] if len(axes) > 1 else 1
-    block = 4 if len(axes) < 3 else 1
+    block = BLOCK if len(axes) < 3 else 1
     _cost_block[images, triton.cdiv(sources, block)](
         *streams, size if weight is None else weight, index, special, keys, into, length, sources, columns, rows,
         index.stride(0), 0 if weight is None else weight.stride(0), features.shape[2], HIDDEN=hidden is not None,
         RESIDUAL=residual is not None, WEIGHTED=weight is not None, SPECIALS=special.shape[1], AXES=len(axes),
-        STEPS=length.bit_length(), NEAR=triton.next_power_of_2(3 ** len(axes) - 1), BLOCK=block, WIDTH=64, num_warps=2,
+        STEPS=length.bit_length(), NEAR=triton.next_power_of_2(3 ** len(axes) - 1), BLOCK=block, WIDTH=WIDTH,
+        num_warps=WARPS,
     )  # fmt: skip
     block = 32
     _least_block[images, triton.cdiv(sources, block)](

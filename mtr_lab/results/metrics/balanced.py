@@ -32,7 +32,7 @@ def _resampled(predictions: Classifications, point: int, resamples: int, seed: i
 METRIC = PooledMetric(
     key="balanced_accuracy",
     task="video",
-    order=15,
+    order=28,
     name="Balanced accuracy",
     heading="bal. acc.",
     axis="Balanced accuracy, %",

@@ -1,7 +1,7 @@
 """Classification as a task: the model is the backbone with its own head."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import LightningModule
 from omegaconf import DictConfig
@@ -25,7 +25,7 @@ class Classification(Task[Any, ClassifierEvaluation]):
     """
 
     name = "classification"
-    datamodule = ImageDataModule
+    datamodule: ClassVar[type] = ImageDataModule
 
     def check_training(self, config: DictConfig, devices: int) -> None:
         super().check_training(config, devices)

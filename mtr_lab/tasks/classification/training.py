@@ -48,7 +48,7 @@ class ClassifierTraining(LightningModule):
         self._logits: Callable[[Tensor], Tensor] = GraphedTraining(model, model) if cuda_graph else model.__call__
         self.lr, self.weight_decay, self.warmup_epochs = lr, weight_decay, warmup_epochs
         self.label_smoothing = label_smoothing
-        self.mixup = (
+        self.mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=model.num_classes)
             if mixup or cutmix
             else None

@@ -49,6 +49,12 @@ class VideoClassification(Classification):
         )
 
     def draw(self, drawing: Drawing[VideoEvaluation]) -> None:  # type: ignore[override]
-        """Draw the first view of the video."""
+        """Draw the first view of the video, with the class and what the model takes the video for at both points."""
+        label = int(drawing.image["label"][0])
+        words = [f"class: {drawing.class_names[label]}" if 0 <= label < len(drawing.class_names) else "class: unknown"]
+        for point, when in zip((drawing.points[0], drawing.points[-1]), ("unreduced", "reduced"), strict=True):
+            share, best = drawing.evaluation.forward_at(point, drawing.image["image"])[0].float().softmax(-1).max(-1)
+            name = drawing.class_names[int(best)] if drawing.class_names else str(int(best))
+            words.append(f"{when}: {name}, {100 * float(share):.0f} %")
         (observation,) = drawing.observe(drawing.image["image"][:, 0])
-        save_clip(observation, None, drawing.stem)
+        save_clip(observation, None, drawing.stem, "  ·  ".join(words))

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import IterableImageDataset
+from timm.data import IterableImageDataset, create_dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from mtr_lab.data import ImageDataModule, imagenet_classes
+from mtr_lab.data.classification.images import ImageStream, Preparation
+from mtr_lab.data.classification.timm_sources import StreamSource
+from mtr_lab.data.images import Skipped
 from mtr_lab.errors import UserError
 
 Folders = Callable[..., Path]
@@ -268,6 +273,22 @@ def test_columns_of_other_names(module: Module, table: Table) -> None:
     assert other.fingerprint() != data.fingerprint()
     with pytest.raises(UserError, match=r"source=imagefolder has no columns"):
         module(source="imagefolder", label_column="fine_label")
+
+
+def test_a_stream_of_hugging_face_is_decoded_here(table: Table) -> None:
+    """With 16 bits, and every sample that cannot be read on its place."""
+    datasets = pytest.importorskip("datasets")
+    stream = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 25700, np.uint16)).save(stream, "PNG")
+    cells: list[Any] = [{"bytes": content, "path": None} for content in (stream.getvalue(), b"damaged")]
+    source = table(image=(datasets.Image(), [cells[0], None, cells[1]]), label=(datasets.Value("int64"), [1, 0, 1]))
+    source = source.replace("hfds/", "hfids/")
+    dataset = create_dataset(source, split="test", num_samples=3, input_img_mode="")  # of a folder, nothing states it
+    prepare = Preparation(pil_to_tensor, None, 2, "skip")
+    entries = list(ImageStream(StreamSource(source, dataset, None, "test"), prepare, complete=True))
+    first: Any = entries[0]
+    assert (first["label"], first["image"].unique().tolist()) == (1, [100])
+    assert entries[1:] == [Skipped("1"), Skipped("2")]
 
 
 def test_labels_that_are_texts_and_cells_that_are_null(module: Module, table: Table) -> None:

@@ -33,7 +33,7 @@ def write_image(path: Path, height: int = SIZE[0], width: int = SIZE[1]) -> None
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
-def voc_object(name: str, *edges: object, difficult: int = 0) -> str:
+def voc_object(name: str, *edges: object, difficult: object = 0) -> str:
     written = "".join(
         f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True)
     )
@@ -245,9 +245,124 @@ def test_missing_files_of_voc_are_named(voc: Write, tmp_path: Path) -> None:
         module(tmp_path / "voc" / "JPEGImages", "voc")
 
 
+@pytest.mark.parametrize("value", [" 1 ", "true", "True", "yes", "1.0"])
+def test_difficult_in_any_spelling(voc: Write, value: str) -> None:
+    objects = [voc_object("rbc", 1, 1, 9, 9, difficult=value), voc_object("rbc", 1, 1, 9, 9, difficult=" 0 ")]
+    objects.append(
+        "<object><name>rbc</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    )
+    (batch,) = module(voc(a=objects), "voc").test_dataloader()
+    assert batch["objects"][0]["iscrowd"].tolist() == [True, False, False]
+
+
+def test_blanks_around_names_and_values(voc: Write) -> None:
+    root = voc(a=[voc_object("rbc ", " 10", "20\n", 40, 35), voc_object("\trbc", 0, 0, 5, 6)])
+    data = module(root, "voc")
+    assert data.class_names == ("rbc",)
+    (batch,) = data.test_dataloader()
+    assert batch["objects"][0]["boxes"].tolist() == [[10, 20, 40, 35], [0, 0, 5, 6]]
+
+
+@pytest.mark.parametrize("ending", ["JPG", "jpeg", "png", "webp"])
+def test_voc_images_of_other_formats(voc: Write, ending: str) -> None:
+    root = voc(a=[voc_object("rbc", 10, 20, 40, 35)])
+    Image.open(root / "JPEGImages/a.jpg").save(root / f"JPEGImages/other.{ending}")
+    (root / "JPEGImages/a.jpg").unlink()
+    (root / f"JPEGImages/other.{ending}").rename(root / f"JPEGImages/a.{ending}")
+    (batch,) = module(root, "voc").test_dataloader()
+    assert (list(batch["id"]), batch["original_size"]) == (["a"], [SIZE])
+
+
+LISTS: dict[str, tuple[bytes, list[str]]] = {
+    "names with blanks": (b"my image\nimage 1\n", ["my image", "image 1"]),
+    "of one class": (b"a -1\n c  1\nimage 1 0\n", ["a", "c", "image 1"]),
+    "byte order mark": (b"\xef\xbb\xbfa\r\nc\r\n", ["a", "c"]),
+    "UTF-16": ("a\nc\n".encode("utf-16"), ["a", "c"]),
+    "UTF-8": ("é\na".encode(), ["é", "a"]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_voc(voc: Write, name: str) -> None:
+    objects = [voc_object("rbc", 1, 1, 9, 9)]
+    root = voc(**dict.fromkeys(("a", "c", "my image", "image 1", "é"), objects))
+    content, expected = LISTS[name]
+    (root / "ImageSets/Main/val.txt").write_bytes(content)
+    batches = module(root, "voc").test_dataloader()
+    assert [id for batch in batches for id in batch["id"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("é\n".encode("latin-1"), r"val\.txt, line 1 names an image that has no annotation.*save the list as UTF-8"),
+        ("a\nc\n".encode("utf-16-le"), r"val\.txt, line 1 is not text, or not UTF-8"),
+        (b"\xff\xfea", r"val\.txt is not UTF-16"),
+        (b"a\n../a\n", r"val\.txt, line 2: the file name '\.\./a' leads out of the dataset's folder"),
+        (b"/etc/passwd\n", r"val\.txt, line 1: the file name '/etc/passwd' leads out"),
+        (b"a" * 5000, r"cannot read the annotation .*File name too long"),
+    ],
+)
+def test_lists_of_voc_that_are_wrong(voc: Write, content: bytes, expected: str) -> None:
+    root = voc(a=[], é=[])
+    (root / "ImageSets/Main/val.txt").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        module(root, "voc", classes=["rbc"])
+
+
+XML = "<?xml version='1.0' encoding='{}'?><annotation>" + voc_object("猫", 1, 2, 3, 4) + "</annotation>"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk", "euc-kr"])
+def test_encodings_of_xml(voc: Write, encoding: str) -> None:
+    root = voc(a=[])
+    name = "猫" if encoding != "euc-kr" else "개"
+    declared = {"utf-8-sig": "utf-8"}.get(encoding, encoding)
+    (root / "Annotations/a.xml").write_bytes(XML.format(declared).replace("猫", name).encode(encoding))
+    assert module(root, "voc").class_names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (XML.format("foo").encode(), r"a\.xml is not valid XML: unknown encoding: foo"),
+        (XML.format("zlib").encode(), r"a\.xml is not valid XML"),
+        (XML.format("ascii").encode(), r"a\.xml, line 1 is not ascii: save it as UTF-8"),
+        (b"<annotation>\n<object><name>caf\xe9</name></object></annotation>", r"a\.xml, line 2 is not utf-8"),
+        (
+            b"<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'>" + b"".join(
+                b"<!ENTITY %s '%s'>" % (new, (b"&%s;" % old) * 10)
+                for old, new in zip(b"x a b c d e f g".split(), b"a b c d e f g h".split(), strict=True)
+            ) + b"]><a>&h;</a>",
+            r"a\.xml is not valid XML",
+        ),
+        (voc_object("rbc", 1, 2, 3, 4, difficult="perhaps").encode(), r"object 0: difficult 'perhaps' is neither"),
+        (voc_object("rbc", 1, 2, "1e39", 4).encode(), r"right 1e\+39, bottom 4 is invalid.*up to 16777216"),
+    ],
+)  # fmt: skip
+def test_xml_that_cannot_be_read(voc: Write, content: bytes, expected: str) -> None:
+    root = voc(a=[])
+    (root / "Annotations/a.xml").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        module(root, "voc", classes=["rbc"])
+
+
+def test_a_stated_size_of_voc_has_to_be_the_images(voc: Write) -> None:
+    def size(height: int, width: int) -> str:
+        return f"<size><width>{width}</width><height>{height}</height></size>"
+
+    for stated in (size(*SIZE), size(0, 0), ""):
+        assert list(module(voc(a=[stated, voc_object("rbc", 1, 2, 3, 4)]), "voc").test_dataloader())
+    with pytest.raises(UserError, match=r"annotation of image a of .* states 60 x 100 pixels, the image has 100 x 60"):
+        list(module(voc(a=[size(100, 60), voc_object("rbc", 1, 2, 3, 4)]), "voc").test_dataloader())
+
+
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [
+        (coco_object(bbox=[10**400, 2, 3, 4]), r"cannot read the annotation .*too large"),
+        (coco_object(bbox=[1e39, 2, 3, 4]), r"left 1e\+39.* is invalid"),
+        (coco_object(iscrowd="perhaps"), r"cannot read the annotation .*neither 0 nor 1"),
         (coco_object(category=5), r"unknown category_id in .*'5'. Available: 18, 90"),
         (coco_object(image=8), r"annotation 1 refers to image 8, which is not in the file"),
         (coco_object(bbox=[1, 2, -3, 4]), r"annotation 1: the box left 1, top 2, right -2, bottom 6 is invalid"),
@@ -270,6 +385,8 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
         ("{", "not valid JSON"),
         ("[]", "are not in COCO's format"),
         ('{"images": [{}], "categories": [], "annotations": []}', "are not in COCO's format"),
+        ('{"images":' + "[" * 200_000, "not valid JSON"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "not valid JSON"),
         ('{"images": [], "categories": [], "annotations": []}', "name no image"),
     ):
         file.write_text(content)
@@ -280,6 +397,49 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
         module(root, "coco")
     with pytest.raises(UserError, match="unknown class in .*'dog'"):
         module(coco([coco_object()]), "coco", classes=["cat"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"images": [{"id": 7, "file_name": "x.jpg"}, {"id": 7, "file_name": "y.jpg"}]}, "two images have the id 7"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat "}]}, "categories 1, 2 are all called 'cat'"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "two categories have the id 1"),
+        ({"images": [{"id": 7, "file_name": "../y.jpg"}]}, r"image 7: the file name '\.\./y\.jpg' leads out"),
+        ({"images": [{"id": 7, "file_name": "/etc/passwd"}]}, "image 7: the file name '/etc/passwd' leads out"),
+        ({"images": [{"id": 7, "file_name": "a\\..\\y.jpg"}]}, "leads out of the dataset's folder"),
+        ({"images": [{"id": 7, "file_name": None}]}, "image 7 has the file_name None, expected text"),
+    ],
+)
+def test_wrong_lists_of_coco_are_named(coco: Write, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=rf"instances_val\.json.*{expected}"):
+        module(coco([], **changes), "coco")
+
+
+def test_a_crowd_may_be_a_text(coco: Write) -> None:
+    data = module(coco([coco_object(iscrowd="0"), coco_object(iscrowd="1")]), "coco")
+    assert next(iter(data.test_dataloader()))["objects"][1]["iscrowd"].tolist() == [False, True]
+
+
+WRONG_RUNS = [{"size": list(SIZE), "counts": counts} for counts in ("\x00", "PPP", "o" * 40, "é", [-1, 6001], "")]
+
+
+@pytest.mark.parametrize("segmentation", [*WRONG_RUNS, [[1e30] * 6], [[0, 0, 1e9, 0, 1e9, 1e9]], []])
+def test_an_outline_that_would_crash_the_library_is_named(coco: Write, segmentation: Any) -> None:
+    data = module(coco([coco_object(segmentation=segmentation)]), "coco", masks=True)
+    with pytest.raises(UserError, match=r"image x\.jpg of .*segmentation is invalid"):
+        list(data.test_dataloader())
+
+
+def test_run_lengths_as_text(coco: Write) -> None:
+    from faster_coco_eval.core import mask as coco_masks
+
+    expected = np.zeros(SIZE, np.uint8)
+    expected[7:40, 3:90:7] = 1
+    runs = coco_masks.encode(np.asfortranarray(expected))
+    runs["counts"] = runs["counts"].decode() if isinstance(runs["counts"], bytes) else runs["counts"]
+    data = module(coco([coco_object(segmentation=runs)]), "coco", masks=True)
+    assert np.array_equal(next(iter(data.test_dataloader()))["objects"][1]["masks"][0].numpy(), expected)
 
 
 @pytest.mark.parametrize("segmentation", [None, [[1, 2]], "junk", {"size": [3, 3], "counts": [0, 9]}, [["a", "b"]]])

@@ -73,6 +73,34 @@ def test_layouts(tmp_path: Path, layout: str, image: str, label: str, written: l
     assert source.labels(0).tolist() == [read]
 
 
+def test_images_and_maps_of_other_formats(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for ending in ("PNG", "webp"):
+        Image.new("RGB", (60, 40)).save(root / f"val/images/{ending}.{ending}", ending.upper())
+        Image.fromarray(scene().astype(np.uint8)).save(root / f"val/labels/{ending}.bmp")
+    Image.new("RGB", (9, 9)).save(root / "val/images/v0.png")  # beside v0.jpg
+    (root / "val/images/._v0.jpg").touch()
+    assert run_through(datamodule(root)) == ["PNG", "v0", "v1", "v2", "webp"]
+    said = capsys.readouterr().out
+    assert "left out: hidden files: 1 (._v0.jpg); other files and folders: 1 (v0.png)" in said
+
+
+def test_an_image_that_is_missing_may_be_skipped(tmp_path: Path) -> None:
+    """Of a list, and names with blanks."""
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("my image\nother\n")
+    for name in ("my image", "other"):
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / f"SegmentationClass/{name}.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages/my image.png")
+    with pytest.raises(UserError, match=r"JPEGImages/other\.jpg is missing"):
+        datamodule(tmp_path, layout="voc")
+    (batch,) = datamodule(tmp_path, layout="voc", on_error="skip").test_dataloader()
+    assert (list(batch["id"]), batch["skipped"]) == (["my image"], ["other"])
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("../x\n")
+    with pytest.raises(UserError, match=r"val\.txt, line 1: the file name '\.\./x' leads out"):
+        datamodule(tmp_path, layout="voc")
+
+
 def test_labels_stay_on_their_pixels_in_training(root: Path) -> None:
     data = datamodule(root)
     data.setup("fit")

@@ -136,6 +136,7 @@ def main(backend: str, arch: str) -> None:
         norm.norm_add(hidden[:, remove:], residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.apply_plan(hidden, share, keep, removed, offsets)
         metadata.update_metadata(index, size, special, dest, keep, removed)
+        metadata.follow(dest, index)
     norm.norm_add(hidden, None, torch.ones(64), None, 1e-5, *(None,) * 7)
     norm.norm_add(hidden, None, torch.ones(64), torch.zeros(64), 1e-5, *(None,) * 7)
     for bias in (None, torch.zeros(64)):

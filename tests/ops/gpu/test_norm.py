@@ -97,6 +97,8 @@ def test_registration():
     metadata = (torch.arange(20).expand(2, -1), torch.ones(2, 20), plan.keep[:, :1])
     arguments = (*metadata, plan.dest, plan.keep, plan.removed, "triton")
     torch.library.opcheck(torch.ops.mtr_lab.update_metadata.default, arguments, test_utils=checks)
+    arguments = (plan.dest, plan.weight, plan.keep, "triton")
+    torch.library.opcheck(torch.ops.mtr_lab.follow.default, arguments, test_utils=checks)
 
 
 def test_metadata():
@@ -106,6 +108,14 @@ def test_metadata():
     special = plan.keep[:, 2:4]
     actual, expected = both(lambda: ops.update_metadata(plan, index, size, special))
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_sources_follow_a_plan():
+    plan = plans(3, 20, 9)
+    source = torch.randint(-1, 20, (3, 300))  # more than a program's
+    actual, expected = both(lambda: ops.follow(plan, source))
+    assert torch.equal(actual, expected)
+    assert (actual == -1).any()
 
 
 @pytest.mark.parametrize("reduced", [False, True])
