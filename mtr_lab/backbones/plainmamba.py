@@ -85,7 +85,7 @@ class ConvPatchEmbed(nn.Module):
 
 
 def _convolution(conv: nn.Conv2d) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
 
 
 class PlainMambaLayer(Block):
