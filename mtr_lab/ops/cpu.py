@@ -37,8 +37,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         _numbers(stats),
         sums.numpy(),
     )
-    # Added block by block: the order of additions in ``torch.sum`` may depend on the batch size.
-    return y, functools.reduce(torch.add, sums)
+    return y, _add_blocks(sums)
 
 
 def scan_by_step(
@@ -70,7 +69,7 @@ def scan_by_step(
         _numbers(stats),
         sums.numpy(),
     )
-    return y, functools.reduce(torch.add, sums)  # block by block, as in ``selective_scan``
+    return y, _add_blocks(sums)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
@@ -204,6 +203,11 @@ def _numbers(stats: Sequence[str]) -> np.ndarray:
     return np.array([names.index(name) for name in stats], dtype=np.int64)
 
 
+def _add_blocks(sums: Tensor) -> Tensor:
+    """Sum over the first dimension, one after the other: the order in ``torch.sum`` may depend on the batch size."""
+    return functools.reduce(torch.add, sums) if sums.numel() else sums[0]
+
+
 @functools.lru_cache(256)
 def _whole(directions: int, images: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(G, B) each: the first token of each sequence, the end of its tokens, and the row of the first in (G · B · L)."""
@@ -230,5 +234,7 @@ def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     x = x.float()
     if x.stride(-1) != 1:
         x = x.contiguous()
+    if x.is_contiguous():
+        return x.view(-1).numpy(), x.stride()[:-1]
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return x.as_strided((extent,), (1,)).numpy(), x.stride()[:-1]
