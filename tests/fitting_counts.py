@@ -19,7 +19,7 @@ def fitting(name: str, wanted: Sequence[int], layout: Layout) -> list[int]:
     policy: Any = make_policy(policy_config(name))
     tokens, counts = layout.tokens, []
     for count in wanted:
-        possible = [policy.possible(number, tokens, layout) for number in range(count, tokens)] if count else [0]
+        possible = [policy.possible(number, tokens, layout) for number in range(count, tokens) if count] or [0]
         counts.append(next((number for number in possible if number >= count), max(possible)))
         tokens -= counts[-1]
     return counts

@@ -235,16 +235,38 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> collections.Coun
     return outcomes
 
 
-WORDS = ("null", "[nan]", "nan", "inf", "-1", "0", "1e400", "9" * 30, "[]", "{}", "'", '"', "${x}", "${oc.env:A}", "???")
-WORDS += ("a b", "\\", "[[[[", "é\ud800", "\0", "true", "str(1)", "range(1,3)", "choice(1,2)", "${oc.decode:'['}", "1,2")
-KEYS = ("mtr.ratio", "mtr.schedule", "backbone.embed_dim", "backbone", "task", "dataset", "dataset.root", "reduction", "seed")
-KEYS += ("backbone.checkpoint", "backbone.img_size", "dataset.batch_size", "trainer.devices", "pictures", "timing.seconds")
-KEYS += ("mtr.speedup", "mtr.max_drop", "experiment", "logger", "trainer.precision", "dataset._target_", "mtr", "hydra.x")
+WORDS = ("null", "[nan]", "nan", "inf", "-1", "0", "1e400", "9" * 30, "[]", "{}", "'", '"', "${x}", "???", "a b", "1,2")
+WORDS += (
+    "\\",
+    "[[[[",
+    "é\ud800",
+    "\0",
+    "true",
+    "str(1)",
+    "range(1,3)",
+    "choice(1,2)",
+    "${oc.env:A}",
+    "${oc.decode:'['}",
+)
+KEYS = (
+    "mtr",
+    "mtr.ratio",
+    "mtr.schedule",
+    "mtr.speedup",
+    "mtr.max_drop",
+    "task",
+    "dataset",
+    "dataset.root",
+    "reduction",
+)
+KEYS += ("backbone", "backbone.embed_dim", "backbone.checkpoint", "backbone.img_size", "dataset.batch_size", "pictures")
+KEYS += ("trainer.devices", "trainer.precision", "timing.seconds", "experiment", "logger", "dataset._target_", "seed")
 
 
 def override(rng: random.Random) -> str:
     """A line that somebody may have mistyped, badly."""
-    text = f"{rng.choice(('', '', '', '+', '++', '~'))}{rng.choice(KEYS)}={''.join(rng.choices(WORDS, k=rng.choice((1, 1, 2))))}"
+    value = "".join(rng.choices(WORDS, k=rng.choice((1, 1, 2))))
+    text = f"{rng.choice(('', '', '', '+', '++', '~'))}{rng.choice(KEYS)}={value}"
     if rng.random() < 0.3:
         text = damage(text.encode(errors="surrogatepass"), rng).decode(errors="surrogateescape")[:200]
     return text
@@ -266,7 +288,7 @@ def fuzz_overrides(count: int, seed: int = 0) -> collections.Counter[str]:
 
 
 def main() -> None:
-    """Print a table of as many damaged files of each kind as the argument says, and of a 25th of that many overrides."""
+    """Print a table: as many damaged files of each kind as the argument says, and a 25th of that many overrides."""
     warnings.simplefilter("ignore")
     count = int(sys.argv[1])
     for name in sys.argv[2:] or [*TARGETS, "overrides"]:

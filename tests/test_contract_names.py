@@ -18,18 +18,18 @@ from mtr_lab.results.schema import Point, Result
 
 GROUPS = {
     "backbone": "vim_nano vim_ti vim_s vim_b vim_ti_plus vim_s_plus videomamba_ti videomamba_s videomamba_m "
-    "videomamba_b vim_nano_half vim_ti_64 vim_ti_64_half videomamba_64",
+    "videomamba_b vim_nano_half vim_ti_64 vim_ti_64_half videomamba_64 videomamba_nano",
     "dataset": "tiny_imagenet imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
-    "camvid_sample camvid ade20k voc_segmentation",
-    "task": "classification detection segmentation",
+    "camvid_sample camvid ade20k voc_segmentation videos motion motion_sample",
+    "task": "classification detection segmentation video",
     "reduction": "mtr write resolution evit tome rmeeto pumer utr hsa famba random adjacent storm storm_evit "
-    "storm_random directions quartermap",
+    "storm_random directions quartermap frames",
     "trainer": "default ddp",
     "logger": "none csv tensorboard wandb",
     "bench": "default h100 h100_1024 h100_latency",
     "experiment": "none anchors paper_table1 paper_scores paper_merging paper_order nano_policies nano_pictures "
     "nano_fovea policy_ablation schedule_search dense_policies vim_nano vim_nano_bccd camvid_nano storm_sides "
-    "random_seeds tiny_imagenet tiny_policies tiny_pictures",
+    "random_seeds tiny_imagenet tiny_policies tiny_pictures videomamba_nano grid_words",
     "hydra/launcher": "processes slurm",
 }
 KEYS = {
@@ -43,8 +43,9 @@ KEYS = {
     "mtr.paths mtr.seed mtr.schedule mtr.first_block mtr.interval mtr.layers mtr.zone mtr.window mtr.paths_share "
     "trainer.accelerator trainer.devices trainer.precision trainer.limit_test_batches trainer.cuda_graph "
     "trainer.enable_progress_bar ops.backend timing.batch_size timing.seconds pictures seed resume objective "
-    "mtr.merge_at mtr.last_block mtr.read_share",
-    "train": "backbone.drop_path_rate dataset.root dataset.holdout task.name trainer.accelerator trainer.devices "
+    "mtr.merge_at mtr.last_block mtr.read_share mtr.frames mtr.scope backbone.global_pool",
+    "train": "backbone.drop_path_rate backbone.num_frames backbone.global_pool backbone.long_memory dataset.root "
+    "dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "
     "training.cutmix ops.backend seed",
@@ -57,7 +58,7 @@ POINT = (
     "policy ratio reduction flops_literature flops_true flops_overhead tokens images skipped "
     "img_per_s latency_ms peak_mib"
 )
-METRICS = "top1 top5 agreement kl miou map ap50"
+METRICS = "top1 top5 balanced_accuracy agreement kl miou map ap50"
 
 
 def test_commands_and_modules() -> None:

@@ -144,7 +144,7 @@ TABLE = CostTable(
 def timed_by_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are those of ``TABLE``, which no budget has to measure, and a tenth slower than promised."""
 
-    def time_job(job: Job, evaluation: Evaluation, points: list) -> dict[str, Speed]:
+    def time_job(job: Job, evaluation: Evaluation, points: list, advance: object) -> dict[str, Speed]:
         slowed = {point.name: TABLE.ms(point.schedule) * (1.1 if point.schedule.acts else 1) for point in points}
         return {name: Speed(1000 / ms, {"p50": ms, "p95": ms}, 1.0, (ms,)) for name, ms in slowed.items()}
 

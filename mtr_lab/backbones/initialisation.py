@@ -5,6 +5,9 @@ import math
 import torch
 from torch import nn
 
+MIXER_LAYERS = ("in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj")
+"""The linear layers of a mixer of two directions."""
+
 
 def initialise_vim(model: nn.Module, depth: int) -> None:
     """Forward scans keep the initialisation of Mamba, Δ in [0.001, 0.1]; the bias of Δ in backward scans is zero.
@@ -24,9 +27,9 @@ def initialise_vim(model: nn.Module, depth: int) -> None:
 def initialise_videomamba(model: nn.Module, depth: int, long_memory: bool = False) -> None:
     """All linear layers get small weights and a bias of zero, also those of Δ, which is then about 0.69.
 
-    With ``long_memory`` the layers of Δ keep the initialisation of Mamba, Δ in [0.001, 0.1].
+    With ``long_memory`` mixers keep the initialisation of Mamba, Δ in [0.001, 0.1].
     """
-    _small_linear_layers(model, ("dt_proj", "dt_proj_b") if long_memory else ())
+    _small_linear_layers(model, MIXER_LAYERS if long_memory else ())
     nn.init.trunc_normal_(model.get_parameter("pos_embed"), std=0.02)
     _scale_output_projections(model, depth)
 

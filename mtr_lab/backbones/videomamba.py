@@ -29,8 +29,9 @@ class VideoMamba(VisionMamba):
     Args:
         fc_drop_rate: dropout before the head while training, as ``drop_rate``.
         use_checkpoint: compute activations again in the backward pass, as ``set_grad_checkpointing``.
-        long_memory: start with Δ log-uniform in [0.001, 0.1], as in Mamba, so that states span a video's tokens. The
-            authors' start, Δ near 0.69, forgets within a few tokens: they train videos from weights for images.
+        long_memory: start the mixers as Mamba does, with Δ log-uniform in [0.001, 0.1], so that states span a video's
+            tokens. The authors' start, Δ near 0.69, forgets within a few tokens: they train videos from weights for
+            images.
         kwargs: arguments of ``VisionMamba``, whose errors apply.
     """
 
@@ -138,9 +139,9 @@ def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
 
 def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """A small model of videos: 1.1 M parameters, 16 frames of 64² in 8² patches, 1025 tokens, without weights."""
-    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_frames": 16}
-    geometry |= {"num_classes": len(MOTIONS), "long_memory": True}
-    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, geometry, kwargs)
+    geometry = {"img_size": 64, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 128, "num_classes": len(MOTIONS)}
+    video = {"num_frames": 16, "long_memory": True, "global_pool": "avg"}
+    return build(VideoMamba, CONFIGS["videomamba_nano"], pretrained, {**geometry, **video}, kwargs)
 
 
 @recognises("VideoMamba")

@@ -51,11 +51,31 @@ def _stacked(parts: Sequence[Image.Image], gap: int) -> Image.Image:
     return whole
 
 
-def page(title: str, rows: Sequence[Sequence[Image.Image]], note: str) -> Image.Image:
-    """Rows of equally many panels, a title above them and a note below."""
+def legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+    """A square of its colour before each word, in lines at most ``width`` pixels wide."""
+    lines: list[list[Image.Image]] = [[]]
+    for word, colour in entries:
+        text = _lines(word, _SMALL, INK)
+        entry = Image.new("RGB", (text.width + _SMALL + 6, text.height), PAPER)
+        entry.paste(colour, (0, 2, _SMALL, _SMALL + 2))
+        entry.paste(text, (_SMALL + 6, 0))
+        if lines[-1] and sum(part.width + _GAP for part in lines[-1]) + entry.width > width:
+            lines.append([])
+        lines[-1].append(entry)
+    return _stacked([_row(line, [part.width for part in line]) for line in lines if line], 2)
+
+
+def page(
+    title: str,
+    rows: Sequence[Sequence[Image.Image]],
+    note: str,
+    entries: Sequence[tuple[str, tuple[int, int, int]]] = (),
+) -> Image.Image:
+    """Rows of equally many panels, a title above them; below them the ``legend`` of ``entries``, and a note."""
     widths = [max(panel.width for panel in column) for column in zip(*rows, strict=True)]
     lines = [_row(row, widths) for row in rows]
-    body = _stacked([_lines(title, _LARGE, INK), *lines, _lines(note, _SMALL, FAINT)], _GAP)
+    key = [legend(entries, sum(widths) + _GAP * (len(widths) - 1))] if entries else []
+    body = _stacked([_lines(title, _LARGE, INK), *lines, *key, _lines(note, _SMALL, FAINT)], _GAP)
     sheet = Image.new("RGB", (body.width + 2 * _MARGIN, body.height + 2 * _MARGIN), PAPER)
     sheet.paste(body, (_MARGIN, _MARGIN))
     return sheet

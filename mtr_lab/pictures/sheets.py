@@ -17,12 +17,13 @@ _SCORES = "cross: removed by this block  ·  grey: removed before"
 _FRAME_MS, _LAST_FRAME_MS = 700, 2500
 
 
-def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -> Image.Image:
+def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None, words: str = "") -> Image.Image:
     """One row per block: the input, the tokens that survive the block, and the scores by which it chose them.
 
     Args:
         observation: an image, processed under a policy.
         blocks: numbers from 0; by default up to four of the blocks that reduce, evenly spaced.
+        words: more lines below the title.
 
     Raises:
         UserError: there is no such block.
@@ -36,7 +37,8 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None) -
         ]
         for block in chosen_blocks(observation, blocks)
     ]
-    return page(title(observation), [[label(heading) for heading in headings], *rows], f"{TOKENS}\n{_SCORES}")
+    heading = f"{title(observation)}\n{words}" if words else title(observation)
+    return page(heading, [[label(name) for name in headings], *rows], f"{TOKENS}\n{_SCORES}")
 
 
 def depth_frames(observation: Observation) -> list[Image.Image]:
@@ -75,13 +77,13 @@ def write_animation(observation: Observation, stream: BinaryIO) -> None:
     write_gif(depth_frames(observation), stream, _FRAME_MS, _LAST_FRAME_MS)
 
 
-def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Path) -> list[Path]:
+def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Path, words: str = "") -> list[Path]:
     """Write ``depth_sheet`` to ``stem``.png and ``write_animation`` to ``stem``.gif.
 
     Raises:
         UserError: there is no such block, or a file cannot be written.
     """
-    sheet = save_picture(depth_sheet(observation, blocks), stem.with_name(f"{stem.name}.png"))
+    sheet = save_picture(depth_sheet(observation, blocks, words), stem.with_name(f"{stem.name}.png"))
     animation = stem.with_name(f"{stem.name}.gif")
     with replacing(animation) as stream:
         write_animation(observation, stream)

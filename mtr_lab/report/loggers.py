@@ -43,7 +43,7 @@ def log_result(
     for logger in [loggers] if isinstance(loggers, Logger) else loggers:
         try:
             if isinstance(logger, TensorBoardLogger):
-                # Names of their own: TensorBoard would draw the metrics of hyperparameters as curves at step 0.
+                # Separate names: TensorBoard would draw the metrics of hyperparameters as curves at step 0.
                 best = {f"highest_ratio/{key}": value for key, value in _last(result["points"]).items()}
                 logger.log_hyperparams(hyperparameters, best)
                 if pictures is not None:

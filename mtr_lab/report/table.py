@@ -77,10 +77,10 @@ def _add_differences(points: Mapping[Any, dict[str, Any]], differences: Sequence
         for one, other, sign in (("first", "second", 1), ("second", "first", -1)):
             base, point = points.get(tuple(pair[one])), points.get(tuple(pair[other]))
             if base is not None and point is not None and base["policy"] == baseline and metric.key in pair:
-                found = pair[metric.key]
-                value, ends = sign * found["difference"], sorted(sign * end for end in found["ci"])
+                difference = pair[metric.key]
+                value, ends = sign * difference["difference"], sorted(sign * end for end in difference["ci"])
                 better = metric.better * value > 0
-                mark = " " if found["p_holm"] >= 0.05 else "▲" if better else "▼"
+                mark = " " if difference["p_holm"] >= 0.05 else "▲" if better else "▼"
                 point["paired"] = {"value": value, "ci": ends, "mark": mark}
     if not any("paired" in point for point in points.values()):
         return []
@@ -138,13 +138,13 @@ def _bests(points: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
     for i, point in enumerate(points):
         if point["policy"] != "none":
             groups[_asked(point)].append(i)
-    found = set()
+    bests = set()
     for members in groups.values():
         for key, better in axes:
             values = {i: better * points[i][key] for i in members if points[i].get(key) is not None}
             if len(values) > 1:
-                found |= {(i, key) for i, value in values.items() if value == max(values.values())}
-    return found
+                bests |= {(i, key) for i, value in values.items() if value == max(values.values())}
+    return bests
 
 
 def published(result: Result) -> list[str]:

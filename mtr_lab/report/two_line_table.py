@@ -74,9 +74,9 @@ class TwoLineTable:
             title_style="bold",
             header_style="",
         )
-        gone = {saving.column for saving in savings if saving.whole}
-        bare = {saving.column for saving in savings} - gone
-        kept = [i for i in range(len(self.headings)) if i not in gone]
+        hidden = {saving.column for saving in savings if saving.whole}
+        bare = {saving.column for saving in savings} - hidden
+        kept = [i for i in range(len(self.headings)) if i not in hidden]
         for i in kept:
             table.add_column(
                 _text(self.headings[i], one_line, i in bare, "bold"),

@@ -3,7 +3,6 @@
 Paired comparisons read it, and the jobs of a sweep share the unreduced model's.
 """
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -55,11 +54,12 @@ def load_predictions(path: str | Path) -> Predictions:
             return kind(**{name: arrays[stored[name]] for name in names})
     except OSError as error:
         raise UserError(
-            f"cannot read the predictions {path}: {error.strerror}. Give a {FILE_NAME} or its folder."
+            f"cannot read the predictions {path}: {error.strerror or error}. Give a {FILE_NAME} or its folder."
         ) from error
-    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of damaged bytes zipfile and NumPy raise anything from MemoryError to TokenError
+        reason = str(error) or type(error).__name__
         raise UserError(
-            f"{path} does not hold predictions: {error}. Expected the {FILE_NAME} of an evaluation."
+            f"{path} does not hold predictions: {reason}. Expected the {FILE_NAME} of an evaluation."
         ) from error
 
 

@@ -17,6 +17,7 @@ from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
 from mtr_lab.results.metrics import all_metrics
+from mtr_lab.results.predictions import name_of
 
 FILE_NAME = "result.json"
 SCHEMA: Literal[2] = 2
@@ -164,7 +165,7 @@ def read_result(path: str | Path) -> Result:
         )
     result = upgrade(result)
     problem = _mismatch(result, Result, "") or ("it has no points" if not result["points"] else None)
-    problem = problem or _metric_mismatch(result["points"])
+    problem = problem or _metric_mismatch(result["points"]) or _unnamed(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
     return result
@@ -225,6 +226,15 @@ def _fields(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
+def _unnamed(points: list[dict[str, Any]]) -> str | None:
+    for i, point in enumerate(points):
+        try:
+            name_of(point)
+        except (TypeError, ValueError, LookupError, OverflowError) as error:  # a budget or a size without its numbers
+            return f"points[{i}] cannot be named ({error!r})"
+    return None
+
+
 def _mismatch(value: Any, kind: Any, where: str) -> str | None:
     """Describe the first place where ``value`` is not of type ``kind``; None if it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -251,5 +261,6 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
     plain = dict if typing.is_typeddict(kind) else origin or kind
     expected = (int, float) if plain is float else plain
     if isinstance(value, expected) and isinstance(value, bool) == (plain is bool):
-        return None
+        large = isinstance(value, int) and abs(value) >= 2**63
+        return f"{where} is an integer of {len(str(value))} digits" if large else None
     return f"{where or 'it'} is {type(value).__name__}, not {plain.__name__}"

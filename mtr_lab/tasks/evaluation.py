@@ -29,6 +29,13 @@ class OperatingPoint:
         budget = None if self.budget is None else asdict(self.budget)
         return point_name(self.policy, self.ratio, self.schedule.resolution, budget)
 
+    @property
+    def words(self) -> str:
+        """The point as a reader calls it: "unreduced", or the policy and the share of FLOPs that it removes."""
+        if self.policy == "none":
+            return "unreduced"
+        return f"{self.policy}: {100 * self.schedule.reduction:.0f} % fewer FLOPs"
+
 
 class BatchResults(Protocol):
     """What a batch's images were evaluated to, at every point; subclasses add the predictions."""

@@ -113,10 +113,9 @@ def check_reduced(family: str, geometry: dict[str, Any], policy: str, number: in
         assert counted_flops(model, batch) == (schedule.flops, schedule.flops_overhead)
         with ops.use_backend("portable"):
             torch.testing.assert_close(model(batch), reduced)
-    model.train()
     model(batch).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    mtr_lab.unpatch(model.eval())
+    mtr_lab.unpatch(model)
     for p in model.parameters():
         p.grad = None
     assert torch.equal(model(batch), before)
@@ -134,13 +133,13 @@ def check_reach(family: str, geometry: dict[str, Any]) -> None:
         assert reduction.schedule.reduction >= 0.99 * largest
 
 
-POLICIES = ("mtr", "write", "fovea", "random", "hsa", "utr", "tome", "pumer", "storm", "storm_evit", "directions")
-OTHERS = {"mambareg_s": ("evit",), "vmamba_t": ("mlp",), "mambavision_t": ("mlp",), "plainmamba_l1": ()}
+POLICIES = ("mtr", "write", "fovea", "random", "hsa", "utr", "tome", "storm", "storm_evit", "directions")
+OTHERS = {"mambareg_s": ("evit", "pumer"), "vmamba_t": ("mlp",), "mambavision_t": ("mlp",), "plainmamba_l1": ()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_equal_loops_over_their_tokens(family: str) -> None:
-    @settings(max_examples=6, **PROPERTIES)
+    @settings(max_examples=4, **PROPERTIES)
     @given(geometry=geometries(family))
     def check(geometry: dict[str, Any]) -> None:
         check_whole(family, geometry)
@@ -150,7 +149,7 @@ def test_whole_models_equal_loops_over_their_tokens(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reduced_models_keep_their_promises(family: str) -> None:
-    @settings(max_examples=8, **PROPERTIES)
+    @settings(max_examples=5, **PROPERTIES)
     @given(geometry=geometries(family), policy=st.sampled_from((*POLICIES, *OTHERS[family])), number=st.integers(1, 6))
     def check(geometry: dict[str, Any], policy: str, number: int) -> None:
         check_reduced(family, geometry, policy, number)
@@ -160,7 +159,7 @@ def test_reduced_models_keep_their_promises(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_ratio_out_of_reach_names_the_largest(family: str) -> None:
-    @settings(max_examples=4, **PROPERTIES)
+    @settings(max_examples=3, **PROPERTIES)
     @given(geometry=geometries(family))
     def check(geometry: dict[str, Any]) -> None:
         check_reach(family, geometry)

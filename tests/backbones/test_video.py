@@ -146,3 +146,16 @@ def test_gradients_reach_the_embeddings() -> None:
     for parameter in (model.temporal_pos_embedding, model.pos_embed, model.patch_embed.proj.weight):
         assert (parameter.grad.flatten(0, -2) != 0).any(-1).all()  # every position's (every filter's)
     assert "temporal_pos_embedding" in model.no_weight_decay()
+
+
+@pytest.mark.parametrize(("pool", "alike"), [("token", False), ("avg", True)])
+def test_which_frames_reach_the_head_before_training(pool: str, alike: bool) -> None:
+    """The class token is the first one and reads the first frame; the mean reads all frames alike."""
+    torch.manual_seed(0)
+    model = create_model("videomamba_ti", **{**TINY, "num_frames": 4}, global_pool=pool, long_memory=True)
+    shape = (2, *model.input_shape)
+    clips = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(clips).square().sum(), clips)
+    frames = gradient.square().sum((0, 1, 3, 4)).sqrt()
+    assert (frames.max() < 2 * frames.min()) == alike
+    assert frames.argmax() == 0 or alike

@@ -9,6 +9,7 @@ from mtr_lab.measure.statistics import (
     holm,
     lower_bound,
     mcnemar,
+    median_interval,
     trials_needed,
     upper_bound,
     wilson_interval,
@@ -147,3 +148,17 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [6, 9, 50])
+def test_the_interval_of_a_median_covers_it_often_enough(n: int) -> None:
+    rng = np.random.default_rng(n)
+    intervals = np.array([median_interval(rng.lognormal(size=n)) for _ in range(4000)])
+    covered = np.mean((intervals[:, 0] <= 1) & (intervals[:, 1] >= 1))  # the median of exp(z) is 1
+    assert covered > 0.94
+    assert n < 50 or covered < 0.98
+
+
+def test_the_interval_of_few_values_spans_them() -> None:
+    assert median_interval(np.array([3.0, 1.0, 2.0])) == (1.0, 3.0)
+    assert median_interval(np.array([2.0])) == (2.0, 2.0)

@@ -234,7 +234,7 @@ def test_filters_by_each_facet(page: Page) -> None:
     assert sum("write" in name for name in names) == sum("random" in name for name in names) == 1
     assert not any("mtr" in name for name in names)
     assert shown() == ("4 of 10", 4)
-    choose(page, "Task", "segmentation")  # a section of its own, in which neither policy is
+    choose(page, "Task", "segmentation")  # a separate section, in which neither policy is
     assert shown() == ("2 of 3", 2)  # of the chosen ratio
     assert [label.strip() for label in page.locator("#metrics label").all_inner_texts()] == ["mIoU"]
 

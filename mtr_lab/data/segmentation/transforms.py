@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
 from mtr_lab.data.random_crop import random_crop, random_scale, scaled_sides
+from mtr_lab.data.segmentation.label_maps import IGNORE
 
 OVERLAP = 1 / 3
 """Share of a sliding window that overlaps with the next one."""
@@ -36,6 +38,25 @@ def _starts(length: int, window: int) -> list[int]:
     """First pixels of the windows that together cover ``length`` pixels."""
     count = math.ceil(max(length - window, 0) / (window * (1 - OVERLAP))) + 1
     return [round(i * max(length - window, 0) / max(count - 1, 1)) for i in range(count)]
+
+
+def first_window(labels: Tensor, scaled: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """The label map of the first of ``Windows``.
+
+    Args:
+        labels: (h, w) uint8 of the whole image.
+        scaled: (height, width) of the scaled image.
+        size: (H, W) of the window.
+
+    Returns:
+        (H, W) uint8, ``IGNORE`` beyond the image.
+    """
+    rows, columns = scaled
+    resized = F.resize(labels.cpu()[None], [rows, columns], F.InterpolationMode.NEAREST_EXACT)[0]
+    window = np.full(size, IGNORE, np.uint8)
+    part = resized[: size[0], : size[1]].numpy()
+    window[: part.shape[0], : part.shape[1]] = part
+    return window
 
 
 class RandomCrop:

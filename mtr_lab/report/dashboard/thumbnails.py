@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-SIDE = 1000
+SIDE = 900
 """The longest side of a thumbnail, px."""
-MOVING_SIDE = 640
+MOVING_SIDE = 360
 """The same of an animation."""
-_QUALITY = 72
+_QUALITY = 65
 
 
 def thumbnail(path: Path) -> str:

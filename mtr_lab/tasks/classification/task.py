@@ -72,4 +72,23 @@ class Classification(Task[Any, ClassifierEvaluation]):
 
     def draw(self, drawing: Drawing[ClassifierEvaluation]) -> None:
         (observation,) = drawing.observe(drawing.image["image"])
-        save_depth(observation, None, drawing.stem)
+        save_depth(observation, None, drawing.stem, outcome(drawing))
+
+
+def outcome(drawing: Drawing[ClassifierEvaluation]) -> str:
+    """What the model takes the image for at each point, the divergence from the first point, and the truth."""
+    images, names = drawing.image["image"], drawing.class_names
+    log_probs = [drawing.evaluation.forward_at(point, images)[0].float().log_softmax(-1) for point in drawing.points]
+
+    def named(index: int) -> str:
+        return str(names[index]) if names else f"class {index}"
+
+    lines = [f"truth: {named(int(drawing.image['label'][0]))}"]
+    for point, values in zip(drawing.points, log_probs, strict=True):
+        best = int(values.argmax())
+        line = f"{point.words}: {named(best)}, {100 * float(values[best].exp()):.0f} %"
+        if point is not drawing.points[0]:
+            kl = float((log_probs[0].exp() * (log_probs[0] - values)).sum())
+            line += f", KL divergence {kl:.3f} nats"
+        lines.append(line)
+    return "\n".join(lines)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.data import SegmentationDataModule
+from mtr_lab.data.segmentation.transforms import first_window
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.pictures import save_picture, segmentation_sheet
 from mtr_lab.reduction import Reduction
@@ -57,8 +58,9 @@ class Segmentation(DenseTask[Segmenter, SegmentationEvaluation]):
     def draw(self, drawing: Drawing[SegmentationEvaluation]) -> None:
         """Draw the first window of the image, one input of the model."""
         window = drawing.image["image"][:1]
-        logits = {point.name: drawing.evaluation.forward_at(point, window)[0] for point in drawing.points}
+        logits = {point.words: drawing.evaluation.forward_at(point, window)[0] for point in drawing.points}
         labels = {name: values.argmax(0).cpu().numpy() for name, values in logits.items()}
         (observation,) = drawing.observe(window)
-        sheet = segmentation_sheet(observation, labels, drawing.class_names)
+        truth = first_window(drawing.image["label"][0], drawing.image["size"][0], window.shape[-2:])
+        sheet = segmentation_sheet(observation, labels, drawing.class_names, truth)
         save_picture(sheet, drawing.stem.with_name(f"{drawing.stem.name}.png"))
