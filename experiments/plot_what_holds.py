@@ -78,8 +78,8 @@ def draw_standings(models: Sequence[dict[str, Any]], out: Path) -> None:
             for standing in model["standings"][metric].values():
                 total += 1
                 count.setdefault(standing["best"], [0, 0, 0])[0] += 1
-                for line, found in standing["others"].items():
-                    count.setdefault(line, [0, 0, 0])[1 if found["p_holm"] >= 0.05 else 2] += 1
+                for line, paired in standing["others"].items():
+                    count.setdefault(line, [0, 0, 0])[1 if paired["p_holm"] >= 0.05 else 2] += 1
         order = sorted((line for line in count if sum(count[line]) > 1), key=lambda line: count[line][:2])
         left = [0] * len(order)
         for k, (name, colour) in enumerate(

@@ -99,9 +99,9 @@ def compare_classifier(file: Path) -> dict[str, Any]:
             runs.append(len(seeds))
 
     def difference(pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        found: list[Any] = compare_all(points, pairs, runs=runs)
-        correct(found)
-        return found
+        paired: list[Any] = compare_all(points, pairs, runs=runs)
+        correct(paired)
+        return paired
 
     cells = {metric: standings(lines, metric, difference) for metric in values}
     return {
@@ -148,8 +148,8 @@ def standings(lines: Sequence[dict[str, Any]], metric: str, difference: Any) -> 
             of += [(ratio, i) for i in compared if i != best[ratio]]
     differences = difference(pairs)
     table: dict[str, Any] = {str(ratio): {"best": lines[i]["line"], "others": {}} for ratio, i in best.items()}
-    for (ratio, i), found in zip(of, differences, strict=True):
-        table[str(ratio)]["others"][lines[i]["line"]] = found[metric]
+    for (ratio, i), paired in zip(of, differences, strict=True):
+        table[str(ratio)]["others"][lines[i]["line"]] = paired[metric]
     return table
 
 
@@ -163,8 +163,8 @@ def claims(lines: Sequence[dict[str, Any]], difference: Any) -> dict[str, Any]:
                 pairs.append((first, second))
                 of.append((claim, ratio))
     table: dict[str, Any] = {}
-    for (claim, ratio), found in zip(of, difference(pairs), strict=True):
-        table.setdefault(claim, {})[str(ratio)] = found
+    for (claim, ratio), paired in zip(of, difference(pairs), strict=True):
+        table.setdefault(claim, {})[str(ratio)] = paired
     return table
 
 
@@ -178,7 +178,7 @@ def pictures(lines: Sequence[dict[str, Any]], difference: Any) -> list[dict[str,
                 if first is not None and second is not None:
                     pairs.append((first, second))
                     rows.append({"line": name, "ratio": line["ratio"], "resolution": line["resolution"]})
-    return [{**row, **found} for row, found in zip(rows, difference(pairs), strict=True)]
+    return [{**row, **paired} for row, paired in zip(rows, difference(pairs), strict=True)]
 
 
 def compare_dense(sweep: Path) -> dict[str, Any]:
@@ -198,16 +198,16 @@ def compare_dense(sweep: Path) -> dict[str, Any]:
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in done]
         with multiprocessing.Pool() as pool:
             done.update(zip(missing, pool.starmap(_pair, [(where[i], where[j]) for i, j in missing]), strict=True))
-        found = [{metric: dict(values) for metric, values in done[pair].items()} for pair in pairs]
+        paired = [{metric: dict(values) for metric, values in done[pair].items()} for pair in pairs]
         for metric in metrics:
-            for row, p in zip(found, holm([row[metric]["p"] for row in found]), strict=True):
+            for row, p in zip(paired, holm([row[metric]["p"] for row in paired]), strict=True):
                 row[metric]["p_holm"] = p
-        return found
+        return paired
 
     record = {key: result[key] for key in ("task", "backbone", "dataset", "weights", "environment")}  # type: ignore[literal-required]
     whole = difference([(0, i) for i in range(1, len(lines))])
-    for line, found in zip(lines[1:], whole, strict=True):
-        line["against_unreduced"] = found
+    for line, paired in zip(lines[1:], whole, strict=True):
+        line["against_unreduced"] = paired
     return {
         "kind": "lines",
         **record,
@@ -217,8 +217,8 @@ def compare_dense(sweep: Path) -> dict[str, Any]:
 
 
 def _pair(first: tuple[Path, int], second: tuple[Path, int]) -> dict[str, Any]:
-    found: Any = compare(load_predictions(first[0]), first[1], load_predictions(second[0]), second[1])
-    return found
+    paired: Any = compare(load_predictions(first[0]), first[1], load_predictions(second[0]), second[1])
+    return paired
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -275,8 +275,8 @@ def standings_table(models: Sequence[dict[str, Any]]) -> str:
         for metric, cells in model["standings"].items():
             for standing in cells.values():
                 count.setdefault(standing["best"], {}).setdefault(metric, [0, 0, 0])[0] += 1
-                for line, found in standing["others"].items():
-                    which = 1 if found["p_holm"] >= 0.05 else 2
+                for line, paired in standing["others"].items():
+                    which = 1 if paired["p_holm"] >= 0.05 else 2
                     count.setdefault(line, {}).setdefault(metric, [0, 0, 0])[which] += 1
     metrics = [metric for metric in NAMES if any(metric in of for of in count.values())]
     order = sorted(count, key=lambda line: [-sum(of[k] for of in count[line].values()) for k in (0, 1)])
@@ -298,7 +298,7 @@ def leaders_table(models: Sequence[dict[str, Any]]) -> str:
             row = [name_of(model), NAMES[metric]]
             for ratio in map(str, RATIOS):
                 standing = cells.get(ratio, {"best": "", "others": {}})
-                level = sum(found["p_holm"] >= 0.05 for found in standing["others"].values())
+                level = sum(paired["p_holm"] >= 0.05 for paired in standing["others"].values())
                 row.append(f"`{standing['best']}`" + (f" (+ {level})" if level else ""))
             rows.append(row)
     return markdown(["model", "metric", *(f"{100 * ratio:.0f} %" for ratio in RATIOS)], rows)
@@ -311,16 +311,16 @@ def claims_table(models: Sequence[dict[str, Any]]) -> str:
     for claim in CLAIMS:
         cells = []
         for model in classifiers:
-            found = [model["claims"].get(claim, {}).get(str(ratio), {}).get("kl") for ratio in RATIOS]
-            cells.append("&nbsp;".join("" if one is None else sign(one) for one in found))
+            paired = [model["claims"].get(claim, {}).get(str(ratio), {}).get("kl") for ratio in RATIOS]
+            cells.append("&nbsp;".join("" if one is None else sign(one) for one in paired))
         rows.append([claim, *cells])
     return markdown(["claim", *(name_of(model) for model in classifiers)], rows)
 
 
-def sign(found: dict[str, Any]) -> str:
-    if found["p_holm"] >= 0.05:
+def sign(paired: dict[str, Any]) -> str:
+    if paired["p_holm"] >= 0.05:
         return "="
-    return "+" if found["difference"] < 0 else "−"
+    return "+" if paired["difference"] < 0 else "−"
 
 
 def pictures_table(models: Sequence[dict[str, Any]]) -> str:
@@ -334,15 +334,15 @@ def pictures_table(models: Sequence[dict[str, Any]]) -> str:
             row.append(f"{100 * picture['top1']:.1f} / {picture['kl']:.3f}")
             for name in ("fovea", "write", "mtr", "random"):
                 i = at(lines, name, ratio)
-                found = next((one for one in model["pictures"] if (one["line"], one["ratio"]) == (name, ratio)), None)
-                row.append("" if i is None or found is None else pair(lines[i], found))
+                paired = next((one for one in model["pictures"] if (one["line"], one["ratio"]) == (name, ratio)), None)
+                row.append("" if i is None or paired is None else pair(lines[i], paired))
             rows.append(row)
     return markdown(["model", "removed", "side", "smaller picture", "`fovea`", "`write`", "`mtr`", "`random`"], rows)
 
 
-def pair(line: dict[str, Any], found: dict[str, Any]) -> str:
+def pair(line: dict[str, Any], paired: dict[str, Any]) -> str:
     return " / ".join(
-        f"{scale * line[metric]:.{digits}f}{'*' if found[metric]['p_holm'] < 0.05 else ''}"
+        f"{scale * line[metric]:.{digits}f}{'*' if paired[metric]['p_holm'] < 0.05 else ''}"
         for metric, scale, digits in (("top1", 100, 1), ("kl", 1, 3))
     )
 
@@ -354,12 +354,12 @@ def choices_table(models: Sequence[dict[str, Any]]) -> str:
         metric, lines = accuracy(model), model["lines"]
         for ratio in RATIOS:
             names = ["fovea", "write", "mtr", "random, mean", "resolution"]
-            found = [at(lines, name, ratio) for name in names]
-            if found[3] is None:
-                found[3] = at(lines, "random", ratio)
+            paired = [at(lines, name, ratio) for name in names]
+            if paired[3] is None:
+                paired[3] = at(lines, "random", ratio)
             small = next((i for i in cell(lines, ratio) if lines[i].get("ratio") is None), None)
             row = [name_of(model), f"{100 * ratio:.0f} %", f"{100 * lines[0][metric]:.1f}"]
-            for i in (*found, small):
+            for i in (*paired, small):
                 row.append("" if i is None else figures(lines[i], metric))
             rows.append(row)
     heads = [

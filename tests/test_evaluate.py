@@ -248,7 +248,7 @@ def test_models_are_timed_without_the_images_and_results_of_before(
     image_folder(root / "val", wnids, 1)
     timed = []
 
-    def time_job(job: Job, evaluation: Evaluation, points: object) -> dict[str, object]:
+    def time_job(job: Job, evaluation: Evaluation, points: object, advance: object) -> dict[str, object]:
         with pytest.raises(UserError, match="was given none"):
             evaluation.reduction.solve(0.1)
         timed.append((evaluation.results, len(job.points)))

@@ -51,7 +51,7 @@ def model(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
 def test_the_best_line_of_a_cell_and_those_level_with_it(model: dict[str, Any]) -> None:
     cell = model["standings"]["kl"]["0.4"]
     assert cell["best"] in ("good", "same")
-    level = {line for line, found in cell["others"].items() if found["p_holm"] >= 0.05}
+    level = {line for line, paired in cell["others"].items() if paired["p_holm"] >= 0.05}
     assert level == {"good", "same"} - {cell["best"]}
     assert cell["others"].keys() == {"good", "same", "mtr", "random"} - {cell["best"]}  # ablations are not compared
     assert "0.2" not in model["standings"]["kl"]

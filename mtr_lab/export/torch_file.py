@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,18 @@ class TorchFile:
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             raise UserError(f"{file} does not exist.")
-        extra = {METADATA: ""}
         try:
-            self._run: Any = torch.export.load(file, extra_files=extra).module()
-            self.metadata = extra[METADATA] or None
-        except Exception:
-            try:
-                self._run = torch._inductor.aoti_load_package(str(file))
+            with zipfile.ZipFile(file) as archive:
+                is_compiled = any("/aotinductor/" in name for name in archive.namelist())
+            extra = {METADATA: ""}
+            if is_compiled:
+                self._run: Any = torch._inductor.aoti_load_package(str(file))
                 self.metadata = self._run.get_metadata().get(METADATA)
-            except Exception as error:
-                raise UserError(f"{file} is no readable .pt2 file: {innermost_message(error)}.") from error
+            else:
+                self._run = torch.export.load(file, extra_files=extra).module()
+                self.metadata = extra[METADATA] or None
+        except Exception as error:  # PyTorch raises errors of many types
+            raise UserError(f"{file} is no readable .pt2 file: {innermost_message(error)}.") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

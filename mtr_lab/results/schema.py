@@ -218,7 +218,15 @@ def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
         for key, kind in kinds.items()
         if key in point
     )
-    return next(filter(None, problems), None)
+    return next(filter(None, problems), None) or next(
+        (
+            f"points[{i}].{key} has {len(point[key])} ends, not 2"
+            for i, point in enumerate(points)
+            for key, kind in kinds.items()
+            if kind is Interval and key in point and len(point[key]) != 2
+        ),
+        None,
+    )
 
 
 @cache

@@ -13,7 +13,7 @@ from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
 from mtr_lab.results.predictions import name_of
 from mtr_lab.results.predictions_file import load_predictions
-from mtr_lab.results.schema import PICTURES, Result, plain_files, read_result
+from mtr_lab.results.schema import PICTURES, Result, read_result
 from mtr_lab.results.smaller_model import beside
 
 PICTURE_BYTES = 16 << 20
@@ -115,8 +115,8 @@ def file_stamp(file: Path) -> list[tuple[str, int, int]]:
 
 
 def _pictures(file: Path) -> list[Path]:
-    files = plain_files(file.parent / PICTURES)
-    return sorted((path for path in files if path.suffix in _PICTURE_TYPES), key=natural_order)
+    files = (file.parent / PICTURES).glob("*")
+    return sorted((path for path in files if path.suffix in _PICTURE_TYPES and path.is_file()), key=natural_order)
 
 
 def natural_order(path: Path) -> list[str | int]:
