@@ -1,9 +1,10 @@
 """Messages between the processes of an evaluation, over the hosts' network: broadcasts, and gathering on rank 0."""
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache, partial
-from queue import SimpleQueue
+from queue import Full, Queue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,8 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+AHEAD = 8
+"""Batches whose results wait in a process. One that is further ahead of the others waits: they end together anyway."""
 TIMEOUT = timedelta(days=1)
 """Of worker ranks. Long, because rank 0 also times models and waits for locks; a dead rank 0 is detected at once."""
 
@@ -48,7 +51,7 @@ class Gathering(Generic[T]):
         self._deliver = deliver
         # A collective call: all ranks make it together.
         self._group = _host_group() if not alone and _is_distributed() else None
-        self._own: SimpleQueue[T | None] = SimpleQueue()
+        self._own: Queue[T | None] = Queue(AHEAD)
         self._error: BaseException | None = None
         exchange = self._send if self._group is not None and dist.get_rank() > 0 else self._receive
         # A daemon: a process that fails does not wait for messages of the others.
@@ -56,8 +59,6 @@ class Gathering(Generic[T]):
 
     def put(self, result: T) -> None:
         """Queue the result of this rank's next batch; raises the error of an earlier transfer."""
-        if self._error is not None:
-            raise self._error
         if self._group is None:
             self._deliver(result)
         else:
@@ -69,13 +70,19 @@ class Gathering(Generic[T]):
             return
         self._queue(None)
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self._check()
 
     def _queue(self, result: T | None) -> None:
-        self._own.put(result)
         if self._thread.ident is None:  # not before the first batch: data loaders fork their workers until then
             self._thread.start()
+        while True:
+            self._check()
+            with contextlib.suppress(Full):
+                return self._own.put(result, timeout=1)  # then look whether the thread has failed
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _run(self, exchange: Callable[[], None]) -> None:
         try:

@@ -47,7 +47,7 @@ def _to_host(
 
 
 class _Rows:
-    """Arrays (B, …) of batches, joined while they arrive: the whole is in memory once, besides a 16th in reserve."""
+    """Arrays (B, …) of batches, joined while they arrive: the whole is in memory once, besides a 32nd in reserve."""
 
     def __init__(self) -> None:
         self._rows, self._count = np.empty(0, np.float32), 0
@@ -56,7 +56,7 @@ class _Rows:
         end = self._count + len(rows)
         if end > len(self._rows):
             # For a large array the operating system moves the pages, and copies nothing.
-            self._rows.resize((end + end // 16, *rows.shape[1:]), refcheck=False)
+            self._rows.resize((end + end // 32, *rows.shape[1:]), refcheck=False)
         self._rows[self._count : end] = rows
         self._count = end
 
