@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import hydra
@@ -139,12 +140,13 @@ def choose_budget(config: DictConfig, default: DictConfig) -> None:
         raise UserError(f"{pairs}: give one of {', '.join(BUDGETS)}.")
 
 
-def setting_names(config_name: str) -> list[str]:
+@cache
+def setting_names(config_name: str) -> tuple[str, ...]:
     """The keys of a program's default configuration, dotted, and the groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
-    return [*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir())]
+    return (*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir()))
 
 
 def flatten(node: DictConfig, prefix: str = "", whole: Sequence[str] = ()) -> list[str]:
