@@ -19,7 +19,7 @@ def fail(config: DictConfig) -> None:
     torch.distributed.init_process_group("gloo")
     fails = os.environ["RANK"] == ("0" if config.how == "receiving" else "1")
     if config.how in ("receiving", "sending"):
-        gathering = Gathering[Any]()
+        gathering = Gathering[Any](print)
         gathering.put((lambda: None) if config.how == "sending" else 0)  # a function without a name cannot be pickled
     if fails:
         Path(config.file).write_text(str(time.time()))
@@ -31,7 +31,7 @@ def fail(config: DictConfig) -> None:
             time.sleep(600)
         raise ZeroDivisionError("by zero")
     if config.how in ("error", "killed"):
-        Gathering[int]().finish([0])
+        Gathering[int](print).finish()
     time.sleep(600)
 
 
@@ -103,14 +103,16 @@ def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
     rank = int(os.environ["RANK"])
     gathered = []
     for batches in config.batches:
-        mine, gathering = list(range(rank, batches, 2)), Gathering[int]()
-        for batch in mine:
+        delivered: list[int] = []
+        gathering = Gathering(delivered.append)
+        for batch in range(rank, batches, 2):
             gathering.put(batch)
         end = time.monotonic() + 60
-        while rank == 0 and batches and [len(arrived) for arrived in gathering._incoming] != [batches // 2]:
+        while rank == 0 and len(delivered) < batches:
             assert time.monotonic() < end, "they come though the other has not finished"
             time.sleep(0.01)
         from_rank_zero(None)
-        gathered.append(gathering.finish(mine))
+        gathering.finish()
+        gathered.append(delivered)
     assert rank == 0 or not any(gathered)
     return gathered, from_rank_zero(f"of {rank}" if rank == 0 else ""), multiprocessing.get_start_method()

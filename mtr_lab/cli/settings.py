@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import hydra
@@ -9,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtr_lab.cli.overrides import ALL_KEYS
-from mtr_lab.cli.targets import check_targets
+from mtr_lab.cli.targets import check_targets, resolved
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -116,7 +117,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
     for key in known:
         if key not in keys:
             raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
-    check_targets(OmegaConf.to_container(config, resolve=True))
+    check_targets(resolved(config))
     absent = object()
     for key, setting in SCHEMA.items():
         value = OmegaConf.select(config, key, default=absent)
@@ -139,12 +140,13 @@ def choose_budget(config: DictConfig, default: DictConfig) -> None:
         raise UserError(f"{pairs}: give one of {', '.join(BUDGETS)}.")
 
 
-def setting_names(config_name: str) -> list[str]:
+@cache
+def setting_names(config_name: str) -> tuple[str, ...]:
     """The keys of a program's default configuration, dotted, and the groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
-    return [*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir())]
+    return (*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir()))
 
 
 def flatten(node: DictConfig, prefix: str = "", whole: Sequence[str] = ()) -> list[str]:

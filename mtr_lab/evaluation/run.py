@@ -91,6 +91,8 @@ class Measurement:
 
     run: PassResult
     points: list[Point]
+    batch_size: int | None
+    """Images at once, where the device had no memory for ``dataset.batch_size``."""
 
 
 def measure(job: Job) -> Measurement:
@@ -120,7 +122,7 @@ def measure(job: Job) -> Measurement:
             speeds,
             with_memory=not job.config.trainer.cuda_graph,
         )
-    return Measurement(run, described)
+    return Measurement(run, described, evaluation.batch_size)
 
 
 SCHEDULES, EVALUATE, TIME, PICTURES_PHASE, INTERVALS = "schedules", "evaluate", "time", "pictures", "intervals"
@@ -164,6 +166,8 @@ def write(job: Job, measured: Measurement) -> None:
         "environment": {**describe_environment(), "device": job.machine.device},
         "points": measured.points,
     }
+    if measured.batch_size is not None:
+        result["batch_size"] = measured.batch_size
     for file in write_run(result, run.predictions, job.folder):
         print(f"wrote {file}")
 

@@ -118,6 +118,7 @@ class Result(TypedDict):
     weights: NotRequired[dict[str, Any]]  # source, revision (resolved to a commit), sha256
     key: NotRequired[Key]  # an evaluation with an equal key is not repeated
     unreduced: NotRequired[Unreduced]
+    batch_size: NotRequired[int]  # images evaluated at once, where the device had no memory for dataset.batch_size
     logged: NotRequired[list[str]]  # names of the loggers that have received it
 
 

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.reduction import Budget, Reduction, Schedule
 from mtr_lab.results.predictions import Predictions, point_name
-from mtr_lab.tasks.ranks import Gathering
+from mtr_lab.tasks.ranks import Gathering, of_all_ranks
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class BatchResults(Protocol):
 
 
 Results = TypeVar("Results", bound=BatchResults)
+Output = TypeVar("Output")
 
 
 class Evaluation(LightningModule, ABC, Generic[Results]):
@@ -79,10 +81,14 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
         self.reduction = reduction
         self.points = points
         self.results: list[Results] = []
-        """Of the batches, in their order."""
+        """Of the batches of all processes, in their order; on rank 0."""
+        self.batch_size: int | None = None
+        """The number of images that the device had memory for at once; ``None`` if that is every batch."""
         self.watch: Callable[[int], None] = lambda place: None
         """Told the place of every point that a batch is run at, when it begins."""
-        self._gathering: Gathering[Results] = Gathering(alone=True)  # ``setup`` makes that of a trainer's processes
+        self._gathering: Gathering[Results] = Gathering(
+            self.receive, alone=True
+        )  # ``setup`` makes that of a trainer's processes
 
     @abstractmethod
     def forward_at(self, point: OperatingPoint, images: Tensor) -> object:
@@ -107,7 +113,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: every process calls it, with or without a batch."""
-        self.results, self._gathering = [], Gathering()
+        self.results, self._gathering = [], Gathering(self.receive)
 
     def points_in_turn(self) -> Iterator[OperatingPoint]:
         """The points; ``watch`` follows."""
@@ -116,20 +122,48 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
             yield point
 
     def keep(self, results: Results) -> None:
-        """Store the results of the next batch, and send them to rank 0."""
-        self.results.append(results)
+        """Send the results of the next batch to rank 0."""
         self._gathering.put(results)
 
+    def receive(self, results: Results) -> None:
+        """Store the results of the next batch of all processes, on rank 0."""
+        self.results.append(results)
+
+    def in_parts(self, run: Callable[[slice], Output], images: int) -> list[Output]:
+        """Call ``run`` for a whole batch or, if the device has no memory for it, for its halves, quarters, ….
+
+        Later batches are divided alike.
+
+        Args:
+            run: called with the places of the images to run.
+            images: their number in the batch.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no memory for a single image.
+        """
+        while True:
+            size = min(images, self.batch_size or images)
+            try:
+                return [run(slice(start, start + size)) for start in range(0, images, size)]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Not in the handler: until it ends, the error's traceback keeps the tensors of the failed call.
+            torch.cuda.empty_cache()
+            self.batch_size = -(-size // 2)
+            print(f"out of memory at {size} images at once: going on with {self.batch_size}", flush=True)
+
     def gather(self) -> None:
-        """Collect the results of all processes on rank 0, in the order of the images; the others keep none.
+        """Wait for the results of all processes on rank 0, which are in the order of the images.
 
         Every process has to call it, after ``trainer.test``.
         """
-        self.results = self._gathering.finish(self.results)
+        self._gathering.finish()
+        self.batch_size = min(filter(None, of_all_ranks(self.batch_size)), default=None)
 
     def release(self) -> None:
         """Free the results of the last pass."""
-        self.results, self._gathering = [], Gathering(alone=True)
+        self.results, self._gathering = [], Gathering(self.receive, alone=True)
 
     def image_names(self) -> dict[str, np.ndarray]:
         """``ids`` and ``hashes`` of the images that could be read.

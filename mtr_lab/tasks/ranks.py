@@ -1,10 +1,10 @@
 """Messages between the processes of an evaluation, over the hosts' network: broadcasts, and gathering on rank 0."""
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
-from itertools import zip_longest
-from queue import SimpleQueue
+from functools import cache, partial
+from queue import Full, Queue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
@@ -12,8 +12,19 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+AHEAD = 8
+"""Batches whose results wait in a process. One that is further ahead of the others waits: they end together anyway."""
 TIMEOUT = timedelta(days=1)
 """Of worker ranks. Long, because rank 0 also times models and waits for locks; a dead rank 0 is detected at once."""
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """The values of all processes, anything that can be pickled, by rank; every process has to call it."""
+    if not _is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_host_group())
+    return values
 
 
 def from_rank_zero(value: T) -> T:
@@ -26,55 +37,52 @@ def from_rank_zero(value: T) -> T:
 
 
 class Gathering(Generic[T]):
-    """Collects the results of all ranks on rank 0, in a thread that sends them while the next batches are computed.
+    """Delivers the results of all ranks on rank 0, in a thread that sends them while the next batches are computed.
 
     Every process has to make one. Rank r of w computes batches r, r + w, r + 2w, …. A result is anything that can be
-    pickled, except ``None``.
+    pickled, except ``None``. A rank keeps no result that it has sent.
 
     Args:
+        deliver: called on rank 0 with the result of every batch, in the order of the batches.
         alone: this process computes all batches; it sends and receives nothing.
     """
 
-    def __init__(self, alone: bool = False) -> None:
+    def __init__(self, deliver: Callable[[T], object], alone: bool = False) -> None:
+        self._deliver = deliver
         # A collective call: all ranks make it together.
         self._group = _host_group() if not alone and _is_distributed() else None
-        self._rank, ranks = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
-        self._outgoing: SimpleQueue[T | None] = SimpleQueue()
-        self._incoming: list[list[T]] = [[] for _ in range(1, ranks)]
+        self._own: Queue[T | None] = Queue(AHEAD)
         self._error: BaseException | None = None
-        exchange = self._send if self._rank > 0 else self._receive
+        exchange = self._send if self._group is not None and dist.get_rank() > 0 else self._receive
         # A daemon: a process that fails does not wait for messages of the others.
         self._thread = Thread(target=self._run, args=[exchange], daemon=True)
 
     def put(self, result: T) -> None:
         """Queue the result of this rank's next batch; raises the error of an earlier transfer."""
-        if self._error is not None:
-            raise self._error
-        if self._rank > 0:
-            self._outgoing.put(result)
-        self._start()
-
-    def finish(self, own: list[T]) -> list[T]:
-        """The results of all ranks in the order of the batches, on rank 0; an empty list on the others.
-
-        Args:
-            own: the results of this rank.
-        """
         if self._group is None:
-            return own
-        self._outgoing.put(None)
-        self._start()
+            self._deliver(result)
+        else:
+            self._queue(result)
+
+    def finish(self) -> None:
+        """Wait until all results of this rank are sent, on rank 0 until all results of all ranks are delivered."""
+        if self._group is None:
+            return
+        self._queue(None)
         self._thread.join()
+        self._check()
+
+    def _queue(self, result: T | None) -> None:
+        if self._thread.ident is None:  # not before the first batch: data loaders fork their workers until then
+            self._thread.start()
+        while True:
+            self._check()
+            with contextlib.suppress(Full):
+                return self._own.put(result, timeout=1)  # then look whether the thread has failed
+
+    def _check(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._rank > 0:
-            return []
-        return [result for row in zip_longest(own, *self._incoming) for result in row if result is not None]
-
-    def _start(self) -> None:
-        """Start the thread with the first batch: it must not run while data loaders fork their workers."""
-        if self._group is not None and self._thread.ident is None:
-            self._thread.start()
 
     def _run(self, exchange: Callable[[], None]) -> None:
         try:
@@ -83,22 +91,25 @@ class Gathering(Generic[T]):
             self._error = error
 
     def _send(self) -> None:
-        result: T | None = self._outgoing.get()
-        while result is not None:
+        while (result := self._own.get()) is not None:
             dist.send_object_list([result], dst=0, group=self._group)
-            result = self._outgoing.get()
         dist.send_object_list([None], dst=0, group=self._group)
 
     def _receive(self) -> None:
-        active = dict(enumerate(self._incoming, start=1))
-        while active:
-            for rank, results in list(active.items()):
-                message: list[T | None] = [None]
-                dist.recv_object_list(message, src=rank, group=self._group)
-                if message[0] is None:
-                    del active[rank]
+        sources: list[Callable[[], T | None]] = [self._own.get]
+        sources += [partial(self._receive_from, rank) for rank in range(1, dist.get_world_size())]
+        while sources:
+            for source in list(sources):
+                result = source()
+                if result is None:
+                    sources.remove(source)
                 else:
-                    results.append(message[0])
+                    self._deliver(result)
+
+    def _receive_from(self, rank: int) -> T | None:
+        message: list[T | None] = [None]
+        dist.recv_object_list(message, src=rank, group=self._group)
+        return message[0]
 
 
 def _is_distributed() -> bool:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from mtr_lab.reduction import Reduction, Schedule
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.store import claim
-from mtr_lab.tasks.ranks import Gathering
+from mtr_lab.tasks.ranks import of_all_ranks
 from mtr_lab.tasks.task import Task
 from mtr_lab.training.averaging import WeightEMA
 from mtr_lab.training.checkpoint import LastCheckpoint, PlainCheckpointIO, check_resume
@@ -144,7 +143,7 @@ def _train(config: DictConfig, folder: Path) -> Path:
     ):
         warnings.filterwarnings("ignore", message=noise)
     trainer.fit(module, datamodule=datamodule, ckpt_path=settings.resume and str(settings.resume))
-    skipped = gather_names(module.skipped)
+    skipped = sorted(set[str]().union(*of_all_ranks(module.skipped)))
     if not trainer.is_global_zero:
         return folder
 
@@ -248,13 +247,6 @@ def freeze_backbone(task: Task, model: nn.Module) -> None:
             "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
         )
     backbone.requires_grad_(False)
-
-
-def gather_names(names: set[str]) -> list[str]:
-    """On rank 0, those of all processes, sorted."""
-    gathering, mine = Gathering[list[str]](), sorted(names)
-    gathering.put(mine)
-    return sorted(set(chain.from_iterable(gathering.finish([mine]))))
 
 
 def save_weights(model: nn.Module, backbone: Backbone, path: Path, label_names: Sequence[str] | None) -> None:

@@ -1,5 +1,6 @@
 """An evaluation keeps the results of a batch when it runs the next one."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from mtr_lab import create_model
 from mtr_lab.reduction import Reduction, policy_config
-from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
+from mtr_lab.tasks.classification.evaluation import ClassifiedBatch, ClassifierEvaluation
 from mtr_lab.tasks.evaluation import OperatingPoint
 
 
@@ -33,6 +34,22 @@ def test_results_are_read_after_the_next_batch_has_started() -> None:
     assert list(found.ids) == [f"{i}.png" for i in range(9)]
     assert list(found.labels) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     np.testing.assert_array_equal(found.log_probs[1], np.concatenate(expected))
+
+
+def test_the_predictions_of_many_batches_are_in_memory_once() -> None:
+    model = create_model("vim_nano", img_size=32, depth=1)
+    reduction = Reduction(model, policy_config("mtr"))
+    task = ClassifierEvaluation(model, reduction, [OperatingPoint("none", 0.0, reduction.solve(0.0))] * 2)
+    tracemalloc.start()
+    for i in range(200):
+        names, log_probs = np.array([str(i)] * 20), np.full((2, 20, 1000), -i, np.float32)
+        task.receive(ClassifiedBatch(names, names, np.full(20, i), np.zeros((2, 20, 5), np.int32), log_probs, []))
+    found = task.predictions()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.log_probs.shape == (2, 4000, 1000)
+    np.testing.assert_array_equal(found.log_probs[:, ::20, 0], -np.tile(np.arange(200.0), (2, 1)))
+    assert peak < 1.2 * found.log_probs.nbytes
 
 
 @pytest.mark.gpu

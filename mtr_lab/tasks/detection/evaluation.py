@@ -3,6 +3,8 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +70,16 @@ class DetectionEvaluation(Evaluation[DetectedBatch]):
         check_finite(features if isinstance(features, Tensor) else features[-1], point)
         return self.model.detect(batch, features)
 
+    def _detect_part(self, point: OperatingPoint, batch: Mapping[str, Any], part: slice) -> list[dict[str, Tensor]]:
+        images = {name: batch[name][part] for name in ("image", "size", "original_size")}
+        return list(map(on_cpu, self.detect_at(point, images)))
+
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         truths = [on_cpu(objects) for objects in batch["objects"]]
         results = DetectedBatch(batch["id"], batch["hash"], list(map(as_arrays, truths)), [], [], batch["skipped"])
         for point in self.points_in_turn() if len(batch["id"]) else []:
-            detections = [on_cpu(detection) for detection in self.detect_at(point, batch)]
+            parts = self.in_parts(partial(self._detect_part, point, batch), len(batch["id"]))
+            detections = list(chain.from_iterable(parts))
             metric = mean_average_precision(self.model.head.masks)
             metric.update(detections, truths)
             results.detections.append(list(map(as_arrays, detections)))

@@ -39,7 +39,8 @@ class SegmentationEvaluation(Evaluation[SegmentedBatch]):
         Raises:
             UserError: the model's outputs are not finite.
         """
-        logits = self.forward_at(point, batch["image"])
+        windows = batch["image"]
+        logits = torch.cat(self.in_parts(lambda part: self.forward_at(point, windows[part]), len(windows)))
         check_finite(logits, point)
         return classify_pixels(logits, batch)
 
