@@ -32,9 +32,11 @@ def fit_positions(
         antialias: see ``resize_positions``.
 
     Raises:
-        UserError: the number of patches fits no grid, or the embeddings look like those of the turned grid.
+        UserError: the number of patches fits no grid or no image, or the embeddings look like those of the turned grid.
     """
     patches = embedding.shape[1] - len(special(0))
+    if patches > _MOST:
+        raise UserError(f"{label}: pos_embed has {patches} patches, more than any image: expected at most {_MOST}.")
     side = math.isqrt(patches)
     if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
         raise UserError(f"{label}: pos_embed has {patches} patches, not the {list(stated)} of the stated grid.")
@@ -44,6 +46,10 @@ def fit_positions(
     if tuple(old) == grid:
         return embedding
     return resize_positions(embedding.float(), special, (old[0], old[1]), grid, antialias=antialias)
+
+
+_MOST = 2**20
+"""Patches of an image of 16 384 x 16 384 pixels."""
 
 
 def _check_own(patches: Tensor, grid: tuple[int, int], label: str) -> None:

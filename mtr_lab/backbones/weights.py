@@ -242,8 +242,11 @@ def _advice(path: Path) -> str:
 
 def _no_numbers(value: Tensor, wanted: Tensor) -> str | None:
     """What is wrong with the values of a parameter of a file, ``None`` if nothing is."""
-    if value.is_quantized or value.layout != torch.strided or value.is_meta:
-        return "is quantised, sparse or without values, expected a dense tensor"
+    if value.is_quantized or value.is_nested or value.layout != torch.strided or value.is_meta:
+        return "is quantised, nested, sparse or without values, expected a dense tensor"
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    if value.numel() > max(stored, wanted.numel()):  # a small file may claim more memory than there is
+        return f"has {value.numel()} values, of which the file stores {stored}"
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
         return f"has numbers of {value.dtype}, expected those of {wanted.dtype}, or other floating-point ones"
     if value.is_floating_point() and not bool(value.to(wanted.dtype).isfinite().all()):

@@ -440,11 +440,16 @@ def test_another_geometry_says_what_to_do(tmp_path: Path, changes: dict) -> None
         (torch.full((5,), 1e300, dtype=torch.float64), r"head.bias has values that are .* infinite"),
         (torch.ones(5, dtype=torch.int8), "head.bias has numbers of torch.int8, expected those of torch.float32"),
         (torch.ones(5, dtype=torch.complex64), "head.bias has numbers of torch.complex64"),
-        (torch.ones(5).to_sparse(), "head.bias is quantised, sparse or without values"),
+        (torch.ones(5).to_sparse(), "head.bias is quantised, nested, sparse or without values"),
+        (torch.ones(5).to_sparse().coalesce(), "head.bias is quantised, nested, sparse or without values"),
+        (torch.ones(5, 5).to_sparse_csr(), "head.bias is quantised, nested, sparse or without values"),
+        (torch.nested.nested_tensor([torch.ones(5)]), "head.bias is quantised, nested, sparse or without values"),
         (torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8), "head.bias is quantised"),
-        (torch.ones(5, device="meta"), "head.bias is quantised, sparse or without values"),
+        (torch.ones(5, device="meta"), "head.bias is quantised, nested, sparse or without values"),
+        (torch.ones(1).expand(10**12), "head.bias has 1000000000000 values, of which the file stores 1"),
     ],
-    ids=["NaN", "infinite", "too large", "int8", "complex", "sparse", "quantised", "meta"],
+    ids=[*("NaN", "infinite", "too large", "int8", "complex"), "sparse", "coalesced", "CSR", "nested", "quantised"]
+    + ["meta", "expanded"],
 )
 def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, value: torch.Tensor, message: str) -> None:
     torch.save({**tiny().state_dict(), "head.bias": value}, tmp_path / "w.pth")
@@ -466,6 +471,12 @@ def test_they_are_refused_before_they_are_adapted(tmp_path: Path, kind: str, key
     torch.save({**tiny().state_dict(), key: value}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=f"{key} (is|has)"):
         create_model("vim_ti", checkpoint=tmp_path / "w.pth", **{**TINY, "img_size": 64, "channels": 1})
+
+
+def test_position_embeddings_of_more_patches_than_any_image(tmp_path: Path) -> None:
+    torch.save({**tiny().state_dict(), "pos_embed": torch.zeros(1, 1025**2 + 1, TINY["embed_dim"])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="pos_embed has 1050625 patches, more than any image: expected at most 1048576"):
+        load(tmp_path / "w.pth")
 
 
 class Payload:
