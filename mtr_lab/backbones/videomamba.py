@@ -102,8 +102,8 @@ CONFIGS = complete(
             "num_frames": 16,
             "num_classes": len(MOTIONS),
             "label_names": MOTIONS,
-            "license": "apache-2.0",
-            "verified": "weights",
+            "license": "–",  # no weights yet
+            "verified": "–",
         },
     },
     first_conv="patch_embed.proj",
