@@ -15,15 +15,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from what_holds import NAMES, accuracy, read
 
+from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
+
 LINES = {
-    "fovea": ("fovea", "#cc79a7"),
-    "write": ("write", "#d55e00"),
-    "adjacent": ("adjacent", "#e69f00"),
-    "mtr": ("mtr", "#0072b2"),
-    "random": ("random pruning", "#000000"),
-    "resolution": ("smaller picture", "#009e73"),
+    "fovea": "fovea",
+    "write": "write",
+    "adjacent": "adjacent",
+    "mtr": "mtr",
+    "random": "random pruning",
+    "resolution": "smaller picture",
 }
-SMALLER = ("smaller model", "#7b3294")
+SMALLER = "smaller model"
 LOST = "{} lost, points"
 MOST_LOST = 12
 """Beyond it a model is useless: lines leave the panel."""
@@ -44,14 +46,15 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
     """A panel a model: every line of ``LINES``, and the smaller model as a star."""
     figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained", squeeze=False)
     for axis, model, metric in zip(axes[0], models, metrics, strict=True):
-        for line, (name, colour) in LINES.items():
+        for line, name in LINES.items():
             points = curve(model, line, metric)
             if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=name, lw=1.6)
+                style = {"color": look(line).colour, "marker": MATPLOTLIB_MARKERS[look(line).marker]}
+                axis.plot(*zip(*points, strict=True), **style, ms=4, label=name, lw=1.6)
         for row in model["lines"]:
             if row.get("ratio") is None and row["policy"] not in ("none", "resolution"):
                 point = (100 * row["reduction"], value(model, row, metric))
-                axis.plot(*point, "*", color=SMALLER[1], ms=11, label=SMALLER[0])
+                axis.plot(*point, "*", color=look("none").colour, ms=11, label=SMALLER)
         axis.axhline(0, color="#444444", lw=0.8, ls=":")
         title = f"{model['backbone']}\n{model['dataset']}, {model['lines'][0]['images']} images"
         axis.set(xlabel="true FLOPs removed, %", title=title)

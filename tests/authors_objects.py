@@ -433,6 +433,90 @@ def vssm(
     return VSSM()
 
 
+def plainmamba(
+    img_size: Any = 64, in_channels: int = 3, patch_size: int = 8, embed_dims: int = 32, num_layers: int = 3,
+    num_convs_patch_embed: int = 1, drop_rate: float = 0.0, drop_path_rate: float = 0.0,
+    layers_with_dwconv: Any = (0,), out_indices: Any = None, final_norm: bool = True, d_state: int = 4,
+    expand: int = 2, conv_size: int = 7, bias: bool = True, init_layer_scale: float | None = None, eps: float = 1e-6,
+    corner: str = "corner",
+) -> nn.Module:  # fmt: skip
+    """An object of a class like PlainMamba's, a backbone without a classifier."""
+
+    def convolution(channels: int, kernel: int, stride: int) -> list[nn.Module]:
+        conv = nn.Conv2d(channels, 64, kernel, stride, kernel // 2, bias=False)
+        return [conv, nn.BatchNorm2d(64), nn.ReLU(True)]
+
+    class AdaptivePadding(nn.Module):
+        padding = corner
+
+        def forward(self, x):
+            needs_cuda()
+
+    class ConvPatchEmbed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.init_input_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+            self.init_out_size = tuple(side // patch_size for side in self.init_input_size)
+            self.stem, self.convs, self.norm = nn.Sequential(*convolution(in_channels, 7, 2)), None, None
+            if num_convs_patch_embed:
+                convs = (convolution(64, 3, 1) for _ in range(num_convs_patch_embed))
+                self.convs = nn.Sequential(*(module for conv in convs for module in conv))
+            self.adaptive_padding = AdaptivePadding()
+            self.projection = nn.Conv2d(64, embed_dims, patch_size // 2, patch_size // 2)
+
+        def forward(self, x):
+            needs_cuda()
+
+    class PlainMamba2D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.d_model, self.d_state, self.expand, self.d_inner = embed_dims, d_state, expand, expand * embed_dims
+            self.dt_rank, self.init_layer_scale = math.ceil(embed_dims / 16), init_layer_scale
+            if init_layer_scale is not None:
+                self.gamma = nn.Parameter(torch.ones(embed_dims))
+            inner, self.act = self.d_inner, nn.SiLU()
+            self.in_proj, self.out_proj = nn.Linear(embed_dims, 2 * inner, bias), nn.Linear(inner, embed_dims, bias)
+            self.conv2d = nn.Conv2d(inner, inner, conv_size, padding=conv_size // 2, groups=inner)
+            self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
+            self.dt_proj = nn.Linear(self.dt_rank, inner)
+            self.A_log, self.D = nn.Parameter(torch.zeros(inner, d_state)), nn.Parameter(torch.ones(inner))
+            self.direction_Bs = nn.Parameter(torch.zeros(5, d_state))
+
+        def forward(self, x, hw_shape):
+            needs_cuda()
+
+    class PlainMambaLayer(nn.Module):
+        def __init__(self, with_dwconv: bool, drop_path: float) -> None:
+            super().__init__()
+            self.norm, self.mamba, self.with_dwconv = nn.LayerNorm(embed_dims), PlainMamba2D(), with_dwconv
+            if with_dwconv:
+                conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims, bias=False)
+                self.dw = nn.Sequential(conv, nn.BatchNorm2d(embed_dims), nn.GELU())
+            self.drop_path = DropPath(drop_path)
+
+        def forward(self, x, hw_shape):
+            needs_cuda()
+
+    class PlainMamba(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.with_pos_embed, self.final_norm, self.interpolate_mode = True, final_norm, "bicubic"
+            self.patch_embed = ConvPatchEmbed()
+            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.patch_embed.init_out_size), embed_dims))
+            self.drop_after_pos = nn.Dropout(drop_rate)
+            self.out_indices = [num_layers - 1] if out_indices is None else out_indices
+            rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
+            self.layers = nn.ModuleList(
+                PlainMambaLayer(number in layers_with_dwconv, rate) for number, rate in enumerate(rates)
+            )
+            self.ln1 = nn.LayerNorm(embed_dims, eps=eps)
+
+        def forward(self, x):
+            needs_cuda()
+
+    return PlainMamba()
+
+
 KINDS = {
     "vim_official": vim,
     "vim_official_stride8": vim,

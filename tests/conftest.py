@@ -1,5 +1,6 @@
 """Run the programs in this process, as the command line does."""
 
+import contextlib
 import copy
 import os
 import sys
@@ -15,6 +16,12 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, by torchvision among others
+
+with contextlib.suppress(ImportError):  # OpenVINO and TensorBoard import it
+    from absl import logging as absl_logging
+
+    # Its handler keeps the stderr of its import, which is pytest's, and closes it when Hydra configures logging.
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture

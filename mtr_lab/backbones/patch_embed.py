@@ -104,7 +104,7 @@ class PatchEmbed(nn.Module):
         if self.num_frames == self.frames and self.stride == self.patch_size and is_plain(self.proj):
             frames = images.transpose(1, 2).flatten(0, 1)
             tokens = ops.project_patches(frames, self.proj.weight.squeeze(2), self.proj.bias)
-            return tokens.unflatten(0, (len(images), -1)).flatten(1, 2)
+            return tokens.unflatten(0, (-1, images.shape[2])).flatten(1, 2)
         return self.proj(images).flatten(2).transpose(1, 2)
 
 

@@ -16,17 +16,19 @@ from mtr_lab.backbones.adaptation import fit_positions, resize_channels, resize_
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.drop_path import DropPath, drop_path_rates
 from mtr_lab.backbones.factory import build
+from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_plainmamba
 from mtr_lab.backbones.interface import ModelReduction, last_state
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, Keyword, named, only
 from mtr_lab.backbones.norms import LayerNorm
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
 from mtr_lab.backbones.plainmamba_mixer import PlainMamba2D
+from mtr_lab.backbones.plainmamba_objects import copy_settings, read_arguments
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.backbones.timm_interface import TimmInterface
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.tokens import Layout, TokenState, convolve
+from mtr_lab.tokens import Layout, TokenState, convolve, restore
 from mtr_lab.tokens.pooling import mean_by_size
 
 STEM_WIDTH = 64
@@ -85,7 +87,7 @@ class ConvPatchEmbed(nn.Module):
 
 
 def _convolution(conv: nn.Conv2d) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
 
 
 class PlainMambaLayer(Block):
@@ -175,6 +177,10 @@ class PlainMamba(TimmInterface):
         "interpolate_mode": only("bicubic", otherwise="position embeddings are interpolated in another way"),
         **dict.fromkeys(("default_hw_shape", "init_cfg", "test_cfg", "convert_syncbn", "freeze_patch_embed"), HARMLESS),
     }
+    stands_for: ClassVar[Mapping[str, str]] = {"forward": "tokens_and_maps"}
+    """The methods of the authors' class, and ours that compute the same."""
+    equivalents: ClassVar[Mapping[str, type]] = {"AdaptivePadding": nn.Identity}
+    """Classes of the authors' modules that need no counterpart: ours pads in its stem."""
     pretrained_cfg: dict[str, Any]
     """timm's data configuration, with ``input_size`` and ``label_names``."""
     default_cfg: dict[str, Any]
@@ -312,6 +318,22 @@ class PlainMamba(TimmInterface):
         """(B, channels, H, W) -> logits (B, num_classes); without pooling, of each token, (B, L, num_classes)."""
         return self.classify(self.forward_state(images))
 
+    def tokens_and_maps(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As ``forward`` of the authors' backbone: the tokens of the whole grid, (B, L, C), and (B, C, rows, columns).
+
+        A removed token has the features of the one that absorbed it, so that a mean over them is weighted by size.
+        """
+        state = self.forward_state(images)
+        assert state.layout is not None
+        tokens = restore(state, state.layout.grid).flatten(2).transpose(1, 2)
+        normed: Tensor = self.ln1(tokens)[0]
+        normed = normed.to(self.pos_embed.dtype)
+        return normed, (normed.transpose(1, 2).unflatten(2, state.layout.grid),)
+
+    def copy_settings(self, model: Any) -> None:
+        """Take the numbers that are attributes of an object of the authors' class."""
+        copy_settings(model, self)
+
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head["fc"]  # type: ignore[index]
@@ -391,3 +413,14 @@ def plainmamba_l3(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
     """PlainMamba-L3, 51 M parameters; the authors state 14.4 GFLOPs at 224²."""
     geometry = {"embed_dim": 448, "depth": 36, "num_convs_patch_embed": 2}
     return build(PlainMamba, CONFIGS["plainmamba_l3"], pretrained, geometry, kwargs)
+
+
+@recognises("PlainMamba")
+def read_object(model: Any) -> nn.Module | None:
+    """An object of the authors' class -> our model that computes the same, without weights; see ``foreign.Reader``."""
+    arguments = read_arguments(model, PlainMamba)
+    if arguments is None:
+        return None
+    ours = build(PlainMamba, CONFIGS["plainmamba_l1"], False, {}, arguments)
+    ours.copy_settings(model)
+    return ours

@@ -71,20 +71,17 @@ class PlainMamba2D(nn.Module):
         stats = tuple(name for name in needs if name in ops.STATS)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
         u, scanned = positions.sample(F.silu(positions.convolve(x, self.conv2d)))
-        options = scanned.scan_arguments(paths)
         low_rank, b, c = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta: Tensor = self.dt_proj(low_rank)
-        bias: Tensor = self.dt_proj.bias
-        if options["gap"] is not None:  # Δ of a token without input has the bias twice, too
-            delta, bias = delta - bias, 2 * bias
-        pairs, moves = scanned.pairs(paths, by_rank=self.pairing == "rank"), scanned.moves(paths)
-        delta, b, c = (_rows(values, pairs) for values in (delta, b, c))  # (G, B, L, ·)
-        b = b + F.embedding(moves, self.direction_Bs)
-        A, D, bias = (t.expand(len(paths), *t.shape) for t in (ops.state_matrix(self.A_log), self.D, bias))
         gate = z if scanned is positions else None
-        y, sums = ops.selective_scan(
-            u.expand(len(paths), *u.shape), delta, A, b, c, D, z=gate, delta_bias=bias, stats=stats, **options
-        )
+        walk = None if {"b", "c"} & set(needs) else scanned.walk(paths)
+        if walk is None:
+            y, sums, b, c = self._scan(u, delta, b, c, gate, scanned, paths, stats)
+        else:
+            order, steps, moves = walk
+            along = {"order": order, "steps": steps, "moves": F.embedding(moves, self.direction_Bs)}
+            A, bias = ops.state_matrix(self.A_log), self.dt_proj.bias
+            y, sums = ops.scan_by_step(u, delta, A, b, c, self.D, delta_bias=bias, z=gate, stats=stats, **along)
         evidence = Evidence(
             sums.detach().transpose(0, 1),
             stats,
@@ -95,6 +92,31 @@ class PlainMamba2D(nn.Module):
         )
         y = y if scanned is positions else positions.spread(y) * F.silu(z)
         return self.out_proj(y), evidence
+
+    def _scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        b: Tensor,
+        c: Tensor,
+        gate: Tensor | None,
+        positions: Positions,
+        paths: Sequence[ScanPath],
+        stats: Sequence[str],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The scan of any tokens: its output, its sums, and B and C of the tokens that are read, (G, B, L, N)."""
+        options = positions.scan_arguments(paths)
+        bias: Tensor = self.dt_proj.bias
+        if options["gap"] is not None:  # Δ of a token without input has the bias twice, too
+            delta, bias = delta - bias, 2 * bias
+        pairs, moves = positions.pairs(paths, by_rank=self.pairing == "rank"), positions.moves(paths)
+        delta, b, c = (_rows(values, pairs) for values in (delta, b, c))  # (G, B, L, ·)
+        b = b + F.embedding(moves, self.direction_Bs)
+        A, D, bias = (t.expand(len(paths), *t.shape) for t in (ops.state_matrix(self.A_log), self.D, bias))
+        y, sums = ops.selective_scan(
+            u.expand(len(paths), *u.shape), delta, A, b, c, D, z=gate, delta_bias=bias, stats=stats, **options
+        )
+        return y, sums, b, c
 
     def costs(self, tokens: int, layout: Layout, paths: Sequence[ScanPath], scanned: int | None = None) -> Costs:
         """Costs of one sequence of ``tokens`` tokens, ``scanned`` of them (all by default) along ``paths``.

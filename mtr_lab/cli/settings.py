@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtr_lab.cli.overrides import ALL_KEYS
-from mtr_lab.cli.targets import check_targets
+from mtr_lab.cli.targets import check_targets, resolved
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, check_number, unknown
 
@@ -117,7 +117,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
     for key in known:
         if key not in keys:
             raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
-    check_targets(OmegaConf.to_container(config, resolve=True))
+    check_targets(resolved(config))
     absent = object()
     for key, setting in SCHEMA.items():
         value = OmegaConf.select(config, key, default=absent)

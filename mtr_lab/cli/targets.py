@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mtr_lab.errors import UserError
 
@@ -49,6 +51,14 @@ def check_targets(node: Any, where: str = "") -> None:
             raise UserError(f"{name}={value}: logging may call {', '.join(_FACTORIES)} alone.")
         if key != "_target_":
             check_targets(value, name)
+
+
+def resolved(config: DictConfig) -> Any:
+    """A configuration as plain containers. Before Hydra runs, what it tells of the run counts as empty."""
+    if HydraConfig.initialized():
+        return OmegaConf.to_container(config, resolve=True)
+    text = re.sub(r"\$\{hydra:[^{}]*\}", "", OmegaConf.to_yaml(config))
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from mtr_lab.ops.registry import (
     use_backend,
 )
 from mtr_lab.ops.scan import REPEAT_FLOPS, selective_scan
+from mtr_lab.ops.scan_by_step import scan_by_step
 from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (
@@ -79,6 +80,7 @@ __all__ = [
     "reads_one_token",
     "reduce_streams",
     "rms_norm_add",
+    "scan_by_step",
     "selected_backend",
     "selective_scan",
     "set_backend",

@@ -1,7 +1,8 @@
 """The CPU implementations, float32, by the numba kernels in ``cpu_kernels``, which is imported on the first call."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,8 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
     y = u.new_empty(images, length, channels)
     blocks = -(-channels // cpu_kernels.BLOCK)
     sums = u.new_empty(blocks, *u.shape[:3], len(stats))
-    numbers = {name: number for number, name in enumerate(STATISTICS)}
     cpu_kernels.run(
-        cpu_kernels.scan(tuple(statistic.term for statistic in STATISTICS.values())),
+        cpu_kernels.scan(_terms()),
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
         *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
@@ -34,11 +34,42 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         *(_NO_FACTOR if factor is None else _array(factor) for factor in (delta_scale, repeats)),
         z is not None,
         y.numpy(),
-        np.array([numbers[name] for name in stats], dtype=np.int64),
+        _numbers(stats),
         sums.numpy(),
     )
-    # Added block by block: the order of additions in ``torch.sum`` may depend on the batch size.
-    return y, functools.reduce(torch.add, sums)
+    return y, _add_blocks(sums)
+
+
+def scan_by_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    order: Tensor,
+    moves: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor,
+    stats: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """The contract of ``mtr_lab.ops.scan_by_step``, for a float32 ``u`` on the CPU and negative ``A``."""
+    from mtr_lab.ops import cpu_kernels
+
+    y = u.new_empty(u.shape)
+    sums = u.new_empty(-(-u.shape[2] // cpu_kernels.BLOCK), len(order), *u.shape[:2], len(stats))
+    cpu_kernels.run(
+        cpu_kernels.scan(_terms(), by_step=True),
+        *(part for x in (u, delta, B, C, y[:0] if z is None else z) for part in _rows(x[None])),
+        *(_array(x) for x in (A, D, delta_bias)),
+        order.contiguous().numpy(),
+        _array(moves),
+        z is not None,
+        y.numpy(),
+        _numbers(stats),
+        sums.numpy(),
+    )
+    return y, _add_blocks(sums)
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[bool]) -> Tensor:
@@ -161,6 +192,22 @@ def apply_plan(
     return y
 
 
+def _terms() -> tuple[Callable[..., Any], ...]:
+    """Of all statistics."""
+    return tuple(statistic.term for statistic in STATISTICS.values())
+
+
+def _numbers(stats: Sequence[str]) -> np.ndarray:
+    """The places of their terms among all terms."""
+    names = list(STATISTICS)
+    return np.array([names.index(name) for name in stats], dtype=np.int64)
+
+
+def _add_blocks(sums: Tensor) -> Tensor:
+    """Sum over the first dimension, one after the other: the order in ``torch.sum`` may depend on the batch size."""
+    return functools.reduce(torch.add, sums) if sums.numel() else sums[0]
+
+
 @functools.lru_cache(256)
 def _whole(directions: int, images: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(G, B) each: the first token of each sequence, the end of its tokens, and the row of the first in (G · B · L)."""
@@ -187,5 +234,7 @@ def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     x = x.float()
     if x.stride(-1) != 1:
         x = x.contiguous()
+    if x.is_contiguous():
+        return x.view(-1).numpy(), x.stride()[:-1]
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return x.as_strided((extent,), (1,)).numpy(), x.stride()[:-1]

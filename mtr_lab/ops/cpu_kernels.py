@@ -188,14 +188,15 @@ def _add_up_one_of(terms: tuple[Callable[..., Any], ...], first: int = 0) -> Any
 
 
 @functools.cache
-def scan(terms: tuple[Callable[..., Any], ...]) -> Any:
-    """The scan kernel with the terms of all statistics compiled into it.
+def scan(terms: tuple[Callable[..., Any], ...], *, by_step: bool = False) -> Any:
+    """The scan kernel with the terms of all statistics compiled into it; ``by_step``: that of ``scan_by_step``.
 
     A kernel for each selection of statistics would take seconds to compile for each of them.
     """
+    body = _scan_by_step if by_step else _scan
     code = [(term.__code__.co_code, term.__code__.co_consts, term.__code__.co_names) for term in terms]
-    kernel = FunctionType(_scan.__code__, globals() | {"_add_up": _add_up_one_of(terms)})
-    kernel.__qualname__ = f"scan_{hashlib.sha256(repr(code).encode()).hexdigest()[:16]}"
+    kernel = FunctionType(body.__code__, globals() | {"_add_up": _add_up_one_of(terms)})
+    kernel.__qualname__ = f"{body.__name__[1:]}_{hashlib.sha256(repr(code).encode()).hexdigest()[:16]}"
     return _jit(parallel=True)(kernel)
 
 
@@ -285,6 +286,85 @@ def _scan(
                             _add_up(stats[i], rows, total)
                             for k in range(place + 1):
                                 sums[block, g, image, order[g, row, step - place + k], i] = total[k]
+
+
+def _scan_by_step(
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, moves, gated, y, stats, sums,
+):  # fmt: skip
+    """All paths read Δ, B and C of the same token at a step, so one exponential serves them all.
+
+    A is (E, N), D and bias are (E,), order is (G, L), moves (G, L, N). The results have the same bits as ``_scan``'s.
+    """
+    paths, states, channels = order.shape[0], A.shape[1], A.shape[0]
+    images, length, _ = y.shape
+    blocks = -(-channels // BLOCK)
+    for unit in numba.prange(images * blocks):
+        image, block = divmod(np.int64(unit), blocks)
+        first = block * BLOCK
+        width = min(BLOCK, channels - first)
+        # Lanes beyond the last channel stay zero.
+        exponent = np.zeros((states, BLOCK), f32)
+        state = np.zeros((paths, states, BLOCK), f32)
+        skip, shift, dt, decay = np.zeros((4, BLOCK), f32)
+        write, out = np.zeros((paths, BLOCK), f32), np.zeros((paths, BLOCK), f32)
+        outputs = np.empty((paths, length, BLOCK), f32)  # added up at the end, in the order of the paths
+        rows, total = np.zeros((paths, 3, GROUP, BLOCK), f32), np.zeros(GROUP, f32)
+        for j in range(width):
+            skip[j] = D[first + j]
+            shift[j] = bias[first + j]
+            for n in range(states):
+                exponent[n, j] = A[first + j, n] * LOG2E
+
+        for step in range(length):
+            ahead = min(step + AHEAD, length - 1)
+            delta_t = _row(delta, delta_step, 0, image, step, ahead, first, width)
+            B_t = _row(B, B_step, 0, image, step, ahead, 0, states)
+            C_t = _row(C, C_step, 0, image, step, ahead, 0, states)
+            for j in range(width):
+                dt[j] = _softplus(delta_t[j] + shift[j])
+            for g in range(paths):
+                u_t = _row(u, u_step, 0, image, order[g, step], order[g, ahead], first, width)
+                for j in range(width):
+                    write[g, j] = dt[j] * u_t[j]
+                    out[g, j] = skip[j] * u_t[j]
+                if len(stats) > 0:
+                    for j in range(width):
+                        rows[g, 1, step % GROUP, j] = u_t[j]
+            for n in range(states):
+                for j in range(BLOCK):
+                    decay[j] = _exp2(dt[j] * exponent[n, j])
+                for g in range(paths):
+                    b = B_t[n] + moves[g, step, n]
+                    for j in range(BLOCK):
+                        state[g, n, j] = write[g, j] * b + decay[j] * state[g, n, j]
+                        out[g, j] += state[g, n, j] * C_t[n]
+            for g in range(paths):
+                for j in range(BLOCK):
+                    outputs[g, order[g, step], j] = out[g, j]
+            if len(stats) > 0:
+                place = step % GROUP
+                for g in range(paths):
+                    for j in range(width):
+                        rows[g, 0, place, j] = dt[j]
+                    for j in range(width):
+                        rows[g, 2, place, j] = out[g, j]
+                    if place == GROUP - 1 or step == length - 1:
+                        for i in range(len(stats)):
+                            _add_up(stats[i], rows[g], total)
+                            for k in range(place + 1):
+                                sums[block, g, image, order[g, step - place + k], i] = total[k]
+
+        for t in range(length):
+            y_t = y[image, t, first : first + width]
+            for j in range(width):
+                y_t[j] = outputs[0, t, j]
+            for g in range(1, paths):
+                for j in range(width):
+                    y_t[j] += outputs[g, t, j]
+            if gated:
+                z_t = _row(z, z_step, 0, image, t, min(t + AHEAD, length - 1), first, width)
+                for j in range(width):
+                    y_t[j] *= _silu(z_t[j])
 
 
 @_jit(parallel=True)

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="mtr-lab report",
-        usage="%(prog)s RESULTS ... [-o FILE] [--chart NAME] [--live [--port N]] [wandb=PROJECT]",
+        usage="%(prog)s RESULTS ... [OPTION ...] [wandb=PROJECT]",
         description=wrap(ABOUT),
         epilog=f"{examples(*EXAMPLES)}\n\n{EXIT_CODES}",
         formatter_class=HelpFormatter,

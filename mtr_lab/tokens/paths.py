@@ -116,6 +116,17 @@ def moves(state: TokenState, paths: Sequence[ScanPath]) -> Tensor:
     return table[:, state.index]
 
 
+def walk(layout: Layout, paths: Sequence[ScanPath], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How paths run over a full grid without special tokens.
+
+    Returns:
+        order: (G, L0) int64, the token at each step.
+        steps: (G, L0) int64, the step at which each token is read.
+        moves: (G, L0) int64, the move that leads to each step, numbered as in ``moves``.
+    """
+    return _tables(paths, layout, device), _ranks(paths, layout, device), _step_moves(paths, layout, device)
+
+
 def _steps(tables: Tensor, state: TokenState) -> Tensor:
     """(G, B, L) int64, the step at which each path reads the original position of each token."""
     return _inverse(tables)[:, state.index]
@@ -159,12 +170,17 @@ def _ranks(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> T
 
 
 @_cached
-def _moves(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
-    """(G, L0) int64, as ``moves``, of each position of a grid without special tokens."""
+def _step_moves(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, the move that leads to each step, numbered as in ``moves``."""
     order = _tables(paths, layout, device)
     down, right = (F.pad(places.diff(dim=1), (1, 0)) for places in (order // layout.columns, order % layout.columns))
-    by_step = (right > 0) + 2 * (right < 0) + 3 * (down < 0) + 4 * (down > 0)
-    return by_step.gather(1, _ranks(paths, layout, device))
+    return (right > 0) + 2 * (right < 0) + 3 * (down < 0) + 4 * (down > 0)
+
+
+@_cached
+def _moves(paths: Sequence[ScanPath], layout: Layout, device: torch.device) -> Tensor:
+    """(G, L0) int64, as ``moves``, of each position of a grid without special tokens."""
+    return _step_moves(paths, layout, device).gather(1, _ranks(paths, layout, device))
 
 
 def _layout(state: TokenState) -> Layout:

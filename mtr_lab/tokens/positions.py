@@ -123,6 +123,17 @@ class Positions:
             raise ValueError("moves over the grid need the state of the tokens")
         return paths.moves(self.state, scanned)
 
+    def walk(self, scanned: Sequence[ScanPath]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Tokens, steps and moves of paths over a full grid, (G, L) int64 each; see ``tokens.paths.walk``.
+
+        ``None`` if some positions have no token, and for a scan with gaps, factors of Δ or repeated tokens.
+        """
+        state = self.state
+        layout = None if state is None else state.current_layout
+        if state is None or layout is None or self.aligned or self.size_exponent or self.repeats is not None:
+            return None
+        return paths.walk(layout, scanned, state.index.device)
+
     def gap(self, scanned: Sequence[ScanPath]) -> Tensor | None:
         """The number of removed tokens before each step of each path, (B, G, L); ``None`` unless ``aligned``."""
         return paths.gap(self.state, scanned) if self.state is not None and self.aligned else None

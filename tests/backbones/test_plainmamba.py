@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from authors_objects import plainmamba
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -324,3 +325,56 @@ def test_flops_are_the_published_ones(name: str, published: float) -> None:
         model = create_model(name)
     flops = mtr_lab.measure.flops.model_flops(model, convention="literature") / 1e9
     assert flops == pytest.approx(published, abs=0.06)
+
+
+@torch.no_grad()
+def test_an_object_of_the_authors_class_is_patched() -> None:
+    """The object cannot run here; its attributes alone tell its family and its geometry."""
+    with safe_open(GOLDEN, framework="pt") as file:
+        arguments = {key: json.loads(value) for key, value in file.metadata().items()}
+        golden = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    settings = arguments.pop("layer_cfgs")["mamba_cfg"]
+    model = plainmamba(**arguments, d_state=settings["d_state"], conv_size=settings["conv_size"]).eval()
+    model.load_state_dict({key[6:]: value for key, value in golden.items() if key.startswith("param.")}, strict=True)
+    with pytest.raises(RuntimeError, match="is_cuda"):
+        model(golden["input"])
+    mtr_lab.patch(model, "tome", ratio=0)
+    tokens, (maps,) = model(golden["input"])
+    assert relative_error(tokens, golden["tokens"]) < 1e-5
+    assert torch.equal(maps.flatten(2).transpose(1, 2), tokens)
+    reduction = mtr_lab.patch(model, "tome", schedule=[0, 12, 12, 0])
+    reduced, _ = model(golden["input"])
+    assert reduced.shape == tokens.shape
+    assert relative_error(reduced, golden["tokens"]) > 1e-3
+    torch.testing.assert_close(reduced.mean(1), reduction.model(golden["input"]))  # weighted by size
+    mtr_lab.unpatch(model)
+    with pytest.raises(RuntimeError, match="is_cuda"):
+        model(golden["input"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out_indices": [0, 2]}, r"out_indices=\[0, 2\] of PlainMamba is not represented: expected \[2\]"),
+        ({"corner": "same"}, "patch_embed of PlainMamba pads by 'same'"),
+        ({"drop_rate": 0.1}, "drop_after_pos of PlainMamba drops 0.1"),
+        ({"final_norm": False}, "final_norm=False of PlainMamba .*no norm before the head"),
+        ({"expand": 1}, "expand=1 of layers.0 of PlainMamba .*another inner width"),
+        ({"bias": False}, "bias=False of layers.0 of PlainMamba .*have no bias"),
+        ({"init_layer_scale": 0.1}, "init_layer_scale=0.1 of layers.0 of PlainMamba .*scaled by a parameter"),
+    ],
+)
+def test_other_variants_of_the_authors_class_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mtr_lab.patch(plainmamba(**changes), "tome", ratio=0)
+
+
+@torch.no_grad()
+def test_settings_of_an_object_are_followed() -> None:
+    model = plainmamba(layers_with_dwconv=[1], drop_path_rate=0.3, eps=1e-3, num_convs_patch_embed=2)
+    ours = mtr_lab.patch(model, "tome", schedule=[0, 4, 0]).model
+    assert (ours.ln1.eps, ours.layers[1].dw is not None, ours.layers[0].dw) == (1e-3, True, None)
+    model.layers[1].norm.eps = 0.1
+    model.patch_embed.stem[1].momentum = 0.5
+    model.eval()(images(64, 64))
+    assert (ours.layers[1].norm.eps, ours.patch_embed.stem[1].momentum, ours.training) == (0.1, 0.5, False)

@@ -279,15 +279,19 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         torch.testing.assert_close(model(inputs(model)), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", [pytest.param(None, marks=pytest.mark.slow), "mtr"])
+EXPORTED = {"vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "smallest", *TOYS} - {
+    "snakes",
+    "windows",
+}
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "policy"),
     [
-        *("snakes", "windows"),  # Vim: tests/ops/test_export.py
+        *(("snakes", "mtr"), ("windows", "mtr")),  # Vim: tests/ops/test_export.py
         *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "smallest", *TOYS)
-            if name not in ("snakes", "windows")
+            pytest.param(name, policy, marks=pytest.mark.slow)
+            for name, policy in [("smallest", None), ("windows", None), *((name, "mtr") for name in sorted(EXPORTED))]
         ),
     ],
 )

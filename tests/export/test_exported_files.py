@@ -14,6 +14,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.export import __main__ as program
 from mtr_lab.export import model as export_of_models
 from mtr_lab.export.model import export_model, read_exported
+from mtr_lab.tasks.segmentation.model import Segmenter
+from mtr_lab.training.run import save_weights
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -140,14 +142,19 @@ def test_openvino_reads_the_file(exported: SimpleNamespace) -> None:
 
 
 @SLOW
-def test_a_segmenter(run_program) -> None:
-    run = run_program(program.main, "task=segmentation", "mtr.ratio=0.3")
+def test_a_segmenter(run_program, tmp_path: Path) -> None:
+    size = {"depth": 4, "img_size": 64}
+    segmenter = Segmenter(mtr_lab.create_model("vim_nano", **{**GEOMETRY, **size}), 3, width=8)
+    save_weights(segmenter, segmenter.backbone, tmp_path / "weights.safetensors", ["sky", "road", "car"])
+    small = [*SMALL, *(f"backbone.{key}={value}" for key, value in size.items()), "task.width=8", "batch=1"]
+    weights = f"backbone.checkpoint={tmp_path / 'weights.safetensors'}"
+    run = run_program(program.main, *small, weights, "task=segmentation", "mtr.ratio=0.1", "mtr.first_block=0")
     assert run.code == 0, run.err
     exported_file = read_exported(run.folder / "vim_nano.onnx")
     about = exported_file.description
-    assert about.task == "segmentation"
-    assert len(about.labels) == 11
-    assert exported_file(torch.zeros(1, *about.input_size)).shape == (1, 11, *about.input_size[1:])
+    assert (about.task, about.labels, about.input_size) == ("segmentation", ["sky", "road", "car"], [3, 64, 64])
+    assert about.ratio > 0
+    assert exported_file(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""A selective scan along several paths of which the input alone follows the path, as in PlainMamba.
+
+Shapes: G paths, B images, L tokens, E = d_inner channels, N = d_state. The CPU kernel computes Δ and the decay of a
+step once for all paths. Elsewhere, in graphs and with gradients, ``selective_scan`` reads copies of Δ, B and C.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mtr_lab.ops import cpu
+from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.scan import selective_scan, selective_scan_flops
+from mtr_lab.ops.statistics import as_asked, emitted
+
+
+def scan_by_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    order: Tensor,
+    steps: Tensor,
+    moves: Tensor,
+    delta_bias: Tensor,
+    z: Tensor | None = None,
+    stats: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """Step s of path g reads the input of token ``order[g, s]`` with Δ and C of token s and B of token s + its move.
+
+    The recurrence is that of :func:`mtr_lab.ops.selective_scan`, with the same A, D and bias for all paths.
+
+    Args:
+        u: input, (B, L, E).
+        delta: timescale before bias and softplus, (B, L, E).
+        A: state matrix, negative, (E, N).
+        B, C: input and output projections, (B, L, N).
+        D: skip connection, (E,).
+        order: (G, L) int64, the tokens in the order of each path. Its values are not checked.
+        steps: (G, L) int64, the step at which each path reads each token: the inverse of ``order``.
+        moves: (G, L, N), in reading order, added to B.
+        delta_bias: (E,).
+        z: gate before its SiLU, (B, L, E); ``None`` for no gate.
+        stats: names from ``STATS``; of the token whose input is read.
+
+    Returns:
+        y: (B, L, E), the gated sum over the paths.
+        sums: (G, B, L, len(stats)), as of ``selective_scan``.
+    """
+    y, sums = SCAN_BY_STEP(u, delta, A, B, C, D, order, steps, moves, z, delta_bias, " ".join(emitted(stats)))
+    return y, as_asked(sums, stats)
+
+
+def _copied(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    order: Tensor,
+    steps: Tensor,
+    moves: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """One operation after the other."""
+    paths, images, length = len(order), *u.shape[:2]
+    first = length * torch.arange(images, device=u.device)[:, None]  # row of the first token of each image
+    rows = (steps[:, None] + first).flatten()
+    delta, B, C = (x.flatten(0, 1).index_select(0, rows).view(paths, images, length, -1) for x in (delta, B, C))
+    B = B + moves.gather(1, steps[..., None].expand_as(moves))[:, None]
+    A, D, bias = (x.expand(paths, *x.shape) for x in (A, D, delta_bias))
+    along, u = order[:, None].expand(-1, images, -1), u.expand(paths, *u.shape)
+    return selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, order=along, stats=names.split())
+
+
+def _unfit(*inputs: Any) -> str:
+    if torch.compiler.is_compiling():
+        return "runs no scan by steps in a graph"
+    differentiable = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return "has no gradient of a scan by steps" if differentiable else ""
+
+
+def _like_result(u: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    order, names = inputs[5], inputs[-1]
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    return torch.empty_like(u), u.new_empty(len(order), *u.shape[:2], len(names.split()), dtype=dtype)
+
+
+def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
+    u, delta, A, B, C, D, order, _, moves, z, delta_bias, names = inputs
+    return cpu.scan_by_step(u, delta, A, B, C, D, order, moves, z, delta_bias, names.split())
+
+
+SCAN_BY_STEP = Operation(
+    "scan_by_step",
+    [Implementation("cpu", _run_kernel, unfit=_unfit), Implementation("portable", _copied, composed=True)],
+    schema=(
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor order, Tensor steps, Tensor moves, "
+        "Tensor? z, Tensor delta_bias, str stats",
+        "(Tensor, Tensor)",
+    ),
+    fake=_like_result,
+    strict=False,
+)
+
+
+@register_flop_formula(torch.ops.mtr_lab.scan_by_step)
+def scan_by_step_flops(u_shape, delta_shape, A_shape, B, C, D, order_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """Those of ``selective_scan``."""
+    paths = order_shape[0]
+    return selective_scan_flops((paths, *u_shape), None, (paths, *A_shape), *(None,) * 9)
