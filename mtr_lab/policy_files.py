@@ -3,6 +3,7 @@
 This module does not import PyTorch.
 """
 
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,7 @@ def find_policy(policy: str | Path) -> Path:
         UserError: an unknown name.
     """
     if str(policy).endswith((".yaml", ".yml")):
-        return Path(policy).expanduser()
+        return Path(os.path.expanduser(policy))
     files = policy_files()
     if str(policy) not in files:
         raise unknown("policy", policy, files, f"Available: {', '.join(files)}; or a file that ends in .yaml.")

@@ -231,6 +231,21 @@ def test_a_checkpoint_runs_no_code(run_program, root: Path, tmp_path: Path) -> N
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_not_resumed(run_program, root: Path, tmp_path: Path) -> None:
+    """PyTorch reads it: a weight differs. The checksum in the file does, too."""
+    options = [*SMALL, f"dataset.root={root}", "training.epochs=1"]
+    last = run_program(main, *options).folder / "last.ckpt"
+    weights = max(torch.load(last, weights_only=True)["current_model_state"].values(), key=torch.numel)
+    content = bytearray(last.read_bytes())
+    content[content.index(weights.numpy().tobytes()) + 10] ^= 1
+    (damaged := tmp_path / "last.ckpt").write_bytes(content)
+    assert torch.load(damaged, weights_only=True)["epoch"] == 0
+    run = run_program(main, *options, f"training.resume={damaged}")
+    assert run.code == 2
+    assert "does not have its checksums" in run.err
+    assert len(run.err.splitlines()) == 1
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     run_program, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

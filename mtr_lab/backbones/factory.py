@@ -1,7 +1,6 @@
 """Build a registered model from its configuration and the caller's arguments."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -179,8 +178,12 @@ def _check_arguments(name: str, family: type[nn.Module], kwargs: Mapping[str, An
     for key, value in kwargs.items():
         if key not in parameters:
             raise unknown(f"argument of {name}", key, parameters)
-        most = 0.99 if key.endswith("_rate") else math.inf
+        most = 0.99 if key.endswith("_rate") else _MOST.get(key, 2**16)
         _check_argument(f"{key} of {name}", value, parameters[key].annotation, 0 if key == "num_classes" else 1, most)
+
+
+_MOST = {"depth": 1000, "num_classes": 2**24}
+"""Of these arguments; a slip of the keyboard may ask for a model that takes hours to build."""
 
 
 def _parameters(family: type[nn.Module]) -> dict[str, inspect.Parameter]:

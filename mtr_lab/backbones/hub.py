@@ -28,13 +28,17 @@ def fetch(checkpoint: str, revision: str) -> tuple[Path, str | None]:
     if checkpoint.startswith("https://"):
         return download_from(checkpoint), None
     if not checkpoint.startswith("hf://"):
-        path = Path(checkpoint).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(checkpoint))  # leaves the name of a user who does not exist
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError as error:
+            raise UserError(f"cannot read checkpoint {checkpoint}: {error.strerror}.") from error
+        if is_folder:
             raise UserError(
                 f"checkpoint {checkpoint} is a folder: give the file in it, such as model.safetensors, or "
                 "model.safetensors.index.json of several."
             )
-        if not path.is_file():
+        if not is_file:
             raise UserError(f"checkpoint {checkpoint} does not exist: give a local file or hf://OWNER/REPOSITORY/FILE.")
         return path, None
     owner, repository, file = [*checkpoint.removeprefix("hf://").split("/", 2), "", "", ""][:3]

@@ -77,13 +77,13 @@ class Several(NamedTuple):
 SCHEMA: dict[str, Number | Switch | Share | Several] = {
     "seed": Number(int, 0, 2**32 - 1),
     "resume": Switch(),
-    "pictures": Number(int, 0),
+    "pictures": Number(int, 0, 2**20),
     "backbone.num_classes": Number(int, 1, optional=True),
     "mtr.ratio": Share(),
     "mtr.speedup": Several(1, math.inf, "a number above 1, times as fast as the unreduced model"),
     "mtr.max_drop": Several(0, 1, "a fraction of the images in (0, 1), 0.01 for 1 %"),
     "trainer.cuda_graph": Switch(),
-    "timing.batch_size": Number(int, 0),  # 0: no timing
+    "timing.batch_size": Number(int, 0, 2**20),  # 0: no timing
     "timing.seconds": Number(float, 0),
     "bench.seconds": Number(float, 0),
     "bench.ratio": Share(),

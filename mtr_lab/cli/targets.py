@@ -80,8 +80,10 @@ def check_files(folder: Path) -> None:
     for file in sorted(folder.rglob("*.yaml")):
         try:
             documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{file} is not plain YAML: {error}") from error
+            check_targets(documents, str(file))
+        except UserError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, loops
+            raise UserError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}.") from error
-        check_targets(documents, str(file))

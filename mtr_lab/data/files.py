@@ -80,10 +80,10 @@ class NamedFiles:
         return self._endings.index(ending.lower())
 
 
-def file_stamp(path: Path) -> tuple[int, int] | None:
+def file_stamp(path: Path | str) -> tuple[int, int] | None:
     """Size and modification time (ns) of a file; ``None`` if there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # a Path of each of a million files would take as long again
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns

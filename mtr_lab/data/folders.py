@@ -42,7 +42,7 @@ def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
     if root.startswith("pkg://"):
         package, _, path = root.removeprefix("pkg://").partition("/")
         return Path(str(resources.files(package).joinpath(path)))
-    directory = Path(root).expanduser().absolute()
+    directory = Path(os.path.expanduser(root)).absolute()
     if not directory.is_dir():
         text = f"dataset {name!r}, dataset.root: {directory} is not a directory."
         raise UserError(f"{text} {_LAYOUT}" if of_classes else text)
@@ -194,7 +194,7 @@ class FolderSource:
         """
         digest = hashlib.blake2b(digest_size=16)
         for index, label in enumerate(self._labels):
-            size, time = file_stamp(self._directory / self._paths[index]) or (None, None)
+            size, time = file_stamp(f"{self._directory}/{self._paths[index]}") or (None, None)
             digest.update(f"{label}\0{self.id(index)}\0{size}\0{time}\n".encode())
         return digest.hexdigest()
 

@@ -72,7 +72,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
         if exif not in ("apply", "ignore"):
             raise unknown("dataset.exif", exif, ["apply", "ignore"])
         check_number("dataset.holdout", holdout, float, 0, 0.99)
-        check_number("dataset.batch_size", batch_size, int, 1)
+        check_number("dataset.batch_size", batch_size, int, 1, 2**20)
         check_number("dataset.num_workers", num_workers, int, 0)
         self.name = str(name)
         self._train_split, self._test_split = str(train_split), str(test_split)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, cached_property
@@ -92,8 +93,8 @@ class ImageDataModule(SplitDataModule[Any]):
             raise UserError(f"dataset.classes={classes}: expected a list of names, or imagenet-1k.")
         self._root = None if root is None else str(root)  # YAML reads a directory called 5 as a number
         self._source = str(source)
-        self._include = None if include is None else Path(str(include)).expanduser()
-        self._exclude = None if exclude is None else Path(str(exclude)).expanduser()
+        self._include = None if include is None else Path(os.path.expanduser(str(include)))
+        self._exclude = None if exclude is None else Path(os.path.expanduser(str(exclude)))
         self._classes = classes
         self._columns = {"image_column": image_column, "label_column": label_column}
         self._collate = Collate(tuple(data_config["input_size"]))
@@ -101,7 +102,7 @@ class ImageDataModule(SplitDataModule[Any]):
         self._eval_transform = create_transform(**data_config, is_training=False, normalize=False)  # to uint8
         self._train_transform = _training_transform(data_config, {} if train_transform is None else train_transform)
 
-        self._cache = None if cache is None else Path(str(cache)).expanduser()
+        self._cache = None if cache is None else Path(os.path.expanduser(str(cache)))
         if self._cache is not None and isinstance(self._test_source, StreamSource):
             raise UserError(
                 f"dataset.cache={cache}: the images of the stream {source} cannot be cached, as they have no ids. "

@@ -244,7 +244,7 @@ def _fingerprint(source: str, root: str | None, split: str, dataset: Any) -> str
     """
     parts: list[Any] = [source, split, len(dataset), None]
     if root is not None:
-        directory = Path(root).expanduser()
+        directory = Path(os.path.expanduser(root))
         for path in sorted(path for path in directory.rglob("*") if path.is_file()):
             parts.append((path.relative_to(directory).as_posix(), *(file_stamp(path) or ())))
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

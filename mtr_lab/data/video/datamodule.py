@@ -1,5 +1,6 @@
 """Video classification data for Lightning: training, held-out and evaluation videos of one dataset."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class VideoDataModule(SplitDataModule[Any]):
         self._collate = Collate((self._sampling.views, *self._shape))  # type: ignore[arg-type]
         self._mean, self._std = data_config["mean"], data_config["std"]
         self._augmentation = clip_augmentation((height, width), train_transform or {})
-        self._cache = None if cache is None else Path(str(cache)).expanduser()
+        self._cache = None if cache is None else Path(os.path.expanduser(str(cache)))
         self._train_cache = train_cache
         self._classes = classes
         self._test_classes = name_classes(self._test_source.classes, classes)

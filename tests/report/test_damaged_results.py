@@ -1,0 +1,67 @@
+"""One damaged ``result.json`` beside a good one: the report shows the good one and names the other, or shows both."""
+
+import copy
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz import make_result, read_report
+from rich.console import Console
+
+from mtr_lab.errors import UserError
+from mtr_lab.report.table import result_table
+from mtr_lab.results.schema import read_result
+
+REFUSED = {
+    "no points": lambda result: result.update(points=[]),
+    "points of another type": lambda result: result.update(points=[[]]),
+    "half a surrogate pair as a name": lambda result: result.update(backbone="\ud800"),
+    "half a surrogate pair as a key": lambda result: result["config"].update({"\ud800": 1}),
+    "a ratio of 401 digits": lambda result: result["points"][1].update(ratio=10**400),
+    "an interval of one end": lambda result: result["points"][1].update(kl_ci=[0.1]),
+    "a budget without numbers": lambda result: result["points"][1].update(budget={}),
+}
+SHOWN = {
+    "a metric without its interval": lambda result: result["points"][1].pop("kl_ci"),
+    "an interval without an end": lambda result: result["points"][1].update(kl_ci=[None, 0.1]),
+    "a point without a metric": lambda result: result["points"][1].pop("kl"),
+    "a ratio that is no number": lambda result: result["points"][1].update(ratio=float("nan")),
+    "no token counts": lambda result: result["points"][1].update(tokens=[]),
+    "no images": lambda result: result["points"][0].update(images=0),
+    "a point twice": lambda result: result["points"].append(result["points"][1]),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (folder := tmp_path / "runs").mkdir()
+    return make_result(folder)
+
+
+def changed(file: Path, change: Callable[[Any], object]) -> None:
+    change(result := copy.deepcopy(json.loads(file.read_text())))
+    file.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_result_that_cannot_be_shown_is_named(file: Path, name: str) -> None:
+    changed(file, REFUSED[name])
+    with pytest.raises(UserError, match=r"run/result\.json is not a result: "):
+        read_report(file)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[" * 100_000 + "]" * 100_000, "", "9" * 5000], ids=len)
+def test_a_file_that_is_no_result_is_named(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"run/result\.json is not a result: "):
+        read_report(file)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_result_that_lacks_something_is_shown_without_it(file: Path, name: str) -> None:
+    changed(file, SHOWN[name])
+    read_report(file)
+    Console(file=io.StringIO(), width=100).print(result_table(read_result(file)))
