@@ -321,6 +321,7 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
             config = OmegaConf.merge(choices, OmegaConf.from_dotlist(values))
             expected = dict.fromkeys(("nano_policies", "nano_pictures", "nano_fovea", "random_seeds"), "imagenette")
             expected |= dict.fromkeys(("policy_ablation", "dense_policies"), "imagenette_sample")
+            expected |= dict.fromkeys(("tiny_policies", "tiny_pictures"), "tiny_imagenet")
             assert config.dataset.name == expected.get(preset, "imagenet")
             reduction = Reduction(build(config.backbone.name), policy_settings(config.mtr))
             points = operating_points(reduction, config.mtr)
@@ -359,7 +360,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["dataset=null"], ["Config group override must be a string"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
         (["mtr.policy=hsa"], ["mtr.policy=hsa only names the result: choose with reduction=, now mtr"]),
-        (["backbone=videomamba_ti", "backbone.num_frames=8"], ["evaluation takes images", "mtr-lab visualize"]),
+        (["backbone=videomamba_ti", "backbone.num_frames=8"], ["task=classification takes images", "set task=video"]),
         (["ops.backend=cuda"], ["unknown ops.backend 'cuda'", "mamba_ssm"]),
         (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
