@@ -312,7 +312,8 @@ def test_every_job_of_a_preset_can_be_solved(preset: str) -> None:
         sweep = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
         (jobs,) = BasicSweeper.split_arguments(sweep, max_batch_size=None)
         assert len(jobs) > 1
-        compose = cache(lambda *choices: hydra.compose("config", [f"experiment={preset}", *choices]))
+        common = [f"experiment={preset}", "backbone.pretrained=false"]  # some models have no weights to be found
+        compose = cache(lambda *choices: hydra.compose("config", [*common, *choices]))
         build = cache(lambda name: make_meta_model(config.backbone))
         seen = []
         for job in jobs:

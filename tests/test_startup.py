@@ -130,4 +130,4 @@ def test_bash_completes_names(tmp_path: Path) -> None:
     assert completed(tmp_path, "mtr.se") == ["mtr.seed=", "mtr.selection="]
     (tmp_path / "reduction").mkdir()
     (tmp_path / "reduction" / "mtr_of_mine.yaml").write_text("# @package mtr\ndefaults: [mtr]\n")
-    assert completed(tmp_path, "--config-dir", ".", "reduction=m") == ["reduction=mtr", "reduction=mtr_of_mine"]
+    assert completed(tmp_path, "--config-dir", ".", "reduction=mt") == ["reduction=mtr", "reduction=mtr_of_mine"]

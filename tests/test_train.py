@@ -271,7 +271,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_signal_ends_the_run_with_its_code(
     run_program, root: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(ClassifierTraining, "on_train_epoch_end", lambda module: os.kill(os.getpid(), number))
+    def end(module: ClassifierTraining) -> None:
+        if module.current_epoch == 1:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ClassifierTraining, "on_train_epoch_end", end)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have the signal ignored
     try:
         run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")

@@ -139,10 +139,15 @@ def _read(path: Path) -> Any:
         raise UserError(f"cannot read checkpoint {path}: {reason}{advice or _AGAIN}") from error
 
 
+_FOLDER = 0x10  # of the attributes that MS-DOS gives files
+
+
 def check_sums(path: Path) -> None:
     """Raise ``BadZipFile`` if the content of a zip file does not have the checksums in it, which PyTorch ignores."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
+            if any(entry.external_attr & _FOLDER for entry in file.infolist()):
+                raise zipfile.BadZipFile("Values are marked as a folder, which PyTorch reads as no values.")
             has_sums = any(entry.CRC for entry in file.infolist())  # PyTorch can be told to write none
             if has_sums and file.testzip() is not None:
                 raise zipfile.BadZipFile("Its content does not have its checksums.")

@@ -83,8 +83,8 @@ class MambaReg(VisionMamba):
         """The normalised registers (B, k, C) -> the input of the head, (B, k · C / cls_reduce)."""
         if self.cls_reduce == 1:
             return special.flatten(1)
-        reduced, _ = self.norm_neck(self.neck(special).flatten(1))
-        return reduced.to(special.dtype)
+        reduced, _ = self.norm_neck(self.neck(special).flatten(1)[:, None])
+        return reduced[:, 0].to(special.dtype)
 
     @property
     def head_hidden_size(self) -> int:
