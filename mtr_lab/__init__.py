@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from mtr_lab.backbones import compile, create_model
     from mtr_lab.evaluation import evaluate_model
     from mtr_lab.export.model import export_model
+    from mtr_lab.export.prediction import predict_images
     from mtr_lab.listing import list_models, list_policies
-    from mtr_lab.prediction import predict_images
     from mtr_lab.reduction.patching import patch, unpatch
     from mtr_lab.reduction.tracing import trace
 else:
@@ -60,7 +60,7 @@ else:
         "list_models": "listing",
         "list_policies": "listing",
         "patch": "reduction",
-        "predict_images": "prediction",
+        "predict_images": "export.prediction",
         "trace": "reduction",
         "unpatch": "reduction",
     }

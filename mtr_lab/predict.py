@@ -52,7 +52,13 @@ def main() -> None:
             raise UserError(f"--model {options.model} has its model, policy and ratio in it: leave {given} out.")
         config = compose("predict", overrides, options.config_dir)
         # PyTorch is imported once the overrides have been checked.
-        from mtr_lab.prediction import FORMATS, classify, configured_classifiers, exported_classifier, files_below
+        from mtr_lab.export.prediction import (
+            FORMATS,
+            classify,
+            configured_classifiers,
+            exported_classifier,
+            files_below,
+        )
         from mtr_lab.results.atomic import replace_file
 
         files = files_below(options.pictures)

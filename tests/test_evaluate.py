@@ -366,7 +366,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),
         (["seed=-1"], ["seed=-1: expected an integer from 0"]),
         (["backbone.num_classes=0"], ["backbone.num_classes=0: expected an integer of at least 1"]),
-        (["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer of at least 0"]),
+        (["timing.batch_size=-1"], ["timing.batch_size=-1: expected an integer from 0 to 1048576"]),
         (["timing.seconds=many"], ["timing.seconds=many: expected a number"]),
         (["pictures=some"], ["pictures=some: expected an integer"]),
         (["resume=maybe"], ["resume=maybe: expected true or false"]),

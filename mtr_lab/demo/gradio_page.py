@@ -13,11 +13,11 @@ import mtr_lab
 from mtr_lab.backbones import blocks_of
 from mtr_lab.data.pictures import prepare, sample_pictures
 from mtr_lab.errors import UserError
+from mtr_lab.export.prediction import readable
 from mtr_lab.listing import list_policies
 from mtr_lab.ops import installed
 from mtr_lab.pictures import observe
 from mtr_lab.pictures.panels import token_panel
-from mtr_lab.prediction import readable
 
 RUNS = 3
 """Forward passes that are timed; the fastest counts."""

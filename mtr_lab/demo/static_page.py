@@ -20,7 +20,7 @@ import mtr_lab
 from mtr_lab.data.pictures import sample_pictures
 from mtr_lab.errors import UserError
 from mtr_lab.export.model import export_model
-from mtr_lab.prediction import readable
+from mtr_lab.export.prediction import readable
 from mtr_lab.results.atomic import replace_file
 
 POINTS = (("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4))

@@ -192,11 +192,11 @@ def test_stochastic_depth_reaches_the_last_output(images: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"stride": True}, "stride of vim_ti=True: expected an integer of at least 1"),
+        ({"stride": True}, "stride of vim_ti=True: expected an integer from 1 to 65536"),
         ({"drop_path_rate": 2}, "drop_path_rate of vim_ti=2: expected a number from 0 to 0.99"),
         ({"img_size": "big"}, "img_size of vim_ti=big: expected an integer"),
-        ({"img_size": (32, 0)}, "img_size of vim_ti=0: expected an integer of at least 1"),
-        ({"num_classes": -1}, "num_classes of vim_ti=-1: expected an integer of at least 0"),
+        ({"img_size": (32, 0)}, "img_size of vim_ti=0: expected an integer from 1 to 65536"),
+        ({"num_classes": -1}, "num_classes of vim_ti=-1: expected an integer from 0 to 16777216"),
         ({"pretrained": "maybe"}, "pretrained of vim_ti=maybe: expected true or false"),
     ],
 )
@@ -336,9 +336,9 @@ def test_a_family_declares_its_arguments_by_their_annotations() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"depths": [2, 0]}, "depths of pyramid=0: expected an integer of at least 1"),
+        ({"depths": [2, 0]}, "depths of pyramid=0: expected an integer from 1 to 65536"),
         ({"depths": [2, "3"]}, "depths of pyramid=3: expected an integer"),
-        ({"mlp_ratio": -1}, "mlp_ratio of pyramid=-1: expected a number of at least 0"),
+        ({"mlp_ratio": -1}, "mlp_ratio of pyramid=-1: expected a number from 0 to 65536"),
         ({"gated": 1}, "gated of pyramid=1: expected true or false"),
         ({"depth": 2}, "unknown argument of pyramid 'depth'"),
     ],

@@ -91,7 +91,7 @@ def test_a_model_for_images_refuses_videos() -> None:
     ("name", "arguments", "message"),
     [
         ("vim_ti", {"num_frames": 8}, "num_frames=8: Vim takes images only"),
-        ("videomamba_ti", {"num_frames": 0}, "num_frames of videomamba_ti=0: expected an integer of at least 1"),
+        ("videomamba_ti", {"num_frames": 0}, "num_frames of videomamba_ti=0: expected an integer from 1 to 65536"),
         ("videomamba_ti", {"num_frames": "8"}, "num_frames of videomamba_ti=8: expected an integer"),
         ("videomamba_ti", {"num_frames": 8, "kernel_size": 3}, "kernel_size=3 does not divide num_frames=8"),
         ("videomamba_ti", {"kernel_size": 2}, "kernel_size=2 does not divide num_frames=None"),

@@ -146,7 +146,7 @@ def test_calibration_images_that_cannot_be_had(module: Module, tmp_path: Path) -
     [
         ({"on_error": "ignore"}, r"unknown dataset\.on_error 'ignore'.*fail, skip"),
         ({"holdout": 1.0}, r"dataset\.holdout=1\.0: expected a number from 0 to 0\.99"),
-        ({"batch_size": 0}, r"dataset\.batch_size=0: expected an integer of at least 1"),
+        ({"batch_size": 0}, r"dataset\.batch_size=0: expected an integer from 1 to 1048576"),
         ({"num_workers": -1}, r"dataset\.num_workers=-1"),
     ],
 )
