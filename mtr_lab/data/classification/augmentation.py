@@ -1,17 +1,18 @@
 """Random crops, flips and colours of a batch of images, on their device and different for each of them.
 
-The distributions are those of ``timm.data.create_transform``: a random resized crop, flips, then brightness, contrast
-and saturation in random order. What is done to an image follows from its row of random numbers alone. Nothing waits for
-the device.
+The distributions are those of ``timm.data.create_transform``: a random resized crop, flips, then RandAugment, or
+brightness, contrast and saturation in random order. What is done to an image follows from its row of random numbers
+alone. Nothing waits for the device.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from mtr_lab.data.classification.rand_augment import RandAugment, grey
 
 CROP_TRIALS = 10  # then the largest central crop of an allowed shape, as in torchvision
 CUBIC = -0.5  # Pillow's
@@ -27,6 +28,7 @@ class Augmentation:
         scale, ratio: ranges of a crop's share of the area, and of its width / height.
         hflip, vflip: how often an image is mirrored.
         color_jitter: brightness, contrast and saturation change by up to this share; 0 leaves them.
+        auto_augment: what is done instead of ``color_jitter``.
     """
 
     size: tuple[int, int]
@@ -36,9 +38,12 @@ class Augmentation:
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float = 0.4
+    auto_augment: RandAugment | None = None
 
-    numbers: ClassVar[int] = 2 * CROP_TRIALS + 10
-    """How many random numbers an image takes."""
+    @property
+    def numbers(self) -> int:
+        """How many random numbers an image takes."""
+        return 2 * CROP_TRIALS + 4 + (6 if self.auto_augment is None else self.auto_augment.numbers)
 
     def __call__(self, pixels: Tensor, sides: Tensor, random: Tensor) -> Tensor:
         """Augment images.
@@ -51,12 +56,15 @@ class Augmentation:
         Returns:
             (B, 3, *size) float32 from 0 to 1.
         """
-        trials, place, flips, factors, order = random.split([2 * CROP_TRIALS, 2, 2, 3, 3], 1)
+        trials, place, flips, colours = random.split([2 * CROP_TRIALS, 2, 2, self.numbers - 2 * CROP_TRIALS - 4], 1)
         boxes = crop_boxes(sides, trials, place, self.scale, self.ratio)
         mirrored = torch.stack([flips[:, 0] < self.vflip, flips[:, 1] < self.hflip], 1)
         images = resample(pixels, rescaled(boxes, sides, pixels), self.size, mirrored, self.interpolation)
+        if self.auto_augment is not None:
+            return self.auto_augment(images, colours)
         if not self.color_jitter:
             return images
+        factors, order = colours.chunk(2, 1)
         return jitter_colours(images, 1 + self.color_jitter * (2 * factors - 1), order.argsort(1))
 
 
@@ -154,8 +162,8 @@ def jitter_colours(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """
     for kind in order.split(1, 1):
         which, factor = kind[..., None, None], factors.gather(1, kind)[..., None, None]
-        grey = 0.2989 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
-        mean = grey.mean((2, 3), keepdim=True)
-        other = torch.where(which == 2, grey, torch.where(which == 1, mean, 0.0))
+        greys = grey(images)
+        mean = greys.mean((2, 3), keepdim=True)
+        other = torch.where(which == 2, greys, torch.where(which == 1, mean, 0.0))
         images = (other + factor * (images - other)).clamp(0, 1)
     return images

@@ -21,6 +21,7 @@ from mtr_lab.data.classification.augmentation import Augmentation
 from mtr_lab.data.classification.cache import CachedImages
 from mtr_lab.data.classification.device_images import DeviceImages, DeviceLoader
 from mtr_lab.data.classification.images import Images, ImageSource, ImageStream, Preparation
+from mtr_lab.data.classification.rand_augment import RandAugment
 from mtr_lab.data.classification.timm_sources import StreamSource, open_timm
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
 from mtr_lab.data.splits import SplitDataModule
@@ -302,6 +303,8 @@ def _device_augmentation(data_config: Mapping[str, Any], options: Mapping[str, A
             f"dataset.train_cache=device resizes by bilinear or bicubic interpolation, not {chosen['interpolation']}: "
             "set dataset.train_transform.interpolation, or train_cache to null."
         )
+    if "auto_augment" in chosen:
+        chosen["auto_augment"] = RandAugment.from_text(chosen["auto_augment"], data_config["mean"])
     jitter = chosen.get("color_jitter") or 0.0
     if not isinstance(jitter, int | float):
         raise UserError(
