@@ -18,7 +18,6 @@ from mtr_lab.backbones.drop_path import DropPath, drop_path_rates
 from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_plainmamba
-from mtr_lab.backbones.interface import ModelReduction, last_state
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, Keyword, named, only
 from mtr_lab.backbones.norms import LayerNorm
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
@@ -181,16 +180,6 @@ class PlainMamba(TimmInterface):
     """The methods of the authors' class, and ours that compute the same."""
     equivalents: ClassVar[Mapping[str, type]] = {"AdaptivePadding": nn.Identity}
     """Classes of the authors' modules that need no counterpart: ours pads in its stem."""
-    pretrained_cfg: dict[str, Any]
-    """timm's data configuration, with ``input_size`` and ``label_names``."""
-    default_cfg: dict[str, Any]
-    """The older name of ``pretrained_cfg``."""
-    num_classes: int
-    """Outputs of the head, 0 without one."""
-    reduction: ModelReduction | None = None
-    """The policy in force; set and removed by ``mtr_lab.reduction``."""
-    weights: dict[str, Any]
-    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
     num_prefix_tokens = 0
 
     def __init__(
@@ -277,20 +266,6 @@ class PlainMamba(TimmInterface):
         if layout.grid != self.patch_embed.grid_size:
             positions = resize_positions(positions, _none, self.patch_embed.grid_size, layout.grid, antialias=False)
         return TokenState.start(maps.flatten(2).transpose(1, 2) + positions, (), layout)
-
-    def enter(self, stage: int, state: TokenState) -> TokenState:
-        """Raise an ``IndexError``: there is one stage."""
-        raise IndexError(f"stage {stage} of a model with one stage")
-
-    def forward_state(self, images: Tensor) -> TokenState:
-        """(B, channels, H, W) -> the input of the final norm."""
-        self.patch_embed.check(images)  # a policy may resize them first
-        return self.finish(last_state(self, images))
-
-    def finish(self, state: TokenState) -> TokenState:
-        """The state after the last block -> the input of the final norm."""
-        state = state.applied()
-        return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
     def normalise(self, state: TokenState) -> Tensor:
         """The residual stream after the final norm, (B, L, C), in the dtype of the parameters."""

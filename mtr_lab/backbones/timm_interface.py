@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtr_lab.backbones.interface import first_state, run
+from mtr_lab.backbones.interface import ModelReduction, first_state, last_state, run
 from mtr_lab.errors import UserError
 from mtr_lab.tokens import TokenState, fit_grid, restore
 from mtr_lab.tokens.gather import take
@@ -21,16 +21,22 @@ class TimmInterface(nn.Module, ABC):
     norm_f: nn.Module
     head: nn.Module
     head_drop: nn.Module
+    drop_path: nn.Module
     embed_dim: int
     global_pool: str
-    reduction: Any
+    pretrained_cfg: dict[str, Any]
+    """timm's data configuration, with ``input_size`` and ``label_names``."""
+    default_cfg: dict[str, Any]
+    """The older name of ``pretrained_cfg``."""
+    num_classes: int
+    """Outputs of the head, 0 without one."""
+    reduction: ModelReduction | None = None
+    """The policy in force; set and removed by ``mtr_lab.reduction``."""
+    weights: dict[str, Any]
+    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
     grad_checkpointing = False
     num_prefix_tokens = 1
     """The special tokens. They are the first ones of ``forward_features``, wherever they are between the blocks."""
-
-    @abstractmethod
-    def finish(self, state: TokenState) -> TokenState:
-        """The state after the last block -> the input of the final norm."""
 
     @abstractmethod
     def normalise(self, state: TokenState) -> Tensor:
@@ -43,6 +49,20 @@ class TimmInterface(nn.Module, ABC):
     @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained head; none for 0 classes."""
+
+    def enter(self, stage: int, state: TokenState) -> TokenState:
+        """Raise an ``IndexError``: there is one stage."""
+        raise IndexError(f"stage {stage} of a model with one stage")
+
+    def forward_state(self, images: Tensor) -> TokenState:
+        """(B, channels, H, W) -> the input of the final norm."""
+        self.patch_embed.check(images)  # a policy may resize them first
+        return self.finish(last_state(self, images))  # type: ignore[arg-type]
+
+    def finish(self, state: TokenState) -> TokenState:
+        """The state after the last block -> the input of the final norm."""
+        state = state.applied()
+        return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
     def read_special(self, special: Tensor) -> Tensor:
         """The normalised special tokens (B, S, C) -> the input of the head: the first one, the class token (B, C)."""

@@ -13,7 +13,7 @@ from mtr_lab.backbones.adaptation import fit_positions, resize_channels, resize_
 from mtr_lab.backbones.bimamba import BiMamba
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.drop_path import DropPath, drop_path_rates
-from mtr_lab.backbones.interface import ModelReduction, last_state
+from mtr_lab.backbones.interface import last_state
 from mtr_lab.backbones.norms import RMSNorm
 from mtr_lab.backbones.patch_embed import PatchEmbed, evenly, height_and_width
 from mtr_lab.backbones.stage import Block, Stage
@@ -56,16 +56,6 @@ class VisionMamba(TimmInterface):
     """Whether a block divides the sum of its two directions by two; else it is their sum."""
     video = False
     """Whether the family has models for videos; in these the class token is the first token."""
-    pretrained_cfg: dict[str, Any]
-    """timm's data configuration, with ``input_size`` and ``label_names``."""
-    default_cfg: dict[str, Any]
-    """The older name of ``pretrained_cfg``."""
-    num_classes: int
-    """Outputs of the head, 0 without one."""
-    reduction: ModelReduction | None = None
-    """The policy in force; set and removed by ``mtr_lab.reduction``."""
-    weights: dict[str, Any]
-    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
 
     def __init__(
         self,
@@ -215,20 +205,6 @@ class VisionMamba(TimmInterface):
         else:
             tokens = ops.add_class_token(self.patch_embed(images), self.cls_token, positions, position)
         return TokenState.start(tokens, layout.special, layout)
-
-    def enter(self, stage: int, state: TokenState) -> TokenState:
-        """Raise an ``IndexError``: there is one stage."""
-        raise IndexError(f"stage {stage} of a model with one stage")
-
-    def forward_state(self, images: Tensor) -> TokenState:
-        """(B, channels, H, W) -> the input of the final norm."""
-        self.patch_embed.check(images)  # a policy may resize them first
-        return self.finish(last_state(self, images))
-
-    def finish(self, state: TokenState) -> TokenState:
-        """The state after the last block -> the input of the final norm."""
-        state = state.applied()
-        return state.with_streams(self.drop_path(state.raw_hidden), state.raw_residual)
 
     @property
     def reads_special_alone(self) -> bool:

@@ -18,7 +18,6 @@ from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.factory import build
 from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_vmamba
-from mtr_lab.backbones.interface import ModelReduction
 from mtr_lab.backbones.keywords import HARMLESS, Keyword, only
 from mtr_lab.backbones.norms import LayerNorm, LayerNorm2d
 from mtr_lab.backbones.patch_embed import check_images, height_and_width
@@ -84,16 +83,6 @@ class VMamba(TimmPyramid):
         "mlp_drop_rate": only(0, 0.0, otherwise="the MLPs drop some of their activations while training"),
         **dict.fromkeys(("ssm_init", "imgsize"), HARMLESS),
     }
-    pretrained_cfg: dict[str, Any]
-    """timm's data configuration, with ``input_size`` and ``label_names``."""
-    default_cfg: dict[str, Any]
-    """The older name of ``pretrained_cfg``."""
-    num_classes: int
-    """Outputs of the head, 0 without one."""
-    reduction: ModelReduction | None = None
-    """The policy in force; set and removed by ``mtr_lab.reduction``."""
-    weights: dict[str, Any]
-    """The origin of the parameters, see ``mtr_lab.backbones.weights.Weights``."""
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class Classification(Task[Any, ClassifierEvaluation]):
 
     name = "classification"
     datamodule: ClassVar[type] = ImageDataModule
+    evaluation_type: ClassVar[type[ClassifierEvaluation]] = ClassifierEvaluation
+    training_type: ClassVar[type[ClassifierTraining]] = ClassifierTraining
 
     def check_training(self, config: DictConfig, devices: int) -> None:
         super().check_training(config, devices)
@@ -57,11 +59,11 @@ class Classification(Task[Any, ClassifierEvaluation]):
     def evaluation(
         self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
     ) -> ClassifierEvaluation:
-        return ClassifierEvaluation(model, reduction, points, cuda_graph)
+        return self.evaluation_type(model, reduction, points, cuda_graph)
 
     def training(self, model: Any, config: DictConfig) -> LightningModule:
         settings = config.training
-        return ClassifierTraining(
+        return self.training_type(
             model,
             **adamw_settings(config),
             label_smoothing=settings.label_smoothing,

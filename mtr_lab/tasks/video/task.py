@@ -1,19 +1,13 @@
 """Video classification as a task: the model is a backbone that takes videos."""
 
-from collections.abc import Sequence
 from typing import Any
-
-from lightning import LightningModule
-from omegaconf import DictConfig
 
 from mtr_lab.backbones.weights import Checkpoint
 from mtr_lab.data import VideoDataModule
 from mtr_lab.data.video.sampling import check_model_takes_videos
 from mtr_lab.pictures import save_clip
-from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.classification.task import Classification
-from mtr_lab.tasks.evaluation import OperatingPoint
-from mtr_lab.tasks.task import Drawing, adamw_settings
+from mtr_lab.tasks.task import Drawing
 from mtr_lab.tasks.video.evaluation import VideoEvaluation
 from mtr_lab.tasks.video.training import VideoTraining
 
@@ -23,6 +17,8 @@ class VideoClassification(Classification):
 
     name = "video"
     datamodule = VideoDataModule
+    evaluation_type = VideoEvaluation
+    training_type = VideoTraining
     takes_videos = True
 
     def data_arguments(self, meta_model: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -31,22 +27,6 @@ class VideoClassification(Classification):
     def training_arguments(self, meta_model: Any) -> dict[str, Any]:
         check_model_takes_videos(meta_model.input_shape)
         return {"num_frames": meta_model.input_shape[1]}
-
-    def evaluation(
-        self, model: Any, reduction: Reduction, points: Sequence[OperatingPoint], cuda_graph: bool
-    ) -> VideoEvaluation:
-        return VideoEvaluation(model, reduction, points, cuda_graph)
-
-    def training(self, model: Any, config: DictConfig) -> LightningModule:
-        settings = config.training
-        return VideoTraining(
-            model,
-            **adamw_settings(config),
-            label_smoothing=settings.label_smoothing,
-            mixup=settings.mixup,
-            cutmix=settings.cutmix,
-            cuda_graph=config.trainer.cuda_graph,
-        )
 
     def draw(self, drawing: Drawing[VideoEvaluation]) -> None:  # type: ignore[override]
         """Draw the first view of the video, with the class and what the model takes the video for at both points."""
