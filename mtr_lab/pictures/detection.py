@@ -17,7 +17,7 @@ from mtr_lab.pictures.sheets import SCORES, TOKENS, dense_rows, dense_scale, tit
 MIN_SCORE = 0.5
 """Boxes with a lower score are not drawn."""
 MIN_IOU = 0.5
-"""A box is right if it overlaps an object of its class at least so much."""
+"""A box is right if it overlaps an object of its class with an intersection over union of at least this."""
 _SMALL = 14  # font size of scores, in pixels
 
 
@@ -40,12 +40,12 @@ def found_objects(detected: Boxes, truth: Boxes) -> np.ndarray:
     """
     overlaps = box_iou(torch.from_numpy(detected.boxes).float(), torch.from_numpy(truth.boxes).float()).numpy()
     overlaps = np.where(detected.labels[:, None] == truth.labels, overlaps, 0)
-    found = np.full(len(detected.boxes), -1)
+    objects = np.full(len(detected.boxes), -1)
     for i in np.argsort(-detected.scores, kind="stable"):
         if len(truth.boxes) and overlaps[i].max() >= MIN_IOU:
-            found[i] = overlaps[i].argmax()
-            overlaps[:, found[i]] = 0
-    return found
+            objects[i] = overlaps[i].argmax()
+            overlaps[:, objects[i]] = 0
+    return objects
 
 
 def detection_sheet(
@@ -120,6 +120,6 @@ def _counts(boxes: Boxes, classes: Sequence[str]) -> str:
     return ", ".join(f"{count} {name}" for count, name in zip(counts, classes, strict=True) if count) or "no objects"
 
 
-def _verdict(found: np.ndarray, truth: Boxes) -> str:
-    """How many objects the detections find, and how many are wrong."""
-    return f"{(found >= 0).sum()} of {len(truth.boxes)} objects found, {(found < 0).sum()} wrong"
+def _verdict(objects: np.ndarray, truth: Boxes) -> str:
+    """How many objects the detections find, and how many detections are wrong."""
+    return f"{(objects >= 0).sum()} of {len(truth.boxes)} objects found, {(objects < 0).sum()} wrong"

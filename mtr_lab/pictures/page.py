@@ -86,7 +86,7 @@ def save_picture(sheet: Sheet, stem: Path) -> list[Path]:
     """
     png, svg = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg"))
     with replacing(png) as stream:
-        sheet.image().save(stream, "PNG", optimize=True)
+        sheet.image().save(stream, "PNG")  # the smallest file would take five times as long
     with replacing(svg) as stream:
         stream.write(sheet.svg().encode())
     return [png, svg]
