@@ -60,7 +60,6 @@ def bench(config: DictConfig) -> dict[str, Any]:
         peaks = {dtype: measure_peaks(device, DTYPES[dtype]) for dtype in dict.fromkeys(case.dtype for case in cases)}
     phases.begin({_group_name(group): len(variants) for group, variants in groups.items()})
     for (batch, size, dtype), group in groups.items():
-        console.print(f"timing {len(group)} variants at batch {batch}, {size} x {size} pixels, {dtype}")
         torch.manual_seed(config.seed)
         images = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
         with phases.phase(_group_name((batch, size, dtype))) as advance:
