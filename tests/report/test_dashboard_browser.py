@@ -615,11 +615,20 @@ def test_an_ablation_has_an_axis_for_each_setting(browser: Any, tmp_path: Path) 
         assert page.locator("#details").is_visible()
 
 
-def test_many_rows_are_shown_on_request(browser: Any, tmp_path: Path) -> None:
-    for i in range(30):
-        write_run(tmp_path / str(i), "mtr", images=20, quality=1 + i / 10, mtr={"first_block": i})
+def test_many_rows_are_shown_on_request_and_many_schedules_are_one_line_with_gaps(browser: Any, tmp_path: Path) -> None:
+    for i in range(31):
+        result = write_run(tmp_path / str(i), "mtr", images=20, quality=1 + i / 10, mtr={"first_block": i})
+        for ratio, point in enumerate(result["points"]):
+            point["tokens"] = [197, 197 - i * (ratio > 0), 120 + 40 * ratio]
+        (tmp_path / str(i) / "result.json").write_text(json.dumps(result))
     build([tmp_path], tmp_path / "report.html")
     for page in opened(browser, (tmp_path / "report.html").as_uri()):
         assert len(cells(page, "points")) == 50
         page.locator("#points-more button").click()
-        assert len(cells(page, "points")) == 61
+        assert len(cells(page, "points")) > 61
+        unreduced, reduced = traces(page, "tokens")
+        assert unreduced["y"] == [197, 197, 120, 120, None]
+        schedules = " ".join("" if count is None else str(count) for count in reduced["y"]).split("  ")
+        assert {schedule.strip() for schedule in schedules} >= {
+            f"197 {197 - i} {count} {count}" for i in range(31) for count in (160, 200)
+        }
