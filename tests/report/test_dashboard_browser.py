@@ -548,8 +548,21 @@ def test_an_unreduced_model_shows_no_pictures_of_a_reduced_point(page: Page) -> 
     page.get_by_role("button", name="Enlarge tokens").click()
     assert page.locator("#lightbox img").is_visible()
     assert "mtr at 40.0 % · tokens" in page.locator("#lightbox").inner_text()
+    whole = page.locator("#lightbox img").bounding_box()["width"]
+    page.locator("#lightbox img").click()  # at full size: the picture is one pixel
+    assert page.locator("#lightbox img").bounding_box()["width"] < whole
     page.keyboard.press("Escape")
     assert not page.locator("#lightbox").is_visible()
+
+
+def test_without_speeds_the_costs_fill_the_row(page: Page) -> None:
+    width = "document.querySelector('#cost .main-svg').getBoundingClientRect().width"
+    half = page.evaluate(width)
+    choose(page, "Task", "segmentation")
+    assert page.evaluate(width) > 1.9 * half
+    assert not page.locator("#speed .actions").is_visible()
+    choose(page, "Task", "classification")
+    assert page.evaluate(width) == half
 
 
 def test_a_point_is_chosen_by_a_goal(page: Page, folder: Path) -> None:
