@@ -146,7 +146,7 @@ def _overrides(name: str) -> tuple[str, list[str]]:
 
 
 def _best_resolutions(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The ``task`` and a ``text`` for each model that was evaluated at several sizes of the picture, on each set of images."""
+    """``task`` and ``text`` for each model evaluated at several sizes of the picture, on each set of images."""
     points: dict[tuple[Any, ...], list[Point]] = {}
     for run in runs:
         result = run.result
