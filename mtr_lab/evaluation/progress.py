@@ -88,7 +88,8 @@ class BatchWatch(Callback):
     ) -> None:
         def watch(place: int) -> None:
             if self.advance is not None:
-                count, name = len(module.points), module.points[place].name
+                count, point = len(module.points), module.points[place]
+                name = point.name if point.schedule.acts else "unreduced"
                 share = (batch_idx + place / count) / self._batches
                 self.advance(share, f"{name} · {place + 1}/{count}, batch {batch_idx + 1}/{self._batches}")
 
