@@ -119,6 +119,9 @@ class Sheet:
                 mark.draw(draw, x, y)
         return painted
 
+    def __repr__(self) -> str:
+        return f"Sheet({self.width} × {self.height} px, {len(self.marks)} marks)"
+
     def _repr_png_(self) -> bytes:
         """How a notebook shows it."""
         stream = io.BytesIO()

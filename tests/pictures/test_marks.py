@@ -1,5 +1,6 @@
 """A sheet is the same in pixels and as SVG; what a picture says of detections."""
 
+import io
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,6 +26,8 @@ def test_the_svg_has_the_words_and_images_of_the_sheet() -> None:
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert texts == ["a < b & c", "one", "small", "print", "two", "sky", "note"]
     first, second = root.iter(f"{SVG}image")
+    assert Image.open(io.BytesIO(sheet._repr_png_())).size == sheet.size  # in a notebook
+    assert repr(sheet) == f"Sheet({sheet.width} × {sheet.height} px, 10 marks)"
     pixels = np.asarray(sheet.image())
     for image in (first, second):
         assert pixels[int(image.attrib["y"]), int(image.attrib["x"])].tolist() == [0, 0, 255]
