@@ -61,10 +61,8 @@ def to_onnx(deployable: Deployable, images: Tensor, description: Description, op
     Raises:
         UserError: the model or its policy does something that ONNX cannot express; says what.
     """
-    scan = torch.ops.mtr_lab.selective_scan.default
-    table = ops.decompositions()
-    del table[scan]  # translated as a whole: its decomposition has more nodes, and takes minutes to trace
-    program = exported_program(deployable, images, description.batch is None, table)
+    # The scan is translated as a whole: its parts are more nodes, and take minutes to trace.
+    program = exported_program(deployable, images, description.batch is None, ["selective_scan"])
     plans = [f"plan{number}" for number in range(len(program.graph_signature.user_outputs) - 1)]
     names = {"input_names": [INPUT], "output_names": [OUTPUT, *plans]}
     shapes = {"dynamic_shapes": ({0: "batch"},)} if description.batch is None else {}

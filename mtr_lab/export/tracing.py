@@ -1,6 +1,7 @@
-"""From a model to a program of ``torch.export`` whose operators are decomposed as a format needs."""
+"""From a model to a program of ``torch.export``, in PyTorch's own operators."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,18 +12,21 @@ from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import Deployable
 
 
-def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, table: dict[Any, Any]) -> Any:
-    """The model as a program of ``torch.export``, its operators decomposed as the table says.
+def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, whole: Sequence[str] = ()) -> Any:
+    """The model as a program of ``torch.export``.
+
+    Args:
+        dynamic: whether it takes any number of images.
+        whole: names of this library's operators that stay in the program; the others are replaced by their parts.
 
     Raises:
         UserError: the model or its policy cannot be traced; says why.
     """
     shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic else None
     try:
-        with torch.no_grad(), ops.use_backend("portable"), warnings.catch_warnings():
+        with torch.no_grad(), ops.plain_pytorch(whole), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(deployable, (images,), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions(table)
+            return torch.export.export(deployable, (images,), dynamic_shapes=shapes, strict=False)
     except UserError:
         raise
     except Exception as error:  # the tracer raises errors of many types
