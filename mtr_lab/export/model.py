@@ -149,7 +149,8 @@ def check_exportable(model: nn.Module, format: str) -> None:
 
 def verification_images(description: Description) -> Tensor:
     """Bundled pictures as the model sees them, (B, channels, H, W); noise if it does not take three channels."""
-    count = description.batch or 6
+    # Every pixel of a dense task is an output, and its images are large.
+    count = description.batch or (6 if description.task == "classification" else 2)
     if description.input_size[0] != 3:
         return torch.randn(count, *description.input_size, generator=torch.Generator().manual_seed(0))
     return torch.stack([prepare(picture, description.data_config) for picture in sample_pictures(count)])

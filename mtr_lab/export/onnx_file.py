@@ -61,8 +61,9 @@ def to_onnx(deployable: Deployable, images: Tensor, description: Description, op
     Raises:
         UserError: the model or its policy does something that ONNX cannot express; says what.
     """
-    # The scan is translated as a whole: its parts are more nodes, and take minutes to trace.
-    program = exported_program(deployable, images, description.batch is None, ["selective_scan"])
+    # Translated as a whole: their parts are more nodes, and take minutes to trace.
+    whole = ["selective_scan", "causal_conv1d"]
+    program = exported_program(deployable, images, description.batch is None, whole)
     plans = [f"plan{number}" for number in range(len(program.graph_signature.user_outputs) - 1)]
     names = {"input_names": [INPUT], "output_names": [OUTPUT, *plans]}
     shapes = {"dynamic_shapes": ({0: "batch"},)} if description.batch is None else {}
@@ -121,7 +122,7 @@ def simplify(model: Any) -> None:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """The operators that PyTorch's exporter translates not at all, or less well."""
-    from mtr_lab.export.onnx_scan import expm1, op, selective_scan
+    from mtr_lab.export.onnx_scan import causal_conv1d, expm1, op, selective_scan
 
     def argsort(x: Any, stable: bool | None = True, dim: int = -1, descending: bool = False) -> Any:
         return sort(x, stable, dim, descending)[1]
@@ -137,6 +138,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
         torch.ops.mtr_lab.selective_scan.default: selective_scan,
+        torch.ops.mtr_lab.causal_conv1d.default: causal_conv1d,
         aten.argsort.stable: argsort,
         aten.sort.stable: sort,
         aten.expm1.default: expm1,

@@ -26,13 +26,30 @@ def exported_program(deployable: Deployable, images: Tensor, dynamic: bool, whol
     try:
         with torch.no_grad(), ops.plain_pytorch(whole), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(deployable, (images,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(deployable, (images,), dynamic_shapes=shapes, strict=False)
+        remove_idle_nodes(program)
+        return program
     except UserError:
         raise
     except Exception as error:  # the tracer raises errors of many types
         raise UserError(
             f"the model cannot be exported: tracing it ended with {innermost_message(error)}. Choose another policy."
         ) from error
+
+
+def remove_idle_nodes(program: Any) -> None:
+    """Remove what returns its input as it is, and the assertions about it: a quarter of the nodes."""
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target in (aten.to.dtype, aten.detach.default) and "output" not in {user.op for user in node.users}:
+            given = node.args[0]
+            if node.meta["val"].dtype == given.meta["val"].dtype:
+                node.replace_all_uses_with(given)
+                program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 def innermost_message(error: BaseException) -> str:
