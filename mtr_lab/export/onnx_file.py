@@ -44,9 +44,8 @@ class Onnx(NamedTuple):
 def check_onnx(opset: int) -> None:
     """Raise a ``UserError`` if ONNX files of that opset cannot be written."""
     if opset not in OPSETS:
-        raise UserError(
-            f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}. Older ones lack Split and ReduceSum as used here."
-        )
+        why = " Older ones lack Split and ReduceSum as used here." if opset < OPSETS[0] else ""
+        raise UserError(f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}.{why}")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if not ops.installed(package):
             raise UserError(f"format=onnx needs the package {package}: pip install 'mtr-lab[onnx]'.")
@@ -168,7 +167,7 @@ class OnnxFile:
         content: str | bytes = source if isinstance(source, bytes) else str(source)
         name = "the file" if isinstance(source, bytes) else str(source)
         if isinstance(source, Path) and not source.is_file():
-            raise UserError(f"{source} does not exist.")
+            raise UserError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}.")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises errors of many types

@@ -56,7 +56,7 @@ class TorchFile:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise UserError(f"{file} does not exist.")
+            raise UserError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}.")
         try:
             with zipfile.ZipFile(file) as archive:
                 is_compiled = any("/aotinductor/" in name for name in archive.namelist())
