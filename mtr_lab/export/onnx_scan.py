@@ -186,7 +186,7 @@ def _split(x: Value, count: int, axis: int) -> Sequence[Value]:
 
 def _growth(product: Value, times: Value) -> Value:
     """Σ_{k < times} exp(k · product), see ``mtr_lab.ops.scan_reference.growth``."""
-    product = op.Min(product, _number(-(np.finfo(np.float32).eps ** 2)))
+    product = op.Min(product, _number(-float(np.finfo(np.float32).eps ** 2)))
     return op.Div(expm1(op.Mul(times, product)), expm1(product))
 
 
