@@ -182,11 +182,10 @@ def test_a_mistake_gets_one_clear_message_and_code_2(run_program, overrides: lis
 
 
 @pytest.mark.parametrize("name", ["folder.onnx", "file/x.pt2"])
-def test_paths_that_cannot_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").touch()
-    monkeypatch.setattr(export_of_models, "verify", lambda *given: None)
-    with pytest.raises(UserError, match=r"cannot write .*(folder.onnx: it is a folder|x.pt2: Not a directory)"):
+    with pytest.raises(UserError, match=r"cannot write .*(folder.onnx: it is a folder|file is no folder)"):
         export_model(small_model(None), tmp_path / name)
 
 
