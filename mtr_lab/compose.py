@@ -118,6 +118,7 @@ def make_trainer(
             config.pop(key, None)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # Lightning prints devices and advertisements
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised inside Lightning by new versions of PyTorch
     shares = distributed and config.get("strategy") == "ddp"
     if shares:
