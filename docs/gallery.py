@@ -9,6 +9,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "docs" / "pages" / "assets"
+MAIN = "from mtr_lab.cli.commands import main; main()"
 WIDTH = 1000
 """Pixels; wider pictures are scaled down."""
 FAST = ("dataset.num_workers=0", "timing.batch_size=0", "trainer.enable_progress_bar=false")
@@ -17,7 +18,7 @@ DENSE = ("pictures=1", "trainer.limit_test_batches=1", "dataset.batch_size=2", "
 
 def command(*arguments: object) -> None:
     """Run ``mtr-lab``."""
-    subprocess.run([sys.executable, "-m", "mtr_lab.cli.commands", *map(str, arguments)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", MAIN, *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def store(picture: Path, name: str) -> None:

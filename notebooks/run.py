@@ -42,6 +42,8 @@ def plain(output: Any) -> Any:
         output.metadata = {}
     if "text" in output:
         output.text = without_machine(output.text)
+    if "image/png" in output.get("data", {}):
+        output.data.pop("image/jpeg", None)  # the same picture again
     for kind, content in output.get("data", {}).items():
         if kind in ("image/png", "image/gif"):
             output.data[kind] = small(kind, content)

@@ -48,7 +48,7 @@ def test_every_bundled_model_has_its_card() -> None:
 
 def test_the_questions_have_snippets_that_run() -> None:
     torch.manual_seed(0)
-    geometry = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 3, "embed_dim": 16, "num_classes": 3}
+    geometry = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 16, "num_classes": 3}
     model, adapted = (mtr_lab.create_model("vim_ti", **geometry).eval() for _ in range(2))
     images = torch.randn(1, 3, 32, 32)
     names = {"mtr_lab": mtr_lab, "torch": torch, "model": model, "adapted": adapted, "images": images}

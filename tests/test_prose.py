@@ -29,6 +29,11 @@ TURNS = {
     "(be|been) had": "say what fails: cannot be read, does not exist, …",
     "what (becomes|became) of": "'what happens to', or name the result",
     r"(?<!there\s)(is|are) (?-i:none)": "'is invalid', 'is not a box', …",
+    r"(?<!there\s)(is|are) no (?!more|longer|better|wider|other|less|such|later|faster|slower|worse|larger|smaller)\w+": (
+        "'is not a …', 'are not …'"
+    ),
+    "an image, true": "'true FLOPs per image'",
+    "in another layout": "say which layout",
     "all the same": "'still', 'too'",
     "for ever|ever after": "'in a loop', 'from then on'",
     "hardly any": "'few', or the number",
