@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,23 @@ with contextlib.suppress(ImportError):  # OpenVINO and TensorBoard import it
 
     # Its handler keeps the stderr of its import, which is pytest's, and closes it when Hydra configures logging.
     absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+def _with_room(function: Callable, **arguments: Any) -> None:
+    __tracebackhide__ = True
+    function(**arguments)
+
+
+# CPython keeps frames in chunks of 16 KiB, and maps and unmaps one at every call that crosses a chunk's end. A frame
+# that claims 512 KiB gets a chunk of 1 MiB, whose rest holds all that a test calls.
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=2**16)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Give every test a chunk for its frames: up to half of the time under Triton's interpreter."""
+    pyfuncitem.obj = functools.partial(_with_room, pyfuncitem.obj)
+    return (yield)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from mtr_lab.cli.completion import answer_completion
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.ray_launcher import RayLauncher
-from mtr_lab.cli.settings import check_settings, choose_budget, setting_names
+from mtr_lab.cli.settings import check_settings, choose_budget, default_settings, setting_names
 from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
@@ -71,7 +71,7 @@ def run_program(program: Program) -> None:
         with exit_with_message() if alone else contextlib.nullcontext():
             choices = HydraConfig.get().runtime.choices
             _check_preset(choices, program.config_name, config_folders())
-            check_settings(config, default := hydra.compose(program.config_name))
+            check_settings(config, default := default_settings(program.config_name))
             choose_budget(config, default)
             _name_policy(config, choices)
             print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
@@ -210,7 +210,7 @@ def _compose(
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose(config_name, [*own, *overrides], return_hydra_config=True)
-            default = hydra.compose(config_name)
+            default = default_settings(config_name)
     except Exception as error:  # of odd values Hydra raises anything
         raise UserError(str(_explain(error, config_name, overrides))) from error
     choices = config.hydra.runtime.choices

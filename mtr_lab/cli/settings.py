@@ -141,11 +141,19 @@ def choose_budget(config: DictConfig, default: DictConfig) -> None:
 
 
 @cache
+def default_settings(config_name: str) -> DictConfig:
+    """A program's configuration without overrides, read-only. Hydra has to be initialised."""
+    config = hydra.compose(config_name)
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+@cache
 def setting_names(config_name: str) -> tuple[str, ...]:
     """The keys of a program's default configuration, dotted, and the groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(config_name)
+        config = default_settings(config_name)
     return (*flatten(config), *(path.name for path in CONF.iterdir() if path.is_dir()))
 
 

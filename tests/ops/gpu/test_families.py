@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "snakes_16": ("plainmamba_l2", {**PLAIN, "d_state": 16}),
     "pyramid": ("vmamba_t", PYRAMID),
     "pyramid_2": ("vmamba_s", {**PYRAMID, "ssm_d_state": 2}),
-    "windows": ("mambavision_t", {**WINDOWS, "window_size": (1, 1, 14, 7)}),
+    "windows": ("mambavision_t", {**WINDOWS, "window_size": (1, 1, 14, 7) if LARGER else (1, 1, 7, 4)}),
     "padded_windows": ("mambavision_b", {**WINDOWS, "window_size": (1, 1, 3, 3)}),
 }
 """By a short name: the model of the library, and its geometry."""
