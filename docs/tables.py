@@ -43,9 +43,9 @@ def where(weights: str) -> str:
 BUNDLED = {
     "vim_nano": {
         "Model": "Vim classifier of ten classes, 112² images",
-        "Use it": "`create_model(\"vim_nano\", pretrained=True)`; `mtr-lab eval`",
+        "Use it": '`create_model("vim_nano", pretrained=True)`; `mtr-lab eval`',
         "Data": "Imagenette's training images, a subset of ImageNet at 128² pixels",
-        "Limits": "Knows ten classes of photographs. For trying and testing token reduction, not for recognising anything",
+        "Limits": "Knows ten classes. For trying and testing token reduction, not for recognising anything",
         "Licence": "Apache-2.0; the training images are ImageNet's, for non-commercial research",
     },
     "vim_nano_bccd": {
@@ -59,7 +59,7 @@ BUNDLED = {
         "Model": "UPerNet on `vim_nano`: street scenes in 11 classes",
         "Use it": "`mtr-lab eval task=segmentation`",
         "Data": "CamVid's 367 training images (free for research)",
-        "Limits": "Its validation images show a drive that training images show too. Not for anything on a road",
+        "Limits": "Validation and training images show the same drive. Not for anything on a road",
         "Licence": "Apache-2.0; the training images are free for research",
     },
 }

@@ -11,10 +11,10 @@ import mtr_lab
 from mtr_lab.cli.program import compose
 from mtr_lab.listing import list_models, list_policies
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 import tables
 
+ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ROOT / "docs" / "pages"
 

@@ -164,7 +164,9 @@ def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_cla
     from timm.models._features import FeatureGetterNet
 
     if feature_class not in ("getter", FeatureGetterNet):
-        raise UserError(f"feature_cls={feature_class}: expected 'getter', since the tokens of a block are not an image.")
+        raise UserError(
+            f"feature_cls={feature_class}: expected 'getter', since the tokens of a block are not an image."
+        )
     extractor: Any = FeatureGetterNet(model, out_indices=tuple(model.blocks_at(out_indices)))
     no_head = ("num_classes", "classifier", "label_names")
     extractor.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in no_head}
