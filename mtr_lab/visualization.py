@@ -43,7 +43,7 @@ def visualize(
         blocks: numbers of the blocks to draw, from 0; by default up to four that reduce.
 
     Returns:
-        The files written: for each image ``<image>_<policy>.png``, ``<image>_<policy>.gif``, ``<image>_policies.png``.
+        The files written: for each image ``<image>_<policy>`` as PNG, SVG and GIF, ``<image>_policies`` as PNG and SVG.
 
     Raises:
         UserError: no token is removed, a block does not exist, an image cannot be read, or a model of videos was given
@@ -86,7 +86,7 @@ def visualize(
         save, compare = (save_clip, clip_policies) if video else (save_depth, policy_strip)
         written += save(seen[chosen][i], blocks, output / f"{stem}_{chosen}")
         comparison = compare([seen[name][i] for name in compared])
-        written.append(save_picture(comparison, output / f"{stem}_policies.png"))
+        written += save_picture(comparison, output / f"{stem}_policies")
     return written
 
 

@@ -13,8 +13,9 @@ from mtr_lab.cli.signals import exit_at_signals
 DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
 ABOUT = """\
 Draw which tokens a policy keeps, merges and drops, and the scores behind it, into the folder pictures: \
-IMAGE_POLICY.png (some blocks), IMAGE_POLICY.gif (all blocks in turn), IMAGE_policies.png (several policies at the \
-same FLOPs). A model of videos (backbone.num_frames=8) takes clips: animated GIFs or folders of frames."""
+IMAGE_POLICY.png and .svg (some blocks), IMAGE_POLICY.gif (all blocks in turn), IMAGE_policies.png and .svg (several \
+policies at the same FLOPs). A model of videos (backbone.num_frames=8) takes clips: animated GIFs or folders of \
+frames."""
 EXAMPLES = (
     "mtr-lab visualize",
     "mtr-lab visualize dog.jpg --policies mtr write mtr.ratio=0.4",

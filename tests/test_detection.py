@@ -40,9 +40,12 @@ def test_a_run_on_the_bundled_images(run_program) -> None:
     assert predictions.points.tolist() == ["none@0", "mtr@0.2"]
     assert predictions.labels.sum(axis=0)[0] > 50  # red blood cells
     assert score(predictions, 1)["ap50"] == reduced["ap50"]
-    (picture,) = (run.folder / "pictures").iterdir()
-    assert picture.name == "000_BloodImage_00000.png"
-    assert Image.open(picture).width > 4 * 96
+    picture, vectors = sorted((run.folder / "pictures").iterdir())
+    assert (picture.name, vectors.name) == ("000_BloodImage_00000.png", "000_BloodImage_00000.svg")
+    assert Image.open(picture).width > 4 * 600
+    words = vectors.read_text()
+    assert all(f">{word}<" in words for word in ("truth", "unreduced", "mtr, 20 % fewer FLOPs", "RBC", "lost object"))
+    assert "@" not in words
 
 
 def test_a_finished_run_is_not_computed_again_and_the_unreduced_model_once_a_sweep(run_program, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_pictures_of_the_first_images_at_the_highest_ratio(run_program) -> None:
     run = run_program(main, *SMALL, "dataset.batch_size=2", "mtr.ratio=[0.3,0.1]", "pictures=3")
     assert run.code == 0, run.err
     names = [path.stem for path in sorted(SAMPLE.glob("n01440764/*"))[:3]]
-    expected = [f"{i:03}_{name}.{kind}" for i, name in enumerate(names) for kind in ("gif", "png")]
+    expected = [f"{i:03}_{name}.{kind}" for i, name in enumerate(names) for kind in ("gif", "png", "svg")]
     assert sorted(path.name for path in (run.folder / "pictures").iterdir()) == expected
 
 

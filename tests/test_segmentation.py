@@ -37,9 +37,10 @@ def test_a_run_on_the_bundled_images(run_program) -> None:
     assert predictions.labels[0].tolist() == counts.tolist()
     assert (predictions.confusion.sum(-1) == predictions.labels).all()
     assert score(predictions, 1)["miou"] == reduced["miou"]
-    (picture,) = (run.folder / "pictures").iterdir()
-    assert picture.name == f"000_{predictions.ids[0]}.png"
-    assert Image.open(picture).width > 4 * 96
+    picture, vectors = sorted((run.folder / "pictures").iterdir())
+    assert (picture.name, vectors.name) == (f"000_{predictions.ids[0]}.png", f"000_{predictions.ids[0]}.svg")
+    assert Image.open(picture).width > 4 * 600
+    assert all(f">{word}<" in vectors.read_text() for word in ("truth", "unreduced", "pedestrian", "was right"))
 
 
 def test_sliding_windows_and_a_sweep(run_program, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_sliding_windows_and_a_sweep(run_program, tmp_path: Path) -> None:
     assert sorted(result["unreduced"]["reused"] for result in results) == [False, True]
     run = run_program(evaluate_main, *square, "mtr.ratio=0.2", "pictures=2")
     alone, ids = read_result(run.folder), load_predictions(run.folder).ids
-    pictures = sorted((run.folder / "pictures").iterdir())
+    pictures = sorted((run.folder / "pictures").glob("*.png"))
     assert [picture.stem for picture in pictures] == [f"000_{ids[0]}", f"001_{ids[1]}"]
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
     assert [point["miou"] for point in alone["points"]] == [point["miou"] for point in results[1]["points"]]

@@ -52,7 +52,7 @@ def test_a_run_on_the_bundled_clips(run_program) -> None:
         assert point["balanced_accuracy"] == pytest.approx(point["top1"])  # as many clips of each class
         assert score(predictions, i)["kl"] == point["kl"]
     pictures = sorted((run.folder / "pictures").iterdir())
-    assert [picture.name for picture in pictures] == ["000_00000.gif", "000_00000.png"]
+    assert [picture.name for picture in pictures] == ["000_00000.gif", "000_00000.png", "000_00000.svg"]
     assert Image.open(pictures[0]).n_frames == 16
 
 

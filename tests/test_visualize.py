@@ -35,7 +35,9 @@ def test_the_bundled_images_without_any_argument(visualize) -> None:
     run = visualize(*TINY)
     assert run.code == 0, run.err
     stems = [Path(name).stem for name in SAMPLE_IMAGES]
-    expected = {f"{stem}_{what}" for stem in stems for what in ("mtr.png", "mtr.gif", "policies.png")}
+    expected = {
+        f"{stem}_{what}" for stem in stems for what in ("mtr.png", "mtr.svg", "mtr.gif", "policies.png", "policies.svg")
+    }
     assert {path.name for path in (run.folder / "pictures").iterdir()} == expected
     first, *written = run.out.splitlines()
     assert "mtr, write, hsa, random; writing to pictures" in first
@@ -49,7 +51,7 @@ def test_the_contracts_command_line(visualize) -> None:
     run = visualize(dog, *chosen, "backbone=vim_nano", *TINY, "reduction=hsa", "mtr.first_block=0")
     assert run.code == 0, run.err
     assert {path.name for path in (run.folder / "out").iterdir()} == {
-        f"{dog.stem}_{what}" for what in ("hsa.png", "hsa.gif", "policies.png")
+        f"{dog.stem}_{what}" for what in ("hsa.png", "hsa.svg", "hsa.gif", "policies.png", "policies.svg")
     }
     sheet, strip = (picture_size(run.folder / "out" / f"{dog.stem}_{what}.png") for what in ("hsa", "policies"))
     panel = 112 * 3
@@ -131,7 +133,11 @@ def test_videos_from_a_gif_and_from_a_folder(visualize, tmp_path: Path) -> None:
     run = visualize("pan.gif", "walk.v1", *VIDEO, "--policies", "mtr", "tome", "--blocks", "1", "3")
     assert run.code == 0, run.err
     folder = run.folder / "pictures"
-    expected = {f"{stem}_{what}" for stem in ("pan", "walk.v1") for what in ("mtr.png", "mtr.gif", "policies.png")}
+    expected = {
+        f"{stem}_{what}"
+        for stem in ("pan", "walk.v1")
+        for what in ("mtr.png", "mtr.svg", "mtr.gif", "policies.png", "policies.svg")
+    }
     assert {path.name for path in folder.iterdir()} == expected
     with Image.open(folder / "pan_mtr.gif") as animation:
         assert animation.n_frames == 4

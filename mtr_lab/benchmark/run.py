@@ -47,17 +47,19 @@ def bench(config: DictConfig) -> dict[str, Any]:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(config.bench.device)
-    cases, notes = read_cases(config.bench, device)
-    variants = [Variant(case, case.work()) for case in cases]
+    phases = Phases()
+    with phases.phase("load"):
+        cases, notes = read_cases(config.bench, device)
+        variants = [Variant(case, case.work()) for case in cases]
     groups: dict[tuple[Any, ...], list[Variant]] = {}
     for variant in variants:
         groups.setdefault(tuple(variant.work[key] for key in ("batch", "resolution", "dtype")), []).append(variant)
 
     console = Console()
-    peaks = {dtype: measure_peaks(device, DTYPES[dtype]) for dtype in dict.fromkeys(case.dtype for case in cases)}
-    phases = Phases({_group_name(group): len(variants) for group, variants in groups.items()})
+    with phases.phase("peak rates of the device"):
+        peaks = {dtype: measure_peaks(device, DTYPES[dtype]) for dtype in dict.fromkeys(case.dtype for case in cases)}
+    phases.begin({_group_name(group): len(variants) for group, variants in groups.items()})
     for (batch, size, dtype), group in groups.items():
-        console.print(f"timing {len(group)} variants at batch {batch}, {size} x {size} pixels, {dtype}")
         torch.manual_seed(config.seed)
         images = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
         with phases.phase(_group_name((batch, size, dtype))) as advance:

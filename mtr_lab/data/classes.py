@@ -14,6 +14,16 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
+def readable_name(label: str) -> str:
+    """The English name of a class of ImageNet, by its WordNet id; other labels as they are."""
+    if len(label) == 9 and label[0] == "n" and label[1:].isdigit():
+        try:
+            return str(ImageNetInfo().label_name_to_description(label)).split(",")[0]
+        except KeyError:
+            return label
+    return label
+
+
 def name_classes(source_classes: Sequence[str] | None, classes: str | Sequence[str] | None) -> Sequence[str] | None:
     """The names of a dataset's labels: from ``source_classes`` if the names are known, else from ``classes``.
 

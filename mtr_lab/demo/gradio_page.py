@@ -11,9 +11,9 @@ from timm.data import resolve_model_data_config
 
 import mtr_lab
 from mtr_lab.backbones import blocks_of
+from mtr_lab.data.classes import readable_name
 from mtr_lab.data.pictures import prepare, sample_pictures
 from mtr_lab.errors import UserError
-from mtr_lab.export.prediction import readable
 from mtr_lab.listing import list_policies
 from mtr_lab.ops import installed
 from mtr_lab.pictures import observe
@@ -33,7 +33,7 @@ class Demo:
     def __init__(self, name: str) -> None:
         self.model = mtr_lab.create_model(name, pretrained=True).eval()
         self.config = resolve_model_data_config(self.model)
-        self.labels = [readable(label) for label in self.model.pretrained_cfg["label_names"]]
+        self.labels = [readable_name(label) for label in self.model.pretrained_cfg["label_names"]]
         self.depth = len(blocks_of(self.model))
         self._lock = threading.Lock()
 

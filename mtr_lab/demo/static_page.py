@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 
 import mtr_lab
+from mtr_lab.data.classes import readable_name
 from mtr_lab.data.pictures import sample_pictures
 from mtr_lab.errors import UserError
 from mtr_lab.export.model import export_model
-from mtr_lab.export.prediction import readable
 from mtr_lab.results.atomic import replace_file
 
 POINTS = (("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4))
@@ -115,7 +115,7 @@ def write_page(
     about = [{"name": model.name, **model.description} for model in models]
     labels = about[0]["labels"] or [str(number) for number in range(1000)]
     text = (resources.files("mtr_lab") / "demo" / "page.html").read_text(encoding="utf-8")
-    text = text.replace("/*MODELS*/[]", _json(about)).replace("/*LABELS*/[]", _json([readable(n) for n in labels]))
+    text = text.replace("/*MODELS*/[]", _json(about)).replace("/*LABELS*/[]", _json([readable_name(n) for n in labels]))
     scripts = "\n".join(f'<script type="text/plain" id="{key}">{_packed(blob)}</script>' for key, blob in blobs.items())
     with replace_file(file) as stream:
         stream.write(text.replace("<!--DATA-->", scripts).encode())

@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from mtr_lab.data.classes import readable_name
 from mtr_lab.evaluation.placement import as_input, placed
 from mtr_lab.pictures import Observation, observe
 from mtr_lab.reduction import Reduction
@@ -40,13 +41,14 @@ def draw_images(
     """
     evaluation.reduction.use(points[-1].schedule)
     watch = partial(observe_images, job.trainer, job.task.backbone(evaluation.model), evaluation.reduction)
+    names = [readable_name(name) for name in job.data.class_names or ()]
     images = chain.from_iterable(map(job.task.single_images, job.data.test_dataloader()))
     for i, image in enumerate(islice(images, job.config.pictures)):
         advance(i / job.config.pictures)
         image["image"] = as_input(image, job.data, job.trainer)
         stem = job.folder / PICTURES / f"{i:03}_{Path(image['id'][0]).stem}"
         with placed(evaluation.model, job.trainer), torch.no_grad():
-            job.task.draw(Drawing(evaluation, image, watch, points, job.data.class_names or (), stem))
+            job.task.draw(Drawing(evaluation, image, watch, points, names, stem))
 
 
 def observe_images(trainer: lightning.Trainer, model: Any, reduction: Reduction, images: Tensor) -> list[Observation]:

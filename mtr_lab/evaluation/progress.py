@@ -21,30 +21,37 @@ def _ignore(share: float, detail: str = "") -> None:
 class Phases:
     """A bar over phases whose costs are known relative to each other.
 
-    On a terminal the bar is redrawn in place; elsewhere the name of each phase is printed once, when it begins.
+    On a terminal the bar is redrawn in place; elsewhere the name of each phase is printed once, when it begins. A phase
+    without a cost, such as one before the costs are known, has a bar that moves to and fro.
 
     Args:
-        costs: of the phases by name, in their order; any unit.
         shown: whether anything is shown.
     """
 
-    def __init__(self, costs: Mapping[str, float], shown: bool = True) -> None:
-        self.costs = dict(costs)
+    def __init__(self, shown: bool = True) -> None:
         self.shown = shown
+        self.costs: dict[str, float] = {}
         self._console = Console(file=sys.stdout)
+
+    def begin(self, costs: Mapping[str, float]) -> None:
+        """Start to count: the costs of the phases to come by name, in their order; any unit."""
+        self.costs = dict(costs)
         self._done = 0.0  # cost of the finished phases
         self._begun = time.monotonic()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Advance]:
         """Show a phase while the block runs."""
-        cost, before = self.costs.pop(name, 0.0), self._done
-        if not self.shown:
-            yield _ignore
-        elif not self._console.is_terminal:
+        if self.shown and not self._console.is_terminal:
             print(f"{name} …", flush=True)
+        if not self.shown or not self._console.is_terminal:
             yield _ignore
+        elif name not in self.costs:
+            with Progress(TextColumn(name), BarColumn(None), console=self._console, transient=True) as bar:
+                bar.add_task(name, total=None)
+                yield _ignore
         else:
+            cost, before = self.costs.pop(name), self._done
             columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[left]}"))
             with Progress(*columns, console=self._console, transient=True, refresh_per_second=4) as bar:
                 task = bar.add_task(name, total=before + cost + sum(self.costs.values()), left="")
@@ -56,7 +63,7 @@ class Phases:
 
                 advance(0.0)
                 yield advance
-        self._done = before + cost
+            self._done = before + cost
 
     def _left(self, done: float, rest: float) -> str:
         elapsed = time.monotonic() - self._begun
@@ -81,7 +88,8 @@ class BatchWatch(Callback):
     ) -> None:
         def watch(place: int) -> None:
             if self.advance is not None:
-                count, name = len(module.points), module.points[place].name
+                count, point = len(module.points), module.points[place]
+                name = point.name if point.schedule.acts else "unreduced"
                 share = (batch_idx + place / count) / self._batches
                 self.advance(share, f"{name} · {place + 1}/{count}, batch {batch_idx + 1}/{self._batches}")
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mtr_lab.cli.folders import sweep_folder
+from mtr_lab.cli.program import is_rank_zero
 from mtr_lab.cli.signals import last_words
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import draw_images
@@ -45,7 +46,9 @@ def evaluate(config: DictConfig) -> JobResult | None:
     Raises:
         UserError: the configuration has a mistake, or another process uses the run folder.
     """
-    job = plan(config)
+    phases = Phases(shown=config.trainer.enable_progress_bar and is_rank_zero())
+    with phases.phase(LOAD):
+        job = plan(config)
     if job.launches:
         with claim(job.folder, wait=job.wait):
             finished = take_finished(job)
@@ -58,7 +61,7 @@ def evaluate(config: DictConfig) -> JobResult | None:
         if not job.trainer.is_global_zero:
             serve_passes(job)
             return None
-    return lead(job)
+    return lead(job, phases)
 
 
 def evaluated(config: DictConfig) -> dict[str, Any] | None:
@@ -74,14 +77,14 @@ def kept(folder: Path) -> str:
     return f"{folder} has no result; the same command computes it."
 
 
-def lead(job: Job) -> JobResult:
+def lead(job: Job, phases: Phases) -> JobResult:
     """Rank 0's part, or that of a single process: claim the run folder, measure, write, print and log."""
     with last_words(lambda: kept(job.folder)), claim(job.folder, wait=job.wait), releasing_workers():
         finished = take_finished(job)
         if finished is not None:
             return finished
         start_over(job.folder)
-        write(job, measure(job))
+        write(job, measure(job, phases))
         return JobResult(*hand_over(job, job.folder), computed=True)
 
 
@@ -95,9 +98,9 @@ class Measurement:
     """Images at once, where the device had no memory for ``dataset.batch_size``."""
 
 
-def measure(job: Job) -> Measurement:
+def measure(job: Job, phases: Phases) -> Measurement:
     """Predict, time and draw: the passes over the images, the timing pass, and the pictures."""
-    phases = Phases(costs(job), shown=job.config.trainer.enable_progress_bar)
+    phases.begin(costs(job))
     with phases.phase(SCHEDULES):
         reduction, points = reduced_model(job)
         evaluation = job.task.evaluation(job.model, reduction, points, job.config.trainer.cuda_graph)
@@ -125,7 +128,8 @@ def measure(job: Job) -> Measurement:
     return Measurement(run, described, evaluation.batch_size)
 
 
-SCHEDULES, EVALUATE, TIME, PICTURES_PHASE, INTERVALS = "schedules", "evaluate", "time", "pictures", "intervals"
+LOAD, SCHEDULES, EVALUATE, TIME = "load", "schedules", "evaluate", "time"
+PICTURES_PHASE, INTERVALS = "pictures", "intervals"
 
 
 def costs(job: Job) -> dict[str, float]:

@@ -74,10 +74,12 @@ def export_model(
 
     Raises:
         UserError: an unknown format or precision, an old opset, a missing package, a model of videos, a policy that the
-            format cannot express, or a file that does not compute what the model does.
+            format cannot express, a path that cannot be written, or a file that does not compute what the model does.
     """
     file = Path(file)
     format = check_format(file, format)
+    if file.is_dir():
+        raise UserError(f"cannot write {file}: it is a folder.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if batch is not None:
@@ -117,8 +119,11 @@ def export_model(
             written.write_bytes(content)
             run = TorchFile(written)
             parity = verify(copied, lambda given: [run(given)], batches, tolerance)
-    with replace_file(file) as stream:
-        stream.write(content)
+    try:
+        with replace_file(file) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}.") from error
     return Exported(file, description, parity, nodes)
 
 
@@ -149,7 +154,8 @@ def check_exportable(model: nn.Module, format: str) -> None:
 
 def verification_images(description: Description) -> Tensor:
     """Bundled pictures as the model sees them, (B, channels, H, W); noise if it does not take three channels."""
-    count = description.batch or 6
+    # Every pixel of a dense task is an output, and its images are large.
+    count = description.batch or (6 if description.task == "classification" else 2)
     if description.input_size[0] != 3:
         return torch.randn(count, *description.input_size, generator=torch.Generator().manual_seed(0))
     return torch.stack([prepare(picture, description.data_config) for picture in sample_pictures(count)])

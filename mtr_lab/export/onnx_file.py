@@ -44,9 +44,8 @@ class Onnx(NamedTuple):
 def check_onnx(opset: int) -> None:
     """Raise a ``UserError`` if ONNX files of that opset cannot be written."""
     if opset not in OPSETS:
-        raise UserError(
-            f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}. Older ones lack Split and ReduceSum as used here."
-        )
+        why = " Older ones lack Split and ReduceSum as used here." if opset < OPSETS[0] else ""
+        raise UserError(f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}.{why}")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if not ops.installed(package):
             raise UserError(f"format=onnx needs the package {package}: pip install 'mtr-lab[onnx]'.")
@@ -61,10 +60,9 @@ def to_onnx(deployable: Deployable, images: Tensor, description: Description, op
     Raises:
         UserError: the model or its policy does something that ONNX cannot express; says what.
     """
-    scan = torch.ops.mtr_lab.selective_scan.default
-    table = ops.decompositions()
-    del table[scan]  # translated as a whole: its decomposition has more nodes, and takes minutes to trace
-    program = exported_program(deployable, images, description.batch is None, table)
+    # Translated as a whole: their parts are more nodes, and take minutes to trace.
+    whole = ["selective_scan", "causal_conv1d"]
+    program = exported_program(deployable, images, description.batch is None, whole)
     plans = [f"plan{number}" for number in range(len(program.graph_signature.user_outputs) - 1)]
     names = {"input_names": [INPUT], "output_names": [OUTPUT, *plans]}
     shapes = {"dynamic_shapes": ({0: "batch"},)} if description.batch is None else {}
@@ -123,7 +121,7 @@ def simplify(model: Any) -> None:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """The operators that PyTorch's exporter translates not at all, or less well."""
-    from mtr_lab.export.onnx_scan import expm1, op, selective_scan
+    from mtr_lab.export.onnx_scan import causal_conv1d, expm1, op, selective_scan
 
     def argsort(x: Any, stable: bool | None = True, dim: int = -1, descending: bool = False) -> Any:
         return sort(x, stable, dim, descending)[1]
@@ -139,6 +137,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
         torch.ops.mtr_lab.selective_scan.default: selective_scan,
+        torch.ops.mtr_lab.causal_conv1d.default: causal_conv1d,
         aten.argsort.stable: argsort,
         aten.sort.stable: sort,
         aten.expm1.default: expm1,
@@ -168,7 +167,7 @@ class OnnxFile:
         content: str | bytes = source if isinstance(source, bytes) else str(source)
         name = "the file" if isinstance(source, bytes) else str(source)
         if isinstance(source, Path) and not source.is_file():
-            raise UserError(f"{source} does not exist.")
+            raise UserError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}.")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises errors of many types

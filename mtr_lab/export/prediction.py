@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from mtr_lab import ops
 from mtr_lab.backbones import as_backbone
 from mtr_lab.compose import make_meta_model, make_model
+from mtr_lab.data.classes import readable_name
 from mtr_lab.data.files import ENDINGS, is_image
 from mtr_lab.data.pictures import Picture, prepare
 from mtr_lab.errors import UserError, check_number
@@ -114,7 +115,7 @@ def classify(classifiers: Sequence[Classifier], pictures: Iterable[Picture], top
             for classifier, rows in zip(classifiers, probabilities, strict=True):
                 values, classes = rows[i].topk(min(top, rows.shape[1]))
                 guesses = tuple(
-                    Guess(str(n) if classifier.labels is None else readable(classifier.labels[n]), float(value))
+                    Guess(str(n) if classifier.labels is None else readable_name(classifier.labels[n]), float(value))
                     for value, n in zip(values, classes.tolist(), strict=True)
                 )
                 yield Prediction(name, classifier.policy, classifier.reduction, guesses)
@@ -129,16 +130,6 @@ def _probabilities(classifier: Classifier, images: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise UserError(f"the model returns {tuple(logits.shape)}: predict takes classifiers, (B, classes).")
     return logits.float().softmax(-1)
-
-
-def readable(label: str) -> str:
-    """The English name of a class of ImageNet, by its WordNet id; other labels as they are."""
-    if len(label) == 9 and label[0] == "n" and label[1:].isdigit():
-        try:
-            return str(ImageNetInfo().label_name_to_description(label)).split(",")[0]
-        except KeyError:
-            return label
-    return label
 
 
 def model_classifier(model: nn.Module) -> Classifier:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import Deployable, Description
 from mtr_lab.export.tracing import exported_program, innermost_message
@@ -19,12 +18,12 @@ METADATA = "mtr_lab.json"
 
 
 def to_program(deployable: Deployable, images: Tensor, description: Description) -> Any:
-    """The model as a program of ATen operators alone, ``torch.export.ExportedProgram``.
+    """The model as a program of PyTorch's operators alone, ``torch.export.ExportedProgram``.
 
     Raises:
         UserError: the model or its policy cannot be traced.
     """
-    return exported_program(deployable, images, description.batch is None, ops.decompositions())
+    return exported_program(deployable, images, description.batch is None)
 
 
 def program_content(program: Any, description: Description) -> bytes:
@@ -57,7 +56,7 @@ class TorchFile:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise UserError(f"{file} does not exist.")
+            raise UserError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}.")
         try:
             with zipfile.ZipFile(file) as archive:
                 is_compiled = any("/aotinductor/" in name for name in archive.namelist())

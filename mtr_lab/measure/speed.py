@@ -86,12 +86,12 @@ def measure_speed(
     names = list(variants)
     batch_seconds: dict[str, list[float]] = {name: [] for name in names}
     image_seconds: dict[str, list[float]] = {name: [] for name in names}
-    image = batch[:1]
+    image, alone = batch[:1], len(batch) == 1  # a batch of one image is a sample of the latency, too
     with torch.no_grad():
         for i, run in enumerate(variants.values()):
             advance(0.3 * i / len(variants))
             run(batch)
-            for _ in range(WARM_UP_CALLS):
+            for _ in range(0 if alone else WARM_UP_CALLS):
                 run(image)
         peak_mib = {  # in the second call of the batch
             name: peak_memory_mib(partial(run, batch), [batch, *(resident or {}).get(name, ())], batch.device)
@@ -101,9 +101,11 @@ def measure_speed(
         for i, order in enumerate(rounds(names, min_rounds, max_seconds)):
             elapsed = time.perf_counter() - start
             advance(0.3 + 0.7 * min(i / min_rounds, max(elapsed / max(max_seconds, 1e-9), i / MAX_ROUNDS), 1.0))
-            calls = LATENCY_CALLS if i == 0 or elapsed < max_seconds else 0
+            calls = LATENCY_CALLS if not alone and (i == 0 or elapsed < max_seconds) else 0
             for name in order:
                 batch_seconds[name].append(_seconds(partial(variants[name], batch), batch.device))
+                if alone:
+                    image_seconds[name].append(batch_seconds[name][-1])
                 single = partial(variants[name], image)
                 image_seconds[name] += [_seconds(single, batch.device) for _ in range(calls)]
     speeds = {}
@@ -117,7 +119,7 @@ def measure_speed(
 
 def images_timed(batch: int) -> int:
     """How many images ``measure_speed`` runs at least for each variant, with a batch of that many."""
-    return (2 + MIN_ROUNDS) * batch + WARM_UP_CALLS + LATENCY_CALLS
+    return (2 + MIN_ROUNDS) * batch + (WARM_UP_CALLS + LATENCY_CALLS if batch > 1 else 0)
 
 
 def rounds(variants: Sequence[Variant], min_rounds: int, max_seconds: float) -> Iterator[list[Variant]]:

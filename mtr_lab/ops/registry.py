@@ -33,6 +33,7 @@ from mtr_lab.errors import UserError, unknown
 BACKENDS = ("auto", "reference", "portable", "cpu", "triton", "mamba_ssm")
 
 _selected = "auto"
+_whole: frozenset[str] | None = None  # operators to call while the others are traced into
 _decompositions: dict[Any, Callable[..., Any]] = {}
 
 
@@ -94,6 +95,24 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         set_backend(previous)
+
+
+@contextlib.contextmanager
+def plain_pytorch(whole: Sequence[str] = ()) -> Iterator[None]:
+    """Within the ``with`` block, operations run as plain PyTorch functions, which a tracer follows into their parts.
+
+    This gives the program that ``decompositions`` gives, without a second trace.
+
+    Args:
+        whole: names of operators that stay calls of one operator.
+    """
+    global _whole
+    previous, _whole = _whole, frozenset(whole)
+    try:
+        with use_backend("portable"):
+            yield
+    finally:
+        _whole = previous
 
 
 def selected_backend() -> str:
@@ -170,6 +189,7 @@ class Operation:
     ) -> None:
         self.implementations = tuple(implementations)
         self.portable = self.implementations[-1]
+        self._name = name
         self._named = {implementation.name: implementation for implementation in implementations}
         self._main, self._strict, self._fused = main, strict, schema is None
         self._candidates: dict[tuple[str, torch.dtype], tuple[Implementation, ...]] = {}
@@ -184,7 +204,7 @@ class Operation:
             )
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if transformed():
+        if transformed() or (_whole is not None and not self._fused and self._name not in _whole):
             return self.portable.run(*inputs, **options)
         chosen = self._pick(inputs, options)
         if self._fused or chosen.composed:

@@ -1,54 +1,125 @@
-"""Pictures of detections: the boxes at several operating points, and the tokens that survive the reduction."""
+"""Pictures of detections: the boxes at two operating points, beside the truth and the surviving tokens."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+import torch
+from torchvision.ops import box_iou
 
+from mtr_lab.pictures.marks import Colour, Frame, Sheet, Text, raster
 from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page
-from mtr_lab.pictures.panels import token_panel
-from mtr_lab.pictures.sheets import TOKENS, percent, title
+from mtr_lab.pictures.palette import LOST, OTHER, WON, class_colours
+from mtr_lab.pictures.panels import faint_panel, image_panel
+from mtr_lab.pictures.sheets import SCORES, TOKENS, dense_rows, dense_scale, title
 
 MIN_SCORE = 0.5
 """Boxes with a lower score are not drawn."""
-_COLOURS = ((225, 29, 72), (37, 99, 235), (22, 163, 74), (217, 119, 6), (124, 58, 237), (8, 145, 178))
+MIN_IOU = 0.5
+"""A box is right if it overlaps an object of its class with an intersection over union of at least this."""
+_SMALL = 14  # font size of scores, in pixels
 
 
-def box_panel(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """An image (H, W, 3) uint8 with boxes (m, 4) (left, top, right, bottom, in pixels), coloured by class."""
-    panel = Image.fromarray(image)
-    draw = ImageDraw.Draw(panel)
-    for box, class_index in zip(boxes.tolist(), labels.tolist(), strict=True):
-        draw.rectangle(box, outline=_colour(class_index), width=2)
-    return panel
+class Boxes(NamedTuple):
+    """Detections, or the objects of the truth, whose scores are 1."""
+
+    boxes: np.ndarray
+    """(m, 4): left, top, right, bottom in pixels of the image."""
+    labels: np.ndarray
+    """(m,) int64."""
+    scores: np.ndarray
+    """(m,)."""
 
 
-def _colour(class_index: int) -> tuple[int, int, int]:
-    return _COLOURS[class_index % len(_COLOURS)]
+def found_objects(detected: Boxes, truth: Boxes) -> np.ndarray:
+    """The object of the truth (n) that each detection (m) finds, (m,) int64; -1 for a wrong one.
+
+    By falling score, a detection finds the object of its class that it overlaps most, of those not yet found; as in
+    average precision at an intersection over union of ``MIN_IOU``.
+    """
+    overlaps = box_iou(torch.from_numpy(detected.boxes).float(), torch.from_numpy(truth.boxes).float()).numpy()
+    overlaps = np.where(detected.labels[:, None] == truth.labels, overlaps, 0)
+    objects = np.full(len(detected.boxes), -1)
+    for i in np.argsort(-detected.scores, kind="stable"):
+        if len(truth.boxes) and overlaps[i].max() >= MIN_IOU:
+            objects[i] = overlaps[i].argmax()
+            overlaps[:, objects[i]] = 0
+    return objects
 
 
 def detection_sheet(
-    observation: Observation,
-    detections: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
-    classes: Sequence[str],
-) -> Image.Image:
-    """The input, the boxes at each operating point, and the tokens after the last block of the observed model.
+    observation: Observation, detections: Mapping[str, Boxes], classes: Sequence[str], truth: Boxes
+) -> Sheet:
+    """The input, the truth and the surviving tokens; below, the boxes at two points, and the objects lost between them.
 
     Args:
         observation: the image, processed under one policy.
-        detections: name of the point -> boxes (m, 4) in pixels of the image, scores (m,) and labels (m,).
+        detections: heading -> boxes with a score of at least ``MIN_SCORE``; the unreduced model's, and the reduced
+            model's.
         classes: names in label order.
+        truth: the objects.
     """
-    headings, panels = [label("input")], [Image.fromarray(observation.image)]
-    for name, (boxes, scores, labels) in detections.items():
-        shown = scores >= MIN_SCORE
-        counts = np.bincount(labels[shown], minlength=len(classes))
-        key = [(f"{count} {classes[c]}", _colour(c)) for c, count in enumerate(counts) if count]
-        headings.append(label(name, "" if key else "no boxes", key=key))
-        panels.append(box_panel(observation.image, boxes[shown], labels[shown]))
-    last = observation.blocks[-1]
-    headings.append(label("surviving tokens", f"{percent(observation)} of FLOPs removed, {last.tokens} tokens left"))
-    panels.append(token_panel(observation.image, last, 1))
-    note = f"boxes with a score of at least {MIN_SCORE}  ·  {TOKENS}"
-    return page(title(observation), [headings, panels], note)
+    (first, before), (second, after) = detections.items()
+    image, scale = observation.image, dense_scale(observation)
+    colours: list[Colour] = [(red, green, blue) for red, green, blue in class_colours(len(classes)).tolist()]
+    large = raster(image_panel(image, scale))
+
+    def outlined(boxes: Boxes, right: np.ndarray) -> Sheet:
+        """Boxes in the colours of their classes, dashed if wrong, with their scores."""
+        marks = [
+            mark
+            for box, label_, score, good in zip(boxes.boxes, boxes.labels, boxes.scores, right, strict=True)
+            for mark in _box(box * scale, colours[label_], "" if score == 1 else f"{100 * score:.0f}", dashed=not good)
+        ]
+        return Sheet(*large.size, (*large.marks, *marks))
+
+    ours, theirs = found_objects(before, truth), found_objects(after, truth)
+    lost = np.setdiff1d(ours[ours >= 0], theirs)
+    won = np.setdiff1d(theirs[theirs >= 0], ours)
+    # A wrong box of the reduced model is new unless the unreduced model has about the same.
+    new = np.flatnonzero((theirs < 0) & (found_objects(after, before) < 0))
+    changes = [
+        mark
+        for boxes, places, colour in ((truth, lost, LOST), (truth, won, WON), (after, new, OTHER))
+        for place in places
+        for mark in _box(boxes.boxes[place] * scale, colour, classes[boxes.labels[place]])
+    ]
+    grey = raster(faint_panel(image, scale))
+    rows = dense_rows(
+        observation,
+        [
+            (label("input"), large),
+            (label("truth", _counts(truth, classes)), outlined(truth, np.ones(len(truth.boxes), bool))),
+        ],
+        [
+            (label(first, _verdict(ours, truth)), outlined(before, ours >= 0)),
+            (label(second, _verdict(theirs, truth)), outlined(after, theirs >= 0)),
+            (
+                label("what changes", f"{len(lost)} lost, {len(won)} won, {len(new)} new and wrong"),
+                Sheet(*grey.size, (*grey.marks, *changes)),
+            ),
+        ],
+    )
+    note = (
+        f"boxes with a score of at least {100 * MIN_SCORE:.0f} %, their scores in %  ·  dashed: wrong, no object of "
+        f"this class overlaps by {100 * MIN_IOU:.0f} %\n{TOKENS}  ·  {SCORES}"
+    )
+    verdicts = [("lost object", LOST), ("won object", WON), ("new wrong box", OTHER)]
+    return page(title(observation), rows, note, [*zip(classes, colours, strict=True), *verdicts])
+
+
+def _box(box: np.ndarray, colour: Colour, words: str, dashed: bool = False) -> list[tuple[float, float, Frame | Text]]:
+    left, top, right, bottom = box.tolist()
+    frame = (left, top, Frame(right - left, bottom - top, colour, dashed=dashed))
+    return [frame, *([(left + 6, top + 4, Text(words, _SMALL, halo=True))] if words else [])]
+
+
+def _counts(boxes: Boxes, classes: Sequence[str]) -> str:
+    counts = np.bincount(boxes.labels, minlength=len(classes))
+    return ", ".join(f"{count} {name}" for count, name in zip(counts, classes, strict=True) if count) or "no objects"
+
+
+def _verdict(objects: np.ndarray, truth: Boxes) -> str:
+    """How many objects the detections find, and how many detections are wrong."""
+    return f"{(objects >= 0).sum()} of {len(truth.boxes)} objects found, {(objects < 0).sum()} wrong"

@@ -43,6 +43,8 @@ class Observation:
     policy: str
     score: str
     """The name of the score."""
+    score_words: str
+    """What the score is."""
     reduction: float
     """Share of the FLOPs that the policy removes."""
     blocks: tuple[BlockView, ...]
@@ -80,6 +82,7 @@ def observe(model: Any, reduction: Reduction, images: Tensor) -> list[Observatio
             backbone=getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__),
             policy=reduction.policy.policy,
             score=reduction.policy.score,
+            score_words=reduction.policy.scoring.words,
             reduction=reduction.schedule.reduction,
             blocks=tuple(view[i] for view in views),
         )

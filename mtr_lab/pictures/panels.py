@@ -1,12 +1,12 @@
 """The panels of a picture: the image, its surviving tokens, their scores."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from mtr_lab.pictures.marks import FAINT, INK, PAPER, font
 from mtr_lab.pictures.observation import BlockView
 from mtr_lab.pictures.regions import DROPPED, PatchGrid, mean_colours, region_borders, region_sizes
 
-INK, FAINT, PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
 _MISSING = (228, 228, 231)
 _MARK = (225, 29, 72)
 _VIRIDIS = np.array(
@@ -14,17 +14,19 @@ _VIRIDIS = np.array(
      (173, 220, 48), (253, 231, 37)]
 )  # fmt: skip
 """Nine even steps of matplotlib's viridis."""
+_MANY_PATCHES = 700  # bright outlines of more regions would hide them
 _RANGE = (2, 98)  # percentiles of the scores that the colours span, so that outliers do not make the rest one colour
-
-
-def font(pixels: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's built-in font, the same on every machine; it has few glyphs beyond ASCII."""
-    return ImageFont.load_default(pixels)
 
 
 def image_panel(image: np.ndarray, scale: int) -> Image.Image:
     """The image, (H, W, 3) uint8, enlarged ``scale`` times in both directions."""
     return Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
+
+
+def faint_panel(image: np.ndarray, scale: int) -> Image.Image:
+    """The image in pale grey, for what is marked on it."""
+    pale = np.repeat(image.mean(-1, keepdims=True) * 0.5 + 110, 3, -1).astype(np.uint8)
+    return image_panel(pale, scale)
 
 
 def token_panel(image: np.ndarray, view: BlockView, scale: int) -> Image.Image:
@@ -68,7 +70,8 @@ def _token_panel(
     border = region_borders(tokens, merged)
     lines = panel[border]
     dark = np.where(dropped[..., None], panel, flat)[border].mean(axis=-1, keepdims=True) < 170
-    panel[border] = np.where(dark, 0.1 * lines + 0.9 * 255, 0.6 * lines)  # visible on white, too
+    bright, dim = (0.25, 0.8) if grid.rows * grid.columns > _MANY_PATCHES else (0.9, 0.6)
+    panel[border] = np.where(dark, (1 - bright) * lines + bright * 255, dim * lines)  # visible on white, too
     return Image.fromarray(panel.round().astype(np.uint8))
 
 
@@ -90,11 +93,25 @@ def score_panel(view: BlockView, scale: int) -> Image.Image:
         for colour, width in ((PAPER, 4), (_MARK, 2)):
             draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width)
             draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width)
-    ends = f"> {high:.3g}", f"< {low:.3g}"  # outliers lie beyond the ends of the bar
-    bar = _colour_bar(*ends, scores.height)
-    panel = Image.new("RGB", (scores.width + 8 + bar.width, scores.height), PAPER)
-    panel.paste(scores, (0, 0))
-    panel.paste(bar, (scores.width + 8, 0))
+    return _beside_bar(scores, f"> {high:.3g}", f"< {low:.3g}")  # outliers lie beyond the ends of the bar
+
+
+def size_panel(view: BlockView, scale: int) -> Image.Image:
+    """How many patches the token of each patch stands for, in colours by the logarithm; dropped patches are grey."""
+    sizes = region_sizes(view.source)
+    largest = max(int(sizes.max()), 2)
+    shares = np.log(sizes.clip(min=1)) / np.log(largest)
+    colours = np.where((sizes == 0)[..., None], _MISSING, viridis(shares))
+    painted = Image.fromarray(view.grid.paint(colours, scale).round().astype(np.uint8))
+    return _beside_bar(painted, f"{largest}", "1")
+
+
+def _beside_bar(painted: Image.Image, top: str, bottom: str) -> Image.Image:
+    """A map and its colour bar."""
+    bar = _colour_bar(top, bottom, painted.height)
+    panel = Image.new("RGB", (painted.width + 8 + bar.width, painted.height), PAPER)
+    panel.paste(painted, (0, 0))
+    panel.paste(bar, (painted.width + 8, 0))
     return panel
 
 

@@ -7,17 +7,19 @@ from typing import BinaryIO
 from PIL import Image
 
 from mtr_lab.errors import UserError
+from mtr_lab.pictures.marks import Sheet
 from mtr_lab.pictures.observation import Observation
 from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
-from mtr_lab.pictures.panels import PAPER, image_panel, score_panel, token_panel
+from mtr_lab.pictures.panels import image_panel, score_panel, size_panel, token_panel
 
-_SIDE = 300  # smallest width or height of an enlarged image, in pixels
+_SIDE, _DENSE_SIDE = 300, 600  # smallest width or height of an enlarged image, in pixels
 TOKENS = "outlined: patches merged into one token; its regions may be apart, in one colour  ·  pale: dropped"
-_SCORES = "cross: removed by this block  ·  grey: removed before"
+SCORES = "cross: removed by this block  ·  grey: removed before"
+Panel = Sheet | Image.Image
 _FRAME_MS, _LAST_FRAME_MS = 700, 2500
 
 
-def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None, words: str = "") -> Image.Image:
+def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None, words: str = "") -> Sheet:
     """One row per block: the input, the tokens that survive the block, and the scores by which it chose them.
 
     Args:
@@ -28,8 +30,8 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None, w
     Raises:
         UserError: there is no such block.
     """
-    headings = ["", "input", "surviving tokens", f"score: {observation.score}"]
-    rows = [
+    headings = [label(""), label("input"), label("surviving tokens"), _score_label(observation)]
+    rows: list[list[Panel]] = [
         [
             label(f"block {block}", token_count(observation, block)),
             image_panel(observation.image, _scale(observation)),
@@ -38,23 +40,26 @@ def depth_sheet(observation: Observation, blocks: Sequence[int] | None = None, w
         for block in chosen_blocks(observation, blocks)
     ]
     heading = f"{title(observation)}\n{words}" if words else title(observation)
-    return page(heading, [[label(name) for name in headings], *rows], f"{TOKENS}\n{_SCORES}")
+    return page(heading, [headings, *rows], f"{TOKENS}\n{SCORES}")
 
 
-def depth_frames(observation: Observation) -> list[Image.Image]:
-    """One frame per block that reduces, all of one size: the surviving tokens and the scores."""
-    pages = []
-    for block in observation.reducing:
-        headings = [label(f"block {block}", token_count(observation, block)), label(f"score: {observation.score}")]
-        pages.append(page(title(observation), [headings, _panels(observation, block)], f"{TOKENS}\n{_SCORES}"))
+def depth_frames(observation: Observation) -> list[Sheet]:
+    """One frame per block that reduces: the surviving tokens and the scores."""
     frames = []
-    for picture in pages:
-        frames.append(Image.new("RGB", (max(p.width for p in pages), max(p.height for p in pages)), PAPER))
-        frames[-1].paste(picture, (0, 0))
+    for block in observation.reducing:
+        headings = [label(f"block {block}", token_count(observation, block)), _score_label(observation)]
+        frames.append(page(title(observation), [headings, _panels(observation, block)], f"{TOKENS}\n{SCORES}"))
     return frames
 
 
-def policy_strip(observations: Sequence[Observation]) -> Image.Image:
+def _score_label(observation: Observation, block: int | None = None) -> Sheet:
+    place = "" if block is None else f" in block {block}"
+    negated = "minus the " if observation.score.startswith("-") else ""
+    words = f"{negated}{observation.score_words}; the lowest are removed" if observation.score_words else ""
+    return label(f"score: {observation.score}{place}", words)
+
+
+def policy_strip(observations: Sequence[Observation]) -> Sheet:
     """The input, and its surviving tokens after the last block under several policies.
 
     Args:
@@ -78,16 +83,16 @@ def write_animation(observation: Observation, stream: BinaryIO) -> None:
 
 
 def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Path, words: str = "") -> list[Path]:
-    """Write ``depth_sheet`` to ``stem``.png and ``write_animation`` to ``stem``.gif.
+    """Write ``depth_sheet`` to ``stem``.png and ``stem``.svg, and ``write_animation`` to ``stem``.gif.
 
     Raises:
         UserError: there is no such block, or a file cannot be written.
     """
-    sheet = save_picture(depth_sheet(observation, blocks, words), stem.with_name(f"{stem.name}.png"))
+    sheets = save_picture(depth_sheet(observation, blocks, words), stem)
     animation = stem.with_name(f"{stem.name}.gif")
     with replacing(animation) as stream:
         write_animation(observation, stream)
-    return [sheet, animation]
+    return [*sheets, animation]
 
 
 def check_blocks(blocks: Sequence[int], depth: int) -> None:
@@ -114,6 +119,30 @@ def _panels(observation: Observation, block: int) -> list[Image.Image]:
 
 def _scale(observation: Observation) -> int:
     return -(-_SIDE // max(observation.image.shape[:2]))
+
+
+def dense_scale(observation: Observation) -> int:
+    """How many times the images of a dense task are enlarged: their objects and patches are small."""
+    return -(-_DENSE_SIDE // max(observation.image.shape[:2]))
+
+
+def dense_rows(
+    observation: Observation, upper: Sequence[tuple[Sheet, Panel]], lower: Sequence[tuple[Sheet, Panel]]
+) -> list[list[Panel]]:
+    """The rows of a dense task's page: a task's panels below their labels, right of them those of the tokens.
+
+    Args:
+        observation: the image, processed under one policy.
+        upper: label and panel, of the upper row.
+        lower: the same of the lower row, which has one more panel.
+    """
+    last, scale, acts = observation.blocks[-1], dense_scale(observation), observation.reducing[-1]
+    words = f"{token_count(observation, len(observation.blocks) - 1)}, {percent(observation)} of FLOPs removed"
+    tokens = label("surviving tokens", words), token_panel(observation.image, last, scale)
+    sizes = label("patches per token", "after the last block"), size_panel(last, scale)
+    scores = _score_label(observation, acts), score_panel(observation.blocks[acts], scale)
+    rows = [*upper, tokens, sizes], [*lower, scores]
+    return [[part[place] for part in row] for row in rows for place in (0, 1)]
 
 
 def evenly_spaced(blocks: Sequence[int], count: int) -> list[int]:

@@ -26,6 +26,7 @@ class Score:
         mean: whether the policy divides the terms by the number of channels; directions are still summed.
         draws: whether it draws random numbers, from the policy's ``seed``.
         reads_output: whether it reads the output of the block, as the residual stream after it does, too.
+        words: what it is, for the readers of a picture, in ASCII.
     """
 
     function: Callable[..., Tensor]
@@ -34,6 +35,7 @@ class Score:
     mean: bool = False
     draws: bool = False
     reads_output: bool = False
+    words: str = ""
 
 
 def delta(state: TokenState, evidence: Evidence) -> Tensor:
@@ -100,16 +102,16 @@ def pseudo_random(number: Tensor, seed: int) -> Tensor:
 
 
 SCORES = {
-    "delta": Score(delta, ("delta",), mean=True),
-    "write": Score(state_update, ("write", "b")),
-    "output": Score(output, ("output",), mean=True),
-    "hidden": Score(hidden, reads_output=True),
-    "b": Score(input_projection, ("b",)),
-    "c": Score(output_projection, ("c",)),
-    "class_token": Score(class_token, class_token=True, reads_output=True),
-    "norm": Score(norm, reads_output=True),
-    "magnitude": Score(magnitude),
-    "random": Score(random, draws=True),
+    "delta": Score(delta, ("delta",), mean=True, words="step size of the scan"),
+    "write": Score(state_update, ("write", "b"), words="size of the update of the state"),
+    "output": Score(output, ("output",), mean=True, words="output of the scan, if positive"),
+    "hidden": Score(hidden, reads_output=True, words="output of the block, if positive"),
+    "b": Score(input_projection, ("b",), words="mean of the input projection B"),
+    "c": Score(output_projection, ("c",), words="mean of the output projection C"),
+    "class_token": Score(class_token, class_token=True, reads_output=True, words="similarity to the class token"),
+    "norm": Score(norm, reads_output=True, words="norm of the residual stream"),
+    "magnitude": Score(magnitude, words="mean size of the channels"),
+    "random": Score(random, draws=True, words="pseudo-random numbers"),
     "none": Score(none),
 }
 """The scores by their names in ``mtr.score``. A minus in front of a name negates the score, as in ``-delta``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
-from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.signals import answer, exit_at_signals
 from mtr_lab.errors import UserError
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
@@ -112,6 +112,7 @@ def _serve(results: Sequence[Path], port: int) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
+            answer()
             print()
 
 

@@ -1,6 +1,6 @@
 """The rows of a ``bench.json`` as a table for a terminal, 80 columns or wider."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtr_lab.report.table import figure, percent
@@ -27,8 +27,6 @@ def bench_table(result: Mapping[str, Any]) -> TwoLineTable:
 
 
 def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
-    bound = {name: ms for name, ms in row["bound_ms"].items() if ms is not None}
-    limit = max(bound, key=lambda name: bound[name])
     axes = [
         (row["backbone"], row["backend"]),
         (str(row["batch"]), _pixels(row)),
@@ -42,8 +40,33 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
         (figure(row["ms"]), figure(row["idle_ms"])),
         (figure(row["img_per_s"]), figure(row["peak_mib"])),
         (figure(row["speedup"]), percent(row["overhead"])),
-        (f"{percent(row['roofline'])} %", limit),
+        (f"{percent(row['roofline'])} %", _limit(row)),
     ]
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The overhead and the share of the bound of a row, with the figures behind them; empty without such a row.
+
+    The row is the first reduced one, else the first.
+    """
+    timed = [row for row in rows if row["error"] is None]
+    reduced = [row for row in timed if row["overhead"] is not None and row["policy"] != "none"]
+    if not timed:
+        return "", ""
+    row = (reduced or timed)[0]
+    name, ms = f"; {row['policy']} {_asked(row)}".rstrip(), row["ms"]
+    bound = f"{name}: {figure(row['roofline'] * ms)} / {figure(ms)} ms = {percent(row['roofline'])} %"
+    if not reduced:
+        return "", bound
+    whole, share = row["speedup"] * ms, (1 - row["overhead"]) / row["speedup"]
+    overhead = f"1 - {figure(whole)} ms × {percent(share)} % / {figure(ms)} ms = {percent(row['overhead'])} %"
+    return f"{name}: {overhead}", bound
+
+
+def _limit(row: Mapping[str, Any]) -> str:
+    """The name of the limit that sets the bound."""
+    bound = {name: ms for name, ms in row["bound_ms"].items() if ms is not None}
+    return max(bound, key=lambda name: bound[name])
 
 
 def _pixels(row: Mapping[str, Any]) -> str:
@@ -69,11 +92,12 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         for row in result["rows"]
         if row["error"] is not None
     ]
+    overhead, bound = _examples(result["rows"])
     return [
         "ms: of a batch in a steady stream; below it, of a single batch on an idle GPU (the same on a CPU)",
         *(["ratio %, or: speedup asked, promised"] if any(row.get("asked_speedup") for row in result["rows"]) else []),
-        "overh.: share of the time above the unreduced time scaled by the tokens",
-        "of bound: least time that the strictest limit of the device allows, divided by the time",
+        f"overh.: share of the time above the unreduced time scaled by the tokens{overhead}",
+        f"of bound: least time that the strictest limit of the device allows, divided by the time{bound}",
         f"peak of the device, {'; '.join(peaks)}",
         *failures,
         *result["notes"],

@@ -35,7 +35,7 @@ class OperatingPoint:
         """The point as a reader calls it: "unreduced", or the policy and the share of FLOPs that it removes."""
         if self.policy == "none":
             return "unreduced"
-        return f"{self.policy}: {100 * self.schedule.reduction:.0f} % fewer FLOPs"
+        return f"{self.policy}, {100 * self.schedule.reduction:.0f} % fewer FLOPs"
 
 
 class BatchResults(Protocol):

@@ -161,7 +161,8 @@ def test_a_segmenter(run_program, tmp_path: Path) -> None:
     ("overrides", "expected"),
     [
         (["format=tflite"], "unknown format 'tflite'"),
-        (["opset=17"], "opset=17: expected 18 to 23"),
+        (["opset=17"], "opset=17: expected 18 to 23. Older ones"),
+        (["opset=30"], "opset=30: expected 18 to 23.\n"),
         (["precision=int4"], "unknown precision 'int4'"),
         (["batch=0"], "batch=0"),
         (["task=detection"], "task=detection: a detector ends in a loop"),
@@ -180,10 +181,22 @@ def test_a_mistake_gets_one_clear_message_and_code_2(run_program, overrides: lis
     assert not list(run.folder.glob("vim*"))
 
 
+@pytest.mark.parametrize("name", ["folder.onnx", "file/x.pt2"])
+def test_paths_that_cannot_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(export_of_models, "verify", lambda *given: None)
+    with pytest.raises(UserError, match=r"cannot write .*(folder.onnx: it is a folder|x.pt2: Not a directory)"):
+        export_model(small_model(None), tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
 def test_damaged_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_exported(tmp_path / name)
+    (tmp_path / f"folder{name}").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        read_exported(tmp_path / f"folder{name}")
     (tmp_path / name).write_bytes(b"\x08\x07 no model")
     with pytest.raises(UserError, match="no readable"):
         read_exported(tmp_path / name)

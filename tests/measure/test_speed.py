@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab.measure import speed as module
-from mtr_lab.measure.speed import LATENCY_CALLS, idle_and_stream_ms, measure_speed
+from mtr_lab.measure.speed import LATENCY_CALLS, idle_and_stream_ms, images_timed, measure_speed
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -121,3 +121,13 @@ def test_a_stream_of_calls_hides_what_the_host_does() -> None:
     run()
     hidden = [idle - stream for idle, stream in (idle_and_stream_ms(run, device) for _ in range(3))]
     assert any(4 < ms < 7 for ms in hidden)  # of 5; other programs may be at work on the device
+
+
+def test_a_batch_of_one_image_is_its_own_latency() -> None:
+    runs: list[int] = []
+    speed = measure_speed({"a": lambda images: runs.append(len(images))}, torch.zeros(1, 1), max_seconds=0)["a"]
+    assert len(runs) == images_timed(1)
+    assert speed.latency_ms["p50"] == pytest.approx(1000 / speed.img_per_s)
+    runs.clear()
+    measure_speed({"a": lambda images: runs.append(len(images))}, torch.zeros(3, 1), max_seconds=0)
+    assert sum(runs) == images_timed(3)

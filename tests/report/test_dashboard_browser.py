@@ -548,8 +548,21 @@ def test_an_unreduced_model_shows_no_pictures_of_a_reduced_point(page: Page) -> 
     page.get_by_role("button", name="Enlarge tokens").click()
     assert page.locator("#lightbox img").is_visible()
     assert "mtr at 40.0 % · tokens" in page.locator("#lightbox").inner_text()
+    whole = page.locator("#lightbox img").bounding_box()["width"]
+    page.locator("#lightbox img").click()  # at full size: the picture is one pixel
+    assert page.locator("#lightbox img").bounding_box()["width"] < whole
     page.keyboard.press("Escape")
     assert not page.locator("#lightbox").is_visible()
+
+
+def test_without_speeds_the_costs_fill_the_row(page: Page) -> None:
+    width = "document.querySelector('#cost .main-svg').getBoundingClientRect().width"
+    half = page.evaluate(width)
+    choose(page, "Task", "segmentation")
+    assert page.evaluate(width) > 1.9 * half
+    assert not page.locator("#speed .actions").is_visible()
+    choose(page, "Task", "classification")
+    assert page.evaluate(width) == half
 
 
 def test_a_point_is_chosen_by_a_goal(page: Page, folder: Path) -> None:
@@ -615,11 +628,20 @@ def test_an_ablation_has_an_axis_for_each_setting(browser: Any, tmp_path: Path) 
         assert page.locator("#details").is_visible()
 
 
-def test_many_rows_are_shown_on_request(browser: Any, tmp_path: Path) -> None:
-    for i in range(30):
-        write_run(tmp_path / str(i), "mtr", images=20, quality=1 + i / 10, mtr={"first_block": i})
+def test_many_rows_are_shown_on_request_and_many_schedules_are_one_line_with_gaps(browser: Any, tmp_path: Path) -> None:
+    for i in range(31):
+        result = write_run(tmp_path / str(i), "mtr", images=20, quality=1 + i / 10, mtr={"first_block": i})
+        for ratio, point in enumerate(result["points"]):
+            point["tokens"] = [197, 197 - i * (ratio > 0), 120 + 40 * ratio]
+        (tmp_path / str(i) / "result.json").write_text(json.dumps(result))
     build([tmp_path], tmp_path / "report.html")
     for page in opened(browser, (tmp_path / "report.html").as_uri()):
         assert len(cells(page, "points")) == 50
         page.locator("#points-more button").click()
-        assert len(cells(page, "points")) == 61
+        assert len(cells(page, "points")) > 61
+        unreduced, reduced = traces(page, "tokens")
+        assert unreduced["y"] == [197, 197, 120, 120, None]
+        schedules = " ".join("" if count is None else str(count) for count in reduced["y"]).split("  ")
+        assert {schedule.strip() for schedule in schedules} >= {
+            f"197 {197 - i} {count} {count}" for i in range(31) for count in (160, 200)
+        }

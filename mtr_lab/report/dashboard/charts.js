@@ -246,6 +246,11 @@ function drawLegend() {
   );
 }
 
+function erase(plot) {
+  Plotly.purge(plot); // with its listeners
+  delete plot.dataset.bound;
+}
+
 function drawChart(kind) {
   if (!window.Plotly) return; // the tables are drawn while it is unpacked
   const node = byId(kind);
@@ -262,8 +267,10 @@ function drawChart(kind) {
       ? ""
       : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
   plot.hidden = !drawn.length;
+  const wasEmpty = node.classList.contains("empty");
   node.classList.toggle("empty", !drawn.length);
-  if (!drawn.length) return Plotly.purge(plot);
+  if (kind === "speed" && wasEmpty === !!drawn.length) erase(byId("cost").querySelector(".plot")); // its width changes
+  if (!drawn.length) return erase(plot);
   if (printing) Object.assign(spec, { width: 680, height: heightWithLegend(traces, 680, 350) });
   else Object.assign(spec, { height: HEIGHTS[kind] ?? heightWithLegend(traces, plot.clientWidth, 280), width: undefined });
   Plotly.react(plot, traces, spec, { displayModeBar: false, responsive: true, doubleClick: "reset" });
@@ -271,6 +278,11 @@ function drawChart(kind) {
     plot.on("plotly_click", (event) => showDetails(event.points[0].customdata));
     plot.dataset.bound = "true";
   }
+}
+
+/** Costs last: without speeds they fill the row. */
+function drawTradeoffs() {
+  for (const kind of ["speed", "cost"]) drawChart(kind);
 }
 
 function buildFigure(kind, title, axes) {
@@ -282,7 +294,7 @@ function buildFigure(kind, title, axes) {
         onchange: (event) => {
           state[kind] = event.target.value;
           remember();
-          drawChart(kind);
+          axes === COSTS || axes === SPEEDS ? drawTradeoffs() : drawChart(kind);
         },
       },
       axes.map((axis) => h("option", { value: axis.key, selected: axis.key === state[kind] }, axis.title)),

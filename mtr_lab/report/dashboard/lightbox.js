@@ -39,6 +39,13 @@ function turn(step) {
         h("button", { type: "button", "aria-label": "Close the picture", onclick: () => byId("lightbox").close() }, "✕"),
       ),
     ),
-    h("img", { src: picture.uri, alt: `${picture.name}, ${label(point)}` }),
+    h("div", { class: "frame" },
+      h("img", {
+        src: picture.uri,
+        alt: `${picture.name}, ${label(point)}`,
+        title: "Click for full size",
+        onclick: ({ target }) => target.classList.toggle("full"),
+      }),
+    ),
   );
 }

@@ -32,7 +32,7 @@ function render() {
     "GFLOPs: true FLOPs of one image, two per multiply-accumulate, with the cost of the reduction itself; " +
     "the literature counts multiply-accumulates, and one direction." +
     (repeated ? " Points with equal figures in several runs are one row, with the speed of the median run." : "") +
-    data.remarks.map((remark) => ` ${remark}.`).join("") +
+    data.remarks.filter(({ task }) => task === state.task).map(({ text }) => ` ${text}.`).join("") +
     (averaged() ? " Runs that differ only in mtr.seed are one row: mean ± standard deviation over the seeds." : "");
   differenceRowsShown = drawDifferences();
   drawAblation();
@@ -41,7 +41,8 @@ function render() {
 }
 
 function drawCharts() {
-  for (const kind of ["cost", "speed", "tokens"]) drawChart(kind);
+  drawTradeoffs();
+  drawChart("tokens");
   drawTraining();
 }
 
@@ -155,6 +156,9 @@ await new Promise((done) => setTimeout(done));
 const library = h("script", {}, await unpacked("plotly"));
 document.head.append(library);
 library.remove(); // it has run
-drawCharts();
+drawTradeoffs(); // of the first screen
 performance.mark("charts");
+await new Promise((done) => setTimeout(done));
+drawChart("tokens");
+drawTraining();
 document.documentElement.dataset.ready = "true";

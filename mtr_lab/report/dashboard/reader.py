@@ -51,7 +51,7 @@ class Reader:
         Returns:
             ``axes`` of the charts; ``runs`` with their unchanged results; ``points``, which are places in these
             results, or means of points that differ only in the seed; paired ``differences`` between points;
-            ``remarks`` on models; ``notes`` that say what was left out, and why.
+            ``remarks`` on models, by task; ``notes`` that say what was left out, and why.
 
         Raises:
             UserError: a path does not exist, or a given file or run folder is not a result. A bad file within a given
@@ -145,15 +145,19 @@ def _overrides(name: str) -> tuple[str, list[str]]:
     return (folder, settings) if all("=" in one for one in settings) else (name, [])
 
 
-def _best_resolutions(runs: Sequence[Run]) -> list[str]:
-    """A line for each model that was evaluated at several sizes of the picture, on each set of images."""
+def _best_resolutions(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """``task`` and ``text`` for each model evaluated at several sizes of the picture, on each set of images."""
     points: dict[tuple[Any, ...], list[Point]] = {}
     for run in runs:
         result = run.result
         key = (result["backbone"], result["task"], result["dataset"], result["points"][0]["images"])
         points.setdefault(key, result["points"][:1]).extend(result["points"][1:])
-    lines = {backbone: best_resolution(members) for (backbone, *_), members in points.items()}
-    return [f"{backbone}: {line}" for backbone, line in lines.items() if line is not None]
+    lines = {key: best_resolution(members) for key, members in points.items()}
+    return [
+        {"task": task, "text": f"{backbone}: {line}"}
+        for (backbone, task, *_), line in lines.items()
+        if line is not None
+    ]
 
 
 def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], list[str]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-SIDE = 900
+SIDE = 1400
 """The longest side of a thumbnail, px."""
-MOVING_SIDE = 360
+MOVING_SIDE = 480
 """The same of an animation."""
-_QUALITY = 65
+_QUALITY = 55
 
 
 def thumbnail(path: Path) -> str:

@@ -77,13 +77,13 @@ class Classification(Task[Any, ClassifierEvaluation]):
         save_depth(observation, None, drawing.stem, outcome(drawing))
 
 
-def outcome(drawing: Drawing[ClassifierEvaluation]) -> str:
-    """What the model takes the image for at each point, the divergence from the first point, and the truth."""
+def outcome(drawing: Drawing[Any]) -> str:
+    """What the model takes the image or video for at each point, the divergence from the first point, the truth."""
     images, names = drawing.image["image"], drawing.class_names
     log_probs = [drawing.evaluation.forward_at(point, images)[0].float().log_softmax(-1) for point in drawing.points]
 
     def named(index: int) -> str:
-        return str(names[index]) if names else f"class {index}"
+        return str(names[index]) if 0 <= index < len(names) else f"class {index}"
 
     lines = [f"truth: {named(int(drawing.image['label'][0]))}"]
     for point, values in zip(drawing.points, log_probs, strict=True):

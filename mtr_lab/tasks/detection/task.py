@@ -1,16 +1,18 @@
 """Detection as a task: Faster or Mask R-CNN on a backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from omegaconf import DictConfig
+from torch import Tensor
 
 from mtr_lab.backbones import Backbone
 from mtr_lab.backbones.weights import Checkpoint
 from mtr_lab.data import DetectionDataModule
 from mtr_lab.errors import UserError
-from mtr_lab.pictures import detection_sheet, save_picture
+from mtr_lab.pictures import MIN_SCORE, Boxes, detection_sheet, save_picture
 from mtr_lab.reduction import Reduction
 from mtr_lab.tasks.detection.evaluation import DetectionEvaluation
 from mtr_lab.tasks.detection.model import Detector
@@ -63,12 +65,18 @@ class Detection(DenseTask[Detector, DetectionEvaluation]):
         return DetectionTraining(model, **adamw_settings(config))
 
     def draw(self, drawing: Drawing[DetectionEvaluation]) -> None:
-        batch = {**drawing.image, "original_size": drawing.image["size"]}
+        (size,), (original,), (objects,) = (drawing.image[key] for key in ("size", "original_size", "objects"))
         detections = {}
         for point in drawing.points:
-            (detection,) = drawing.evaluation.detect_at(point, batch)
-            boxes, scores, labels = (detection[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
-            detections[point.name] = (boxes, scores, labels.astype(int))
+            (detection,) = drawing.evaluation.detect_at(point, {**drawing.image, "original_size": [size]})
+            detections[point.words] = _boxes(detection, detection["scores"] >= MIN_SCORE)
+        shrunk = objects["boxes"] * objects["boxes"].new_tensor([size[1] / original[1], size[0] / original[0]] * 2)
+        scored = {**objects, "boxes": shrunk, "scores": torch.ones(len(shrunk))}
+        truth = _boxes(scored, ~objects["iscrowd"].bool())
         (observation,) = drawing.observe(drawing.image["image"])
-        sheet = detection_sheet(observation, detections, drawing.class_names)
-        save_picture(sheet, drawing.stem.with_name(f"{drawing.stem.name}.png"))
+        save_picture(detection_sheet(observation, detections, drawing.class_names, truth), drawing.stem)
+
+
+def _boxes(objects: Mapping[str, Tensor], chosen: Tensor) -> Boxes:
+    boxes, labels, scores = (objects[key][chosen].cpu() for key in ("boxes", "labels", "scores"))
+    return Boxes(boxes.float().numpy(), labels.long().numpy(), scores.float().numpy())

@@ -62,5 +62,4 @@ class Segmentation(DenseTask[Segmenter, SegmentationEvaluation]):
         labels = {name: values.argmax(0).cpu().numpy() for name, values in logits.items()}
         (observation,) = drawing.observe(window)
         truth = first_window(drawing.image["label"][0], drawing.image["size"][0], window.shape[-2:])
-        sheet = segmentation_sheet(observation, labels, drawing.class_names, truth)
-        save_picture(sheet, drawing.stem.with_name(f"{drawing.stem.name}.png"))
+        save_picture(segmentation_sheet(observation, labels, drawing.class_names, truth), drawing.stem)

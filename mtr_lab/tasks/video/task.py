@@ -6,7 +6,7 @@ from mtr_lab.backbones.weights import Checkpoint
 from mtr_lab.data import VideoDataModule
 from mtr_lab.data.video.sampling import check_model_takes_videos
 from mtr_lab.pictures import save_clip
-from mtr_lab.tasks.classification.task import Classification
+from mtr_lab.tasks.classification.task import Classification, outcome
 from mtr_lab.tasks.task import Drawing
 from mtr_lab.tasks.video.evaluation import VideoEvaluation
 from mtr_lab.tasks.video.training import VideoTraining
@@ -29,12 +29,6 @@ class VideoClassification(Classification):
         return {"num_frames": meta_model.input_shape[1]}
 
     def draw(self, drawing: Drawing[VideoEvaluation]) -> None:  # type: ignore[override]
-        """Draw the first view of the video, with the class and what the model takes the video for at both points."""
-        label = int(drawing.image["label"][0])
-        words = [f"class: {drawing.class_names[label]}" if 0 <= label < len(drawing.class_names) else "class: unknown"]
-        for point, when in zip((drawing.points[0], drawing.points[-1]), ("unreduced", "reduced"), strict=True):
-            share, best = drawing.evaluation.forward_at(point, drawing.image["image"])[0].float().softmax(-1).max(-1)
-            name = drawing.class_names[int(best)] if drawing.class_names else str(int(best))
-            words.append(f"{when}: {name}, {100 * float(share):.0f} %")
+        """Draw the first view of the video, below the class that the model gives it at both points."""
         (observation,) = drawing.observe(drawing.image["image"][:, 0])
-        save_clip(observation, None, drawing.stem, "  ·  ".join(words))
+        save_clip(observation, None, drawing.stem, outcome(drawing))
