@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: run demo help test test-all check format docs dist clean
+.PHONY: run demo help test test-all check format docs dist clean tables notebooks gallery
 
 run: $(VENV)/installed  ## Install, and evaluate the bundled model (the default)
 	$(BIN)/python -m mtr_lab
@@ -31,6 +31,15 @@ format: $(VENV)/installed-test  ## Format the code, and mend what the linter can
 docs: $(VENV)/installed-docs  ## The manual, in build/docs
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 	@echo build/docs/index.html
+
+tables: $(VENV)/installed  ## The README's table of models, from the registered models
+	$(BIN)/python docs/tables.py
+
+notebooks: $(VENV)/installed-test  ## Run the notebooks and store their outputs
+	$(BIN)/python notebooks/run.py
+
+gallery: $(VENV)/installed-test  ## The pictures of the manual's gallery
+	$(BIN)/python docs/gallery.py
 
 # The bare environment, PyTorch included, takes several GB below build/ until the tests have run.
 dist: $(VENV)/installed-test  ## Sdist and wheel of the last commit, in dist/, tried in a bare environment

@@ -18,7 +18,7 @@ PROGRAMS = {"config": "eval", "train": "train", "bench": "bench"}
 def start() -> str:
     """The README as the first page, with its pictures, and with links that work in the manual."""
     text = (ROOT / "README.md").read_text()
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+    for picture in re.findall(r"experiments/\S+\.png", text):
         with mkdocs_gen_files.open(picture, "wb") as out:
             out.write((ROOT / picture).read_bytes())
     text = text.replace("](docs/pages/", "](").replace("](docs/policies.md)", "](policies.md)")

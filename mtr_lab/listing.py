@@ -81,7 +81,7 @@ def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tup
         config_dir: a folder of the user's with more policies, ``reduction/NAME.yaml``.
 
     Raises:
-        UserError: a file of the user's is no policy.
+        UserError: a file of the user's is not a policy.
     """
     parts = ("score", "grouping", "matching", "merge", "order")
     rows: list[tuple[str, ...]] = [("policy", *parts, "source")]

@@ -142,9 +142,9 @@ def test_an_option_that_is_a_setting(option: str, value: str | None, expected: s
         ("my images", None, "expected KEY=VALUE, e.g. 'dataset.root=my images'"),
         ("/nowhere/data", None, "expected KEY=VALUE, e.g. dataset.root=/nowhere/data"),
         ("images", "dataset.root=my", "a path with blanks needs quotes. Type 'dataset.root=my images'"),
-        ("nothing", "dataset.root=my", "'nothing' is no override: expected KEY=VALUE"),
+        ("nothing", "dataset.root=my", "'nothing' is not an override: expected KEY=VALUE"),
         ("", None, "an empty argument: expected KEY=VALUE"),
-        ("x" * 300, "dataset.root=my", "is no override: expected KEY=VALUE"),
+        ("x" * 300, "dataset.root=my", "is not an override: expected KEY=VALUE"),
     ],
 )
 def test_a_file_or_a_word_where_an_override_is_expected(

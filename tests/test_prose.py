@@ -14,6 +14,7 @@ FOLDERS = [".github", "conf", "docs", "experiments", "mtr_lab", "notebooks", "te
 SUFFIXES = {".css", ".html", ".ipynb", ".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 RECORDS = [ROOT / "experiments" / "results", Path(__file__)]
 
+COMPARED = "more|longer|better|wider|other|less|such|later|faster|slower|worse|larger|smaller"
 TURNS = {
     "who(so)?ever|whomever": "name the user, the process or the function",
     "of (its|their) own": "say 'separate', or leave it out",
@@ -29,6 +30,9 @@ TURNS = {
     "(be|been) had": "say what fails: cannot be read, does not exist, …",
     "what (becomes|became) of": "'what happens to', or name the result",
     r"(?<!there\s)(is|are) (?-i:none)": "'is invalid', 'is not a box', …",
+    rf"(?<!there\s)(is|are) no (?!{COMPARED})\w+": "'is not a …', 'are not …'",
+    "an image, true": "'true FLOPs per image'",
+    "in another layout": "say which layout",
     "all the same": "'still', 'too'",
     "for ever|ever after": "'in a loop', 'from then on'",
     "hardly any": "'few', or the number",

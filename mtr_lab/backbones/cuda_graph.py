@@ -55,7 +55,7 @@ class CompiledModel:
         self._graph_weights: list[Tensor] = []
 
     def _watch(self) -> None:
-        """Look up the modules that decide about graphs; the one in a patched object's place is no submodule of it."""
+        """Look up the modules that decide about graphs; that in a patched object's place is not a submodule of it."""
         self._stand_in = stand_in(self.model)
         self._modules = list(self.model.modules())
         self._modules += [] if self._stand_in is None else list(self._stand_in.modules())

@@ -38,7 +38,7 @@ def build(
         pretrained: load the weights of the configuration. The head stays untrained if it has another number of classes.
         defaults: the arguments of the variant.
         kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
-            family's ``keywords`` has those that are no arguments of its constructor; ``device`` and ``dtype``;
+            family's ``keywords`` has those that are not arguments of its constructor; ``device`` and ``dtype``;
             ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the
             registered weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and
             ``checkpoint_grid`` (see ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
@@ -164,7 +164,9 @@ def _feature_extractor(model: Any, out_indices: int | Sequence[int], feature_cla
     from timm.models._features import FeatureGetterNet
 
     if feature_class not in ("getter", FeatureGetterNet):
-        raise UserError(f"feature_cls={feature_class}: expected 'getter', since the tokens of a block are no image.")
+        raise UserError(
+            f"feature_cls={feature_class}: expected 'getter', since the tokens of a block are not an image."
+        )
     extractor: Any = FeatureGetterNet(model, out_indices=tuple(model.blocks_at(out_indices)))
     no_head = ("num_classes", "classifier", "label_names")
     extractor.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in no_head}

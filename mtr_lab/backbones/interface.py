@@ -28,7 +28,7 @@ class ModelReduction(Protocol):
 
     @property
     def merges_tokens(self) -> bool:
-        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
+        """Whether blocks merge tokens and drop none, and the rest is not a full grid."""
 
     def on_picture(self, images: Tensor) -> Tensor:
         """The images that the backbone gets instead."""

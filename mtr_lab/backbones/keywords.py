@@ -1,4 +1,4 @@
-"""The keywords of the authors' constructors that are no arguments of ours: which of their values a family represents.
+"""The keywords of the authors' constructors that are not arguments of ours: which of their values a family represents.
 
 Objects of the authors' classes have attributes of the same names, to which the same tables apply.
 """
@@ -71,7 +71,7 @@ def translate(name: str, keywords: Mapping[str, Keyword], arguments: Mapping[str
 
     Args:
         name: of the model, for errors.
-        keywords: those that are no arguments of ours; those of ``NESTED`` contain more of them.
+        keywords: those that are not arguments of ours; those of ``NESTED`` contain more of them.
         arguments: by keyword.
 
     Raises:

@@ -92,7 +92,7 @@ def _hub(repository: str, file: str, top1: float) -> dict[str, Any]:
 
 
 def _own(side: int, classes: int, **preprocessing: Any) -> dict[str, Any]:
-    """A model trained here, whose weights are no part of the package; its file names the classes."""
+    """A model trained here, whose weights are not part of the package; its file names the classes."""
     config = {"input_size": (3, side, side), "num_classes": classes, "label_names": None}
     return {**config, "license": "apache-2.0", "verified": "weights", **preprocessing}
 

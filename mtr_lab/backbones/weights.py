@@ -250,5 +250,5 @@ def _no_numbers(value: Tensor, wanted: Tensor) -> str | None:
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
         return f"has numbers of {value.dtype}, expected those of {wanted.dtype}, or other floating-point ones"
     if value.is_floating_point() and not bool(value.to(wanted.dtype).isfinite().all()):
-        return "has values that are no numbers (NaN) or infinite: its training diverged, take an earlier checkpoint"
+        return "has values that are not numbers (NaN) or infinite: its training diverged, take an earlier checkpoint"
     return None

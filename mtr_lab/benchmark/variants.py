@@ -36,7 +36,7 @@ class Variant:
     def prepare(self, images: Tensor) -> None:
         """Build the model, warm it up, and measure its peak memory, including its CUDA graph."""
         case = self.case
-        with torch.inference_mode(False), images.device:  # as usual, parameters are no inference tensors
+        with torch.inference_mode(False), images.device:  # as usual, parameters are not inference tensors
             model, reduction = case.model()
             model.to(DTYPES[case.dtype])
         if case.asked_speedup is not None:

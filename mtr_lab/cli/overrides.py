@@ -84,7 +84,7 @@ def stray_word(word: str, before: str | None = None) -> UserError:
         return UserError(f"{word} is a folder of results. Type mtr-lab report {shlex.quote(word)} -o report.html")
     if is_path(word) or "/" in word:
         return UserError(f"{word} is a path, expected KEY=VALUE, e.g. {typed('dataset.root', word)}")
-    return UserError(f"{word!r} is no override: expected KEY=VALUE. --help shows examples.")
+    return UserError(f"{word!r} is not an override: expected KEY=VALUE. --help shows examples.")
 
 
 def unknown_option(option: str, value: str | None, names: Sequence[str]) -> UserError:
@@ -101,7 +101,7 @@ def unknown_option(option: str, value: str | None, names: Sequence[str]) -> User
         return UserError(f"unknown option {option}. --help lists the options; settings are typed KEY=VALUE.")
     value = given if equals else value
     choices = " or ".join(typed(key, value) if value is not None else f"{key}=…" for key in same)
-    return UserError(f"{option} is no option: settings are typed without dashes. Type {choices}")
+    return UserError(f"{option} is not an option: settings are typed without dashes. Type {choices}")
 
 
 def explain_composition(error: Exception, overrides: Sequence[str], names: Callable[[], Sequence[str]]) -> UserError:

@@ -57,7 +57,7 @@ def find_imagenette(root: str | None, split: str) -> Path:
         split: the split to look for in ``root``.
 
     Raises:
-        UserError: ``root`` is no directory, or the download fails.
+        UserError: ``root`` is not a directory, or the download fails.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = find_root("imagenette", root) if root else cache / "mtr_lab"

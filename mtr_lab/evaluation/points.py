@@ -62,7 +62,7 @@ def points_at(reduction: Reduction, policy: str, ratios: Iterable[float | None])
             picture if ``mtr.resolution`` is a list.
 
     Raises:
-        UserError: a ratio is no share, or a schedule cannot be solved.
+        UserError: a ratio is not a share, or a schedule cannot be solved.
     """
     ratios = list(ratios)
     for ratio in ratios:

@@ -37,7 +37,7 @@ class Description:
     grid: list[int]
     """[rows, columns] of the tokens of the first stage."""
     special: list[int]
-    """The positions of tokens that are no patches, in the unreduced sequence."""
+    """The positions of tokens that are not patches, in the unreduced sequence."""
     policy: str
     """``none`` for the unreduced model."""
     ratio: float

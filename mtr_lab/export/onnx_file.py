@@ -171,7 +171,7 @@ class OnnxFile:
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises errors of many types
-            raise UserError(f"{name} is no readable ONNX file: {innermost_message(error)}.") from error
+            raise UserError(f"{name} is not a readable ONNX file: {innermost_message(error)}.") from error
         self.metadata = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         self.input = self.session.get_inputs()[0]
 

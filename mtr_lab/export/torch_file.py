@@ -68,7 +68,7 @@ class TorchFile:
                 self._run = torch.export.load(file, extra_files=extra).module()
                 self.metadata = extra[METADATA] or None
         except Exception as error:  # PyTorch raises errors of many types
-            raise UserError(f"{file} is no readable .pt2 file: {innermost_message(error)}.") from error
+            raise UserError(f"{file} is not a readable .pt2 file: {innermost_message(error)}.") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

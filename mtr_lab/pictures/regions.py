@@ -58,7 +58,7 @@ def region_borders(tokens: np.ndarray, merged: np.ndarray) -> np.ndarray:
     """The pixels on both sides of the borders of merged regions, (H, W) bool.
 
     A border separates neighbouring pixels of different tokens, at least one of which is ``merged`` (H, W). The edge of
-    the image is no border.
+    the image is not a border.
     """
     border = np.zeros(tokens.shape, dtype=bool)
     for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):

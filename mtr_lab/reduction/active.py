@@ -43,7 +43,7 @@ class ActiveReduction:
 
     @property
     def merges_tokens(self) -> bool:
-        """Whether blocks merge tokens and drop none, and the rest is no full grid."""
+        """Whether blocks merge tokens and drop none, and the rest is not a full grid."""
         policy = self.acting_policy
         if policy is None or policy.keeps_grid or policy.merges_in_mlp or policy.prunes:
             return False

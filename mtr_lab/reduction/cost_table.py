@@ -232,7 +232,7 @@ def _block_calls(
     elsewhere = [b for b, info in enumerate(infos) if b not in alike and can_decide(info, policy)]
     active = removing(1, elsewhere[0]) if elsewhere else unreduced  # the policy acts, at other blocks
     calls: dict[Any, Call] = {("unreduced", first): partial(_repeat, reduction, unreduced, [one], state)}
-    timed = SHARES[:1] if policy.keeps_grid or info.is_sampled else SHARES  # a part of a grid is no grid
+    timed = SHARES[:1] if policy.keeps_grid or info.is_sampled else SHARES  # a part of a grid is not a grid
     lengths = sorted({min(max(round(share * length), special + 1), length) for share in timed})
     for place, tokens in enumerate(lengths):
         shorter = _shortened(state, tokens)

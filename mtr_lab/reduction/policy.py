@@ -132,7 +132,7 @@ def policy_config(policy: str | Path | Policy, /, **changes: Any) -> dict[str, A
             gets that of ``mtr``.
 
     Raises:
-        UserError: an unknown policy or key, or a file that is no policy's.
+        UserError: an unknown policy or key, or a file that is not a policy's.
     """
     if isinstance(policy, Policy):
         config = read_policy(find_policy("mtr")) | {field.name: getattr(policy, field.name) for field in fields(policy)}

@@ -77,7 +77,9 @@ def wandb_logger(project: str, save_dir: str, group: str | None = None, **option
     """
     mode = os.environ.get("WANDB_MODE") or wandb_mode()  # wandb_mode knows two modes, W&B has more
     group = group and group[-_GROUP_LENGTH:]
-    return WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
+    logger = WandbLogger(project=project, save_dir=save_dir, mode=mode, group=group, **options)
+    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it; new versions of W&B warn about it
+    return logger
 
 
 def _curves(points: list[Point]) -> list[tuple[int, dict[str, float]]]:

@@ -30,7 +30,7 @@ class Sample:
     hashes: np.ndarray  # (n,) str, of the images
     points: list[str]  # see point_name
     metrics: list[dict[str, np.ndarray]]  # of each point: the values of its means over images, (n,) each
-    pooled: list[dict[str, Drawn]]  # of each point: its figures that are no means over images, and their resamples
+    pooled: list[dict[str, Drawn]]  # of each point: its figures that are not means over images, and their resamples
 
     @classmethod
     def of(cls, predictions: Predictions) -> "Sample":
@@ -49,7 +49,7 @@ class Sample:
 
 
 def _pooled(task: str) -> list[PooledMetric]:
-    """The compared metrics of a task that are no means over images."""
+    """The compared metrics of a task that are not means over images."""
     return [metric for metric in task_metrics(task) if metric.compared and isinstance(metric, PooledMetric)]
 
 

@@ -435,8 +435,8 @@ def test_another_geometry_says_what_to_do(tmp_path: Path, changes: dict) -> None
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.full((5,), torch.nan), r"head.bias has values that are no numbers \(NaN\)"),
-        (torch.full((5,), -torch.inf), r"head.bias has values that are no numbers \(NaN\) or infinite"),
+        (torch.full((5,), torch.nan), r"head.bias has values that are not numbers \(NaN\)"),
+        (torch.full((5,), -torch.inf), r"head.bias has values that are not numbers \(NaN\) or infinite"),
         (torch.full((5,), 1e300, dtype=torch.float64), r"head.bias has values that are .* infinite"),
         (torch.ones(5, dtype=torch.int8), "head.bias has numbers of torch.int8, expected those of torch.float32"),
         (torch.ones(5, dtype=torch.complex64), "head.bias has numbers of torch.complex64"),

@@ -46,7 +46,7 @@ def test_too_few_frames_are_refused(tmp_path: Path, name: str) -> None:
 def test_a_still_image_is_one_frame(tmp_path: Path) -> None:
     write(tmp_path / "clip", 1)
     assert numbers(read_clip(tmp_path / "clip" / "frame0.png", 1)) == [0]
-    with pytest.raises(UserError, match="too few frames \(1\)"):
+    with pytest.raises(UserError, match=r"too few frames \(1\)"):
         read_clip(tmp_path / "clip" / "frame0.png", 2)
 
 

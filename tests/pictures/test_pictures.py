@@ -145,7 +145,7 @@ def test_a_strip_has_a_column_for_each_policy(observations) -> None:
 
 
 def test_the_files_written(observations, tmp_path) -> None:
-    stem = tmp_path / "new" / "v1.5_mtr"  # a dot that is no suffix
+    stem = tmp_path / "new" / "v1.5_mtr"  # a dot that is not a suffix
     assert save_depth(observations[0], None, stem) == [
         stem.parent / f"v1.5_mtr.{kind}" for kind in ("png", "svg", "gif")
     ]

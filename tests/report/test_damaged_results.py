@@ -28,7 +28,7 @@ SHOWN = {
     "a metric without its interval": lambda result: result["points"][1].pop("kl_ci"),
     "an interval without an end": lambda result: result["points"][1].update(kl_ci=[None, 0.1]),
     "a point without a metric": lambda result: result["points"][1].pop("kl"),
-    "a ratio that is no number": lambda result: result["points"][1].update(ratio=float("nan")),
+    "a ratio that is not a number": lambda result: result["points"][1].update(ratio=float("nan")),
     "no token counts": lambda result: result["points"][1].update(tokens=[]),
     "no images": lambda result: result["points"][0].update(images=0),
     "a point twice": lambda result: result["points"].append(result["points"][1]),

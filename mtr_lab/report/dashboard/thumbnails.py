@@ -17,7 +17,7 @@ def thumbnail(path: Path) -> str:
     """The picture, made smaller, as the data URI of a WebP file; an animation stays one.
 
     Raises:
-        OSError: the file cannot be read, or is no picture.
+        OSError: the file cannot be read, or is not a picture.
     """
     stream = io.BytesIO()
     with Image.open(path) as picture:
