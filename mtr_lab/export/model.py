@@ -81,7 +81,7 @@ def export_model(
     if file.is_dir():
         raise UserError(f"cannot write {file}: it is a folder.")
     if any(parent.exists() and not parent.is_dir() for parent in file.parents):
-        raise UserError(f"cannot write {file}: {file.parent} is no folder.")
+        raise UserError(f"cannot write {file}: {file.parent} is not a folder.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if batch is not None:

@@ -185,7 +185,7 @@ def test_a_mistake_gets_one_clear_message_and_code_2(run_program, overrides: lis
 def test_paths_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*(folder.onnx: it is a folder|file is no folder)"):
+    with pytest.raises(UserError, match=r"cannot write .*(folder.onnx: it is a folder|file is not a folder)"):
         export_model(small_model(None), tmp_path / name)
 
 
