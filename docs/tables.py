@@ -80,8 +80,8 @@ def cards() -> str:
         facts = {
             **facts,
             "Parameters": f"{record['parameters']:,}".replace(",", " ") + ", stored in half precision",
-            "Recipe, last run": f"{record['steps']} steps of {config['dataset']['batch_size']} images ({record['epochs']} "
-            f"epochs), AdamW, learning rate {training['lr']:g}, weight decay {training['weight_decay']:g}, averaged "
+            "Recipe, last run": f"{record['steps']} steps of {config['dataset']['batch_size']} images "
+            f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, weight decay {training['weight_decay']:g}, averaged "
             f"weights ({training['ema_decay']:g}); all runs are in `{recipe}`",
             "File, SHA-256": f"`mtr_lab/assets/{name}.safetensors`, `{record['sha256']}`",
         }

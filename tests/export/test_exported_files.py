@@ -197,7 +197,7 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         read_exported(tmp_path / f"folder{name}")
     (tmp_path / name).write_bytes(b"\x08\x07 no model")
-    with pytest.raises(UserError, match="no readable"):
+    with pytest.raises(UserError, match="not a readable"):
         read_exported(tmp_path / name)
 
 
