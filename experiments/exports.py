@@ -29,13 +29,7 @@ SETTINGS = {"directions": {"paths": "last"}}  # the default, "least", measures o
 
 
 def outcome(name: str, geometry: dict[str, object], policy: str | None, ratio: float) -> dict[str, object]:
-<<<<<<< HEAD
-    """The nodes of the file and its largest error, or the message why it was not written."""
-||||||| d72c3a9
-    """The nodes of the file and its largest error, or the reason why it is none."""
-=======
     """The nodes of the file and its largest error, or the reason why there is no file."""
->>>>>>> main
     torch.manual_seed(0)
     model = mtr_lab.create_model(name, **geometry).eval()
     try:
