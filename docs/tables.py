@@ -81,8 +81,9 @@ def cards() -> str:
             **facts,
             "Parameters": f"{record['parameters']:,}".replace(",", " ") + ", stored in half precision",
             "Recipe, last run": f"{record['steps']} steps of {config['dataset']['batch_size']} images "
-            f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, weight decay {training['weight_decay']:g}, averaged "
-            f"weights ({training['ema_decay']:g}); all runs are in `{recipe}`",
+            f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, "
+            f"weight decay {training['weight_decay']:g}, averaged weights ({training['ema_decay']:g}); all runs are in "
+            f"`{recipe}`",
             "File, SHA-256": f"`mtr_lab/assets/{name}.safetensors`, `{record['sha256']}`",
         }
         rows = "\n".join(f"| {title} | {text} |" for title, text in facts.items())
