@@ -2,7 +2,7 @@
 
 Small models of each family, with random weights, are reduced by each policy and exported. Every file is compared with
 its model, which follows the plans of the file. The table of the page "Export" is printed; OUT.json has its figures.
-Families that are not named stay there as they were.
+What it has already is not measured again.
 """
 
 import json
@@ -23,6 +23,7 @@ FAMILIES = {
     "VMamba": ("vmamba_t", {"img_size": 64, "dims": 16, "depths": [1, 1, 2, 1]}),
     "MambaVision": ("mambavision_t", {"img_size": 128}),
 }
+UNREDUCED = "unreduced"
 RATIOS = {"VMamba": 0.04, "PlainMamba": 0.02}  # what all policies can reach in these small models
 SETTINGS = {"directions": {"paths": "last"}}  # the default, "least", measures on images
 
@@ -41,8 +42,10 @@ def outcome(name: str, geometry: dict[str, object], policy: str | None, ratio: f
     return {"nodes": exported.nodes, "error": exported.parity.error, "agreement": exported.parity.agreement}
 
 
-def cell(result: dict[str, object]) -> str:
-    """A cell of the table."""
+def cell(result: dict[str, object] | None) -> str:
+    """A cell of the table: the error, a dash for a reason, nothing for what was not measured."""
+    if result is None:
+        return ""
     return f"{result['error']:.0e}" if "error" in result else "–"
 
 
@@ -53,16 +56,19 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, object]]] = json.loads(out.read_text()) if out.exists() else {}
     for family in sys.argv[2:] or FAMILIES:
         name, geometry = FAMILIES[family]
-        rows: dict[str, dict[str, object]] = {}
+        rows = results.setdefault(family, {})
         for policy in [None, *mtr_lab.list_policies()]:
-            rows[policy or "unreduced"] = result = outcome(name, geometry, policy, RATIOS.get(family, 0.1))
+            if (policy or UNREDUCED) in rows:
+                continue
+            ratio = RATIOS.get(family, 0.1)
+            result = outcome(name, geometry, policy, ratio)
+            rows[policy or UNREDUCED] = result if policy is None else {"ratio": ratio, **result}
             print(family, policy, result, file=sys.stderr, flush=True)
-        results[family] = rows
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     families = [family for family in FAMILIES if family in results]
     print(f"| policy | {' | '.join(families)} |\n|{'---|' * (len(families) + 1)}")
-    for policy in next(iter(results.values())):
-        print(f"| `{policy}` | {' | '.join(cell(results[family][policy]) for family in families)} |")
+    for policy in [UNREDUCED, *mtr_lab.list_policies()]:
+        print(f"| `{policy}` | {' | '.join(cell(results[family].get(policy)) for family in families)} |")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_a_job_of_a_sweep_reuses_the_unreduced_model_and_changes_no_digit(forked
 
 
 @pytest.mark.slow
-def test_an_image_that_one_process_cannot_read_ends_both(run_program, tmp_path: Path) -> None:
+def test_an_image_that_one_process_cannot_read_ends_both(forked, run_program, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 12)
     broken = unreadable(tmp_path / "images", 5)  # in the second batch of four, of rank 1
     run = run_program(main, *WHOLE, *data, *DDP)
@@ -388,7 +388,7 @@ def test_two_processes_train_as_one_does(run_program, training_folder: list[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("detection", DETECTION), ("segmentation", SEGMENTATION)])
-def test_two_processes_train_a_dense_task(run_program, tmp_path: Path, name: str, options: list[str]) -> None:
+def test_two_processes_train_a_dense_task(forked, run_program, tmp_path: Path, name: str, options: list[str]) -> None:
     training = ["dataset.batch_size=4", "dataset.holdout=0.4", "training.epochs=2", "training.warmup_epochs=0"]
     run = run_program(train_main, *options, *DATA[name](tmp_path / "data"), *training, *DDP, "mtr.ratio=0.1")
     assert run.code == 0, run.err

@@ -40,6 +40,35 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
     return y, _add_blocks(sums)
 
 
+def selective_scan_backward(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The contract of ``selective_scan_backward_reference`` without ``repeats``, for inputs as of ``selective_scan``.
+
+    Each thread keeps the states of one image, one direction and ``BLOCK`` channels at all tokens.
+    """
+    from mtr_lab.ops import cpu_kernels
+
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, _, reverse = inputs
+    directions, images, length, channels = u.shape
+    states, blocks = A.shape[2], -(-channels // cpu_kernels.BLOCK)
+    du, ddelta = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(u.shape)
+    dA = u.new_empty(images, directions, states, channels)
+    dB, dC = (u.new_empty(blocks, *u.shape[:3], states) for _ in range(2))  # results may not share memory
+    dD, dbias = (u.new_empty(images, directions, channels) for _ in range(2))
+    dz = u.new_empty(0 if z is None else images, length, channels)
+    cpu_kernels.run(
+        cpu_kernels.scan_gradient,
+        *(part for x in (u, delta, B, C, dz[None, :0] if z is None else z[None], grad[None]) for part in _rows(x)),
+        *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
+        _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
+        _NO_GAP if gap is None else _array(gap),
+        _NO_FACTOR if delta_scale is None else _array(delta_scale),
+        z is not None,
+        *(t.numpy() for t in (du, ddelta, dA, dB, dC, dD, dz, dbias)),
+    )
+    sums = _add_blocks(dA).mT, _add_blocks(dB), _add_blocks(dC), _add_blocks(dD)
+    return du, ddelta, *sums, None if z is None else dz, None if delta_bias is None else _add_blocks(dbias)
+
+
 def scan_by_step(
     u: Tensor,
     delta: Tensor,

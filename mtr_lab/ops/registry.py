@@ -13,8 +13,7 @@ mamba_ssm   the authors' CUDA kernels, if the extra ``cuda`` is installed; ``aut
 ==========  =====================================================================================
 
 The backend selects the forward pass. The backward pass runs ``triton`` on a GPU, or ``mamba_ssm`` if that is selected,
-and plain PyTorch elsewhere (``reference`` on a CPU, ``portable`` on other devices). Second derivatives are computed in
-plain PyTorch.
+``cpu`` for float32 on a CPU, and plain PyTorch elsewhere. Second derivatives are computed in plain PyTorch.
 """
 
 import contextlib

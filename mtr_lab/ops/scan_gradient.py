@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
 from mtr_lab.ops.scan_mamba_ssm import has_no_gradient, selective_scan_backward_mamba_ssm
@@ -44,6 +45,7 @@ SELECTIVE_SCAN_BACKWARD = Operation(
     "selective_scan_backward",
     [
         Implementation("triton", _filled(selective_scan_backward_triton), unfit=flat(_repeats), package="triton"),
+        Implementation("cpu", _filled(cpu.selective_scan_backward), unfit=flat(_repeats)),
         Implementation(
             "mamba_ssm",
             flat(selective_scan_backward_mamba_ssm),

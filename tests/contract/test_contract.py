@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,12 +45,12 @@ def small(name: str) -> dict[str, Any]:
 
 PADDED = {"img_size": (72, 104), "window_size": (1, 1, 3, 3)}
 VIDEO = {"num_frames": 2}
-BACKBONES: dict[str, Callable[[], Any]] = {
-    **{name: lambda name=name: mtr_lab.create_model(name, **small(name)) for name in MODELS},
-    "padded_windows": lambda: mtr_lab.create_model("mambavision_b", **WINDOWED, **PADDED),
-    "video": lambda: mtr_lab.create_model("videomamba_ti", **SMALL, **VIDEO),
-    "registers": lambda: mtr_lab.create_model("mambareg_s", **SMALL, num_cls_tokens=3),
-    **{name: lambda settings=settings: Toy(**settings) for name, settings in TOYS.items()},
+BACKBONES: dict[str, Callable[..., Any]] = {
+    **{name: partial(mtr_lab.create_model, name, **small(name)) for name in MODELS},
+    "padded_windows": partial(mtr_lab.create_model, "mambavision_b", **WINDOWED, **PADDED),
+    "video": partial(mtr_lab.create_model, "videomamba_ti", **SMALL, **VIDEO),
+    "registers": partial(mtr_lab.create_model, "mambareg_s", **SMALL, num_cls_tokens=3),
+    **{name: partial(Toy, **settings) for name, settings in TOYS.items()},
     "smallest": Smallest,
 }
 SAMPLED = ("grid_stages", "vmamba_t", "vmamba_s")
@@ -58,9 +59,9 @@ PYRAMIDS = ("vmamba_t", "vmamba_s", "mambavision_t", "padded_windows")
 SOME = ["vim_ti", "videomamba_ti", "video", "registers", "plainmamba_l1", *PYRAMIDS, *TOYS, "smallest"]
 
 
-def make(name: str) -> Any:
+def make(name: str, **geometry: Any) -> Any:
     torch.manual_seed(0)
-    model = BACKBONES[name]()
+    model = BACKBONES[name](**geometry)
     # With small random weights the residual stream would hardly change.
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -279,10 +280,14 @@ def test_every_backend_computes_the_same(name: str, backend: str) -> None:
         torch.testing.assert_close(model(inputs(model)), expected, rtol=1e-4, atol=1e-5)
 
 
-EXPORTED = {"vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "smallest", *TOYS} - {
-    "snakes",
-    "windows",
+ONE_STAGE = ("vim_ti", "video", "registers", "plainmamba_l1", "smallest")
+EXPORTED: dict[str, dict[str, Any]] = {
+    **{name: {"depth": 3} for name in ONE_STAGE},
+    "padded_windows": {"depths": (1, 1, 4, 2)},  # half of them are attention
+    **{name: {"depths": (2, 2) if "depths" in settings else (3,)} for name, settings in TOYS.items()},
+    "no_class_token": {"depths": (3,), "attention": (2,)},
 }
+"""Few blocks: an export takes seconds for each. The second removes tokens, and the first of a later stage."""
 
 
 @pytest.mark.parametrize(
@@ -291,13 +296,16 @@ EXPORTED = {"vim_ti", "video", "registers", "plainmamba_l1", "padded_windows", "
         *(("snakes", "mtr"), ("windows", "mtr")),  # Vim: tests/ops/test_export.py
         *(
             pytest.param(name, policy, marks=pytest.mark.slow)
-            for name, policy in [("smallest", None), ("windows", None), *((name, "mtr") for name in sorted(EXPORTED))]
+            for name, policy in [
+                *(("smallest", None), ("windows", None)),
+                *((name, "mtr") for name in EXPORTED if name not in ("snakes", "windows")),
+            ]
         ),
     ],
 )
 @torch.no_grad()
 def test_it_exports_with_a_dynamic_batch(name: str, policy: str | None) -> None:
-    model = make(name)
+    model = make(name, **EXPORTED[name])
     if policy:
         mtr_lab.patch(model, policy, schedule=counts(model, 3))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}

@@ -85,7 +85,7 @@ def memory_of(loader: ImageLoader) -> list[int]:
 
 @pytest.mark.parametrize(
     ("workers", "ahead", "start"),
-    [(1, 2, "fork"), (3, 2, "fork"), (4, 1, "fork"), pytest.param(2, 2, "spawn", marks=pytest.mark.slow)],
+    [(1, 2, "fork"), (3, 2, "fork"), (4, 1, "fork"), pytest.param(1, 2, "spawn", marks=pytest.mark.slow)],
 )
 def test_workers_fill_a_ring(workers: int, ahead: int, start: str, runtime: Runtime) -> None:
     options = {"num_workers": workers, "prefetch_factor": ahead, "multiprocessing_context": start}

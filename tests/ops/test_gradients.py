@@ -14,7 +14,7 @@ from mtr_lab.ops.convolution import causal_conv1d_reference
 from mtr_lab.ops.scan import SELECTIVE_SCAN
 from mtr_lab.ops.scan_gradient import SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
-from mtr_lab.ops.scan_reference import selective_scan_reference
+from mtr_lab.ops.scan_reference import selective_scan_backward_reference, selective_scan_reference
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -250,6 +250,44 @@ def test_the_portable_scan_equals_the_loop(dtype):
         for one, other in zip(actual, expected, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "absent", "ordered"),
+    [(70, (), False), (128, ("z", "delta_scale"), True), (3, ("delta_bias", "gap"), False)],
+)
+def test_the_cpu_kernel_of_the_gradients_equals_plain_pytorch(channels, absent, ordered):
+    directions, images, length, states = 2, 3, 17, 5
+    tokens, projections = (directions, images, length, channels), (directions, images, length, states)
+    gap = torch.arange(images * directions * length).reshape(images, directions, length) % 3
+    order = torch.stack([torch.randperm(length) for _ in range(directions * images)]).view(directions, images, length)
+    data = {
+        "u": normal(*tokens),
+        "delta": normal(*tokens, seed=1),
+        "A": -normal(directions, channels, states).exp(),
+        "B": normal(*projections),
+        "C": normal(*projections, seed=1),
+        "D": normal(directions, channels),
+        "z": normal(images, length, channels),
+        "delta_bias": normal(directions, channels, seed=1),
+        "order": order if ordered else None,
+        "gap": gap.double(),
+        "delta_scale": 1 + normal(images, length).abs(),
+        "repeats": None,
+        "reverse": (0, 0) if ordered else (0, 1),
+    } | dict.fromkeys(absent)
+    exact = ScanInputs(**data)
+    single = exact._replace(
+        **{k: t.float() for k, t in data.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    )
+    grad = normal(images, length, channels, seed=2)
+    assert SELECTIVE_SCAN_BACKWARD.pick(*single, grad.float()).name == "cpu"
+    expected = selective_scan_backward_reference(exact, grad)
+    for one, other in zip(SELECTIVE_SCAN_BACKWARD(*single, grad.float()), expected, strict=True):
+        if other is None:
+            assert one.numel() == 0
+        else:
+            assert (one - other).abs().max() < 2e-6 * other.abs().max()
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])

@@ -39,7 +39,7 @@ def images() -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def one_round(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake clock has no noise to average over."""
-    if "slow" not in request.keywords:
+    if request.function is not test_a_promise_is_kept_on_this_machine:
         monkeypatch.setattr(cost_table, "MIN_ROUNDS", 1)
         monkeypatch.setattr(cost_table, "SECONDS", -1.0)
 
@@ -162,18 +162,11 @@ def test_the_table_has_the_times_of_blocks_and_steps(model, images) -> None:
     assert reduction.schedule == reduction.solve(0.2)  # measuring leaves the schedule
 
 
-UNALIKE = ("mtr", "evit", "storm", "directions", "resolution")
-"""Policies whose blocks and steps take their time differently; the slow lane has all that fit Vim."""
+FOR_OTHER_MODELS = {"quartermap", "frames", "mlp"}
+"""Policies for grids of four paths, videos, models with an MLP."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in UNALIKE else pytest.mark.slow)
-        for name in policy_names()
-        if name not in {"quartermap", "frames", "mlp"}  # for grids of four paths, videos, models with an MLP
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in policy_names() if name not in FOR_OTHER_MODELS])
 def test_every_policy_has_a_table(name: str, model, images) -> None:
     device = Device(model)
     reduction = Reduction(model, policy_config(name, **({"paths": "last"} if name == "directions" else {})))
