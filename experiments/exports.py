@@ -29,7 +29,7 @@ SETTINGS = {"directions": {"paths": "last"}}  # the default, "least", measures o
 
 
 def outcome(name: str, geometry: dict[str, object], policy: str | None, ratio: float) -> dict[str, object]:
-    """The nodes of the file and its largest error, or the reason why it is none."""
+    """The nodes of the file and its largest error, or the reason why there is no file."""
     torch.manual_seed(0)
     model = mtr_lab.create_model(name, **geometry).eval()
     try:
