@@ -117,8 +117,9 @@ def test_a_signal_whose_exception_is_dropped_is_repeated(
     """As often as it meets code that drops exceptions; and no longer than until the program ends by it."""
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     finished = []
-    try:
-        with pytest.raises(SystemExit) as ending, exit_at_signals():
+
+    def program() -> None:
+        with exit_at_signals():
             try:
                 meet(number)
                 end = time.monotonic() + 20
@@ -128,6 +129,10 @@ def test_a_signal_whose_exception_is_dropped_is_repeated(
             finally:
                 time.sleep(3 * AGAIN)  # what a block does at its end is not interrupted
                 finished.append(True)
+
+    try:
+        with pytest.raises(SystemExit) as ending:
+            program()
         time.sleep(3 * AGAIN)
     finally:
         signal.signal(signal.SIGINT, inherited)

@@ -1,6 +1,7 @@
 """The end of a program by SIGTERM or SIGINT: code 128 + the signal's number, and a line that says what is kept."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -94,31 +95,33 @@ class _Interrupted(KeyboardInterrupt):
 
 
 _ENDINGS = (_Terminated, _Interrupted)
-_unanswered: set[int] = set()
-"""Signals whose exception has not ended a block."""
+_numbers = itertools.count()
+_unanswered: dict[int, int] = {}
+"""The signals whose exception has not ended a block, by the number of the exception."""
 _lock = Lock()
 """Held while a signal is repeated, and while that is called off."""
 
 
 def _end(number: int, frame: object) -> NoReturn:
     ending: Any = _Interrupted() if number == signal.SIGINT else _Terminated(128 + number)
-    _unanswered.add(number)
-    weakref.finalize(ending, _dropped, number).atexit = False
+    exception = next(_numbers)
+    _unanswered[exception] = number
+    weakref.finalize(ending, _dropped, exception).atexit = False
     try:
         raise ending
     finally:
         del ending  # this frame, which the traceback has, would keep it alive
 
 
-def _dropped(number: int) -> None:
+def _dropped(exception: int) -> None:
     """Repeat a signal from another thread, when this one has left the destructor or callback."""
-    if number in _unanswered:
-        repetition = Timer(AGAIN, _repeat, [number])
+    if exception in _unanswered:
+        repetition = Timer(AGAIN, _repeat, [exception])
         repetition.daemon = True
         repetition.start()
 
 
-def _repeat(number: int) -> None:
+def _repeat(exception: int) -> None:
     with _lock:
-        if number in _unanswered:
-            os.kill(os.getpid(), number)
+        if exception in _unanswered:
+            os.kill(os.getpid(), _unanswered.pop(exception))
