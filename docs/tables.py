@@ -53,14 +53,14 @@ BUNDLED = {
         "Use it": "`mtr-lab eval task=detection`",
         "Data": "BCCD's 205 training images (MIT)",
         "Limits": "A small data set. Not for any medical use",
-        "Licence": "Apache-2.0",
+        "Licence": "Apache-2.0, as the package; none is stated for the file alone",
     },
     "vim_nano_camvid": {
         "Model": "UPerNet on `vim_nano`: street scenes in 11 classes",
         "Use it": "`mtr-lab eval task=segmentation`",
         "Data": "CamVid's 367 training images (free for research)",
         "Limits": "Validation and training images show the same drive. Not for anything on a road",
-        "Licence": "Apache-2.0; the training images are free for research",
+        "Licence": "Apache-2.0, as the package; none is stated for the file alone. The images are free for research",
     },
 }
 """What no record says of the files in ``mtr_lab/assets``."""
@@ -82,8 +82,8 @@ def cards() -> str:
             "Parameters": f"{record['parameters']:,}".replace(",", " ") + ", stored in half precision",
             "Recipe, last run": f"{record['steps']} steps of {config['dataset']['batch_size']} images "
             f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, "
-            f"weight decay {training['weight_decay']:g}, averaged weights ({training['ema_decay']:g}); all runs are in "
-            f"`{recipe}`",
+            f"weight decay {training['weight_decay']:g}, averaged "
+            f"weights ({training['ema_decay']:g}); all runs are in `{recipe}`",
             "File, SHA-256": f"`mtr_lab/assets/{name}.safetensors`, `{record['sha256']}`",
         }
         rows = "\n".join(f"| {title} | {text} |" for title, text in facts.items())
