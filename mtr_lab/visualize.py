@@ -1,6 +1,7 @@
 """``mtr-lab visualize``, or ``python -m mtr_lab.visualize``: draw the tokens that a policy keeps, merges and drops."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main() -> None:
     )
     arguments, overrides = split_overrides(sys.argv[1:])
     options, unknown_options = parser.parse_known_args(arguments)
-    swallowed = [name for name in options.policies or () if Path(name).exists()]
+    swallowed = [name for name in options.policies or () if os.path.exists(name)]
     if swallowed:
         parser.error(f"{swallowed[0]} is taken for a policy: give the images before --policies")
     with exit_at_signals(), exit_with_message():

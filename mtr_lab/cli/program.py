@@ -235,7 +235,7 @@ def _check_config_dir(folder: Path | None) -> None:
     """Raise a ``UserError`` if the folder does not exist, or a file in it has the name of one of the package's."""
     if folder is None:
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"--config-dir={folder}: the folder does not exist.")
     for ours in CONF.rglob("*.yaml"):
         file = folder / ours.relative_to(CONF)

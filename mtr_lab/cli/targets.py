@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mtr_lab.errors import UserError
+from mtr_lab.regular_file import read_regular
 
 _ALLOWED = re.compile(
     r"mtr_lab\.(data\.\w+|report\.loggers\.\w+|sweep\.Jobs)"
@@ -79,7 +80,7 @@ def check_files(folder: Path) -> None:
     """
     for file in sorted(folder.rglob("*.yaml")):
         try:
-            documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+            documents = list(yaml.safe_load_all(read_regular(file).decode("utf-8")))
             check_targets(documents, str(file))
         except UserError:
             raise

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from mtr_lab.data.images import Entry, Remarks, read_picture, reason, undecodable
 from mtr_lab.data.orientation import Orientation
 from mtr_lab.errors import UserError
+from mtr_lab.regular_file import read_regular
 
 
 class AnnotatedSource(Protocol):
@@ -72,7 +73,7 @@ class AnnotatedImages(Dataset[Entry], ABC, Generic[Source]):
     def __getitem__(self, index: int) -> Entry:
         id = self.source.id(index)
         try:
-            picture = read_picture(self.source.path(index).read_bytes())
+            picture = read_picture(read_regular(self.source.path(index)))
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
             return undecodable(id, self.source.location, reason(error), self.reading.on_error)
         self.reading.remarks.print(picture, id)

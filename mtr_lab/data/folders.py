@@ -13,6 +13,7 @@ from torchvision.datasets import Imagenette
 from mtr_lab.data.files import ENDINGS, file_stamp, is_image, lines_of, saved_as
 from mtr_lab.data.walk import LeftOut, class_folders, entries_of, is_hidden, kind_of, printable
 from mtr_lab.errors import UserError
+from mtr_lab.regular_file import read_regular
 
 _LAYOUT = (
     "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; to evaluate only, "
@@ -43,7 +44,7 @@ def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
         package, _, path = root.removeprefix("pkg://").partition("/")
         return Path(str(resources.files(package).joinpath(path)))
     directory = Path(os.path.expanduser(root)).absolute()
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # a name that is too long has none either
         text = f"dataset {name!r}, dataset.root: {directory} is not a directory."
         raise UserError(f"{text} {_LAYOUT}" if of_classes else text)
     return directory
@@ -200,7 +201,7 @@ class FolderSource:
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The file's bytes and the label."""
-        return (self._directory / self._paths[index]).read_bytes(), self._labels[index]
+        return read_regular(self._directory / self._paths[index]), self._labels[index]
 
 
 def _listed(file: Path, option: str, paths: Mapping[str, int], directory: Path) -> set[str]:

@@ -1,12 +1,14 @@
 """Walk through the folders of a dataset, whatever lies in them: links, hidden folders, files of other kinds."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 from mtr_lab.errors import UserError
 
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NAMED = 3  # of the files that are left out
 
 
@@ -16,8 +18,11 @@ def is_hidden(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name as UTF-8 text: bytes that are not UTF-8, which Python reads as surrogates, become ``\\udce9``."""
-    return name.encode(errors="backslashreplace").decode()
+    """A name as a line of UTF-8 text: bytes that are not UTF-8, which Python reads as surrogates, become ``\\udce9``.
+
+    Control characters, which could break or colour the line, become ``\\x0a``.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name.encode(errors="backslashreplace").decode())
 
 
 class LeftOut:
@@ -95,7 +100,7 @@ def kind_of(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
-        return "link" if entry.is_symlink() else "other"
+        return "link" if entry.is_symlink() and not os.path.exists(entry.path) else "other"
     except PermissionError as error:
         raise UserError(f"cannot read {entry.path}: {error.strerror}. Make the folder readable.") from error
     except OSError:  # a link to itself

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Union
 
 from mtr_lab.errors import UserError
+from mtr_lab.regular_file import read_regular
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.environment import Environment
 from mtr_lab.results.keys import Key
@@ -147,7 +148,7 @@ def read_result(path: str | Path) -> Result:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(read_regular(path).decode("utf-8"))
         json.dumps(result, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
     except OSError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """last.ckpt: all that a run needs to go on, written after every epoch, read without running code."""
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class LastCheckpoint(Checkpoint):
 def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` unless the file is the checkpoint of a run of the same model and settings."""
     path = Path(checkpoint)
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is too long has no file either
         raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
     try:
         loaded = read_plain(path)

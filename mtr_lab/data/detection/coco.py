@@ -11,6 +11,7 @@ from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
 from mtr_lab.data.files import check_within, file_stamp
 from mtr_lab.data.walk import printable
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.regular_file import read_regular
 
 _LAYOUT = "Expected DIR/annotations/instances_<split>.json and the images in DIR/<split>, as COCO is released."
 
@@ -32,7 +33,7 @@ class CocoSource:
         path = root / "annotations" / f"instances_{split}.json"
         self.location = str(path)
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError as error:
             raise UserError(f"cannot read the annotations {path}: {error.strerror}. {_LAYOUT}") from error
         self._digest = hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -12,6 +12,7 @@ from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
 from mtr_lab.data.files import ENDINGS, NamedFiles, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.walk import entries_of, kind_of, printable
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.regular_file import read_regular
 
 _LAYOUT = "Expected DIR/ImageSets/Main/<split>.txt, DIR/Annotations/<id>.xml and DIR/JPEGImages/<id>.jpg (or .png, …)."
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -84,7 +85,7 @@ class VocSource:
         digest = hashlib.blake2b(digest_size=16)
         for index, name in enumerate(self._names):
             digest.update(f"{self.id(index)}\0{file_stamp(self.path(index))}\n".encode())
-            digest.update(self._annotations.path(name).read_bytes())
+            digest.update(read_regular(self._annotations.path(name)))
         return digest.hexdigest()
 
     def path(self, index: int) -> Path:
@@ -127,7 +128,7 @@ def read_annotation(path: Path) -> Annotation:
         UserError: it cannot be read, is not XML, or an object has no name or no box.
     """
     try:
-        tree = ElementTree.fromstring(_text(path.read_bytes()))
+        tree = ElementTree.fromstring(_text(read_regular(path)))
     except OSError as error:
         raise UserError(f"cannot read the annotation {path}: {error.strerror}. {_LAYOUT}") from error
     except UnicodeDecodeError as error:

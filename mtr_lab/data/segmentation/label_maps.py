@@ -1,6 +1,7 @@
 """Read segmentation datasets in their released directory layouts: images and label maps."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_within, file
 from mtr_lab.data.images import reason
 from mtr_lab.data.walk import LeftOut, printable
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.regular_file import read_regular
 
 IGNORE = 255
 """Label, in all batches, of pixels that neither training nor evaluation counts."""
@@ -115,7 +117,7 @@ class LabelMapSource:
         """
         path = self._label_path(index)
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(read_regular(path))) as image:
                 values = np.asarray(image)
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
             raise UserError(f"cannot decode the label map {path}: {reason(error)}. Replace it.") from error

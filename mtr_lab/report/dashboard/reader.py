@@ -1,5 +1,6 @@
 """The data of a report's page, read from results and kept up to date."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ class Reader:
         """Result files and the names of their runs: the folders from the given path on."""
         names: dict[Path, str] = {}
         for path in self.paths:
-            if not path.exists():
+            if not os.path.exists(path):  # a name that is too long has none either
                 raise UserError(f"there is no {path}. Give {FILE_NAME} files, or folders that contain them.")
             for file in sorted(path.rglob(FILE_NAME), key=natural_order) if path.is_dir() else [path]:
                 run = file.parent if file.name == FILE_NAME else file.with_suffix("")
