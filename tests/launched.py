@@ -97,6 +97,11 @@ def listen(config: DictConfig) -> list[str]:
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
+def interfaces(config: DictConfig) -> list[str]:
+    """The network interfaces that gloo and NCCL are told to use in a launched process."""
+    return [os.environ[f"{backend}_SOCKET_IFNAME"] for backend in ("GLOO", "NCCL")]
+
+
 def gather(config: DictConfig) -> tuple[list[list[int]], str, str]:
     """In two processes: the gathered batches, the message of rank 0, and the start method of new processes."""
     torch.distributed.init_process_group("gloo")

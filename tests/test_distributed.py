@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from launched import fail, fit, gather, listen, wait
+from launched import fail, fit, gather, interfaces, listen, wait
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
@@ -245,6 +245,20 @@ def test_processes_of_one_machine_listen_on_the_loopback_interface_alone(
     addresses = launch(listen, OmegaConf.create(), 2)
     assert len(addresses) >= 3  # the store, and gloo in both processes
     assert set(addresses) == {"0100007F"}
+
+
+def test_nccl_is_told_the_loopback_interface(hydra_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the shell names another; in launched processes, and in those that torchrun has started on one machine."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    names = [f"{backend}_SOCKET_IFNAME" for backend in ("GLOO", "NCCL")]
+    for name in names:
+        monkeypatch.setenv(name, "eth9")
+    monkeypatch.setattr("mtr_lab.launch.start_processes", partial(start_processes, start_method="fork"))
+    assert launch(interfaces, OmegaConf.create(), 2) == [loopback, loopback]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])
+    has_to_launch(make_trainer(config.trainer, distributed=True, logger=False))
+    assert [os.environ[name] for name in names] == [loopback, loopback]
 
 
 def test_one_device_needs_no_process_group(run_program) -> None:
