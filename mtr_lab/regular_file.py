@@ -10,7 +10,7 @@ def read_regular(path: Path) -> bytes:
     """The content of a file; reading a pipe would wait for a writer, and reading a device might never end.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
     """
     with open(path, "rb", opener=_open_without_waiting) as stream:  # a folder is refused by open
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

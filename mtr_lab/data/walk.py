@@ -22,7 +22,7 @@ def printable(name: str) -> str:
 
     Control characters, which could break or colour the line, become ``\\x0a``.
     """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name.encode(errors="backslashreplace").decode())
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", name.encode(errors="backslashreplace").decode())
 
 
 class LeftOut:
