@@ -10,8 +10,6 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "docs" / "pages" / "assets"
 MAIN = "from mtr_lab.cli.commands import main; main()"
-WIDTH = 1000
-"""Pixels; wider pictures are scaled down."""
 FAST = ("dataset.num_workers=0", "timing.batch_size=0", "trainer.enable_progress_bar=false")
 DENSE = ("pictures=1", "trainer.limit_test_batches=1", "dataset.batch_size=2", "mtr.ratio=0.4", "reduction=mtr")
 
@@ -21,11 +19,11 @@ def command(*arguments: object) -> None:
     subprocess.run([sys.executable, "-c", MAIN, *map(str, arguments)], check=True, cwd=ROOT)
 
 
-def store(picture: Path, name: str) -> None:
-    """A small WebP of a picture."""
+def store(picture: Path, name: str, width: int = 1000) -> None:
+    """A WebP of a picture, scaled down to ``width`` pixels if it is wider."""
     image = Image.open(picture).convert("RGB")
-    if image.width > WIDTH:
-        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)))
     image.save(ASSETS / f"gallery_{name}.webp", quality=82, method=6)
 
 
@@ -39,7 +37,7 @@ def draw(folder: Path) -> None:
     store(strip, "policies")
     for task in ("detection", "segmentation"):
         command("eval", f"task={task}", *DENSE, *FAST, f"hydra.run.dir={folder / task}")
-        store(max((folder / task).rglob("*.png")), task)
+        store(max((folder / task).rglob("*.png")), task, width=2000)  # eight panels with small labels
     sweep = ("reduction=fovea,mtr,random,resolution", "mtr.ratio=[0.2,0.4]", "trainer.limit_test_batches=1")
     command("eval", "-m", *sweep, "dataset.batch_size=100", *FAST, f"hydra.sweep.dir={folder / 'sweep'}")
     command("report", folder / "sweep", "-o", folder / "chart.png", "--chart", "kl")
