@@ -95,7 +95,8 @@ def build(name: str = "vim_nano") -> Any:
     samples = [str(path) for path in sample_pictures(5)]
     with gradio.Blocks(title="Token reduction for Vision Mamba", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Token reduction for Vision Mamba\nWhich tokens of your picture {name} keeps, and what it sees."
+            f"# Token reduction for Vision Mamba\nWhich tokens of your picture {name} keeps, and what it sees. "
+            "Merged patches have the mean colour of their token."
         )
         with gradio.Row():
             with gradio.Column():
@@ -106,7 +107,7 @@ def build(name: str = "vim_nano") -> Any:
                 block = gradio.Slider(0, demo.depth - 1, demo.depth - 1, step=1, label="after block")
                 button = gradio.Button("Show", variant="primary")
             with gradio.Column():
-                tokens = gradio.Image(label="tokens that survive; merged patches in their mean colour", height=300)
+                tokens = gradio.Image(label="tokens", height=300)
                 cost = gradio.Markdown()
                 with gradio.Row():
                     before = gradio.Label(label="unreduced", num_top_classes=5)
