@@ -43,9 +43,13 @@ def value(model: dict[str, Any], row: dict[str, Any], metric: str) -> float:
 
 
 def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: Path) -> None:
-    """A panel a model: every line of ``LINES``, and the smaller model as a star."""
-    figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained", squeeze=False)
-    for axis, model, metric in zip(axes[0], models, metrics, strict=True):
+    """A panel a model, three in a row: every line of ``LINES``, and the smaller model as a star."""
+    rows = -(-len(models) // 3)
+    figure, panels = plt.subplots(rows, 3, figsize=(10.8, 3.4 * rows + 0.2), layout="constrained")
+    axes = panels.flat[: len(models)]
+    for axis in panels.flat[len(models) :]:
+        axis.set_axis_off()
+    for axis, model, metric in zip(axes, models, metrics, strict=True):
         for line, name in LINES.items():
             points = curve(model, line, metric)
             if points:
@@ -62,7 +66,7 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(top=min(axis.get_ylim()[1], MOST_LOST) if metric != "kl" else None)
-    named = {name: line for axis in axes[0] for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    named = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named))
     figure.savefig(out, dpi=120)
 
