@@ -44,7 +44,7 @@ class Backbone(Protocol):
     # passes ``special_alone=True`` to ``last_state``, and a policy may let the last block compute these tokens alone.
 
     reduction: Any
-    """The :class:`ModelReduction` in force, ``None`` for none; set and removed by ``mtr_lab.reduction``."""
+    """The ``ModelReduction`` in force, ``None`` for none; set and removed by ``mtr_lab.reduction``."""
 
     @property
     def stages(self) -> Sequence[Stage]:

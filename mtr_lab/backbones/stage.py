@@ -56,7 +56,7 @@ class Block(nn.Module):
     """Add, normalise, mix, reduce if a policy is attached; with an MLP then add, normalise, transform.
 
     Args:
-        mixer: see :class:`Mixer`.
+        mixer: see ``Mixer``.
         norm: (hidden, residual, plan) -> (normed, residual), see ``mtr_lab.backbones.norms``.
         mlp, mlp_norm: the second half of the block, if it has one.
         drop_path: probability, while training, that an output is not added to the residual stream: that of the block

@@ -45,15 +45,15 @@ def evaluate_model(
     alone. Its mode is restored when the function returns, and so is the policy of a patched model.
 
     Args:
-        model: a classifier that :func:`mtr_lab.patch` accepts.
+        model: a classifier that ``mtr_lab.patch`` accepts.
         data: batches (images, labels), of a ``DataLoader`` for instance, or dicts of ``image`` and ``label``: images
             (B, channels, H, W) as the model expects them, normalised; labels (B,) integers, indices of the model's
             outputs, -1 for unknown, which counts as wrong. Or the folder of a dataset, with a folder a class or with
             those in ``val/``, prepared as the model's weights expect; or an ``ImageDataModule``.
-        policy: as in :func:`mtr_lab.patch`.
+        policy: as in ``mtr_lab.patch``.
         ratio: share of the unreduced model's FLOPs to remove, in [0, 1), or several, in a list or an array. The default
             is 0.2, 0.3 and 0.4, or the token counts if the ``schedule`` gives them.
-        schedule, images, parts: as in :func:`mtr_lab.patch`.
+        schedule, images, parts: as in ``mtr_lab.patch``.
         timing_seconds: time all points in turn on the first batch, for about as long; 0 for no timing.
 
     Returns:

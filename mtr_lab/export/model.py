@@ -57,7 +57,7 @@ def export_model(
     is compared with the model, and gets its name only if both agree.
 
     Args:
-        model: a model that :func:`mtr_lab.patch` accepts, patched or not, or a segmenter; on the CPU. Unchanged.
+        model: a model that ``mtr_lab.patch`` accepts, patched or not, or a segmenter; on the CPU. Unchanged.
         file: NAME.onnx or NAME.pt2.
         format: ``onnx``, ``pt2``, or ``aotinductor``: compiled for this processor, and a .pt2 file, too. By default
             that of the file's ending.

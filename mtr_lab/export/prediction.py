@@ -84,7 +84,7 @@ def predict_images(
             print(prediction.label, prediction.guesses[0].probability)
 
     Args:
-        model: a classifier that :func:`mtr_lab.patch` accepts; or a ``.onnx`` or ``.pt2`` file of ``mtr-lab export``.
+        model: a classifier that ``mtr_lab.patch`` accepts; or a ``.onnx`` or ``.pt2`` file of ``mtr-lab export``.
         images: files, PIL images, or arrays (H, W), (H, W, 1), (H, W, 3), (H, W, 4), uint8 or floats from 0 to 1; or
             one. They are resized, cropped and normalised as the weights expect.
         top: the number of classes of each prediction, at most those of the model.

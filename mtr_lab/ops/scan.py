@@ -44,13 +44,13 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     r"""Run the selective state-space recurrence, and compute statistics of each token.
 
-    For each direction, in its reading order, with ``Δ = softplus(delta + delta_bias)``::
+    For each direction, in its reading order, with ``Δ = softplus(delta + delta_bias)``:
 
         h_t = exp(Δ_t A) h_{t-1} + (Δ_t u_t) B_t        y_t = C_t h_t + D u_t
 
     and the result is ``silu(z) · Σ_directions y``. ``delta_scale`` multiplies Δ_t, in statistics too. A gap of n
     tokens adds n · softplus(delta_bias), not scaled, to Δ_t in the exponential alone. A token that stands for n equal
-    ones (``repeats``) is read in one step, exactly::
+    ones (``repeats``) is read in one step, exactly:
 
         h_t = exp(n Δ_t A) h_{t-1} + (1 + exp(Δ_t A) + … + exp((n-1) Δ_t A)) (Δ_t u_t) B_t
 

@@ -34,7 +34,7 @@ def scan_by_step(
 ) -> tuple[Tensor, Tensor]:
     """Step s of path g reads the input of token ``order[g, s]`` with Δ and C of token s and B of token s + its move.
 
-    The recurrence is that of :func:`mtr_lab.ops.selective_scan`, with the same A, D and bias for all paths.
+    The recurrence is that of ``mtr_lab.ops.selective_scan``, with the same A, D and bias for all paths.
 
     Args:
         u: input, (B, L, E).
