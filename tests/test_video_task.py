@@ -20,7 +20,7 @@ from mtr_lab.train import main as train_main
 
 SAMPLE = ASSETS / "motion_sample"
 SMALL = ["task=video", "backbone.depth=4", "backbone.embed_dim=16", "backbone.patch_size=16", "backbone.stride=16"]
-MODEL = [*SMALL, "backbone.pretrained=false", "trainer.accelerator=cpu", "mtr.ratio=0.2"]
+MODEL = [*SMALL, "backbone.pretrained=false", "trainer.accelerator=cpu", "mtr.ratio=0.1"]
 EVALUATION = [*MODEL, "timing.batch_size=0"]
 
 
@@ -38,7 +38,7 @@ def test_the_bundled_model_needs_nothing(run_program) -> None:
     assert run.code == 0, run.err
     unreduced, _ = read_result(run.folder)["points"]
     assert unreduced["images"] == 50
-    assert unreduced["top1"] >= TOP1
+    assert unreduced["top1"] >= 0.96  # 0.98, and one clip for rounding
 
 
 def test_a_run_on_the_bundled_clips(run_program) -> None:
@@ -52,7 +52,7 @@ def test_a_run_on_the_bundled_clips(run_program) -> None:
     assert (result["task"], result["dataset"]) == ("video", "motion_sample")
     unreduced, reduced = result["points"]
     assert unreduced["tokens"][0] == 4 * 3 * 3 + 1
-    assert reduced["reduction"] >= 0.2
+    assert reduced["reduction"] >= 0.1
     predictions = load_predictions(run.folder)
     assert isinstance(predictions, VideoClassifications)
     assert sorted(np.bincount(predictions.labels)) == [5] * 4
@@ -74,7 +74,7 @@ def test_views_are_averaged_and_a_cache_changes_nothing(run_program, videos: Pat
         "dataset.num_workers=0",
         "backbone.num_frames=4",
     ]
-    views = [*folders, "dataset.clips=2", "dataset.crops=2", "backbone.img_size=32", "mtr.ratio=0.1"]
+    views = [*folders, "dataset.clips=2", "dataset.crops=2", "backbone.img_size=32"]
     plain = load_predictions(run_program(evaluate_main, *views).folder)
     assert len(plain.ids) == 20
     cached = [*views, f"dataset.cache={tmp_path / 'cache'}", "dataset.batch_size=7"]

@@ -1,5 +1,7 @@
 """A head that reads standardised features while it is trained, and is a linear layer afterwards."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -24,8 +26,7 @@ class StandardisedHead(nn.Module):
 
     def folded(self) -> nn.Linear:
         """The linear layer that computes the same by the running mean and variance; it changes ``linear``."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None
-        self.linear.weight.data /= (variance + self.norm.eps).sqrt()
-        self.linear.bias.data -= self.linear.weight.data @ mean
+        statistics: Any = self.norm
+        self.linear.weight.data /= (statistics.running_var + statistics.eps).sqrt()
+        self.linear.bias.data -= self.linear.weight.data @ statistics.running_mean
         return self.linear
