@@ -69,6 +69,6 @@ def test_the_page_on_own_yaml_works(tmp_path: Path) -> None:
     for name, content in re.findall(r"(?s)`DIR/(\S+\.yaml)`:\n\n```yaml\n(.*?)```", page):
         (file := tmp_path / name).parent.mkdir(exist_ok=True)
         file.write_text(content)
-    config = compose("config", ["experiment=first"], tmp_path)
+    config = compose("config", ["experiment=mine"], tmp_path)
     assert (config.mtr.policy, config.mtr.merge, list(config.mtr.ratio)) == ("gentle", "prune", [0.2, 0.4])
     assert (config.dataset.name, config.dataset.root, config.dataset.batch_size) == ("pets", "/data/pets", 32)

@@ -131,3 +131,14 @@ def test_bash_completes_names(tmp_path: Path) -> None:
     (tmp_path / "reduction").mkdir()
     (tmp_path / "reduction" / "mtr_of_mine.yaml").write_text("# @package mtr\ndefaults: [mtr]\n")
     assert completed(tmp_path, "--config-dir", ".", "reduction=mt") == ["reduction=mtr", "reduction=mtr_of_mine"]
+
+
+def test_hydra_starts_without_a_plugin() -> None:
+    """As installed without an extra."""
+    code = (
+        "import sys; sys.modules['hydra_plugins'] = None; sys.argv = ['mtr_lab', '--cfg', 'job'];"
+        "from mtr_lab.__main__ import main; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "backbone:" in run.stdout

@@ -54,8 +54,9 @@ class RayLauncher(Launcher):
 RayLauncher.__module__ = "hydra_plugins.mtr_lab"
 try:
     import hydra_plugins  # noqa: F401
-except ImportError:
+except ImportError:  # no extra has brought a plugin
     sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules["hydra_plugins"].__path__ = []  # Hydra looks for plugins below it
 sys.modules[RayLauncher.__module__] = sys.modules[__name__]
 
 
