@@ -62,6 +62,13 @@ BUNDLED = {
         "Limits": "Validation and training images show the same drive. Not for anything on a road",
         "Licence": "Apache-2.0, as the package; none is stated for the file alone. The images are free for research",
     },
+    "videomamba_nano": {
+        "Model": "VideoMamba classifier of ten motions, videos of 16 frames of 48²",
+        "Use it": '`create_model("videomamba_nano", pretrained=True)`; `mtr-lab eval task=video`',
+        "Data": "Generated clips, `dataset=motion`",
+        "Limits": "Knows ten motions of generated shapes. For trying and testing token reduction, not for real videos",
+        "Licence": "Apache-2.0, as the package",
+    },
 }
 """What no record says of the files in ``mtr_lab/assets``."""
 

@@ -66,7 +66,8 @@ def overview(rows: Sequence[dict[str, Any]]) -> str:
     cells: dict[str, dict[float, str]] = {}
     for row in sorted(rows, key=lambda row: row["kl"]):
         if row["ratio"]:
-            picture = f" ({row['resolution'][0]} px)" if "resolution" in row else ""
+            size = row.get("resolution", ())
+            picture = f" ({size[0]} {'frames' if len(size) == 3 else 'px'})" if size else ""
             shown = f"{100 * row['top1']:.1f} / {row['kl']:.3f}{picture}"
             cells.setdefault(row["policy"], {})[row["ratio"]] = shown
     lines = [

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 
-EMPHASISED = ("fovea", "write", "mtr", "resolution", "random")
+EMPHASISED = ("fovea", "write", "mtr", "resolution", "frames", "random")
 ORDER_NOT_RESTORED = ("tome", "famba", "evit", "pumer")  # far outside the scale of the others
 PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
@@ -44,7 +44,7 @@ def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
 
 def name_of(policy: str) -> str:
     """The name in the figure."""
-    return "smaller picture" if policy == "resolution" else policy
+    return {"resolution": "smaller picture", "frames": "fewer frames"}.get(policy, policy)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Generated clips: one of three shapes moves, and its motion is the class. No single frame tells anything about it.
+"""Generated clips: one of two shapes moves, and its motion is the class. No single frame tells anything about it.
 
 Place and size of all shapes have the same distribution in every frame of every class: places are uniform on a picture
 whose opposite sides meet, sizes log-uniform.
@@ -15,11 +15,11 @@ from torch import Tensor
 from mtr_lab.data.video.decoding import Choose
 from mtr_lab.errors import UserError, check_number
 
-SIDE, FRAMES = 64, 16  # pixels, frames
+SIDE, FRAMES = 48, 16  # pixels, frames
 CLASSES = ("bob", "clockwise", "counterclockwise", "down", "grow", "left", "right", "shrink", "swing", "up")
 SPLITS = {"train": 0, "val": 1}
-_SHAPES = 3
-_SMALLEST, _LARGEST = 3.0, 7.0  # half of a shape's width, pixels
+_SHAPES = 2
+_SMALLEST, _LARGEST = 2.5, 5.5  # half of a shape's width, pixels
 _BACKGROUND = 12  # grey levels
 _NOISE = 0.002  # share of the pixels of every frame
 _COLOURS = [(228, 26, 28), (55, 126, 184), (77, 175, 74), (255, 217, 47), (152, 78, 163), (255, 127, 0)]
@@ -66,7 +66,7 @@ class MotionSource:
 
 def palette() -> np.ndarray:
     """The colours of the clips, (colours, 3) uint8: greys of the background, then those of shapes."""
-    grey = np.linspace(40, 190, _BACKGROUND)
+    grey = np.linspace(50, 90, _BACKGROUND)
     background = np.stack([0.8 * grey, 0.9 * grey, grey], 1)
     return np.concatenate([background, _COLOURS]).astype(np.uint8)
 
@@ -80,11 +80,10 @@ def make_clip(name: str, *seed: int) -> np.ndarray:
     moving = rng.integers(_SHAPES)
     for shape in range(_SHAPES):
         y, x, radius = _course(name if shape == moving else None, rng)
-        for frame in range(FRAMES):
-            down = (rows - y[frame] + SIDE / 2) % SIDE - SIDE / 2  # opposite sides of the picture meet
-            across = (columns - x[frame] + SIDE / 2) % SIDE - SIDE / 2
-            covered = (_disc, _square, _diamond)[kinds[shape]](down, across) <= radius[frame]
-            frames[frame, covered] = _BACKGROUND + colours[shape]
+        down = (rows - y[:, None, None] + SIDE / 2) % SIDE - SIDE / 2  # opposite sides of the picture meet
+        across = (columns - x[:, None, None] + SIDE / 2) % SIDE - SIDE / 2
+        covered = (_disc, _square, _diamond)[kinds[shape]](down, across) <= radius[:, None, None]
+        frames[covered] = _BACKGROUND + colours[shape]
     noisy = rng.uniform(size=frames.shape) < _NOISE
     frames[noisy] = rng.integers(_BACKGROUND, size=noisy.sum())
     return frames
@@ -106,7 +105,7 @@ def _course(motion: str | None, rng: np.random.Generator) -> tuple[np.ndarray, n
     y, x = (np.full(FRAMES, place) for place in rng.uniform(0, SIDE, 2))
     size, phase = rng.uniform(), rng.uniform(0, 2 * math.pi)
     sizes = np.full(FRAMES, size)
-    way = rng.uniform(1.2, 2.2) * time  # pixels
+    way = rng.uniform(0.8, 1.5) * time  # pixels
     angle = phase + rng.uniform(0.35, 0.5) * time
     if motion in ("right", "left"):
         x = x + (way if motion == "right" else -way)
@@ -114,11 +113,11 @@ def _course(motion: str | None, rng: np.random.Generator) -> tuple[np.ndarray, n
         y = y + (way if motion == "down" else -way)
     elif motion in ("clockwise", "counterclockwise"):
         turn = angle if motion == "clockwise" else -angle
-        y, x = y + 5 * np.sin(turn), x + 5 * np.cos(turn)
+        y, x = y + 3.5 * np.sin(turn), x + 3.5 * np.cos(turn)
     elif motion == "swing":
-        x = x + 6 * np.sin(angle)
+        x = x + 4 * np.sin(angle)
     elif motion == "bob":
-        y = y + 6 * np.sin(angle)
+        y = y + 4 * np.sin(angle)
     elif motion in ("grow", "shrink"):
         sizes = (size + (1 if motion == "grow" else -1) * rng.uniform(0.08, 0.12) * time) % 1
     return y, x, _SMALLEST * (_LARGEST / _SMALLEST) ** sizes

@@ -43,7 +43,7 @@ def test_one_frame_tells_no_class() -> None:
     covered = {name: np.stack([make_clip(name, 5, i)[-1] >= background for i in range(50)]) for name in CLASSES}
     shares = [masks.mean() for masks in covered.values()]
     assert max(shares) < 1.3 * min(shares)
-    upper = [masks[:, :32].sum() / masks.sum() for masks in covered.values()]
+    upper = [masks[:, : SIDE // 2].sum() / masks.sum() for masks in covered.values()]
     assert 0.35 < min(upper) < max(upper) < 0.65
 
 
