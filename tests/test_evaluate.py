@@ -222,7 +222,7 @@ def test_a_drop_is_bounded_on_training_images(schedule: str, run_program, calibr
             ["mtr.max_drop=0.05", "dataset.train_split=val"],
             "mtr.max_drop measures on training images.*Or give mtr.ratio",
         ),
-        (["mtr.speedup=1.5"], "set timing.batch_size to the batch to be fast at"),
+        (["mtr.speedup=1.5"], "mtr.speedup is measured at timing.batch_size, which is 0"),
         (["mtr.speedup=1.5", "mtr.max_drop=0.05"], "give one of mtr.ratio, mtr.speedup, mtr.max_drop"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_budget_that_cannot_be_measured_is_refused_before_weights_are_loaded(
 
 def test_a_drop_is_one_of_classes(run_program) -> None:
     run = run_program(main, "task=segmentation", "timing.batch_size=0", "mtr.max_drop=0.1")
-    assert (run.code, "task=segmentation has none" in run.err) == (2, True)
+    assert (run.code, "task=segmentation gives images no class" in run.err) == (2, True)
 
 
 def test_models_are_timed_without_the_images_and_results_of_before(
@@ -360,7 +360,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["~mtr.score"], ["the key mtr.score is missing"]),
         (["dataset=null"], ["Config group override must be a string"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
-        (["mtr.policy=hsa"], ["mtr.policy=hsa only names the result: choose with reduction=, now mtr"]),
+        (["mtr.policy=hsa"], ["mtr.policy=hsa only labels the result: choose the policy with reduction=, now mtr"]),
         (["backbone=videomamba_ti", "backbone.num_frames=8"], ["task=classification takes images", "set task=video"]),
         (["ops.backend=cuda"], ["unknown ops.backend 'cuda'", "mamba_ssm"]),
         (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),

@@ -201,7 +201,9 @@ def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, t
     last = shutil.copy(run_program(main, *options).folder / "last.ckpt", tmp_path / "last.ckpt")
     run = run_program(main, *options, f"training.resume={last}", "backbone.depth=4")
     assert run.code == 2
-    assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
+    assert re.search(r"last\.ckpt belongs to another model: 17 parameters differ, such as model\.layers\.3", run.err), (
+        run.err
+    )
 
 
 def test_a_run_of_other_settings_is_not_resumed(run_program, root: Path, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_run_of_other_settings_is_not_resumed(run_program, root: Path, tmp_pat
     last = shutil.copy(run_program(main, *options, "training.epochs=1").folder / "last.ckpt", tmp_path / "last.ckpt")
     run = run_program(main, *options, f"training.resume={last}", "training.epochs=2", "mtr.ratio=0.1")
     assert run.code == 2
-    assert "of a run with other settings" in run.err
+    assert "belongs to a run with other settings" in run.err
     assert "training.epochs=2 (there 1)" in run.err
     assert "mtr.ratio=0.1 (there None)" in run.err
 

@@ -132,7 +132,7 @@ class VMamba(TimmPyramid):
 
     def _check_geometry(self, depths: Sequence[int], ssm_ratio: float, mlp_ratio: float) -> None:
         if not depths or len(self.dims) != len(depths):
-            raise UserError(f"dims={self.dims} and depths={tuple(depths)}: expected one of each for every stage.")
+            raise UserError(f"dims={self.dims} and depths={tuple(depths)}: expected one of each per stage.")
         if self.dims[0] < 2:
             raise UserError(f"dims={self.dims}: the stem has half the width of the first stage, expected 2 or more.")
         for name, ratio in (("ssm_ratio", ssm_ratio), ("mlp_ratio", mlp_ratio)):

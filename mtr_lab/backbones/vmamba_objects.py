@@ -61,9 +61,7 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
     if len(inspect.signature(type(model).forward).parameters) != 2:
         raise UserError(f"{name}.forward takes more than images: mtr_lab computes what the authors' own class does.")
     if getattr(model, "pos_embed", None) is not None:
-        raise UserError(
-            f"pos_embed of {name} is not represented: there are position embeddings. Use the authors' code."
-        )
+        raise UserError(f"the position embeddings (pos_embed) of {name} are not represented: use the authors' code.")
     for number, layer in enumerate(blocks):
         for place, block in enumerate(layer):
             where = f"layers.{number}.blocks.{place}"

@@ -90,7 +90,7 @@ def patch(
     elif asked is None:
         raise UserError(
             "patch needs a ratio (share of the FLOPs to remove), a speedup or a max_drop, or a schedule (tokens to "
-            "remove a block)."
+            "remove per block)."
         )
     if labels is not None and max_drop is None:
         raise UserError("labels are for max_drop: leave them out.")

@@ -137,7 +137,7 @@ def make_schedule(
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError(
-                f"mtr.schedule gives the counts itself ({depth}, one a block; got {len(schedule)}), not mtr.ratio: "
+                f"mtr.schedule gives the counts itself ({depth}, one per block; got {len(schedule)}), not mtr.ratio: "
                 "add mtr.ratio=null (in Python: ratio=None), or leave mtr.schedule out."
             )
         counts: list[int] = list(schedule)
@@ -258,7 +258,7 @@ def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> 
 
 def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo]) -> None:
     if len(counts) != len(infos) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one a block, got {counts}.")
+        raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one per block, got {counts}.")
     places = possible_removals(policy, counts, infos)
     for block, (count, (left, layout, most), info) in enumerate(zip(counts, places, infos, strict=True)):
         if count > most:

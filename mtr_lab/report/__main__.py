@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.chart and not figure:
         parser.error(f"--chart {options.chart} is for a figure: add -o FILE.pdf, .svg or .png")
     if not results:
-        parser.error("say which results: result.json files, run folders, or folders of them")
+        parser.error("give results: result.json files, run folders, or folders of them")
     for project in projects:
         if project.count("/") > 1 or not all(map(str.strip, project.split("/"))):
-            parser.error(f"{WANDB}{project} names no project: say {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
+            parser.error(f"{WANDB}{project} is not a project: give {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
         with exit_at_signals():
             if figure:

@@ -118,7 +118,7 @@ def _pictures_to_tensorboard(writer: Any, folder: Path) -> None:
             with Image.open(path) as picture:
                 writer.add_image(f"pictures/{path.stem}", np.asarray(picture.convert("RGB")), dataformats="HWC")
         except OSError as error:
-            print(f"{path} is not logged, it cannot be read: {error}")
+            print(f"{path} is not logged, since it cannot be read: {error}")
 
 
 def _curve_keys() -> list[str]:
@@ -169,7 +169,7 @@ def log_pictures(run: Any, folder: Path) -> list[str]:
         try:
             picture = wandb.Image(str(path), caption=path.stem)
         except OSError as error:
-            print(f"{path} is not logged, it cannot be read: {error}")
+            print(f"{path} is not logged, since it cannot be read: {error}")
             continue
         run.log({f"pictures/{path.stem}": picture})
         logged.append(path.stem)

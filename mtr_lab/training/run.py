@@ -244,7 +244,8 @@ def freeze_backbone(task: Task, model: nn.Module) -> None:
     backbone = task.backbone(model)
     if backbone is model:
         raise UserError(
-            "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
+            "training.freeze_backbone=true trains the head of a dense task, and a classifier's head is part of its "
+            "backbone. Set it to false."
         )
     backbone.requires_grad_(False)
 

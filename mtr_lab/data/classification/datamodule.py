@@ -120,7 +120,9 @@ class ImageDataModule(SplitDataModule[Any]):
                 raise unknown("dataset.train_cache", train_cache, ["device", "null"])
             self._augmentation = _device_augmentation(data_config, train_transform or {})
             if isinstance(self._test_source, StreamSource):
-                raise UserError(f"dataset.train_cache=device: the stream {source} cannot be kept. Set it to null.")
+                raise UserError(
+                    f"dataset.train_cache=device: the stream {source} cannot be kept on a device. Set it to null."
+                )
         height, width = (math.floor(side / data_config["crop_pct"]) for side in data_config["input_size"][1:])
         self._kept_size = (height, width)  # of a training image on the device
         self._test_classes = name_classes(self._test_source.classes, classes)

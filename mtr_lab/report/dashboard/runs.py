@@ -45,7 +45,7 @@ def read_run(file: Path, name: str) -> Run:
         try:
             sample = Sample.of(load_predictions(file.parent))
             if sample.points != names:
-                raise UserError(f"its {predictions_file.FILE_NAME} is of the points {', '.join(sample.points)}.")
+                raise UserError(f"its {predictions_file.FILE_NAME} has the points {', '.join(sample.points)}.")
         except UserError as error:
             sample = None
             notes.append(f"{name} is not in the paired differences: {error}")
