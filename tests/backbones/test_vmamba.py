@@ -298,7 +298,7 @@ def test_the_geometry_of_an_object(arguments: dict[str, Any]) -> None:
         ({"op": {"scan_mode": "bidi"}}, "scan_mode='bidi' .* along other paths"),
         ({"op": {"oact": True}}, "oact=True"),
         ({"mlp_act": nn.ReLU}, "the MLP has another activation than GELU"),
-        ({"posembed": True}, "there are position embeddings"),
+        ({"posembed": True}, "use the authors. code"),
     ],
 )
 def test_objects_that_are_not_represented_are_refused(arguments: dict[str, Any], message: str) -> None:
