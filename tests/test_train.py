@@ -262,7 +262,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
     assert run.code == 1
     last = run.folder / "last.ckpt"
-    line = f"mtr_lab: cannot write {last}: No space left on device. {last} has the finished epochs; go on with"
+    line = f"mtr_lab: cannot write {last}: No space left on device. {last} has the finished epochs; continue with"
     assert run.err.startswith(line), run.err
     assert run.err.count("\n") == 1
     assert torch.load(run.folder / "last.ckpt", weights_only=True)["epoch"] == 0
@@ -285,7 +285,7 @@ def test_a_signal_ends_the_run_with_its_code(
         signal.signal(signal.SIGINT, inherited)
     assert run.code == 128 + number
     last = run.folder / "last.ckpt"
-    line = f"mtr_lab: ended by {number.name}. {last} has the finished epochs; go on with training.resume={last}"
+    line = f"mtr_lab: ended by {number.name}. {last} has the finished epochs; continue with training.resume={last}"
     assert line in run.err
     assert not (run.folder / "model.safetensors").exists()
 

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _complete(arguments: list[str]) -> list[str]:
-    """Print the commands that the line being typed may go on with; hand the rest of the line to its command."""
+    """Print the commands that may follow in the line being typed; hand the rest of the line to its command."""
     program, _, line = os.environ.get("COMP_LINE", "mtr-lab ").partition(" ")
     first, blank, rest = line.lstrip().partition(" ")
     names = [command.name for command in COMMANDS]

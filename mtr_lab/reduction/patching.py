@@ -47,7 +47,7 @@ def patch(
 
     An object of the authors' own class (Vim, VideoMamba) gets a model of this library that computes in its place, with
     the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
-    ``torch.compile`` and of data parallelism are looked into.
+    ``torch.compile`` and of data parallelism are unwrapped.
 
         patch(model, "mtr", speedup=1.5, images=batch)        # 1.5 times as fast on this device, at this batch size
         patch(model, "mtr", max_drop=0.02, images=unlabelled) # at most 2 % of the classes change, 95 % confidence

@@ -147,8 +147,8 @@ def make_schedule(
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if isinstance(schedule, str) and schedule in MEASURED:
         raise UserError(
-            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and was given none: pass about a "
-            "hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
+            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and got none: pass about a "
+            "hundred as patch(…, images=images): unlabelled, preprocessed, and not the evaluation's."
         )
     if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(

@@ -23,7 +23,7 @@ def log_result(
 
     Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, with the ends of their intervals. Their step
     is the asked share of FLOPs to remove, in whole percent (the achieved share if none was asked); step 0 is the
-    unreduced model. So a CSV file has one row a ratio, and TensorBoard draws accuracy against reduction. The run's
+    unreduced model. So a CSV file has one row per ratio, and TensorBoard draws accuracy against reduction. The run's
     first policy also has curves without its name, "top1", "kl", "speedup" and so on, so that runs of several policies
     share a chart. TensorBoard's table of hyperparameters has the figures at the highest ratio, and its images the
     pictures.
@@ -136,7 +136,7 @@ def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _flat(point: Point) -> dict[str, Any]:
-    """A point with one number a key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
+    """A point with a number per key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
     flat: dict[str, Any] = {}
     value: Any
     for key, value in point.items():

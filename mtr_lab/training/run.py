@@ -74,7 +74,9 @@ def kept(folder: Path, start: float) -> str:
     """What the end of a training that began at ``start``, seconds since the epoch, leaves."""
     checkpoint = folder / LAST
     if checkpoint.exists() and checkpoint.stat().st_mtime >= start:
-        return f"{checkpoint} has the finished epochs; go on with training.resume={checkpoint} and the same settings."
+        return (
+            f"{checkpoint} has the finished epochs; continue with training.resume={checkpoint} and the same settings."
+        )
     return "No epoch was finished; the same command starts again."
 
 
