@@ -48,6 +48,8 @@ TURNS = {
     "(go|goes|going|went) on with": "'continue'",
     "(was|were) given none": "'got none'",
     "looked into": "'unwrapped', 'searched', …",
+    r"another \w+ than": "'a … other than'",
+    "is left out, it": "'is left out because it …'",
 }
 """Regular expressions, and what to write instead."""
 

@@ -16,8 +16,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.regular_file import read_regular
 
 _LAYOUT = (
-    "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; to evaluate only, "
-    "DIR/<class>/<image> will do. Without images of yours, dataset=imagenette_sample is bundled: no dataset.root."
+    "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; for evaluation only, "
+    "DIR/<class>/<image> is enough. dataset=imagenette_sample is bundled and needs no dataset.root."
 )
 
 

@@ -338,7 +338,7 @@ def test_variants_that_are_not_represented_are_refused_by_name(kind: Callable, a
 def test_the_authors_slow_path_is_refused(kind: Callable) -> None:
     model = kind(**for_registers(SMALL))
     model.layers[2].mixer.use_fast_path = False
-    with pytest.raises(UserError, match=r"use_fast_path=False of layers\.2 of VisionMamba .*scans forward alone"):
+    with pytest.raises(UserError, match=r"use_fast_path=False of layers\.2 of VisionMamba .*scans forward only"):
         mtr_lab.patch(model, "mtr", ratio=0.2)
 
 

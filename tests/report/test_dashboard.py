@@ -284,7 +284,7 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
         broken.setattr("mtr_lab.report.dashboard.thumbnails.Image.open", refuse)
         data = build([tmp_path / "run"], tmp_path / "report.html")
     assert data["runs"][0]["pictures"] == []
-    assert data["notes"] == ["run: tokens.png is left out, it cannot be read: Input/output error."]
+    assert data["notes"] == ["run: tokens.png is left out because it cannot be read: Input/output error."]
     assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens"]
 
 
@@ -302,7 +302,7 @@ def test_a_link_among_the_pictures_is_not_followed(tmp_path: Path, linked: str) 
         (pictures / "tokens.png").symlink_to(tmp_path / "private" / "tokens.png")
     data = build([tmp_path / "run"], tmp_path / "report.html")
     assert data["runs"][0]["pictures"] == []
-    assert data["notes"] == ["run: tokens.png is left out, it is a link."]
+    assert data["notes"] == ["run: tokens.png is left out because it is a link."]
     assert base64.b64encode(b"secret").decode() not in (tmp_path / "report.html").read_text()
 
 

@@ -84,7 +84,7 @@ class Reader:
             try:
                 trainings.append(read_training(file))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                notes.append(f"the learning curve of {file.parent} is left out, it cannot be read: {error}")
+                notes.append(f"the learning curve of {file.parent} is left out because it cannot be read: {error}")
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
             "axes": axes(),
