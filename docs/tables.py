@@ -45,21 +45,21 @@ BUNDLED = {
         "Model": "Vim classifier of ten classes, 112² images",
         "Use it": '`create_model("vim_nano", pretrained=True)`; `mtr-lab eval`',
         "Data": "Imagenette's training images, a subset of ImageNet at 128² pixels",
-        "Limits": "Knows ten classes. For trying and testing token reduction, not for recognising anything",
+        "Limits": "It knows ten classes. It is meant for trying and testing token reduction, not for recognition",
         "Licence": "Apache-2.0; the training images are ImageNet's, for non-commercial research",
     },
     "vim_nano_bccd": {
         "Model": "Faster R-CNN on the frozen `vim_nano`: red cells, white cells, platelets",
         "Use it": "`mtr-lab eval task=detection`",
         "Data": "BCCD's 205 training images (MIT)",
-        "Limits": "A small data set. Not for any medical use",
+        "Limits": "The data set is small. The model must not be used for medical purposes",
         "Licence": "Apache-2.0, as the package; none is stated for the file alone",
     },
     "vim_nano_camvid": {
         "Model": "UPerNet on `vim_nano`: street scenes in 11 classes",
         "Use it": "`mtr-lab eval task=segmentation`",
         "Data": "CamVid's 367 training images (free for research)",
-        "Limits": "Validation and training images show the same drive. Not for anything on a road",
+        "Limits": "Validation and training images show the same drive. The model must not be used on a road",
         "Licence": "Apache-2.0, as the package; none is stated for the file alone. The images are free for research",
     },
     "videomamba_nano": {
@@ -77,7 +77,7 @@ def cards() -> str:
     """The page of model cards: recipe, accuracy and SHA-256 come from the records in ``experiments``."""
     parts = [
         "# Model cards",
-        "The weights that are bundled with mtr_lab. This page is generated (`make tables`): recipe and SHA-256 come "
+        "These weights are bundled with mtr_lab. This page is generated (`make tables`): recipe and SHA-256 come "
         "from the\ntraining's record, the accuracy from its page in `experiments/`.",
     ]
     for name, facts in BUNDLED.items():

@@ -1,6 +1,6 @@
 """The metrics of a dense task under each policy: ``python experiments/dense_tradeoff.py SWEEP OUT.json``.
 
-SWEEP has one run folder a policy: ``mtr-lab eval experiment=dense_policies task=segmentation`` (or detection). The
+SWEEP has one run folder per policy: ``mtr-lab eval experiment=dense_policies task=segmentation`` (or detection). The
 script prints a table in Markdown: the task's metrics at each ratio in percent, and their paired differences to the
 unreduced model with the interval of level 0.95 (bootstrap over images). OUT.json receives the same figures.
 """

@@ -18,7 +18,7 @@ PANELS = {"top1": "top-1 accuracy, %", "kl": "KL to the unreduced model, nats"}
 
 
 def draw(points: list[dict[str, Any]], axis: plt.Axes, metric: str) -> None:
-    """Draw one line a policy with its 95 % intervals; the emphasised ones are in front; looks are those of reports."""
+    """Draw one line per policy with its 95 % intervals; emphasised ones are in front; looks are those of reports."""
     policies = dict.fromkeys(point["policy"] for point in points if point["policy"] != "none")
     models = {point["model"] for point in points if "model" in point}
     scale = 100 if metric == "top1" else 1

@@ -25,7 +25,8 @@ PROGRAM = Program(
     function="mtr_lab.evaluation.run:evaluate",
     announce=announce,
     about="Evaluate a model unreduced and under a token-reduction policy: accuracy, FLOPs, images per second. By "
-    "default the bundled model on 500 bundled images; needs no network. Writes result.json to hydra.run.dir.",
+    "default it evaluates the bundled model on 500 bundled images, without a network. Writes result.json to "
+    "hydra.run.dir.",
     examples=(
         "mtr.ratio=0.3",
         "mtr.speedup=1.5 timing.batch_size=64",

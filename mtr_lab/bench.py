@@ -23,9 +23,9 @@ PROGRAM = Program(
     config_name="bench",
     function="mtr_lab.benchmark.run:bench",
     announce=announce,
-    about="Time models, policies and backends in turn: images per second, latency, memory, and the share of what the "
-    "device could do. Every list is an axis; all combinations are timed. Weights and images are random: speed does not "
-    "depend on them. Writes bench.json to hydra.run.dir.",
+    about="Time models, policies and backends in turn: images per second, latency, memory, and the share of the "
+    "device's bound that is reached. Every list is an axis; all combinations are timed. Weights and images are random: "
+    "speed does not depend on them. Writes bench.json to hydra.run.dir.",
     examples=(
         "bench.policy=[none,mtr,write] bench.ratio=[0.2,0.4]",
         "bench.backbone=[vim_ti,vim_s] bench.batch=[1,8]",

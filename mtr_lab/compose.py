@@ -93,7 +93,7 @@ def make_datamodule(task: AnyTask, config: DictConfig, model: Any, **arguments: 
             f"dataset={config.name} is for task={' or '.join(fitting)}, not for task={task.name}. Choose another task, "
             "or another dataset; without dataset= a task takes its bundled one."
             if fitting
-            else f"dataset={config.name} is for no task: {kind.__name__} is not a data module of mtr_lab."
+            else f"dataset={config.name} fits no task: {kind.__name__} is not a data module of mtr_lab."
         )
     return _instantiate("dataset", config, data_config=resolve_model_data_config(model), **arguments)
 

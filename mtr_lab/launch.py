@@ -1,4 +1,4 @@
-"""Launch one process a device, all with the configuration that this process has resolved."""
+"""Launch one process per device, all with the configuration that this process has resolved."""
 
 import copy
 import json

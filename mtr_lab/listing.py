@@ -109,9 +109,9 @@ def models_main() -> None:
     )
     options = parser.parse_args()
     _print(model_table(options.pattern), "model", options.pattern, list_models())
-    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; *: as papers count them; stated: by its authors.")
+    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; GFLOPs*: as papers count; stated: by the authors.")
     print("top-1: on ImageNet-1k, as published with the weights; not measured here.")
-    print("verified: outputs equal those of the authors' code, with random weights; or the weights, trained here.")
+    print("verified: outputs equal the authors' with random weights (outputs), or weights were trained here (weights).")
     print("licence: of the weights, as their authors state it.")
 
 
@@ -123,7 +123,7 @@ def policies_main() -> None:
         ("", "'*r*'", "-cd DIR"),
     )
     parser.add_argument(
-        "--config-dir", "-cd", type=Path, metavar="DIR", help="list your own, DIR/reduction/*.yaml, too"
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="also list your policies, DIR/reduction/*.yaml"
     )
     options = parser.parse_args()
     try:
@@ -140,7 +140,7 @@ def _parser(command: str, about: str, arguments: Sequence[str]) -> argparse.Argu
     parser = argparse.ArgumentParser(
         prog=command, description=wrap(about), epilog=f"{lines}\n\n{EXIT_CODES}", formatter_class=HelpFormatter
     )
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names, with * and ?")
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="pattern of names, with * and ?")
     return parser
 
 

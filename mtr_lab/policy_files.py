@@ -70,8 +70,8 @@ def policy_name(chosen: str, given: str | None) -> str:
     name = Path(chosen).name.removesuffix(".yaml")
     if given not in (None, name):
         raise UserError(
-            f"mtr.policy={given} only names the result: choose with reduction=, now {name}. "
-            "Leave policy out of a policy's file: it is the file's name."
+            f"mtr.policy={given} only labels the result: choose the policy with reduction=, now {name}. "
+            "Leave policy out of a policy's file: the file's name is the policy's name."
         )
     return name
 

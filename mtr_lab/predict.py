@@ -12,7 +12,7 @@ from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.errors import UserError
 
 ABOUT = """\
-Classify pictures, or all pictures in folders, by a model or by a file of mtr-lab export: the most probable classes \
+Classify pictures, or all pictures in folders, with a model or a file of mtr-lab export: the most probable classes \
 as a table, JSON or CSV."""
 EXAMPLES = (
     "mtr-lab predict dog.jpg",
@@ -32,12 +32,16 @@ def main() -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE", help="picture files, or folders of them")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a .onnx or .pt2 file instead of backbone=")
-    parser.add_argument("--compare", action="store_true", help="the unreduced model beside the reduced one")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a picture; default: 5")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="use a .onnx or .pt2 file instead of backbone=")
+    parser.add_argument("--compare", action="store_true", help="show the unreduced model beside the reduced one")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per picture (default: 5)")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="output format (default: table)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to this file instead of printing")
-    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="your own policies: DIR/reduction/*.yaml")
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="folder with your policies, DIR/reduction/*.yaml"
+    )
     arguments, overrides = split_overrides(sys.argv[1:])
     options, unknown_options = parser.parse_known_args(arguments)
     with exit_at_signals(), exit_with_message():
@@ -49,7 +53,7 @@ def main() -> None:
             raise UserError(f"--top {options.top}: expected at least 1.")
         if options.model is not None and (overrides or options.compare):
             given = overrides[0] if overrides else "--compare"
-            raise UserError(f"--model {options.model} has its model, policy and ratio in it: leave {given} out.")
+            raise UserError(f"--model {options.model} contains its model, policy and ratio: leave {given} out.")
         config = compose("predict", overrides, options.config_dir)
         # PyTorch is imported once the overrides have been checked.
         from mtr_lab.export.prediction import (

@@ -33,15 +33,22 @@ def main() -> None:
         epilog="\n\n".join([examples(*EXAMPLES), groups("config", ("backbone", "reduction")), EXIT_CODES]),
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; by default bundled ones")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files (default: bundled images)")
     parser.add_argument(
-        "--blocks", nargs="+", type=int, metavar="N", help="counted from 0; by default four that reduce"
+        "--blocks", nargs="+", type=int, metavar="N", help="blocks to draw, from 0 (default: four that remove tokens)"
     )
-    compared = f"to compare; by default the chosen one and {', '.join(DEFAULT_POLICIES)}"
+    compared = f"policies to compare (default: the chosen one and {', '.join(DEFAULT_POLICIES)})"
     parser.add_argument("--policies", nargs="+", metavar="NAME", help=compared)
-    parser.add_argument("-o", "--output", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     parser.add_argument(
-        "--config-dir", "-cd", type=Path, metavar="DIR", help="your own policies: DIR/reduction/NAME.yaml"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("pictures"),
+        metavar="DIR",
+        help="folder to write to (default: pictures)",
+    )
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="folder with your policies, DIR/reduction/NAME.yaml"
     )
     arguments, overrides = split_overrides(sys.argv[1:])
     options, unknown_options = parser.parse_known_args(arguments)

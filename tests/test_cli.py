@@ -262,5 +262,5 @@ def test_the_help_and_the_settings_name_the_budgets() -> None:
     assert "mtr-lab eval mtr.speedup=1.5" in page
     assert "mtr-lab eval mtr.max_drop=0.02" in page
     settings = show_config("config", [])
-    assert "  speedup: null  # or instead: times as fast" in settings
-    assert "  max_drop: null  # or instead: " in settings
+    assert "  speedup: null  # instead of ratio: speed-up" in settings
+    assert "  max_drop: null  # instead: " in settings

@@ -167,7 +167,13 @@ def test_a_speedup_is_asked_promised_and_measured(policy: str, run_program, time
         assert budget["measured"] == pytest.approx(budget["promised"] / 1.1)
         assert budget["measured"] == pytest.approx(point["img_per_s"] / unreduced["img_per_s"])
     assert load_predictions(run.folder).points.tolist()[1:] == [f"{policy}@speedup={asked}" for asked in (1.2, 1.5)]
-    for shown in ("prom.", "got in the timing", "≥1.2×", "≥1.5×", f" {reduced[1]['budget']['promised']:.2f} "):
+    for shown in (
+        "prom.",
+        "measured in the timing pass",
+        "≥1.2×",
+        "≥1.5×",
+        f" {reduced[1]['budget']['promised']:.2f} ",
+    ):
         assert shown in run.out
     assert (
         "finished before"
@@ -222,7 +228,7 @@ def test_a_drop_is_bounded_on_training_images(schedule: str, run_program, calibr
             ["mtr.max_drop=0.05", "dataset.train_split=val"],
             "mtr.max_drop measures on training images.*Or give mtr.ratio",
         ),
-        (["mtr.speedup=1.5"], "set timing.batch_size to the batch to be fast at"),
+        (["mtr.speedup=1.5"], "mtr.speedup is measured at timing.batch_size, which is 0"),
         (["mtr.speedup=1.5", "mtr.max_drop=0.05"], "give one of mtr.ratio, mtr.speedup, mtr.max_drop"),
     ],
 )
@@ -237,7 +243,7 @@ def test_a_budget_that_cannot_be_measured_is_refused_before_weights_are_loaded(
 
 def test_a_drop_is_one_of_classes(run_program) -> None:
     run = run_program(main, "task=segmentation", "timing.batch_size=0", "mtr.max_drop=0.1")
-    assert (run.code, "task=segmentation has none" in run.err) == (2, True)
+    assert (run.code, "task=segmentation gives images no class" in run.err) == (2, True)
 
 
 def test_models_are_timed_without_the_images_and_results_of_before(
@@ -249,7 +255,7 @@ def test_models_are_timed_without_the_images_and_results_of_before(
     timed = []
 
     def time_job(job: Job, evaluation: Evaluation, points: object, advance: object) -> dict[str, object]:
-        with pytest.raises(UserError, match="was given none"):
+        with pytest.raises(UserError, match="got none"):
             evaluation.reduction.solve(0.1)
         timed.append((evaluation.results, len(job.points)))
         return {}
@@ -360,7 +366,7 @@ def test_skipped_images_are_counted_and_named(run_program, tmp_path: Path) -> No
         (["~mtr.score"], ["the key mtr.score is missing"]),
         (["dataset=null"], ["Config group override must be a string"]),
         (["dataset.root=${nothing}"], ["Interpolation key 'nothing' not found"]),
-        (["mtr.policy=hsa"], ["mtr.policy=hsa only names the result: choose with reduction=, now mtr"]),
+        (["mtr.policy=hsa"], ["mtr.policy=hsa only labels the result: choose the policy with reduction=, now mtr"]),
         (["backbone=videomamba_ti", "backbone.num_frames=8"], ["task=classification takes images", "set task=video"]),
         (["ops.backend=cuda"], ["unknown ops.backend 'cuda'", "mamba_ssm"]),
         (["trainer.cuda_graph=3"], ["trainer.cuda_graph=3: expected true or false"]),

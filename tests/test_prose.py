@@ -14,6 +14,10 @@ FOLDERS = [".github", "conf", "docs", "experiments", "mtr_lab", "notebooks", "te
 SUFFIXES = {".css", ".html", ".ipynb", ".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 RECORDS = [ROOT / "experiments" / "results", Path(__file__)]
 
+PORTION = "axis|byte|cell|column|count|entry|folder|gflop|group|line|number|one|process|row|section"
+WHOLE = (
+    "block|channel|class|column|device|epoch|frame|image|key|line|model|point|policy|ratio|row|run|setting|task|value"
+)
 COMPARED = "more|longer|better|wider|other|less|such|later|faster|slower|worse|larger|smaller"
 TURNS = {
     "who(so)?ever|whomever": "name the user, the process or the function",
@@ -37,6 +41,15 @@ TURNS = {
     "for ever|ever after": "'in a loop', 'from then on'",
     "hardly any": "'few', or the number",
     "beside (each|one an)other": "'side by side' or 'together'",
+    rf"({PORTION})s? an? ({WHOLE})": "'per': one row per block",
+    "setting was chosen": "say what the images were not used for",
+    "(is|are) of another": "'belongs to another …', 'has another …'",
+    "names? no": "'lists no …', 'does not state …'",
+    "(go|goes|going|went) on with": "'continue'",
+    "(was|were) given none": "'got none'",
+    "looked into": "'unwrapped', 'searched', …",
+    r"another \w+ than": "'a … other than'",
+    "is left out, it": "'is left out because it …'",
 }
 """Regular expressions, and what to write instead."""
 

@@ -67,7 +67,7 @@ def job(folder: Path, part: str) -> Path:
 
 
 def test_seeds_are_swept_where_a_policy_draws_at_random(sweep, passes: Counter[str]) -> None:
-    """The table at the end has a row a ratio; without random draws every seed is the same evaluation."""
+    """The table at the end has one row per ratio; without random draws every seed is the same evaluation."""
     run = sweep("reduction=mtr,random", "mtr.seed=0,1", "mtr.ratio=0.2")
     assert run.code == 0, run.err
     assert "4 points: 3 computed, 1 finished before" in run.out

@@ -201,7 +201,9 @@ def test_a_checkpoint_of_another_model_is_not_resumed(run_program, root: Path, t
     last = shutil.copy(run_program(main, *options).folder / "last.ckpt", tmp_path / "last.ckpt")
     run = run_program(main, *options, f"training.resume={last}", "backbone.depth=4")
     assert run.code == 2
-    assert re.search(r"last\.ckpt is of another model: 17 parameters differ, model\.layers\.3", run.err), run.err
+    assert re.search(r"last\.ckpt belongs to another model: 17 parameters differ, such as model\.layers\.3", run.err), (
+        run.err
+    )
 
 
 def test_a_run_of_other_settings_is_not_resumed(run_program, root: Path, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_run_of_other_settings_is_not_resumed(run_program, root: Path, tmp_pat
     last = shutil.copy(run_program(main, *options, "training.epochs=1").folder / "last.ckpt", tmp_path / "last.ckpt")
     run = run_program(main, *options, f"training.resume={last}", "training.epochs=2", "mtr.ratio=0.1")
     assert run.code == 2
-    assert "of a run with other settings" in run.err
+    assert "belongs to a run with other settings" in run.err
     assert "training.epochs=2 (there 1)" in run.err
     assert "mtr.ratio=0.1 (there None)" in run.err
 
@@ -260,7 +262,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     run = run_program(main, *SMALL, f"dataset.root={root}", "training.epochs=2")
     assert run.code == 1
     last = run.folder / "last.ckpt"
-    line = f"mtr_lab: cannot write {last}: No space left on device. {last} has the finished epochs; go on with"
+    line = f"mtr_lab: cannot write {last}: No space left on device. {last} has the finished epochs; continue with"
     assert run.err.startswith(line), run.err
     assert run.err.count("\n") == 1
     assert torch.load(run.folder / "last.ckpt", weights_only=True)["epoch"] == 0
@@ -283,7 +285,7 @@ def test_a_signal_ends_the_run_with_its_code(
         signal.signal(signal.SIGINT, inherited)
     assert run.code == 128 + number
     last = run.folder / "last.ckpt"
-    line = f"mtr_lab: ended by {number.name}. {last} has the finished epochs; go on with training.resume={last}"
+    line = f"mtr_lab: ended by {number.name}. {last} has the finished epochs; continue with training.resume={last}"
     assert line in run.err
     assert not (run.folder / "model.safetensors").exists()
 

@@ -144,7 +144,10 @@ def test_training_writes_weights_that_evaluation_reads(run_program, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=video", "backbone=videomamba_ti", "backbone.pretrained=false"], "task=video takes a model of videos"),
+        (
+            ["task=video", "backbone=videomamba_ti", "backbone.pretrained=false"],
+            "task=video needs a model that takes videos",
+        ),
         (["backbone=videomamba_ti", "backbone.num_frames=4"], "task=classification takes images"),
         ([*EVALUATION, "dataset=videos"], "needs a directory of videos: set dataset.root=DIR"),
         ([*EVALUATION, "dataset=imagenette_sample"], "is for task=classification, not for task=video"),

@@ -90,7 +90,7 @@ def test_images_that_are_not_square_and_patches_that_overlap(visualize) -> None:
         (["--blocks", "6"], ["no block 6: the model has blocks 0 to 5"]),
         (["--blocks", "x"], ["invalid int value: 'x'"]),
         (["--policies", "mtr", "mtrr"], ["unknown reduction 'mtrr'", "'mtr'"]),
-        (["--policies", "mtr", "hsa", "mtr.policy=mtr"], ["mtr.policy=mtr only names the result"]),
+        (["--policies", "mtr", "hsa", "mtr.policy=mtr"], ["mtr.policy=mtr only labels the result"]),
         (["--colour"], ["unknown option --colour"]),
         (["mtr.ratoi=0.3"], ["unknown key 'mtr.ratoi'"]),
         (["+foo=1"], ["unknown key 'foo'"]),

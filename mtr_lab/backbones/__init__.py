@@ -1,4 +1,4 @@
-"""The models, one file a family, and the interface by which the rest of the library knows them."""
+"""The models, one file per family, and the interface by which the rest of the library knows them."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ def fit_positions(
     """
     patches = embedding.shape[1] - len(special(0))
     if patches > _MOST:
-        raise UserError(f"{label}: pos_embed has {patches} patches, more than any image: expected at most {_MOST}.")
+        raise UserError(f"{label}: pos_embed has {patches} patches, more than any image has: expected at most {_MOST}.")
     side = math.isqrt(patches)
     if stated and (len(stated) != 2 or stated[0] * stated[1] != patches):
         raise UserError(f"{label}: pos_embed has {patches} patches, not the {list(stated)} of the stated grid.")

@@ -81,7 +81,7 @@ def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         if not shards or any(not (p := Path(shard)).name or p.is_absolute() or ".." in p.parts for shard in shards):
-            raise ValueError("it names no file, or one in another folder.")
+            raise ValueError("it lists no file, or a file in another folder.")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error)} Expected a weight_map "

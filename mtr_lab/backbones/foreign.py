@@ -20,7 +20,7 @@ from mtr_lab.backbones.plain import KINDS, has_hooks, is_untouched
 from mtr_lab.errors import UserError
 
 Reader = Callable[[nn.Module], nn.Module | None]
-"""An object -> a model of ours that computes the same, without weights; ``None`` if the object is of another class.
+"""An object -> a model of ours that computes the same, without weights; ``None`` if the object has another class.
 
 Raises a ``UserError`` for a variant that the family does not represent. The model's ``stands_for`` names its methods
 that compute what methods of the object compute; its method ``copy_settings`` gives it what may change in the object

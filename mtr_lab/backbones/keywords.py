@@ -51,10 +51,10 @@ NESTED = ("ssm_cfg", "layer_cfgs", "mamba_cfg")
 MIXER: Mapping[str, Keyword] = {
     "d_conv": only(4, otherwise="the causal convolutions have another width"),
     "expand": only(2, otherwise="the mixers have another inner width"),
-    "dt_rank": only("auto", None, otherwise="Δ has another rank than a sixteenth of the width"),
+    "dt_rank": only("auto", None, otherwise="Δ has a rank other than a sixteenth of the width"),
     "bias": only(False, otherwise="in_proj and out_proj have a bias"),
     "conv_bias": only(True, otherwise="the causal convolutions have no bias"),
-    "use_fast_path": only(True, otherwise="the authors' slow path scans forward alone"),
+    "use_fast_path": only(True, otherwise="the authors' slow path scans forward only"),
     **dict.fromkeys(("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "layer_idx"), HARMLESS),
 }
 """Of the authors' mixer, that is of ``ssm_cfg``."""

@@ -43,7 +43,7 @@ class MambaReg(VisionMamba):
     keywords: ClassVar[Mapping[str, Keyword]] = {
         **MIXER,
         **MODEL,
-        "biscan": only(True, otherwise="the mixers scan forward alone"),
+        "biscan": only(True, otherwise="the mixers scan forward only"),
     }
 
     def __init__(self, *, num_cls_tokens: int = 12, cls_reduce: int = 2, **kwargs: Any) -> None:

@@ -77,7 +77,7 @@ class MambaVision(TimmPyramid):
 
     keywords: ClassVar[Mapping[str, Keyword]] = {
         "qkv_bias": only(True, otherwise="attention has no bias"),
-        "qk_scale": only(None, otherwise="attention has another scale than 1/√d"),
+        "qk_scale": only(None, otherwise="attention has a scale other than 1/√d"),
         "drop_rate": only(0, 0.0, otherwise="MLPs and attention drop some of their output while training"),
         "attn_drop_rate": only(0, 0.0, otherwise="attention drops some of its weights, in evaluation, too"),
         "layer_scale_conv": only(None, otherwise="the outputs of the convolutional blocks are scaled by a parameter"),

@@ -35,7 +35,7 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
     _check_order(levels)
     scanning = [block.mixer for block in tokens if hasattr(block.mixer, "A_log")]
     if not scanning:
-        raise UserError(f"{name} has no Mamba blocks, expected stages of them as of the authors.")
+        raise UserError(f"{name} has no Mamba blocks: expected stages of them, as in the authors' class.")
     dim = stem[3].out_channels
     return {
         "dim": dim,

@@ -205,7 +205,9 @@ class PlainMamba(TimmInterface):
             raise UserError(f"conv_size={conv_size}: expected an odd number.")
         for number in layers_with_dwconv:
             if not 0 <= number < depth:
-                raise UserError(f"layers_with_dwconv={list(layers_with_dwconv)}: there are blocks 0 to {depth - 1}.")
+                raise UserError(
+                    f"layers_with_dwconv={list(layers_with_dwconv)}: expected blocks from 0 to {depth - 1}."
+                )
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.in_chans = channels
         self.patch_embed = ConvPatchEmbed(

@@ -52,7 +52,7 @@ class TimmInterface(nn.Module, ABC):
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         """Raise an ``IndexError``: there is one stage."""
-        raise IndexError(f"stage {stage} of a model with one stage")
+        raise IndexError(f"stage {stage} does not exist: the model has one stage, 0")
 
     def forward_state(self, images: Tensor) -> TokenState:
         """(B, channels, H, W) -> the input of the final norm."""
@@ -130,7 +130,7 @@ class TimmInterface(nn.Module, ABC):
             UserError: a block that does not exist, another format, or a model for videos.
         """
         if self.patch_embed.num_frames is not None:
-            raise UserError("feature maps are of images: create the model without num_frames.")
+            raise UserError("feature maps need a model that takes images: create the model without num_frames.")
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt={output_fmt}: expected NCHW or NLC.")
         wanted = self.blocks_at(indices)

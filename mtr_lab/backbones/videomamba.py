@@ -40,7 +40,7 @@ class VideoMamba(VisionMamba):
     keywords: ClassVar[Mapping[str, Keyword]] = {
         **MIXER,
         **MODEL,
-        "bimamba": only(True, otherwise="the mixers scan forward alone"),
+        "bimamba": only(True, otherwise="the mixers scan forward only"),
         "checkpoint_num": HARMLESS,
     }
 

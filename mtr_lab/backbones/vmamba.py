@@ -66,13 +66,13 @@ class VMamba(TimmPyramid):
     restoration = "skip"
     """How a stage is restored at its end where tokens were merged; where some were dropped, by ``nearest``."""
     keywords: ClassVar[Mapping[str, Keyword]] = {
-        "patch_size": only(4, otherwise="the stem has another stride than 4 pixels"),
+        "patch_size": only(4, otherwise="the stem has a stride other than 4 pixels"),
         "forward_type": only("v05_noz", otherwise="the mixers have a gate, or other precisions"),
-        "ssm_dt_rank": only("auto", otherwise="Δ has another rank than a sixteenth of the width"),
-        "ssm_act_layer": only("silu", otherwise="the mixers have another activation than SiLU"),
-        "ssm_conv": only(3, otherwise="the convolutions over the grid have another width than 3"),
+        "ssm_dt_rank": only("auto", otherwise="Δ has a rank other than a sixteenth of the width"),
+        "ssm_act_layer": only("silu", otherwise="the mixers have an activation other than SiLU"),
+        "ssm_conv": only(3, otherwise="the convolutions over the grid have a width other than 3"),
         "ssm_conv_bias": only(False, otherwise="the convolutions over the grid have a bias"),
-        "mlp_act_layer": only("gelu", otherwise="the MLPs have another activation than GELU"),
+        "mlp_act_layer": only("gelu", otherwise="the MLPs have an activation other than GELU"),
         "gmlp": only(False, otherwise="the MLPs have a gate"),
         "patch_norm": only(True, otherwise="the stem has no norms"),
         "norm_layer": only("ln", "ln2d", otherwise="the norms are batch norms"),
@@ -132,7 +132,7 @@ class VMamba(TimmPyramid):
 
     def _check_geometry(self, depths: Sequence[int], ssm_ratio: float, mlp_ratio: float) -> None:
         if not depths or len(self.dims) != len(depths):
-            raise UserError(f"dims={self.dims} and depths={tuple(depths)}: expected one of each for every stage.")
+            raise UserError(f"dims={self.dims} and depths={tuple(depths)}: expected one of each per stage.")
         if self.dims[0] < 2:
             raise UserError(f"dims={self.dims}: the stem has half the width of the first stage, expected 2 or more.")
         for name, ratio in (("ssm_ratio", ssm_ratio), ("mlp_ratio", mlp_ratio)):

@@ -20,10 +20,10 @@ MIXER: Mapping[str, Keyword] = {
     "oact": only(False, otherwise="an activation follows the norm of the mixer"),
     "with_dconv": only(True, otherwise="the mixer has no convolution over the grid"),
     "scan_mode": only("cross2d", 0, otherwise="the mixer scans along other paths"),
-    "forward": only("forwardv2", otherwise="the mixer is of another kind"),
-    "act": only("SiLU", otherwise="the mixer has another activation than SiLU"),
+    "forward": only("forwardv2", otherwise="it is another kind of mixer"),
+    "act": only("SiLU", otherwise="the mixer has an activation other than SiLU"),
     "out_norm": only("LayerNorm", "LayerNorm2d", otherwise="the mixer has another norm"),
-    "dt_rank": only("auto", otherwise="Δ has another rank than a sixteenth of the width"),
+    "dt_rank": only("auto", otherwise="Δ has a rank other than a sixteenth of the width"),
     "bias": only(False, otherwise="the convolution over the grid has a bias"),
     "dropout": only(0, otherwise="the mixer drops some of its output while training"),
 }
@@ -33,7 +33,7 @@ BLOCK: Mapping[str, Keyword] = {
     "post_norm": only(False, otherwise="norms follow the mixer and the MLP"),
     "norm": only("LayerNorm", "LayerNorm2d", otherwise="the block has another norm"),
     "mlp": only(["fc1", "act", "fc2", "drop"], otherwise="the MLP has other parts"),
-    "mlp_act": only("GELU(approximate='none')", otherwise="the MLP has another activation than GELU"),
+    "mlp_act": only("GELU(approximate='none')", otherwise="the MLP has an activation other than GELU"),
     "mlp_drop": only(0, otherwise="the MLP drops some of its activations while training"),
 }
 
@@ -61,9 +61,7 @@ def read_arguments(model: Any, methods: Iterable[str]) -> dict[str, Any] | None:
     if len(inspect.signature(type(model).forward).parameters) != 2:
         raise UserError(f"{name}.forward takes more than images: mtr_lab computes what the authors' own class does.")
     if getattr(model, "pos_embed", None) is not None:
-        raise UserError(
-            f"pos_embed of {name} is not represented: there are position embeddings. Use the authors' code."
-        )
+        raise UserError(f"the position embeddings (pos_embed) of {name} are not represented: use the authors' code.")
     for number, layer in enumerate(blocks):
         for place, block in enumerate(layer):
             where = f"layers.{number}.blocks.{place}"

@@ -133,7 +133,9 @@ def read_cases(settings: DictConfig, device: torch.device) -> tuple[list[Case], 
     dtypes = axis("dtype", partial(_check_name, known=DTYPES))
     graphs = axis("cuda_graph", _check_bool)
     if True in graphs and device.type != "cuda":
-        raise UserError(f"bench.cuda_graph=true needs a CUDA device, this run is on the {device.type}: leave it false.")
+        raise UserError(
+            f"bench.cuda_graph=true needs a CUDA device, this run is on the {device.type}: set it to false."
+        )
     axes = [
         axis("backbone", partial(_check_name, known=MODELS)),
         batches,
@@ -148,7 +150,7 @@ def read_cases(settings: DictConfig, device: torch.device) -> tuple[list[Case], 
     if settings.speedup is not None:
         budgets = [(None, speedup) for speedup in axis("speedup", partial(check_number, kind=float, least=1))]
         if True in graphs:
-            raise UserError("bench.speedup is solved on times without CUDA graphs: leave bench.cuda_graph=false.")
+            raise UserError("bench.speedup is solved from times without CUDA graphs: set bench.cuda_graph=false.")
     axes[6] = budgets
     competitors = axis("competitors", _check_competitor, least=0)
     torch_compile = axis("torch_compile", _check_bool)

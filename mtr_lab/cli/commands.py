@@ -22,14 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("eval", "mtr_lab.__main__:main", "accuracy, FLOPs and speed of a model, unreduced and reduced"),
+    Command("eval", "mtr_lab.__main__:main", "measure accuracy, FLOPs and speed, unreduced and reduced"),
     Command("train", "mtr_lab.train:main", "train a classifier, a detector or a segmenter"),
     Command("bench", "mtr_lab.bench:main", "time models, policies and backends in turn"),
-    Command("report", "mtr_lab.report.__main__:main", "results as one HTML page"),
+    Command("report", "mtr_lab.report.__main__:main", "show results on one HTML page"),
     Command("visualize", "mtr_lab.visualize:main", "draw the tokens that a policy keeps, merges and drops"),
-    Command("predict", "mtr_lab.predict:main", "the classes of pictures, by a model or an exported file"),
-    Command("export", "mtr_lab.export.__main__:main", "a model, reduced, as ONNX or a PyTorch program"),
-    Command("demo", "mtr_lab.demo.__main__:main", "a page that shows what a policy removes from your picture"),
+    Command("predict", "mtr_lab.predict:main", "classify pictures with a model or an exported file"),
+    Command("export", "mtr_lab.export.__main__:main", "write a reduced model as ONNX or a PyTorch program"),
+    Command("demo", "mtr_lab.demo.__main__:main", "serve a page that shows which tokens a policy removes"),
     Command("models", "mtr_lab.listing:models_main", "list models: parameters, FLOPs, published top-1"),
     Command("policies", "mtr_lab.listing:policies_main", "list policies: their parts and their papers"),
 )
@@ -50,11 +50,11 @@ examples:
   mtr-lab report DIR -o report.html
 
 more:
-  mtr-lab COMMAND --help      examples, groups and options of a command
-  mtr-lab COMMAND --cfg job   settings of eval, train or bench, with comments
-  mtr-lab --version           the version
-  mtr-lab backbone=vim_s      without a command: eval
-  python -m mtr_lab           the same as mtr-lab eval; mtr_lab.train, … too
+  mtr-lab COMMAND --help      show examples, groups and options of a command
+  mtr-lab COMMAND --cfg job   print the settings of eval, train, bench or export
+  mtr-lab --version           print the version
+  mtr-lab backbone=vim_s      run eval, the default command
+  python -m mtr_lab           run mtr-lab eval; -m mtr_lab.train: mtr-lab train
 
 {exit_codes}"""
 
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _complete(arguments: list[str]) -> list[str]:
-    """Print the commands that the line being typed may go on with; hand the rest of the line to its command."""
+    """Print the commands that may follow in the line being typed; hand the rest of the line to its command."""
     program, _, line = os.environ.get("COMP_LINE", "mtr-lab ").partition(" ")
     first, blank, rest = line.lstrip().partition(" ")
     names = [command.name for command in COMMANDS]

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from mtr_lab.configuration import CONF
 
 WIDTH = 80
-EXIT_CODES = "exit codes: 0 done, 2 your mistake, 128 + n ended by signal n, 1 anything else"
+EXIT_CODES = "exit codes: 0 success, 2 invalid input, 128 + n ended by signal n, 1 any other"
 HYDRA_OPTIONS = """\
 options:
-  -m              a sweep: all combinations of values separated by commas
+  -m              run a sweep: all combinations of comma-separated values
   --cfg job       print every setting with its comment, and stop
-  -cd DIR         your own files for the groups, e.g. DIR/reduction/NAME.yaml
-  --hydra-help    more options, of Hydra
+  -cd DIR         add your files to the groups, e.g. DIR/reduction/NAME.yaml
+  --hydra-help    print the options of Hydra
   --version       print the version"""
 
 HelpFormatter = partial(argparse.RawDescriptionHelpFormatter, width=WIDTH, max_help_position=26)

@@ -116,7 +116,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
             raise unknown("key", key, known, ALL_KEYS)
     for key in known:
         if key not in keys:
-            raise UserError(f"the key {key} is missing: set it to a value, it cannot be left out.")
+            raise UserError(f"the key {key} is missing: set it to a value.")
     check_targets(resolved(config))
     absent = object()
     for key, setting in SCHEMA.items():

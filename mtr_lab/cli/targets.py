@@ -49,7 +49,7 @@ def check_targets(node: Any, where: str = "") -> None:
                 "mtr_lab.evaluate_model takes your model and your data."
             )
         if key == "()" and value not in _FACTORIES:
-            raise UserError(f"{name}={value}: logging may call {', '.join(_FACTORIES)} alone.")
+            raise UserError(f"{name}={value}: logging may call only {', '.join(_FACTORIES)}.")
         if key != "_target_":
             check_targets(value, name)
 

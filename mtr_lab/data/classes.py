@@ -32,7 +32,7 @@ def name_classes(source_classes: Sequence[str] | None, classes: str | Sequence[s
         classes: ``None``, a list of names for labels 0, 1, 2 …, or ``"imagenet-1k"``.
 
     Raises:
-        UserError: ``classes`` is not a known set, does not name every label, or has another order than the labels.
+        UserError: ``classes`` is not a known set, does not name every label, or differs from the labels in order.
     """
     if classes is None:
         return source_classes

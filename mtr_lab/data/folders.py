@@ -16,8 +16,8 @@ from mtr_lab.errors import UserError
 from mtr_lab.regular_file import read_regular
 
 _LAYOUT = (
-    "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; to evaluate only, "
-    "DIR/<class>/<image> will do. Without images of yours, dataset=imagenette_sample is bundled: no dataset.root."
+    "Expected DIR/val/<class>/<image>, and for training DIR/train/<class>/<image>; for evaluation only, "
+    "DIR/<class>/<image> is enough. dataset=imagenette_sample is bundled and needs no dataset.root."
 )
 
 
@@ -138,7 +138,7 @@ class FolderSource:
 
     Args:
         directory: holds the class folders.
-        include: text file with the ids of the images to keep, one a line; ``None`` keeps all.
+        include: text file with the ids of the images to keep, one per line; ``None`` keeps all.
         exclude: text file with the ids of images to leave out.
         on_error: ``"fail"`` or ``"skip"`` links that lead to nothing or to a folder above.
 
@@ -205,9 +205,9 @@ class FolderSource:
 
 
 def _listed(file: Path, option: str, paths: Mapping[str, int], directory: Path) -> set[str]:
-    """The paths in a list of images, one a line: as they are on disk, or as ids."""
+    """The paths in a list of images, one per line: as they are on disk, or as ids."""
     if not file.is_file():
-        raise UserError(f"dataset.{option}={file} is not a file: give a text file with one <class>/<image> a line.")
+        raise UserError(f"dataset.{option}={file} is not a file: give a text file with one <class>/<image> per line.")
     listed = [line for _, line in lines_of(file)]
     by_id = {} if all(line in paths for line in listed) else {printable(path): path for path in paths}
     missing = [line for line in listed if line not in paths and line not in by_id]

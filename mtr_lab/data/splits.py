@@ -155,7 +155,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[Source]):
             return []
         held_out = self._training_indices(held_out=True)
         if not held_out:
-            raise UserError(f"dataset.holdout={self._holdout} holds out none of the training images: raise it.")
+            raise UserError(f"dataset.holdout={self._holdout} holds out no training image: raise it.")
         dataset = Subset(self._training_images(augmented=False), held_out)
         return self._loader(dataset, persistent_workers=self._num_workers > 0)
 

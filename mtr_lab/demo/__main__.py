@@ -27,11 +27,20 @@ def main() -> None:
         epilog="\n\n".join([examples(*EXAMPLES), EXIT_CODES]),
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--model", default="vim_nano", metavar="NAME", help="with its published weights")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page; default: 7860")
-    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default: 127.0.0.1, this machine alone")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write one HTML file instead")
-    parser.add_argument("--runtime", type=Path, metavar="DIR", help="for --page: the npm package onnxruntime-web")
+    parser.add_argument(
+        "--model", default="vim_nano", metavar="NAME", help="model, loaded with its weights (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port of the page (default: %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="address to listen on (default: %(default)s, this machine only)",
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write one HTML file instead of serving a page")
+    parser.add_argument(
+        "--runtime", type=Path, metavar="DIR", help="for --page: folder of the npm package onnxruntime-web"
+    )
     options = parser.parse_args()
     with exit_at_signals(), exit_with_message():
         if options.page is not None:

@@ -95,7 +95,7 @@ def build(name: str = "vim_nano") -> Any:
     samples = [str(path) for path in sample_pictures(5)]
     with gradio.Blocks(title="Token reduction for Vision Mamba", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Token reduction for Vision Mamba\nWhich tokens of your picture {name} keeps, and what it sees. "
+            f"# Token reduction for Vision Mamba\nTokens that {name} keeps of your picture, and its predictions. "
             "Merged patches have the mean colour of their token."
         )
         with gradio.Row():

@@ -41,14 +41,17 @@ def check_budgets(task: AnyTask, config: DictConfig) -> None:
             f"mtr.schedule gives the counts itself: leave mtr.{key} out, or name a schedule, such as constant."
         )
     if key == SPEEDUP and not config.timing.batch_size:
-        raise UserError("mtr.speedup is measured: set timing.batch_size to the batch to be fast at, not to 0.")
+        raise UserError(
+            "mtr.speedup is measured at timing.batch_size, which is 0: set it to the number of images per batch."
+        )
     if key == SPEEDUP and config.trainer.cuda_graph:
         raise UserError(
-            "mtr.speedup is solved on times without CUDA graphs: set trainer.cuda_graph=false, or give mtr.ratio."
+            "mtr.speedup is solved from times without CUDA graphs: set trainer.cuda_graph=false, or give mtr.ratio."
         )
     if key == MAX_DROP and not isinstance(task, Classification):
         raise UserError(
-            f"mtr.max_drop bounds changes of an image's class, and task={task.name} has none: give mtr.ratio."
+            f"mtr.max_drop bounds the share of images that change class, and task={task.name} gives images "
+            "no class: give mtr.ratio."
         )
 
 

@@ -87,7 +87,7 @@ def strongest(points: list[OperatingPoint]) -> OperatingPoint:
     """
     point = max(points, key=lambda point: point.schedule.reduction)
     if not point.schedule.acts:
-        raise UserError("there is nothing to draw where no token is removed: give an mtr.ratio above 0.")
+        raise UserError("no token is removed, so there is nothing to draw: give an mtr.ratio above 0.")
     return point
 
 

@@ -48,7 +48,7 @@ def evaluate_model(
         model: a classifier that ``mtr_lab.patch`` accepts.
         data: batches (images, labels), of a ``DataLoader`` for instance, or dicts of ``image`` and ``label``: images
             (B, channels, H, W) as the model expects them, normalised; labels (B,) integers, indices of the model's
-            outputs, -1 for unknown, which counts as wrong. Or the folder of a dataset, with a folder a class or with
+            outputs, -1 for unknown, which counts as wrong. Or the folder of a dataset, with a folder per class or with
             those in ``val/``, prepared as the model's weights expect; or an ``ImageDataModule``.
         policy: as in ``mtr_lab.patch``.
         ratio: share of the unreduced model's FLOPs to remove, in [0, 1), or several, in a list or an array. The default

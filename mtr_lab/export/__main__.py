@@ -18,9 +18,9 @@ PROGRAM = Program(
     config_name="export",
     function="mtr_lab.export.run:export",
     announce=announce,
-    about="Write a model, reduced, to a file that runs without mtr_lab: ONNX for any runtime, or a .pt2 program for "
-    "PyTorch. The file takes normalised images and says how to prepare pictures. It is compared with the model before "
-    "it gets its name, BACKBONE.onnx or BACKBONE.pt2 in hydra.run.dir.",
+    about="Write a reduced model to a file that runs without mtr_lab: ONNX for any runtime, or a .pt2 program for "
+    "PyTorch. The file takes normalised images and says how to prepare pictures. It is compared with the model, "
+    "then written to hydra.run.dir as BACKBONE.onnx or BACKBONE.pt2.",
     examples=(
         "format=onnx mtr.ratio=0.4",
         "format=pt2 backbone=vim_s mtr.ratio=0.3",

@@ -145,7 +145,7 @@ def check_exportable(model: nn.Module, format: str) -> None:
     """Raise a ``UserError`` if models like this one are not exported; says why."""
     backbone: Any = backbone_of(model)
     if len(backbone.input_shape) != 3:
-        raise UserError("export is of models of images: leave num_frames out.")
+        raise UserError("only models that take images can be exported: leave num_frames out.")
     policy = getattr(backbone.reduction, "acting_policy", None)
     if policy is not None and policy.draws:
         raise UserError(

@@ -136,7 +136,7 @@ def model_classifier(model: nn.Module) -> Classifier:
     """The classifier that a model is, as it is patched."""
     backbone: Any = as_backbone(model, "predict_images")
     if len(backbone.input_shape) != 3:
-        raise UserError("predict takes models of images: leave num_frames out.")
+        raise UserError("predict takes models of images only: leave num_frames out.")
     parameter, active = next(backbone.parameters()), backbone.reduction
     acts = active is not None and active.schedule.acts
 

@@ -30,8 +30,8 @@ def export(config: DictConfig) -> Exported:
         check_onnx(config.opset)
     if config.task.name == "detection":
         raise UserError(
-            "task=detection: a detector ends in a loop over its candidate boxes, which no file has. Export its "
-            "backbone with task=classification, or a segmenter."
+            "task=detection: a detector ends in a loop over its candidate boxes, which a file cannot contain. Export "
+            "its backbone with task=classification, or a segmenter."
         )
     if measured := measured_on_images(config.mtr):
         raise UserError(

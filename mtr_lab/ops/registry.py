@@ -81,7 +81,9 @@ def set_backend(name: str) -> None:
             "install the extra `cuda` (an NVIDIA GPU and a CUDA compiler), or use ops.backend=auto."
         )
     if name == "triton" and not _installed["triton"]:
-        raise UserError("ops.backend=triton needs the package triton, which PyTorch installs on Linux alone: use auto.")
+        raise UserError(
+            "ops.backend=triton needs the package triton, which PyTorch installs on Linux only: use ops.backend=auto."
+        )
     _selected = name
 
 

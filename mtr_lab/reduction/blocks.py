@@ -43,7 +43,7 @@ class BlockInfo:
 def block_infos(
     model: Backbone, policy: Policy, img_size: Sequence[int] | None = None, resolution: Size | None = None
 ) -> list[BlockInfo]:
-    """One entry a block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
+    """An entry per block, for images of (height, width), by default the model's own size, resized to ``resolution``."""
     layouts = model.layouts(resolution or img_size)
     removed = [removed_at_embedding(policy, layouts[0]), *[0] * (len(layouts) - 1)]
     sampled = sampled_blocks(model, SCANS[policy.paths])

@@ -57,7 +57,7 @@ def deviations(
     """
     if policy.score.removeprefix("-") == "none":
         raise UserError(
-            "mtr.schedule=dtp follows the scores of tokens, and mtr.score=none has none: choose another score, or "
+            "mtr.schedule=dtp needs the scores of tokens, and mtr.score=none gives none: choose another score, or "
             "another schedule."
         )
     active, blocks = ActiveReduction(policy, unreduced), blocks_of(model)

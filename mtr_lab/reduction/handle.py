@@ -74,7 +74,7 @@ class Reduction:
         """Put a schedule in force; the model's next forward pass follows it.
 
         Raises:
-            UserError: the model was unpatched or patched anew since; the schedule is of another depth.
+            UserError: the model was unpatched or patched anew since; the schedule has another depth.
         """
         if self._model.reduction is not self._active:
             raise UserError("this reduction is no longer in force: the model was unpatched or patched anew.")

@@ -47,7 +47,7 @@ def patch(
 
     An object of the authors' own class (Vim, VideoMamba) gets a model of this library that computes in its place, with
     the very same parameters; its ``forward`` and ``forward_features`` take the images alone. Wrappers of
-    ``torch.compile`` and of data parallelism are looked into.
+    ``torch.compile`` and of data parallelism are unwrapped.
 
         patch(model, "mtr", speedup=1.5, images=batch)        # 1.5 times as fast on this device, at this batch size
         patch(model, "mtr", max_drop=0.02, images=unlabelled) # at most 2 % of the classes change, 95 % confidence
@@ -90,7 +90,7 @@ def patch(
     elif asked is None:
         raise UserError(
             "patch needs a ratio (share of the FLOPs to remove), a speedup or a max_drop, or a schedule (tokens to "
-            "remove a block)."
+            "remove per block)."
         )
     if labels is not None and max_drop is None:
         raise UserError("labels are for max_drop: leave them out.")

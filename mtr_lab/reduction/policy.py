@@ -35,7 +35,7 @@ class Policy(Settings):
         mixers = [block.mixer.paths for block in blocks_of(model) if block.mixer.paths]
         if self.needs and not mixers:
             raise UserError(
-                f"mtr.score={self.score} reads the evidence of a scan, and {name} scans nothing: choose another score."
+                f"mtr.score={self.score} reads the evidence of a scan, and {name} has no scan: choose another score."
             )
         if scan is not None and scan.samples and not any(sampled_blocks(model, scan)):
             raise UserError(
@@ -76,7 +76,7 @@ class Policy(Settings):
         if not self.keeps_grid and not counts.fits(self, length, special, remove):
             raise UserError(
                 f"{self.policy} cannot remove {remove} of {length} tokens, {special} of them special: "
-                f"at most {self.capacity(length, special)} can go."
+                f"at most {self.capacity(length, special)} can be removed."
             )
         return decision.decide(self, state, evidence, remove)
 

@@ -84,8 +84,8 @@ def fewer_frames(model: Backbone, frames: int | str) -> list[int]:
     """
     if len(model.input_shape) != 4:
         raise UserError(
-            f"mtr.frames={frames}: {type(model).__name__} takes images here. Frames can be left out of videos alone: "
-            "take a model with backbone.num_frames, or set mtr.frames=null."
+            f"mtr.frames={frames}: {type(model).__name__} takes images here, which have no frames to leave "
+            "out: take a model with backbone.num_frames, or set mtr.frames=null."
         )
     whole, unit = model.input_shape[1], model.input_shape[1] // model.layouts()[0].frames
     fitting = list(range(whole - unit, 0, -unit))

@@ -137,7 +137,7 @@ def make_schedule(
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if ratio is not None:
             raise UserError(
-                f"mtr.schedule gives the counts itself ({depth}, one a block; got {len(schedule)}), not mtr.ratio: "
+                f"mtr.schedule gives the counts itself ({depth}, one per block; got {len(schedule)}), not mtr.ratio: "
                 "add mtr.ratio=null (in Python: ratio=None), or leave mtr.schedule out."
             )
         counts: list[int] = list(schedule)
@@ -147,8 +147,8 @@ def make_schedule(
         raise UserError(f"mtr.ratio must be a share of the FLOPs in [0, 1), got {ratio!r}.")
     if isinstance(schedule, str) and schedule in MEASURED:
         raise UserError(
-            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and was given none: pass about a "
-            "hundred as patch(…, images=images): unlabelled, preprocessed, and none of those to evaluate on."
+            f"mtr.schedule={schedule} measures on images {MEASURED[schedule]}, and got none: pass about a "
+            "hundred as patch(…, images=images): unlabelled, preprocessed, and not the evaluation's."
         )
     if not isinstance(schedule, Mapping) and schedule not in (*SHAPES, NO_TOKENS):
         raise UserError(
@@ -258,7 +258,7 @@ def _check_weights(weights: Mapping[int, float], can_reduce: Sequence[bool]) -> 
 
 def _check_counts(counts: list[int], policy: Policy, infos: Sequence[BlockInfo]) -> None:
     if len(counts) != len(infos) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one a block, got {counts}.")
+        raise UserError(f"mtr.schedule must hold {len(infos)} counts ≥ 0, one per block, got {counts}.")
     places = possible_removals(policy, counts, infos)
     for block, (count, (left, layout, most), info) in enumerate(zip(counts, places, infos, strict=True)):
         if count > most:

@@ -77,7 +77,7 @@ class Solver:
         if self._images is None and self._config["schedule"] != NO_TOKENS:
             raise UserError(
                 "mtr.resolution=auto measures on images how to divide the ratio between the size of the picture and "
-                "the tokens, and was given none: pass about a hundred as patch(…, images=images), or give the size, "
+                "the tokens, and got none: pass about a hundred as patch(…, images=images), or give the size, "
                 "such as mtr.resolution=0.75."
             )
         schedules, error = [], None
@@ -137,7 +137,7 @@ class Solver:
         elif not self._pairs:
             if self._images is None:
                 raise UserError(
-                    "mtr.paths=least measures on images which directions matter least, and was given none: pass about "
+                    "mtr.paths=least measures on images which directions matter least, and got none: pass about "
                     "a hundred as patch(…, images=images), or take mtr.paths=last."
                 )
             with self._measuring() as images:

@@ -43,24 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         metavar="RESULTS",
         help="result.json files, run folders, or folders of them; wandb=PROJECT or wandb=ENTITY/PROJECT makes a "
-        "report there, with charts of the runs logged to it",
+        "report on Weights & Biases, with charts of the runs logged to that project",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="the file to write (default: report.html); .pdf, .svg or .png: one chart, as wide as a column of a paper",
+        help="file to write (default: report.html); with .pdf, .svg or .png, one chart as wide as a column of a paper",
     )
     parser.add_argument(
         "--chart",
         metavar="NAME",
         choices=[*CHARTS],
-        help=f"for a figure: {', '.join(CHARTS)} (default: accuracy)",
+        help=f"chart of the figure: {', '.join(CHARTS)} (default: accuracy)",
     )
     parser.add_argument("--live", action="store_true", help="serve the page on this machine and follow new results")
     parser.add_argument(
-        "--port", type=int, default=8765, metavar="N", help="for --live; 0 takes a free one (default: %(default)s)"
+        "--port", type=int, default=8765, metavar="N", help="port for --live; 0 takes a free one (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     projects = [given.removeprefix(WANDB) for given in options.results if given.startswith(WANDB)]
@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.chart and not figure:
         parser.error(f"--chart {options.chart} is for a figure: add -o FILE.pdf, .svg or .png")
     if not results:
-        parser.error("say which results: result.json files, run folders, or folders of them")
+        parser.error("give results: result.json files, run folders, or folders of them")
     for project in projects:
         if project.count("/") > 1 or not all(map(str.strip, project.split("/"))):
-            parser.error(f"{WANDB}{project} names no project: say {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
+            parser.error(f"{WANDB}{project} is not a project: give {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
         with exit_at_signals():
             if figure:

@@ -94,10 +94,14 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
     ]
     overhead, bound = _examples(result["rows"])
     return [
-        "ms: of a batch in a steady stream; below it, of a single batch on an idle GPU (the same on a CPU)",
-        *(["ratio %, or: speedup asked, promised"] if any(row.get("asked_speedup") for row in result["rows"]) else []),
+        "ms: median time of a batch in a steady stream; below, of a single batch on an idle GPU (equal on a CPU)",
+        *(
+            ["ratio %: or the speedup that was asked for, and the promised one"]
+            if any(row.get("asked_speedup") for row in result["rows"])
+            else []
+        ),
         f"overh.: share of the time above the unreduced time scaled by the tokens{overhead}",
-        f"of bound: least time that the strictest limit of the device allows, divided by the time{bound}",
+        f"of bound: least time that the strictest limit of the device allows, divided by the measured time{bound}",
         f"peak of the device, {'; '.join(peaks)}",
         *failures,
         *result["notes"],

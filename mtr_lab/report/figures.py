@@ -65,7 +65,7 @@ def write_figure(paths: Sequence[Path], output: Path, chart: str = "accuracy") -
     tasks = sorted({point["task"] for point in points})
     if len(tasks) != 1:
         raise UserError(
-            f"a figure shows one task, these results are of {', '.join(tasks) or 'none'}: give the runs of one."
+            f"a figure shows one task, these results have {', '.join(tasks) or 'none'}: give the runs of one task."
         )
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_INCHES, 0.75 * COLUMN_INCHES), layout="constrained")
@@ -148,7 +148,7 @@ def _ends(point: Point, key: str) -> tuple[float, float]:
 def _accuracy(points: Sequence[Point]) -> Metric:
     metric = accuracy(points)
     if metric is None:
-        raise UserError("these results have no accuracy.")
+        raise UserError("these results have no accuracy: choose another --chart.")
     return metric
 
 

@@ -23,7 +23,7 @@ def log_result(
 
     Every policy becomes a set of curves, "mtr/top1", "mtr/kl" and so on, with the ends of their intervals. Their step
     is the asked share of FLOPs to remove, in whole percent (the achieved share if none was asked); step 0 is the
-    unreduced model. So a CSV file has one row a ratio, and TensorBoard draws accuracy against reduction. The run's
+    unreduced model. So a CSV file has one row per ratio, and TensorBoard draws accuracy against reduction. The run's
     first policy also has curves without its name, "top1", "kl", "speedup" and so on, so that runs of several policies
     share a chart. TensorBoard's table of hyperparameters has the figures at the highest ratio, and its images the
     pictures.
@@ -118,7 +118,7 @@ def _pictures_to_tensorboard(writer: Any, folder: Path) -> None:
             with Image.open(path) as picture:
                 writer.add_image(f"pictures/{path.stem}", np.asarray(picture.convert("RGB")), dataformats="HWC")
         except OSError as error:
-            print(f"{path} is not logged, it cannot be read: {error}")
+            print(f"{path} is not logged, since it cannot be read: {error}")
 
 
 def _curve_keys() -> list[str]:
@@ -136,7 +136,7 @@ def _by_policy(points: list[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _flat(point: Point) -> dict[str, Any]:
-    """A point with one number a key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
+    """A point with a number per key: intervals as KEY_lo and KEY_hi, the first and last of tokens, skipped counted."""
     flat: dict[str, Any] = {}
     value: Any
     for key, value in point.items():
@@ -169,7 +169,7 @@ def log_pictures(run: Any, folder: Path) -> list[str]:
         try:
             picture = wandb.Image(str(path), caption=path.stem)
         except OSError as error:
-            print(f"{path} is not logged, it cannot be read: {error}")
+            print(f"{path} is not logged, since it cannot be read: {error}")
             continue
         run.log({f"pictures/{path.stem}": picture})
         logged.append(path.stem)

@@ -17,8 +17,8 @@ from mtr_lab.results.seeds import mean_point, seed_groups
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
 _PROMISES = {
-    "speedup": "×: speed-up, promised from the times of blocks on this device, got in the timing",
-    "max_drop": "≤: share of images that change class, promised on calibration images, got on these",
+    "speedup": "×: speed-up, promised from the times of blocks, measured in the timing pass",
+    "max_drop": "≤: share of images that change class, promised on calibration images, measured on these",
 }
 """What a budget is, by its key."""
 
@@ -32,7 +32,7 @@ class _Column(NamedTuple):
 
 
 def result_table(result: Result) -> TwoLineTable:
-    """Lay out the points of a result, one a row, with two lines a cell.
+    """Lay out the points of a result, one per row, with two lines per cell.
 
     Shares are in percent; below a metric is its interval of level 0.95. There is no column for figures that no point
     has: metrics of other tasks, speeds that were not measured.
@@ -91,7 +91,7 @@ def _add_differences(points: Mapping[Any, dict[str, Any]], differences: Sequence
 
 
 def seed_tables(results: Sequence[Result]) -> list[TwoLineTable]:
-    """Means over the runs that differ only in ``mtr.seed``, one row a ratio, below the unreduced model.
+    """Means over the runs that differ only in ``mtr.seed``, one row per ratio, below the unreduced model.
 
     The second line of a metric's cell is its standard deviation over the seeds. Each backbone, task and dataset has its
     own table; there is no table without such runs.
@@ -176,7 +176,7 @@ def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
     skipped = list(dict.fromkeys(file for point in points for file in point["skipped"]))
     if skipped:
         named = ", ".join(skipped[:_NAMED_FILES]) + (", …" if len(skipped) > _NAMED_FILES else "")
-        lines.append(f"skipped {len(skipped)} that could not be read: {named}")
+        lines.append(f"skipped {len(skipped)} unreadable file{'s' * (len(skipped) > 1)}: {named}")
     return lines
 
 
@@ -268,7 +268,7 @@ def _promise(point: Mapping[str, Any]) -> TwoLines:
 _COSTS = (
     _Column(("policy", ""), "policy", _policy),
     _Column(("cut %", "asked"), "reduction", lambda point: (percent(point["reduction"]), _asked(point))),
-    _Column(("prom.", "got"), "budget", _promise),
+    _Column(("prom.", "meas."), "budget", _promise),
     _Column(
         ("GFLOPs", "lit."),
         "flops_true",

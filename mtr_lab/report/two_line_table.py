@@ -102,7 +102,7 @@ def two_line_table(
         title: above it.
         remarks: lines below it.
         headings: of the columns.
-        rows: one cell a column.
+        rows: one cell per column.
         savings: see ``TwoLineTable``.
     """
     return TwoLineTable(title, remarks, headings, [list(row) for row in rows], savings)

@@ -28,7 +28,7 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
         UserError: no result, no login, ``wandb-workspaces`` is not installed, or the server refuses.
     """
     if not results:
-        raise UserError("no result to report: give a result.json, or a folder that holds some.")
+        raise UserError("no result to report: give a result.json, or a folder that contains some.")
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
@@ -39,7 +39,7 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     try:
         report.save()
     except Exception as error:  # wandb, its HTTP client and GraphQL raise errors without a common base class
-        raise UserError(f"W&B did not take the report for project {project!r}: {error}") from error
+        raise UserError(f"W&B rejected the report for project {project!r}: {error}") from error
     return str(report.url)
 
 

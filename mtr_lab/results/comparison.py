@@ -78,7 +78,7 @@ def compare(
     """
     check_same_images(first.hashes, second.hashes)
     if first.task != second.task:
-        raise UserError(f"these runs cannot be paired: one is of {first.task}, the other of {second.task}.")
+        raise UserError(f"these runs cannot be paired: the tasks are {first.task} and {second.task}.")
     pooled = {
         metric.key: metric.difference(first, i, second, j, resamples=resamples, seed=seed)
         for metric in _pooled(first.task)

@@ -151,7 +151,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
             # Not in the handler: until it ends, the error's traceback keeps the tensors of the failed call.
             torch.cuda.empty_cache()
             self.batch_size = -(-size // 2)
-            print(f"out of memory at {size} images at once: going on with {self.batch_size}", flush=True)
+            print(f"out of memory at {size} images at once: continuing with {self.batch_size}", flush=True)
 
     def gather(self) -> None:
         """Wait for the results of all processes on rank 0, which are in the order of the images.
@@ -173,7 +173,7 @@ class Evaluation(LightningModule, ABC, Generic[Results]):
         """
         read = [results for results in self.results if len(results.ids)]
         if not read:
-            raise UserError("not one image could be read: there is nothing to report.")
+            raise UserError("no image could be read: there is nothing to report.")
         ids, hashes = (np.concatenate(names) for names in zip(*((r.ids, r.hashes) for r in read), strict=True))
         return {"ids": ids, "hashes": hashes}
 

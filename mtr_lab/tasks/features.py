@@ -32,11 +32,15 @@ class FeatureMaps(nn.Module):
         check_restoration(restoration)
         depth = len(blocks_of(backbone))
         if len(backbone.input_shape) != 3:
-            raise UserError("feature maps are of images: leave num_frames out (backbone.num_frames=null).")
+            raise UserError(
+                "feature maps need a model that takes images: leave num_frames out (backbone.num_frames=null)."
+            )
         convolutional = convolutional_levels(backbone)
         is_pyramid = 1 < levels <= len(convolutional) + len(backbone.stages)
         if depth < levels and not is_pyramid:
-            raise UserError(f"a backbone of {depth} blocks has no {levels} depths: give it more (backbone.depth).")
+            raise UserError(
+                f"{levels} feature maps need at least {levels} blocks, the backbone has {depth}: raise backbone.depth."
+            )
         self.backbone = backbone
         self.restoration = restoration
         ends = list(accumulate(len(stage.blocks) for stage in backbone.stages))

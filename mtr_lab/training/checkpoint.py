@@ -69,7 +69,7 @@ def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str
     if shapes != expected:
         differ = sorted(key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key))
         raise UserError(
-            f"training.resume={path} is of another model: {len(differ)} parameters differ, {differ[0]} for one. "
+            f"training.resume={path} belongs to another model: {len(differ)} parameters differ, such as {differ[0]}. "
             "Give the backbone the geometry, and the dataset the classes, of that run."
         )
     changed = [
@@ -79,6 +79,6 @@ def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str
     ]
     if changed:
         raise UserError(
-            f"training.resume={path} is of a run with other settings: {', '.join(changed)}. Give those of that run, or "
-            "start a new one from its weights: backbone.checkpoint=RUN/model.safetensors."
+            f"training.resume={path} belongs to a run with other settings: {', '.join(changed)}. Give the settings of "
+            "that run, or start a new one from its weights: backbone.checkpoint=RUN/model.safetensors."
         )

@@ -1,4 +1,4 @@
-"""The course of a run: a row an epoch, in metrics.csv, as a picture and as the table at the end."""
+"""The course of a run: one row per epoch, in metrics.csv, as a picture and as the table at the end."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ TABLE_ROWS = 8
 class History(Callback):
     """Collects loss, metrics, learning rate and images per second of every epoch, those before a resume included.
 
-    ``rows`` has a row an epoch: ``epoch`` from 0, ``step``, ``lr``, ``img_per_s`` without validation, and what the
+    ``rows`` has one row per epoch: ``epoch`` from 0, ``step``, ``lr``, ``img_per_s`` without validation, and what the
     module has logged. Rank 0 writes them to ``folder/metrics.csv`` after every epoch.
 
     Args:

@@ -74,7 +74,9 @@ def kept(folder: Path, start: float) -> str:
     """What the end of a training that began at ``start``, seconds since the epoch, leaves."""
     checkpoint = folder / LAST
     if checkpoint.exists() and checkpoint.stat().st_mtime >= start:
-        return f"{checkpoint} has the finished epochs; go on with training.resume={checkpoint} and the same settings."
+        return (
+            f"{checkpoint} has the finished epochs; continue with training.resume={checkpoint} and the same settings."
+        )
     return "No epoch was finished; the same command starts again."
 
 
@@ -244,7 +246,8 @@ def freeze_backbone(task: Task, model: nn.Module) -> None:
     backbone = task.backbone(model)
     if backbone is model:
         raise UserError(
-            "training.freeze_backbone=true leaves nothing to train: a classifier is all backbone. Set it to false."
+            "training.freeze_backbone=true trains the head of a dense task, and a classifier's head is part of its "
+            "backbone. Set it to false."
         )
     backbone.requires_grad_(False)
 

@@ -477,7 +477,9 @@ def test_they_are_refused_before_they_are_adapted(tmp_path: Path, kind: str, key
 
 def test_position_embeddings_of_more_patches_than_any_image(tmp_path: Path) -> None:
     torch.save({**tiny().state_dict(), "pos_embed": torch.zeros(1, 1025**2 + 1, TINY["embed_dim"])}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="pos_embed has 1050625 patches, more than any image: expected at most 1048576"):
+    with pytest.raises(
+        UserError, match="pos_embed has 1050625 patches, more than any image has: expected at most 1048576"
+    ):
         load(tmp_path / "w.pth")
 
 

@@ -260,7 +260,7 @@ def test_authors_keywords_act(images: torch.Tensor) -> None:
         ("vim_ti", {"init_layer_scale": 0.1}, "init_layer_scale=0.1 .*scaled by a parameter"),
         ("vim_ti", {"rms_norm": False}, "rms_norm=False .*layer norms"),
         ("vim_ti", {"if_devide_out": False}, "if_devide_out=False .*the name is if_divide_out"),
-        ("vim_ti", {"ssm_cfg": {"use_fast_path": False}}, "use_fast_path=False .*scans forward alone"),
+        ("vim_ti", {"ssm_cfg": {"use_fast_path": False}}, "use_fast_path=False .*scans forward only"),
         ("vim_ti", {"ssm_cfg": {"expand": 1}}, "expand=1 .*another inner width"),
         ("vim_ti", {"ssm_cfg": [4]}, r"ssm_cfg=\[4\] of vim_ti: expected a dict"),
         ("vim_ti", {"d_state": 4, "ssm_cfg": {"d_state": 8}}, "d_state of vim_ti is given twice"),

@@ -302,7 +302,7 @@ def test_the_authors_keywords_are_accepted() -> None:
         ({"depth": 2, "num_layers": 3}, "num_layers and depth of plainmamba_l1 are the same"),
         ({"conv_size": 4}, "conv_size=4: expected an odd number"),
         ({"patch_size": 9}, "patch_size=9: expected an even number"),
-        ({"layers_with_dwconv": [24]}, r"layers_with_dwconv=\[24\]: there are blocks 0 to 23"),
+        ({"layers_with_dwconv": [24]}, r"layers_with_dwconv=\[24\]: expected blocks from 0 to 23"),
     ):
         with pytest.raises(UserError, match=message):
             create_model("plainmamba_l1", **wrong)

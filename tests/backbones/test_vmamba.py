@@ -214,7 +214,7 @@ def test_stochastic_depth_is_that_of_each_block() -> None:
     [
         ({"forward_type": "v0"}, r"forward_type='v0' of vmamba_t is not represented: the mixers have a gate"),
         ({"norm_layer": "bn"}, "norm_layer='bn' .* the norms are batch norms"),
-        ({"patch_size": 8}, "patch_size=8 .* another stride than 4 pixels"),
+        ({"patch_size": 8}, "patch_size=8 .* a stride other than 4 pixels"),
         ({"dims": (8, 16)}, r"dims=\(8, 16\) and depths=\(1, 2, 3, 1\): expected one of each"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"global_pool": "token"}, "unknown global_pool"),
@@ -297,8 +297,8 @@ def test_the_geometry_of_an_object(arguments: dict[str, Any]) -> None:
         ({"op": {"disable_z": False}}, r"disable_z=False of layers\.0\.blocks\.0\.op of VSSM .* has a gate"),
         ({"op": {"scan_mode": "bidi"}}, "scan_mode='bidi' .* along other paths"),
         ({"op": {"oact": True}}, "oact=True"),
-        ({"mlp_act": nn.ReLU}, "the MLP has another activation than GELU"),
-        ({"posembed": True}, "there are position embeddings"),
+        ({"mlp_act": nn.ReLU}, "the MLP has an activation other than GELU"),
+        ({"posembed": True}, "use the authors. code"),
     ],
 )
 def test_objects_that_are_not_represented_are_refused(arguments: dict[str, Any], message: str) -> None:

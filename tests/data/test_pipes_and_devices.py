@@ -64,5 +64,5 @@ def test_a_name_is_one_line() -> None:
 
 
 def test_a_name_that_is_too_long_has_no_results() -> None:
-    with pytest.raises(UserError, match="there is no aaa"):
+    with pytest.raises(UserError, match="aaa does not exist"):
         Reader([Path("a" * 5000)]).data()

@@ -158,5 +158,5 @@ def test_options_that_cannot_be(module: Module, options: dict[str, Any], expecte
 def test_too_few_training_images_for_a_batch_or_a_holdout(module: Module) -> None:
     with pytest.raises(UserError, match=r"dataset\.batch_size=13 is more than the 12 training images"):
         module(batch_size=13).train_dataloader()
-    with pytest.raises(UserError, match=r"dataset\.holdout=1e-06 holds out none"):
+    with pytest.raises(UserError, match=r"dataset\.holdout=1e-06 holds out no training image"):
         module(holdout=1e-6).val_dataloader()

@@ -183,7 +183,7 @@ def test_the_policy_of_a_patched_model_is_restored() -> None:
         ([torch.zeros(2, 3, 32, 32)], {}, "batch of type Tensor"),
         ([{"images": torch.zeros(2, 3, 32, 32)}], {}, "batch of type dict"),
         ([(np.zeros((2, 3, 32, 32)), np.zeros(2))], {}, "expected tensors"),
-        ([], {}, "not one image"),
+        ([], {}, "no image could be read"),
         ([(torch.full((1, 3, 32, 32), torch.nan), LABELS[:1])], {}, "not a number for 1 of 1 images"),
         ("/nowhere", {}, "/nowhere is not a directory"),
         ([], {"ratio": 0.99}, "out of reach"),

@@ -63,7 +63,7 @@ def test_what_it_needs_is_named(model) -> None:
     with pytest.raises(UserError, match=r"mtr\.schedule=dtp measures on images how much the scores .*images=images\)"):
         mtr_lab.patch(model, "mtr", ratio=0.2, schedule="dtp")
     with pytest.raises(
-        UserError, match=r"mtr\.schedule=dtp follows the scores of tokens, and mtr\.score=none has none"
+        UserError, match=r"mtr\.schedule=dtp needs the scores of tokens, and mtr\.score=none gives none"
     ):
         mtr_lab.patch(model, "tome", ratio=0.2, schedule="dtp", images=images)
     with pytest.raises(UserError, match=r"mtr\.ratio=0\.9 is out of reach: .* when the blocks \[\d+, \d+\] reduce"):

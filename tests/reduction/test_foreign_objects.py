@@ -319,9 +319,9 @@ def test_each_mixer_and_norm_has_its_own_settings(model: Any) -> None:
         (vim, {"if_abs_pos_embed": False}, "if_abs_pos_embed=False of VisionMamba .*no position embeddings"),
         (vim, {"init_layer_scale": 0.1}, "init_layer_scale=0.1 of layers.0 of VisionMamba .*scaled by a parameter"),
         (vim, {"drop_rate": 0.1}, r"pos_drop of VisionMamba drops 0.1 .*set model\.pos_drop\.p = 0"),
-        (videomamba, {"bimamba": False}, "bimamba=False of layers.0 of VisionMamba .*forward alone"),
+        (videomamba, {"bimamba": False}, "bimamba=False of layers.0 of VisionMamba .*forward only"),
         (videomamba, {"ssm_cfg": {"d_conv": 2}}, "d_conv=2 of layers.0 of VisionMamba"),
-        (mambareg, {"biscan": False}, "biscan=False of layers.0 of VisionMamba .*forward alone"),
+        (mambareg, {"biscan": False}, "biscan=False of layers.0 of VisionMamba .*forward only"),
         (mambareg, {"rms_norm": False}, "rms_norm=False of VisionMamba .*layer norms"),
     ],
 )
@@ -338,7 +338,7 @@ def test_variants_that_are_not_represented_are_refused_by_name(kind: Callable, a
 def test_the_authors_slow_path_is_refused(kind: Callable) -> None:
     model = kind(**for_registers(SMALL))
     model.layers[2].mixer.use_fast_path = False
-    with pytest.raises(UserError, match=r"use_fast_path=False of layers\.2 of VisionMamba .*scans forward alone"):
+    with pytest.raises(UserError, match=r"use_fast_path=False of layers\.2 of VisionMamba .*scans forward only"):
         mtr_lab.patch(model, "mtr", ratio=0.2)
 
 

@@ -162,7 +162,9 @@ def test_similarity_compares_the_configured_features(features: str) -> None:
 @pytest.mark.parametrize("remove", [0, -1, 7, 8])
 def test_removing_too_many_is_refused(remove: int) -> None:
     hidden = torch.randn(1, 8, 3)
-    with pytest.raises(UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them special: at most 6 can go"):
+    with pytest.raises(
+        UserError, match=rf"cannot remove {remove} of 8 tokens, 1 of them special: at most 6 can be removed"
+    ):
         policy()(state(hidden, hidden, [[0]]), evidence(torch.rand(1, 8)), remove)
 
 

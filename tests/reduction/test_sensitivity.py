@@ -34,7 +34,7 @@ def test_images_are_freed_on_request(model, images: torch.Tensor) -> None:
     reduction.release_images()
     assert held() is None
     assert reduction.schedule == schedule
-    with pytest.raises(UserError, match="was given none"):
+    with pytest.raises(UserError, match="got none"):
         reduction.solve(0.1)
 
 

@@ -40,7 +40,7 @@ FAILED = {**ROW, "policy": "write", "error": "OutOfMemoryError", "overhead": Non
             ["mtr 40.0: 1 - 80.0 ms × 60.0 % / 50.0 ms = 4.0 %", "mtr 40.0: 20.0 / 50.0 ms = 40.0 %"],
         ),
         ([ROW], ["none 0.0: 40.0 / 80.0 ms = 50.0 %"]),
-        ([FAILED], ["divided by the time peak of the device"]),
+        ([FAILED], ["divided by the measured time peak of the device"]),
     ],
 )
 def test_footnotes_have_an_example(rows: list[dict[str, Any]], words: list[str]) -> None:

@@ -138,7 +138,7 @@ def test_predictions_that_do_not_fit_are_a_note(tmp_path: Path) -> None:
     data = Reader([tmp_path]).data()
     assert [run["paired"] for run in data["runs"]] == [False, False, False]
     assert data["differences"] == []
-    other = "/a is not in the paired differences: its predictions.npz is of the points none@0, mtr@0.3"
+    other = "/a is not in the paired differences: its predictions.npz has the points none@0, mtr@0.3"
     assert any(other in note for note in data["notes"])
     assert any("/b is not in the paired differences" in note for note in data["notes"])
 
@@ -284,7 +284,7 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
         broken.setattr("mtr_lab.report.dashboard.thumbnails.Image.open", refuse)
         data = build([tmp_path / "run"], tmp_path / "report.html")
     assert data["runs"][0]["pictures"] == []
-    assert data["notes"] == ["run: tokens.png is left out, it cannot be read: Input/output error."]
+    assert data["notes"] == ["run: tokens.png is left out because it cannot be read: Input/output error."]
     assert [picture["name"] for picture in Reader([tmp_path]).data()["runs"][0]["pictures"]] == ["tokens"]
 
 
@@ -302,7 +302,7 @@ def test_a_link_among_the_pictures_is_not_followed(tmp_path: Path, linked: str) 
         (pictures / "tokens.png").symlink_to(tmp_path / "private" / "tokens.png")
     data = build([tmp_path / "run"], tmp_path / "report.html")
     assert data["runs"][0]["pictures"] == []
-    assert data["notes"] == ["run: tokens.png is left out, it is a link."]
+    assert data["notes"] == ["run: tokens.png is left out because it is a link."]
     assert base64.b64encode(b"secret").decode() not in (tmp_path / "report.html").read_text()
 
 
@@ -346,15 +346,15 @@ def test_without_an_output_the_report_is_report_html(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing", "-o", "r.html"], "mtr_lab: there is no missing. Give result.json files"),
+        (["missing", "-o", "r.html"], "mtr_lab: missing does not exist. Give result.json files"),
         (["empty", "-o", "r.html"], "mtr_lab: nothing to show. No result.json in empty."),
         (["wrong.json", "-o", "r.html"], "mtr_lab: wrong.json is not a result"),
         (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
-        (["run", "wandb="], "wandb= names no project: say wandb=PROJECT or wandb=ENTITY/PROJECT"),
-        (["run", "wandb=team/"], "wandb=team/ names no project"),
-        (["run", "wandb=/lab"], "wandb=/lab names no project"),
-        (["run", "wandb=team/lab/runs", "-o", "r.html"], "wandb=team/lab/runs names no project"),
+        (["run", "wandb="], "wandb= is not a project: give wandb=PROJECT or wandb=ENTITY/PROJECT"),
+        (["run", "wandb=team/"], "wandb=team/ is not a project"),
+        (["run", "wandb=/lab"], "wandb=/lab is not a project"),
+        (["run", "wandb=team/lab/runs", "-o", "r.html"], "wandb=team/lab/runs is not a project"),
         ([], "the following arguments are required: RESULTS"),
     ],
 )
@@ -431,7 +431,7 @@ def test_the_server_follows_a_sweep(server: ThreadingHTTPServer, tmp_path: Path)
     (tmp_path / "sweep").rename(tmp_path / "gone")
     status, tag, content = get(server, "/data.json", newer)
     assert (status, tag) == (503, "")
-    assert "there is no" in content
+    assert "does not exist" in content
 
 
 def test_an_answer_is_of_one_time(tmp_path: Path) -> None:

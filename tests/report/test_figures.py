@@ -38,7 +38,7 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path / "runs"), "-o", str(tmp_path / "figure.pdf")])
     assert exit.value.code == 2
-    assert "a figure shows one task, these results are of classification, segmentation" in capsys.readouterr().err
+    assert "a figure shows one task, these results have classification, segmentation" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "runs"), "--chart", "kl"])
     assert "--chart kl is for a figure" in capsys.readouterr().err

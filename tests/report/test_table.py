@@ -26,7 +26,7 @@ def test_every_figure_is_readable_at_usual_widths(width: int, result: Result) ->
     assert "\x1b" not in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    if width >= 110:  # one line a row
+    if width >= 110:  # one line per row
         words, _ = row(text, "mtr", 1)
         assert words[:5] == ["mtr", "40.2", "40.0", "6.46", *(["3.05"] if width == 160 else ["197"])]
         assert {"77.5–80.2", "90.0", ".134–.164", "15432", "21.5"} <= set(words)
@@ -43,10 +43,10 @@ def test_the_unreduced_row_claims_no_uncertainty_about_itself(result: Result) ->
 
 
 def test_skipped_images_are_counted_once_and_named(result: Result) -> None:
-    assert "skipped 1 that could not be read: n01/broken[red].JPEG" in render(result)
+    assert "skipped 1 unreadable file: n01/broken[red].JPEG" in render(result)
     for point in result["points"]:
         point["skipped"] = [f"{i}.jpg" for i in range(12)]
-    assert "skipped 12 that could not be read: 0.jpg, 1.jpg, 2.jpg, …" in render(result)
+    assert "skipped 12 unreadable files: 0.jpg, 1.jpg, 2.jpg, …" in render(result)
     for point in result["points"]:
         point["skipped"] = []
     assert "skipped" not in render(result)

@@ -40,7 +40,7 @@ def test_runs_of_several_seeds_are_one_row(result: Result, wandb_server: WandbSe
 
 def test_a_refusal_is_the_users_to_know(result: Result, wandb_server: WandbServer) -> None:
     wandb_server.refuse = True
-    with pytest.raises(UserError, match="W&B did not take the report for project 'lab'.*permission denied"):
+    with pytest.raises(UserError, match="W&B rejected the report for project 'lab'.*permission denied"):
         build([result], "lab", entity="me")
 
 
@@ -71,4 +71,4 @@ def test_the_command_line_names_the_project(
     assert (saved["entityName"], saved["projectName"]) == ("team", "lab")
     with pytest.raises(SystemExit, match="2"):
         main(["wandb=lab"])
-    assert "say which results" in capsys.readouterr().err
+    assert "give results" in capsys.readouterr().err

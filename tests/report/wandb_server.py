@@ -30,7 +30,7 @@ class WandbServer(ThreadingHTTPServer):
         return [variables for query, variables in self.calls if f"{field}(" in query]
 
     def lines(self, file: str) -> list[dict[str, Any]]:
-        """The JSON objects streamed into a file, one a line."""
+        """The JSON objects streamed into a file, one per line."""
         parts = [content["files"][file] for content in self.streamed if file in content.get("files", {})]
         return [json.loads(line) for part in parts for line in part["content"]]
 

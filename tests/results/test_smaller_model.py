@@ -80,4 +80,4 @@ def test_a_sweep_ends_with_one_table_of_all_lines(tmp_path: Path, capsys: pytest
     assert ["none", "0.0"] in rows
     assert [row[0] for row in rows if row[0] in ("mtr", "hsa", "vim_ti")] == ["hsa", "mtr", "hsa", "mtr", "vim_ti"]
     assert sweep_tables(results[:1]) == []
-    assert sweep_tables([results[0], results[0]]) == []  # another setting than the policy varies
+    assert sweep_tables([results[0], results[0]]) == []  # a setting other than the policy varies

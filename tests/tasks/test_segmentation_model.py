@@ -58,7 +58,7 @@ def test_the_depth_of_a_map_matters() -> None:
     ("make", "expected"),
     [
         (lambda: SegmentationHead([16] * 4, [12] * 4, 5, 16), "patches are 12 pixels apart"),
-        (lambda: Segmenter(backbone(depth=3), 5), "has no 4 depths"),
+        (lambda: Segmenter(backbone(depth=3), 5), "4 feature maps need at least 4 blocks"),
         (lambda: Segmenter(backbone(), 5, restoration="zero"), "unknown restoration 'zero'"),
         (lambda: Segmenter(backbone(), 5, width=0), r"task\.width"),
     ],

@@ -161,9 +161,9 @@ def test_restoration_is_differentiable(policy: str, how: str) -> None:
 def test_states_that_cannot_be_restored_are_refused() -> None:
     with pytest.raises(mtr_lab.UserError, match="unknown restoration 'nearset'.*'nearest'"):
         FeatureMaps(mtr_lab.create_model("vim_ti", depth=4, embed_dim=16), restoration="nearset")
-    with pytest.raises(mtr_lab.UserError, match="3 blocks has no 4 depths"):
+    with pytest.raises(mtr_lab.UserError, match="4 feature maps need at least 4 blocks, the backbone has 3"):
         FeatureMaps(mtr_lab.create_model("vim_ti", depth=3, embed_dim=16))
-    with pytest.raises(mtr_lab.UserError, match="feature maps are of images"):
+    with pytest.raises(mtr_lab.UserError, match="feature maps need a model that takes images"):
         FeatureMaps(mtr_lab.create_model("videomamba_ti", depth=4, embed_dim=16, num_frames=2))
     with pytest.raises(ValueError, match="one that tracks its offset"):
         restore(start(tokens(*VALUES), 3), GRID, "skip")

@@ -42,7 +42,7 @@ class Augmentation:
 
     @property
     def numbers(self) -> int:
-        """How many random numbers an image takes."""
+        """How many random numbers per image takes."""
         return 2 * CROP_TRIALS + 4 + (6 if self.auto_augment is None else self.auto_augment.numbers)
 
     def __call__(self, pixels: Tensor, sides: Tensor, random: Tensor) -> Tensor:

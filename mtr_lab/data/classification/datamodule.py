@@ -34,7 +34,7 @@ class ImageDataModule(SplitDataModule[Any]):
     The constructor checks the options, the class names and the evaluation images; ``setup("fit")`` or the first use
     checks the training images. For batches see :class:`~mtr_lab.data.batches.Collate`; labels are indices of the
     model's outputs. Evaluation images are resized to size / crop_pct and cropped at the centre by
-    ``timm.data.create_transform(**data_config)``. They stay uint8, one byte a value, until ``normalise`` converts them
+    ``timm.data.create_transform(**data_config)``. They stay uint8, a byte per value, until ``normalise`` converts them
     on the device; a Lightning trainer calls it through a hook.
 
     Args:
@@ -46,7 +46,7 @@ class ImageDataModule(SplitDataModule[Any]):
         classes: names of labels 0, 1, 2 … if the dataset does not name them, or ``"imagenet-1k"``.
         image_column, label_column: of a Hugging Face dataset or a WebDataset, see
             :func:`~mtr_lab.data.classification.timm_sources.open_timm`.
-        include, exclude: text files with one image a line, its path below ``test_split``: evaluate these images alone,
+        include, exclude: text files with one image per line, its path below ``test_split``: evaluate only these images,
             or all but these. For class folders.
         batch_size: number of images in a batch.
         cache: directory for decoded evaluation images, see :class:`~mtr_lab.data.classification.cache.CachedImages`.
@@ -120,7 +120,9 @@ class ImageDataModule(SplitDataModule[Any]):
                 raise unknown("dataset.train_cache", train_cache, ["device", "null"])
             self._augmentation = _device_augmentation(data_config, train_transform or {})
             if isinstance(self._test_source, StreamSource):
-                raise UserError(f"dataset.train_cache=device: the stream {source} cannot be kept. Set it to null.")
+                raise UserError(
+                    f"dataset.train_cache=device: the stream {source} cannot be kept on a device. Set it to null."
+                )
         height, width = (math.floor(side / data_config["crop_pct"]) for side in data_config["input_size"][1:])
         self._kept_size = (height, width)  # of a training image on the device
         self._test_classes = name_classes(self._test_source.classes, classes)

@@ -142,7 +142,7 @@ class ImageStream(IterableDataset[Entry]):
         if self.complete:
             for number in range(1, missing + 1):
                 which = f"(unknown, {number} of {missing})"
-                yield self.prepare.failure(which, self.source.location, "its reader left it out")
+                yield self.prepare.failure(which, self.source.location, "its reader skipped it")
 
     def _entry(self, id: str, sample: Sample) -> Entry:
         if isinstance(sample, Unreadable):

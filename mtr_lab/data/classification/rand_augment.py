@@ -59,7 +59,7 @@ class RandAugment:
 
     @property
     def numbers(self) -> int:
-        """How many random numbers an image takes."""
+        """How many random numbers per image takes."""
         return 4 * self.layers
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:

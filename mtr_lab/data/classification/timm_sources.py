@@ -185,7 +185,7 @@ class ShardSource(StreamSource):
         opened, lost = list[str](), list[Unreadable]()
 
         def note(error: Exception) -> bool:
-            """Note, once a shard, that the rest of it is lost; go on with the next one."""
+            """Note, once a shard, that the rest of it is lost; continue with the next one."""
             if opened:
                 shard = os.path.basename(opened.pop())
                 lost.append(Unreadable(shard, f"the rest of the shard cannot be read ({error.args[0]})"))

@@ -56,7 +56,7 @@ class CocoSource:
                 "(id, file_name), categories (id, name) and annotations."
             ) from error
         if not images:
-            raise UserError(f"the annotations {path} name no image. {_LAYOUT}")
+            raise UserError(f"the annotations {path} list no image. {_LAYOUT}")
         for id, file in files.items():
             if not isinstance(file, str):
                 raise UserError(f"{path}: image {id} has the file_name {file!r}, expected text.")
@@ -64,7 +64,7 @@ class CocoSource:
         repeated = [name for name, count in Counter(names.values()).items() if count > 1]
         if repeated:
             ids = ", ".join(str(id) for id, name in names.items() if name == repeated[0])
-            raise UserError(f"{path}: the categories {ids} are all called {repeated[0]!r}. Give each another name.")
+            raise UserError(f"{path}: the categories {ids} are all called {repeated[0]!r}. Give them different names.")
         self._files = list(files.values())
         self.classes = tuple(classes or names.values())
         self._directory = root / split
@@ -121,7 +121,7 @@ def _by_id(records: Any, name: str, path: Path) -> dict[Any, Any]:
     by_id: dict[Any, Any] = {}
     for record in sorted(records, key=lambda record: record["id"]):
         if record["id"] in by_id:
-            raise UserError(f"{path}: two {name} have the id {record['id']!r}. Give every one another id.")
+            raise UserError(f"{path}: two {name} have the id {record['id']!r}. Give them different ids.")
         by_id[record["id"]] = record
     return by_id
 

@@ -44,7 +44,7 @@ class VocSource:
         self._annotations = NamedFiles(self._root / "Annotations", [".xml"])
         self._names = [self._listed(*line) for line in lines_of(listing)]
         if not self._names:
-            raise UserError(f"{listing} names no image. {_LAYOUT}")
+            raise UserError(f"{listing} lists no image. {_LAYOUT}")
         annotations = [read_annotation(self._annotations.path(name)) for name in self._names]
         self.classes = tuple(
             classes or sorted({object.name for annotation in annotations for object in annotation.objects})
@@ -70,7 +70,7 @@ class VocSource:
             if file_stamp(self._annotations.path(name)) is not None:
                 return name
         if saved_as(line):
-            raise UserError(f"{place} names an image that has no annotation, {printable(line)!r}.{saved_as(line)}")
+            raise UserError(f"{place} lists an image without an annotation, {printable(line)!r}.{saved_as(line)}")
         return names[-1]
 
     def __len__(self) -> int:

@@ -76,8 +76,8 @@ def decoder(indexed: bool = True) -> str:
         if find_spec(name) is not None and _works(name):
             return name
     raise UserError(
-        "reading videos takes a decoder, torchcodec or PyAV, and neither is installed: pip install 'mtr-lab[video]'. "
-        "Animated images (GIF, WebP) are read without."
+        "reading videos needs a decoder, torchcodec or PyAV, and neither is installed: pip install 'mtr-lab[video]'. "
+        "Animated images (GIF, WebP) need no decoder."
     )
 
 

@@ -117,7 +117,7 @@ def check_model_takes_videos(input_shape: Sequence[int]) -> None:
     """Raise a ``UserError`` unless a model's input is (3, T, H, W)."""
     if len(input_shape) != 4:
         raise UserError(
-            "task=video takes a model of videos: give backbone=videomamba_ti backbone.num_frames=16, for instance."
+            "task=video needs a model that takes videos: such as backbone=videomamba_ti backbone.num_frames=16."
         )
 
 

@@ -14,7 +14,7 @@ const GOALS = {
   },
   best: {
     title: "best at no more than",
-    unit: () => "GFLOPs an image",
+    unit: () => "GFLOPs per image",
     steps: (metric, candidates) => [Number(figure(median(candidates.map((point) => 1e-9 * point.flops_true))))],
     fits: (point, limit) => 1e-9 * point.flops_true <= limit,
     value: (point, metric) => metric.better * point[metric.key],
@@ -144,6 +144,6 @@ function drawChosen() {
             code(command(point)),
           ),
     ),
-    untimed ? h("p", { class: "caption" }, "Speed was not measured: the most FLOPs removed stand for the fastest.") : "",
+    untimed ? h("p", { class: "caption" }, "Speed was not measured, so the point with the most FLOPs removed counts as the fastest.") : "",
   );
 }

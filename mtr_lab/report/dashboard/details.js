@@ -32,7 +32,7 @@ function showDetails(id) {
     ["FLOPs removed", shown(point.reduction, (v) => `${percent(v)} %`)],
     ["FLOPs, true", shown(point.flops_true, (v) => `${figure(1e-9 * v)} G`)],
     [
-      "of these, the reduction itself",
+      "of these, for the reduction itself",
       point.unreduced ? null : shown(point.flops_overhead, (v) => `${figure(1e-6 * v)} M`),
     ],
     ["FLOPs, literature", shown(point.flops_literature, (v) => `${figure(1e-9 * v)} G`)],
@@ -69,7 +69,7 @@ function showDetails(id) {
     ? `Mean of the seeds ${point.seeds.join(", ")}, ± the standard deviation over them: runs ` +
       `${point.runs.map((other) => other.name).join(", ")}. Configuration and pictures are those of the first.`
     : point.runs.length > 1
-      ? `Equal in ${point.runs.length} runs${range}; the median run is shown.`
+      ? `${point.runs.length} runs have equal figures${range}; the median run is shown.`
       : null;
   const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...children);
   byId("details").replaceChildren(

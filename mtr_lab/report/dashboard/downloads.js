@@ -161,7 +161,7 @@ function pointsLatex(rows) {
   });
   return [
     ...LATEX_NOTE,
-    "% Bold: best of its group, and points that do not differ from it (p >= 0.05 in pairs, Holm's correction). Underlined: second.",
+    "% Bold: best of its group, and points without a significant paired difference to it (p >= 0.05, Holm's correction). Underlined: second.",
     "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
     `\\begin{tabular}{@{}l${spec}@{}}`,
     "\\toprule",

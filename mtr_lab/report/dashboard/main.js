@@ -6,21 +6,21 @@ let pointRows = [],
 function render() {
   visible = points.filter(isVisible);
   buildMetrics();
-  byId("shown").textContent = `${visible.length} of ${points.length} points shown. Choose names to show only these.`;
+  byId("shown").textContent = `${visible.length} of ${points.length} points shown. Choose names to show only their points.`;
   byId("clear").hidden = !state.search && !FACETS.some((facet) => state.chosen[facet.key].size);
   drawCharts();
   drawLegend();
   drawChooser();
   const metric = metricNow();
   byId("tradeoff-caption").textContent =
-    "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), where the result has them" +
+    "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), if the result has them" +
     `${averaged() ? "; for a mean over seeds, ± one standard deviation" : ""}. ` +
     "Grey band: Pareto front of the points shown, " +
     `one per ${metric.relative ? "backbone" : "dataset"} and number of images, ` +
     "for speeds one per hardware. " +
     `Dashed: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
     "× unreduced: median over rounds that timed both models, with its 95 % interval. " +
-    "Runs are timed apart, so absolute speeds of several runs have no front. " +
+    "Runs are timed apart, so absolute speeds of several runs have no Pareto front. " +
     "Points of nearly equal cost are drawn side by side. Click a point for its details.";
   const sorted = [...visible].sort(
     (a, b) => byCost(a, b) || a.policy.localeCompare(b.policy) || a.variant.localeCompare(b.variant),
@@ -30,8 +30,8 @@ function render() {
   byId("points-caption").textContent =
     "Small print: the 95 % interval, or the figure that the heading names in small print. " +
     "GFLOPs: true FLOPs of one image, two per multiply-accumulate, with the cost of the reduction itself; " +
-    "the literature counts multiply-accumulates, and one direction." +
-    (repeated ? " Points with equal figures in several runs are one row, with the speed of the median run." : "") +
+    "the literature counts multiply-accumulates of one scan direction." +
+    (repeated ? " Points that have equal figures in several runs are one row, with the speed of the median run." : "") +
     data.remarks.filter(({ task }) => task === state.task).map(({ text }) => ` ${text}.`).join("") +
     (averaged() ? " Runs that differ only in mtr.seed are one row: mean ± standard deviation over the seeds." : "");
   differenceRowsShown = drawDifferences();

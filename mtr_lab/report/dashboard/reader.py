@@ -84,7 +84,7 @@ class Reader:
             try:
                 trainings.append(read_training(file))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                notes.append(f"the learning curve of {file.parent} is left out, it cannot be read: {error}")
+                notes.append(f"the learning curve of {file.parent} is left out because it cannot be read: {error}")
         return {
             "written": datetime.now().astimezone().isoformat(timespec="seconds"),
             "axes": axes(),
@@ -113,7 +113,7 @@ class Reader:
         names: dict[Path, str] = {}
         for path in self.paths:
             if not os.path.exists(path):  # a name that is too long has none either
-                raise UserError(f"there is no {path}. Give {FILE_NAME} files, or folders that contain them.")
+                raise UserError(f"{path} does not exist. Give {FILE_NAME} files, or folders that contain them.")
             for file in sorted(path.rglob(FILE_NAME), key=natural_order) if path.is_dir() else [path]:
                 run = file.parent if file.name == FILE_NAME else file.with_suffix("")
                 top = path if path.is_dir() else run

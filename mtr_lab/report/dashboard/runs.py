@@ -45,7 +45,7 @@ def read_run(file: Path, name: str) -> Run:
         try:
             sample = Sample.of(load_predictions(file.parent))
             if sample.points != names:
-                raise UserError(f"its {predictions_file.FILE_NAME} is of the points {', '.join(sample.points)}.")
+                raise UserError(f"its {predictions_file.FILE_NAME} has the points {', '.join(sample.points)}.")
         except UserError as error:
             sample = None
             notes.append(f"{name} is not in the paired differences: {error}")
@@ -57,15 +57,15 @@ def with_pictures(run: Run, file: Path) -> Run:
     name, pictures, notes = run.name, [], list(run.notes)
     for path in _pictures(file):
         if path.is_symlink() or path.parent.is_symlink():  # to any file of this machine, and reports are passed on
-            notes.append(f"{name}: {path.name} is left out, it is a link.")
+            notes.append(f"{name}: {path.name} is left out because it is a link.")
             continue
         try:
             if path.stat().st_size > PICTURE_BYTES:
-                notes.append(f"{name}: {path.name} is left out, it is larger than {PICTURE_BYTES >> 20} MiB.")
+                notes.append(f"{name}: {path.name} is left out because it is larger than {PICTURE_BYTES >> 20} MiB.")
                 continue
             uri = thumbnail(path)
         except OSError as error:
-            notes.append(f"{name}: {path.name} is left out, it cannot be read: {error.strerror or error}.")
+            notes.append(f"{name}: {path.name} is left out because it cannot be read: {error.strerror or error}.")
             continue
         pictures.append({"name": path.stem, "uri": uri})
     return replace(run, pictures=pictures, notes=notes)

@@ -91,7 +91,7 @@ function pointColumns() {
       value: (p) => `${p.policy} ${setting(p)}`,
       cell: (p) => [opener(p)],
     },
-    number("reduction", ["FLOPs cut, %", "asked"], percent, (p) =>
+    number("reduction", ["FLOPs removed, %", "asked"], percent, (p) =>
       p.unreduced ? "" : askedShort(p),
     ),
     number(

@@ -97,7 +97,7 @@ def test_calibration_images_of_a_stream_are_its_first(stream: Callable[..., Stre
 
 def test_images_a_stream_leaves_out_are_noticed(stream: Callable[..., Stream], module: Module) -> None:
     stream(stop=5)
-    with pytest.raises(UserError, match=r"wds/pets: its reader left it out"):
+    with pytest.raises(UserError, match=r"wds/pets: its reader skipped it"):
         list(module(source="wds/pets", num_classes=3).test_dataloader())
     batches = list(module(source="wds/pets", num_classes=3, on_error="skip").test_dataloader())
     assert sum(len(batch["id"]) for batch in batches) == 5

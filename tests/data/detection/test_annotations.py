@@ -239,7 +239,7 @@ def test_missing_files_of_voc_are_named(voc: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test\.txt does not exist; the splits there: train, val"):
         module(root, "voc", test_split="test")
     (root / "ImageSets/Main/val.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"val\.txt names no image"):
+    with pytest.raises(UserError, match=r"val\.txt lists no image"):
         module(root, "voc")
     with pytest.raises(UserError, match=r"does not have Pascal VOC's layout"):
         module(tmp_path / "voc" / "JPEGImages", "voc")
@@ -295,7 +295,7 @@ def test_lists_of_voc(voc: Write, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("é\n".encode("latin-1"), r"val\.txt, line 1 names an image that has no annotation.*save the list as UTF-8"),
+        ("é\n".encode("latin-1"), r"val\.txt, line 1 lists an image without an annotation.*save the list as UTF-8"),
         ("a\nc\n".encode("utf-16-le"), r"val\.txt, line 1 is not text, or not UTF-8"),
         (b"\xff\xfea", r"val\.txt is not UTF-16"),
         (b"a\n../a\n", r"val\.txt, line 2: the file name '\.\./a' leads out of the dataset's folder"),
@@ -387,7 +387,7 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
         ('{"images": [{}], "categories": [], "annotations": []}', "are not in COCO's format"),
         ('{"images":' + "[" * 200_000, "not valid JSON"),
         ('{"images": [{"id": ' + "9" * 5000 + "}]}", "not valid JSON"),
-        ('{"images": [], "categories": [], "annotations": []}', "name no image"),
+        ('{"images": [], "categories": [], "annotations": []}', "list no image"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=rf"instances_val\.json.*{expected}"):
