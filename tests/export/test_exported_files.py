@@ -36,7 +36,10 @@ def small_model(policy: str | None = "mtr") -> torch.nn.Module:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     model = small_model()
     written = export_model(model, tmp_path_factory.mktemp("export") / f"small.{request.param}", name="vim_ti")
-    return SimpleNamespace(model=model, written=written, file=written.file, format=request.param)
+    return SimpleNamespace(model=model, written=written, file=written.file)
+
+
+ONNX, PT2 = (pytest.mark.parametrize("exported", [format], indirect=True) for format in ("onnx", "pt2"))
 
 
 def test_any_number_of_images(exported: SimpleNamespace) -> None:
@@ -69,9 +72,8 @@ def test_a_file_says_what_it_is(exported: SimpleNamespace) -> None:
     assert exported.written.parity.agreement == 1
 
 
+@ONNX
 def test_onnx_files_have_operators_of_the_standard_and_no_loop(exported: SimpleNamespace) -> None:
-    if exported.format != "onnx":
-        pytest.skip("ONNX alone")
     model = onnx.load(exported.file)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""}
@@ -83,17 +85,15 @@ def test_onnx_files_have_operators_of_the_standard_and_no_loop(exported: SimpleN
     assert len(model.graph.node) < 600
 
 
+@PT2
 def test_programs_have_operators_of_pytorch_alone(exported: SimpleNamespace) -> None:
-    if exported.format != "pt2":
-        pytest.skip("pt2 alone")
     loaded = torch.export.load(exported.file)
     assert not [node for node in loaded.graph.nodes if "mtr_lab" in str(node.target)]
 
 
 @SLOW
+@PT2
 def test_programs_run_without_this_library(exported: SimpleNamespace, tmp_path: Path) -> None:
-    if exported.format != "pt2":
-        pytest.skip("pt2 alone")
     code = (
         "import sys, torch; sys.modules['mtr_lab'] = None\n"
         f"print(torch.export.load({str(exported.file)!r}).module()(torch.zeros(3, 3, 48, 48))[0].shape)"
@@ -130,9 +130,8 @@ def test_half_precision_and_a_fixed_batch(tmp_path: Path) -> None:
 
 
 @SLOW
+@ONNX
 def test_openvino_reads_the_file(exported: SimpleNamespace) -> None:
-    if exported.format != "onnx":
-        pytest.skip("ONNX alone")
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     compiled = openvino.Core().compile_model(str(exported.file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = torch.randn(3, 3, 48, 48)
