@@ -126,7 +126,7 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
             Saving(i, whole, stacked=key not in _BESIDE)
             for key, whole in _SAVINGS
             for i, column in enumerate(columns)
-            if column.key == key and (not whole or runs > 1)
+            if column.key == key and (not whole or runs > 1 or key in _OF_LEAST_WEIGHT)
         ],
     )
 
@@ -290,8 +290,9 @@ _SPEEDS = (
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
 _BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
+_OF_LEAST_WEIGHT = ("balanced_accuracy",)
 _SAVINGS = (
     *((key, False) for key in (*_BESIDE, "top5", "agreement")),
-    *((key, True) for key in ("top5", "resolution", "tokens", "agreement")),
+    *((key, True) for key in (*_OF_LEAST_WEIGHT, "top5", "resolution", "tokens", "agreement")),
 )
-"""What a narrow window does without: qualifiers, and in tables of a sweep whole columns."""
+"""What a narrow window does without: qualifiers, then whole columns, most of them only in tables of a sweep."""

@@ -110,3 +110,17 @@ def test_the_size_of_a_smaller_picture_and_the_best_one(result: Result, width: i
     assert "best test resolution of 2: 96 × 96 px, Top-1 81.1 % on these images" in " ".join(text.split())
     resized["top1"] = 0.7
     assert "best test resolution of 2: the model's own, Top-1 80.5 %" in " ".join(render(result, width).split())
+
+
+def test_a_narrow_window_goes_without_balanced_accuracy(result: Result) -> None:
+    """Of few videos, whose intervals are wide."""
+    result["task"] = "video"
+    for point in result["points"]:
+        point |= {"balanced_accuracy": 0.9, "balanced_accuracy_ci": [0.667, 0.981], "top1_ci": [0.596, 0.982]}
+        point |= {"speedup": 0.999, "speedup_ci": [0.98, 1.02]}
+    narrow, wide = render(result, 80), render(result, 160)
+    assert "bal. acc." in wide
+    assert "bal. acc." not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    for words in (["policy", "none", "mtr"], ["59.6–98.2", "0.999", ".134–.164"]):
+        assert set(words) <= set(narrow.split())
