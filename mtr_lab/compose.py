@@ -11,7 +11,7 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
@@ -124,9 +124,11 @@ def make_trainer(
     if shares:
         config.strategy = ddp
         arguments["use_distributed_sampler"] = False
-        if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
-            # One SLURM task: this program starts the processes.
-            arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
+    one_task = os.environ.get("SLURM_NTASKS") == "1"
+    if not TorchElasticEnvironment.detect() and (one_task or not SLURMEnvironment.detect()):
+        # This program starts the processes, if any. Lightning would also look for MPI: where mpi4py is installed, that
+        # starts a daemon of Open MPI, which listens on all interfaces.
+        arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1 and not shares:
         instead = "Choose trainer=ddp to use several devices" if distributed else "Set trainer.devices=1"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from launched import fail, fit, gather, interfaces, listen, wait
+from lightning.fabric.plugins.environments import MPIEnvironment
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
@@ -203,6 +204,15 @@ def test_one_task_of_slurm_starts_its_own_processes(monkeypatch: pytest.MonkeyPa
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])
     assert has_to_launch(make_trainer(config.trainer, distributed=True, logger=False))
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer=ddp", "trainer.devices=2"]])
+def test_mpi_is_not_looked_for(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
+    """Where mpi4py is installed, that starts a daemon which listens on all interfaces."""
+    monkeypatch.setattr(MPIEnvironment, "detect", lambda: pytest.fail("imports mpi4py"))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", ["trainer.accelerator=cpu", *overrides])
+    make_trainer(config.trainer, distributed=True, logger=False)
 
 
 def test_a_sweep_is_not_for_torchrun(run_program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
