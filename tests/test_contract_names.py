@@ -18,7 +18,8 @@ from mtr_lab.results.schema import Point, Result
 
 GROUPS = {
     "backbone": "vim_nano vim_ti vim_s vim_b vim_ti_plus vim_s_plus videomamba_ti videomamba_s videomamba_m "
-    "videomamba_b vim_nano_half vim_ti_64 vim_ti_64_half videomamba_64 videomamba_nano",
+    "videomamba_b vim_nano_half vim_ti_64 vim_ti_64_half videomamba_64 videomamba_nano "
+    "videomamba_words",
     "dataset": "tiny_imagenet imagenette_sample imagenet imagenette imagefolder bccd_sample bccd voc coco "
     "camvid_sample camvid ade20k voc_segmentation videos motion motion_sample",
     "task": "classification detection segmentation video",

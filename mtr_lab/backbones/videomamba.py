@@ -97,6 +97,14 @@ CONFIGS = complete(
             "license": "apache-2.0",
             "verified": "weights",
         },
+        "videomamba_words.grid": {
+            "input_size": (3, 112, 112),
+            "num_frames": 16,
+            "num_classes": 51,
+            "label_names": None,
+            "license": "apache-2.0",
+            "verified": "weights",
+        },
         "videomamba_nano.motion": {
             "file": str(ASSETS / "videomamba_nano.safetensors"),
             "input_size": (3, 48, 48),
@@ -136,6 +144,18 @@ def videomamba_64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
     """2.2 M parameters, for 64² images in 4² patches: 257 tokens, 200 classes."""
     geometry = {"img_size": 64, "patch_size": 4, "stride": 4, "depth": 16, "embed_dim": 128, "num_classes": 200}
     return build(VideoMamba, CONFIGS["videomamba_64"], pretrained, geometry, kwargs)
+
+
+def videomamba_words(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
+    """1.7 M parameters, for 16 frames of 112² in patches of 4 × 16²: 197 tokens, the 51 words of GRID."""
+    video = {"num_frames": 16, "kernel_size": 4, "num_classes": 51, "long_memory": True, "global_pool": "avg"}
+    return build(
+        VideoMamba,
+        CONFIGS["videomamba_words"],
+        pretrained,
+        {"img_size": 112, "depth": 4, "embed_dim": 192, **video},
+        kwargs,
+    )
 
 
 def videomamba_nano(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
