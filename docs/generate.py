@@ -43,7 +43,9 @@ def linked(source: Path, text: str) -> str:
                 out.write((ROOT / file).read_bytes())
         return before + Path(os.path.relpath(place(file), Path(page).parent)).as_posix() + anchor
 
-    return re.sub(r"(?m)(\]\(|^\[[^\]]+\]: )(?!\w+:)([\w./-]+\.(?:md|png|svg|webp))((?:#[\w.-]+)?)(?=\)|$)", moved, text)
+    return re.sub(
+        r"(?m)(\]\(|^\[[^\]]+\]: )(?!\w+:)([\w./-]+\.(?:md|png|svg|webp))((?:#[\w.-]+)?)(?=\)|$)", moved, text
+    )
 
 
 def configuration() -> str:
@@ -61,7 +63,7 @@ def configuration() -> str:
 
 
 def policies() -> str:
-    """The page on policies, followed by each policy's source, and a table of its parts; differences from `mtr` are bold."""
+    """The page on policies, each policy's source, and a table of its parts: differences from `mtr` are bold."""
     files = policy_files()
     resolved = {name: read_policy(file) for name, file in files.items()}
     parts = [key for key in resolved["mtr"] if any(config[key] != resolved["mtr"][key] for config in resolved.values())]
