@@ -43,6 +43,7 @@ def linked(source: Path, text: str) -> str:
                 out.write((ROOT / file).read_bytes())
         return before + Path(os.path.relpath(place(file), Path(page).parent)).as_posix() + anchor
 
+    text = re.sub(r"(`[^`]*`)|(?<=\d) (?=\d{3}\b)", lambda match: match[1] or "\u202f", text)  # no break in 2 000
     return re.sub(
         r"(?m)(\]\(|^\[[^\]]+\]: )(?!\w+:)([\w./-]+\.(?:md|png|svg|webp))((?:#[\w.-]+)?)(?=\)|$)", moved, text
     )
