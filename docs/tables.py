@@ -83,11 +83,11 @@ def cards() -> str:
     for name, facts in BUNDLED.items():
         record = json.loads((ROOT / "experiments" / name / "training.json").read_text())
         config, recipe = record["config"], f"experiments/{name}/recipe.md"
-        training = config["training"]
+        training, inputs = config["training"], "clips" if config["task"]["name"] == "video" else "images"
         facts = {
             **facts,
             "Parameters": f"{grouped(record['parameters'])}, stored in half precision",
-            "Recipe, last run": f"{grouped(record['steps'])} steps of {config['dataset']['batch_size']} images "
+            "Recipe, last run": f"{grouped(record['steps'])} steps of {config['dataset']['batch_size']} {inputs} "
             f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, "
             f"weight decay {training['weight_decay']:g}, averaged "
             f"weights ({training['ema_decay']:g}); [all runs](../../{recipe})",
