@@ -83,19 +83,24 @@ def cards() -> str:
     for name, facts in BUNDLED.items():
         record = json.loads((ROOT / "experiments" / name / "training.json").read_text())
         config, recipe = record["config"], f"experiments/{name}/recipe.md"
-        training = config["training"]
+        training, inputs = config["training"], "clips" if config["task"]["name"] == "video" else "images"
         facts = {
             **facts,
-            "Parameters": f"{record['parameters']:,}".replace(",", " ") + ", stored in half precision",
-            "Recipe, last run": f"{record['steps']} steps of {config['dataset']['batch_size']} images "
+            "Parameters": f"{grouped(record['parameters'])}, stored in half precision",
+            "Recipe, last run": f"{grouped(record['steps'])} steps of {config['dataset']['batch_size']} {inputs} "
             f"({record['epochs']} epochs), AdamW, learning rate {training['lr']:g}, "
             f"weight decay {training['weight_decay']:g}, averaged "
-            f"weights ({training['ema_decay']:g}); all runs are in `{recipe}`",
+            f"weights ({training['ema_decay']:g}); [all runs](../../{recipe})",
             "File, SHA-256": f"`mtr_lab/assets/{name}.safetensors`, `{record['sha256']}`",
         }
         rows = "\n".join(f"| {title} | {text} |" for title, text in facts.items())
         parts += [f"## {name}", f"| | |\n|---|---|\n{rows}", "Accuracy:", first_table((ROOT / recipe).read_text())]
     return "\n\n".join(parts) + "\n"
+
+
+def grouped(number: int) -> str:
+    """Digits in groups of three, as in the pages."""
+    return f"{number:,}".replace(",", " ")
 
 
 def first_table(page: str) -> str:

@@ -11,7 +11,7 @@ from mtr_lab.cli.program import compose, exit_with_message, print_on_rank_zero
 from mtr_lab.cli.settings import setting_names
 from mtr_lab.cli.signals import exit_at_signals
 
-DEFAULT_POLICIES = ("mtr", "write", "hsa", "random")
+DEFAULT_POLICIES = ("fovea", "mtr", "write", "random")
 ABOUT = """\
 Draw which tokens a policy keeps, merges and drops, and the scores behind it, into the folder pictures: \
 IMAGE_POLICY.png and .svg (some blocks), IMAGE_POLICY.gif (all blocks in turn), IMAGE_policies.png and .svg (several \

@@ -2,14 +2,23 @@
 
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from composed import composed
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from small_dense import SMALL as DENSE
 from small_run import SMALL
 
-from mtr_lab.compose import check_device, make_meta_model, make_model, make_task, make_task_data, make_trainer
+from mtr_lab.compose import (
+    check_device,
+    make_loggers,
+    make_meta_model,
+    make_model,
+    make_task,
+    make_task_data,
+    make_trainer,
+)
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import operating_points, policy_settings
 from mtr_lab.reduction import Reduction
@@ -122,3 +131,12 @@ def test_a_mistake_in_a_dense_task(name: str, overrides: list[str], expected: st
     config = composed("config", *DENSE[name], *overrides)
     with pytest.raises(UserError, match=f"(?s){expected.replace('NAME', name)}"):
         data(config)
+
+
+def test_a_lack_of_tensorboard_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{package}", False)
+    target = "lightning.pytorch.loggers.TensorBoardLogger"
+    config = OmegaConf.create({"tensorboard": {"_target_": target, "save_dir": str(tmp_path)}})
+    with pytest.raises(UserError, match=r"pip install 'mtr-lab\[tensorboard\]'"):
+        make_loggers(config)

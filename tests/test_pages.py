@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import mtr_lab
 from mtr_lab.cli.program import compose
 from mtr_lab.listing import list_models, list_policies
 
@@ -46,22 +44,27 @@ def test_every_bundled_model_has_its_card() -> None:
     assert all(sum in page for sum in sums.values())
 
 
-def test_the_questions_have_snippets_that_run() -> None:
-    torch.manual_seed(0)
-    geometry = {"img_size": 32, "patch_size": 8, "stride": 8, "depth": 8, "embed_dim": 16, "num_classes": 3}
-    model, adapted = (mtr_lab.create_model("vim_ti", **geometry).eval() for _ in range(2))
-    images = torch.randn(1, 3, 32, 32)
-    names = {"mtr_lab": mtr_lab, "torch": torch, "model": model, "adapted": adapted, "images": images}
-    names |= {"image": images.clone(), "label": 1}
-    code = snippets("faq.md", "python")
-    assert len(code) == 5
-    for snippet in code:
-        exec(snippet, names)
-    assert names["mine"].head.out_features == 3
-    assert names["mixer"].x_proj.up.weight.grad.abs().sum() > 0
-    assert names["mixer"].x_proj.base.weight.grad is None
-    assert names["cam"].shape == (1, 17)
-    assert names["cam"].max() > 0
+SNIPPETS = dict(zip(["export", "trace", "classes", "adapter", "grad-cam"], snippets("faq.md", "python"), strict=True))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("export", "adapter") else []) for name in SNIPPETS],
+)
+def test_the_questions_have_snippets_that_run(question: str) -> None:
+    names: dict = {}
+    exec(SNIPPETS[question], names)
+    match question:
+        case "export":
+            assert names["logits"].shape == (1, 10)
+        case "classes":
+            assert names["mine"].head.out_features == 3
+        case "adapter":
+            assert names["mixer"].x_proj.up.weight.grad.abs().sum() > 0
+            assert names["mixer"].x_proj.base.weight.grad is None
+        case "grad-cam":
+            assert names["cam"].shape == (1, 197)
+            assert names["cam"].max() > 0
 
 
 def test_the_page_on_own_yaml_works(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_bundled_images_without_any_argument(visualize) -> None:
     }
     assert {path.name for path in (run.folder / "pictures").iterdir()} == expected
     first, *written = run.out.splitlines()
-    assert "mtr, write, hsa, random; writing to pictures" in first
+    assert "mtr, fovea, write, random; writing to pictures" in first
     assert {line.removeprefix("wrote pictures/") for line in written} == expected
 
 

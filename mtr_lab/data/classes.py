@@ -76,7 +76,7 @@ def map_classes(
     if model_classes is not None and len(model_classes) != num_classes:
         raise UserError(
             f"the model has {num_classes} outputs but {len(model_classes)} class names ({_quote_some(model_classes)}): "
-            "give one name per output, or no names."
+            f"these weights are for other classes, so set backbone.num_classes={len(model_classes)}."
         )
     if dataset_classes is None:
         return None

@@ -30,6 +30,17 @@ SPEEDS = (
     "latency_ms",
     "peak_mib",
 )  # keys of a point that were measured on a device
+_KINDS = {
+    float: "a number",
+    int: "an integer",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+"""Types of JSON, as messages call them."""
+
 Number = float | None
 Interval = list[Number]  # [lo, hi], level 0.95
 
@@ -166,7 +177,9 @@ def read_result(path: str | Path) -> Result:
             f"{path} is not a result: it is a table that compares several. Give the run folders it was made from."
         )
     result = upgrade(result)
-    problem = _mismatch(result, Result, "") or ("it has no points" if not result["points"] else None)
+    problem = _mismatch(result, Result, "") or (
+        None if result["points"] else "points is empty, expected the unreduced model at least"
+    )
     problem = problem or _metric_mismatch(result["points"]) or _unnamed(result["points"])
     if problem:
         raise UserError(f"{path} is not a result: {problem}. Expected the {FILE_NAME} of an evaluation.")
@@ -222,7 +235,7 @@ def _metric_mismatch(points: list[dict[str, Any]]) -> str | None:
     )
     return next(filter(None, problems), None) or next(
         (
-            f"points[{i}].{key} has {len(point[key])} ends, not 2"
+            f"points[{i}].{key} is {_shown(point[key])}, expected the two ends of an interval"
             for i, point in enumerate(points)
             for key, kind in kinds.items()
             if kind is Interval and key in point and len(point[key]) != 2
@@ -241,7 +254,7 @@ def _unnamed(points: list[dict[str, Any]]) -> str | None:
         try:
             name_of(point)
         except (TypeError, ValueError, LookupError, OverflowError) as error:  # a budget or a size without its numbers
-            return f"points[{i}] cannot be named ({error!r})"
+            return f"points[{i}] has a budget or a resolution that cannot be read ({error!r})"
     return None
 
 
@@ -256,14 +269,14 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
         mismatches = [_mismatch(value, argument, where) for argument in arguments]
         return None if None in mismatches else mismatches[0]
     if origin is Literal:
-        return None if value in arguments else f"{where} is {value!r}, not {arguments[0]!r}"
+        return None if value in arguments else f"{where} is {_shown(value)}, expected {_shown(arguments[0])}"
     if origin is list and isinstance(value, list):
         problems = (_mismatch(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
         return next(filter(None, problems), None)
     if typing.is_typeddict(kind) and isinstance(value, dict):
         missing = sorted(kind.__required_keys__ - value.keys())
         if missing:
-            return f"{where or 'it'} has no {', '.join(missing)}"
+            return f"{where or 'the file'} lacks {', '.join(missing)}"
         hints = _fields(kind).items()
         prefix = f"{where}." if where else ""
         problems = (_mismatch(value[key], hint, prefix + key) for key, hint in hints if key in value)
@@ -272,5 +285,11 @@ def _mismatch(value: Any, kind: Any, where: str) -> str | None:
     expected = (int, float) if plain is float else plain
     if isinstance(value, expected) and isinstance(value, bool) == (plain is bool):
         large = isinstance(value, int) and abs(value) >= 2**63
-        return f"{where} is an integer of {len(str(value))} digits" if large else None
-    return f"{where or 'it'} is {type(value).__name__}, not {plain.__name__}"
+        return f"{where} is an integer of {len(str(value))} digits, expected at most 19" if large else None
+    return f"{where or 'the file'} is {_shown(value)}, expected {_KINDS[plain]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is in the file, in 40 characters at most."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -52,5 +52,5 @@ def test_other_counts_without_names_name_both() -> None:
 
 
 def test_names_have_to_be_as_many_as_outputs() -> None:
-    with pytest.raises(UserError, match=r"10 outputs but 2 class names"):
+    with pytest.raises(UserError, match=r"10 outputs but 2 class names .*: .* set backbone\.num_classes=2"):
         map_classes(None, ["a", "b"], 10)

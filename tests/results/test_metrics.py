@@ -74,14 +74,17 @@ def test_a_new_file_is_a_metric_of_results_tables_charts_and_comparisons(confide
 
 def test_a_result_is_checked_against_its_metrics(confidence: str, tmp_path: Path) -> None:
     result = write_run(tmp_path, "mtr")
-    for value, problem in (("0.5", "confidence is str, not float"), ([0.5], "confidence is list, not float")):
+    for value, problem in (
+        ("0.5", 'confidence is "0.5", expected a number'),
+        ([0.5], r"confidence is \[0.5\], expected a number"),
+    ):
         result["points"][1][confidence] = value  # type: ignore[literal-required]
         (tmp_path / "result.json").write_text(json.dumps(result))
         with pytest.raises(UserError, match=rf"points\[1\]\.{problem}"):
             read_result(tmp_path)
     result["points"][1] |= {confidence: 0.5, f"{confidence}_ci": 0.4}  # type: ignore[typeddict-item]
     (tmp_path / "result.json").write_text(json.dumps(result))
-    with pytest.raises(UserError, match=r"points\[1\]\.confidence_ci is float, not list"):
+    with pytest.raises(UserError, match=r"points\[1\]\.confidence_ci is .*, expected a list"):
         read_result(tmp_path)
 
 

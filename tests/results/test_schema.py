@@ -87,17 +87,17 @@ def test_nesting_without_an_end_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda result: [], "it is list, not dict"),
-        (lambda result: {"a": 1}, "it has no backbone, config"),
-        (change(("points", 1), {}), r"points\[1\] has no flops_literature, flops_overhead"),
-        (change(("points",), None), "points is NoneType, not list"),
-        (change(("points",), []), "it has no points"),
+        (lambda result: [], r"the file is \[\], expected an object"),
+        (lambda result: {"a": 1}, "the file lacks backbone, config"),
+        (change(("points", 1), {}), r"points\[1\] lacks flops_literature, flops_overhead"),
+        (change(("points",), None), "points is null, expected a list"),
+        (change(("points",), []), "points is empty, expected the unreduced model"),
         (change(("backbone",), "\ud800"), "not valid JSON"),
-        (change(("points", 2, "top1"), "0.8"), r"points\[2\]\.top1 is str, not float"),
-        (change(("points", 2, "tokens"), [197, 8.5]), r"points\[2\]\.tokens\[1\] is float, not int"),
-        (change(("points", 0, "images"), True), r"points\[0\]\.images is bool, not int"),
-        (change(("points", 0, "latency_ms"), {"p50": 1.0}), r"points\[0\]\.latency_ms has no p95"),
-        (change(("config",), []), "config is list, not dict"),
+        (change(("points", 2, "top1"), "0.8"), r'points\[2\]\.top1 is "0\.8", expected a number'),
+        (change(("points", 2, "tokens"), [197, 8.5]), r"points\[2\]\.tokens\[1\] is 8\.5, expected an integer"),
+        (change(("points", 0, "images"), True), r"points\[0\]\.images is true, expected an integer"),
+        (change(("points", 0, "latency_ms"), {"p50": 1.0}), r"points\[0\]\.latency_ms lacks p95"),
+        (change(("config",), []), r"config is \[\], expected an object"),
         (change(("schema",), 3), r"has schema 3, this version of mtr_lab reads schemas 1 and 2"),
     ],
 )
@@ -132,9 +132,12 @@ def test_a_point_declares_every_metric_for_type_checkers() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kl_ci": [0.1]}, r"points\[1\]\.kl_ci has 1 ends, not 2"),
-        ({"ratio": 10**400}, r"points\[1\]\.ratio is an integer of 401 digits"),
-        ({"budget": {"key": "speedup", "asked": None, "promised": None, "measured": None}}, "cannot be named"),
+        ({"kl_ci": [0.1]}, r"points\[1\]\.kl_ci is \[0\.1\], expected the two ends"),
+        ({"ratio": 10**400}, r"points\[1\]\.ratio is an integer of 401 digits, expected at most 19"),
+        (
+            {"budget": {"key": "speedup", "asked": None, "promised": None, "measured": None}},
+            "budget or a resolution that cannot be read",
+        ),
     ],
 )
 def test_a_point_that_no_table_could_show_is_refused(result: dict, tmp_path: Path, changes: dict, message: str) -> None:
