@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtr_lab.ops.packed import PackedWeights
@@ -28,11 +29,13 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
     cpu_kernels.run(
         cpu_kernels.scan(_terms()),
         *(part for x in (u, delta, B, C, y[None, :0] if z is None else z[None]) for part in _rows(x)),
-        *(_array(x) for x in (A, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
+        0,
+        *(_array(x) for x in (y[:0], A.mT, D, torch.zeros_like(D) if delta_bias is None else delta_bias)),
         _raster(length, tuple(reverse)) if order is None else order.contiguous().numpy(),
         _NO_GAP if gap is None else _array(gap),
         *(_NO_FACTOR if factor is None else _array(factor) for factor in (delta_scale, repeats)),
         z is not None,
+        np.float32(1),
         y.numpy(),
         _numbers(stats),
         sums.numpy(),
@@ -156,11 +159,88 @@ def _convolve(
     y = x.new_empty(weight.shape[0], *x.shape)
     windows = _whole(weight.shape[0], *x.shape[:2])
     cpu_kernels.run(
-        cpu_kernels.conv, *_rows(x[None]), _array(weight), _array(bias), index, source, np.array(reverse), x.shape[1],
-        *windows,
-        y.view(-1, x.shape[2]).numpy(),
+        cpu_kernels.conv, *_rows(x[None]), _array(weight.mT), _array(bias), index, source, np.array(reverse),
+        x.shape[1], *windows, y.view(-1, x.shape[2]).numpy(),
     )  # fmt: skip
     return y
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this PyTorch has the product of oneDNN."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` for float32 on the CPU without gradients, by oneDNN.
+
+    PyTorch calls MKL, which uses half of the vector width of AMD's processors.
+    """
+    if not (has_onednn() and torch.backends.mkldnn.enabled and x.numel()):
+        return F.linear(x, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def mamba_inner(
+    xz: Tensor,
+    weights: PackedWeights,
+    gap: Tensor | None,
+    delta_scale: Tensor | None,
+    repeats: Tensor | None,
+    index: Tensor | None,
+    source: Tensor | None,
+    reverse: Sequence[int],
+    rank: int,
+    states: int,
+    stats: Sequence[str],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the sums, and low-rank Δ, B and C of the operator ``mtr_lab::mamba_inner``, in float32.
+
+    A few images at a time, whose convolved tokens then stay in the cache: for all images at once the operating system
+    would hand out new memory at every call, which took a third of the time.
+    """
+    from mtr_lab.ops import cpu_kernels
+
+    images, length, channels = xz.shape[0], xz.shape[1], xz.shape[2] // 2
+    directions = len(reverse)
+    y = xz.new_empty(images, length, channels)
+    projected = xz.new_empty(directions, images, length, weights.projection.shape[2])
+    sums = xz.new_empty(directions, images, length, len(stats))
+    x, z = xz.chunk(2, dim=-1)
+    low_rank, b, c = weights.split(projected)
+    order, flags = _raster(length, tuple(reverse)), np.array(reverse)
+    taps = [_array(t) for t in (weights.conv_weight, weights.conv_bias)]
+    parameters = [_array(t) for t in (weights.timescale, weights.a[:, :states], weights.d, weights.timescale_bias)]
+    number = torch.get_num_threads()
+    for first in range(0, images, number):
+        few = slice(first, first + number)
+        positions = [_NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source)]
+        u = xz.new_empty(directions, min(number, images - first), length, channels)
+        parts = u.new_empty(-(-channels // cpu_kernels.BLOCK), *u.shape[:3], len(stats))
+        cpu_kernels.run(
+            cpu_kernels.conv, *_rows(x[None, few]), *taps, *positions, flags, length,
+            *_whole(directions, u.shape[1], length), u.view(-1, channels).numpy(),
+        )  # fmt: skip
+        for g in range(directions):
+            projected[g, few] = linear(u[g], weights.projection[g].T)
+        cpu_kernels.run(
+            cpu_kernels.scan(_terms()),
+            *(part for t in (u, low_rank[:, few], b[:, few], c[:, few], z[None, few]) for part in _rows(t)),
+            rank,
+            *parameters,
+            order,
+            _NO_GAP if gap is None else _array(gap[few]),
+            *(_NO_FACTOR if factor is None else _array(factor[few]) for factor in (delta_scale, repeats)),
+            True,
+            np.float32(scale),
+            y[few].numpy(),
+            _numbers(stats),
+            parts.numpy(),
+        )
+        sums[:, few] = _add_blocks(parts)
+    return y, sums, projected
 
 
 def mamba_inner_read(
@@ -191,7 +271,7 @@ def mamba_inner_read(
     u = x.new_empty(images * (length + 1), channels)
     positions = [_NO_POSITIONS if t is None else t.contiguous().numpy() for t in (index, source)]
     cpu_kernels.run(
-        cpu_kernels.conv, *_rows(x[None]), _array(weights.conv_weight.mT), _array(weights.conv_bias), *positions,
+        cpu_kernels.conv, *_rows(x[None]), _array(weights.conv_weight), _array(weights.conv_bias), *positions,
         np.array([0, 1]), length, *windows, u.numpy(),
     )  # fmt: skip
     projected, delta = u.new_empty(len(u), rank + 2 * states), torch.empty_like(u)

@@ -32,6 +32,7 @@ _intrinsic: Any = intrinsic  # its calls have other arguments than its definitio
 BLOCK = 64
 CACHE_LINE = 16  # floats
 AHEAD = 4  # tokens between prefetching a row and using it
+TOKENS = 64  # of a convolution in one piece of work
 GROUP = 16  # tokens whose statistics are summed in parallel: each addition to one sum waits for the one before
 
 # OpenMP supports callers in several threads, and wakes faster than numba's own pool beside PyTorch's OpenMP threads.
@@ -374,11 +375,15 @@ _add_up: Any = None  # replaced in the kernels that ``scan`` makes
 
 
 def _scan(
-    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, bias, order, gap, delta_scale, repeats, gated,
-    y, stats, sums,
+    u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, rank, timescale, A, D, bias, order, gap, delta_scale,
+    repeats, gated, scale, y, stats, sums,
 ):  # fmt: skip
-    """``stats``: the numbers of the terms that fill the last dimension of ``sums``."""
-    directions, channels, states = A.shape
+    """``delta`` are Δ (E), or with a ``rank`` R > 0 the inputs (R) of their projection by ``timescale`` (G, ≥ R, E).
+
+    A is (G, N, E). ``scale`` is a factor of the gate. ``stats``: the numbers of the terms that fill the last dimension
+    of ``sums``.
+    """
+    directions, states, channels = A.shape
     images, length, _ = y.shape
     blocks, result = -(-channels // BLOCK), y.reshape(-1)
     for unit in numba.prange(images * blocks):
@@ -387,7 +392,7 @@ def _scan(
         width = min(BLOCK, channels - first)
         row = image if order.shape[1] > 1 else 0  # one order may serve all images
         # Lanes beyond the last channel stay zero.
-        exponent, state = _scratch(states * BLOCK), _scratch(states * BLOCK)
+        exponent, state, projection = _scratch(states * BLOCK), _scratch(states * BLOCK), _scratch(rank * BLOCK)
         skip, shift, idle, total = _scratch(BLOCK), _scratch(BLOCK), _scratch(BLOCK), _scratch(GROUP)
         dts, inputs, outputs = _scratch(GROUP * BLOCK), _scratch(GROUP * BLOCK), _scratch(GROUP * BLOCK)
 
@@ -399,9 +404,11 @@ def _scan(
                 shift[j] = bias[g, first + j]
                 idle[j] = _softplus(shift[j])
                 for n in range(states):
-                    exponent[n * BLOCK + j] = A[g, first + j, n] * LOG2E
+                    exponent[n * BLOCK + j] = A[g, n, first + j] * LOG2E
+                for r in range(rank):
+                    projection[r * BLOCK + j] = timescale[g, r, first + j]
             first_u = g * u_step[0] + image * u_step[1] + first
-            first_delta = g * delta_step[0] + image * delta_step[1] + first
+            first_delta = g * delta_step[0] + image * delta_step[1] + (0 if rank > 0 else first)
             first_B, first_C = g * B_step[0] + image * B_step[1], g * C_step[0] + image * C_step[1]
             first_y, first_z = image * length * channels + first, image * z_step[1] + first
 
@@ -415,7 +422,13 @@ def _scan(
                     _prefetch(delta, first_delta + later * delta_step[2], width)
                     factor = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
                     factor *= repeats[image, t] if repeats.shape[0] > 0 else f32(1)
-                    raw = _load(delta, first_delta + t * delta_step[2], width) + _load(shift, 0, BLOCK)
+                    raw = _load(shift, 0, BLOCK)
+                    if rank == 0:
+                        raw = raw + _load(delta, first_delta + t * delta_step[2], width)
+                    for r in range(rank):
+                        raw = _multiply_add(
+                            _load(projection, r * BLOCK, BLOCK), delta[first_delta + t * delta_step[2] + r], raw
+                        )
                     _store(dts, k * BLOCK, _softplus(raw) * factor, width)
                     _store(inputs, k * BLOCK, _load(u, first_u + t * u_step[2], width), BLOCK)
 
@@ -452,7 +465,7 @@ def _scan(
                     if g > 0:
                         out = _load(result, first_y + t * channels, width) + out
                     if gates:
-                        out = out * _silu(_load(z, first_z + t * z_step[2], width))
+                        out = out * (_silu(_load(z, first_z + t * z_step[2], width)) * scale)
                     _store(result, first_y + t * channels, out, width)
 
                 for i in range(len(stats)):
@@ -663,39 +676,39 @@ def _scan_by_step(
 def conv(x, x_step, weight, bias, index, source, reverse, length, begin, end, start, y):
     """``causal_conv1d`` for some of ``length`` tokens: from ``begin`` to before ``end`` of each direction and image.
 
-    They are written to ``y`` (rows, E) from row ``start`` on; all three are (G, B).
+    They are written to ``y`` (rows, E) from row ``start`` on; all three are (G, B). All channels of a token follow each
+    other, so that memory is read in its order.
 
-    ``x`` and ``x_step`` are the flat memory and the strides of (1, B, L, E); weight is (G, E, W), bias (G, E).
+    ``x`` and ``x_step`` are the flat memory and the strides of (1, B, L, E); weight is (G, W, E), bias (G, E).
     ``index`` and ``source`` are empty for a convolution over the tokens.
     """
-    directions, channels, taps = weight.shape
+    directions, taps, channels = weight.shape
     images, unmerged = begin.shape[1], index.shape[0] > 0
     positions = source.shape[1] if unmerged else length
-    blocks, result = -(-channels // BLOCK), y.reshape(-1)
-    for unit in numba.prange(images * blocks):
-        image, block = divmod(np.int64(unit), blocks)
-        first = block * BLOCK
-        width = min(BLOCK, channels - first)
-        tap, shift = _scratch(taps * BLOCK), _scratch(BLOCK)
-        first_x = image * x_step[1] + first
-        for g in range(directions):
-            for j in range(width):
-                shift[j] = bias[g, first + j]
-                for k in range(taps):
-                    tap[k * BLOCK + j] = weight[g, first + j, k]
-            for t in range(begin[g, image], end[g, image]):
-                position = index[image, t] if unmerged else t
-                total = _load(shift, 0, BLOCK)
-                for k in range(taps):
-                    back = taps - 1 - k
-                    near = position + back if reverse[g] else position - back
-                    if 0 <= near < positions:
-                        token = source[image, near] if unmerged else near
-                        if token >= 0:
-                            x_t = _load(x, first_x + token * x_step[2], width)
-                            total = _multiply_add(_load(tap, k * BLOCK, BLOCK), x_t, total)
+    parts = -(-length // TOKENS)
+    kernel, shift, result = weight.reshape(-1), bias.reshape(-1), y.reshape(-1)
+    for unit in numba.prange(images * parts):
+        image, part = divmod(np.int64(unit), parts)
+        for t in range(part * TOKENS, min(part * TOKENS + TOKENS, length)):
+            position = index[image, t] if unmerged else t
+            for g in range(directions):
+                if not begin[g, image] <= t < end[g, image]:
+                    continue
                 row = start[g, image] + t - begin[g, image]
-                _store(result, row * channels + first, _silu(total), width)
+                for first in range(0, channels, BLOCK):
+                    width = min(BLOCK, channels - first)
+                    total = _load(shift, g * channels + first, width)
+                    for k in range(taps):
+                        back = taps - 1 - k
+                        near = position + back if reverse[g] else position - back
+                        if 0 <= near < positions:
+                            token = source[image, near] if unmerged else near
+                            if token >= 0:
+                                x_t = _load(x, image * x_step[1] + token * x_step[2] + first, width)
+                                total = _multiply_add(
+                                    _load(kernel, (g * taps + k) * channels + first, width), x_t, total
+                                )
+                    _store(result, row * channels + first, _silu(total), width)
 
 
 @_jit(parallel=True)
