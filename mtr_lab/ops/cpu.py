@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.packed import PackedWeights
 from mtr_lab.ops.scan_inputs import ScanInputs
 from mtr_lab.ops.statistics import STATISTICS
 
+_CACHED = 4 * 2**20  # bytes that convolved tokens may take, on few threads
 _NO_GAP, _NO_FACTOR = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 _NO_POSITIONS = np.zeros((0, 0), np.int64)
 
@@ -130,25 +132,79 @@ def neighbour_plan(
     """The contract of ``neighbour_plan_reference``, for float32 streams on the CPU."""
     from mtr_lab.ops import cpu_kernels
 
-    images, length = index.shape
-    kept = length - remove
-    dest, keep, removed, offsets, survivors = (
-        index.new_empty(images, n) for n in (length, kept, remove, kept + 1, kept)
-    )
-    share, sizes, places = size.new_empty(images, length), size.new_empty(images, kept), torch.empty_like(special)
-    result = dest, share, keep, removed, offsets, survivors, sizes, places
-    streams = [t for t in (hidden, residual) if t is not None]
-    features = streams[0] if len(streams) == 1 else streams[0] + streams[1]
+    result = _empty_plan(index, size, special, remove)
     cpu_kernels.run(
         cpu_kernels.neighbour_plan,
         *(t.contiguous().numpy() for t in (index, size, special)),
         _NO_FACTOR if weight is None else _array(weight),
-        features.contiguous().numpy(),
+        _array(_features(hidden, residual)),
         by_size,
         np.array(axes, dtype=np.int64),
         *(t.numpy() for t in result),
     )
     return result
+
+
+def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
+    """The result of the operator ``mtr_lab::asymmetric_plan``, for float32 streams on the CPU, one at least."""
+    from mtr_lab.ops import cpu_kernels
+
+    terms, scale, index, size, special, hidden, residual, remove, targets, by_size = inputs
+    special = special.long()  # an empty list makes a tensor of floats
+    result = _empty_plan(index, size, special, remove)
+    cpu_kernels.run(
+        cpu_kernels.asymmetric_plan, _array(terms), np.float32(scale),
+        *(t.contiguous().numpy() for t in (index, size, special)), _array(_features(hidden, residual)), targets,
+        by_size, *(t.numpy() for t in result),
+    )  # fmt: skip
+    return result
+
+
+def _empty_plan(index: Tensor, size: Tensor, special: Tensor, remove: int) -> tuple[Tensor, ...]:
+    """Of the fields of a plan with offsets and of its metadata: memory for what the kernels write."""
+    images, length = index.shape
+    kept = length - remove
+    dest, keep, removed, offsets, survivors = (
+        index.new_empty(images, n) for n in (length, kept, remove, kept + 1, kept)
+    )
+    share, sizes = size.new_empty(images, length), size.new_empty(images, kept)
+    return dest, share, keep, removed, offsets, survivors, sizes, torch.empty_like(special)
+
+
+def _features(hidden: Tensor | None, residual: Tensor | None) -> Tensor:
+    """The sum of the streams that are given."""
+    return functools.reduce(torch.add, (t for t in (hidden, residual) if t is not None))
+
+
+def norm_add(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    keep: Tensor | None,
+    *lists: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The result of the operator ``mtr_lab::norm_add``, for float32 streams on the CPU."""
+    from mtr_lab.ops import cpu_kernels
+
+    merged = hidden.shape if keep is None else (*keep.shape, hidden.shape[2])
+    normed, total = hidden.new_empty(merged), hidden.new_empty(merged)
+    before = hidden[:0] if residual is None else residual
+    cpu_kernels.run(
+        cpu_kernels.norm_add, _array(hidden), *_lists(*lists[:3] if hidden.shape != merged else ()),
+        _array(before), *_lists(*lists[3:]), _NO_POSITIONS if keep is None else keep.contiguous().numpy(),
+        *(_array(t) for t in (weight, weight[:0] if bias is None else bias)), np.float32(eps),
+        normed.numpy(), total.numpy(),
+    )  # fmt: skip
+    return normed, total
+
+
+def _lists(share: Tensor | None = None, *lists: Tensor | None) -> tuple[np.ndarray, ...]:
+    """Of a plan: share, removed and offsets; empty without one."""
+    if share is None:
+        return _NO_FACTOR, _NO_POSITIONS, _NO_POSITIONS
+    return _array(share), *(t.contiguous().numpy() for t in lists if t is not None)
 
 
 def _convolve(
@@ -198,8 +254,8 @@ def mamba_inner(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the sums, and low-rank Δ, B and C of the operator ``mtr_lab::mamba_inner``, in float32.
 
-    A few images at a time, whose convolved tokens then stay in the cache: for all images at once the operating system
-    would hand out new memory at every call, which took a third of the time.
+    A few images at a time: for the convolved tokens of all images the operating system would hand out new memory at
+    every call, which took a third of the time.
     """
     from mtr_lab.ops import cpu_kernels
 
@@ -213,7 +269,7 @@ def mamba_inner(
     order, flags = _raster(length, tuple(reverse)), np.array(reverse)
     taps = [_array(t) for t in (weights.conv_weight, weights.conv_bias)]
     parameters = [_array(t) for t in (weights.timescale, weights.a[:, :states], weights.d, weights.timescale_bias)]
-    number = torch.get_num_threads()
+    number = max(torch.get_num_threads(), _CACHED // (4 * directions * length * channels))
     for first in range(0, images, number):
         few = slice(first, first + number)
         positions = [_NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source)]

@@ -47,11 +47,14 @@ def run(kernel: Callable[..., None], *args: Any) -> None:
     threads = torch.get_num_threads()
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     with _one_at_a_time:
-        before = numba.get_num_threads()
+        before, wanted = numba.get_num_threads(), min(threads, most)
         if torch.get_num_threads() != threads:
             # Numba resets the thread count of the shared OpenMP runtime on first use.
             torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, most))
+        if before == wanted:
+            kernel(*args)
+            return
+        numba.set_num_threads(wanted)
         try:
             kernel(*args)
         finally:
@@ -225,6 +228,19 @@ def _multiply_add(typing_context, x, y, z):
 
 
 @_intrinsic
+def _sum(typing_context, x):
+    """The sum of all lanes, in the order that vectorises."""
+
+    def generate(context, builder, signature, args):
+        start = ir.Constant(ir.FloatType(), 0.0)
+        kind = ir.FunctionType(start.type, (start.type, args[0].type))
+        add = get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{BLOCK}f32")
+        return builder.call(add, [start, args[0]], fastmath=("reassoc",))
+
+    return numba.float32(x), generate
+
+
+@_intrinsic
 def _times_power_of_2(typing_context, x, rounded):
     """x · 2^n for ``rounded`` = ROUND + n: n is added to the exponent bits."""
 
@@ -386,6 +402,7 @@ def _scan(
     directions, states, channels = A.shape
     images, length, _ = y.shape
     blocks, result = -(-channels // BLOCK), y.reshape(-1)
+    exponents, projections, skips, shifts = A.reshape(-1), timescale.reshape(-1), D.reshape(-1), bias.reshape(-1)
     for unit in numba.prange(images * blocks):
         image, block = divmod(np.int64(unit), blocks)
         first = block * BLOCK
@@ -399,14 +416,15 @@ def _scan(
         for g in range(directions):
             state[:] = 0
             gates = gated and g == directions - 1
-            for j in range(width):
-                skip[j] = D[g, first + j]
-                shift[j] = bias[g, first + j]
-                idle[j] = _softplus(shift[j])
-                for n in range(states):
-                    exponent[n * BLOCK + j] = A[g, n, first + j] * LOG2E
-                for r in range(rank):
-                    projection[r * BLOCK + j] = timescale[g, r, first + j]
+            _store(skip, 0, _load(skips, g * channels + first, width), BLOCK)
+            _store(shift, 0, _load(shifts, g * channels + first, width), BLOCK)
+            _store(idle, 0, _softplus(_load(shift, 0, BLOCK)), width)
+            for n in range(states):
+                at = (g * states + n) * channels + first
+                _store(exponent, n * BLOCK, _load(exponents, at, width) * LOG2E, BLOCK)
+            for r in range(rank):
+                at = (g * timescale.shape[1] + r) * channels + first
+                _store(projection, r * BLOCK, _load(projections, at, width), BLOCK)
             first_u = g * u_step[0] + image * u_step[1] + first
             first_delta = g * delta_step[0] + image * delta_step[1] + (0 if rank > 0 else first)
             first_B, first_C = g * B_step[0] + image * B_step[1], g * C_step[0] + image * C_step[1]
@@ -784,12 +802,15 @@ def neighbour_plan(index, size, special, weight, features, by_size, axes,
 
     ``features`` are (B, L, C). ``weight`` is empty for the most similar tokens first.
     """
-    images, length, _ = features.shape
+    images, length, channels = features.shape
+    memory = features.reshape(-1)
     for image in numba.prange(images):
         turn, place = _turns(index[image], special[image])
         norm = np.empty(length, f32)
+        row = image * length * channels
         for i in range(length):
-            norm[i] = max(np.sqrt(_dot(features[image, i], features[image, i])), f32(1e-12))
+            at = row + i * channels
+            norm[i] = max(np.sqrt(_dot(memory, at, at, channels)), f32(1e-12))
         token = np.full(place[length - 1] + 2, -1, np.int64)  # at each place of the grid: the target there
         sources = 0
         for i in range(length):
@@ -805,7 +826,7 @@ def neighbour_plan(index, size, special, weight, features, by_size, axes,
                 first = i
                 continue
             k = turn[i] // 2
-            best, similarity = _nearest_neighbour(features[image], norm, i, place[i], token, axes)
+            best, similarity = _nearest_neighbour(memory, row, channels, norm, i, place[i], token, axes)
             distance = f32(np.inf) if best < 0 else -similarity
             if best >= 0 and weight.shape[0] > 0:
                 distance = weight[image, i] * (f32(1) - similarity)
@@ -821,6 +842,39 @@ def neighbour_plan(index, size, special, weight, features, by_size, axes,
             source[k], into[k], cost[k] = i, best, distance if distance == distance else f32(np.inf)
         _least_first(cost, source, into)
         _write_plan(source[: removed.shape[1]], into, index[image], size[image], special[image], by_size, dest[image],
+                    share[image], keep[image], removed[image], offsets[image], survivors[image], sizes[image],
+                    places[image])  # fmt: skip
+
+
+@_jit(parallel=True)
+def asymmetric_plan(terms, scale, index, size, special, features, targets, by_size,
+                    dest, share, keep, removed, offsets, survivors, sizes, places):  # fmt: skip
+    """``asymmetric_plan``, for features (B, L, C): the results are written to the arrays of the second line."""
+    images, length, channels = features.shape
+    remove, memory, most = removed.shape[1], features.reshape(-1), np.finfo(f32).max
+    for image in numba.prange(images):
+        score = np.zeros(length, f32)
+        for i in range(length):
+            for k in range(terms.shape[1]):
+                score[i] += terms[image, k, i]
+            score[i] /= scale
+            score[i] = min(max(score[i], -most), most) if score[i] == score[i] else f32(0)
+        for s in special[image]:
+            score[s] = np.inf
+        rank = np.argsort(score, kind="mergesort")[: remove + targets]
+        norm = np.empty(len(rank), f32)
+        for k in range(len(rank)):
+            at = (image * length + rank[k]) * channels
+            norm[k] = max(np.sqrt(_dot(memory, at, at, channels)), f32(1e-12))
+        into = np.empty(remove, np.int64)
+        for k in range(remove):
+            similarity, at = f32(-np.inf), (image * length + rank[k]) * channels
+            into[k] = rank[remove]
+            for j in range(remove, len(rank)):
+                near = _dot(memory, at, (image * length + rank[j]) * channels, channels) / (norm[k] * norm[j])
+                if near > similarity:
+                    similarity, into[k] = near, rank[j]
+        _write_plan(rank[:remove], into, index[image], size[image], special[image], by_size, dest[image],
                     share[image], keep[image], removed[image], offsets[image], survivors[image], sizes[image],
                     places[image])  # fmt: skip
 
@@ -853,7 +907,7 @@ def _turns(index, special):
 
 
 @_jit()
-def _nearest_neighbour(features, norm, i, place, token, axes):
+def _nearest_neighbour(features, row, channels, norm, i, place, token, axes):
     """The most similar target within one place of the grid, -1 for none, and its similarity."""
     best, similarity = np.int64(-1), f32(-np.inf)
     for neighbour in range(3 ** len(axes)):
@@ -866,26 +920,20 @@ def _nearest_neighbour(features, norm, i, place, token, axes):
             step, rest, stride = step // 3, rest // axes[a], stride * axes[a]
         if on_grid and 0 <= to < len(token) and token[to] >= 0:
             j = token[to]
-            near = _dot(features[i], features[j]) / (norm[i] * norm[j])
+            near = _dot(features, row + i * channels, row + j * channels, channels) / (norm[i] * norm[j])
             if best < 0 or near > similarity:
                 best, similarity = j, near
     return best, similarity
 
 
-@_jit()
-def _dot(x, y):
-    """x · y, summed in as many parts as a cache line has floats, so that the compiler vectorises it."""
-    parts = np.zeros(CACHE_LINE, f32)
-    whole = len(x) // CACHE_LINE * CACHE_LINE
-    for c in range(0, whole, CACHE_LINE):
-        for j in range(CACHE_LINE):
-            parts[j] += x[c + j] * y[c + j]
-    total = f32(0)
-    for j in range(CACHE_LINE):
-        total += parts[j]
-    for c in range(whole, len(x)):
-        total += x[c] * y[c]
-    return total
+@_jit(forceinline=True)
+def _dot(x, i, j, count):
+    """The product of two vectors of ``count`` channels that begin at ``i`` and ``j``."""
+    total = _load(x, i, min(BLOCK, count)) * _load(x, j, min(BLOCK, count))
+    for c in range(BLOCK, count, BLOCK):
+        width = min(BLOCK, count - c)
+        total = total + _load(x, i + c, width) * _load(x, j + c, width)
+    return _sum(total)
 
 
 @_jit()
@@ -922,6 +970,64 @@ def _write_plan(
         share[i] = (size[i] if by_size else f32(1)) / total[dest[i]]
     for s in range(len(special)):
         places[s] = dest[special[s]]
+
+
+@_jit(parallel=True)
+def norm_add(
+    hidden, hidden_share, hidden_removed, hidden_offsets, residual, share, removed, offsets, keep, weight, bias, eps,
+    normed, total,
+):  # fmt: skip
+    """``norm_add`` of two streams (B, L, C) with a plan for each, written to ``normed`` and ``total`` (B, M, C).
+
+    ``keep`` is empty without a plan, ``hidden_removed`` if ``hidden`` has M tokens already, ``residual`` before the
+    first block, and ``bias`` for RMSNorm.
+    """
+    images, kept, channels = total.shape
+    parts, planned, merges = -(-kept // TOKENS), keep.shape[0] > 0, hidden_removed.shape[0] > 0
+    first_stream, second_stream = hidden.reshape(-1), residual.reshape(-1)
+    streams, norms = total.reshape(-1), normed.reshape(-1)
+    for unit in numba.prange(images * parts):
+        image, part = divmod(np.int64(unit), parts)
+        row = _scratch(-(-channels // BLOCK) * BLOCK)  # lanes beyond the last channel stay zero
+        for j in range(part * TOKENS, min(part * TOKENS + TOKENS, kept)):
+            token, to = keep[image, j] if planned else j, (image * kept + j) * channels
+            mean = square = f32(0)
+            for c in range(0, channels, BLOCK):
+                width = min(BLOCK, channels - c)
+                if merges:
+                    at = image * hidden.shape[1] * channels + c
+                    value = _load(first_stream, at + token * channels, width) * hidden_share[image, token]
+                    for k in range(hidden_offsets[image, j], hidden_offsets[image, j + 1]):
+                        t = hidden_removed[image, k]
+                        value = _multiply_add(
+                            _load(first_stream, at + t * channels, width), hidden_share[image, t], value
+                        )
+                else:
+                    value = _load(first_stream, to + c, width)
+                if planned and residual.shape[0] > 0:
+                    at = image * residual.shape[1] * channels + c
+                    value = _multiply_add(
+                        _load(second_stream, at + token * channels, width), share[image, token], value
+                    )
+                    for k in range(offsets[image, j], offsets[image, j + 1]):
+                        t = removed[image, k]
+                        value = _multiply_add(_load(second_stream, at + t * channels, width), share[image, t], value)
+                elif residual.shape[0] > 0:
+                    value = value + _load(second_stream, to + c, width)
+                _store(streams, to + c, value, width)
+                _store(row, c, value, BLOCK)
+                mean += _sum(value)
+            mean = mean / f32(channels) if bias.shape[0] > 0 else f32(0)
+            for c in range(0, channels, BLOCK):
+                _store(row, c, _load(row, c, BLOCK) - mean, min(BLOCK, channels - c))
+                square += _dot(row, c, c, BLOCK)
+            factor = f32(1) / np.sqrt(square / f32(channels) + eps)
+            for c in range(0, channels, BLOCK):
+                width = min(BLOCK, channels - c)
+                value = _load(row, c, BLOCK) * factor * _load(weight, c, width)
+                if bias.shape[0] > 0:
+                    value = value + _load(bias, c, width)
+                _store(norms, to + c, value, width)
 
 
 @_jit(parallel=True, fastmath=False)
