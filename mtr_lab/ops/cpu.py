@@ -185,17 +185,17 @@ def norm_add(
     keep: Tensor | None,
     *lists: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The result of the operator ``mtr_lab::norm_add``, for float32 streams on the CPU."""
+    """The result of the operator ``mtr_lab::norm_add`` on the CPU, for ``hidden`` in float32 or bfloat16."""
     from mtr_lab.ops import cpu_kernels
 
     merged = hidden.shape if keep is None else (*keep.shape, hidden.shape[2])
-    normed, total = hidden.new_empty(merged), hidden.new_empty(merged)
-    before = hidden[:0] if residual is None else residual
+    normed, total = hidden.new_empty(merged), torch.empty(merged)
+    before = weight.new_empty(0, 0, 0) if residual is None else residual
     cpu_kernels.run(
-        cpu_kernels.norm_add, _array(hidden), *_lists(*lists[:3] if hidden.shape != merged else ()),
+        cpu_kernels.norm_add, _memory(hidden.contiguous()), *_lists(*lists[:3] if hidden.shape != merged else ()),
         _array(before), *_lists(*lists[3:]), _NO_POSITIONS if keep is None else keep.contiguous().numpy(),
         *(_array(t) for t in (weight, weight[:0] if bias is None else bias)), np.float32(eps),
-        normed.numpy(), total.numpy(),
+        _memory(normed), total.numpy(),
     )  # fmt: skip
     return normed, total
 
@@ -252,7 +252,7 @@ def mamba_inner(
     stats: Sequence[str],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the sums, and low-rank Δ, B and C of the operator ``mtr_lab::mamba_inner``, in float32.
+    """The output, the sums, and low-rank Δ, B and C of the operator ``mtr_lab::mamba_inner``, in float32 or bfloat16.
 
     A few images at a time: for the convolved tokens of all images the operating system would hand out new memory at
     every call, which took a third of the time.
@@ -262,8 +262,8 @@ def mamba_inner(
     images, length, channels = xz.shape[0], xz.shape[1], xz.shape[2] // 2
     directions = len(reverse)
     y = xz.new_empty(images, length, channels)
-    projected = xz.new_empty(directions, images, length, weights.projection.shape[2])
-    sums = xz.new_empty(directions, images, length, len(stats))
+    projected = torch.empty(directions, images, length, weights.projection.shape[2])
+    sums = torch.empty(directions, images, length, len(stats))
     x, z = xz.chunk(2, dim=-1)
     low_rank, b, c = weights.split(projected)
     order, flags = _raster(length, tuple(reverse)), np.array(reverse)
@@ -274,10 +274,10 @@ def mamba_inner(
         few = slice(first, first + number)
         positions = [_NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source)]
         u = xz.new_empty(directions, min(number, images - first), length, channels)
-        parts = u.new_empty(-(-channels // cpu_kernels.BLOCK), *u.shape[:3], len(stats))
+        parts = torch.empty(-(-channels // cpu_kernels.BLOCK), *u.shape[:3], len(stats))
         cpu_kernels.run(
             cpu_kernels.conv, *_rows(x[None, few]), *taps, *positions, flags, length,
-            *_whole(directions, u.shape[1], length), u.view(-1, channels).numpy(),
+            *_whole(directions, u.shape[1], length), _memory(u.view(-1, channels)),
         )  # fmt: skip
         for g in range(directions):
             projected[g, few] = linear(u[g], weights.projection[g].T)
@@ -291,7 +291,7 @@ def mamba_inner(
             *(_NO_FACTOR if factor is None else _array(factor[few]) for factor in (delta_scale, repeats)),
             True,
             np.float32(scale),
-            y[few].numpy(),
+            _memory(y[few]),
             _numbers(stats),
             parts.numpy(),
         )
@@ -311,12 +311,13 @@ def mamba_inner_read(
     source: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """The contract of ``mtr_lab.ops.mamba_inner_read`` for S = 1, a forward and a backward direction, in float32.
+    """The contract of ``mtr_lab.ops.mamba_inner_read`` for S = 1, a forward and a backward direction.
 
     Rows are the forward tokens of all images, then their backward ones, so that each direction is one product.
     """
     from mtr_lab.ops import cpu_kernels
 
+    x, weights = x.float(), PackedWeights(*(t.float() for t in weights))
     images, length, channels = x.shape
     states, rank = weights.a.shape[1], weights.timescale.shape[1]
     position = read[:, 0].numpy()
@@ -332,9 +333,9 @@ def mamba_inner_read(
     )  # fmt: skip
     projected, delta = u.new_empty(len(u), rank + 2 * states), torch.empty_like(u)
     for g, rows in enumerate((slice(after[0, -1]), slice(after[0, -1], None))):
-        torch.mm(u[rows], weights.projection[g], out=projected[rows])
-        torch.mm(projected[rows, :rank], weights.timescale[g], out=delta[rows])
-    y = z.new_empty(z.shape)
+        projected[rows] = linear(u[rows], weights.projection[g].T)
+        delta[rows] = linear(projected[rows, :rank], weights.timescale[g].T)
+    y = torch.empty(z.shape)
     cpu_kernels.run(
         cpu_kernels.read, u.numpy(), delta.numpy(), projected.view(-1)[rank:].numpy(), projected.shape[1],
         *(_array(t) for t in (z[:, 0], weights.a, weights.d, weights.timescale_bias)), *windows,
@@ -342,7 +343,7 @@ def mamba_inner_read(
         *(_NO_FACTOR if factor is None else _array(factor) for factor in (delta_scale, repeats)),
         np.float32(scale), y[:, 0].numpy(),
     )  # fmt: skip
-    return y
+    return y.to(z.dtype)
 
 
 def apply_plan(
@@ -391,15 +392,20 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().float().contiguous().numpy()
 
 
+def _memory(x: Tensor) -> np.ndarray:
+    """The array of a float32 tensor, or of the bits of a bfloat16 tensor."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).detach().numpy()
+
+
 def _rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     """The flat memory from the first to the last element of (…, E), and the strides of all dimensions but the last.
 
     So one kernel reads contiguous tensors and slices of larger ones without a copy, and channels are contiguous.
     """
-    x = x.float()
+    x = x if x.dtype == torch.bfloat16 else x.float()
     if x.stride(-1) != 1:
         x = x.contiguous()
     if x.is_contiguous():
-        return x.view(-1).numpy(), x.stride()[:-1]
+        return _memory(x.view(-1)), x.stride()[:-1]
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return x.as_strided((extent,), (1,)).numpy(), x.stride()[:-1]
+    return _memory(x.as_strided((extent,), (1,))), x.stride()[:-1]

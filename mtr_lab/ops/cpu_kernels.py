@@ -1,4 +1,4 @@
-"""Numba kernels for the CPU, float32, compiled on first use and cached on disk.
+"""Numba kernels for the CPU, in float32, compiled on first use and cached on disk.
 
 * Scan and convolution run on vectors of BLOCK neighbouring channels, without sums across them, and with polynomials
   instead of calls to a maths library. Other loops over channels are vectorised by the compiler.
@@ -144,9 +144,28 @@ _operator(operator.truediv, "fdiv")
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """To the vector that begins at a place of contiguous memory."""
+    """To the vector that begins at a place of contiguous memory, of floats or of the bits of bfloat16."""
     start = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(start, [at]), ir.VectorType(ir.FloatType(), BLOCK).as_pointer())
+    element = ir.FloatType() if kind.dtype == numba.float32 else ir.IntType(16)
+    return builder.bitcast(builder.gep(start, [at]), ir.VectorType(element, BLOCK).as_pointer())
+
+
+def _integers(number: int) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [number] * BLOCK)
+
+
+def _from_bfloat16(builder: Any, bits: Any) -> Any:
+    """Floats whose upper half these bits are."""
+    whole = builder.shl(builder.zext(bits, _integers(0).type), _integers(16))
+    return builder.bitcast(whole, ir.VectorType(ir.FloatType(), BLOCK))
+
+
+def _to_bfloat16(builder: Any, x: Any) -> Any:
+    """The bits of floats rounded to the nearest, of two equally near ones to the even."""
+    bits = builder.bitcast(x, _integers(0).type)
+    odd = builder.and_(builder.lshr(bits, _integers(16)), _integers(1))
+    rounded = builder.add(builder.add(bits, _integers(0x7FFF)), odd)
+    return builder.trunc(builder.lshr(rounded, _integers(16)), ir.VectorType(ir.IntType(16), BLOCK))
 
 
 def _first_lanes(builder: Any, count: Any) -> Any:
@@ -160,45 +179,47 @@ def _first_lanes(builder: Any, count: Any) -> Any:
 
 @_intrinsic
 def _load(typing_context, array, at, count):
-    """The vector of the channels from ``at`` on; zero behind the first ``count``."""
+    """The vector of the channels from ``at`` on, float32 or bits of bfloat16; zero behind the first ``count``."""
 
     def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        vector, align = pointer.type.pointee, ir.IntType(32)(4)
+        vector, align = pointer.type.pointee, ir.IntType(32)(2)
         whole = builder.icmp_signed(">=", args[2], args[2].type(BLOCK))
         with builder.if_else(whole) as (then, otherwise):
             with then:
-                plain, plain_block = builder.load(pointer, align=4), builder.block
+                plain, plain_block = builder.load(pointer, align=2), builder.block
             with otherwise:
                 mask = _first_lanes(builder, args[2])
                 kind = ir.FunctionType(vector, (pointer.type, align.type, mask.type, vector))
-                load = get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{BLOCK}f32.p0")
+                name = f"llvm.masked.load.v{BLOCK}{vector.element.intrinsic_name}.p0"
+                load = get_or_insert_function(builder.module, kind, name)
                 masked = builder.call(load, [pointer, align, mask, ir.Constant(vector, None)])
                 masked_block = builder.block
         result = builder.phi(vector)
         result.add_incoming(plain, plain_block)
         result.add_incoming(masked, masked_block)
-        return result
+        return result if vector.element == ir.FloatType() else _from_bfloat16(builder, result)
 
     return VECTOR(array, at, numba.int64), generate
 
 
 @_intrinsic
 def _store(typing_context, array, at, value, count):
-    """Write the first ``count`` channels of a vector."""
+    """Write the first ``count`` channels of a vector, as float32 or the bits of bfloat16."""
 
     def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        align = ir.IntType(32)(4)
+        vector, align = pointer.type.pointee, ir.IntType(32)(2)
+        value = args[2] if vector.element == ir.FloatType() else _to_bfloat16(builder, args[2])
         whole = builder.icmp_signed(">=", args[3], args[3].type(BLOCK))
         with builder.if_else(whole) as (then, otherwise):
             with then:
-                builder.store(args[2], pointer, align=4)
+                builder.store(value, pointer, align=2)
             with otherwise:
                 mask = _first_lanes(builder, args[3])
-                kind = ir.FunctionType(ir.VoidType(), (args[2].type, pointer.type, align.type, mask.type))
-                store = get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{BLOCK}f32.p0")
-                builder.call(store, [args[2], pointer, align, mask])
+                kind = ir.FunctionType(ir.VoidType(), (vector, pointer.type, align.type, mask.type))
+                name = f"llvm.masked.store.v{BLOCK}{vector.element.intrinsic_name}.p0"
+                builder.call(get_or_insert_function(builder.module, kind, name), [value, pointer, align, mask])
         return context.get_dummy_value()
 
     return numba.none(array, at, value, numba.int64), generate

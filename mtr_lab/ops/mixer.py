@@ -171,7 +171,7 @@ MAMBA_INNER = Operation(
     "mamba_inner",
     [
         Implementation("triton", partial(_fused, implementation="triton"), unfit=_unfit, package="triton"),
-        Implementation("cpu", partial(_fused, implementation="cpu"), unfit=_unfit_for_cpu),
+        Implementation("cpu", partial(_fused, implementation="cpu"), unfit=_unfit_for_cpu, more=(torch.bfloat16,)),
         Implementation("reference", _composed),
     ],
 )

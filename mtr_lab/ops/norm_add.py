@@ -116,7 +116,7 @@ NORM_ADD = Operation(
     "norm_add",
     [
         Implementation("triton", _fused, unfit=_unfit, package="triton"),
-        Implementation("cpu", partial(_by_kernels, implementation="cpu"), unfit=_unfit_for_cpu),
+        Implementation("cpu", partial(_by_kernels, implementation="cpu"), unfit=_unfit_for_cpu, more=(torch.bfloat16,)),
         Implementation("reference", _composed),
     ],
 )
