@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
-from mtr_lab.backbones.plain import as_built, is_plain
+from mtr_lab.backbones.plain import as_built, is_plain, project
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.gather import take, take_or_zero
 from mtr_lab.tokens.positions import Positions
@@ -63,7 +63,7 @@ class BiMamba(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.A_b_log = nn.Parameter(states.log())
         self.D_b = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out_proj = as_built(nn.Linear(self.d_inner, d_model, bias=False))
         self.packed = ops.PackedCache()
 
     def forward(
@@ -79,10 +79,10 @@ class BiMamba(nn.Module):
         positions = positions or Positions()
         paths = positions.select_paths(self.paths)
         if positions.read is not None:
-            return self.out_proj(self._read(hidden, positions, paths, positions.read)), Evidence.none(hidden)
+            return project(self.out_proj, self._read(hidden, positions, paths, positions.read)), Evidence.none(hidden)
         stats = tuple(name for name in needs if name in ops.STATS)
         options = {**positions.scan_arguments(paths), "stats": stats}
-        xz = self.in_proj(hidden)
+        xz = project(self.in_proj, hidden)
         inner = [[getattr(self, name + SUFFIX[path.name]) for path in paths] for name in INNER]
         neighbours = positions.neighbours()
         scale = 0.5 if self.average_directions else 1.0
@@ -107,13 +107,13 @@ class BiMamba(nn.Module):
             tuple(path.name for path in paths),
         )
         y, evidence = positions.merged(y, evidence)
-        return self.out_proj(y), evidence
+        return project(self.out_proj, y), evidence
 
     def _read(self, hidden: Tensor, positions: Positions, paths: Sequence[ScanPath], read: Tensor) -> Tensor:
         """The input (B, S, E) of out_proj, for the tokens at ``read`` (B, S) alone."""
         if is_plain(self.in_proj):
             x, z = (
-                F.linear(tokens, weight)
+                ops.linear(tokens, weight)
                 for tokens, weight in zip((hidden, take(hidden, read)), self.in_proj.weight.chunk(2), strict=True)
             )
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
+from mtr_lab.backbones.plain import as_built, project
 from mtr_lab.errors import unknown
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -49,14 +50,14 @@ class PlainMamba2D(nn.Module):
             raise unknown("pairing", pairing, PAIRINGS)
         self.d_model, self.d_state, self.pairing = d_model, d_state, pairing
         self.d_inner, self.dt_rank = 2 * d_model, math.ceil(d_model / 16)
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner)
+        self.in_proj = as_built(nn.Linear(d_model, 2 * self.d_inner))
         self.conv2d = nn.Conv2d(self.d_inner, self.d_inner, conv_size, padding=conv_size // 2, groups=self.d_inner)
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = timescale_projection(self.dt_rank, self.d_inner)
+        self.x_proj = as_built(nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
+        self.dt_proj = as_built(timescale_projection(self.dt_rank, self.d_inner))
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(states.log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model)
+        self.out_proj = as_built(nn.Linear(self.d_inner, d_model))
         self.direction_Bs = nn.Parameter(torch.zeros(5, d_state))
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
@@ -69,10 +70,10 @@ class PlainMamba2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        x, z = project(self.in_proj, hidden).chunk(2, dim=-1)
         u, scanned = positions.sample(F.silu(positions.convolve(x, self.conv2d)))
-        low_rank, b, c = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta: Tensor = self.dt_proj(low_rank)
+        low_rank, b, c = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = project(self.dt_proj, low_rank)
         gate = z if scanned is positions else None
         walk = None if {"b", "c"} & set(needs) else scanned.walk(paths)
         if walk is None:
@@ -91,7 +92,7 @@ class PlainMamba2D(nn.Module):
             tuple(path.name for path in paths),
         )
         y = y if scanned is positions else positions.spread(y) * F.silu(z)
-        return self.out_proj(y), evidence
+        return project(self.out_proj, y), evidence
 
     def _scan(
         self,

@@ -15,6 +15,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
 from mtr_lab.backbones.norms import LayerNorm
+from mtr_lab.backbones.plain import as_built, project
 from mtr_lab.backbones.stage import Block
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -40,7 +41,7 @@ class SS2D(nn.Module):
         self.d_model, self.d_state = d_model, d_state
         self.d_inner, self.dt_rank = int(ssm_ratio * d_model), math.ceil(d_model / 16)
         number, low_rank = len(self.paths), self.dt_rank + 2 * d_state
-        self.in_proj = nn.Linear(d_model, self.d_inner, bias=False)
+        self.in_proj = as_built(nn.Linear(d_model, self.d_inner, bias=False))
         self.conv2d = nn.Conv2d(self.d_inner, self.d_inner, 3, padding=1, groups=self.d_inner, bias=False)
         projections = [nn.Linear(self.d_inner, low_rank, bias=False) for _ in range(number)]
         self.x_proj_weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in projections]))
@@ -51,7 +52,7 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(states.log().repeat(number * self.d_inner, 1))
         self.Ds = nn.Parameter(torch.ones(number * self.d_inner))
         self.out_norm = nn.LayerNorm(self.d_inner)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out_proj = as_built(nn.Linear(self.d_inner, d_model, bias=False))
 
     def forward(self, hidden: Tensor, positions: Positions, needs: Sequence[str] = ()) -> tuple[Tensor, Evidence]:
         """Mix the tokens of a grid: (B, L, C) -> (B, L, C), and the requested evidence.
@@ -63,10 +64,12 @@ class SS2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        u = F.silu(positions.convolve(self.in_proj(hidden), self.conv2d))
+        u = F.silu(positions.convolve(project(self.in_proj, hidden), self.conv2d))
         u, scanned = positions.sample(u)
         x_proj, dt_proj, dt_bias, A_log, D = self._parameters_of(paths)
-        low_rank = F.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)  # (G, B, L, ·)
+        low_rank = (
+            ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
+        )  # (G, B, L, ·)
         low_rank, b, c = low_rank.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = torch.bmm(low_rank.flatten(1, 2), dt_proj.transpose(1, 2)).unflatten(1, u.shape[:2])  # (G, B, L, E)
         y, sums = ops.selective_scan(
@@ -89,7 +92,7 @@ class SS2D(nn.Module):
             tuple(path.name for path in paths),
         )
         normed, evidence = positions.merged(self.out_norm(positions.spread(y)), evidence)
-        return self.out_proj(normed), evidence
+        return project(self.out_proj, normed), evidence
 
     @property
     def merged_width(self) -> int:
@@ -136,11 +139,11 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.fc1, self.fc2 = as_built(nn.Linear(dim, hidden)), as_built(nn.Linear(hidden, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        return project(self.fc2, F.gelu(project(self.fc1, tokens)))
 
 
 class VSSBlock(Block):

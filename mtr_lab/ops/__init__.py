@@ -7,6 +7,7 @@ from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
+from mtr_lab.ops.linear import linear
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.mixer_read import OUTPUT_FLOPS, STATE_FLOPS, gated, mamba_inner_read, reads_one_token
 from mtr_lab.ops.neighbours import nearest_neighbour, neighbour_plan, neighbours, weighted_distance
@@ -66,6 +67,7 @@ __all__ = [
     "installed",
     "is_readable",
     "layer_norm_add",
+    "linear",
     "make_plan",
     "mamba_inner",
     "mamba_inner_read",

@@ -1,6 +1,6 @@
 """The decision of a reduction: scores, nearest tokens, and the asymmetric decision as one operation."""
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops import cpu
 from mtr_lab.ops.decision_inputs import DecisionInputs
 from mtr_lab.ops.plan import Plan, make_plan, update_metadata_reference
 from mtr_lab.ops.registry import Implementation, Operation, operator
@@ -90,8 +91,8 @@ def stream_of(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
     return hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + residual
 
 
-def _plan_of_kernels(*inputs: Any) -> Plan:
-    dest, weight, keep, removed, offsets, index, size, special = _asymmetric_plan(*inputs)
+def _plan_of_kernels(*inputs: Any, implementation: str) -> Plan:
+    dest, weight, keep, removed, offsets, index, size, special = _asymmetric_plan(*inputs, implementation)
     return Plan(dest, weight, keep, removed, offsets, metadata=(index, size, special))
 
 
@@ -105,30 +106,42 @@ def _unfit(*arguments: Any) -> str:
     return "" if fits else f"removes at most {kernels.MAX_REMOVED} of {kernels.MAX_LENGTH} tokens"
 
 
+def _unfit_for_cpu(*arguments: Any) -> str:
+    inputs = DecisionInputs(*arguments)
+    streams = [t for t in (inputs.hidden, inputs.residual) if t is not None]
+    if not streams or any(t.dtype == torch.float64 for t in streams) or torch.compiler.is_compiling():
+        return "merges tokens compared in float32, and not in a compiled graph"
+    return ""
+
+
 ASYMMETRIC_PLAN = Operation(
     "asymmetric_plan",
     [
-        Implementation("triton", _plan_of_kernels, unfit=_unfit, package="triton"),
+        Implementation("triton", partial(_plan_of_kernels, implementation="triton"), unfit=_unfit, package="triton"),
+        Implementation("cpu", partial(_plan_of_kernels, implementation="cpu"), unfit=_unfit_for_cpu),
         Implementation("reference", lambda *inputs: asymmetric_plan_reference(DecisionInputs(*inputs))),
     ],
 )
 
 
-def _run_kernels(*inputs: Any) -> tuple[Tensor, ...]:
+def _run_kernels(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, implementation = arguments
+    if implementation == "cpu":
+        return cpu.asymmetric_plan(DecisionInputs(*inputs))
     from mtr_lab.ops.gpu import decision as kernels
 
     return kernels.asymmetric_plan(DecisionInputs(*inputs))
 
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs = DecisionInputs(*arguments)
+    inputs = DecisionInputs(*arguments[:-1])
     plan = asymmetric_plan_reference(inputs).with_offsets()
     metadata = update_metadata_reference(inputs.index, inputs.size, inputs.special, plan.dest, plan.keep, plan.removed)
     return plan.dest, plan.weight, plan.keep, plan.removed, plan.offsets, *metadata  # type: ignore[return-value]
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs = DecisionInputs(*arguments)
+    inputs = DecisionInputs(*arguments[:-1])
     size, special, remove = inputs.size, inputs.special, inputs.remove
     images, length = size.shape
     kept = length - remove
@@ -150,7 +163,7 @@ def _like_result(*arguments: Any) -> tuple[Tensor, ...]:
 _asymmetric_plan = operator(
     "asymmetric_plan",
     "(Tensor terms, float scale, Tensor index, Tensor size, Tensor special, Tensor? hidden, Tensor? residual, "
-    f"int remove, int targets, bool by_size) -> ({', '.join(['Tensor'] * 8)})",
+    f"int remove, int targets, bool by_size, str implementation) -> ({', '.join(['Tensor'] * 8)})",
     run=_run_kernels,
     fake=_like_result,
     decomposition=_in_plain_pytorch,

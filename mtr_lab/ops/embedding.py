@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops.linear import linear
 from mtr_lab.ops.registry import Implementation, Operation, operator
 
 
@@ -48,7 +48,7 @@ def project_patches(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     size = weight.shape[-1]
     rows, columns = images.shape[2] // size, images.shape[3] // size
     patches = images.reshape(*images.shape[:2], rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-    return F.linear(patches.flatten(3).flatten(1, 2), weight.flatten(1), bias)
+    return linear(patches.flatten(3).flatten(1, 2), weight.flatten(1), bias)
 
 
 def add_class_token(patches: Tensor, class_token: Tensor, positions: Tensor, place: int) -> Tensor:

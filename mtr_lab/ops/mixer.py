@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops import cpu
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
 from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference
 from mtr_lab.ops.mixer_training import fills_gpu, mamba_inner_training
@@ -101,6 +102,7 @@ def _fused(
     packed: PackedCache | None,
     scale: float,
     *,
+    implementation: str,
     reverse: Sequence[bool],
     order: None,
     gap: Tensor | None,
@@ -110,7 +112,7 @@ def _fused(
     source: Tensor | None,
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kernels in ``mtr_lab.ops.gpu``, on packed weights."""
+    """Kernels of a CPU or in ``mtr_lab.ops.gpu``, on packed weights."""
     if torch.is_grad_enabled():
         if packed is not None:
             packed.clear()
@@ -120,7 +122,9 @@ def _fused(
     names, directions = " ".join(emitted(stats)), [int(r) for r in reverse]
     rank, states = weights.rank, weights.states
     positions = gap, delta_scale, repeats, index, source
-    y, sums, projected = _mamba_inner(xz, *kernel_weights, *positions, directions, rank, states, names, scale)
+    y, sums, projected = _mamba_inner(
+        xz, *kernel_weights, *positions, directions, rank, states, names, scale, implementation
+    )
     _, b, c = kernel_weights.split(projected)
     return y, as_asked(sums, stats), b[..., :states], c[..., :states]
 
@@ -155,16 +159,30 @@ def _unfit(
     return ""
 
 
+def _unfit_for_cpu(*inputs: Any, order: Tensor | None, **options: Any) -> str:
+    if order is not None:
+        return "reads tokens in their order or backwards"
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return "has no gradient of the fused mixer, and none in a compiled graph"
+    return ""
+
+
 MAMBA_INNER = Operation(
     "mamba_inner",
-    [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
+    [
+        Implementation("triton", partial(_fused, implementation="triton"), unfit=_unfit, package="triton"),
+        Implementation("cpu", partial(_fused, implementation="cpu"), unfit=_unfit_for_cpu, more=(torch.bfloat16,)),
+        Implementation("reference", _composed),
+    ],
 )
 
 
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if arguments[-1] == "cpu":
+        return cpu.mamba_inner(*_unpack(*arguments))
     from mtr_lab.ops.gpu import project, scan
 
-    xz, weights, gap, delta_scale, repeats, index, source, reverse, stats, scale = _unpack(*arguments)
+    xz, weights, gap, delta_scale, repeats, index, source, reverse, _, _, stats, scale = _unpack(*arguments)
     before_scan = [name for name in stats if not STATISTICS[name].reads_output]
     x, z = xz.chunk(2, dim=-1)
     u, delta, projected, sums = project.project(
@@ -177,16 +195,16 @@ def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
 
 
-def _unpack(*arguments: Any) -> tuple[Any, PackedWeights, Any, Any, Any, Any, Any, Any, list[str], float]:
-    """The operator's arguments as xz, weights, those from gap to reverse, names of statistics, scale."""
+def _unpack(*arguments: Any) -> tuple[Any, ...]:
+    """The operator's arguments as xz, packed weights, those from gap to states, names of statistics, scale."""
     xz, *weights = arguments[:8]
-    *positions, reverse, _, _, names, scale = arguments[8:]
-    return xz, PackedWeights(*weights), *positions, reverse, names.split(), scale
+    *positions, names, scale, _ = arguments[8:]
+    return xz, PackedWeights(*weights), *positions, names.split(), scale
 
 
 def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels' function on packed weights; padded states stay zero."""
-    xz, weights, gap, delta_scale, repeats, index, source, reverse, stats, scale = _unpack(*arguments)
+    xz, weights, gap, delta_scale, repeats, index, source, reverse, _, _, stats, scale = _unpack(*arguments)
     x, z = xz.chunk(2, dim=-1)
     conv = weights.conv_weight.transpose(1, 2), weights.conv_bias
     if source is None:
@@ -200,7 +218,7 @@ def _in_plain_pytorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    xz, weights, *_, reverse, stats, _ = _unpack(*arguments)
+    xz, weights, *_, reverse, _, _, stats, _ = _unpack(*arguments)
     images, length, channels = xz.shape
     rows = (len(reverse), images, length)
     sums = xz.new_empty(*rows, len(stats), dtype=torch.float32)
@@ -212,7 +230,7 @@ _mamba_inner = operator(
     "mamba_inner",
     "(Tensor xz, Tensor conv_weight, Tensor conv_bias, Tensor projection, Tensor timescale, Tensor timescale_bias, "
     "Tensor a, Tensor d, Tensor? gap, Tensor? delta_scale, Tensor? repeats, Tensor? index, Tensor? source, "
-    "int[] reverse, int rank, int states, str stats, float scale) -> (Tensor, Tensor, Tensor)",
+    "int[] reverse, int rank, int states, str stats, float scale, str implementation) -> (Tensor, Tensor, Tensor)",
     run=_run_kernels,
     fake=_like_result,
     decomposition=_in_plain_pytorch,

@@ -110,8 +110,7 @@ def _by_kernels(
     order: None,
     **tokens: Tensor | None,
 ) -> Tensor:
-    cached = packed is not None and implementation == "triton"
-    kernel_weights = packed.get(weights, x.dtype) if packed is not None and cached else pack(weights, x.dtype)
+    kernel_weights = pack(weights, x.dtype) if packed is None else packed.get(weights, x.dtype)
     return _mamba_inner_read(
         x, z, read, *kernel_weights, *tokens.values(), weights.rank, weights.states, scale, implementation
     )
@@ -135,7 +134,7 @@ MAMBA_INNER_READ = Operation(
     "mamba_inner_read",
     [
         Implementation("triton", partial(_by_kernels, implementation="triton"), unfit=_unfit, package="triton"),
-        Implementation("cpu", partial(_by_kernels, implementation="cpu"), unfit=_unfit),
+        Implementation("cpu", partial(_by_kernels, implementation="cpu"), unfit=_unfit, more=(torch.bfloat16,)),
         Implementation("reference", _composed),
     ],
 )

@@ -149,7 +149,7 @@ def _unfit_for_kernels(*arguments: Any) -> str:
 def _unfit_for_cpu(*arguments: Any) -> str:
     inputs = NeighbourInputs(*arguments)
     streams = (inputs.hidden, inputs.residual)
-    return "" if all(t is None or t.dtype == torch.float32 for t in streams) else "compares tokens of float32"
+    return "compares tokens in float32" if any(t is not None and t.dtype == torch.float64 for t in streams) else ""
 
 
 def _like_result(*arguments: Any) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.ops import cpu
 from mtr_lab.ops.norm_training import NormAdd
 from mtr_lab.ops.plan import Plan, apply_plan, merge_rows
 from mtr_lab.ops.registry import Implementation, Operation, operator
@@ -71,12 +72,33 @@ def _fused(
         if plan is not None:
             hidden, residual = reduce_streams(plan, hidden, residual)
         return NormAdd.apply(hidden, residual, weight, bias, eps, partial(_composed, eps=eps, plan=None))
+    return _by_kernels(hidden, residual, weight, bias, eps, plan, implementation="triton")
+
+
+def _by_kernels(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    plan: Plan | None,
+    *,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
     if plan is None:
-        return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7)
+        return _norm_add(hidden, residual, weight, bias, eps, *(None,) * 7, implementation)
     own = plan.with_offsets()
     other = own if plan.residual is None else plan.residual.with_offsets()
     lists = (t for part in (own, other) for t in (part.weight, part.removed, part.offsets))
-    return _norm_add(hidden, residual, weight, bias, eps, plan.keep, *lists)
+    return _norm_add(hidden, residual, weight, bias, eps, plan.keep, *lists, implementation)
+
+
+def _unfit_for_cpu(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, plan: Plan | None
+) -> str:
+    if torch.compiler.is_compiling() or _needs_gradients(hidden, residual, weight, bias):
+        return "has no gradient of the fused norm, and none in a compiled graph"
+    return ""
 
 
 def _unfit(
@@ -92,7 +114,11 @@ def _needs_gradients(*tensors: Tensor | None) -> bool:
 
 NORM_ADD = Operation(
     "norm_add",
-    [Implementation("triton", _fused, unfit=_unfit, package="triton"), Implementation("reference", _composed)],
+    [
+        Implementation("triton", _fused, unfit=_unfit, package="triton"),
+        Implementation("cpu", partial(_by_kernels, implementation="cpu"), unfit=_unfit_for_cpu, more=(torch.bfloat16,)),
+        Implementation("reference", _composed),
+    ],
 )
 
 
@@ -108,7 +134,10 @@ def _is_reduced(hidden: Sequence[int], keep: Sequence[int]) -> bool:
     return hidden[1] == keep[1]
 
 
-def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
+def _run_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, implementation = arguments
+    if implementation == "cpu":
+        return cpu.norm_add(*inputs)
     from mtr_lab.ops.gpu import norm
 
     return norm.norm_add(*inputs)
@@ -121,9 +150,10 @@ def _in_plain_pytorch(
     bias: Tensor | None,
     eps: float,
     keep: Tensor | None,
-    *lists: Tensor,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's function; ``lists`` are weight, removed and offsets of the plan of each stream."""
+    """The kernel's function; first of the other arguments are weight, removed and offsets of each stream's plan."""
+    *lists, _ = arguments
     if keep is not None:
         hidden = hidden if _is_reduced(hidden.shape, keep.shape) else _merge_lists(hidden, keep, *lists[:3])
         residual = None if residual is None else _merge_lists(residual, keep, *lists[3:])
@@ -147,8 +177,8 @@ def _like_result(
 _norm_add = operator(
     "norm_add",
     "(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, Tensor? keep, Tensor? share, "
-    "Tensor? removed, Tensor? offsets, Tensor? residual_share, Tensor? residual_removed, Tensor? residual_offsets) "
-    "-> (Tensor, Tensor)",
+    "Tensor? removed, Tensor? offsets, Tensor? residual_share, Tensor? residual_removed, Tensor? residual_offsets, "
+    "str implementation) -> (Tensor, Tensor)",
     run=_run_kernel,
     fake=_like_result,
     decomposition=_in_plain_pytorch,

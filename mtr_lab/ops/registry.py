@@ -7,7 +7,7 @@ takes the name of the choice as a string, so that traced and compiled graphs rec
 ==========  =====================================================================================
 reference   plain PyTorch: any device, any floating dtype; the other backends are tested against it
 portable    plain PyTorch without a loop over tokens: the choice of ``auto`` on devices without kernels
-cpu         numba, float32 on the CPU
+cpu         numba, float32 on the CPU, for inference with a whole mixer bfloat16, too
 triton      GPUs, float32, float16, bfloat16; kernels compile on first use, no compiler to install
 mamba_ssm   the authors' CUDA kernels, if the extra ``cuda`` is installed; ``auto`` prefers ``triton``
 ==========  =====================================================================================
@@ -149,6 +149,7 @@ class Implementation:
         unfit: takes the inputs and returns why it cannot run them, device and dtype aside; empty if it can.
         package: a package that it needs; plain PyTorch replaces it if the package is not installed.
         composed: whether it runs in place of the registered operator, so that autograd records its operations.
+        more: dtypes that it runs besides those of its backend.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Implementation:
     unfit: Callable[..., str] = lambda *inputs, **options: ""
     package: str | None = None
     composed: bool = False
+    more: tuple[torch.dtype, ...] = ()
 
     @property
     def is_installed(self) -> bool:
@@ -230,7 +232,7 @@ class Operation:
         chosen = self._named.get(_selected)
         if chosen is None:
             return self._plain(data)
-        reason = _mismatch(_selected, data)
+        reason = _mismatch(_selected, data, chosen.more)
         if not reason and chosen.is_installed:
             reason = chosen.unfit(*inputs, **options)
             if not reason:
@@ -251,26 +253,26 @@ class Operation:
         """The implementations that ``auto`` may pick for data of this dtype on this device, cached."""
         candidates = self._candidates.get((device, dtype))
         if candidates is None:
-            candidates = tuple(one for one in self.implementations if _may_prefer(one.name, device, dtype))
+            candidates = tuple(one for one in self.implementations if _may_prefer(one.name, device, dtype, one.more))
             self._candidates[device, dtype] = candidates
         return candidates
 
 
-def _may_prefer(backend: str, device: str, dtype: torch.dtype) -> bool:
+def _may_prefer(backend: str, device: str, dtype: torch.dtype, more: tuple[torch.dtype, ...] = ()) -> bool:
     """Whether ``auto`` may pick a backend for data of this dtype on this device."""
     kernels = _KERNELS.get(backend)
     if kernels is None:  # the reference loops over tokens, which is too slow on other devices
         return backend == "portable" or device in ("cpu", "cuda")
-    return device == kernels.device and dtype in kernels.dtypes
+    return device == kernels.device and dtype in kernels.dtypes + more
 
 
-def _mismatch(backend: str, data: Tensor) -> str:
+def _mismatch(backend: str, data: Tensor, more: tuple[torch.dtype, ...] = ()) -> str:
     """Why a backend cannot run data of this dtype on this device; empty if it can."""
     kernels = _KERNELS.get(backend)
     if kernels is None:
         return ""
     device = data.device.type
-    if data.dtype in kernels.dtypes and (
+    if data.dtype in kernels.dtypes + more and (
         device == kernels.device or (backend == "triton" and _interpreted and device == "cpu")
     ):
         return ""

@@ -54,6 +54,40 @@ def test_convolves_over_the_original_positions(recorded):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(("channels", "rank", "states"), [(70, 3, 5), (3, 17, 16), (128, 2, 1)])
+@pytest.mark.parametrize("extra", [(), ("gap", "delta_scale"), ("repeats", "index", "source")])
+@pytest.mark.parametrize("reverse", [(False, True), (True,)])
+def test_kernels_equal_float64(channels, rank, states, extra, reverse):
+    images, length, directions = 3, 21, len(reverse)
+    matrices = (rank + 2 * states, channels), (channels, rank), (channels,), (channels, states)
+    shapes = (channels, 1, W), (channels,), *matrices, (channels,)
+    weights = [0.3 * normal(directions, *shape, seed=seed) for seed, shape in enumerate(shapes)]
+    xz, positions = normal(images, length, 2 * channels), torch.arange(length).expand(images, -1)
+    gap = (normal(images, directions, length) > 0.5) * 2.0
+    tokens = {
+        "gap": gap.index_fill(2, torch.tensor(0), 0.0),
+        "delta_scale": 1 + normal(images, length).abs(),
+        "repeats": 1 + (normal(images, length) > 0).double(),
+        "index": 2 * positions,
+        "source": torch.stack([positions, positions], dim=2).flatten(1).masked_fill(torch.arange(2 * length) == 7, -1),
+    }
+    options = {"reverse": reverse, "stats": ("write", "delta"), "scale": 0.5} | {name: tokens[name] for name in extra}
+
+    def run(dtype):
+        inputs = {name: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+                  for name, t in options.items()}  # fmt: skip
+        return ops.mamba_inner(xz.to(dtype), ops.MambaWeights(*(t.to(dtype) for t in weights)), **inputs)
+
+    with torch.inference_mode():
+        exact = run(torch.float64)
+        for dtype, tolerance in ((torch.float32, 2e-4), (torch.bfloat16, 0.1)):
+            results = run(dtype)
+            assert results[0].dtype == dtype
+            for result, expected in zip(results, exact, strict=True):
+                error = (result.double() - expected).abs().max() / expected.abs().max()
+                assert error < tolerance
+
+
 def test_gradients_of_every_parameter():
     def run(xz, *weights):
         y, _, b, c = ops.mamba_inner(xz, ops.MambaWeights(*weights), reverse=(False, True))

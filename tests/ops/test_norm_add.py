@@ -50,3 +50,26 @@ def test_gradients():
     inputs = [t.double().requires_grad_() for t in (hidden, residual, weight)]
     assert torch.autograd.gradcheck(ops.rms_norm_add, inputs)
     assert torch.autograd.gradcheck(ops.layer_norm_add, [*inputs, weight.double().flip(0).requires_grad_()])
+
+
+@pytest.mark.parametrize("channels", [33, 70, 192])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_a_plan_is_applied_to_both_streams(channels, apart, layer, merged_before):
+    hidden, residual, weight = random_inputs(torch.float64, 9, channels)
+    source, into = torch.tensor([[2, 5, 7], [0, 3, 4]]), torch.tensor([[3, -1, 3], [8, 8, 1]])
+    plan = ops.make_plan(source, into, torch.arange(9.0).expand(2, -1), torch.ones(2, 9))
+    other = plan._replace(weight=0.5 * plan.weight) if apart else None
+    plan, bias = plan._replace(residual=other), weight.flip(0)
+    if merged_before:
+        hidden = ops.apply_plan(hidden, *plan[:5])
+
+    def run(dtype):
+        streams = hidden.to(dtype), residual.to(dtype)
+        if layer:
+            return ops.layer_norm_add(*streams, weight.to(dtype), bias.to(dtype), plan=plan)
+        return ops.rms_norm_add(*streams, weight.to(dtype), plan=plan)
+
+    for one, exact in zip(run(torch.float32), run(torch.float64), strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5)

@@ -69,7 +69,7 @@ def main(backend: str, arch: str) -> None:
     for i in range(max(map(len, choices))):  # one configuration at a time: they cannot be timed here
         for kernel, configs in zip(tuned, choices, strict=True):
             kernel.configs = [configs[i % len(configs)]]
-        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, *(None,) * 5, [0, 1], 4, 16, "", 1.0)
+        torch.ops.mtr_lab.mamba_inner(normal(1, 8, 128), *packed, *(None,) * 5, [0, 1], 4, 16, "", 1.0, "triton")
         project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
 
     positions = torch.arange(8)[None], torch.zeros(1, 16, dtype=torch.int64)

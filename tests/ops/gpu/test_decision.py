@@ -164,7 +164,8 @@ def test_other_policies_are_composed(changes):
 def test_registration(dtype):
     before, _ = state(2, 20, 1)
     metadata = before.index, before.size, before.special
-    arguments = (before.size[:, None].to(dtype), 1.0, *metadata, before.hidden.to(dtype), before.residual, 4, 7, True)
+    streams = before.hidden.to(dtype), before.residual
+    arguments = (before.size[:, None].to(dtype), 1.0, *metadata, *streams, 4, 7, True, "triton")
     operator = torch.ops.mtr_lab.asymmetric_plan.default
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
     torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))

@@ -86,9 +86,9 @@ def test_registration():
     hidden, residual, weight = torch.randn(2, 20, 8).half(), torch.randn(2, 20, 8), torch.rand(8)
     lists = (plan.weight, *plan.with_offsets()[3:5])
     for arguments in (
-        (hidden, None, weight, None, 1e-5, *[None] * 7),
-        (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2),
-        (hidden[:, :11], residual, weight, None, 1e-5, plan.keep, *lists * 2),
+        (hidden, None, weight, None, 1e-5, *[None] * 7, "triton"),
+        (hidden, residual, weight, weight, 1e-5, plan.keep, *lists * 2, "triton"),
+        (hidden[:, :11], residual, weight, None, 1e-5, plan.keep, *lists * 2, "triton"),
     ):
         operator = torch.ops.mtr_lab.norm_add.default
         torch.library.opcheck(operator, arguments, test_utils=checks)

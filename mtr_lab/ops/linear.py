@@ -1,0 +1,39 @@
+"""Matrix products with the weights of a linear layer."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mtr_lab.ops import cpu
+from mtr_lab.ops.registry import Implementation, Operation
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``: (..., K), (N, K) and (N,) -> (..., N). Differentiable."""
+    return LINEAR(x, weight, bias)
+
+
+def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return "has no gradient of oneDNN's product"
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return "leaves the product to PyTorch in graphs and under autocast"
+    return "" if weight.dtype == x.dtype else "multiplies float32 by float32"
+
+
+LINEAR = Operation(
+    "linear",
+    [Implementation("cpu", cpu.linear, unfit=_unfit), Implementation("reference", F.linear)],
+    strict=False,
+)
+
+
+if cpu.has_onednn():
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def linear_flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        """2 FLOPs per multiply-accumulate."""
+        return 2 * int(torch.Size(x_shape).numel()) * int(weight_shape[0])
