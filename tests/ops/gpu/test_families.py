@@ -126,6 +126,16 @@ def test_a_cuda_graph_replays_the_model(deterministic: None, which: str, policy:
         torch.testing.assert_close(fast(batch), made(batch), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("which", "policy"), [case for case in CASES if case.values[1] in (None, "mtr", "fovea")])
+@torch.no_grad()
+def test_torch_compile_makes_one_graph(deterministic: None, which: str, policy: str | None) -> None:
+    """Of the device's own kernels: Triton's on a GPU, else those of the CPU."""
+    made, batch = model(which, policy), images(which)
+    torch.compiler.reset()
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), made(batch), rtol=1e-4, atol=1e-5)
+
+
 @GPU
 @NEEDS_GPU
 @pytest.mark.parametrize("which", MODELS)
