@@ -11,7 +11,12 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    LSFEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
@@ -124,9 +129,11 @@ def make_trainer(
     if shares:
         config.strategy = ddp
         arguments["use_distributed_sampler"] = False
-        if os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched():
-            # One SLURM task: this program starts the processes.
-            arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
+    one_task = shares and os.environ.get("SLURM_NTASKS") == "1"  # this program starts the processes
+    external = LSFEnvironment.detect() or (SLURMEnvironment.detect() and not one_task)
+    if not external and not TorchElasticEnvironment.detect():
+        # Lightning would look for MPI, which listens on all interfaces from its import on.
+        arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1 and not shares:
         instead = "Choose trainer=ddp to use several devices" if distributed else "Set trainer.devices=1"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from launched import fail, fit, gather, interfaces, listen, wait
+from lightning.fabric.plugins.environments import MPIEnvironment
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_dense import DATA, DETECTION, SEGMENTATION
@@ -259,6 +260,15 @@ def test_nccl_is_told_the_loopback_interface(hydra_config, monkeypatch: pytest.M
         config = hydra.compose("config", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])
     has_to_launch(make_trainer(config.trainer, distributed=True, logger=False))
     assert [os.environ[name] for name in names] == [loopback, loopback]
+
+
+@pytest.mark.parametrize("overrides", [[], DDP])
+def test_mpi_is_not_looked_for(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
+    """Once imported, it listens on all interfaces."""
+    monkeypatch.setattr(MPIEnvironment, "detect", lambda: pytest.fail("MPI is imported"))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", overrides)
+    make_trainer(config.trainer, distributed=True, logger=False)
 
 
 def test_one_device_needs_no_process_group(run_program) -> None:
