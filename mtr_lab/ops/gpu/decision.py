@@ -187,26 +187,16 @@ def _match_block(hidden, residual, order, best, length, num_removed, targets, ch
     tl.atomic_max(best + image * num_removed + r, key, is_source)
 
 
-@triton.jit
-def write_plan(order, best, index, size, special, dest, weight, keep, removed, offsets, new_index, new_size,
-               new_special, image, start, length, num_removed, step_index, step_size, SPECIALS: tl.constexpr,
-               MATCH: tl.constexpr, BY_SIZE: tl.constexpr, LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The part of LP tokens from ``start`` on."""
-    i = start + tl.arange(0, LP)
-    index, size = index + image * step_index, size + image * step_size
-    _survivors(order, best, index, size, special, dest, weight, keep, offsets, new_index, new_size, new_special, image,
-               i, length, num_removed, SPECIALS, MATCH, BY_SIZE, BLOCK)  # fmt: skip
-    if start < num_removed:
-        _sources(order, best, size, dest, weight, removed, image, i, length, num_removed, MATCH, BY_SIZE, BLOCK)
-
-
 @triton.jit(do_not_specialize=["length", "num_removed", "step_index", "step_size"])
 def _merge_block(order, best, index, size, special, dest, weight, keep, removed, offsets, new_index, new_size,
                  new_special, length, num_removed, step_index, step_size, SPECIALS: tl.constexpr, MATCH: tl.constexpr,
                  BY_SIZE: tl.constexpr, LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    write_plan(order, best, index, size, special, dest, weight, keep, removed, offsets, new_index, new_size,
-               new_special, tl.program_id(0).to(tl.int64), tl.program_id(1) * LP, length, num_removed, step_index,
-               step_size, SPECIALS, MATCH, BY_SIZE, LP, BLOCK)  # fmt: skip
+    image, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
+    index, size = index + image * step_index, size + image * step_size
+    _survivors(order, best, index, size, special, dest, weight, keep, offsets, new_index, new_size, new_special, image,
+               i, length, num_removed, SPECIALS, MATCH, BY_SIZE, BLOCK)  # fmt: skip
+    if tl.program_id(1) * LP < num_removed:
+        _sources(order, best, size, dest, weight, removed, image, i, length, num_removed, MATCH, BY_SIZE, BLOCK)
 
 
 @on_its_device
@@ -261,27 +251,17 @@ def merge(
         dest, weight, keep, removed and offsets of a ``Plan``; index, size and special positions of the survivors.
     """
     images, length = order.shape
-    result = plan_tensors(size, special, num_removed)
+    kept = length - num_removed
+    lengths = length, kept, num_removed, kept + 1, kept
+    dest, keep, removed, offsets, new_index = (special.new_empty(images, n) for n in lengths)
+    weight, new_size = size.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
+    result = dest, weight, keep, removed, offsets, new_index, new_size, torch.empty_like(special)
     # Before the first reduction all images share one row, expanded.
     index, size = (t if t.stride(1) == 1 else t.contiguous() for t in (index, size))
     tokens = 64
     _merge_block[images, triton.cdiv(length, tokens)](
         order, best, index, size, special, *result, length, num_removed, index.stride(0), size.stride(0),
-        SPECIALS=special.shape[1], MATCH=match, BY_SIZE=by_size, LP=tokens, BLOCK=tile(num_removed), num_warps=2,
+        SPECIALS=special.shape[1], MATCH=match, BY_SIZE=by_size, LP=tokens,
+        BLOCK=min(max(16, triton.next_power_of_2(num_removed)), 64), num_warps=2,
     )  # fmt: skip
     return result
-
-
-def plan_tensors(size: Tensor, special: Tensor, num_removed: int) -> tuple[Tensor, ...]:
-    """Memory for dest, weight, keep, removed and offsets of a ``Plan``, and index, size and special positions."""
-    images, length = size.shape
-    kept = length - num_removed
-    lengths = length, kept, num_removed, kept + 1, kept
-    dest, keep, removed, offsets, new_index = (special.new_empty(images, n) for n in lengths)
-    weight, new_size = size.new_empty(images, length, dtype=torch.float32), size.new_empty(images, kept)
-    return dest, weight, keep, removed, offsets, new_index, new_size, torch.empty_like(special)
-
-
-def tile(num_removed: int) -> int:
-    """How many removed tokens are compared with survivors at a time."""
-    return min(max(16, triton.next_power_of_2(num_removed)), 64)

@@ -1,7 +1,4 @@
-"""The decision among neighbours in Triton: a launch each to match the tokens, rank them and write the plan.
-
-One launch for few images.
-"""
+"""The decision among neighbours in Triton: a launch each to match the tokens, rank them and write the plan."""
 
 import torch
 import triton
@@ -9,12 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.decision_inputs import NeighbourInputs
-from mtr_lab.ops.gpu.decision import POSITIONS, merge, plan_tensors, tile, write_plan
+from mtr_lab.ops.gpu.decision import POSITIONS, merge
 from mtr_lab.ops.gpu.occupancy import on_its_device
 
 BLOCK, WIDTH, WARPS = 4, 64, 2
-FEW_IMAGES = 8
-"""Decided in one launch: a second one would take longer than the little that one program does alone."""
 NO_COST = tl.constexpr(0x7F800000)  # the bits of infinity
 
 
@@ -75,12 +70,13 @@ def _rows(hidden, residual, at, mask, HIDDEN: tl.constexpr, RESIDUAL: tl.constex
     return x
 
 
-@triton.jit
-def _match(hidden, residual, weight, index, special, keys, into, image, k, length, sources, columns, rows, step_index,
-           step_weight, channels, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHTED: tl.constexpr,
-           SPECIALS: tl.constexpr, AXES: tl.constexpr, STEPS: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr,
-           WIDTH: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["length", "sources", "columns", "rows", "step_index", "step_weight"])
+def _cost_block(hidden, residual, weight, index, special, keys, into, length, sources, columns, rows, step_index,
+                step_weight, channels, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHTED: tl.constexpr,
+                SPECIALS: tl.constexpr, AXES: tl.constexpr, STEPS: tl.constexpr, NEAR: tl.constexpr,
+                BLOCK: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     """The nearest neighbour of BLOCK sources, and keys that sort them by their weighted distance from it."""
+    image, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     index, special, first = index + image * step_index, special + image * SPECIALS, image * length
     is_source = k < sources
     source = _after_special(2 * k, special, SPECIALS).to(tl.int32)
@@ -144,20 +140,11 @@ def _match(hidden, residual, weight, index, special, keys, into, image, k, lengt
     tl.store(into + image * sources + k, target, is_source)
 
 
-@triton.jit(do_not_specialize=["length", "sources", "columns", "rows", "step_index", "step_weight"])
-def _cost_block(hidden, residual, weight, index, special, keys, into, length, sources, columns, rows, step_index,
-                step_weight, channels, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHTED: tl.constexpr,
-                SPECIALS: tl.constexpr, AXES: tl.constexpr, STEPS: tl.constexpr, NEAR: tl.constexpr,
-                BLOCK: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-    image, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    _match(hidden, residual, weight, index, special, keys, into, image, k, length, sources, columns, rows, step_index,
-           step_weight, channels, HIDDEN, RESIDUAL, WEIGHTED, SPECIALS, AXES, STEPS, NEAR, BLOCK, WIDTH)  # fmt: skip
-
-
-@triton.jit
-def _list_least(keys, into, special, order, best, image, k, length, sources, num_removed, SPECIALS: tl.constexpr,
-                BLOCK: tl.constexpr):  # fmt: skip
-    """List those of the sources k with the smallest keys, and their targets: a rank is the number of smaller keys."""
+@triton.jit(do_not_specialize=["length", "sources", "num_removed"])
+def _least_block(keys, into, special, order, best, length, sources, num_removed, SPECIALS: tl.constexpr,
+                 LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """List the sources of the smallest keys and their targets: a rank is the number of smaller keys."""
+    image, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
     keys, mask = keys + image * sources, k < sources
     own = tl.load(keys + k, mask, 2**63 - 1)
     rank = k * 0
@@ -169,37 +156,6 @@ def _list_least(keys, into, special, order, best, image, k, length, sources, num
     source = _after_special(2 * k, special + image * SPECIALS, SPECIALS)
     tl.store(order + image * length + rank, source.to(tl.int32), goes)
     tl.store(best + image * num_removed + rank, tl.load(into + image * sources + k, goes, 0).to(tl.int64), goes)
-
-
-@triton.jit(do_not_specialize=["length", "sources", "num_removed"])
-def _least_block(keys, into, special, order, best, length, sources, num_removed, SPECIALS: tl.constexpr,
-                 LP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    image, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * LP + tl.arange(0, LP)
-    _list_least(keys, into, special, order, best, image, k, length, sources, num_removed, SPECIALS, BLOCK)
-
-
-@triton.jit(do_not_specialize=["length", "sources", "num_removed", "columns", "rows", "step_index", "step_weight",
-                               "step_size"])  # fmt: skip
-def _decide_block(hidden, residual, weight, index, size, special, arrived, keys, into, order, best, dest, shares, keep,
-                  removed, offsets, new_index, new_size, new_special, length, sources, num_removed, columns, rows,
-                  step_index, step_weight, step_size, channels, HIDDEN: tl.constexpr, RESIDUAL: tl.constexpr,
-                  WEIGHTED: tl.constexpr, BY_SIZE: tl.constexpr, SPECIALS: tl.constexpr, AXES: tl.constexpr,
-                  STEPS: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, LP: tl.constexpr,
-                  REMOVED: tl.constexpr):  # fmt: skip
-    """All of a decision: of the programs that match an image's tokens, the last to end writes the plan."""
-    image, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    _match(hidden, residual, weight, index, special, keys, into, image, k, length, sources, columns, rows, step_index,
-           step_weight, channels, HIDDEN, RESIDUAL, WEIGHTED, SPECIALS, AXES, STEPS, NEAR, BLOCK, WIDTH)  # fmt: skip
-    tl.debug_barrier()  # all of its threads have written their keys before one of them says so
-    if tl.atomic_add(arrived + image, 1) == tl.num_programs(1) - 1:
-        for k0 in range(0, sources, LP):
-            _list_least(keys, into, special, order, best, image, k0 + tl.arange(0, LP), length, sources, num_removed,
-                        SPECIALS, LP)  # fmt: skip
-        tl.debug_barrier()
-        for i0 in range(0, length, LP):
-            write_plan(order, best, index, size, special, dest, shares, keep, removed, offsets, new_index, new_size,
-                       new_special, image, i0, length, num_removed, step_index, step_size, SPECIALS, POSITIONS,
-                       BY_SIZE, LP, REMOVED)  # fmt: skip
 
 
 @on_its_device
@@ -219,26 +175,12 @@ def neighbour_plan(inputs: NeighbourInputs) -> tuple[Tensor, ...]:
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
     columns, rows = axes[-1], axes[-2] if len(axes) > 1 else 1
     block = BLOCK if len(axes) < 3 else 1
-    programs = triton.cdiv(sources, block)
-    weights = size if weight is None else weight
-    numbers = columns, rows, index.stride(0), 0 if weight is None else weight.stride(0)
-    constants = {
-        "HIDDEN": hidden is not None, "RESIDUAL": residual is not None, "WEIGHTED": weight is not None,
-        "SPECIALS": special.shape[1], "AXES": len(axes), "STEPS": length.bit_length(),
-        "NEAR": triton.next_power_of_2(3 ** len(axes) - 1), "BLOCK": block,
-    }  # fmt: skip
-    if images <= FEW_IMAGES:
-        arrived, result = special.new_zeros(images, dtype=torch.int32), plan_tensors(size, special, num_removed)
-        size = size if size.stride(1) == 1 else size.contiguous()
-        _decide_block[images, programs](
-            *streams, weights, index, size, special, arrived, keys, into, order, best, *result, length, sources,
-            num_removed, *numbers, size.stride(0), features.shape[2], BY_SIZE=by_size, **constants, WIDTH=2 * WIDTH,
-            LP=64, REMOVED=tile(num_removed), num_warps=8,
-        )  # fmt: skip
-        return result
-    _cost_block[images, programs](
-        *streams, weights, index, special, keys, into, length, sources, *numbers, features.shape[2], **constants,
-        WIDTH=WIDTH, num_warps=WARPS,
+    _cost_block[images, triton.cdiv(sources, block)](
+        *streams, size if weight is None else weight, index, special, keys, into, length, sources, columns, rows,
+        index.stride(0), 0 if weight is None else weight.stride(0), features.shape[2], HIDDEN=hidden is not None,
+        RESIDUAL=residual is not None, WEIGHTED=weight is not None, SPECIALS=special.shape[1], AXES=len(axes),
+        STEPS=length.bit_length(), NEAR=triton.next_power_of_2(3 ** len(axes) - 1), BLOCK=block, WIDTH=WIDTH,
+        num_warps=WARPS,
     )  # fmt: skip
     block = 32
     _least_block[images, triton.cdiv(sources, block)](

@@ -127,12 +127,11 @@ def main(backend: str, arch: str) -> None:
             )
         )
         for axes, weight in (((length,), None), ((8, length // 8), size), ((2, 4, length // 8), size)):
-            for neighbours.FEW_IMAGES in (0, 1):
-                neighbours.neighbour_plan(
-                    ops.NeighbourInputs(
-                        index, size, special, weight, hidden if merge else None, residual, remove, merge, axes
-                    )
+            neighbours.neighbour_plan(
+                ops.NeighbourInputs(
+                    index, size, special, weight, hidden if merge else None, residual, remove, merge, axes
                 )
+            )
         norm.norm_add(hidden, residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.norm_add(hidden[:, remove:], residual, torch.ones(64), None, 1e-5, keep, *(share, removed, offsets) * 2)
         norm.apply_plan(hidden, share, keep, removed, offsets)

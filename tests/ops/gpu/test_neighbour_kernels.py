@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtr_lab import ops
-from mtr_lab.ops.gpu import decision, neighbours
+from mtr_lab.ops.gpu import decision
 from mtr_lab.ops.neighbours import NEIGHBOUR_PLAN
-
-
-@pytest.fixture(autouse=True, params=[0, 100], ids=["three launches", "one launch"])
-def _few_images(request, monkeypatch):
-    monkeypatch.setattr(neighbours, "FEW_IMAGES", request.param)
-
 
 NAMES = ("dest", "weight", "keep", "removed", "offsets", "index", "size", "special")
 
