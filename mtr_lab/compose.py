@@ -11,7 +11,12 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    LSFEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from timm.data import resolve_model_data_config
@@ -124,10 +129,10 @@ def make_trainer(
     if shares:
         config.strategy = ddp
         arguments["use_distributed_sampler"] = False
-    one_task = os.environ.get("SLURM_NTASKS") == "1"
-    if not TorchElasticEnvironment.detect() and (one_task or not SLURMEnvironment.detect()):
-        # This program starts the processes, if any. Lightning would also look for MPI: where mpi4py is installed, that
-        # starts a daemon of Open MPI, which listens on all interfaces.
+    one_task = shares and os.environ.get("SLURM_NTASKS") == "1"  # this program starts the processes
+    external = LSFEnvironment.detect() or (SLURMEnvironment.detect() and not one_task)
+    if not external and not TorchElasticEnvironment.detect():
+        # Lightning would look for MPI, which listens on all interfaces from its import on.
         arguments["plugins"] = [*arguments.get("plugins", []), LightningEnvironment()]
     trainer: lightning.Trainer = _instantiate("trainer", config, **arguments)
     if trainer.world_size != 1 and not shares:
@@ -159,8 +164,6 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:  # Hydra wraps the constructor's error
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
-        if name == "logger.tensorboard" and isinstance(error.__cause__, ModuleNotFoundError):
-            raise UserError("logger=tensorboard needs TensorBoard: pip install 'mtr-lab[tensorboard]'.") from error
         raise UserError(f"{name}: {error.__cause__ or error}") from error
 
 

@@ -1,5 +1,6 @@
 """What the machine may lack while it evaluates: memory of the device or of the host, a worker, a permission."""
 
+import gc
 import os
 import re
 import signal
@@ -65,6 +66,41 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(run_program, with_mem
             np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
         else:
             np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_gpu_that_is_full_gets_smaller_batches(run_program, cuda_graph: bool) -> None:
+    """It really is: the process may take three quarters of what the batch needs."""
+    model = ["backbone.embed_dim=384", "backbone.img_size=224", "backbone.pretrained=false", "mtr.ratio=0.3"]
+    run_of = [
+        "dataset.batch_size=128",
+        "trainer.limit_test_batches=2",
+        "timing.batch_size=0",
+        "trainer.accelerator=gpu",
+    ]
+    options = [*model, *run_of, "trainer.enable_progress_bar=false", f"trainer.cuda_graph={cuda_graph}", "resume=false"]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    whole = run_program(main, *options)
+    assert whole.code == 0, whole.err
+    assert "batch_size" not in read_result(whole.folder)
+    expected = load_predictions(whole.folder).log_probs
+    needed = torch.cuda.max_memory_allocated()
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.75 * needed / total)
+    try:
+        run = run_program(main, *options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run.code == 0, run.err
+    assert "out of memory at 128 images at once: continuing with 64" in run.out
+    assert read_result(run.folder)["batch_size"] <= 64
+    close = np.isclose(load_predictions(run.folder).log_probs, expected, rtol=1e-3, atol=1e-3).all(-1)
+    assert close.mean() > 0.97  # products of other shapes round otherwise, which may decide between two tokens
 
 
 def test_one_image_that_does_not_fit_is_one_line(run_program, with_memory_for) -> None:

@@ -66,9 +66,9 @@ class TokenState(NamedTuple):
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
         size = torch.ones(length, device=tokens.device).expand(batch, length)
-        # Filled on the device: a CUDA graph cannot capture a copy from the host.
-        columns = [torch.full((batch, 1), position, device=tokens.device) for position in special]
-        positions = torch.cat(columns or [index[:, :0]], dim=1)
+        # Parts of the index: a CUDA graph cannot capture a copy from the host, and a view is no launch.
+        columns = [index[:, position : position + 1] for position in special]
+        positions = columns[0] if len(columns) == 1 else torch.cat(columns or [index[:, :0]], dim=1)
         return cls(tokens, None, index, size, positions, layout=layout)
 
     def with_streams(self, hidden: Tensor, residual: Tensor | None) -> "TokenState":

@@ -82,49 +82,49 @@ def transformed(images: Tensor, transform: Tensor, level: Tensor, signed: Tensor
         mean: see :class:`RandAugment`.
     """
     amount, signed = level[:, None, None, None], signed[:, None, None, None]
+    colour = torch.stack([images.new_full((1, 1), value) for value in mean])  # a copy from the host would be waited for
     result = images
     for place, function in enumerate(TRANSFORMS.values()):
         chosen = (transform == place)[:, None, None, None]
-        result = torch.where(chosen, function(images, amount, signed, mean), result)
+        result = torch.where(chosen, function(images, amount, signed, colour), result)
     return result
 
 
-_Transform = Callable[[Tensor, Tensor, Tensor, Sequence[float]], Tensor]
-"""(images, level, signed level, mean) -> images; levels are (B, 1, 1, 1)."""
+_Transform = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(images, level, signed level, mean) -> images; levels are (B, 1, 1, 1), the mean is (3, 1, 1)."""
 
 
-def _warp(images: Tensor, mean: Sequence[float], **entries: Tensor) -> Tensor:
+def _warp(images: Tensor, mean: Tensor, **entries: Tensor) -> Tensor:
     """Take each pixel from where a matrix says; coordinates from -1 to 1, entries named by row and column."""
     matrix = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
     for name, value in entries.items():
         matrix[:, int(name[1]), int(name[2])] = value.flatten()
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    outside = torch.tensor(mean, device=images.device)[:, None, None]
-    return F.grid_sample(images - outside, grid, align_corners=False) + outside
+    return F.grid_sample(images - mean, grid, align_corners=False) + mean
 
 
-def _rotate(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _rotate(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     angle = torch.deg2rad(-30 * signed)
     cosine, sine = angle.cos(), angle.sin()
     return _warp(images, mean, m00=cosine, m01=sine * height / width, m10=-sine * width / height, m11=cosine)
 
 
-def _shear_x(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _shear_x(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     shift = 0.3 * signed * images.shape[-2] / images.shape[-1]  # from the upper left corner
     return _warp(images, mean, m01=shift, m02=shift)
 
 
-def _shear_y(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _shear_y(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     shift = 0.3 * signed * images.shape[-1] / images.shape[-2]
     return _warp(images, mean, m10=shift, m12=shift)
 
 
-def _translate_x(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _translate_x(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return _warp(images, mean, m02=0.9 * signed)
 
 
-def _translate_y(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _translate_y(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return _warp(images, mean, m12=0.9 * signed)
 
 
@@ -137,19 +137,19 @@ def _blend(images: Tensor, other: Tensor | float, signed: Tensor) -> Tensor:
     return (other + (1 + 0.9 * signed).clamp(min=0.1) * (images - other)).clamp(0, 1)
 
 
-def _brightness(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _brightness(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return _blend(images, 0.0, signed)
 
 
-def _contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return _blend(images, grey(images).mean((2, 3), keepdim=True), signed)
 
 
-def _saturation(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _saturation(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return _blend(images, grey(images), signed)
 
 
-def _sharpness(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _sharpness(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     smooth = images.clone()  # but for the border
     inner = (9 * F.avg_pool2d(images, 3, stride=1) + 4 * images[..., 1:-1, 1:-1]) / 13
     smooth[..., 1:-1, 1:-1] = inner
@@ -160,29 +160,29 @@ def _bytes(images: Tensor) -> Tensor:
     return (255 * images).round()
 
 
-def _invert(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _invert(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return 1 - images
 
 
-def _posterize(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _posterize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     step = 2 ** (4 + (4 * level).floor())  # 4 bits are kept, down to none
     return (_bytes(images) / step).floor() * step / 255
 
 
-def _solarize(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _solarize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return torch.where(_bytes(images) < 256 - (256 * level).floor(), images, 1 - images)
 
 
-def _solarize_add(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _solarize_add(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     return torch.where(_bytes(images) < 128, (images + (110 * level).floor() / 255).clamp(max=1), images)
 
 
-def _auto_contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _auto_contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low), images)
 
 
-def _equalize(images: Tensor, level: Tensor, signed: Tensor, mean: Sequence[float]) -> Tensor:
+def _equalize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
     """Source: ``PIL.ImageOps.equalize``, every channel by itself."""
     values = _bytes(images).long().flatten(2)
     counts = values.new_zeros(*values.shape[:2], 256).scatter_add_(2, values, torch.ones_like(values))

@@ -80,6 +80,27 @@ def test_draws_and_strengths_have_their_shares() -> None:
     assert changes.abs().std() == pytest.approx(0.09, abs=0.01)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_the_same_images_without_being_waited_for(pixels: Tensor) -> None:
+    generator = torch.Generator().manual_seed(5)
+    images = pixels.repeat(64, 1, 1, 1) / 255
+    augment = RandAugment.from_text("rand-m9-mstd0.5-inc1", MEAN)
+    random = torch.rand(len(images), augment.numbers, generator=generator)
+    inputs = images.cuda(), random.cuda()
+    augment(*inputs)  # libraries set themselves up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = augment(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = (found.cpu() - augment(images, random)).abs().flatten(1)
+    # A value at the border between two bytes is rounded to either; equalisation and posterisation enlarge that.
+    assert difference.median() < 1e-6
+    assert (difference.mean(1) < 1e-4).float().mean() > 0.95
+    assert difference.mean() < 1e-3
+
+
 @pytest.mark.parametrize("text", ["rand-m9", "rand-m9-inc0", "augmix-m3", "rand-m9-inc1-x", "rand-m-inc1", "v0", True])
 def test_other_notations_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"auto_augment=.*such as rand-m9-mstd0\.5-inc1"):

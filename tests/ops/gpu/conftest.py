@@ -75,8 +75,17 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """That of the kernels, for a test that places its tensors there itself."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(autouse=True)
-def _default_device() -> Iterator[None]:
-    """Tests create tensors on the device of the kernels."""
+def _default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Other tests create tensors on the device of the kernels."""
+    if "device" in request.fixturenames:
+        yield
+        return
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         yield
