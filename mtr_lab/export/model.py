@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab.data.pictures import prepare, sample_pictures
-from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import Deployable, Description, backbone_of, describe
-from mtr_lab.export.onnx_file import OnnxFile, check_onnx, to_onnx
+from mtr_lab.export.formats import FORMATS, OPSETS, check_request
+from mtr_lab.export.onnx_file import OnnxFile, to_onnx
 from mtr_lab.export.torch_file import TorchFile, compiled_content, program_content, to_program
 from mtr_lab.export.verification import HALF_TOLERANCE, TOLERANCES, Parity, verify
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import check_output, write_output
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
-"""The formats, and the endings of their files."""
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
-OPSET = 18
+OPSET = OPSETS[0]
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,19 @@ def export_model(
 
     Raises:
         UserError: an unknown format or precision, an old opset, a missing package, a model of videos, a policy that the
-            format cannot express, a path that cannot be written, or a file that does not compute what the model does.
+            format cannot express, a path that cannot be a file's, or a file that does not compute what the model does.
+        MachineError, OSError: the machine refuses to write the file.
     """
     file = Path(file)
-    format = check_format(file, format)
-    if file.is_dir():
-        raise UserError(f"cannot write {file}: it is a folder.")
-    if any(parent.exists() and not parent.is_dir() for parent in file.parents):
-        raise UserError(f"cannot write {file}: {file.parent} is not a folder.")
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    if batch is not None:
-        check_number("batch", batch, int, 1)
-    if format == "onnx":
-        check_onnx(opset)
+    format = format or format_of(file)
+    check_request(format, precision, batch, opset)
+    check_output(file)
     check_exportable(model, format)
     if next(model.parameters()).device.type != "cpu":
         raise UserError("export traces the model on the CPU: move it there first, model.cpu().")
     if not hasattr(model, "backbone"):
         model = backbone_of(model)  # in the place of an object of the authors' class
-    copied = copy.deepcopy(model).eval().requires_grad_(False).to(PRECISIONS[precision])
+    copied = copy.deepcopy(model).eval().requires_grad_(False).to(getattr(torch, precision))
     description = describe(copied, task, name or type(backbone_of(model)).__name__, precision, batch)
     images = verification_images(description)
     batches = list(images.split(batch)) if batch else [images[:1], images[1:]]
@@ -121,24 +112,16 @@ def export_model(
             written.write_bytes(content)
             run = TorchFile(written)
             parity = verify(copied, lambda given: [run(given)], batches, tolerance)
-    try:
-        with replace_file(file) as stream:
-            stream.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}.") from error
+    write_output(file, content)
     return Exported(file, description, parity, nodes)
 
 
-def check_format(file: Path, format: str | None) -> str:
-    """The format of a file; raises a ``UserError`` if it is unknown, or the file ends otherwise."""
-    if format is None:
-        ending = {".onnx": "onnx", ".pt2": "pt2"}
-        if file.suffix not in ending:
-            raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
-        return ending[file.suffix]
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    return format
+def format_of(file: Path) -> str:
+    """The format that a file's ending names; raises a ``UserError`` if it names none."""
+    for format, ending in FORMATS.items():
+        if file.suffix == ending:
+            return format
+    raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
 
 
 def check_exportable(model: nn.Module, format: str) -> None:

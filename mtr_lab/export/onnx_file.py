@@ -16,7 +16,6 @@ from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import INPUT, OUTPUT, Deployable, Description
 from mtr_lab.export.tracing import exported_program, innermost_message
 
-OPSETS = range(18, 24)
 METADATA = "mtr_lab"
 """The key of the metadata that holds the description as JSON."""
 
@@ -39,16 +38,6 @@ class Onnx(NamedTuple):
             outputs.remove(value)
         content: bytes = onnx_ir.to_proto(self.program).SerializeToString()
         return content
-
-
-def check_onnx(opset: int) -> None:
-    """Raise a ``UserError`` if ONNX files of that opset cannot be written."""
-    if opset not in OPSETS:
-        why = " Older ones lack Split and ReduceSum as used here." if opset < OPSETS[0] else ""
-        raise UserError(f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}.{why}")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if not ops.installed(package):
-            raise UserError(f"format=onnx needs the package {package}: pip install 'mtr-lab[onnx]'.")
 
 
 def to_onnx(deployable: Deployable, images: Tensor, description: Description, opset: int) -> Onnx:
