@@ -123,6 +123,13 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def amax(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
         return op.ReduceMax(x, list(dim), keepdims=int(keepdim)) if dim else op.ReduceMax(x, keepdims=int(keepdim))
 
+    def rms_norm(x: Any, shape: Sequence[int], weight: Any | None = None, eps: float | None = None) -> Any:
+        """With a division by the root, the form that ONNX Runtime fuses to one operator."""
+        eps = torch.finfo(torch.float32).eps if eps is None else eps
+        mean = op.ReduceMean(op.Pow(x, 2.0), list(range(-len(shape), 0)))
+        y = op.Div(x, op.Sqrt(op.Add(mean, eps)))
+        return y if weight is None else op.Mul(y, weight)
+
     aten = torch.ops.aten
     return {
         torch.ops.mtr_lab.selective_scan.default: selective_scan,
@@ -131,6 +138,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         aten.sort.stable: sort,
         aten.expm1.default: expm1,
         aten.amax.default: amax,
+        aten.rms_norm.default: rms_norm,
     }
 
 
