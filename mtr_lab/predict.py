@@ -76,7 +76,7 @@ def main() -> None:
         if options.output is None:
             print(text)
             return
-        write_output(options.output, f"{text}\n".encode())
+        write_output(options.output, f"{text}\n".encode(errors="surrogateescape"))
         print(f"wrote {options.output}")
 
 

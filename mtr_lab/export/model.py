@@ -1,7 +1,6 @@
 """Export a model to a file that is verified before it gets its name."""
 
 import copy
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab.data.pictures import prepare, sample_pictures
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, machine_error
 from mtr_lab.export.deployable import Deployable, Description, backbone_of, describe
 from mtr_lab.export.formats import FORMATS, OPSETS, check_request
 from mtr_lab.export.onnx_file import OnnxFile, to_onnx
 from mtr_lab.export.torch_file import TorchFile, compiled_content, program_content, to_program
+from mtr_lab.export.tracing import innermost_message
 from mtr_lab.export.verification import HALF_TOLERANCE, TOLERANCES, Parity, verify
 from mtr_lab.results.atomic import check_output, write_output
 
 OPSET = OPSETS[0]
+ENDINGS = {".onnx": "onnx", ".pt2": "pt2"}
+"""The format that the ending of a file's name stands for."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,9 @@ def export_model(
 
 def format_of(file: Path) -> str:
     """The format that a file's ending names; raises a ``UserError`` if it names none."""
-    for format, ending in FORMATS.items():
-        if file.suffix == ending:
-            return format
-    raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
+    return ENDINGS[file.suffix]
 
 
 def check_exportable(model: nn.Module, format: str) -> None:
@@ -150,16 +151,24 @@ def verification_images(description: Description) -> Tensor:
 class ExportedModel:
     """A file of :func:`export_model` that can be called: normalised images (B, channels, H, W) to the first output."""
 
+    file: Path
     description: Description
     run: OnnxFile | TorchFile
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Raises a ``UserError`` for images of another size or number than the file takes."""
+        """Raises a ``UserError`` for images of another size or number than the file takes, or a file that fails."""
         about, shape = self.description, tuple(images.shape)
         if shape[1:] != tuple(about.input_size) or about.batch not in (None, *shape[:1]):
             size = ", ".join(map(str, about.input_size))
             raise UserError(f"images of shape {shape}: the file takes ({about.batch or 'B'}, {size}).")
-        return self.run(images)
+        try:
+            return self.run(images)
+        except Exception as error:  # the runtimes raise errors of many types
+            if machine_error(error) is not None:
+                raise
+            raise UserError(
+                f"{self.file} fails on images of the size that it states: {innermost_message(error)}."
+            ) from error
 
 
 def read_exported(file: Path) -> ExportedModel:
@@ -168,10 +177,12 @@ def read_exported(file: Path) -> ExportedModel:
     Raises:
         UserError: the file is missing, damaged, or not of this library.
     """
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: expected a file of mtr-lab export, which ends in .onnx or .pt2.")
     run: OnnxFile | TorchFile = OnnxFile(file) if file.suffix == ".onnx" else TorchFile(file)
     if not run.metadata:
         raise UserError(f"{file} does not say how pictures are prepared for it: export it with mtr-lab export.")
     try:
-        return ExportedModel(Description(**json.loads(run.metadata)), run)
-    except (TypeError, ValueError) as error:
+        return ExportedModel(file, Description.read(run.metadata), run)
+    except ValueError as error:
         raise UserError(f"{file}: its description does not fit this version of mtr_lab: {error}.") from error

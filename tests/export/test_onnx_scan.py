@@ -1,4 +1,4 @@
-"""The scan of ONNX files: finite and within its error bound for every Δ, at lengths of one to three levels of chunks."""
+"""The scan of ONNX files: finite and within its error bound for every Δ, with one to three levels of chunks."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ class Scan(nn.Module):
 
 
 def error_bound(delta: torch.Tensor, write: torch.Tensor, B: torch.Tensor, C: torch.Tensor, A: torch.Tensor):
-    """What ``mtr_lab.ops.scan_portable`` derives, with ``STEPS`` · z for the sums of exponents, (G, B, L, E) float64."""
+    """What ``mtr_lab.ops.scan_portable`` derives, with ``STEPS`` · z for sums of exponents, (G, B, L, E) float64."""
     length, levels = delta.shape[2], 1
     while onnx_scan.UNROLLED * onnx_scan.STEPS**levels < length:
         levels += 1
