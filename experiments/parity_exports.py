@@ -1,7 +1,8 @@
 """Exported files against their model, and their speed: ``python experiments/parity_exports.py OUT.json``.
 
 The bundled model is exported at three ratios. ONNX Runtime and OpenVINO classify the bundled pictures: once compared
-with the model that follows the file's plans, once with the model as it decides itself. Times are CPU seconds of one
+with the model that follows the file's plans, once with the model as it decides itself. So does ONNX Runtime with a
+float16 file. Times are CPU seconds of one
 thread, the least of several calls in turn; the bound is the time of the model's matrix products alone in PyTorch.
 """
 
@@ -29,7 +30,7 @@ PICTURES = 200
 BATCH = 8
 CALLS = 5
 COMPILED = 0.3
-"""The ratio at which the files for PyTorch are timed, too: AOTInductor compiles for minutes."""
+"""The ratio at which the files for PyTorch and in float16 are timed, too: AOTInductor compiles for minutes."""
 
 
 def bundled(ratio: float) -> Any:
@@ -137,6 +138,10 @@ def main() -> None:
                     export_model(model, folder / f"model.{ending}", format=format, name="vim_nano")
                     result[f"{format}_export_s"] = time.process_time() - start
                     calls[format] = TorchFile(folder / f"model.{ending}")
+                half = export_model(model, folder / "half.onnx", precision="float16", name="vim_nano", plans=True)
+                calls["onnxruntime_float16"] = OnnxFile(half.file).outputs
+                result["onnxruntime_float16"] = parity(model, OnnxFile(half.file).outputs, images.split(BATCH))
+                result["float16_bytes"] = half.file.stat().st_size
             result["ms"] = {str(size): times(model, calls, images[:size]) for size in (1, BATCH)}
             results[str(ratio)] = result
             print(ratio, json.dumps(result), flush=True)

@@ -63,8 +63,10 @@ def main() -> None:
             exported_classifier,
             files_below,
         )
-        from mtr_lab.results.atomic import replace_file
+        from mtr_lab.results.atomic import check_output, write_output
 
+        if options.output is not None:
+            check_output(options.output)
         files = files_below(options.pictures)
         if options.model is not None:
             classifiers = [exported_classifier(options.model)]
@@ -74,11 +76,7 @@ def main() -> None:
         if options.output is None:
             print(text)
             return
-        try:
-            with replace_file(options.output) as stream:
-                stream.write(f"{text}\n".encode())
-        except OSError as error:
-            raise UserError(f"cannot write {options.output}: {error.strerror or error}.") from error
+        write_output(options.output, f"{text}\n".encode(errors="surrogateescape"))
         print(f"wrote {options.output}")
 
 

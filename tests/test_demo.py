@@ -35,10 +35,25 @@ def test_a_request_of_the_served_page() -> None:
         demo.show(picture, "mtr", 0.99, 15)
 
 
+def test_policies_that_the_model_cannot_follow_are_not_offered() -> None:
+    offered = gradio_page.Demo("vim_nano").policies
+    assert {"mtr", "write", "tome", "resolution"} < set(offered)
+    assert not {"mlp", "quartermap", "frames", "directions"} & set(offered)
+
+
+def test_a_model_of_videos_is_refused() -> None:
+    with pytest.raises(UserError, match="--model videomamba_nano takes videos"):
+        gradio_page.Demo("videomamba_nano")
+
+
 @pytest.mark.slow
-def test_the_served_page_is_built() -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    assert "After" not in gradio_page.build("vim_nano").title
+def test_the_served_page_shows_mistakes_without_a_traceback() -> None:
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+    page = gradio_page.build("vim_nano")
+    show = next(function.fn for function in page.fns.values() if function.fn.__name__ == "show")
+    with pytest.raises(gradio.Error, match="Give a picture") as raised:
+        show(None, "mtr", 0.4, 15)
+    assert not raised.value.print_exception
 
 
 def test_a_missing_runtime_is_named(run_command: Callable, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_pictures_that_are_none(picture: object, expected: str) -> None:
         (["dog.jpg", "--colour"], "unknown option --colour"),
         (["dog.jpg", "backbone=vim_xs"], "unknown backbone 'vim_xs'"),
         (["dog.jpg", "-o", "/dev/null/x"], "cannot write /dev/null/x"),
+        (["dog.jpg", "-o", "empty"], "cannot write empty: it is a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -34,6 +34,7 @@ class Program(NamedTuple):
         announce: configuration -> one line that says what will be done.
         about: what the program does.
         examples: arguments of the command.
+        check: configuration -> None; raises a ``UserError`` before the program announces anything.
     """
 
     command: str
@@ -42,6 +43,7 @@ class Program(NamedTuple):
     announce: Callable[[Any], str]
     about: str
     examples: tuple[str, ...]
+    check: Callable[[Any], None] | None = None
 
 
 def help_page(program: Program, config_dir: Path | None = None) -> str:

@@ -74,6 +74,8 @@ def run_program(program: Program) -> None:
             check_settings(config, default := default_settings(program.config_name))
             choose_budget(config, default)
             _name_policy(config, choices)
+            if program.check is not None:
+                program.check(config)
             print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(program.function)(config)
 

@@ -21,6 +21,8 @@ from mtr_lab.pictures.panels import token_panel
 
 RUNS = 3
 """Forward passes that are timed; the fastest counts."""
+RATIOS = (0.05, 0.6)
+"""The lowest and the highest ratio that can be asked for."""
 
 
 class Demo:
@@ -28,12 +30,21 @@ class Demo:
 
     Args:
         name: of the model, with its published weights.
+
+    Raises:
+        UserError: an unknown model, one of videos, or one without published weights.
     """
 
     def __init__(self, name: str) -> None:
+        with torch.device("meta"):
+            outline = mtr_lab.create_model(name)
+        if len(outline.input_shape) != 3:
+            raise UserError(f"--model {name} takes videos, and the page shows pictures: choose a model of images.")
+        self.policies = [policy for policy in list_policies() if can_reduce(outline, policy)]
         self.model = mtr_lab.create_model(name, pretrained=True).eval()
         self.config = resolve_model_data_config(self.model)
-        self.labels = [readable_name(label) for label in self.model.pretrained_cfg["label_names"]]
+        labels = self.model.pretrained_cfg["label_names"] or map(str, range(self.model.num_classes))
+        self.labels = [readable_name(label) for label in labels]
         self.depth = len(blocks_of(self.model))
         self._lock = threading.Lock()
 
@@ -74,6 +85,15 @@ class Demo:
         return {self.labels[n]: float(v) for v, n in zip(values, classes.tolist(), strict=True)}, min(seconds)
 
 
+def can_reduce(model: Any, policy: str) -> bool:
+    """Whether a policy can reduce a model, without images to measure on."""
+    try:
+        mtr_lab.patch(model, policy, ratio=RATIOS[0])
+    except UserError:
+        return False
+    return True
+
+
 def build(name: str = "vim_nano") -> Any:
     """The page, a ``gradio.Blocks``.
 
@@ -90,7 +110,7 @@ def build(name: str = "vim_nano") -> Any:
         try:
             return demo.show(*given)
         except UserError as error:
-            raise gradio.Error(str(error)) from None
+            raise gradio.Error(str(error), print_exception=False) from None
 
     samples = [str(path) for path in sample_pictures(5)]
     with gradio.Blocks(title="Token reduction for Vision Mamba", analytics_enabled=False) as page:
@@ -102,8 +122,8 @@ def build(name: str = "vim_nano") -> Any:
             with gradio.Column():
                 picture = gradio.Image(type="pil", label="picture", value=Image.open(samples[0]), height=300)
                 gradio.Examples(samples, picture)
-                policy = gradio.Dropdown(list_policies(), value="mtr", label="policy")
-                ratio = gradio.Slider(0.05, 0.6, 0.4, step=0.05, label="ratio: share of the FLOPs to remove")
+                policy = gradio.Dropdown(demo.policies, value="mtr", label="policy")
+                ratio = gradio.Slider(*RATIOS, 0.4, step=0.05, label="ratio: share of the FLOPs to remove")
                 block = gradio.Slider(0, demo.depth - 1, demo.depth - 1, step=1, label="after block")
                 button = gradio.Button("Show", variant="primary")
             with gradio.Column():

@@ -20,8 +20,9 @@ import mtr_lab
 from mtr_lab.data.classes import readable_name
 from mtr_lab.data.pictures import sample_pictures
 from mtr_lab.errors import UserError
+from mtr_lab.export.formats import check_request
 from mtr_lab.export.model import export_model
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import check_output, write_output
 
 POINTS = (("mtr", 0.2), ("mtr", 0.3), ("mtr", 0.4), ("write", 0.4))
 """Policies and ratios, besides the unreduced model."""
@@ -98,6 +99,8 @@ def write_page(
     Raises:
         UserError: the runtime is not there, a package is missing, or a policy cannot be exported.
     """
+    check_output(file)
+    check_request("onnx")
     dist = runtime / "dist"
     for part in RUNTIME:
         if not (dist / part).is_file():
@@ -117,8 +120,7 @@ def write_page(
     text = (resources.files("mtr_lab") / "demo" / "page.html").read_text(encoding="utf-8")
     text = text.replace("/*MODELS*/[]", _json(about)).replace("/*LABELS*/[]", _json([readable_name(n) for n in labels]))
     scripts = "\n".join(f'<script type="text/plain" id="{key}">{_packed(blob)}</script>' for key, blob in blobs.items())
-    with replace_file(file) as stream:
-        stream.write(text.replace("<!--DATA-->", scripts).encode())
+    write_output(file, text.replace("<!--DATA-->", scripts).encode())
     return file
 
 

@@ -4,6 +4,12 @@ from omegaconf import DictConfig
 
 from mtr_lab.cli.help_pages import Program
 from mtr_lab.cli.program import run_program
+from mtr_lab.export.formats import check_request
+
+
+def check(config: DictConfig) -> None:
+    """Raise a ``UserError`` if no such file can be written."""
+    check_request(str(config.format), str(config.precision), config.batch, config.opset)
 
 
 def announce(config: DictConfig) -> str:
@@ -18,6 +24,7 @@ PROGRAM = Program(
     config_name="export",
     function="mtr_lab.export.run:export",
     announce=announce,
+    check=check,
     about="Write a reduced model to a file that runs without mtr_lab: ONNX for any runtime, or a .pt2 program for "
     "PyTorch. The file takes normalised images and says how to prepare pictures. It is compared with the model, "
     "then written to hydra.run.dir as BACKBONE.onnx or BACKBONE.pt2.",

@@ -1,9 +1,10 @@
 """A model as it is exported: normalised images in, outputs and the plans of its blocks out, and what it is in words."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 import torch
 from timm.data import resolve_model_data_config
@@ -59,12 +60,36 @@ class Description:
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The description in JSON; raises a ``ValueError`` that says what does not fit."""
+        values = json.loads(text)
+        kinds = get_type_hints(cls)
+        if not isinstance(values, dict):
+            raise ValueError("expected an object")
+        if other := values.keys() ^ kinds.keys():
+            raise ValueError(f"missing or unknown: {', '.join(sorted(other))}")
+        for name, kind in kinds.items():
+            if not _fits(values[name], kind):
+                raise ValueError(f"{name} is {values[name]!r}")
+        return cls(**values)
+
     @property
     def data_config(self) -> dict[str, Any]:
         """The arguments of ``timm.data.create_transform``."""
         names = ("interpolation", "crop_pct", "crop_mode")
         channels = {name: tuple(getattr(self, name)) for name in ("input_size", "mean", "std")}
         return {**channels, **{name: getattr(self, name) for name in names}}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value of JSON has the type of a field."""
+    parts = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def describe(model: nn.Module, task: str, name: str, precision: str, batch: int | None) -> Description:

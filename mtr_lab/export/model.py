@@ -1,7 +1,6 @@
 """Export a model to a file that is verified before it gets its name."""
 
 import copy
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from mtr_lab.data.pictures import prepare, sample_pictures
-from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.errors import UserError, machine_error
 from mtr_lab.export.deployable import Deployable, Description, backbone_of, describe
-from mtr_lab.export.onnx_file import OnnxFile, check_onnx, to_onnx
+from mtr_lab.export.formats import FORMATS, OPSETS, check_request
+from mtr_lab.export.onnx_file import OnnxFile, to_onnx
 from mtr_lab.export.torch_file import TorchFile, compiled_content, program_content, to_program
+from mtr_lab.export.tracing import innermost_message
 from mtr_lab.export.verification import HALF_TOLERANCE, TOLERANCES, Parity, verify
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import check_output, write_output
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
-"""The formats, and the endings of their files."""
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
-OPSET = 18
+OPSET = OPSETS[0]
+ENDINGS = {".onnx": "onnx", ".pt2": "pt2"}
+"""The format that the ending of a file's name stands for."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +74,19 @@ def export_model(
 
     Raises:
         UserError: an unknown format or precision, an old opset, a missing package, a model of videos, a policy that the
-            format cannot express, a path that cannot be written, or a file that does not compute what the model does.
+            format cannot express, a path that cannot be a file's, or a file that does not compute what the model does.
+        MachineError, OSError: the machine refuses to write the file.
     """
     file = Path(file)
-    format = check_format(file, format)
-    if file.is_dir():
-        raise UserError(f"cannot write {file}: it is a folder.")
-    if any(parent.exists() and not parent.is_dir() for parent in file.parents):
-        raise UserError(f"cannot write {file}: {file.parent} is not a folder.")
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    if batch is not None:
-        check_number("batch", batch, int, 1)
-    if format == "onnx":
-        check_onnx(opset)
+    format = format or format_of(file)
+    check_request(format, precision, batch, opset)
+    check_output(file)
     check_exportable(model, format)
     if next(model.parameters()).device.type != "cpu":
         raise UserError("export traces the model on the CPU: move it there first, model.cpu().")
     if not hasattr(model, "backbone"):
         model = backbone_of(model)  # in the place of an object of the authors' class
-    copied = copy.deepcopy(model).eval().requires_grad_(False).to(PRECISIONS[precision])
+    copied = copy.deepcopy(model).eval().requires_grad_(False).to(getattr(torch, precision))
     description = describe(copied, task, name or type(backbone_of(model)).__name__, precision, batch)
     images = verification_images(description)
     batches = list(images.split(batch)) if batch else [images[:1], images[1:]]
@@ -121,24 +114,15 @@ def export_model(
             written.write_bytes(content)
             run = TorchFile(written)
             parity = verify(copied, lambda given: [run(given)], batches, tolerance)
-    try:
-        with replace_file(file) as stream:
-            stream.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}.") from error
+    write_output(file, content)
     return Exported(file, description, parity, nodes)
 
 
-def check_format(file: Path, format: str | None) -> str:
-    """The format of a file; raises a ``UserError`` if it is unknown, or the file ends otherwise."""
-    if format is None:
-        ending = {".onnx": "onnx", ".pt2": "pt2"}
-        if file.suffix not in ending:
-            raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
-        return ending[file.suffix]
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    return format
+def format_of(file: Path) -> str:
+    """The format that a file's ending names; raises a ``UserError`` if it names none."""
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: expected a name that ends in .onnx or .pt2, or format= one of {[*FORMATS]}.")
+    return ENDINGS[file.suffix]
 
 
 def check_exportable(model: nn.Module, format: str) -> None:
@@ -167,16 +151,24 @@ def verification_images(description: Description) -> Tensor:
 class ExportedModel:
     """A file of :func:`export_model` that can be called: normalised images (B, channels, H, W) to the first output."""
 
+    file: Path
     description: Description
     run: OnnxFile | TorchFile
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Raises a ``UserError`` for images of another size or number than the file takes."""
+        """Raises a ``UserError`` for images of another size or number than the file takes, or a file that fails."""
         about, shape = self.description, tuple(images.shape)
         if shape[1:] != tuple(about.input_size) or about.batch not in (None, *shape[:1]):
             size = ", ".join(map(str, about.input_size))
             raise UserError(f"images of shape {shape}: the file takes ({about.batch or 'B'}, {size}).")
-        return self.run(images)
+        try:
+            return self.run(images)
+        except Exception as error:  # the runtimes raise errors of many types
+            if machine_error(error) is not None:
+                raise
+            raise UserError(
+                f"{self.file} fails on images of the size that it states: {innermost_message(error)}."
+            ) from error
 
 
 def read_exported(file: Path) -> ExportedModel:
@@ -185,10 +177,12 @@ def read_exported(file: Path) -> ExportedModel:
     Raises:
         UserError: the file is missing, damaged, or not of this library.
     """
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: expected a file of mtr-lab export, which ends in .onnx or .pt2.")
     run: OnnxFile | TorchFile = OnnxFile(file) if file.suffix == ".onnx" else TorchFile(file)
     if not run.metadata:
         raise UserError(f"{file} does not say how pictures are prepared for it: export it with mtr-lab export.")
     try:
-        return ExportedModel(Description(**json.loads(run.metadata)), run)
-    except (TypeError, ValueError) as error:
+        return ExportedModel(file, Description.read(run.metadata), run)
+    except ValueError as error:
         raise UserError(f"{file}: its description does not fit this version of mtr_lab: {error}.") from error

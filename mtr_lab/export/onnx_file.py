@@ -16,7 +16,6 @@ from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import INPUT, OUTPUT, Deployable, Description
 from mtr_lab.export.tracing import exported_program, innermost_message
 
-OPSETS = range(18, 24)
 METADATA = "mtr_lab"
 """The key of the metadata that holds the description as JSON."""
 
@@ -39,16 +38,6 @@ class Onnx(NamedTuple):
             outputs.remove(value)
         content: bytes = onnx_ir.to_proto(self.program).SerializeToString()
         return content
-
-
-def check_onnx(opset: int) -> None:
-    """Raise a ``UserError`` if ONNX files of that opset cannot be written."""
-    if opset not in OPSETS:
-        why = " Older ones lack Split and ReduceSum as used here." if opset < OPSETS[0] else ""
-        raise UserError(f"opset={opset}: expected {OPSETS[0]} to {OPSETS[-1]}.{why}")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if not ops.installed(package):
-            raise UserError(f"format=onnx needs the package {package}: pip install 'mtr-lab[onnx]'.")
 
 
 def to_onnx(deployable: Deployable, images: Tensor, description: Description, opset: int) -> Onnx:
@@ -134,6 +123,13 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def amax(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
         return op.ReduceMax(x, list(dim), keepdims=int(keepdim)) if dim else op.ReduceMax(x, keepdims=int(keepdim))
 
+    def rms_norm(x: Any, shape: Sequence[int], weight: Any | None = None, eps: float | None = None) -> Any:
+        """With a division by the root, the form that ONNX Runtime fuses to one operator."""
+        eps = torch.finfo(torch.float32).eps if eps is None else eps
+        mean = op.ReduceMean(op.Pow(x, 2.0), list(range(-len(shape), 0)))
+        y = op.Div(x, op.Sqrt(op.Add(mean, eps)))
+        return y if weight is None else op.Mul(y, weight)
+
     aten = torch.ops.aten
     return {
         torch.ops.mtr_lab.selective_scan.default: selective_scan,
@@ -142,6 +138,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         aten.sort.stable: sort,
         aten.expm1.default: expm1,
         aten.amax.default: amax,
+        aten.rms_norm.default: rms_norm,
     }
 
 

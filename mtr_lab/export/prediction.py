@@ -129,6 +129,8 @@ def _probabilities(classifier: Classifier, images: Tensor) -> Tensor:
     logits = classifier.run(images)[:count]
     if logits.ndim != 2:
         raise UserError(f"the model returns {tuple(logits.shape)}: predict takes classifiers, (B, classes).")
+    if classifier.labels is not None and len(classifier.labels) != logits.shape[1]:
+        raise UserError(f"the model returns {logits.shape[1]} classes, and names {len(classifier.labels)}.")
     return logits.float().softmax(-1)
 
 

@@ -11,8 +11,8 @@ from mtr_lab.backbones.weights import checkpoint_label_names
 from mtr_lab.compose import make_meta_model, make_model, make_task
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.points import policy_settings
-from mtr_lab.export.model import FORMATS, Exported, check_exportable, check_format, export_model
-from mtr_lab.export.onnx_file import check_onnx
+from mtr_lab.export.formats import FORMATS
+from mtr_lab.export.model import Exported, check_exportable, export_model
 from mtr_lab.reduction import Reduction, measured_on_images
 from mtr_lab.tasks.task import DenseTask
 
@@ -25,9 +25,27 @@ def export(config: DictConfig) -> Exported:
     Raises:
         UserError: the configuration has a mistake, or the file does not compute what the model does.
     """
-    format = check_format(Path(), str(config.format))
-    if format == "onnx":
-        check_onnx(config.opset)
+    format = str(config.format)
+    exported = export_model(
+        configured_model(config),
+        Path(HydraConfig.get().runtime.output_dir) / f"{config.backbone.name}{FORMATS[format]}",
+        format=format,
+        precision=str(config.precision),
+        batch=config.batch,
+        opset=config.opset,
+        task=str(config.task.name),
+        name=str(config.backbone.name),
+    )
+    print(summary(exported))
+    return exported
+
+
+def configured_model(config: DictConfig) -> Any:
+    """The model that ``conf/export.yaml`` describes, with its weights, patched.
+
+    Raises:
+        UserError: the configuration has a mistake; reported before weights are loaded.
+    """
     if config.task.name == "detection":
         raise UserError(
             "task=detection: a detector ends in a loop over its candidate boxes, which a file cannot contain. Export "
@@ -39,7 +57,7 @@ def export(config: DictConfig) -> Exported:
             "mtr.schedule=[…], as a result of mtr-lab eval states them."
         )
     task = make_task(config.task)
-    patch(make_meta_model(config.backbone), config, format)
+    patch(make_meta_model(config.backbone), config)
     checkpoint = task.checkpoint(config.backbone)
     names = None
     if isinstance(task, DenseTask):
@@ -51,27 +69,15 @@ def export(config: DictConfig) -> Exported:
     model: Any = task.evaluated_model(partial(make_model, config.backbone), checkpoint, len(names or ()))
     if names is not None:
         model.label_names = names
-    patch(task.backbone(model), config, format)
-    file = Path(HydraConfig.get().runtime.output_dir) / f"{config.backbone.name}{FORMATS[format]}"
-    exported = export_model(
-        model,
-        file,
-        format=format,
-        precision=str(config.precision),
-        batch=config.batch,
-        opset=config.opset,
-        task=task.name,
-        name=str(config.backbone.name),
-    )
-    print(summary(exported))
-    return exported
+    patch(task.backbone(model), config)
+    return model
 
 
-def patch(backbone: Any, config: DictConfig, format: str) -> None:
+def patch(backbone: Any, config: DictConfig) -> None:
     """Reduce the model as the ``mtr`` group says; with ``mtr.ratio=0`` not at all."""
     reduction = Reduction(backbone, policy_settings(config.mtr))
     reduction.use(reduction.solve(config.mtr.ratio))
-    check_exportable(backbone, format)
+    check_exportable(backbone, str(config.format))
 
 
 def summary(exported: Exported) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr_lab.errors import UserError
+from mtr_lab.errors import MachineError, UserError
 from mtr_lab.export.deployable import Deployable, Description
 from mtr_lab.export.tracing import exported_program, innermost_message
 
@@ -38,12 +38,18 @@ def compiled_content(program: Any, description: Description, folder: Path) -> by
 
     Args:
         folder: where the compiler may write.
+
+    Raises:
+        MachineError: the compiler fails.
     """
     file = folder / "package.pt2"
     metadata = {METADATA: json.dumps(description.asdict())}
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(file), inductor_configs={"aot_inductor.metadata": metadata}
-    )
+    try:
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(file), inductor_configs={"aot_inductor.metadata": metadata}
+        )
+    except Exception as error:  # PyTorch raises errors of many types
+        raise MachineError(f"format=aotinductor: compiling ended with {innermost_message(error)}.") from error
     return file.read_bytes()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mtr_lab.errors import MachineError, UserError, machine_error
+
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
@@ -32,6 +34,38 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Raise an error if a file that the user named cannot be written, before the work that it is for.
+
+    Raises:
+        UserError: it is a folder, or below a file.
+        MachineError: its folder is not writable.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder.")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: {folder} is not a folder.")
+    if not os.access(folder, os.W_OK):
+        raise MachineError(f"cannot write {path}: the folder {folder} is not writable.")
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user named, all of it or nothing.
+
+    Raises:
+        UserError: a file cannot have this path.
+        OSError: the machine refuses to write it, see ``machine_error``.
+    """
+    try:
+        with replace_file(path) as stream:
+            stream.write(content)
+    except OSError as error:
+        if machine_error(error) is not None:
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -14,8 +14,8 @@ from mtr_lab.tokens.state import TokenState
 RESTORATIONS = ("nearest", "skip", "interpolate")
 """``nearest``: a position takes the token that absorbed it; a dropped one takes the nearest survivor. ``skip``: a
 position takes its own last features plus what the token that absorbed it has gained since; a dropped one gains nothing.
-``interpolate``: a position without a token takes the mean of the nearest survivors, weighted by 1/distance². Ties
-between equally near survivors are broken differently on different devices."""
+``interpolate``: a position without a token takes the mean of the nearest survivors, weighted by 1/distance². Of equally
+near survivors the one that stands first in the sequence counts as nearer."""
 _NEIGHBOURS = 4  # survivors that an interpolated position averages
 
 
@@ -151,13 +151,21 @@ def _interpolate(state: TokenState, patches: Tensor, grid: tuple[int, int]) -> T
 
 
 def _neighbours(state: TokenState, patches: Tensor, grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-    """The nearest survivors of each patch by distance on the grid: distances and tokens, (B, P, count) each."""
+    """The nearest survivors of each patch by distance on the grid: distances and tokens, (B, P, count) each.
+
+    Squared distances are whole numbers. Times the number of tokens, plus the token, they have an order without ties,
+    which is the same on every device and in exported files. They are sums of a term of the row and one of the column.
+    """
     assert state.source is not None
     number = torch.arange(patches.shape[1], device=patches.device).expand_as(patches)
     patch = torch.zeros_like(state.source).scatter(1, patches, number).gather(1, state.index)  # of each token, (B, M)
-    tokens = torch.stack([patch // grid[1], patch % grid[1]], dim=-1).float()
-    tokens = tokens.scatter(1, state.special[..., None].expand(-1, -1, 2), torch.inf)
-    coordinates = torch.stack([number // grid[1], number % grid[1]], dim=-1).float()
-    squared = (coordinates[:, :, None] - tokens[:, None]).square().sum(-1)  # (B, P, M)
-    nearest = squared.topk(count, dim=-1, largest=False)
-    return nearest.values.sqrt(), nearest.indices
+    rows, columns, tokens = patches.shape[1] // grid[1], grid[1], state.index.shape[1]
+    patch = patch.scatter(1, state.special, 2 * (rows + columns) * columns)  # far below the grid
+
+    def along(length: int, coordinate: Tensor) -> Tensor:  # (B, length, M)
+        return (torch.arange(length, device=patches.device)[:, None] - coordinate[:, None]).square() * tokens
+
+    by_column = along(columns, patch % columns) + torch.arange(tokens, device=patches.device)
+    key = (along(rows, patch // columns)[:, :, None] + by_column[:, None]).flatten(1, 2)  # (B, P, M)
+    key = key.amin(2, keepdim=True) if count == 1 else key.topk(count, largest=False).values
+    return (key // tokens).float().sqrt(), key % tokens

@@ -1,6 +1,9 @@
 """Exported files: they compute what the model computes, run without this library, and say what they are."""
 
+import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import torch
 import mtr_lab
 from mtr_lab.errors import UserError
 from mtr_lab.export import __main__ as program
+from mtr_lab.export import deployable, formats
 from mtr_lab.export import model as export_of_models
 from mtr_lab.export.model import export_model, read_exported
+from mtr_lab.results import atomic
 from mtr_lab.tasks.segmentation.model import Segmenter
 from mtr_lab.training.run import save_weights
 
@@ -160,8 +165,8 @@ def test_a_segmenter(run_program, tmp_path: Path) -> None:
     ("overrides", "expected"),
     [
         (["format=tflite"], "unknown format 'tflite'"),
-        (["opset=17"], "opset=17: expected 18 to 23. Older ones"),
-        (["opset=30"], "opset=30: expected 18 to 23.\n"),
+        (["opset=17"], "opset=17: expected an integer from 18 to 23."),
+        (["opset=30"], "opset=30: expected an integer from 18 to 23."),
         (["precision=int4"], "unknown precision 'int4'"),
         (["batch=0"], "batch=0"),
         (["task=detection"], "task=detection: a detector ends in a loop"),
@@ -180,6 +185,59 @@ def test_a_mistake_gets_one_clear_message_and_code_2(run_program, overrides: lis
     assert not list(run.folder.glob("vim*"))
 
 
+@pytest.mark.parametrize(
+    ("format", "package"),
+    [*(("onnx", package) for package in ("onnx", "onnxscript", "onnxruntime")), ("aotinductor", "a C++ compiler")],
+)
+def test_what_is_not_installed_is_said_first(
+    format: str, package: str, run_program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == package else name)
+    monkeypatch.setenv("CXX", "no_compiler")
+    run = run_program(program.main, f"format={format}")
+    assert run.code == 2, run.err
+    assert f"format={format} needs " in run.err
+    assert package in run.err
+    assert not run.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"input_size": "abc"}, "input_size is 'abc'"),
+        ({"labels": [1]}, r"labels is \[1\]"),
+        ({"surprise": 1}, "missing or unknown: surprise"),
+        (None, "expected an object"),
+    ],
+    ids=["type", "items", "field", "null"],
+)
+def test_descriptions_that_do_not_fit(changes: dict | None, expected: str) -> None:
+    model = small_model(None)
+    values = export_of_models.describe(model, "classification", "vim_ti", "float32", None).asdict()
+    assert deployable.Description.read(json.dumps(values)).asdict() == values
+    with pytest.raises(ValueError, match=expected):
+        deployable.Description.read(json.dumps(changes and {**values, **changes}))
+
+
+@ONNX
+def test_files_that_fail_on_the_size_that_they_state(exported: SimpleNamespace) -> None:
+    file = read_exported(exported.file)
+    about = dataclasses.replace(file.description, input_size=[3, 32, 32])
+    with pytest.raises(UserError, match="fails on images of the size that it states"):
+        dataclasses.replace(file, description=about)(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        atomic.write_output(tmp_path / "x.onnx", b"content")
+    assert not isinstance(raised.value, UserError)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["folder.onnx", "file/x.pt2"])
 def test_paths_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
@@ -195,6 +253,8 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
     (tmp_path / f"folder{name}").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         read_exported(tmp_path / f"folder{name}")
+    with pytest.raises(UserError, match=r"dog.jpg: expected a file of mtr-lab export, which ends in .onnx or .pt2"):
+        read_exported(tmp_path / "dog.jpg")
     (tmp_path / name).write_bytes(b"\x08\x07 no model")
     with pytest.raises(UserError, match="not a readable"):
         read_exported(tmp_path / name)
