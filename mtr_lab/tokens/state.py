@@ -66,7 +66,7 @@ class TokenState(NamedTuple):
         batch, length = tokens.shape[:2]
         index = torch.arange(length, device=tokens.device).expand(batch, length)
         size = torch.ones(length, device=tokens.device).expand(batch, length)
-        # Parts of the index: a CUDA graph cannot capture a copy from the host, and a view is no launch.
+        # Parts of the index: a CUDA graph cannot capture a copy from the host, and views launch nothing.
         columns = [index[:, position : position + 1] for position in special]
         positions = columns[0] if len(columns) == 1 else torch.cat(columns or [index[:, :0]], dim=1)
         return cls(tokens, None, index, size, positions, layout=layout)
