@@ -29,8 +29,9 @@ RATIOS = (0.0, 0.3, 0.4)
 PICTURES = 200
 BATCH = 8
 CALLS = 5
-COMPILED = 0.3
-"""The ratio at which the files for PyTorch and in float16 are timed, too: AOTInductor compiles for minutes."""
+HALF = 0.3
+"""The ratio of the float16 file, and of the files for PyTorch."""
+COMPILED = "compiled"
 
 
 def bundled(ratio: float) -> Any:
@@ -39,6 +40,11 @@ def bundled(ratio: float) -> Any:
     if ratio:
         mtr_lab.patch(model, "mtr", ratio=ratio)
     return model
+
+
+def pictures(data_config: dict[str, Any]) -> Tensor:
+    """The bundled pictures as the model sees them."""
+    return torch.stack([prepare(picture, data_config) for picture in sample_pictures(PICTURES)])
 
 
 def runtimes(file: Path) -> dict[str, Callable[[Tensor], list[Tensor]]]:
@@ -113,39 +119,50 @@ def times(model: Any, files: dict[str, Callable[[Tensor], Any]], images: Tensor)
     return cpu_milliseconds(functions)
 
 
+def measured(model: Any, ratio: float, folder: Path) -> dict[str, Any]:
+    """Parity and speed of the ONNX file; at ``HALF`` of the float16 file, too."""
+    start = time.process_time()
+    exported = export_model(model, folder / "model.onnx", name="vim_nano", plans=True)
+    result: dict[str, Any] = {"nodes": exported.nodes, "export_s": time.process_time() - start, "pictures": PICTURES}
+    images = pictures(exported.description.data_config)
+    calls: dict[str, Any] = dict(runtimes(folder / "model.onnx"))
+    if ratio == HALF:
+        half = export_model(model, folder / "half.onnx", precision="float16", name="vim_nano", plans=True)
+        result["float16_bytes"] = half.file.stat().st_size
+        calls["onnxruntime_float16"] = OnnxFile(half.file).outputs
+    for runtime, run in calls.items():
+        result[runtime] = parity(model, run, images.split(BATCH))
+    result["ms"] = {str(size): times(model, calls, images[:size]) for size in (1, BATCH)}
+    return result
+
+
+def compiled(folder: Path) -> dict[str, Any]:
+    """Seconds to write the files for PyTorch, and their speed beside the model's."""
+    model, result, calls = bundled(HALF), {}, {}
+    for format, ending in (("pt2", "pt2"), ("aotinductor", "aoti.pt2")):
+        start = time.process_time()
+        exported = export_model(model, folder / f"model.{ending}", format=format, name="vim_nano")
+        result[f"{format}_export_s"] = time.process_time() - start
+        calls[format] = TorchFile(exported.file)
+    images = pictures(exported.description.data_config)
+    return {**result, "ms": {str(size): times(model, calls, images[:size]) for size in (1, BATCH)}}
+
+
 def main() -> None:
-    """Measure, print, and write the figures."""
+    """Measure what OUT.json lacks, print it, and write it."""
     torch.set_num_threads(1)
-    out, results = Path(sys.argv[1]), {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for ratio in RATIOS:
-            model = bundled(ratio)
-            start = time.process_time()
-            exported = export_model(model, folder / "model.onnx", name="vim_nano", plans=True)
-            seconds = time.process_time() - start
-            about = exported.description.data_config
-            images = torch.stack([prepare(picture, about) for picture in sample_pictures(PICTURES)])
-            start = time.process_time()
-            files = runtimes(folder / "model.onnx")
-            result: dict[str, Any] = {"nodes": exported.nodes, "export_s": seconds, "pictures": len(images)}
-            for runtime, run in files.items():
-                result[runtime] = parity(model, run, images.split(BATCH))
-            calls: dict[str, Any] = dict(files)
-            if ratio == COMPILED:
-                for format, ending in (("pt2", "pt2"), ("aotinductor", "aoti.pt2")):
-                    start = time.process_time()
-                    export_model(model, folder / f"model.{ending}", format=format, name="vim_nano")
-                    result[f"{format}_export_s"] = time.process_time() - start
-                    calls[format] = TorchFile(folder / f"model.{ending}")
-                half = export_model(model, folder / "half.onnx", precision="float16", name="vim_nano", plans=True)
-                calls["onnxruntime_float16"] = OnnxFile(half.file).outputs
-                result["onnxruntime_float16"] = parity(model, OnnxFile(half.file).outputs, images.split(BATCH))
-                result["float16_bytes"] = half.file.stat().st_size
-            result["ms"] = {str(size): times(model, calls, images[:size]) for size in (1, BATCH)}
-            results[str(ratio)] = result
-            print(ratio, json.dumps(result), flush=True)
-            out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    out = Path(sys.argv[1])
+    results = json.loads(out.read_text()) if out.exists() else {}
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        str(ratio): lambda folder, ratio=ratio: measured(bundled(ratio), ratio, folder) for ratio in RATIOS
+    }
+    for key, part in (parts | {COMPILED: compiled}).items():
+        if key in results:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            results[key] = part(Path(name))
+        print(key, json.dumps(results[key]), flush=True)
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

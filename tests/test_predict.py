@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_unreduced_beside_reduced_as_csv_and_json(run_command: Callable, tmp_pat
     written = json.loads((tmp_path / "out" / "x.json").read_text())  # other weights: they are random
     assert [one["policy"] for one in written] == ["none", "mtr"] * pictures
     assert all(len(one["classes"]) == 2 for one in written)
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_it_is(run_command: Callable, tmp_path: Path) -> None:
+    picture = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xffg.jpg"))
+    picture.write_bytes(TENCH[0].read_bytes())
+    run = run_command(main, picture, "--format", "csv", "-o", tmp_path / "x.csv", *TINY)
+    assert run.code == 0, run.err
+    assert b"d\xffg.jpg,none" in (tmp_path / "x.csv").read_bytes()
 
 
 def test_pictures_of_any_kind() -> None:
