@@ -260,7 +260,8 @@ def models_table(models: Sequence[dict[str, Any]]) -> str:
         figure = f"{100 * whole[metric]:.1f} ({lo:.1f} – {hi:.1f})"
         device = model["environment"].get("device", "")
         commit = (model["environment"]["commit"] or "")[:7]
-        rows.append([f"`{model['backbone']}`", model["dataset"], f"{whole['images']:,}".replace(",", " "), NAMES[metric], figure])
+        images = f"{whole['images']:,}".replace(",", " ")
+        rows.append([f"`{model['backbone']}`", model["dataset"], images, NAMES[metric], figure])
         rows[-1] += [f"{whole['flops_true'] / 1e9:.2f}", device, commit]
     return markdown(["model", "images of", "images", "metric", "unreduced", "GFLOPs", "device", "commit"], rows)
 
