@@ -8,6 +8,7 @@ waits for the device.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,12 @@ from torch import Tensor
 from mtr_lab.errors import UserError
 
 STRONGEST = 10  # magnitude
+
+
+@cache
+def channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), cached, as the copy to the device waits for all its pending work."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def _warp(images: Tensor, mean: Sequence[float], **entries: Tensor) -> Tensor:
     for name, value in entries.items():
         matrix[:, int(name[1]), int(name[2])] = value.flatten()
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    outside = torch.tensor(mean, device=images.device)[:, None, None]
+    outside = channel_tensor(tuple(mean), images.device)
     return F.grid_sample(images - outside, grid, align_corners=False) + outside
 
 
