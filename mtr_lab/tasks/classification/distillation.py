@@ -40,7 +40,7 @@ def load_teacher(name: str, num_classes: int) -> nn.Module:
 
 
 class Teacher:
-    """A classifier whose answers are targets. It is no module, so that no checkpoint contains it.
+    """A classifier whose answers are targets. It is not a module, so no checkpoint contains it.
 
     Args:
         model: see :func:`load_teacher`.
