@@ -8,6 +8,7 @@ DIR has Tiny ImageNet's ``train`` and ``val``; the images of the ``tiny_imagenet
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,19 @@ class Resized(nn.Module):
 
 
 class Rows(lightning.Callback):
-    """Keeps the metrics of every epoch, and prints them."""
+    """Keeps the metrics and the images per second of every epoch, validation included, and prints them."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int) -> None:
         self.rows: list[dict[str, float]] = []
+        self._batch, self._start = batch, 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch + 1, **row})
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()}  # waits for the device
+        rate = float(trainer.num_training_batches) * self._batch / (time.perf_counter() - self._start)
+        self.rows.append({"epoch": trainer.current_epoch + 1, "img_per_s": round(rate), **row})
         if trainer.is_global_zero:
             print(self.rows[-1], flush=True)
 
@@ -96,7 +102,7 @@ def main() -> None:
     module = ClassifierTraining(
         model, lr=options.lr, weight_decay=0.05, warmup_epochs=3, label_smoothing=0.0, mixup=0.2, cutmix=1.0
     )
-    rows = Rows()
+    rows = Rows(options.batch * options.devices)
     trainer = lightning.Trainer(
         devices=options.devices,
         strategy="ddp" if options.devices > 1 else "auto",
