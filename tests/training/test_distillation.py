@@ -87,6 +87,12 @@ def test_a_student_learns_from_it_alone(
     loss = float((run.folder / "metrics.csv").read_text().splitlines()[1].split(",")[-1])
     assert abs(loss - sum(labels_loss) / len(labels_loss)) > 1e-3
 
+    changed = [f"training.resume={run.folder / 'last.ckpt'}", "training.teacher=null"]
+    refused = run_program(main, *options[:-1], *changed)
+    assert refused.code == 2
+    assert "training.teacher=None (there local-dir:" in refused.err
+    assert "training.distillation=None (there 1)" in refused.err  # without a teacher it decides nothing
+
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
