@@ -49,7 +49,7 @@ KEYS = {
     "dataset.holdout task.name trainer.accelerator trainer.devices "
     "trainer.limit_train_batches training.epochs training.lr training.weight_decay training.warmup_epochs "
     "training.ema_decay training.resume training.freeze_backbone training.label_smoothing training.mixup "
-    "training.cutmix ops.backend seed",
+    "training.cutmix training.teacher training.distillation training.temperature ops.backend seed",
     "export": "format precision batch opset backbone.name backbone.checkpoint task.name mtr.ratio mtr.policy",
     "predict": "backbone.name backbone.checkpoint mtr.ratio mtr.policy ops.backend",
     "bench": "bench.device bench.backbone bench.batch bench.resolution bench.dtype bench.backend bench.policy "

@@ -83,6 +83,8 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
     """The class of data modules that the ``dataset`` group has to name."""
     takes_videos: ClassVar[bool] = False
     """Whether the model gets videos instead of images."""
+    has_teacher: ClassVar[bool] = False
+    """Whether training takes ``training.teacher``."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
@@ -107,6 +109,11 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
             raise UserError(
                 f"trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches}: a CUDA graph keeps the "
                 "gradients of one batch alone. Set trainer.cuda_graph=false."
+            )
+        if config.training.teacher is not None and not self.has_teacher:
+            raise UserError(
+                f"training.teacher={config.training.teacher}: only a classifier of images learns from a teacher, and "
+                f"this is task={self.name}. Set training.teacher=null."
             )
 
     @abstractmethod

@@ -215,8 +215,9 @@ def resume_settings(config: DictConfig) -> dict[str, Any]:
     """What decides the course of a run, by key, besides the model and the data; devices and paths do not."""
     training: Any = OmegaConf.to_container(config.training, resolve=True)
     mtr: Any = OmegaConf.to_container(config.mtr, resolve=True)
+    idle = {"resume"} if training["teacher"] is not None else {"resume", "distillation", "temperature"}
     groups = {
-        "training": {key: training[key] for key in training if key != "resume"},
+        "training": {key: training[key] for key in training if key not in idle},
         "mtr": mtr if mtr["ratio"] != 0 else {},
     }
     flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}

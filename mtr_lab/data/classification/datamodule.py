@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mtr_lab.data.classification.augmentation import Augmentation
 from mtr_lab.data.classification.cache import CachedImages
 from mtr_lab.data.classification.device_images import DeviceImages, DeviceLoader
 from mtr_lab.data.classification.images import Images, ImageSource, ImageStream, Preparation
-from mtr_lab.data.classification.rand_augment import RandAugment
+from mtr_lab.data.classification.rand_augment import RandAugment, channel_tensor
 from mtr_lab.data.classification.timm_sources import StreamSource, open_timm
 from mtr_lab.data.folders import FolderSource, evaluation_directory, find_imagenette, find_root, training_directory
 from mtr_lab.data.splits import SplitDataModule
@@ -137,12 +137,12 @@ class ImageDataModule(SplitDataModule[Any]):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Evaluation images (B, 3, H, W), uint8 -> float32, normalised as the model expects, on their device."""
-        mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
+        mean, std = (channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
         return images.float().div_(255).sub_(mean).div_(std)
 
     def _standardise(self, images: Tensor) -> Tensor:
         """The same of images from 0 to 1."""
-        mean, std = (_channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
+        mean, std = (channel_tensor(tuple(values), images.device) for values in (self._mean, self._std))
         return (images - mean) / std
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -281,12 +281,6 @@ class ImageDataModule(SplitDataModule[Any]):
         if isinstance(source, StreamSource):
             return ImageStream(source, prepare, complete=not training)
         return Images(source, prepare)
-
-
-@cache
-def _channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3, 1, 1), cached, as the copy to the device waits for all its pending work."""
-    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _device_augmentation(data_config: Mapping[str, Any], options: Mapping[str, Any]) -> Augmentation:

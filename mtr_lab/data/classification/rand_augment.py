@@ -1,13 +1,15 @@
 """RandAugment of a batch of images, on their device and different for each of them.
 
 Source: Cubuk et al., "RandAugment" (arXiv 1909.13719), in the form of ``timm.data.auto_augment`` whose transforms grow
-with the magnitude (``inc1``). Every transform is computed for every image, which keeps one of them, so that nothing
-waits for the device.
+with the magnitude (``inc1``). Every kind of transform is computed for every image, which keeps one result, so that
+nothing waits for the device. The five warps are one of other matrices, the four blends one with other images.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,12 @@ from torch import Tensor
 from mtr_lab.errors import UserError
 
 STRONGEST = 10  # magnitude
+
+
+@cache
+def channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), cached, as the copy to the device waits for all its pending work."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -81,51 +89,71 @@ def transformed(images: Tensor, transform: Tensor, level: Tensor, signed: Tensor
         level, signed: (B,) strengths from 0 to 1, without and with a sign.
         mean: see :class:`RandAugment`.
     """
-    amount, signed = level[:, None, None, None], signed[:, None, None, None]
-    colour = torch.stack([images.new_full((1, 1), value) for value in mean])  # a copy from the host would be waited for
-    result = images
-    for place, function in enumerate(TRANSFORMS.values()):
-        chosen = (transform == place)[:, None, None, None]
-        result = torch.where(chosen, function(images, amount, signed, colour), result)
+    chosen = transform[:, None] == torch.arange(len(TRANSFORMS), device=images.device)
+    warps, blends, others = chosen.split([len(WARPS), len(BLENDS), len(_OTHERS)], 1)
+    result = torch.where(_any(warps), _warped(images, signed[:, None] * warps, mean), images)
+    result = torch.where(_any(blends), _blended(images, _masks(blends), 1 + 0.9 * signed), result)
+    amount = level[:, None, None, None]
+    for mask, function in zip(_masks(others), _OTHERS.values(), strict=True):
+        result = torch.where(mask, function(images, amount), result)
     return result
 
 
-_Transform = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(images, level, signed level, mean) -> images; levels are (B, 1, 1, 1), the mean is (3, 1, 1)."""
+def _any(chosen: Tensor) -> Tensor:
+    """(B, n) -> (B, 1, 1, 1)."""
+    return chosen.any(1)[:, None, None, None]
 
 
-def _warp(images: Tensor, mean: Tensor, **entries: Tensor) -> Tensor:
-    """Take each pixel from where a matrix says; coordinates from -1 to 1, entries named by row and column."""
-    matrix = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
-    for name, value in entries.items():
-        matrix[:, int(name[1]), int(name[2])] = value.flatten()
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images - mean, grid, align_corners=False) + mean
+def _masks(chosen: Tensor) -> tuple[Tensor, ...]:
+    """(B, n) -> n of (B, 1, 1, 1)."""
+    return chosen[..., None, None, None].unbind(1)
 
 
-def _rotate(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _warped(images: Tensor, strengths: Tensor, mean: Sequence[float]) -> Tensor:
+    """Rotate, shear or translate: take each pixel from where a matrix of the image says.
+
+    Args:
+        images: (B, 3, H, W).
+        strengths: (B, 5) of ``WARPS``, from -1 to 1.
+        mean: shown beyond the image.
+    """
     height, width = images.shape[-2:]
-    angle = torch.deg2rad(-30 * signed)
+    turn, shear_x, shear_y, shift_x, shift_y = strengths[..., None, None].unbind(1)
+    angle = math.radians(-30) * turn
     cosine, sine = angle.cos(), angle.sin()
-    return _warp(images, mean, m00=cosine, m01=sine * height / width, m10=-sine * width / height, m11=cosine)
+    lean_x, lean_y = 0.3 * height / width * shear_x, 0.3 * width / height * shear_y  # from the upper left corner
+    x, y = _centres(width, images.device), _centres(height, images.device)[:, None]
+    grid = torch.stack(  # by hand: affine_grid multiplies matrices, which the precision of TF32 would blur
+        [
+            cosine * x + (sine * (height / width) + lean_x) * y + (lean_x + 0.9 * shift_x),
+            (lean_y - sine * (width / height)) * x + cosine * y + (lean_y + 0.9 * shift_y),
+        ],
+        -1,
+    )
+    outside = channel_tensor(tuple(mean), images.device)
+    return F.grid_sample(images - outside, grid, align_corners=False) + outside
 
 
-def _shear_x(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    shift = 0.3 * signed * images.shape[-2] / images.shape[-1]  # from the upper left corner
-    return _warp(images, mean, m01=shift, m02=shift)
+@cache
+def _centres(pixels: int, device: torch.device) -> Tensor:
+    """Where the pixels of a line are, if it reaches from -1 to 1."""
+    return (2 * torch.arange(pixels, device=device) + 1) / pixels - 1
 
 
-def _shear_y(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    shift = 0.3 * signed * images.shape[-1] / images.shape[-2]
-    return _warp(images, mean, m10=shift, m12=shift)
+def _blended(images: Tensor, masks: Sequence[Tensor], factor: Tensor) -> Tensor:
+    """Brightness, contrast, saturation or sharpness: away from the image without it, or towards it.
 
-
-def _translate_x(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    return _warp(images, mean, m02=0.9 * signed)
-
-
-def _translate_y(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    return _warp(images, mean, m12=0.9 * signed)
+    Args:
+        images: (B, 3, H, W).
+        masks: (B, 1, 1, 1) of each of ``BLENDS``.
+        factor: (B,) above 1: away.
+    """
+    _, contrast, saturation, sharpness = masks
+    greys = grey(images)
+    other = torch.where(sharpness, _smooth(images), 0.0)  # of brightness: black
+    other = torch.where(saturation, greys, other)
+    other = torch.where(contrast, greys.mean((2, 3), keepdim=True), other)
+    return other.lerp(images, factor.clamp(min=0.1)[:, None, None, None]).clamp(0, 1)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -133,56 +161,40 @@ def grey(images: Tensor) -> Tensor:
     return 0.2989 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
 
 
-def _blend(images: Tensor, other: Tensor | float, signed: Tensor) -> Tensor:
-    return (other + (1 + 0.9 * signed).clamp(min=0.1) * (images - other)).clamp(0, 1)
-
-
-def _brightness(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    return _blend(images, 0.0, signed)
-
-
-def _contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    return _blend(images, grey(images).mean((2, 3), keepdim=True), signed)
-
-
-def _saturation(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    return _blend(images, grey(images), signed)
-
-
-def _sharpness(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
-    smooth = images.clone()  # but for the border
-    inner = (9 * F.avg_pool2d(images, 3, stride=1) + 4 * images[..., 1:-1, 1:-1]) / 13
-    smooth[..., 1:-1, 1:-1] = inner
-    return _blend(images, smooth, signed)
+def _smooth(images: Tensor) -> Tensor:
+    """Each pixel with its eight neighbours, 5 of 13 parts itself; the border as it is."""
+    smooth, inner = images.clone(), images[..., 1:-1, 1:-1]
+    smooth[..., 1:-1, 1:-1] = inner.lerp(F.avg_pool2d(images, 3, stride=1), 9 / 13)
+    return smooth
 
 
 def _bytes(images: Tensor) -> Tensor:
     return (255 * images).round()
 
 
-def _invert(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _invert(images: Tensor, level: Tensor) -> Tensor:
     return 1 - images
 
 
-def _posterize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _posterize(images: Tensor, level: Tensor) -> Tensor:
     step = 2 ** (4 + (4 * level).floor())  # 4 bits are kept, down to none
     return (_bytes(images) / step).floor() * step / 255
 
 
-def _solarize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _solarize(images: Tensor, level: Tensor) -> Tensor:
     return torch.where(_bytes(images) < 256 - (256 * level).floor(), images, 1 - images)
 
 
-def _solarize_add(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _solarize_add(images: Tensor, level: Tensor) -> Tensor:
     return torch.where(_bytes(images) < 128, (images + (110 * level).floor() / 255).clamp(max=1), images)
 
 
-def _auto_contrast(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _auto_contrast(images: Tensor, level: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low), images)
 
 
-def _equalize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Tensor:
+def _equalize(images: Tensor, level: Tensor) -> Tensor:
     """Source: ``PIL.ImageOps.equalize``, every channel by itself."""
     values = _bytes(images).long().flatten(2)
     counts = values.new_zeros(*values.shape[:2], 256).scatter_add_(2, values, torch.ones_like(values))
@@ -192,16 +204,9 @@ def _equalize(images: Tensor, level: Tensor, signed: Tensor, mean: Tensor) -> Te
     return torch.where(step[..., None] > 0, (table.gather(2, values) / 255).view_as(images), images)
 
 
-TRANSFORMS: dict[str, _Transform] = {
-    "Rotate": _rotate,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
-    "BrightnessIncreasing": _brightness,
-    "ContrastIncreasing": _contrast,
-    "ColorIncreasing": _saturation,
-    "SharpnessIncreasing": _sharpness,
+WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+BLENDS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing", "SharpnessIncreasing")
+_OTHERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of images and levels (B, 1, 1, 1)
     "Invert": _invert,
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
@@ -209,4 +214,5 @@ TRANSFORMS: dict[str, _Transform] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
 }
-"""By timm's names."""
+TRANSFORMS = (*WARPS, *BLENDS, *_OTHERS)
+"""timm's names."""

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 from lightning import LightningModule
 from omegaconf import DictConfig
 
-from mtr_lab.backbones.weights import Checkpoint
+from mtr_lab.backbones.weights import Checkpoint, is_meta
 from mtr_lab.data import ImageDataModule
-from mtr_lab.errors import UserError
+from mtr_lab.errors import UserError, check_number
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
+from mtr_lab.tasks.classification.distillation import Teacher, load_teacher
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -28,6 +29,7 @@ class Classification(Task[Any, ClassifierEvaluation]):
     datamodule: ClassVar[type] = ImageDataModule
     evaluation_type: ClassVar[type[ClassifierEvaluation]] = ClassifierEvaluation
     training_type: ClassVar[type[ClassifierTraining]] = ClassifierTraining
+    has_teacher = True
 
     def check_training(self, config: DictConfig, devices: int) -> None:
         super().check_training(config, devices)
@@ -37,6 +39,8 @@ class Classification(Task[Any, ClassifierEvaluation]):
                 f"dataset.batch_size={config.dataset.batch_size}: mixup and cutmix mix the images of a batch in pairs. "
                 f"Choose {even}, or training.mixup=0 training.cutmix=0."
             )
+        check_number("training.distillation", config.training.distillation, float, 0, 1)
+        check_number("training.temperature", config.training.temperature, float, 0.1, 100)
 
     def assemble(self, backbone: Any, num_classes: int) -> Any:
         return backbone
@@ -69,12 +73,22 @@ class Classification(Task[Any, ClassifierEvaluation]):
             label_smoothing=settings.label_smoothing,
             mixup=settings.mixup,
             cutmix=settings.cutmix,
+            teacher=make_teacher(model, settings),
+            distillation=settings.distillation,
+            temperature=settings.temperature,
             cuda_graph=config.trainer.cuda_graph,
         )
 
     def draw(self, drawing: Drawing[ClassifierEvaluation]) -> None:
         (observation,) = drawing.observe(drawing.image["image"])
         save_depth(observation, None, drawing.stem, outcome(drawing))
+
+
+def make_teacher(model: Any, settings: DictConfig) -> Teacher | None:
+    """What a student learns from, if anything; nothing on the meta device, where only settings are checked."""
+    if settings.teacher is None or is_meta(model):
+        return None
+    return Teacher(load_teacher(str(settings.teacher), model.num_classes), model.pretrained_cfg)
 
 
 def outcome(drawing: Drawing[Any]) -> str:

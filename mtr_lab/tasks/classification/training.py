@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtr_lab.backbones.graphed_training import GraphedTraining
+from mtr_lab.tasks.classification.distillation import Teacher, distillation_loss
 from mtr_lab.tasks.empty_batch import loss_of_nothing
 from mtr_lab.tasks.optimizer import adamw
 
@@ -26,6 +27,9 @@ class ClassifierTraining(LightningModule):
         warmup_epochs: length of the linear warm-up.
         label_smoothing: share of the target spread over all classes.
         mixup, cutmix: α of the Beta distributions, 0 to leave one out; every batch is mixed by one of the two.
+        teacher: its answers to the same augmented and mixed images are targets besides the labels.
+        distillation: the teacher's share of the loss.
+        temperature: see :func:`~mtr_lab.tasks.classification.distillation.distillation_loss`.
         cuda_graph: replay the model's passes, see :class:`GraphedTraining`.
 
     ``skipped`` holds the names of the images that could not be read.
@@ -41,6 +45,9 @@ class ClassifierTraining(LightningModule):
         label_smoothing: float,
         mixup: float,
         cutmix: float,
+        teacher: Teacher | None = None,
+        distillation: float = 0.5,
+        temperature: float = 1.0,
         cuda_graph: bool = False,
     ) -> None:
         super().__init__()
@@ -53,6 +60,7 @@ class ClassifierTraining(LightningModule):
             if mixup or cutmix
             else None
         )
+        self.teacher, self.distillation, self.temperature = teacher, distillation, temperature
         self.skipped: set[str] = set()
         self.val_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
@@ -65,9 +73,11 @@ class ClassifierTraining(LightningModule):
             return loss_of_nothing(self)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)  # labels become soft, smoothing included
-            loss = F.cross_entropy(self._logits(images), labels)
-        else:
-            loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.label_smoothing)
+        logits = self._logits(images)
+        smoothing = 0.0 if self.mixup is not None else self.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.teacher is not None:
+            loss = loss.lerp(distillation_loss(logits, self.teacher(images), self.temperature), self.distillation)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
 

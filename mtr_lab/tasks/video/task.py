@@ -20,6 +20,7 @@ class VideoClassification(Classification):
     evaluation_type = VideoEvaluation
     training_type = VideoTraining
     takes_videos = True
+    has_teacher = False
 
     def data_arguments(self, meta_model: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
         return {**super().data_arguments(meta_model, checkpoint), **self.training_arguments(meta_model)}

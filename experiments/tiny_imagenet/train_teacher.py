@@ -1,0 +1,134 @@
+"""Train the convolutional teacher of the Tiny ImageNet classifiers, and store it as timm does.
+
+    python experiments/tiny_imagenet/train_teacher.py DIR OUT [--devices N] [--epochs E]
+
+DIR has Tiny ImageNet's ``train`` and ``val``; the images of the ``tiny_imagenet`` experiment are held out. OUT receives
+``config.json`` and ``model.safetensors``, for ``training.teacher=local-dir:OUT``, and ``teacher.json`` with the log.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from mtr_lab.data import ImageDataModule
+from mtr_lab.results.environment import describe_environment
+from mtr_lab.tasks.classification.training import ClassifierTraining
+from mtr_lab.training.averaging import WeightEMA
+from mtr_lab.training.randomness import SeedEpochs
+
+ARCHITECTURE, SIDE, CLASSES = "resnet18", 160, 200
+
+
+class Resized(nn.Module):
+    """A convolutional network that sees the images enlarged, as its stem halves them twice."""
+
+    num_classes = CLASSES
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = timm.create_model(ARCHITECTURE, num_classes=CLASSES)
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices without weight decay."""
+        return set()
+
+
+class Rows(lightning.Callback):
+    """Keeps the metrics and the images per second of every epoch, validation included, and prints them."""
+
+    def __init__(self, batch: int) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._batch, self._start = batch, 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()}  # waits for the device
+        rate = float(trainer.num_training_batches) * self._batch / (time.perf_counter() - self._start)
+        self.rows.append({"epoch": trainer.current_epoch + 1, "img_per_s": round(rate), **row})
+        if trainer.is_global_zero:
+            print(self.rows[-1], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=75)
+    parser.add_argument("--batch", type=int, default=256, help="images of a step on each device")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, help="of an epoch, to try it")
+    options = parser.parse_args()
+
+    lightning.seed_everything(0, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    config: dict[str, Any] = {
+        "input_size": (3, 64, 64),
+        "interpolation": "bicubic",
+        "mean": timm.data.IMAGENET_DEFAULT_MEAN,
+        "std": timm.data.IMAGENET_DEFAULT_STD,
+        "crop_pct": 1.0,
+    }
+    data = ImageDataModule(
+        data_config=config,
+        name="tiny_imagenet",
+        root=str(options.root),
+        test_split="train",
+        holdout=0.02,
+        batch_size=options.batch * options.devices,
+        num_workers=8,
+        train_cache="device",
+        train_transform={"scale": [0.3, 1.0], "auto_augment": "rand-m9-mstd0.5-inc1"},
+    )
+    model = Resized()
+    module = ClassifierTraining(
+        model, lr=options.lr, weight_decay=0.05, warmup_epochs=3, label_smoothing=0.0, mixup=0.2, cutmix=1.0
+    )
+    rows = Rows(options.batch * options.devices)
+    trainer = lightning.Trainer(
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        use_distributed_sampler=False,
+        precision="bf16-mixed",
+        max_epochs=options.epochs,
+        limit_train_batches=options.steps,
+        check_val_every_n_epoch=5,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[SeedEpochs(0), WeightEMA(0.999), rows],
+    )
+    trainer.fit(module, datamodule=data)
+    if not trainer.is_global_zero:
+        return
+    network: Any = model.network.half().cpu().to(memory_format=torch.contiguous_format)
+    network.pretrained_cfg = {**network.pretrained_cfg, **config, "input_size": (3, SIDE, SIDE)}
+    save_for_hf(network, str(options.out), safe_serialization=True)
+    record = {"architecture": ARCHITECTURE, "epochs": options.epochs, "devices": options.devices, "lr": options.lr}
+    record |= {"batch": options.batch, "environment": describe_environment(), "rows": rows.rows}
+    (options.out / "teacher.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
