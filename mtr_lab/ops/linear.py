@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return "has no gradient of oneDNN's product"
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return "leaves the product to PyTorch in graphs and under autocast"
     return "" if weight.dtype == x.dtype else "multiplies float32 by float32"
 

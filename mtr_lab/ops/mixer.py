@@ -162,8 +162,8 @@ def _unfit(
 def _unfit_for_cpu(*inputs: Any, order: Tensor | None, **options: Any) -> str:
     if order is not None:
         return "reads tokens in their order or backwards"
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return "has no gradient of the fused mixer, and none in a compiled graph"
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "has no gradient of the fused mixer, and none in a graph"
     return ""
 
 

@@ -98,7 +98,7 @@ def _unfit_for_cpu(
 ) -> str:
     if torch.compiler.is_compiling() or _needs_gradients(hidden, residual, weight, bias):
         return "has no gradient of the fused norm, and none in a compiled graph"
-    return ""
+    return "" if hidden.ndim == 3 else "normalises streams (B, L, C)"
 
 
 def _unfit(

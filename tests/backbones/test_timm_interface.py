@@ -150,8 +150,8 @@ def test_checkpointing_changes_no_gradient(policy: str | None, images: Tensor) -
 @pytest.mark.parametrize("name", NAMES)
 def test_intermediates_are_the_stream_on_the_grid(name: str, images: Tensor) -> None:
     model = tiny(name)
-    states = mtr_lab.trace(model, images)
     with torch.no_grad():
+        states = mtr_lab.trace(model, images)
         final, maps = model.forward_intermediates(images)
         assert torch.equal(final, model.forward_features(images))
         assert [m.shape for m in maps] == [(2, 24, 4, 6)] * 3
@@ -183,8 +183,8 @@ def test_intermediates_of_some_blocks(indices, blocks: list[int], images: Tensor
 def test_intermediates_of_a_patched_model_are_restored(policy: str, images: Tensor) -> None:
     model = tiny()
     mtr_lab.patch(model, policy, ratio=0.2)
-    states = mtr_lab.trace(model, images)
     with torch.no_grad():
+        states = mtr_lab.trace(model, images)
         final, maps = model.forward_intermediates(images)
         assert all(torch.equal(restore(state, (4, 6)), m) for state, m in zip(states, maps, strict=True))
         assert torch.equal(final, model.forward_features(images))
@@ -321,7 +321,7 @@ def test_export_and_compile_take_the_model(ratio: float | None, images: Tensor) 
         mtr_lab.patch(model, "mtr", ratio=ratio)
     with torch.no_grad():
         exported = torch.export.export(model, (images,)).module()
-        assert torch.equal(exported(images), model(images))
+        assert torch.allclose(exported(images), model(images), atol=1e-6)
         compiled = torch.compile(model.forward_intermediates, backend="eager", fullgraph=True)
         actual, expected = compiled(images), model.forward_intermediates(images)
         assert torch.equal(actual[0], expected[0])

@@ -221,7 +221,7 @@ def test_a_compiled_object_follows_the_mode() -> None:
     assert not torch.equal(compiled(images(8)), compiled(images(8)))  # stochastic depth
     model.eval()
     expected = copy.deepcopy(model)(images(8))
-    assert torch.equal(compiled(images(8)), expected)
+    assert torch.allclose(compiled(images(8)), expected, atol=1e-6)
     model.train()
     assert not torch.equal(compiled(images(8)), compiled(images(8)))
 

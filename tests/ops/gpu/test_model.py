@@ -307,7 +307,7 @@ def test_compiles_without_graph_break(policy):
 def test_registration():
     weights = packed(model())
     for stats in ("", "delta", "write output", "output"):
-        arguments = (torch.randn(1, 5, 80), *weights, *(None,) * 5, [False, True], 2, 5, stats, 0.5)
+        arguments = (torch.randn(1, 5, 80), *weights, *(None,) * 5, [False, True], 2, 5, stats, 0.5, "triton")
         operator = torch.ops.mtr_lab.mamba_inner.default
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
         torch.testing.assert_close(ops.decompositions()[operator](*arguments), operator(*arguments))
