@@ -639,6 +639,9 @@ def test_many_rows_are_shown_on_request_and_many_schedules_are_one_line_with_gap
         assert len(cells(page, "points")) == 50
         page.locator("#points-more button").click()
         assert len(cells(page, "points")) > 61
+        assert page.locator("#tokens .main-svg").count() == 0  # out of view
+        page.locator("#tokens").scroll_into_view_if_needed()
+        page.locator("#tokens .main-svg").first.wait_for()
         unreduced, reduced = traces(page, "tokens")
         assert unreduced["y"] == [197, 197, 120, 120, None]
         schedules = " ".join("" if count is None else str(count) for count in reduced["y"]).split("  ")

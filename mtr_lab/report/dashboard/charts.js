@@ -2,6 +2,7 @@
 
 const HEIGHTS = { cost: 400, speed: 400, tokens: 300 }; // px
 const MANY = 60; // series, beyond which a policy is one cloud of markers without intervals
+const waiting = new Set(); // charts that take long and have not come into view
 
 /** The Pareto front of points that have both values, by rising cost. */
 function front(candidates, axis, metric) {
@@ -181,7 +182,7 @@ function layout(x, y, colours, legend, more = {}) {
       color: colours.ink,
     },
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
-    margin: { l: 56, r: 72, t: 14, b: 52 },
+    margin: { l: 64, r: 72, t: 14, b: 56 }, // with less, Plotly widens them and draws the chart a second time
     xaxis: axis(x),
     yaxis: axis(y),
     hoverlabel: { align: "left", bgcolor: colours.paper, bordercolor: colours.front, font: { color: colours.ink } },
@@ -252,7 +253,7 @@ function erase(plot) {
 }
 
 function drawChart(kind) {
-  if (!window.Plotly) return; // the tables are drawn while it is unpacked
+  if (!window.Plotly || (waiting.has(kind) && !print.matches)) return; // the tables are drawn while it is unpacked
   const node = byId(kind);
   const plot = node.querySelector(".plot");
   const printing = print.matches;
@@ -278,6 +279,21 @@ function drawChart(kind) {
     plot.on("plotly_click", (event) => showDetails(event.points[0].customdata));
     plot.dataset.bound = "true";
   }
+}
+
+/** Draw a chart when it is about to come into view: the schedules of a thousand results take as long as all others. */
+function drawInView(kind) {
+  waiting.add(kind);
+  const observer = new IntersectionObserver(
+    ([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      observer.disconnect();
+      waiting.delete(kind);
+      drawChart(kind);
+    },
+    { rootMargin: "50%" },
+  );
+  observer.observe(byId(kind));
 }
 
 /** Costs last: without speeds they fill the row. */
