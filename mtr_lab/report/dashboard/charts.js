@@ -32,7 +32,7 @@ function dodged(drawn, axis) {
   const ordered = [...drawn].sort((a, b) => x.get(a) - x.get(b));
   const range = x.get(ordered.at(-1)) - x.get(ordered[0]);
   let cluster = [];
-  const spread = () => {
+  const part = () => {
     const step = Math.min(0.007, 0.04 / cluster.length) * range;
     cluster.sort((a, b) => a.policy.localeCompare(b.policy));
     const middle = (cluster.length - 1) / 2;
@@ -40,10 +40,10 @@ function dodged(drawn, axis) {
     cluster = [];
   };
   for (const point of ordered) {
-    if (cluster.length && x.get(point) - x.get(cluster.at(-1)) > 0.004 * range) spread();
+    if (cluster.length && x.get(point) - x.get(cluster.at(-1)) > 0.004 * range) part();
     cluster.push(point);
   }
-  spread();
+  part();
   return x;
 }
 
@@ -110,7 +110,8 @@ function tradeoff(axis, metric, colours, legend) {
       line: { color: colours.soft, width: 1, dash: "dash" },
     });
     const names = several ? [...new Set(members.map((point) => point.backbone))] : [];
-    widest = Math.max(widest, ...names.map((name) => name.length));
+    const words = bases.size > 1 ? [`${written} ${names.join(", ")}`] : ["unreduced", written, ...names];
+    widest = Math.max(widest, ...words.map((word) => Math.min(word.length, 30)));
     annotations.push({
       xref: "paper",
       x: 1,
@@ -119,10 +120,11 @@ function tradeoff(axis, metric, colours, legend) {
       y,
       align: "left",
       showarrow: false,
-      text: ["unreduced", written, ...names.map(plain)].join("<br>"),
+      text: words.map((word) => plain(word.length > 30 ? `${word.slice(0, 29)}…` : word)).join("<br>"),
       font: { size: 10, color: colours.soft },
     });
   }
+  spread(annotations, drawn.map((point) => numberOf(point, metric)));
   const families = groupBy(drawn, (point) => point.policy);
   for (const [policy, family] of [...families].sort(([a], [b]) => a.localeCompare(b))) {
     for (const [, members] of groupBy(family, (point) => (many ? policy : point.series))) {
@@ -158,6 +160,18 @@ function tradeoff(axis, metric, colours, legend) {
   const spec = layout(axis.title, metric.axis, colours, legend, { shapes, annotations });
   spec.margin.r = 8 + 6 * widest;
   return { drawn, figure: { data: traces, layout: spec } };
+}
+
+/** Move labels of one line each apart that would cover each other; `values` are those that the axis spans. */
+function spread(labels, values) {
+  const perPixel = (1.1 * (Math.max(...values) - Math.min(...values)) || 1) / (HEIGHTS.cost - 70);
+  const ordered = [...labels].sort((a, b) => a.y - b.y);
+  let free = -Infinity;
+  for (const label of ordered) {
+    const at = Math.max(label.y / perPixel, free);
+    label.yshift = at - label.y / perPixel;
+    free = at + 13;
+  }
 }
 
 function layout(x, y, colours, legend, more = {}) {
@@ -210,7 +224,7 @@ function chartSpec(kind, colours, legend) {
   );
 }
 
-/** The legend of policies with several lines. */
+/** The legend of policies with several lines; beyond MANY there are no lines. */
 function drawLegend() {
   const series = groupBy(
     visible.filter((point) => !point.unreduced && point[state.metric] != null),
@@ -222,9 +236,8 @@ function drawLegend() {
   );
   byId("legend").replaceChildren(
     ...[...ofPolicy.values()]
-      .filter((members) => members.length > 1)
+      .filter((members) => members.length > 1 && series.size <= MANY)
       .flat()
-      .slice(0, MANY)
       .map((point) => {
         const place = places.get(point.series);
         const line = svg("line", {
@@ -263,8 +276,11 @@ function drawChart(kind) {
   } = chartSpec(kind, theme(), printing);
   const missing = visible.length - drawn.length;
   const axis = kind === "cost" ? "FLOPs" : "measured speed";
-  node.querySelector(".missing").textContent =
-    !["cost", "speed"].includes(kind) || !missing
+  const timed = kind !== "speed" || SPEEDS.some(({ key }) => visible.some((point) => point[key] != null));
+  node.querySelector("figcaption").hidden = !timed;
+  node.querySelector(".missing").textContent = !timed
+    ? "No point shown was timed."
+    : !["cost", "speed"].includes(kind) || !missing
       ? ""
       : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
   plot.hidden = !drawn.length;
