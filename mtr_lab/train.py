@@ -12,7 +12,8 @@ def announce(config: DictConfig) -> str:
     reduced = (
         "unreduced" if config.mtr.ratio == 0 else f"reduced by {config.mtr.policy} at mtr.ratio={config.mtr.ratio}"
     )
-    return f"training {config.backbone.name} for {task} on {dataset}, {config.training.epochs} epochs, {reduced}"
+    epochs = f"{config.training.epochs} epoch{'s' * (config.training.epochs != 1)}"
+    return f"training {config.backbone.name} for {task} on {dataset}, {epochs}, {reduced}"
 
 
 PROGRAM = Program(

@@ -112,6 +112,7 @@ def test_a_run_is_resumed_where_it_stopped(
 
     rows = course(straight.folder)
     assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(float(row["lr"]) > 0 for row in rows)
     final = json.loads((straight.folder / "training.json").read_text())["final"]
 
     def stop(module: ClassifierTraining, *_: object) -> None:
@@ -129,6 +130,7 @@ def test_a_run_is_resumed_where_it_stopped(
     last = shutil.copy(straight.folder / "last.ckpt", tmp_path / "last.ckpt")
     resumed = run_program(main, *options, f"training.resume={last}")
     assert resumed.code == 0, resumed.err
+    assert ("has all epochs" if stops_at == "end" else "resuming after 1 of 2 epochs") in resumed.out
     record = json.loads((resumed.folder / "training.json").read_text())
     assert (record["epochs"], record["steps"]) == (2, 6)
     found = load_file(resumed.folder / "model.safetensors")

@@ -121,16 +121,15 @@ def describe_points(
     ]
     for point, figures in zip(points, described, strict=True):
         if point.budget is not None:
-            figures["budget"] = {**asdict(point.budget), "measured": _kept(point.budget, figures, described[0])}
+            figures["budget"] = {**asdict(point.budget), "measured": _kept(point.budget, figures)}
     return described
 
 
-def _kept(budget: Budget, figures: Mapping[str, Any], unreduced: Mapping[str, Any]) -> float | None:
+def _kept(budget: Budget, figures: Mapping[str, Any]) -> float | None:
     """What of a budget was measured: the speed-up in the timing pass, or the images that change their class."""
     if budget.key == MAX_DROP:
         return None if figures.get("agreement") is None else 1 - figures["agreement"]
-    speeds = figures.get("img_per_s"), unreduced.get("img_per_s")
-    return budget.measured if None in speeds else speeds[0] / speeds[1]  # type: ignore[operator]
+    return figures.get("speedup", budget.measured)
 
 
 def _measured(speed: Speed | None, unreduced: Speed | None, with_memory: bool) -> dict[str, Any]:

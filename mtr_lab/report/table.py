@@ -17,8 +17,8 @@ from mtr_lab.results.seeds import mean_point, seed_groups
 _NAMED_FILES = 3  # of the skipped ones, in the caption
 _ABSENT = "–"
 _PROMISES = {
-    "speedup": "×: speed-up, promised from the times of blocks, measured in the timing pass",
-    "max_drop": "≤: share of images that change class, promised on calibration images, measured on these",
+    "speedup": "prom., meas.: × promised from the times of blocks, measured in the timing pass",
+    "max_drop": "prom., meas.: % of images that change class, on calibration images and on these",
 }
 """What a budget is, by its key."""
 
@@ -258,11 +258,12 @@ def _asked(point: Mapping[str, Any]) -> str:
 
 
 def _promise(point: Mapping[str, Any]) -> TwoLines:
-    """What was promised of a budget, and what was measured."""
+    """What was promised of a budget, and what was measured: a speed-up is that of the column ×."""
     if (budget := point.get("budget")) is None:
         return "", ""
-    written = figure if budget["key"] == "speedup" else percent
-    return written(budget["promised"]), written(budget["measured"])
+    if budget["key"] == "speedup":
+        return figure(budget["promised"]), figure(point.get("speedup", budget["measured"]))
+    return percent(budget["promised"]), percent(budget["measured"])
 
 
 _COSTS = (
@@ -286,13 +287,13 @@ _SPEEDS = (
         "img_per_s",
         lambda point: (figure(point.get("img_per_s")), figure(point.get("peak_mib")) if "peak_mib" in point else ""),
     ),
-    _Column(("×", ""), "speedup", lambda point: (figure(point.get("speedup")), "")),
+    _TIMES,
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
 _BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
 _OF_LEAST_WEIGHT = ("balanced_accuracy",)
 _SAVINGS = (
-    *((key, False) for key in (*_BESIDE, "top5", "agreement")),
+    *((key, False) for key in (*_BESIDE, "top5", "agreement", "speedup")),
     *((key, True) for key in (*_OF_LEAST_WEIGHT, "top5", "resolution", "tokens", "agreement")),
 )
 """What a narrow window does without: qualifiers, then whole columns, most of them only in tables of a sweep."""

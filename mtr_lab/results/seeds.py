@@ -23,7 +23,8 @@ def seed_groups(results: Sequence[Result]) -> list[list[Place]]:
         for i, point in enumerate(result["points"]):
             if point["policy"] != "none":
                 asked = point["budget"]["asked"] if "budget" in point else point["ratio"]
-                same = [point["policy"], asked, point["tokens"], point["images"], point["skipped"]]
+                picture = [point.get("resolution"), point["images"], point["skipped"]]
+                same = [point["policy"], asked, point["tokens"], *picture]
                 groups[json.dumps([*run, *same], sort_keys=True)].append((r, i))
     by_seed = [sorted(group, key=lambda place: seed_of(results[place[0]])) for group in groups.values()]
     return [group for group in by_seed if len({seed_of(results[r]) for r, _ in group}) == len(group) > 1]

@@ -8,8 +8,8 @@ from mtr_lab.results.keys import IGNORED_KEYS
 
 MEASUREMENT = (*IGNORED_KEYS, "timing", "pictures", "trainer.limit_test_batches", "trainer.limit_train_batches")
 """Settings and groups that say how to measure, not what."""
-# Points name their policy and budget, and runs are averaged over seeds.
-_IGNORED = (*MEASUREMENT, "mtr.ratio", "mtr.speedup", "mtr.max_drop", "mtr.policy", "mtr.seed")
+# Points name their policy, budget and size of the picture, and runs are averaged over seeds.
+_IGNORED = (*MEASUREMENT, *(f"mtr.{key}" for key in ("ratio", "speedup", "max_drop", "resolution", "policy", "seed")))
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -54,8 +54,12 @@ class LastCheckpoint(Checkpoint):
         checkpoint["settings"] = self._settings
 
 
-def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str, Any]) -> None:
-    """Raise a ``UserError`` unless the file is the checkpoint of a run of the same model and settings."""
+def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str, Any]) -> int:
+    """The number of epochs that a checkpoint has finished.
+
+    Raises:
+        UserError: the file is not the checkpoint of a run of the same model and settings.
+    """
     path = Path(checkpoint)
     if not os.path.isfile(path):  # a name that is too long has no file either
         raise UserError(f"training.resume={path} does not exist: expected the last.ckpt of an earlier run.")
@@ -63,6 +67,7 @@ def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str
         loaded = read_plain(path)
         shapes = {key: value.shape for key, value in loaded["current_model_state"].items()}
         before = dict(loaded["settings"])
+        finished = int(loaded["epoch"]) + 1
     except Exception as error:  # of damaged or foreign bytes PyTorch raises anything
         raise UserError(f"training.resume={path} is not the last.ckpt of an earlier run: {error!r}.") from error
     expected = {key: value.shape for key, value in module.state_dict().items()}
@@ -82,3 +87,4 @@ def check_resume(checkpoint: str, module: LightningModule, settings: Mapping[str
             f"training.resume={path} belongs to a run with other settings: {', '.join(changed)}. Give the settings of "
             "that run, or start a new one from its weights: backbone.checkpoint=RUN/model.safetensors."
         )
+    return finished

@@ -21,8 +21,8 @@ TABLE_ROWS = 8
 class History(Callback):
     """Collects loss, metrics, learning rate and images per second of every epoch, those before a resume included.
 
-    ``rows`` has one row per epoch: ``epoch`` from 0, ``step``, ``lr``, ``img_per_s`` without validation, and what the
-    module has logged. Rank 0 writes them to ``folder/metrics.csv`` after every epoch.
+    ``rows`` has one row per epoch: ``epoch`` from 0, ``step``, ``lr`` of the last step, ``img_per_s`` without
+    validation, and what the module has logged. Rank 0 writes them to ``folder/metrics.csv`` after every epoch.
 
     Args:
         folder: of the run.
@@ -33,6 +33,11 @@ class History(Callback):
         self.rows: list[Row] = []
         self._folder, self._batch_size = folder, batch_size
         self._start, self._seconds, self._validated = 0.0, 0.0, False
+        self._learning_rate = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == trainer.num_training_batches - 1:  # at the epoch's end it is that of the step after
+            self._learning_rate = learning_rate(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._validated = 0.0, False
@@ -54,7 +59,7 @@ class History(Callback):
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step - 1,
-                "lr": learning_rate(trainer),
+                "lr": self._learning_rate,
                 "img_per_s": images / self._seconds,
                 **dict(sorted(fresh.items())),
             }
@@ -77,7 +82,7 @@ class History(Callback):
 
 
 class TrainingBar(TQDMProgressBar):
-    """Lightning's progress bar with the loss of the last step and the learning rate.
+    """Lightning's progress bar with the loss and the learning rate of the last step.
 
     It is drawn every 20 steps, since reading the loss waits for the device.
     """
@@ -85,6 +90,11 @@ class TrainingBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=20)
         self._loss: torch.Tensor | None = None
+        self._learning_rate: float | torch.Tensor = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,7 +106,7 @@ class TrainingBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         loss = {} if self._loss is None else {"loss": f"{self._loss.item():.3f}"}
-        return {**loss, **metrics, "lr": f"{learning_rate(trainer):.1e}"}
+        return {**loss, **metrics, "lr": f"{float(self._learning_rate):.1e}"}
 
 
 def learning_rate(trainer: Trainer) -> float:

@@ -92,8 +92,9 @@ def _train(config: DictConfig, folder: Path) -> Path:
     with torch.device("meta"):
         meta_task_model: Any = task.trained_model(create, datamodule.num_classes)
     schedules = make_schedules(task.backbone(meta_task_model), config)
+    resumed = None
     if settings.resume is not None:
-        check_resume(str(settings.resume), task.training(meta_task_model, config), resume_settings(config))
+        resumed = check_resume(str(settings.resume), task.training(meta_task_model, config), resume_settings(config))
     history = History(folder, config.dataset.batch_size)
     trainer = make_trainer(
         config.trainer,
@@ -125,6 +126,9 @@ def _train(config: DictConfig, folder: Path) -> Path:
     module: Any = task.training(task.trained_model(create, datamodule.num_classes), config)
     if settings.freeze_backbone:
         freeze_backbone(task, module.model)
+    if trainer.is_global_zero and resumed is not None:
+        left = f"resuming after {resumed} of {settings.epochs} epochs"
+        print(left if resumed < settings.epochs else f"{settings.resume} has all epochs: only its files are written")
     if trainer.is_global_zero and not config.dataset.holdout:
         print(
             "nothing is validated while training: dataset.holdout=0 holds out no training images, and those of "
@@ -167,9 +171,8 @@ def _train(config: DictConfig, folder: Path) -> Path:
     with replace_file(folder / "training.json") as stream:
         stream.write(f"{json.dumps(record, indent=1)}\n".encode())
     minutes = (time.perf_counter() - start) / 60
-    Console().print(
-        table(history.rows, f"{trainer.current_epoch} epochs, {trainer.global_step} steps, {minutes:.1f} min")
-    )
+    epochs = f"{trainer.current_epoch} epoch{'s' * (trainer.current_epoch != 1)}"
+    Console().print(table(history.rows, f"{epochs}, {trainer.global_step} steps, {minutes:.1f} min"))
     print(f"wrote {weights} and, beside it, training.json, metrics.csv, curve.svg and last.ckpt")
     return folder
 

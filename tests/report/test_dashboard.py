@@ -197,11 +197,26 @@ def test_runs_over_fewer_images_are_variants(tmp_path: Path) -> None:
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["images=200", "images=100"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((200, 100), ["images=200", "images=100"]),
+        ((100, 100), ["dataset.test_split=val", "dataset.test_split=train"]),
+    ],
+)
+def test_a_choice_of_images_is_named_by_their_number_if_that_differs(
+    counts: tuple[int, int], expected: list[str], tmp_path: Path
+) -> None:
+    for images, split in zip(counts, ["val", "train"], strict=True):
+        write_run(tmp_path / split, "mtr", images=images, config={"dataset": {"test_split": split}})
+    assert [run["variant"] for run in reversed(Reader([tmp_path]).data()["runs"])] == expected
+
+
 def test_settings_that_do_not_matter_are_no_variants(tmp_path: Path) -> None:
     for i, name in enumerate(["a", "b"]):
         matters_not = {"resume": bool(i), "objective": name, "logger": {"name": name}, "pictures": i}
         trainer, dataset = {"enable_progress_bar": bool(i)}, {"root": name, "num_workers": i}
-        mtr = {"policy": "mtr", "ratio": [0.2 + i / 10]}
+        mtr = {"policy": "mtr", "ratio": [0.2 + i / 10], "resolution": [96 - i]}
         config = {**matters_not, "mtr": mtr, "trainer": trainer, "dataset": dataset, "seed": i}
         write_run(tmp_path / name, "mtr", ratios=(0.2 + i / 10,), config=config)
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["seed=0", "seed=1"]

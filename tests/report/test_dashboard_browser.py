@@ -138,7 +138,7 @@ def test_charts_show_the_numbers_of_the_files(page: Page, folder: Path) -> None:
     assert write["x"] == [1.2, 1.4]
     assert write["far"] == pytest.approx([0.02, 0.04])
     choose(page, "Task", "segmentation")
-    assert "3 of 3 points not drawn: no measured speed or no mIoU." in page.locator("#speed .missing").inner_text()
+    assert "No point shown was timed." in page.locator("#speed .missing").inner_text()
     choose(page, "Task", "classification")
     shot(page, "1280", full_page=True)
 
@@ -488,7 +488,7 @@ def test_a_result_with_next_to_nothing_is_shown(browser: Any, tmp_path: Path) ->
     (tmp_path / "predictions.npz").unlink()
     build([tmp_path], tmp_path / "report.html")
     for page in opened(browser, (tmp_path / "report.html").as_uri()):
-        assert "2 of 2 points not drawn" in page.locator("#speed .missing").inner_text()
+        assert "No point shown was timed." in page.locator("#speed .missing").inner_text()
         assert "counts given" in page.locator("#facets").inner_text()
         page.locator("#points .opener").nth(1).click()
         assert "not measured" in page.locator("#details").inner_text()
@@ -639,6 +639,9 @@ def test_many_rows_are_shown_on_request_and_many_schedules_are_one_line_with_gap
         assert len(cells(page, "points")) == 50
         page.locator("#points-more button").click()
         assert len(cells(page, "points")) > 61
+        assert page.locator("#tokens .main-svg").count() == 0  # out of view
+        page.locator("#tokens").scroll_into_view_if_needed()
+        page.locator("#tokens .main-svg").first.wait_for()
         unreduced, reduced = traces(page, "tokens")
         assert unreduced["y"] == [197, 197, 120, 120, None]
         schedules = " ".join("" if count is None else str(count) for count in reduced["y"]).split("  ")

@@ -83,6 +83,20 @@ def test_a_budget_shows_what_was_asked_promised_and_measured(result: Result, bud
     assert ("in the timing" if budget["key"] == "speedup" else "change class") in " ".join(text.split())
 
 
+@pytest.mark.parametrize("width", [80, 110, 140])
+def test_a_row_has_one_speedup_and_its_interval(result: Result, width: int) -> None:
+    speed = {"speedup": 1.301, "speedup_ci": [1.251, 1.352]}
+    for point in result["points"]:
+        point |= {"speedup": 1.0, "speedup_ci": [1.0, 1.0]}
+    budget = {"key": "speedup", "asked": 1.3, "promised": 1.327, "measured": 1.21}  # of an older result
+    result["points"][1] |= {"ratio": None, "budget": budget, **speed}
+    text = render(result, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.split().count("1.30") == 2  # meas. and ×
+    assert "1.21" not in text
+    assert ("1.25–1.35" in text) == (width == 140)
+
+
 def test_unknown_numbers_and_long_names_fit(result: Result) -> None:
     point = result["points"][1]
     point["policy"] = "mtr_without_reordering"

@@ -9,7 +9,7 @@ function ablated(candidates) {
   for (const [, members] of groupBy(candidates, (point) => point.policy)) {
     const names = Object.keys(members[0].run.result.config.mtr ?? {});
     for (const key of names)
-      if (!["ratio", "policy", "seed", "speedup", "max_drop"].includes(key))
+      if (!["ratio", "policy", "seed", "speedup", "max_drop", "resolution"].includes(key))
         if (new Set(members.map((point) => settingOf(point, key))).size > 1) keys.add(key);
   }
   return [...keys];
@@ -26,7 +26,7 @@ function drawAblation() {
       const values = sorted(new Set(candidates.map((point) => settingOf(point, key))));
       const at = new Map(values.map((value, i) => [value, values.length > 1 ? i / (values.length - 1) : 0.5]));
       const ticks = values.length > 12 ? values.filter((_, i) => i % Math.ceil(values.length / 12) === 0) : values;
-      return { title: key, of: (point) => at.get(settingOf(point, key)), ticks: ticks.map((value) => [at.get(value), value]) };
+      return { title: key, of: (point) => at.get(settingOf(point, key)), ticks: ticks.map((value) => [at.get(value), value.length > 16 ? `${value.slice(0, 15)}…` : value]) };
     }),
     ...[{ ...COSTS.find((axis) => axis.key === "reduction"), name: "removed, %" }, { ...metric, name: `${metric.name}, ${metric.unit}` }].map((axis) => {
       const values = candidates.map((point) => numberOf(point, axis)).filter((value) => value != null);

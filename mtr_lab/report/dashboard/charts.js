@@ -2,6 +2,7 @@
 
 const HEIGHTS = { cost: 400, speed: 400, tokens: 300 }; // px
 const MANY = 60; // series, beyond which a policy is one cloud of markers without intervals
+const waiting = new Set(); // charts that take long and have not come into view
 
 /** The Pareto front of points that have both values, by rising cost. */
 function front(candidates, axis, metric) {
@@ -31,7 +32,7 @@ function dodged(drawn, axis) {
   const ordered = [...drawn].sort((a, b) => x.get(a) - x.get(b));
   const range = x.get(ordered.at(-1)) - x.get(ordered[0]);
   let cluster = [];
-  const spread = () => {
+  const part = () => {
     const step = Math.min(0.007, 0.04 / cluster.length) * range;
     cluster.sort((a, b) => a.policy.localeCompare(b.policy));
     const middle = (cluster.length - 1) / 2;
@@ -39,10 +40,10 @@ function dodged(drawn, axis) {
     cluster = [];
   };
   for (const point of ordered) {
-    if (cluster.length && x.get(point) - x.get(cluster.at(-1)) > 0.004 * range) spread();
+    if (cluster.length && x.get(point) - x.get(cluster.at(-1)) > 0.004 * range) part();
     cluster.push(point);
   }
-  spread();
+  part();
   return x;
 }
 
@@ -109,7 +110,8 @@ function tradeoff(axis, metric, colours, legend) {
       line: { color: colours.soft, width: 1, dash: "dash" },
     });
     const names = several ? [...new Set(members.map((point) => point.backbone))] : [];
-    widest = Math.max(widest, ...names.map((name) => name.length));
+    const words = bases.size > 1 ? [`${written} ${names.join(", ")}`] : ["unreduced", written, ...names];
+    widest = Math.max(widest, ...words.map((word) => Math.min(word.length, 30)));
     annotations.push({
       xref: "paper",
       x: 1,
@@ -118,10 +120,11 @@ function tradeoff(axis, metric, colours, legend) {
       y,
       align: "left",
       showarrow: false,
-      text: ["unreduced", written, ...names.map(plain)].join("<br>"),
+      text: words.map((word) => plain(word.length > 30 ? `${word.slice(0, 29)}…` : word)).join("<br>"),
       font: { size: 10, color: colours.soft },
     });
   }
+  spread(annotations, drawn.map((point) => numberOf(point, metric)));
   const families = groupBy(drawn, (point) => point.policy);
   for (const [policy, family] of [...families].sort(([a], [b]) => a.localeCompare(b))) {
     for (const [, members] of groupBy(family, (point) => (many ? policy : point.series))) {
@@ -159,6 +162,18 @@ function tradeoff(axis, metric, colours, legend) {
   return { drawn, figure: { data: traces, layout: spec } };
 }
 
+/** Move labels of one line each apart that would cover each other; `values` are those that the axis spans. */
+function spread(labels, values) {
+  const perPixel = (1.1 * (Math.max(...values) - Math.min(...values)) || 1) / (HEIGHTS.cost - 70);
+  const ordered = [...labels].sort((a, b) => a.y - b.y);
+  let free = -Infinity;
+  for (const label of ordered) {
+    const at = Math.max(label.y / perPixel, free);
+    label.yshift = at - label.y / perPixel;
+    free = at + 13;
+  }
+}
+
 function layout(x, y, colours, legend, more = {}) {
   const axis = (text) => ({
     title: { text, standoff: 8, font: { size: 13 } },
@@ -181,7 +196,7 @@ function layout(x, y, colours, legend, more = {}) {
       color: colours.ink,
     },
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
-    margin: { l: 56, r: 72, t: 14, b: 52 },
+    margin: { l: 64, r: 72, t: 14, b: 56 }, // with less, Plotly widens them and draws the chart a second time
     xaxis: axis(x),
     yaxis: axis(y),
     hoverlabel: { align: "left", bgcolor: colours.paper, bordercolor: colours.front, font: { color: colours.ink } },
@@ -209,7 +224,7 @@ function chartSpec(kind, colours, legend) {
   );
 }
 
-/** The legend of policies with several lines. */
+/** The legend of policies with several lines; beyond MANY there are no lines. */
 function drawLegend() {
   const series = groupBy(
     visible.filter((point) => !point.unreduced && point[state.metric] != null),
@@ -221,9 +236,8 @@ function drawLegend() {
   );
   byId("legend").replaceChildren(
     ...[...ofPolicy.values()]
-      .filter((members) => members.length > 1)
+      .filter((members) => members.length > 1 && series.size <= MANY)
       .flat()
-      .slice(0, MANY)
       .map((point) => {
         const place = places.get(point.series);
         const line = svg("line", {
@@ -252,7 +266,7 @@ function erase(plot) {
 }
 
 function drawChart(kind) {
-  if (!window.Plotly) return; // the tables are drawn while it is unpacked
+  if (!window.Plotly || (waiting.has(kind) && !print.matches)) return; // the tables are drawn while it is unpacked
   const node = byId(kind);
   const plot = node.querySelector(".plot");
   const printing = print.matches;
@@ -262,8 +276,11 @@ function drawChart(kind) {
   } = chartSpec(kind, theme(), printing);
   const missing = visible.length - drawn.length;
   const axis = kind === "cost" ? "FLOPs" : "measured speed";
-  node.querySelector(".missing").textContent =
-    !["cost", "speed"].includes(kind) || !missing
+  const timed = kind !== "speed" || SPEEDS.some(({ key }) => visible.some((point) => point[key] != null));
+  node.querySelector("figcaption").hidden = !timed;
+  node.querySelector(".missing").textContent = !timed
+    ? "No point shown was timed."
+    : !["cost", "speed"].includes(kind) || !missing
       ? ""
       : `${missing} of ${visible.length} points not drawn: no ${axis} or no ${metricNow().name}.`;
   plot.hidden = !drawn.length;
@@ -278,6 +295,21 @@ function drawChart(kind) {
     plot.on("plotly_click", (event) => showDetails(event.points[0].customdata));
     plot.dataset.bound = "true";
   }
+}
+
+/** Draw a chart when it is about to come into view: the schedules of a thousand results take as long as all others. */
+function drawInView(kind) {
+  waiting.add(kind);
+  const observer = new IntersectionObserver(
+    ([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      observer.disconnect();
+      waiting.delete(kind);
+      drawChart(kind);
+    },
+    { rootMargin: "50%" },
+  );
+  observer.observe(byId(kind));
 }
 
 /** Costs last: without speeds they fill the row. */

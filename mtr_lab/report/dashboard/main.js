@@ -159,6 +159,7 @@ library.remove(); // it has run
 drawTradeoffs(); // of the first screen
 performance.mark("charts");
 await new Promise((done) => setTimeout(done));
-drawChart("tokens");
+if (new Set(points.map((point) => point.tokens.join())).size > MANY) drawInView("tokens");
+else drawChart("tokens");
 drawTraining();
 document.documentElement.dataset.ready = "true";

@@ -84,7 +84,7 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
     for members in groups.values():
         settings = {r: {"images": _images(runs[r]), **dict(flatten(runs[r].result["config"]))} for r in members}
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
-        varied = [key for key in keys if len({flat.get(key) for flat in settings.values()}) > 1]
+        varied = [key for key in keys if _differs(key, list(settings.values()))]
         for r in members:
             named = [f"{key}={settings[r].get(key)}" for key in varied[:_NAMED_SETTINGS]]
             variants[r] = ", ".join(named + ["…"] * (len(varied) > _NAMED_SETTINGS))
@@ -96,6 +96,13 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         for r in {r for unlike in alike.values() if len(unlike) > 1 for same in unlike.values() for r in same}:
             variants[r] = f"{variants[r]} ({runs[r].name})".lstrip()
     return variants
+
+
+def _differs(key: str, settings: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a setting differs among runs, unless it chooses images and their number already tells the runs apart."""
+    values = {(flat["images"], flat.get(key)) for flat in settings}
+    implied = key.startswith("dataset.") and len(values) == len({images for images, _ in values})
+    return not implied and len({value for _, value in values}) > 1
 
 
 def _images(run: Run) -> str:

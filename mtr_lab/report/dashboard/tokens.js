@@ -3,9 +3,10 @@
 /** One line for each distinct list of token counts; points with equal schedules share it. */
 function tokensSpec(colours, legend) {
   const traces = [],
-    annotations = [],
-    labelled = new Set();
+    annotations = [];
   const drawn = visible.filter((point) => point.tokens.length);
+  const room = 0.05 * Math.max(0, ...drawn.map((point) => point.tokens[0]));
+  const blocks = Math.max(1, ...drawn.map((point) => point.tokens.length));
   const lists = groupBy(drawn, (point) => JSON.stringify([point.backbone, point.tokens]));
   for (const [, members] of lists) {
     const policies = new Set(members.map((point) => point.policy));
@@ -26,9 +27,10 @@ function tokensSpec(colours, legend) {
       text: Array(tokens.length + 1).fill(listed.map(plain).join("<br>")),
       hovertemplate: "<b>%{y} tokens</b><br>%{text}<extra></extra>",
     });
-    const ends = [...new Set(members.map((point) => (point.unreduced ? "unreduced" : ratioName(point))))].join(", ");
-    if (labelled.has(ends)) continue; // schedules of one ratio end close together
-    labelled.add(ends);
+    const asked = [...new Set(members.map((point) => (point.unreduced ? "unreduced" : ratioName(point))))];
+    const ends = asked.length > 2 ? `${asked[0]}, …` : asked.join(", ");
+    if (tokens.length < blocks) continue; // lines of deeper models would cross the text
+    if (annotations.some(({ y, text }) => text === plain(ends) || Math.abs(y - tokens.at(-1)) < room)) continue;
     annotations.push({
       x: tokens.length,
       y: tokens.at(-1),
@@ -42,9 +44,10 @@ function tokensSpec(colours, legend) {
   const named = legend && traces.length <= 12; // with more, the ratios at the ends of the lines have to suffice
   for (const trace of traces) trace.showlegend = named;
   const spec = layout("Block, counted from 0", "Tokens entering the block", colours, named, { annotations });
+  spec.margin.r = 16 + 7 * Math.max(8, ...annotations.map(({ text }) => text.length));
   spec.yaxis.rangemode = "tozero";
   spec.xaxis.tickformat = "d";
-  spec.xaxis.range = [0, Math.max(1, ...drawn.map((point) => point.tokens.length))];
+  spec.xaxis.range = [0, blocks];
   return { drawn, figure: { data: lists.size > MANY ? joined(traces) : traces, layout: spec } };
 }
 
