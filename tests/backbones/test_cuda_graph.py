@@ -41,6 +41,13 @@ def _without_gradients() -> Iterator[None]:
 
 
 @pytest.fixture
+def reference() -> Iterator[None]:
+    """No packed weights, which hold one dtype."""
+    with ops.use_backend("reference"):
+        yield
+
+
+@pytest.fixture
 def model():
     torch.manual_seed(0)
     return mtr_lab.create_model("vim_nano", depth=6, embed_dim=16, img_size=32).eval()
@@ -171,10 +178,11 @@ def test_another_dtype_of_the_model_is_seen(model) -> None:
     assert torch.equal(fast(images().double()), model(images().double()))
 
 
+@pytest.mark.usefixtures("reference")
 def test_backend_autocast_and_training_mode_are_told_apart(model) -> None:
     fast = Rehearsal(model)
     fast(images())
-    with ops.use_backend("reference"):
+    with ops.use_backend("portable"):
         fast(images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fast(images())
@@ -269,6 +277,7 @@ def test_it_may_be_called_in_and_out_of_inference_mode(model) -> None:
     assert len(fast.captured) == 1
 
 
+@torch.enable_grad()
 def test_on_a_cpu_it_is_the_model_with_gradients(model) -> None:
     output = mtr_lab.compile(model)(images())
     assert torch.equal(output, model(images()))
