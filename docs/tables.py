@@ -21,6 +21,10 @@ COLUMNS = {
 """Those of ``mtr-lab models`` that the README shows, and their titles there."""
 
 
+LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
+"""The hub's names of licences, and the usual ones."""
+
+
 def models() -> str:
     """A Markdown table of all models."""
     titles, *rows = model_table()
@@ -29,6 +33,7 @@ def models() -> str:
     for row in rows:
         name, *cells = (row[place] for place in places)
         cells[4] = where(cells[4])
+        cells = [re.sub(r"(?<=\d)(?=[M%])", " ", LICENCES.get(cell, cell)) for cell in cells]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
