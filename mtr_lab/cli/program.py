@@ -30,6 +30,7 @@ from mtr_lab import __version__
 from mtr_lab.cli import folders as folders  # registers the resolvers of the configuration
 from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
 from mtr_lab.cli.completion import answer_completion
+from mtr_lab.cli.extras import check_extras
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
 from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.ray_launcher import RayLauncher
@@ -76,6 +77,7 @@ def run_program(program: Program) -> None:
             _name_policy(config, choices)
             if program.check is not None:
                 program.check(config)
+            check_extras(config)
             print_on_rank_zero(f"{program.announce(config)}; writing to {HydraConfig.get().runtime.output_dir}")
             return pkgutil.resolve_name(program.function)(config)
 

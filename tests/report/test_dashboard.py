@@ -399,6 +399,24 @@ def test_without_plotly_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("package", "options", "extra"),
+    [
+        ("plotly", [], "report"),
+        ("plotly", ["--live", "--port", "0"], "report"),
+        ("matplotlib", ["-o", "figure.pdf"], "report"),
+        ("wandb_workspaces", ["wandb=project"], "workspaces"),
+    ],
+)
+def test_a_missing_package_is_said_before_results_are_read(
+    package: str, options: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit):
+        main(["a-folder-that-does-not-exist", *options])
+    assert f"needs an extra: pip install 'mtr-lab[{extra}]'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     (tmp_path / "sweep").mkdir()
