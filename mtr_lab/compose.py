@@ -164,8 +164,6 @@ def _instantiate(name: str, config: DictConfig, **arguments: Any) -> Any:
     except InstantiationException as error:  # Hydra wraps the constructor's error
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
-        if name == "logger.tensorboard" and isinstance(error.__cause__, ModuleNotFoundError):
-            raise UserError("logger=tensorboard needs TensorBoard: pip install 'mtr-lab[tensorboard]'.") from error
         raise UserError(f"{name}: {error.__cause__ or error}") from error
 
 

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 
 import pytest
 from composed import composed
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from small_dense import SMALL as DENSE
 from small_run import SMALL
 
 from mtr_lab.compose import (
     check_device,
-    make_loggers,
     make_meta_model,
     make_model,
     make_task,
@@ -131,12 +129,3 @@ def test_a_mistake_in_a_dense_task(name: str, overrides: list[str], expected: st
     config = composed("config", *DENSE[name], *overrides)
     with pytest.raises(UserError, match=f"(?s){expected.replace('NAME', name)}"):
         data(config)
-
-
-def test_a_lack_of_tensorboard_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for package in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
-        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{package}", False)
-    target = "lightning.pytorch.loggers.TensorBoardLogger"
-    config = OmegaConf.create({"tensorboard": {"_target_": target, "save_dir": str(tmp_path)}})
-    with pytest.raises(UserError, match=r"pip install 'mtr-lab\[tensorboard\]'"):
-        make_loggers(config)

@@ -117,6 +117,7 @@ def test_the_processes_may_have_different_numbers_of_batches(forked, run_program
     assert read_result(run.folder)["points"][0]["images"] == 500
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_reuses_the_unreduced_model_and_changes_no_digit(forked, run_program, tmp_path: Path) -> None:
     """The limit is on the batches of both processes together; rank 0 times and draws."""
     overrides = [*WHOLE, "trainer.limit_test_batches=3", "timing.batch_size=2", "timing.seconds=0", "pictures=2"]
@@ -291,7 +292,7 @@ def hydra_config(forked):
     ("how", "message"),
     [
         ("error", r"process 1 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
-        ("killed", r"process 1 of 2 died: Signal 9 \(SIGKILL\)$"),
+        pytest.param("killed", r"process 1 of 2 died: Signal 9 \(SIGKILL\)$", marks=pytest.mark.slow),
         ("receiving", r"process 0 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: by zero"),
     ],
 )
@@ -306,7 +307,7 @@ def test_a_process_that_fails_stops_the_other(hydra_config, tmp_path: Path, how:
     [
         ("launcher", signal.SIGKILL, -signal.SIGKILL),
         ("launcher", signal.SIGTERM, 128 + signal.SIGTERM),
-        ("rank", signal.SIGKILL, 1),
+        pytest.param("rank", signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_ends_all_within_15_seconds(
@@ -341,6 +342,7 @@ def runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_send_fails_with_its_next_batch(hydra_config, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"process 1 failed:(.|\n)*gathering\.put\(1\)(.|\n)*[Pp]ickl"):
         launch(fail, OmegaConf.create({"how": "sending", "file": str(tmp_path / "failed")}), 2)

@@ -305,10 +305,12 @@ def test_an_objective_that_is_not_measured_with_cuda_graphs(run_program, monkeyp
     assert "'peak_mib'" in run.err
 
 
-def presets() -> list[str]:
-    """The presets that list all their jobs."""
+def presets() -> list[Any]:
+    """The presets that list all their jobs; slow are those of many jobs and large models."""
     texts = {path.stem: path.read_text() for path in (CONF / "experiment").glob("*.yaml")}
-    return [name for name, text in texts.items() if "sweeper" in text and "optuna" not in text]
+    listed = sorted(name for name, text in texts.items() if "sweeper" in text and "optuna" not in text)
+    slow = {"anchors", "paper_table1", "tiny_policies", *(name for name in listed if "mamba" in name)}
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in listed]
 
 
 @pytest.mark.parametrize("preset", presets())

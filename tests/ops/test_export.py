@@ -18,8 +18,8 @@ GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim
     [
         (None, "auto"),
         ("mtr", "auto"),
-        ("fovea", "auto"),
-        ("utr", "triton"),  # fused operators; a separate plan for the residual stream
+        pytest.param("fovea", "auto", marks=SLOW),
+        pytest.param("utr", "triton", marks=SLOW),  # fused operators; a separate plan for the residual stream
         pytest.param("hsa", "auto", marks=SLOW),
         pytest.param("tome", "auto", marks=SLOW),
         pytest.param("mtr", "triton", marks=SLOW),
