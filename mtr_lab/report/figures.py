@@ -36,6 +36,10 @@ _STYLE: Any = {
 }
 _DODGE = 1.4
 """How far lines are moved aside, pt: the intervals of policies at the same cost would cover each other."""
+_INSIDE, _NAMED_LINES = 4, 16
+"""A legend of more entries is below the axes, of more lines it names policies alone, without their settings."""
+_LEGEND_CHARACTERS, _LEGEND_ROW_INCHES = 60, 0.14
+"""What a line of a legend has room for, and its height."""
 Point = Mapping[str, Any]
 
 
@@ -126,9 +130,25 @@ def _trade_off(axes: "Axes", points: Sequence[Point], metric: Metric, x_key: str
         axes.update_datalim(
             [(x_scale * point[x_key], scale * end) for point in members for end in _ends(point, metric.key)]
         )
+    axes.margins(x=0.05 + _DODGE * len(lines) / (2 * 72 * COLUMN_INCHES))
     axes.autoscale_view()
     axes.set(xlabel=x_title, ylabel=f"{metric.name}, {metric.unit}")
-    axes.legend(ncols=2 if len(lines) > 4 else 1)
+    handles, labels = axes.get_legend_handles_labels()
+    names = labels if len(labels) <= _NAMED_LINES else [members[0]["policy"] for _, members in sorted(lines.items())]
+    _legend(axes, dict(zip(names, handles, strict=True)))
+
+
+def _legend(axes: "Axes", handles: Mapping[str, Any]) -> None:
+    """A legend within the axes if it is short; else below them, where the figure grows by its height."""
+    if len(handles) <= _INSIDE:
+        axes.legend(handles.values(), handles.keys())
+        return
+    figure: Any = axes.get_figure(root=True)
+    columns = max(1, min(4, int(_LEGEND_CHARACTERS / (5 + max(map(len, handles))))))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + rows * _LEGEND_ROW_INCHES)
+    options = {"columnspacing": 1, "handlelength": 1.5, "handletextpad": 0.5, "labelspacing": 0.3}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, **options)
 
 
 def _bars(members: Sequence[Point], key: str, scale: float) -> list[list[float]] | None:
@@ -184,7 +204,7 @@ def _tokens_chart(axes: "Axes", points: Sequence[Point]) -> None:
     axes.set(xlabel="Block, counted from 0", ylabel="Tokens entering the block", ylim=(0, None))
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys())
+    _legend(axes, unique)
 
 
 CHARTS: dict[str, Callable[["Axes", Sequence[Point]], None]] = {

@@ -43,9 +43,14 @@ def log_result(
     for logger in [loggers] if isinstance(loggers, Logger) else loggers:
         try:
             if isinstance(logger, TensorBoardLogger):
-                # Separate names: TensorBoard would draw the metrics of hyperparameters as curves at step 0.
+                # Separate names: TensorBoard would draw the metrics of hyperparameters as curves at step 0. Its table
+                # shows the first five hyperparameters by name: backbone, dataset, policy, reduction, one setting.
                 best = {f"highest_ratio/{key}": value for key, value in _last(result["points"]).items()}
-                logger.log_hyperparams(hyperparameters, best)
+                policy, members = _by_policy(result["points"])[0]
+                reduction = max(point["reduction"] or 0.0 for point in members)
+                chosen = {"policy": policy, "reduction": round(reduction, 3)}
+                named = {"task": task, "backbone": backbone, "dataset": dataset, **chosen, "settings": config}
+                logger.log_hyperparams(named, best)
                 if pictures is not None:
                     _pictures_to_tensorboard(logger.experiment, pictures)
             else:

@@ -1,5 +1,6 @@
 """``mtr-lab report DIR -o figure.pdf``."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def test_charts_have_the_policies_and_their_colours(chart: str, tmp_path: Path) 
     for policy in ("mtr", "write", "random"):
         assert policy in drawing
         assert look(policy).colour in drawing or chart == "tokens"  # equal schedules are one line
+
+
+def test_a_long_legend_is_below_the_axes_and_many_settings_are_one_entry(tmp_path: Path) -> None:
+    for policy in ("mtr", "write", "random", "hsa", "tome"):
+        write_run(tmp_path / "few" / policy, policy)
+    for i in range(17):
+        write_run(tmp_path / "many" / str(i), "mtr", quality=1 + i, images=20, mtr={"first_block": i})
+    heights = []
+    for name in ("few", "many"):
+        main([str(tmp_path / name), "-o", str(tmp_path / f"{name}.svg")])
+        drawing = (tmp_path / f"{name}.svg").read_text()
+        heights.append(float(re.search(r'height="([\d.]+)pt"', drawing)[1]))  # type: ignore[index]
+        assert "first_block" not in drawing
+    assert heights[0] > heights[1] == pytest.approx(0.75 * 234)
 
 
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
