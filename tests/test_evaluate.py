@@ -6,6 +6,7 @@ import shutil
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np

@@ -11,7 +11,11 @@ from mtr_lab.tasks.segmentation.task import Segmentation
 def test_gradients_of_several_batches_are_not_for_graphs() -> None:
     """A replay would overwrite those of the batch before."""
     config = OmegaConf.create(
-        {"dataset": {"batch_size": 4}, "trainer": {"cuda_graph": True, "accumulate_grad_batches": 2}}
+        {
+            "dataset": {"batch_size": 4},
+            "trainer": {"cuda_graph": True, "accumulate_grad_batches": 2},
+            "training": {"teacher": None},
+        }
     )
     with pytest.raises(UserError, match=r"accumulate_grad_batches=2: a CUDA graph keeps .*cuda_graph=false"):
         Segmentation({}).check_training(config, 1)
