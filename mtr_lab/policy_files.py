@@ -128,7 +128,7 @@ def _load(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the policy {file}: {error.strerror}.") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the policy {file} is not valid YAML: {error}") from error
+        raise UserError(f"the policy {file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a policy: expected settings like those of {PACKAGE / 'mtr.yaml'}.")
     return {str(key): value for key, value in content.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
+from mtr_lab.data.detection.objects import Objects, check_box, flag, number, stated_size
 from mtr_lab.data.files import check_within, file_stamp
 from mtr_lab.data.walk import printable
 from mtr_lab.errors import UserError, unknown
@@ -41,7 +41,7 @@ class CocoSource:
             parsed = json.loads(content)
             images = _by_id(parsed["images"], "images", path)
             names = {
-                id: str(category["name"]).strip()
+                id: _named(category["name"])
                 for id, category in _by_id(parsed["categories"], "categories", path).items()
             }
             annotations = list(parsed["annotations"])
@@ -111,6 +111,17 @@ class CocoSource:
         return self._objects[index]
 
 
+def _named(name: Any) -> str:
+    """A category's name.
+
+    Raises:
+        TypeError: it is neither a text nor a number, or blank.
+    """
+    if not isinstance(name, str | int | float) or not str(name).strip():
+        raise TypeError(f"a category is called {name!r}")
+    return str(name).strip()
+
+
 def _by_id(records: Any, name: str, path: Path) -> dict[Any, Any]:
     """The records of a list by their ids, sorted.
 
@@ -131,7 +142,7 @@ def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[floa
     try:
         image, category = annotation["image_id"], annotation["category_id"]
         hash((image, category))  # ids are keys of dictionaries below
-        left, top, width, height = map(float, annotation["bbox"])
+        left, top, width, height = map(number, annotation["bbox"])
         ignore, segmentation = flag(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
         return image, category, [left, top, left + width, top + height], ignore, segmentation
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

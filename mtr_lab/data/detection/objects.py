@@ -71,10 +71,21 @@ def check_box(box: Sequence[float], name: str) -> bool:
     return right > left and bottom > top
 
 
+def number(value: Any) -> float:
+    """A number of an annotation.
+
+    Raises:
+        TypeError, ValueError: it is none; Python alone would read ``1_0`` as ten.
+    """
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
 def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
     """The (height, width) that an annotation states; ``None`` unless both are positive whole numbers."""
     try:
-        size = int(height), int(width)
+        size = int(number(height)), int(number(width))
     except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None

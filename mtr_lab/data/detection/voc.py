@@ -3,12 +3,13 @@
 import codecs
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mtr_lab.data.detection.objects import Objects, check_box, flag, stated_size
+from mtr_lab.data.detection.objects import Objects, check_box, flag, number, stated_size
 from mtr_lab.data.files import ENDINGS, NamedFiles, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.walk import entries_of, kind_of, printable
 from mtr_lab.errors import UserError, unknown
@@ -45,6 +46,11 @@ class VocSource:
         self._names = [self._listed(*line) for line in lines_of(listing)]
         if not self._names:
             raise UserError(f"{listing} lists no image. {_LAYOUT}")
+        repeated = [name for name, count in Counter(self._names).items() if count > 1]
+        if repeated:
+            raise UserError(
+                f"{listing} lists the image {printable(repeated[0])!r} more than once. Keep one line of it."
+            )
         annotations = [read_annotation(self._annotations.path(name)) for name in self._names]
         self.classes = tuple(
             classes or sorted({object.name for annotation in annotations for object in annotation.objects})
@@ -139,11 +145,13 @@ def read_annotation(path: Path) -> Annotation:
         ) from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"the annotation {path} is not valid XML: {error}. Replace the file.") from error
+    for element in tree.iter():
+        element.tag = element.tag.rpartition("}")[2]  # without its namespace
     objects: list[AnnotatedObject] = []
     for element in tree.iter("object"):
         place = f"the annotation {path}: object {len(objects)}"
         try:
-            box = [float(element.findtext(f"bndbox/{edge}")) for edge in _EDGES]  # type: ignore[arg-type]
+            box = [number(element.findtext(f"bndbox/{edge}")) for edge in _EDGES]
         except (TypeError, ValueError) as error:
             raise UserError(f"{place} has no box of the four numbers {', '.join(_EDGES)}. Correct it.") from error
         name = (element.findtext("name") or "").strip()

@@ -217,6 +217,7 @@ def write_xml(root: Path, content: str) -> None:
     [
         ("<annotation><object>", r"a\.xml is not valid XML"),
         (voc_object("rbc", 1, 2, "wide", 4), r"object 0 has no box of the four numbers"),
+        (voc_object("rbc", 1, 2, "1_0", 4), r"object 0 has no box of the four numbers"),
         ("<a><object><name>rbc</name></object></a>", r"object 0 has no box of the four numbers"),
         (voc_object("", 1, 2, 3, 4), r"object 0 has no name"),
         (voc_object("rbx", 1, 2, 3, 4), r"unknown class in .*a\.xml.*'rbx'. Did you mean 'rbc'"),
@@ -253,6 +254,13 @@ def test_difficult_in_any_spelling(voc: Write, value: str) -> None:
     )
     (batch,) = module(voc(a=objects), "voc").test_dataloader()
     assert batch["objects"][0]["iscrowd"].tolist() == [True, False, False]
+
+
+def test_voc_with_a_namespace(voc: Write) -> None:
+    root = voc(a=[])
+    write_xml(root, f'<annotation xmlns="urn:voc">{voc_object("rbc", 1, 2, 30, 40)}</annotation>')
+    (batch,) = module(root, "voc").test_dataloader()
+    assert batch["objects"][0]["boxes"].tolist() == [[1, 2, 30, 40]]
 
 
 def test_blanks_around_names_and_values(voc: Write) -> None:
@@ -299,6 +307,7 @@ def test_lists_of_voc(voc: Write, name: str) -> None:
         ("a\nc\n".encode("utf-16-le"), r"val\.txt, line 1 is not text, or not UTF-8"),
         (b"\xff\xfea", r"val\.txt is not UTF-16"),
         (b"a\n../a\n", r"val\.txt, line 2: the file name '\.\./a' leads out of the dataset's folder"),
+        (b"a\n\na\n", r"val\.txt lists the image 'a' more than once"),
         (b"/etc/passwd\n", r"val\.txt, line 1: the file name '/etc/passwd' leads out"),
         (b"a" * 5000, r"cannot read the annotation .*File name too long"),
     ],
@@ -405,6 +414,8 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
         ({"images": [{"id": 7, "file_name": "x.jpg"}, {"id": 7, "file_name": "y.jpg"}]}, "two images have the id 7"),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat "}]}, "categories 1, 2 are all called 'cat'"),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "two categories have the id 1"),
+        ({"categories": [{"id": 1, "name": None}]}, r"COCO's format: .*a category is called None"),
+        ({"categories": None}, r"not in COCO's format"),
         ({"images": [{"id": 7, "file_name": "../y.jpg"}]}, r"image 7: the file name '\.\./y\.jpg' leads out"),
         ({"images": [{"id": 7, "file_name": "/etc/passwd"}]}, "image 7: the file name '/etc/passwd' leads out"),
         ({"images": [{"id": 7, "file_name": "a\\..\\y.jpg"}]}, "leads out of the dataset's folder"),
