@@ -75,7 +75,7 @@ def number(value: Any) -> float:
     """A number of an annotation.
 
     Raises:
-        TypeError, ValueError: it is none; Python alone would read ``1_0`` as ten.
+        TypeError, ValueError: the value is not a number; Python would read ``1_0`` as ten.
     """
     if isinstance(value, str) and "_" in value:
         raise ValueError(f"{value!r} is not a number")
