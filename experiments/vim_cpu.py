@@ -3,12 +3,15 @@
     python experiments/vim_cpu.py [THREADS]
 
 Runs all models in turn and takes the least time of each: of the processor, from which the ratios follow, since other
-programs disturb it little, and of the clock. Prints a table, writes results/vim_cpu.json; takes 2 to 6 minutes.
+programs disturb it little, and of the clock. Two THREADS wait for each other, so compare them on a machine without
+other programs. Page faults of a pass tell whether its tensors got new memory from the operating system, which depends
+on the state of the heap. Prints a table, writes results/vim_cpu.json; takes 1 to 5 minutes.
 """
 
 import copy
 import json
 import os
+import resource
 import sys
 import time
 import warnings
@@ -49,7 +52,7 @@ def int8(model: nn.Module) -> nn.Module:
     """A copy whose input and output projections have int8 weights, and quantise their inputs at every call."""
     quantised = copy.deepcopy(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # PyTorch will move its quantisation to another package
         for block in quantised.blocks:  # type: ignore[union-attr]
             for name in ("in_proj", "out_proj"):
                 layer = nn.Sequential(copy.deepcopy(getattr(block.mixer, name)))
@@ -95,34 +98,39 @@ def contestants(batch: int) -> dict[str, Callable[[], Any]]:
 
 
 def least(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """The least times of each, milliseconds of the processor and of the clock; scans are of all blocks."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    """Of each the least milliseconds of the processor and of the clock, scans for all blocks, and page faults."""
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             if name == "reference scans" and number > 2:
                 continue
-            before = time.process_time(), time.perf_counter()
+            before = state()
             run()
+            cpu, wall, faults = (after - first for after, first in zip(state(), before, strict=True))
             blocks = 1e3 * (DEPTH if "scans" in name else 1)
-            after = time.process_time(), time.perf_counter()
-            times[name].append((blocks * (after[0] - before[0]), blocks * (after[1] - before[1])))
+            times[name].append((blocks * cpu, blocks * wall, faults))
+    names = "cpu_ms", "wall_ms", "page_faults"
     return {
-        name: {"cpu_ms": min(t[0] for t in values[1:]), "wall_ms": min(t[1] for t in values[1:])}
-        for name, values in times.items()
+        name: dict(zip(names, map(min, zip(*values[1:], strict=True)), strict=True)) for name, values in times.items()
     }
+
+
+def state() -> tuple[float, ...]:
+    """Seconds of the processor and of the clock, page faults, so far."""
+    return time.process_time(), time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 @torch.inference_mode()
 def main() -> None:
     """Measure, print, write."""
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     torch.set_num_threads(threads)
     load, times = os.getloadavg(), {}
     for batch, rounds in ROUNDS.items():
         times[batch] = least(contestants(batch), rounds)
-        print(f"batch {batch}: milliseconds of the processor and of the clock, {threads} threads")
+        print(f"batch {batch}: milliseconds of the processor and of the clock, page faults; {threads} threads")
         for name, t in times[batch].items():
-            print(f"  {name:24s}{t['cpu_ms']:9.1f}{t['wall_ms']:9.1f}")
+            print(f"  {name:24s}{t['cpu_ms']:9.1f}{t['wall_ms']:9.1f}{t['page_faults']:9.0f}")
     lines = []
     print(f"\n{'line':38s}{'target':>9s}{'batch 8':>9s}{'batch 1':>9s}")
     for line, above, below, target, less in LINES:
