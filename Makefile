@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A process of the tests would compile the package anew: 0.8 s of each, and 6 s of each worker.
+# A process of the tests would compile the package anew: 0.5 s of each, and 6 s of each worker.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
