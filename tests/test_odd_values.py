@@ -1,8 +1,8 @@
 """Values that nobody means: one line that names the value or the key, code 2, no traceback, nothing executed."""
 
-from pathlib import gc
+import gc
+from pathlib import Path
 
-import Path
 import pytest
 from small_run import SMALL
 

@@ -111,13 +111,14 @@ def test_a_training_that_is_killed_ends_with_the_same_weights(processes, options
     expected = (straight / "model.safetensors").read_bytes()
     for moment in itertools.cycle(("any", "after an epoch", "writing")):
         if (killed / "training.json").exists():
-            break
+            if sum(kills) >= 4:
+                break
+            shutil.rmtree(killed)  # it ended before it was killed often enough
         kill(moment)
     kill("any")  # a finished run
     for _ in range(2):
         finish(killed)
         assert (killed / "model.safetensors").read_bytes() == expected
         assert course(killed) == course(straight)
-    assert sum(kills) >= 4
     assert len(epochs) > 1, "the kills met one epoch only"
     assert {path.name for path in killed.glob(".*")} == {".hydra", ".lock"}
