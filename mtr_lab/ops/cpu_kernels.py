@@ -929,11 +929,11 @@ def _turns(index, special):
 
 @_jit()
 def _nearest_neighbour(features, row, channels, norm, i, place, token, axes):
-    """The most similar target within one place of the grid, -1 for none, and its similarity."""
+    """The most similar target within one row and column of a frame, -1 for none, and its similarity."""
     best, similarity = np.int64(-1), f32(-np.inf)
-    for neighbour in range(3 ** len(axes)):
+    for neighbour in range(3 ** min(len(axes), 2)):
         step, rest, stride, to, on_grid = neighbour, place, 1, place, True
-        for a in range(len(axes) - 1, -1, -1):
+        for a in range(len(axes) - 1, max(len(axes) - 3, -1), -1):
             move = step % 3 - 1
             at = rest % axes[a] + move
             on_grid = on_grid and (0 <= at < axes[a] or a == 0)

@@ -49,4 +49,4 @@ class NeighbourInputs(NamedTuple):
     by_size: bool
     """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""
     axes: Sequence[int]
-    """The size of the grid of original positions along each axis."""
+    """The size of the grid of original positions along each axis: ([[frames,] rows,] columns)."""

@@ -16,8 +16,8 @@ from mtr_lab.ops.registry import Implementation, Operation
 
 
 def neighbours(axes: Sequence[int]) -> int:
-    """The most neighbours of a place on a grid: those at most one place away along every axis."""
-    return int(3 ** len(axes)) - 1
+    """The most neighbours of a place on a grid: those at most one row and column away, in the same frame."""
+    return int(3 ** min(len(axes), 2)) - 1
 
 
 def nearest_neighbour(
@@ -25,7 +25,7 @@ def nearest_neighbour(
 ) -> tuple[Tensor, Tensor]:
     """The neighbour of the highest cosine similarity for each source, the first of equals. It has no gradient.
 
-    Neighbours are the targets that were at most one place away along every axis of the grid before any reduction. A
+    Neighbours are the targets that were at most one row and column away in the same frame before any reduction. A
     source without one gets the target nearest to it in the unreduced sequence, the first of equals, and the similarity
     -∞.
 
@@ -34,8 +34,8 @@ def nearest_neighbour(
         index: (B, L) int64, the original position of each token.
         special: (B, S) int64, the positions of the special tokens, which stand between places of the grid.
         source, target: positions (B, A) and (B, T).
-        axes: the size of the grid along each axis; its places follow each other in the unreduced sequence, those of the
-            last axis fastest.
+        axes: the size of the grid along each axis, ([[frames,] rows,] columns); its places follow each other in the
+            unreduced sequence, those of the last axis fastest.
 
     Returns:
         into: the position of each source's target, (B, A).
@@ -58,9 +58,11 @@ def nearest_neighbour_reference(
     first, second = place.gather(1, source)[..., None], place.gather(1, target)[:, None]
     distance = (first - second).abs()  # (B, A, T)
     far = torch.zeros_like(distance, dtype=torch.bool)
-    for size in reversed(axes):
+    for size in reversed(axes[-2:]):
         far = far | ((first % size - second % size).abs() > 1)
         first, second = first // size, second // size
+    if len(axes) > 2:
+        far = far | (first != second)  # frames
     similarity = torch.bmm(unit_rows(source), unit_rows(target).transpose(1, 2)).masked_fill(far, -torch.inf)
     best, choice = similarity.max(dim=-1)
     choice = torch.where(best == -torch.inf, distance.argmin(dim=-1), choice)

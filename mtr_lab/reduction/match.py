@@ -42,7 +42,7 @@ def grid_axes(state: TokenState) -> tuple[int, ...]:
 
 
 def neighbours(state: TokenState, features: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The target of the highest cosine similarity among those that stood within one place, see ``ops``."""
+    """The target of the highest cosine similarity among those that stood within one row and column, see ``ops``."""
     return ops.nearest_neighbour(features, state.index, state.special, source, target, grid_axes(state))
 
 
@@ -66,7 +66,7 @@ def adjacent(
 MATCHINGS = {
     "cosine": Matching(cosine, lambda sources, targets, axes: sources * targets, tuple(GROUPINGS)),
     "neighbours": Matching(
-        neighbours, lambda sources, targets, axes: sources * min(targets, 3**axes - 1), tuple(GROUPINGS)
+        neighbours, lambda sources, targets, axes: sources * min(targets, 3 ** min(axes, 2) - 1), tuple(GROUPINGS)
     ),
     "adjacent": Matching(
         partial(adjacent, cosine=True), lambda sources, targets, axes: 2 * sources, ("alternate", LINES)
@@ -76,7 +76,7 @@ MATCHINGS = {
     ),
 }
 """``cosine``: the target of the highest cosine similarity. ``neighbours``: the same of targets that stood at most one
-row and column away (in a video one frame, too) before any reduction. ``adjacent``: neighbours in the sequence alone.
+row and column away (in a video in the same frame) before any reduction. ``adjacent``: neighbours in the sequence alone.
 ``l1``: these, by the negative L1 distance instead of the cosine."""
 
 FEATURES: dict[str, Callable[[TokenState], Tensor]] = {

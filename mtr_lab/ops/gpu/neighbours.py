@@ -83,10 +83,9 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
     place = _place(tl.load(index + source, is_source, 0).to(tl.int32), special, index, SPECIALS).to(tl.int32)
 
     n = tl.arange(0, NEAR)
-    count: tl.constexpr = 3**AXES - 1
-    n += (n >= count // 2).to(tl.int32)  # leaves out the place itself
-    right, down, later = n % 3 - 1, n // 3 % 3 - 1, n // 9 - 1
-    on_grid = (n <= count)[None, :] & is_source[:, None]
+    n += (n >= NEAR // 2).to(tl.int32)  # leaves out the place itself
+    right, down = n % 3 - 1, n // 3 - 1
+    on_grid = (n <= NEAR)[None, :] & is_source[:, None]
     to = place[:, None] + right[None, :]
     if AXES > 1:
         column = (place % columns)[:, None] + right[None, :]
@@ -94,8 +93,7 @@ def _cost_block(hidden, residual, weight, index, special, keys, into, length, so
         to += (columns * down)[None, :]
     if AXES > 2:
         row = (place // columns % rows)[:, None] + down[None, :]
-        on_grid = on_grid & (row >= 0) & (row < rows)
-        to += (columns * rows * later)[None, :]
+        on_grid = on_grid & (row >= 0) & (row < rows)  # stays in the frame
     near, is_there = _find(to, special, index, length, SPECIALS, STEPS)
     is_there = _target(near, is_there & on_grid & (to >= 0), special, SPECIALS)
 
@@ -174,13 +172,12 @@ def neighbour_plan(inputs: NeighbourInputs) -> tuple[Tensor, ...]:
     assert features is not None
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
     columns, rows = axes[-1], axes[-2] if len(axes) > 1 else 1
-    block = BLOCK if len(axes) < 3 else 1
-    _cost_block[images, triton.cdiv(sources, block)](
+    _cost_block[images, triton.cdiv(sources, BLOCK)](
         *streams, size if weight is None else weight, index, special, keys, into, length, sources, columns, rows,
         index.stride(0), 0 if weight is None else weight.stride(0), features.shape[2], HIDDEN=hidden is not None,
         RESIDUAL=residual is not None, WEIGHTED=weight is not None, SPECIALS=special.shape[1], AXES=len(axes),
-        STEPS=length.bit_length(), NEAR=triton.next_power_of_2(3 ** len(axes) - 1), BLOCK=block, WIDTH=WIDTH,
-        num_warps=WARPS,
+        STEPS=length.bit_length(), NEAR=8 if len(axes) > 1 else 2, BLOCK=BLOCK,
+        WIDTH=WIDTH, num_warps=WARPS,
     )  # fmt: skip
     block = 32
     _least_block[images, triton.cdiv(sources, block)](
