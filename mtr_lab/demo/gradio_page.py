@@ -15,7 +15,7 @@ from mtr_lab.data.classes import readable_name
 from mtr_lab.data.pictures import prepare, sample_pictures
 from mtr_lab.errors import UserError
 from mtr_lab.listing import list_policies
-from mtr_lab.ops import installed
+from mtr_lab.packages import require
 from mtr_lab.pictures import observe
 from mtr_lab.pictures.panels import token_panel
 
@@ -100,8 +100,7 @@ def build(name: str = "vim_nano") -> Any:
     Raises:
         UserError: Gradio is missing, or the model has no published weights.
     """
-    if not installed("gradio"):
-        raise UserError("mtr-lab demo needs the package gradio: pip install 'mtr-lab[demo]'.")
+    require("gradio", "demo", "mtr-lab demo")
     import gradio
 
     demo = Demo(name)

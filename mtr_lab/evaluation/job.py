@@ -20,7 +20,7 @@ from mtr_lab.evaluation.budgets import calibration_count, check_budgets, divide
 from mtr_lab.evaluation.points import operating_points, policy_settings, strongest
 from mtr_lab.evaluation.progress import BatchWatch
 from mtr_lab.launch import has_to_launch
-from mtr_lab.ops import installed
+from mtr_lab.packages import installed
 from mtr_lab.reduction import AUTO, MEASURED, NO_TOKENS, Reduction, measured_on_images
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.results.keys import Key, evaluation_key, unreduced_key

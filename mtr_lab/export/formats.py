@@ -3,9 +3,9 @@
 import os
 import shutil
 import sys
-from importlib.util import find_spec
 
 from mtr_lab.errors import UserError, check_number, unknown
+from mtr_lab.packages import require
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
 """The formats, and the endings of their files."""
@@ -25,8 +25,7 @@ def check_request(format: str, precision: str = "float32", batch: int | None = N
     if format == "onnx":
         check_number("opset", opset, int, OPSETS[0], OPSETS[-1])
         for package in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
-            if find_spec(package) is None:
-                raise UserError(f"format=onnx needs the package {package}: pip install 'mtr-lab[onnx]'.")
+            require(package, "onnx", "format=onnx")
     if format == "aotinductor":
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
         if shutil.which(compiler) is None:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.export.deployable import INPUT, OUTPUT, Deployable, Description
 from mtr_lab.export.tracing import exported_program, innermost_message
+from mtr_lab.packages import require
 
 METADATA = "mtr_lab"
 """The key of the metadata that holds the description as JSON."""
@@ -153,8 +153,7 @@ class OnnxFile:
     """
 
     def __init__(self, source: Path | bytes, threads: int | None = None) -> None:
-        if not ops.installed("onnxruntime"):
-            raise UserError("an .onnx file needs the package onnxruntime: pip install 'mtr-lab[onnx]'.")
+        require("onnxruntime", "onnx", "an .onnx file")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

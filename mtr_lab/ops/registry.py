@@ -17,7 +17,6 @@ The backend selects the forward pass. The backward pass runs ``triton`` on a GPU
 """
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.packages import installed
 
 BACKENDS = ("auto", "reference", "portable", "cpu", "triton", "mamba_ssm")
 
@@ -50,14 +50,6 @@ _KERNELS = {
     "triton": _Kernels("cuda", _FLOATS, "fp32, fp16 or bf16 on a GPU"),
     "mamba_ssm": _Kernels("cuda", _FLOATS, "fp32, fp16 or bf16 on a CUDA device"),
 }
-
-
-def installed(package: str) -> bool:
-    """Whether a package is installed. A stub in ``sys.modules`` without a spec does not count."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # its __spec__ is None
-        return False
 
 
 # Looked up once: searching the import path is slow compared to an operation, and cannot be traced.

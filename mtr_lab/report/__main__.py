@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtr_lab.cli.extras import require
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.cli.signals import answer, exit_at_signals
 from mtr_lab.errors import UserError
+from mtr_lab.packages import require
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
 from mtr_lab.report.dashboard.page import build
@@ -78,12 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{WANDB}{project} is not a project: give {WANDB}PROJECT or {WANDB}ENTITY/PROJECT")
     try:
         with exit_at_signals():
-            if figure:
-                require("matplotlib", "report", "a figure")
-            if (options.output is not None and not figure) or options.live:
-                require("plotly", "report", "the report's page")
             if projects:
-                require("wandb_workspaces", "workspaces", "a report on W&B")
+                require(*wandb_report.NEEDS)
             if figure:
                 write_figure(results, options.output, options.chart or "accuracy")
                 print(f"wrote {options.output}")

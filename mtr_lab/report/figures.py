@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 from mtr_lab.results.atomic import replace_file
@@ -57,13 +58,12 @@ def write_figure(paths: Sequence[Path], output: Path, chart: str = "accuracy") -
     """
     if chart not in CHARTS:
         raise unknown("chart", chart, CHARTS)
-    try:
-        import matplotlib
+    require("matplotlib", "report", "a figure")
+    import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UserError("a figure needs Matplotlib: pip install 'mtr-lab[report]'.") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     data = Reader(paths).data()
     points = _points(data)
     tasks = sorted({point["task"] for point in points})

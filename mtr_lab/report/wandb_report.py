@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtr_lab.errors import UserError
+from mtr_lab.packages import require
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.metrics import accuracy, shown_metrics
 from mtr_lab.results.metrics.metric import Metric
 from mtr_lab.results.predictions import name_of
 from mtr_lab.results.schema import Number, Result
 from mtr_lab.results.seeds import mean_point, seed_groups
+
+NEEDS = ("wandb_workspaces", "workspaces", "a W&B report")
 
 
 def build(results: Sequence[Result], project: str, *, entity: str | None = None, title: str | None = None) -> str:
@@ -29,10 +32,9 @@ def build(results: Sequence[Result], project: str, *, entity: str | None = None,
     """
     if not results:
         raise UserError("no result to report: give a result.json, or a folder that contains some.")
-    try:
-        import wandb_workspaces.reports.v2 as wr
-    except ImportError as error:
-        raise UserError("a W&B report needs an extra: pip install 'mtr-lab[workspaces]'.") from error
+    require(*NEEDS)
+    import wandb_workspaces.reports.v2 as wr
+
     if wandb_mode() != "online":
         raise UserError("a W&B report is made on the server: log in (wandb login, or WANDB_API_KEY), not offline.")
     report = wr.Report(project=project, entity=entity or "", title=title or _title(results), blocks=blocks(wr, results))

@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import checkpoint
 
 import mtr_lab
-from mtr_lab.ops import installed
+from mtr_lab.packages import installed
 
 GEOMETRY = {"img_size": 16, "patch_size": 4, "stride": 4, "depth": 3, "embed_dim": 16, "num_classes": 3}
 INNER = ["patch_embed.proj"]

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import mtr_lab
+from mtr_lab import packages
 from mtr_lab.errors import UserError
 from mtr_lab.export import __main__ as program
-from mtr_lab.export import deployable, formats
+from mtr_lab.export import deployable
 from mtr_lab.export import model as export_of_models
 from mtr_lab.export.model import export_model, read_exported
 from mtr_lab.results import atomic
@@ -192,7 +193,7 @@ def test_a_mistake_gets_one_clear_message_and_code_2(run_program, overrides: lis
 def test_what_is_not_installed_is_said_first(
     format: str, package: str, run_program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else name)
     monkeypatch.setenv("CXX", "no_compiler")
     run = run_program(program.main, f"format={format}")
     assert run.code == 2, run.err

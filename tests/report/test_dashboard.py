@@ -393,7 +393,7 @@ def test_a_mistake_is_one_message_and_code_2(
 
 def test_without_plotly_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, "mtr")
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(UserError, match=r"pip install 'mtr-lab\[report\]'"):
         build([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -414,7 +414,7 @@ def test_a_missing_package_is_said_before_results_are_read(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit):
         main(["a-folder-that-does-not-exist", *options])
-    assert f"needs an extra: pip install 'mtr-lab[{extra}]'" in capsys.readouterr().err
+    assert f"needs the package {package}: pip install 'mtr-lab[{extra}]'" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_no_login(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_package(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(UserError, match=r"mtr-lab\[workspaces\]"):
         build([result], "lab")
 

@@ -4,7 +4,6 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from mtr_lab.data.files import is_image
 from mtr_lab.data.images import decode
 from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
+from mtr_lab.packages import installed
 
 VIDEOS = (
     *(".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".3gp", ".flv", ".ogv"),
@@ -73,7 +73,7 @@ def decoder(indexed: bool = True) -> str:
         UserError: none is installed.
     """
     for name in DECODERS if indexed else ("av", "cv2", "torchcodec"):
-        if find_spec(name) is not None and _works(name):
+        if installed(name) and _works(name):
             return name
     raise UserError(
         "reading videos needs a decoder, torchcodec or PyAV, and neither is installed: pip install 'mtr-lab[video]'. "

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtr_lab.errors import UserError
-from mtr_lab.report.dashboard.page import page, to_json
+from mtr_lab.packages import require
+from mtr_lab.report.dashboard.page import NEEDS, page, to_json
 from mtr_lab.report.dashboard.reader import Reader
 
 _NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -23,8 +24,9 @@ def make_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
         port: 0 takes a free one, see the server's ``server_port``.
 
     Raises:
-        UserError: the port is taken, or what ``Reader.data`` and ``page`` refuse.
+        UserError: the port is taken, Plotly is not installed, or what ``Reader.data`` refuses.
     """
+    require(*NEEDS)
     source = _Source(paths)
     page(source.refresh().data, live=True)
 

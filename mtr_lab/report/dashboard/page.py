@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mtr_lab.errors import UserError
+from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.schema import FILE_NAME
 
+NEEDS = ("plotly", "report", "the report's page")
 _SCRIPTS = (
     *("format", "dom", "styles", "data", "charts", "tokens", "training", "tables", "differences"),
     *("ablation", "chooser", "address", "lightbox", "downloads", "details", "filters", "main"),
@@ -32,6 +34,7 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     Raises:
         UserError: see ``Reader.data``; there is no result; Plotly is not installed; ``output`` cannot be written.
     """
+    require(*NEEDS)
     data = Reader(paths).data()
     if not data["runs"] and not data["trainings"]:
         reason = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
@@ -55,12 +58,10 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
         live: whether the page polls its server for newer data.
 
     Raises:
-        UserError: Plotly is not installed.
+        ImportError: Plotly is not installed, see ``NEEDS``.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise UserError("the report's charts need Plotly: pip install 'mtr-lab[report]'.") from error
+    from plotly.offline import get_plotlyjs
+
     files = importlib.resources.files("mtr_lab.report.dashboard")
     template, style, *parts = (
         (files / name).read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_animations_and_folders_take_no_decoder(tmp_path: Path, monkeypatch: pyt
 
 def test_without_a_decoder_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding.decoder.cache_clear()
-    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoding, "installed", lambda name: False)
     with pytest.raises(UserError, match=r"pip install 'mtr-lab\[video\]'"):
         read_frames(tmp_path / "clip.mp4", lambda available: [0])
     assert decoding.decoder_version() == ""
