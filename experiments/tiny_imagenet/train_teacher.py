@@ -4,7 +4,7 @@
 
 DIR has Tiny ImageNet's ``train`` and ``val``; the images of the ``tiny_imagenet`` experiment are held out. OUT receives
 ``config.json`` and ``model.safetensors``, for ``training.teacher=local-dir:OUT``, and ``teacher.json`` with the log.
-On a GPU forward and backward passes are CUDA graphs.
+On a GPU forward and backward passes are CUDA graphs, unless ``--eager``.
 """
 
 import argparse
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--average", type=float, default=0.995, help="decay of the averaged weights per step")
     parser.add_argument("--workers", type=int, default=8, help="processes that decode, for each device")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--steps", type=int, help="of an epoch, to try it")
     options = parser.parse_args()
 
@@ -143,7 +144,7 @@ def main() -> None:
         label_smoothing=0.0,
         mixup=0.2,
         cutmix=1.0,
-        cuda_graph=torch.cuda.is_available(),
+        cuda_graph=torch.cuda.is_available() and not options.eager,
     )
     minutes = [] if options.minutes is None else [Minutes(options.minutes)]
     rows = Rows(options.batch * options.devices)
