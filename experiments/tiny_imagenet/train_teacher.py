@@ -1,9 +1,10 @@
 """Train the convolutional teacher of the Tiny ImageNet classifiers, and store it as timm does.
 
-    python experiments/tiny_imagenet/train_teacher.py DIR OUT [--devices N] [--epochs E]
+    python experiments/tiny_imagenet/train_teacher.py DIR OUT [--devices N] [--epochs E | --minutes M]
 
 DIR has Tiny ImageNet's ``train`` and ``val``; the images of the ``tiny_imagenet`` experiment are held out. OUT receives
 ``config.json`` and ``model.safetensors``, for ``training.teacher=local-dir:OUT``, and ``teacher.json`` with the log.
+On a GPU forward and backward passes are CUDA graphs, unless ``--eager``.
 """
 
 import argparse
@@ -18,20 +19,24 @@ import torch
 import torch.nn.functional as F
 from timm.models import save_for_hf
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, SequentialLR
 
 from mtr_lab.data import ImageDataModule
 from mtr_lab.results.environment import describe_environment
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.training.averaging import WeightEMA
+from mtr_lab.training.graphed_ddp import GRAPHED_DDP
 from mtr_lab.training.randomness import SeedEpochs
 
-ARCHITECTURE, SIDE, CLASSES = "resnet18", 160, 200
+ARCHITECTURE, SIDE, CLASSES = "resnet18d", 160, 200
+WARMUP, VALIDATION = 3, 4  # epochs until the highest learning rate, and from one validation to the next
 
 
 class Resized(nn.Module):
     """A convolutional network that sees the images enlarged, as its stem halves them twice."""
 
     num_classes = CLASSES
+    reduction = None  # of tokens, which GraphedTraining asks for
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,14 +71,46 @@ class Rows(lightning.Callback):
             print(self.rows[-1], flush=True)
 
 
+class Minutes(lightning.Callback):
+    """Sets the number of epochs from the time of those of the warm-up, so that training ends in time.
+
+    Epochs after the first, which decodes the images and captures the graphs, are measured.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._end, self._first = time.perf_counter() + 60 * minutes, 0.0
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        done, now = trainer.current_epoch + 1, time.perf_counter()
+        if done == 1:
+            self._first = now
+        if done != WARMUP - 1:
+            return
+        left = (self._end - now) / ((now - self._first) / (done - 1))
+        epochs: int = trainer.strategy.broadcast(max((done + int(left)) // VALIDATION, 1) * VALIDATION)
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, SequentialLR)
+        cosine = schedule._schedulers[1]
+        assert isinstance(cosine, CosineAnnealingLR)
+        steps = trainer.num_training_batches
+        cosine.T_max = (epochs - WARMUP) * int(steps)
+        trainer.fit_loop.max_epochs = epochs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=75)
-    parser.add_argument("--batch", type=int, default=256, help="images of a step on each device")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--minutes", type=float, help="instead of --epochs: as many as end in this time")
+    parser.add_argument("--batch", type=int, default=128, help="images of a step on each device")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--average", type=float, default=0.995, help="decay of the averaged weights per step")
+    parser.add_argument("--workers", type=int, default=8, help="processes that decode, for each device")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--steps", type=int, help="of an epoch, to try it")
     options = parser.parse_args()
 
@@ -94,30 +131,38 @@ def main() -> None:
         test_split="train",
         holdout=0.02,
         batch_size=options.batch * options.devices,
-        num_workers=8,
+        num_workers=options.workers,
         train_cache="device",
         train_transform={"scale": [0.3, 1.0], "auto_augment": "rand-m9-mstd0.5-inc1"},
     )
     model = Resized()
     module = ClassifierTraining(
-        model, lr=options.lr, weight_decay=0.05, warmup_epochs=3, label_smoothing=0.0, mixup=0.2, cutmix=1.0
+        model,
+        lr=options.lr,
+        weight_decay=0.05,
+        warmup_epochs=WARMUP,
+        label_smoothing=0.0,
+        mixup=0.2,
+        cutmix=1.0,
+        cuda_graph=torch.cuda.is_available() and not options.eager,
     )
+    minutes = [] if options.minutes is None else [Minutes(options.minutes)]
     rows = Rows(options.batch * options.devices)
     trainer = lightning.Trainer(
         devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
+        strategy=GRAPHED_DDP if options.devices > 1 else "auto",
         use_distributed_sampler=False,
         precision="bf16-mixed",
         max_epochs=options.epochs,
         limit_train_batches=options.steps,
-        check_val_every_n_epoch=5,
+        check_val_every_n_epoch=VALIDATION,
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[SeedEpochs(0), WeightEMA(0.999), rows],
+        callbacks=[SeedEpochs(0), WeightEMA(options.average), rows, *minutes],
     )
     trainer.fit(module, datamodule=data)
     if not trainer.is_global_zero:
@@ -125,8 +170,14 @@ def main() -> None:
     network: Any = model.network.half().cpu().to(memory_format=torch.contiguous_format)
     network.pretrained_cfg = {**network.pretrained_cfg, **config, "input_size": (3, SIDE, SIDE)}
     save_for_hf(network, str(options.out), safe_serialization=True)
-    record = {"architecture": ARCHITECTURE, "epochs": options.epochs, "devices": options.devices, "lr": options.lr}
-    record |= {"batch": options.batch, "environment": describe_environment(), "rows": rows.rows}
+    record = {"architecture": ARCHITECTURE, "side": SIDE, "epochs": trainer.current_epoch, "average": options.average}
+    record |= {
+        "devices": options.devices,
+        "lr": options.lr,
+        "batch": options.batch,
+        "environment": describe_environment(),
+        "rows": rows.rows,
+    }
     (options.out / "teacher.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

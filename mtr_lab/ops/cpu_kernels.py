@@ -277,8 +277,8 @@ def _times_power_of_2(typing_context, x, rounded):
 
 
 @_intrinsic
-def _prefetch(typing_context, x, at, count):
-    """Fetch ``count`` channels from ``at`` on into the L1 cache, at most a block."""
+def _prefetch(typing_context, x, at):
+    """Fetch a block of channels from ``at`` on into the L1 cache."""
 
     def generate(context, builder, signature, args):
         start = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -291,14 +291,14 @@ def _prefetch(typing_context, x, at, count):
             builder.call(prefetch, [address, number(0), number(3), number(1)])  # read, into the L1 cache, data
         return context.get_dummy_value()
 
-    return numba.none(x, at, numba.int64), generate
+    return numba.none(x, at), generate
 
 
 @_jit(forceinline=True)
 def _row(x, step, g, image, t, later, first, width):
     """The channels from ``first`` to ``first + width`` of token t; those of token ``later`` are prefetched."""
     start = g * step[0] + image * step[1] + first
-    _prefetch(x, start + later * step[2], width)
+    _prefetch(x, start + later * step[2])
     at = start + t * step[2]
     return x[at : at + width]
 
@@ -457,8 +457,8 @@ def _scan(
                 for k in range(group):
                     t = order[g, row, begin + k]
                     later = order[g, row, min(begin + k + AHEAD, length - 1)]
-                    _prefetch(u, first_u + later * u_step[2], width)
-                    _prefetch(delta, first_delta + later * delta_step[2], width)
+                    _prefetch(u, first_u + later * u_step[2])
+                    _prefetch(delta, first_delta + later * delta_step[2])
                     factor = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
                     factor *= repeats[image, t] if repeats.shape[0] > 0 else f32(1)
                     raw = _load(shift, 0, BLOCK)
@@ -671,10 +671,10 @@ def _scan_by_step(
 
         for step in range(length):
             ahead, place = min(step + AHEAD, length - 1), step % GROUP
-            _prefetch(delta, first_delta + ahead * delta_step[2], width)
+            _prefetch(delta, first_delta + ahead * delta_step[2])
             dt = _softplus(_load(delta, first_delta + step * delta_step[2], width) + _load(shift, 0, BLOCK))
             for g in range(paths):
-                _prefetch(u, first_u + order[g, ahead] * u_step[2], width)
+                _prefetch(u, first_u + order[g, ahead] * u_step[2])
                 u_t = _load(u, first_u + order[g, step] * u_step[2], width)
                 _store(write, g * BLOCK, dt * u_t, BLOCK)
                 _store(out, g * BLOCK, _load(skip, 0, BLOCK) * u_t, BLOCK)

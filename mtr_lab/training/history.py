@@ -27,17 +27,21 @@ class History(Callback):
     Args:
         folder: of the run.
         batch_size: images in a step, on all devices together.
+
+    Attributes:
+        learning_rate: of the last step.
     """
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         self.rows: list[Row] = []
         self._folder, self._batch_size = folder, batch_size
         self._start, self._seconds, self._validated = 0.0, 0.0, False
-        self._learning_rate = 0.0
+        self.learning_rate = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == trainer.num_training_batches - 1:  # at the epoch's end it is that of the step after
-            self._learning_rate = learning_rate(trainer)
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.learning_rate = float(optimizer.param_groups[0]["lr"])  # after the step it is the next one's
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._validated = 0.0, False
@@ -59,7 +63,7 @@ class History(Callback):
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step - 1,
-                "lr": self._learning_rate,
+                "lr": self.learning_rate,
                 "img_per_s": images / self._seconds,
                 **dict(sorted(fresh.items())),
             }
@@ -85,16 +89,15 @@ class TrainingBar(TQDMProgressBar):
     """Lightning's progress bar with the loss and the learning rate of the last step.
 
     It is drawn every 20 steps, since reading the loss waits for the device.
+
+    Args:
+        history: of the same run, for the learning rate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: History) -> None:
         super().__init__(refresh_rate=20)
+        self._history = history
         self._loss: torch.Tensor | None = None
-        self._learning_rate: float | torch.Tensor = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -106,12 +109,7 @@ class TrainingBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         loss = {} if self._loss is None else {"loss": f"{self._loss.item():.3f}"}
-        return {**loss, **metrics, "lr": f"{float(self._learning_rate):.1e}"}
-
-
-def learning_rate(trainer: Trainer) -> float:
-    """That of the next step."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"])
+        return {**loss, **metrics, "lr": f"{self._history.learning_rate:.1e}"}
 
 
 def last_values(rows: Sequence[Row]) -> Row:

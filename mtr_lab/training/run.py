@@ -107,7 +107,7 @@ def _train(config: DictConfig, folder: Path) -> Path:
             *make_reduction(task, config, schedules),
             WeightEMA(settings.ema_decay),
             history,
-            *([TrainingBar()] if config.trainer.enable_progress_bar else []),
+            *([TrainingBar(history)] if config.trainer.enable_progress_bar else []),
             LastCheckpoint(folder / LAST, resume_settings(config)),
         ],
         plugins=[PlainCheckpointIO()],

@@ -13,6 +13,7 @@ from torch import nn
 
 from mtr_lab.errors import UserError
 from mtr_lab.tasks.classification.distillation import Teacher, distillation_loss, load_teacher
+from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.train import main
 
 SAMPLE = Path(str(resources.files("mtr_lab") / "assets" / "imagenette_sample"))
@@ -99,7 +100,12 @@ def test_a_student_learns_from_it_alone(
     [
         (["training.teacher=nowhere"], r"training\.teacher=nowhere: .*hf-hub:OWNER/NAME, or local-dir:FOLDER"),
         (["training.teacher=local-dir:/nowhere"], r"training\.teacher=local-dir:/nowhere: .*config\.json"),
+        (["training.teacher=resnet18.nope"], r"training\.teacher=resnet18\.nope: Invalid pretrained tag"),
         (["training.teacher=local-dir:FOLDER", "dataset.root=TWO"], "has 10 classes and the student 2"),
+        (
+            ["experiment=tiny_imagenet", "trainer.cuda_graph=false"],
+            r"teacher=local-dir:TEACHER: .*TEACHER/config\.json",
+        ),
         (["training.distillation=2"], r"training\.distillation=2: expected a number from 0 to 1"),
         (["training.temperature=0"], r"training\.temperature=0: expected a number from 0\.1 to 100"),
         (["task=segmentation", "training.teacher=resnet18"], "only a classifier of images learns from a teacher"),
@@ -117,6 +123,31 @@ def test_what_cannot_teach_is_refused(
     assert run.code == 2, run.err
     assert re.search(expected, run.err, re.DOTALL), run.err
     assert "Traceback" not in run.err
+
+
+@pytest.mark.parametrize("name", ["nowhere", "local-dir:/nowhere", "local-dir:GREY"])
+def test_a_mistyped_teacher_is_found_before_the_student_is_built(
+    run_program: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (1, 48, 48), "mean": (0.5,), "std": (0.5,)}
+    save_for_hf(network, str(tmp_path), safe_serialization=True)
+    built: list[Any] = []
+    monkeypatch.setattr(Classification, "training", lambda self, model, config: built.append(model))
+    options = [*SMALL, f"dataset.root={root}", "dataset.test_split=train", "dataset.batch_size=2"]
+    run = run_program(main, *options, f"training.teacher={name.replace('GREY', str(tmp_path))}")
+    assert run.code == 2, run.err
+    assert ("takes images of 1 channel, and the student's have 3" in run.err) == name.endswith("GREY")
+    assert "training.teacher=" in run.err
+    assert not built
+
+
+def test_channels_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey: Any = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    grey.pretrained_cfg = {**grey.pretrained_cfg, "input_size": (1, 48, 48)}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: grey)
+    with pytest.raises(UserError, match=r"training\.teacher=hf-hub:a/b takes images of 1 channel"):
+        load_teacher("hf-hub:a/b", 10)
 
 
 def test_a_damaged_file_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from lightning import LightningModule, Trainer
 from rich.console import Console
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader
 
 from mtr_lab.training.curve import draw_curve
-from mtr_lab.training.history import Row, table, write_csv
+from mtr_lab.training.history import History, Row, TrainingBar, table, write_csv
 
 
 def rows(epochs: int) -> list[Row]:
@@ -53,3 +59,40 @@ def test_the_curve_has_a_point_for_every_value(tmp_path: Path) -> None:
     text = "".join(svg.getroot().itertext())
     assert "training loss" in text
     assert "top-1" in text
+
+
+class Halving(LightningModule):
+    """The learning rate 1, 1/2, 1/4, … of its steps; an epoch may end before its last batch."""
+
+    def __init__(self, stop_after: int | None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.skipped: set[str] = set()
+        self._stop_after = stop_after
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
+        return -1 if batch_idx == self._stop_after else None  # Lightning ends the epoch
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": ExponentialLR(optimizer, 0.5), "interval": "step"},
+        }
+
+
+@pytest.mark.parametrize(("stop_after", "steps"), [(None, 4), (2, 2)])
+def test_the_learning_rate_is_that_of_the_last_step(tmp_path: Path, stop_after: int | None, steps: int) -> None:
+    history = History(tmp_path, batch_size=2)
+    bar = TrainingBar(history)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[history, bar]
+    )
+    model = Halving(stop_after)
+    trainer.fit(model, DataLoader(torch.ones(8, 1), batch_size=2))
+    assert history.rows[0]["lr"] == 0.5 ** (steps - 1)
+    assert bar.get_metrics(trainer, model)["lr"] == f"{0.5 ** (steps - 1):.1e}"

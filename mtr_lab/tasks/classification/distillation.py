@@ -1,6 +1,8 @@
 """Learning from a trained classifier."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,6 +11,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr_lab.errors import UserError
+
+LOCAL, CONFIG = "local-dir:", "config.json"
+
+
+def check_teacher(name: str) -> None:
+    """Check a teacher's name before any weights are read. Only the hub knows a model of the hub.
+
+    Raises:
+        UserError: there is no such model, or it is not one of images of three channels.
+    """
+    config: Mapping[str, Any] = {}
+    try:
+        if name.startswith(LOCAL):
+            folder = Path(name.removeprefix(LOCAL))
+            config = json.loads((folder / CONFIG).read_text())["pretrained_cfg"]
+        elif ":" not in name:
+            known: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+            config = known.to_dict()
+    except Exception as error:  # of timm, the file, or its content; none has a common type
+        raise _no_teacher(name, error) from error
+    _check_channels(name, config)
+
+
+def _no_teacher(name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(
+        f"training.teacher={name}: {reason.removesuffix('.')}. Give the name of a model of timm with trained weights, "
+        f"hf-hub:OWNER/NAME, or {LOCAL}FOLDER with {CONFIG} and model.safetensors."
+    )
+
+
+def _check_channels(name: str, config: Mapping[str, Any]) -> None:
+    channels = config.get("input_size", (3,))[0]
+    if channels != 3:
+        plural = "s" if channels != 1 else ""
+        raise UserError(
+            f"training.teacher={name} takes images of {channels} channel{plural}, and the student's have 3: choose a "
+            "teacher of RGB images."
+        )
 
 
 def load_teacher(name: str, num_classes: int) -> nn.Module:
@@ -20,16 +61,14 @@ def load_teacher(name: str, num_classes: int) -> nn.Module:
         num_classes: that the student has.
 
     Raises:
-        UserError: there is no such model, its weights cannot be read, or it has other classes.
+        UserError: there is no such model, its weights cannot be read, or it has other channels or classes.
     """
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # of timm, the hub, or the file; none has a common type
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"training.teacher={name}: {reason}. Give the name of a model of timm with trained weights, "
-            "hf-hub:OWNER/NAME, or local-dir:FOLDER with config.json and model.safetensors."
-        ) from error
+        raise _no_teacher(name, error) from error
+    config: Any = model.pretrained_cfg
+    _check_channels(name, config)
     classes: Any = model.num_classes
     if classes != num_classes:
         raise UserError(

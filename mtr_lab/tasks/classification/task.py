@@ -11,7 +11,7 @@ from mtr_lab.data import ImageDataModule
 from mtr_lab.errors import UserError, check_number
 from mtr_lab.pictures import save_depth
 from mtr_lab.reduction import Reduction
-from mtr_lab.tasks.classification.distillation import Teacher, load_teacher
+from mtr_lab.tasks.classification.distillation import Teacher, check_teacher, load_teacher
 from mtr_lab.tasks.classification.evaluation import ClassifierEvaluation
 from mtr_lab.tasks.classification.training import ClassifierTraining
 from mtr_lab.tasks.evaluation import OperatingPoint
@@ -41,6 +41,8 @@ class Classification(Task[Any, ClassifierEvaluation]):
             )
         check_number("training.distillation", config.training.distillation, float, 0, 1)
         check_number("training.temperature", config.training.temperature, float, 0.1, 100)
+        if config.training.teacher is not None:
+            check_teacher(str(config.training.teacher))
 
     def assemble(self, backbone: Any, num_classes: int) -> Any:
         return backbone
