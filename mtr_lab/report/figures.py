@@ -9,6 +9,7 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
+from mtr_lab.report.wording import shown_name
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.metrics.metric import Metric
@@ -196,7 +197,7 @@ def _tokens_chart(axes: "Axes", points: Sequence[Point]) -> None:
     for tokens, members in schedules.items():
         policies = sorted({point["policy"] for point in members})
         own = look(policies[0] if len(policies) == 1 else "none")
-        label = ", ".join("unreduced" if name == "none" else name for name in policies)
+        label = ", ".join(map(shown_name, policies))
         style = ":" if policies == ["none"] else "-"
         axes.step(
             [*range(len(tokens) + 1)], [*tokens, tokens[-1]], where="post", color=own.colour, ls=style, label=label

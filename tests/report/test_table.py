@@ -37,8 +37,8 @@ def test_every_figure_is_readable_at_usual_widths(width: int, result: Result) ->
 
 
 def test_the_unreduced_row_claims_no_uncertainty_about_itself(result: Result) -> None:
-    first, second = row(render(result), "none")
-    assert first == ["none", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5"]
+    first, second = row(render(result), "unreduced")
+    assert first == ["unreduced", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5"]
     assert second == ["0.0", "5.08", "79.1–81.8", "94.3–95.8", "1234", "25.9"]
 
 
@@ -50,6 +50,17 @@ def test_skipped_images_are_counted_once_and_named(result: Result) -> None:
     for point in result["points"]:
         point["skipped"] = []
     assert "skipped" not in render(result)
+
+
+@pytest.mark.parametrize(
+    ("task", "counts", "words"),
+    [("classification", [1, 1, 1], "1 image;"), ("video", [1000, 1000, 20], "20 to 1 000 videos;")],
+)
+def test_images_and_videos_are_counted(result: Result, task: str, counts: list[int], words: str) -> None:
+    result["task"] = task
+    for point, images in zip(result["points"], counts, strict=True):
+        point["images"] = images
+    assert words in render(result)
 
 
 def test_columns_follow_the_task(result: Result) -> None:
@@ -136,5 +147,5 @@ def test_a_narrow_window_goes_without_balanced_accuracy(result: Result) -> None:
     assert "bal. acc." in wide
     assert "bal. acc." not in narrow
     assert max(map(len, narrow.splitlines())) <= 80
-    for words in (["policy", "none", "mtr"], ["59.6–98.2", "0.999", ".134–.164"]):
+    for words in (["policy", "unreduced", "mtr"], ["59.6–98.2", "0.999", ".134–.164"]):
         assert set(words) <= set(narrow.split())

@@ -144,7 +144,7 @@ function pointsLatex(rows) {
     const marks = asked ? marksOf(members, columns) : new Map();
     const cells = members.flatMap((p) => [
       latexRow([
-        latexText(p.unreduced ? "unreduced" : label(p, rows)),
+        latexText(label(p, rows)),
         ...columns.map(({ key, write }) => {
           if (p[key] == null) return "{--}";
           const text = write(p).replace("−", "-");
