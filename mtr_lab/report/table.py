@@ -127,7 +127,7 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
             Saving(i, whole, stacked=key not in _BESIDE)
             for key, whole in _SAVINGS
             for i, column in enumerate(columns)
-            if column.key == key and (not whole or runs > 1 or key in _OF_LEAST_WEIGHT)
+            if column.key == key
         ],
     )
 
@@ -291,9 +291,8 @@ _SPEEDS = (
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
 _BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
-_OF_LEAST_WEIGHT = ("balanced_accuracy", "top5")
 _SAVINGS = (
     *((key, False) for key in (*_BESIDE, "top5", "agreement", "speedup")),
-    *((key, True) for key in (*_OF_LEAST_WEIGHT, "resolution", "tokens", "agreement")),
+    *((key, True) for key in ("balanced_accuracy", "top5", "resolution", "tokens", "agreement")),
 )
-"""What a narrow window does without: qualifiers, then whole columns, most of them only in tables of a sweep."""
+"""What a narrow window does without, in this order: qualifiers, then whole columns."""

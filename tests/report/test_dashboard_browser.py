@@ -628,6 +628,22 @@ def test_curves_of_training_runs(browser: Any, tmp_path: Path) -> None:
         assert not page.locator("#points-section").is_visible()
 
 
+def test_curves_are_those_of_the_task_in_view(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "mtr")
+    write_run(tmp_path / "other", "mtr", (0.2,), task="video")
+    for task in ("classification", "video", "segmentation"):
+        (tmp_path / task).mkdir()
+        record = {"config": {"backbone": {"name": "vim_ti"}, "task": {"name": task}}}
+        (tmp_path / task / "training.json").write_text(json.dumps(record))
+        (tmp_path / task / "metrics.csv").write_text("epoch,step,train_loss\n0,9,2.5\n1,19,1.5\n")
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        for task in ("classification", "video"):
+            choose(page, "Task", task)
+            names = [trace["name"] for trace in traces(page, "training")]
+            assert names == ([task, "segmentation"] if task < "s" else ["segmentation", task])
+
+
 def test_an_ablation_has_an_axis_for_each_setting(browser: Any, tmp_path: Path) -> None:
     for i, (merge, order) in enumerate([("mean", "index"), ("prune", "index"), ("mean", "importance")]):
         write_run(tmp_path / str(i), "mtr", quality=1 + i, mtr={"merge": merge, "order": order})

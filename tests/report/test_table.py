@@ -132,6 +132,12 @@ def test_the_size_of_a_smaller_picture_and_the_best_one(result: Result, width: i
     text = render(result, width)
     assert max(map(len, text.splitlines())) <= width
     assert "96×96" in text
+    for point in result["points"]:
+        point |= {"speedup": 1.43, "speedup_ci": [1.13, 1.68]}
+    text = render(result, width)  # nine columns of figures: a narrow window goes without some
+    assert max(map(len, text.splitlines())) <= width
+    for words in (["policy", "resolution", "81.1", "1.43"], ["asked", "77.5–80.2"], [".134–.164"]):
+        assert set(words) <= set(text.split())
     assert "best test resolution of 2: 96 × 96 px, Top-1 81.1 % on these images" in " ".join(text.split())
     resized["top1"] = 0.7
     assert "best test resolution of 2: the model's own, Top-1 80.5 %" in " ".join(render(result, width).split())

@@ -36,10 +36,10 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
 
     Points that differ in nothing but their measured speed, such as the unreduced model of each run of a sweep, are
     shown once, as in the run with the median speed; the unreduced model is shown once for each batch size, precision
-    and implementation that it was timed with. A group of ``seeds``, whose points differ only in the seed, is shown as
+    and implementation that it was timed with, and an untimed one with the first of these. A group of ``seeds``, whose points differ only in the seed, is shown as
     its ``mean``, at the place of its first point.
     """
-    equal: dict[str, list[Place]] = defaultdict(list)
+    equal: dict[tuple[str, ...], list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}
     for r, run in enumerate(runs):
         settings = dict(flatten(run.result["config"]))
@@ -57,15 +57,27 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
             elif any(name in point for name in SPEEDS):
                 config: dict[str, Any] = run.result["config"]
                 key.append([(config.get(group) or {}).get(name) for group, name in _SPEED_SETTINGS])
-            equal[json.dumps(key, sort_keys=True)].append((r, i))
-    for places in equal.values():
-        by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
-        r, i = by_speed[(len(places) - 1) // 2]
+            equal[tuple(json.dumps(part, sort_keys=True) for part in key)].append((r, i))
+    for places in _with_untimed(equal):
+        speeds = {place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0 for place in places}
+        by_speed = sorted((place for place in places if speeds[place]), key=lambda place: speeds[place]) or places
+        r, i = by_speed[(len(by_speed) - 1) // 2]
         yield {"run": r, "point": i, "places": places}
     results = [run.result for run in runs]
     for group in seeds:
         r, i = group[0]
         yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
+
+
+def _with_untimed(equal: Mapping[tuple[str, ...], list[Place]]) -> list[list[Place]]:
+    """Groups of equal points; the places of one that was not timed follow those of an equal one that was."""
+    groups = {key: list(places) for key, places in equal.items()}
+    timed: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for key in equal:
+        timed.setdefault(key[:-1], key)
+    for key in equal.keys() & timed.keys():
+        groups[timed[key]] += groups.pop(key)
+    return list(groups.values())
 
 
 def _content(point: Point) -> dict[str, Any]:
