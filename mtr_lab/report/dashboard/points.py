@@ -36,8 +36,8 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
 
     Points that differ in nothing but their measured speed, such as the unreduced model of each run of a sweep, are
     shown once, as in the run with the median speed; the unreduced model is shown once for each batch size, precision
-    and implementation that it was timed with, and an untimed one with the first of these. A group of ``seeds``, whose points differ only in the seed, is shown as
-    its ``mean``, at the place of its first point.
+    and implementation that it was timed with, and an untimed one with the first of these. A group of ``seeds``, whose
+    points differ only in the seed, is shown as its ``mean``, at the place of its first point.
     """
     equal: dict[tuple[str, ...], list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}

@@ -16,7 +16,7 @@ def training_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_training(file: Path) -> dict[str, Any]:
-    """A training run: its ``name``, ``backbone`` and ``task``, and the ``curves``, by the name of a column, of [epochs done, value].
+    """A training run: ``name``, ``backbone``, ``task``, and by the name of a column ``curves`` of [epochs done, value].
 
     Raises:
         OSError, ValueError: a file cannot be read, or is not what a training run writes.
