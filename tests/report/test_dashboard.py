@@ -194,7 +194,7 @@ def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "mtr")
     write_run(tmp_path / "b", "mtr", mtr={"merge": "prune"}, ratios=(0.3,))
     write_run(tmp_path / "c", "write")
-    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["mtr.merge=mean", "mtr.merge=prune", ""]
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["", "merge=prune", ""]
     write_run(tmp_path / "b", "mtr")
     name = tmp_path.name
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["", "", ""]  # a and b are equal

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.baselines import BASELINES
+from mtr_lab.report.dashboard.presets import usual_settings
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
@@ -86,7 +87,10 @@ def _content(point: Point) -> dict[str, Any]:
 
 
 def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:
-    """What tells runs of the same policy apart: number of images and settings that differ, else the name, else ""."""
+    """What tells runs of the same policy apart: number of images and settings that differ, else the name, else "".
+
+    A setting that has the value of the policy's file is left out.
+    """
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
@@ -98,8 +102,13 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
         varied = [key for key in keys if _differs(key, list(settings.values()))]
         for r in members:
-            named = [f"{key}={settings[r].get(key)}" for key in varied[:_NAMED_SETTINGS]]
-            variants[r] = ", ".join(named + ["…"] * (len(varied) > _NAMED_SETTINGS))
+            usual = usual_settings(runs[r].result)
+            named = [
+                f"{key.removeprefix('mtr.')}={settings[r].get(key)}"
+                for key in varied
+                if key not in usual or settings[r].get(key) != usual[key]
+            ]
+            variants[r] = ", ".join(named[:_NAMED_SETTINGS] + ["…"] * (len(named) > _NAMED_SETTINGS))
         alike: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):
