@@ -71,7 +71,7 @@ def overview(rows: Sequence[dict[str, Any]]) -> str:
             shown = f"{100 * row['top1']:.1f} / {row['kl']:.3f}{picture}"
             cells.setdefault(row["policy"], {})[row["ratio"]] = shown
     lines = [
-        "| line | " + " | ".join(f"{100 * ratio:.0f} %" for ratio in ratios) + " |",
+        "| policy | " + " | ".join(f"{100 * ratio:.0f} %" for ratio in ratios) + " |",
         "|---" * len(["", *ratios]) + "|",
     ]
     lines += [f"| `{policy}` | " + " | ".join(at.get(r, "") for r in ratios) + " |" for policy, at in cells.items()]
@@ -80,7 +80,7 @@ def overview(rows: Sequence[dict[str, Any]]) -> str:
 
 def markdown(rows: Sequence[dict[str, Any]], baselines: Sequence[str]) -> str:
     """The table; * is p < 0.05 after Holm's correction."""
-    heads = ["removed", "line", "picture", "top-1", "agreement", "KL"]
+    heads = ["removed", "policy", "picture", "top-1", "agreement", "KL"]
     heads += [f"{metric} against `{name}`" for name in baselines for metric in ("top-1", "KL")]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:

@@ -270,7 +270,7 @@ NAMES = {"kl": "KL", "top1": "top-1", "miou": "mIoU", "map": "AP", "ap50": "AP50
 
 
 def standings_table(models: Sequence[dict[str, Any]]) -> str:
-    """Of how many cells each line is the best, level with the best, worse."""
+    """In how many cells each policy is the best, level with the best, worse."""
     count: dict[str, dict[str, list[int]]] = {}
     for model in models:
         for metric, cells in model["standings"].items():
@@ -288,7 +288,7 @@ def standings_table(models: Sequence[dict[str, Any]]) -> str:
         ]
         for line in order
     ]
-    return markdown(["line", *(NAMES[metric] for metric in metrics)], rows)
+    return markdown(["policy or model", *(NAMES[metric] for metric in metrics)], rows)
 
 
 def leaders_table(models: Sequence[dict[str, Any]]) -> str:

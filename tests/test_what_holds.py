@@ -75,7 +75,7 @@ def test_tables_are_written_between_their_comments(
     page.write_text("before\n<!-- table: standings -->\nold\n<!-- end of table -->\nafter\n")
     report["tables"](tmp_path / "lines", page)
     text = page.read_text()
-    assert text.startswith("before\n<!-- table: standings -->\n| line | KL | top-1 |")
+    assert text.startswith("before\n<!-- table: standings -->\n| policy or model | KL | top-1 |")
     assert text.endswith("<!-- end of table -->\nafter\n")
     assert "old" not in text
     assert "| `mtr` | 0 / 0 / 1 | 0 / 0 / 1 |" in text

@@ -40,8 +40,9 @@ def build(
         kwargs: the caller's arguments, with the upstream constructors' names, or ``in_chans`` for ``channels``; the
             family's ``keywords`` has those that are not arguments of its constructor; ``device`` and ``dtype``;
             ``checkpoint`` (a local file, ``hf://OWNER/REPOSITORY/FILE`` or ``https://…``, used instead of the
-            registered weights), ``revision`` (branch, tag or commit on the hub), ``checkpoint_key`` and
-            ``checkpoint_grid`` (see ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
+            registered weights; a local safetensors file gives ``num_classes``, too), ``revision`` (branch, tag or
+            commit on the hub), ``checkpoint_key`` and ``checkpoint_grid`` (see
+            ``mtr_lab.backbones.weights.Checkpoint``), ``new_head`` (if the checkpoint has
             other classes or none, leave the head untrained instead of raising an error), the arguments of timm's
             factory, and for a model that returns feature maps ``features_only`` and ``out_indices`` (blocks, or how
             many of the last).
@@ -72,6 +73,10 @@ def build(
     if not isinstance(any_head, bool):
         raise UserError(f"new_head of {name}={any_head!r}: expected true or false.")
     kwargs = translate(name, getattr(family, "keywords", {}), kwargs)
+    local = checkpoint is not None and not is_address(checkpoint.file)
+    if kwargs.get("num_classes") is None and checkpoint is not None and local and not any_head:
+        classes = weights.checkpoint_classes(checkpoint.file, registered["classifier"])
+        kwargs |= {} if classes is None else {"num_classes": classes}
     _check_arguments(name, family, kwargs)
     if not isinstance(pretrained, bool):
         raise UserError(f"pretrained of {name}={pretrained}: expected true or false.")
@@ -96,7 +101,6 @@ def build(
     published = checkpoint is None
     if checkpoint is not None:
         checkpoint = replace(checkpoint, revision=revision)
-        local = not is_address(checkpoint.file)
         names = weights.checkpoint_label_names(checkpoint.file) if local else None
         if names or registered["label_names"] != IMAGENET:
             model.pretrained_cfg["label_names"] = names  # the user's own classes

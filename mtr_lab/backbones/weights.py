@@ -154,6 +154,24 @@ def checkpoint_label_names(checkpoint: str | Path, revision: str = "main") -> tu
     return _metadata(fetch(str(checkpoint), revision)[0], "label_names", str)
 
 
+def checkpoint_classes(checkpoint: str | Path, classifier: str) -> int | None:
+    """The number of classes of a safetensors file; ``None`` for other files, and without one head ``classifier``.
+
+    Raises:
+        UserError: the file is absent or cannot be read.
+    """
+    path = fetch(str(checkpoint), "main")[0]
+    try:
+        if not is_safetensors(path):
+            return None
+        with safe_open(path, framework="pt") as file:
+            heads = [key for key in file.keys() if f".{key}".endswith(f".{classifier}.weight")]  # noqa: SIM118
+            shapes = [file.get_slice(key).get_shape() for key in heads]
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
+    return int(shapes[0][0]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
+
+
 def _metadata(path: Path, key: str, kind: type) -> tuple[Any, ...] | None:
     """The JSON list of strings or integers in the metadata of a safetensors file under ``key``."""
     try:

@@ -85,8 +85,8 @@ def map_classes(
             return None
         raise UserError(
             f"the dataset has {len(dataset_classes)} classes ({_quote_some(dataset_classes)}) and the model "
-            f"{num_classes} outputs without class names: choose weights trained on these classes, "
-            "train the model on this dataset, or choose another dataset."
+            f"{num_classes} outputs without class names: choose weights trained on these classes (those of a .pth file "
+            f"need backbone.num_classes={len(dataset_classes)}), train the model on this dataset, or choose another."
         )
     output = {name: index for index, name in enumerate(model_classes)}
     missing = [name for name in dataset_classes if name not in output]

@@ -18,10 +18,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return "has no gradient of oneDNN's product"
+        return "does not compute gradients of matrix products"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
-        return "leaves the product to PyTorch in graphs and under autocast"
-    return "" if weight.dtype == x.dtype else "multiplies float32 by float32"
+        return "does not multiply matrices in graphs or under autocast"
+    return "" if weight.dtype == x.dtype else "multiplies matrices of one dtype only"
 
 
 LINEAR = Operation(

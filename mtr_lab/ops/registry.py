@@ -5,9 +5,9 @@ call, by the selected backend, by device and dtype of the data, and by ``Impleme
 takes the name of the choice as a string, so that traced and compiled graphs record it.
 
 ==========  =====================================================================================
-reference   plain PyTorch: any device, any floating dtype; the other backends are tested against it
+reference   plain PyTorch on any device, in any floating dtype; the tests compare the others with it
 portable    plain PyTorch without a loop over tokens: the choice of ``auto`` on devices without kernels
-cpu         numba, float32 on the CPU, for inference with a whole mixer bfloat16, too
+cpu         numba and oneDNN on the CPU: float32; inference of a whole mixer in bfloat16, too
 triton      GPUs, float32, float16, bfloat16; kernels compile on first use, no compiler to install
 mamba_ssm   the authors' CUDA kernels, if the extra ``cuda`` is installed; ``auto`` prefers ``triton``
 ==========  =====================================================================================

@@ -5,6 +5,7 @@ from typing import Any
 
 from mtr_lab.report.table import figure, percent
 from mtr_lab.report.two_line_table import TwoLines, TwoLineTable, two_line_table
+from mtr_lab.report.wording import shown_name
 from mtr_lab.results.environment import hardware_name
 
 _HEADINGS = (
@@ -31,7 +32,7 @@ def _cells(row: Mapping[str, Any]) -> list[TwoLines]:
         (row["backbone"], row["backend"]),
         (str(row["batch"]), _pixels(row)),
         (row["dtype"], "graph" if row["cuda_graph"] else ""),
-        (row["policy"], _asked(row)),
+        (shown_name(row["policy"]), _asked(row)),
     ]
     if row["error"] is not None:
         return [*axes, ("failed", ""), ("", ""), ("", ""), ("", "")]
@@ -54,7 +55,7 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     if not timed:
         return "", ""
     row = (reduced or timed)[0]
-    name, ms = f"; {row['policy']} {_asked(row)}".rstrip(), row["ms"]
+    name, ms = f"; {shown_name(row['policy'])} {_asked(row)}".rstrip(), row["ms"]
     bound = f"{name}: {figure(row['roofline'] * ms)} / {figure(ms)} ms = {percent(row['roofline'])} %"
     if not reduced:
         return "", bound

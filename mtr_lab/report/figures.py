@@ -9,6 +9,7 @@ from mtr_lab.errors import UserError, unknown
 from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
+from mtr_lab.report.wording import shown_name
 from mtr_lab.results.atomic import replace_file
 from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.metrics.metric import Metric
@@ -35,10 +36,11 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mtr_lab",  # equal results, equal files
 }
-_DODGE = 1.4
-"""How far lines are moved aside, pt: the intervals of policies at the same cost would cover each other."""
-_INSIDE, _NAMED_LINES = 4, 16
-"""A legend of more entries is below the axes, of more lines it names policies alone, without their settings."""
+_DODGE, _DODGED = 1.4, 7.0
+"""How far neighbouring lines are moved apart, and all of them at most, pt: the intervals of policies at the same cost
+would cover each other."""
+_NAMED_LINES = 16
+"""A legend of more lines names policies alone, without their settings."""
 _LEGEND_CHARACTERS, _LEGEND_ROW_INCHES = 60, 0.14
 """What a line of a legend has room for, and its height."""
 Point = Mapping[str, Any]
@@ -104,16 +106,18 @@ def _trade_off(axes: "Axes", points: Sequence[Point], metric: Metric, x_key: str
     if not any(point["policy"] != "none" for point in drawn):
         raise UserError(f"no reduced point has both {metric.name} and {x_title.split(',')[0]}: choose another --chart.")
     scale = 100 if metric.unit == "%" else 1
+    unreduced = None
     for base in {round(scale * point[metric.key], 6) for point in drawn if point["policy"] == "none"}:
-        axes.axhline(base, color=look("none").colour, linewidth=0.6, linestyle=":")
+        unreduced = axes.axhline(base, color=look("none").colour, linewidth=0.6, linestyle=":")
     lines: dict[tuple[str, str], list[Point]] = {}
     for point in drawn:
         if point["policy"] != "none":
             lines.setdefault((point["line"], point["backbone"]), []).append(point)
     several = len({backbone for _, backbone in lines}) > 1
+    step = min(_DODGE, _DODGED / len(lines))
     for place, ((line, backbone), members) in enumerate(sorted(lines.items())):
         members = sorted(members, key=lambda point: point[x_key])
-        aside = _DODGE * (place - (len(lines) - 1) / 2)
+        aside = step * (place - (len(lines) - 1) / 2)
         own = look(members[0]["policy"])
         axes.errorbar(
             [x_scale * point[x_key] for point in members],
@@ -128,21 +132,27 @@ def _trade_off(axes: "Axes", points: Sequence[Point], metric: Metric, x_key: str
             transform=offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="points"),
         )
         axes.update_datalim(
-            [(x_scale * point[x_key], scale * end) for point in members for end in _ends(point, metric.key)]
+            [
+                corner
+                for point in members
+                for corner in zip(
+                    [x_scale * end for end in _ends(point, x_key)],
+                    [scale * end for end in _ends(point, metric.key)],
+                    strict=True,
+                )
+            ]
         )
-    axes.margins(x=0.05 + _DODGE * len(lines) / (2 * 72 * COLUMN_INCHES))
+    axes.margins(x=0.05 + step * len(lines) / (2 * 72 * COLUMN_INCHES))
     axes.autoscale_view()
     axes.set(xlabel=x_title, ylabel=f"{metric.name}, {metric.unit}")
     handles, labels = axes.get_legend_handles_labels()
     names = labels if len(labels) <= _NAMED_LINES else [members[0]["policy"] for _, members in sorted(lines.items())]
-    _legend(axes, dict(zip(names, handles, strict=True)))
+    entries = dict(zip(names, handles, strict=True))
+    _legend(axes, entries if unreduced is None else {**entries, shown_name("none"): unreduced})
 
 
 def _legend(axes: "Axes", handles: Mapping[str, Any]) -> None:
-    """A legend within the axes if it is short; else below them, where the figure grows by its height."""
-    if len(handles) <= _INSIDE:
-        axes.legend(handles.values(), handles.keys())
-        return
+    """A legend below the axes, where it covers no interval; the figure grows by its height."""
     figure: Any = axes.get_figure(root=True)
     columns = max(1, min(4, int(_LEGEND_CHARACTERS / (5 + max(map(len, handles))))))
     rows = -(-len(handles) // columns)
@@ -196,7 +206,7 @@ def _tokens_chart(axes: "Axes", points: Sequence[Point]) -> None:
     for tokens, members in schedules.items():
         policies = sorted({point["policy"] for point in members})
         own = look(policies[0] if len(policies) == 1 else "none")
-        label = ", ".join("unreduced" if name == "none" else name for name in policies)
+        label = ", ".join(map(shown_name, policies))
         style = ":" if policies == ["none"] else "-"
         axes.step(
             [*range(len(tokens) + 1)], [*tokens, tokens[-1]], where="post", color=own.colour, ls=style, label=label

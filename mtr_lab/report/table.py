@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mtr_lab.report.baselines import BASELINES
 from mtr_lab.report.two_line_table import Cell, Saving, TwoLines, TwoLineTable, two_line_table
+from mtr_lab.report.wording import counted, shown_name
 from mtr_lab.results.best_resolution import best_resolution
 from mtr_lab.results.metrics import accuracy, all_metrics, shown_metrics
 from mtr_lab.results.metrics.metric import Metric
@@ -116,7 +117,7 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
     bests = _bests(points)
     return two_line_table(
         f"{result['backbone']} · {result['task']} · {result['dataset']}",
-        [*_caption(points), *([] if best is None else [best]), *remarks],
+        [*_caption(points, result["task"]), *([] if best is None else [best]), *remarks],
         [column.heading for column in columns],
         (
             [Cell(*column.cell(point)[:2], (i, column.key) in bests) for column in columns]
@@ -126,7 +127,7 @@ def _table(result: Result, points: Sequence[Mapping[str, Any]], remarks: list[st
             Saving(i, whole, stacked=key not in _BESIDE)
             for key, whole in _SAVINGS
             for i, column in enumerate(columns)
-            if column.key == key and (not whole or runs > 1 or key in _OF_LEAST_WEIGHT)
+            if column.key == key
         ],
     )
 
@@ -155,19 +156,18 @@ def published(result: Result) -> list[str]:
         return []
     return [
         f"{result['backbone']}: published top-1 {percent(top1)} %, measured {100 * (measured.get('top1') or 0):.2f} % "
-        f"on {measured['images']} images"
+        f"on {counted({measured['images']}, result['task'])}"
     ]
 
 
-def _caption(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    counts = {point["images"] for point in points}
-    images = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
+def _caption(points: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    images = counted({point["images"] for point in points}, task)
     units = [f"{metric.name} in {metric.unit}" for metric in shown_metrics(points) if metric.unit != "%"]
     latency = ["p50, p95: latency of one image in ms"] if any("latency_ms" in point for point in points) else []
     if any("speedup" in point for point in points):
         latency.append("×: speed over the unreduced model of the same run")
     lines = [
-        "; ".join([f"{images} images", "95 % intervals", *units, *latency]),
+        "; ".join([images, "95 % intervals", *units, *latency]),
         *(["±: standard deviation over the seeds"] if any("seeds" in point for point in points) else []),
         "cut: share of true FLOPs removed; lit.: FLOPs as counted in the literature",
     ]
@@ -213,7 +213,7 @@ def _uncertainty(point: Mapping[str, Any], key: str, written: Callable[[Number],
 
 
 def _policy(point: Mapping[str, Any]) -> TwoLines:
-    return point["policy"], f"{len(point['seeds'])} seeds" if "seeds" in point else ""
+    return shown_name(point["policy"]), f"{len(point['seeds'])} seeds" if "seeds" in point else ""
 
 
 def _tokens(point: Mapping[str, Any]) -> TwoLines:
@@ -291,9 +291,8 @@ _SPEEDS = (
     _Column(("p50", "p95"), "latency_ms", _latency),
 )
 _BESIDE = ("flops_true", "img_per_s", "latency_ms")  # columns whose qualifiers are no wider than their figures
-_OF_LEAST_WEIGHT = ("balanced_accuracy",)
 _SAVINGS = (
     *((key, False) for key in (*_BESIDE, "top5", "agreement", "speedup")),
-    *((key, True) for key in (*_OF_LEAST_WEIGHT, "top5", "resolution", "tokens", "agreement")),
+    *((key, True) for key in ("balanced_accuracy", "top5", "resolution", "tokens", "agreement")),
 )
-"""What a narrow window does without: qualifiers, then whole columns, most of them only in tables of a sweep."""
+"""What a narrow window does without, in this order: qualifiers, then whole columns."""

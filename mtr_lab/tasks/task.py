@@ -84,7 +84,7 @@ class Task(ABC, Generic[Model, TaskEvaluation]):
     takes_videos: ClassVar[bool] = False
     """Whether the model gets videos instead of images."""
     has_teacher: ClassVar[bool] = False
-    """Whether training takes ``training.teacher``."""
+    """Whether a model can learn from a trained one while it trains (``training.teacher``)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)

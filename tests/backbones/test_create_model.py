@@ -348,6 +348,16 @@ def test_arguments_that_do_not_fit_their_annotations_are_refused(argument: dict,
         pyramid(**argument)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_local_safetensors_file_gives_the_number_of_classes(prefix: str, tmp_path: Path) -> None:
+    state = {prefix + key: value for key, value in pyramid(num_classes=5).state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    assert pyramid(checkpoint=tmp_path / "w.safetensors").num_classes == 5
+    assert pyramid(checkpoint=tmp_path / "w.safetensors", new_head=True).num_classes == pyramid().num_classes != 5
+    with pytest.raises(UserError, match=r"has 5 classes, the model 7: create the model with num_classes=5"):
+        pyramid(num_classes=7, checkpoint=tmp_path / "w.safetensors")
+
+
 def test_the_head_has_the_name_that_the_family_declares(tmp_path: Path) -> None:
     torch.save(pyramid(num_classes=5).state_dict(), tmp_path / "w.pth")
     assert pyramid(num_classes=0, checkpoint=tmp_path / "w.pth").state_dict().keys() == {"stem.weight", "stem.bias"}

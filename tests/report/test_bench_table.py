@@ -39,7 +39,7 @@ FAILED = {**ROW, "policy": "write", "error": "OutOfMemoryError", "overhead": Non
             [FAILED, ROW, REDUCED],
             ["mtr 40.0: 1 - 80.0 ms × 60.0 % / 50.0 ms = 4.0 %", "mtr 40.0: 20.0 / 50.0 ms = 40.0 %"],
         ),
-        ([ROW], ["none 0.0: 40.0 / 80.0 ms = 50.0 %"]),
+        ([ROW], ["unreduced 0.0: 40.0 / 80.0 ms = 50.0 %"]),
         ([FAILED], ["divided by the measured time peak of the device"]),
     ],
 )

@@ -179,11 +179,22 @@ def test_speeds_of_different_settings_are_different_points(
     assert unreduced() == [[(0, 0), (1, 0), (2, 0)]]  # nothing was timed
 
 
+def test_a_model_that_one_run_timed_is_shown_once_with_its_speed(tmp_path: Path) -> None:
+    untimed = write_run(tmp_path / "0", "mtr")
+    for point in untimed["points"]:
+        for name in SPEEDS:
+            point.pop(name, None)
+    write_result(untimed, tmp_path / "0")
+    write_run(tmp_path / "1", "write", speed=70)
+    shown = [point for point in Reader([tmp_path]).data()["points"] if point["point"] == 0]
+    assert shown == [{"run": 1, "point": 0, "places": [(1, 0), (0, 0)]}]
+
+
 def test_variants_are_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "mtr")
     write_run(tmp_path / "b", "mtr", mtr={"merge": "prune"}, ratios=(0.3,))
     write_run(tmp_path / "c", "write")
-    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["mtr.merge=mean", "mtr.merge=prune", ""]
+    assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["", "merge=prune", ""]
     write_run(tmp_path / "b", "mtr")
     name = tmp_path.name
     assert [run["variant"] for run in Reader([tmp_path]).data()["runs"]] == ["", "", ""]  # a and b are equal

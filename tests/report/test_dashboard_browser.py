@@ -247,7 +247,7 @@ def test_the_table_holds_the_numbers_and_sorts(page: Page, folder: Path) -> None
     seen = {(row[0].split("\n")[0].strip(), row[top1], row[kl].split("\n")[0]) for row in cells(page, "points")}
     assert seen == {
         (
-            point["policy"],
+            "unreduced" if point["policy"] == "none" else point["policy"],
             f"{100 * point['top1']:.1f}\n{100 * point['top1_ci'][0]:.1f} – {100 * point['top1_ci'][1]:.1f}",
             f"{point['kl']:.3f}" if point["kl"] < 1 else f"{point['kl']:#.3g}",
         )
@@ -261,8 +261,20 @@ def test_the_table_holds_the_numbers_and_sorts(page: Page, folder: Path) -> None
         assert values == sorted(values, reverse=direction == "descending")
     page.locator("#points thead th", has_text="Policy").get_by_role("button").click()
     policies = [row[0].strip() for row in cells(page, "points")]
-    assert set(policies) == {"none", "mtr", "random", "write"}
+    assert set(policies) == {"unreduced", "mtr", "random", "write"}
     assert policies == sorted(policies)
+
+
+def test_sizes_of_pictures_come_after_shares_and_videos_are_counted(browser: Any, tmp_path: Path) -> None:
+    result = write_run(tmp_path, "resolution", (0.3, 0.5), images=1000, task="video")
+    more = [{**result["points"][1], "ratio": None, "resolution": [side, side]} for side in (104, 44)]
+    (tmp_path / "result.json").write_text(json.dumps({**result, "points": [*result["points"], *more]}))
+    (tmp_path / "predictions.npz").unlink()
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        chips = page.get_by_role("group", name="Asked ratio", exact=True).get_by_role("button").all_inner_texts()
+        assert chips == ["30.0 %", "50.0 %", "44 × 44 px", "104 × 104 px"]
+        assert "1\u00a0000 videos" in page.locator("#summary").inner_text()
 
 
 def test_differences_in_pairs_change_sign_with_the_baseline(page: Page) -> None:
@@ -391,7 +403,8 @@ def test_latex_and_png(page: Page, folder: Path) -> None:
     assert "{Removed" in latex
     assert "{KL" not in latex
     differences = downloaded(page, page.locator("#differences-actions").get_by_role("button", name="LaTeX")).decode()
-    assert r"$\Delta$ KL (nats)" in differences
+    assert r"$\Delta$ KL \\" in differences
+    assert r"& nats \\" in differences
     assert "$-$" in differences
     for chart in ("cost", "speed", "tokens"):
         drawing = downloaded(page, page.locator(f"#{chart}").get_by_role("button", name="SVG"))
@@ -541,7 +554,7 @@ def test_a_smaller_picture_and_a_smaller_model_are_lines(browser: Any, tmp_path:
 
 def test_an_unreduced_model_shows_no_pictures_of_a_reduced_point(page: Page) -> None:
     choose(page, "Backbone", "vim_nano")
-    for name, pictures in (("none", 0), ("mtr", 0), ("mtr", 1)):
+    for name, pictures in (("unreduced", 0), ("mtr", 0), ("mtr", 1)):
         openers = page.locator("#points .opener", has_text=name)
         (openers.last if pictures else openers.first).click()
         assert page.locator("#details img").count() == pictures
@@ -616,6 +629,22 @@ def test_curves_of_training_runs(browser: Any, tmp_path: Path) -> None:
         assert not page.locator("#points-section").is_visible()
 
 
+def test_curves_are_those_of_the_task_in_view(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "mtr")
+    write_run(tmp_path / "other", "mtr", (0.2,), task="video")
+    for task in ("classification", "video", "segmentation"):
+        (tmp_path / task).mkdir()
+        record = {"config": {"backbone": {"name": "vim_ti"}, "task": {"name": task}}}
+        (tmp_path / task / "training.json").write_text(json.dumps(record))
+        (tmp_path / task / "metrics.csv").write_text("epoch,step,train_loss\n0,9,2.5\n1,19,1.5\n")
+    build([tmp_path], tmp_path / "report.html")
+    for page in opened(browser, (tmp_path / "report.html").as_uri()):
+        for task in ("classification", "video"):
+            choose(page, "Task", task)
+            names = [trace["name"] for trace in traces(page, "training")]
+            assert names == ([task, "segmentation"] if task < "s" else ["segmentation", task])
+
+
 def test_an_ablation_has_an_axis_for_each_setting(browser: Any, tmp_path: Path) -> None:
     for i, (merge, order) in enumerate([("mean", "index"), ("prune", "index"), ("mean", "importance")]):
         write_run(tmp_path / str(i), "mtr", quality=1 + i, mtr={"merge": merge, "order": order})
@@ -624,6 +653,11 @@ def test_an_ablation_has_an_axis_for_each_setting(browser: Any, tmp_path: Path) 
         text = page.locator("#ablation").text_content()
         assert all(name in text for name in ("merge", "order", "prune", "importance", "removed, %", "Top-1, %"))
         assert page.locator("#ablation polyline").count() == 6
+        for width in (1440, 800):
+            page.set_viewport_size({"width": width, "height": 800})
+            drawn = "() => document.querySelector('#ablation svg').style.width === `${ablation.clientWidth}px`"
+            page.wait_for_function(drawn)
+            assert page.locator("#ablation text").first.bounding_box()["height"] < 18  # 12 px at any width
         page.locator("#ablation polyline").first.dispatch_event("click")
         assert page.locator("#details").is_visible()
 

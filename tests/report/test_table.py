@@ -37,8 +37,8 @@ def test_every_figure_is_readable_at_usual_widths(width: int, result: Result) ->
 
 
 def test_the_unreduced_row_claims_no_uncertainty_about_itself(result: Result) -> None:
-    first, second = row(render(result), "none")
-    assert first == ["none", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5"]
+    first, second = row(render(result), "unreduced")
+    assert first == ["unreduced", "0.0", "10.8", "197", "80.5", "95.1", "100", "0.000", "12346", "21.5"]
     assert second == ["0.0", "5.08", "79.1–81.8", "94.3–95.8", "1234", "25.9"]
 
 
@@ -50,6 +50,17 @@ def test_skipped_images_are_counted_once_and_named(result: Result) -> None:
     for point in result["points"]:
         point["skipped"] = []
     assert "skipped" not in render(result)
+
+
+@pytest.mark.parametrize(
+    ("task", "counts", "words"),
+    [("classification", [1, 1, 1], "1 image;"), ("video", [1000, 1000, 20], "20 to 1 000 videos;")],
+)
+def test_images_and_videos_are_counted(result: Result, task: str, counts: list[int], words: str) -> None:
+    result["task"] = task
+    for point, images in zip(result["points"], counts, strict=True):
+        point["images"] = images
+    assert words in render(result)
 
 
 def test_columns_follow_the_task(result: Result) -> None:
@@ -121,6 +132,12 @@ def test_the_size_of_a_smaller_picture_and_the_best_one(result: Result, width: i
     text = render(result, width)
     assert max(map(len, text.splitlines())) <= width
     assert "96×96" in text
+    for point in result["points"]:
+        point |= {"speedup": 1.43, "speedup_ci": [1.13, 1.68]}
+    text = render(result, width)  # nine columns of figures: a narrow window goes without some
+    assert max(map(len, text.splitlines())) <= width
+    for words in (["policy", "resolution", "81.1", "1.43"], ["asked", "77.5–80.2"], [".134–.164"]):
+        assert set(words) <= set(text.split())
     assert "best test resolution of 2: 96 × 96 px, Top-1 81.1 % on these images" in " ".join(text.split())
     resized["top1"] = 0.7
     assert "best test resolution of 2: the model's own, Top-1 80.5 %" in " ".join(render(result, width).split())
@@ -136,5 +153,5 @@ def test_a_narrow_window_goes_without_balanced_accuracy(result: Result) -> None:
     assert "bal. acc." in wide
     assert "bal. acc." not in narrow
     assert max(map(len, narrow.splitlines())) <= 80
-    for words in (["policy", "none", "mtr"], ["59.6–98.2", "0.999", ".134–.164"]):
+    for words in (["policy", "unreduced", "mtr"], ["59.6–98.2", "0.999", ".134–.164"]):
         assert set(words) <= set(narrow.split())

@@ -36,7 +36,8 @@ function drawAblation() {
       return { title: axis.name, of: (point) => (numberOf(point, axis) - low) / span, ticks: ends.map((value) => [(value - low) / span, figure(value)]) };
     }),
   ];
-  const [width, height, top, bottom] = [Math.max(640, 120 * axes.length), 300, 34, 14];
+  const room = byId("ablation").clientWidth;
+  const [width, height, top, bottom] = [Math.max(room, 110 * axes.length), 320, 34, 14];
   const x = (i) => 60 + ((width - 140) * i) / (axes.length - 1);
   const y = (share) => height - bottom - share * (height - top - bottom);
   const colours = theme();
@@ -56,7 +57,7 @@ function drawAblation() {
   byId("ablation").replaceChildren(
     svg(
       "svg",
-      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Settings against ${metric.name}`, style: `min-width: ${width * 0.7}px` },
+      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Settings against ${metric.name}`, style: `width: ${width}px` },
       ...lines,
       ...axes.flatMap((axis, i) => [
         svg("line", { x1: x(i), x2: x(i), y1: y(0), y2: y(1), stroke: colours.soft }),

@@ -335,7 +335,7 @@ function buildFigure(kind, title, axes) {
     h(
       "figcaption",
       {},
-      h("label", {}, h("span", {}, title), choice),
+      h("label", {}, title ? h("span", {}, title) : null, choice),
       h(
         "span",
         { class: "actions" },

@@ -76,7 +76,7 @@ function enter() {
   points = all.filter((point) => point.task === state.task);
   for (const facet of FACETS) {
     facet.values = [...new Set(points.map((point) => facetValue(facet, point)).filter((value) => value !== null))];
-    facet.values.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    facet.values.sort((a, b) => isPicture(a) - isPicture(b) || a.localeCompare(b, "en", { numeric: true }));
     for (const value of state.chosen[facet.key])
       if (!facet.values.includes(value)) state.chosen[facet.key].delete(value);
   }
@@ -106,6 +106,7 @@ const ratioName = (point) =>
       : point.model
         ? "whole"
         : (picture(point) ?? "counts given");
+const isPicture = (name) => name.endsWith(" px"); // after the shares, in percent
 const picture = (point) => point.resolution && `${point.resolution.join(" × ")} px`;
 /** What was asked, in a narrow column of percentages. */
 function askedShort(point) {
@@ -140,8 +141,10 @@ function setting(point, among = visible) {
 }
 const varying = new WeakMap(); // points -> the properties that differ among them
 
+/** In settings and files the unreduced model is the policy none. */
+const policyName = (point) => (point.unreduced ? "unreduced" : point.policy);
 const label = (point, among = visible) =>
-  [point.unreduced ? "unreduced" : point.policy, setting(point, among)].filter(Boolean).join(" · ");
+  [policyName(point), setting(point, among)].filter(Boolean).join(" · ");
 
 /** The interval over images, or the standard deviation if the point is a mean over seeds. */
 function interval(point, metric, write = metric.write) {

@@ -70,11 +70,12 @@ const LATEX = {
   "−": "$-$",
   "×": "$\\times$",
   "±": "$\\pm$",
+  "…": "\\dots{}",
   "·": "$\\cdot$",
   Δ: "$\\Delta$",
   "√": "$\\surd$",
 };
-const latexText = (text) => String(text).replace(/[\\{}$&#^_~%–−×±·Δ√]/g, (c) => LATEX[c] ?? `\\${c}`);
+const latexText = (text) => String(text).replace(/[\\{}$&#^_~%–−×±…·Δ√]/g, (c) => LATEX[c] ?? `\\${c}`);
 
 const LATEX_NOTE = [
   "% \\usepackage{booktabs,siunitx}",
@@ -144,7 +145,7 @@ function pointsLatex(rows) {
     const marks = asked ? marksOf(members, columns) : new Map();
     const cells = members.flatMap((p) => [
       latexRow([
-        latexText(p.unreduced ? "unreduced" : label(p, rows)),
+        latexText(label(p, rows)),
         ...columns.map(({ key, write }) => {
           if (p[key] == null) return "{--}";
           const text = write(p).replace("−", "-");
@@ -156,7 +157,7 @@ function pointsLatex(rows) {
         ? [latexRow(["", ...columns.map(({ key, write }) => `{\\tiny ${latexText(interval(p, { key }, (v) => write({ [key]: v })))}}`)])]
         : []),
     ]);
-    const heading = asked === "" ? [] : [`\\multicolumn{${columns.length + 1}}{l}{\\emph{${latexText(askedTitle(asked))}}} \\\\`];
+    const heading = asked === "" ? [] : [`\\multicolumn{${columns.length + 1}}{@{}l}{\\emph{${latexText(askedTitle(asked))}}} \\\\`];
     return ["\\midrule", ...heading, ...cells];
   });
   return [
@@ -165,13 +166,18 @@ function pointsLatex(rows) {
     "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
     `\\begin{tabular}{@{}l${spec}@{}}`,
     "\\toprule",
-    latexRow(["Policy", ...columns.map(({ head }) => `{${head}}`)]),
+    latexRow(["Policy", ...columns.map(({ head }) => `{${nameOf(head)}}`)]),
+    latexRow(["", ...columns.map(({ head }) => `{${unitOf(head)}}`)]),
     ...body,
     "\\bottomrule",
     "\\end{tabular}",
     "",
   ].join("\n");
 }
+
+/** A heading is two rows, so that the table is one column wide: the name, and the unit in brackets. */
+const nameOf = (head) => head.replace(/ \(.*\)$/, "");
+const unitOf = (head) => head.match(/\((.*)\)$/)?.[1] ?? "";
 
 const askedTitle = (asked) => (asked.endsWith(" %") ? `${asked} of the FLOPs removed` : asked);
 
@@ -180,21 +186,24 @@ function differencesLatex(rows) {
   const among = rows.map(({ point }) => point);
   const cell = (row, metric) => {
     if (!row[metric.key]) return "{--}";
-    const { value, ci, significant } = row[metric.key];
-    const ends = ci.map((end) => signed(metric, end)).join(" – ");
-    return latexText(`${signed(metric, value)}${significant ? "*" : ""} (${ends})`);
+    const { value, significant } = row[metric.key];
+    return latexText(signed(metric, value)) + (significant ? "*" : "\\phantom{*}");
   };
+  const ends = (row, metric) =>
+    row[metric.key] ? `{\\tiny ${latexText(row[metric.key].ci.map((end) => signed(metric, end)).join(" … "))}}` : "";
   return [
     LATEX_NOTE[0].replace(",siunitx", ""),
-    "% Brackets: 95 % intervals of a paired bootstrap; *: p < 0.05 after Holm's correction.",
+    "% Small: 95 % intervals of a paired bootstrap. *: p < 0.05 after Holm's correction.",
     "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
     `\\begin{tabular}{@{}lr${"r".repeat(metrics.length)}@{}}`,
     "\\toprule",
-    latexRow(["Policy", "Asked (\\%)", ...metrics.map((metric) => `$\\Delta$ ${metric.latex}`)]),
+    latexRow(["Policy", "Asked", ...metrics.map((metric) => `$\\Delta$ ${nameOf(metric.latex)}`)]),
+    latexRow(["", "\\%", ...metrics.map((metric) => unitOf(metric.latex))]),
     "\\midrule",
-    ...rows.map((row) =>
+    ...rows.flatMap((row) => [
       latexRow([latexText(label(row.point, among)), shown(row.point.ratio, percent), ...metrics.map((m) => cell(row, m))]),
-    ),
+      latexRow(["", "", ...metrics.map((m) => ends(row, m))]),
+    ]),
     "\\bottomrule",
     "\\end{tabular}",
     "",

@@ -6,6 +6,7 @@ const figure = (value) =>
   Math.abs(value) >= 99.95 ? value.toFixed(0) : value === 0 ? "0" : trimExponent(value.toPrecision(3));
 const nats = (value) => (Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecision(3));
 const trimExponent = (text) => (text.includes("e") ? String(Number(text)) : text);
+const grouped = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, "\u00a0"); // 1 000
 const shown = (value, written) => (value == null ? ABSENT : written(value));
 
 // Plotly interprets some HTML tags in its texts.

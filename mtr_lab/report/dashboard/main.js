@@ -18,7 +18,7 @@ function render() {
     "Grey band: Pareto front of the points shown, " +
     `one per ${metric.relative ? "backbone" : "dataset"} and number of images, ` +
     "for speeds one per hardware. " +
-    `Dashed: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
+    `Circle and dashed line: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
     "× unreduced: median over rounds that timed both models, with its 95 % interval. " +
     "Runs are timed apart, so absolute speeds of several runs have no Pareto front. " +
     "Points of nearly equal cost are drawn side by side. Click a point for its details.";
@@ -53,11 +53,12 @@ function drawPage() {
   byId("title").textContent = distinct("backbone").join(", ") || trained || "Waiting for results";
   for (const id of ["tradeoff", "points", "differences", "tokens", "runs"]) byId(`${id}-section`).hidden = !all.length && !live;
   document.title = `${byId("title").textContent} · mtr_lab report`;
-  const count = (number, name) => `${number.toLocaleString("en")} ${name}${number === 1 ? "" : "s"}`;
+  const count = (number, name) => `${grouped(number)} ${name}${number === 1 ? "" : "s"}`;
+  const inputs = all.every((point) => point.task === "video") ? "video" : "image";
   byId("summary").textContent = [
     distinct("task").join(", "),
     distinct("dataset").join(", "),
-    images.length && (images.length > 1 ? `${images[0]} to ${images.at(-1)} images` : count(images[0], "image")),
+    images.length && (images.length > 1 ? `${grouped(images[0])} to ${grouped(images.at(-1))} ${inputs}s` : count(images[0], inputs)),
     count(data.runs.length, "run"),
     count(all.length, "point"),
     distinct("hardware").join("; "),
@@ -146,6 +147,7 @@ dark.addEventListener("change", () => {
   drawPage();
 });
 print.addEventListener("change", drawPage);
+addEventListener("resize", drawAblation); // charts follow the window by themselves
 drawPage();
 if (state.selected) showDetails(state.selected);
 byId("live").hidden = !live;

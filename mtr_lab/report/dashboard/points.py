@@ -9,6 +9,7 @@ import numpy as np
 
 from mtr_lab.errors import UserError
 from mtr_lab.report.baselines import BASELINES
+from mtr_lab.report.dashboard.presets import usual_settings
 from mtr_lab.report.dashboard.runs import Run
 from mtr_lab.results.comparison import Sample, check_same_images, compare_all, correct
 from mtr_lab.results.environment import hardware_name
@@ -36,10 +37,10 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
 
     Points that differ in nothing but their measured speed, such as the unreduced model of each run of a sweep, are
     shown once, as in the run with the median speed; the unreduced model is shown once for each batch size, precision
-    and implementation that it was timed with. A group of ``seeds``, whose points differ only in the seed, is shown as
-    its ``mean``, at the place of its first point.
+    and implementation that it was timed with, and an untimed one with the first of these. A group of ``seeds``, whose
+    points differ only in the seed, is shown as its ``mean``, at the place of its first point.
     """
-    equal: dict[str, list[Place]] = defaultdict(list)
+    equal: dict[tuple[str, ...], list[Place]] = defaultdict(list)
     grouped = {place for group in seeds for place in group}
     for r, run in enumerate(runs):
         settings = dict(flatten(run.result["config"]))
@@ -57,15 +58,27 @@ def points_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> Iterator
             elif any(name in point for name in SPEEDS):
                 config: dict[str, Any] = run.result["config"]
                 key.append([(config.get(group) or {}).get(name) for group, name in _SPEED_SETTINGS])
-            equal[json.dumps(key, sort_keys=True)].append((r, i))
-    for places in equal.values():
-        by_speed = sorted(places, key=lambda place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0)
-        r, i = by_speed[(len(places) - 1) // 2]
+            equal[tuple(json.dumps(part, sort_keys=True) for part in key)].append((r, i))
+    for places in _with_untimed(equal):
+        speeds = {place: runs[place[0]].result["points"][place[1]].get("img_per_s") or 0 for place in places}
+        by_speed = sorted((place for place in places if speeds[place]), key=lambda place: speeds[place]) or places
+        r, i = by_speed[(len(by_speed) - 1) // 2]
         yield {"run": r, "point": i, "places": places}
     results = [run.result for run in runs]
     for group in seeds:
         r, i = group[0]
         yield {"run": r, "point": i, "places": group, "mean": mean_point(results, group)}
+
+
+def _with_untimed(equal: Mapping[tuple[str, ...], list[Place]]) -> list[list[Place]]:
+    """Groups of equal points; the places of one that was not timed follow those of an equal one that was."""
+    groups = {key: list(places) for key, places in equal.items()}
+    timed: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for key in equal:
+        timed.setdefault(key[:-1], key)
+    for key in equal.keys() & timed.keys():
+        groups[timed[key]] += groups.pop(key)
+    return list(groups.values())
 
 
 def _content(point: Point) -> dict[str, Any]:
@@ -74,7 +87,10 @@ def _content(point: Point) -> dict[str, Any]:
 
 
 def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[str]:
-    """What tells runs of the same policy apart: number of images and settings that differ, else the name, else ""."""
+    """What tells runs of the same policy apart: number of images and settings that differ, else the name, else "".
+
+    A setting that has the value of the policy's file is left out.
+    """
     groups: dict[Any, list[int]] = defaultdict(list)
     for r, run in enumerate(runs):
         policies = frozenset(point["policy"] for point in run.result["points"]) - {"none"}
@@ -86,8 +102,13 @@ def variants_of(runs: Sequence[Run], seeds: Sequence[Sequence[Place]]) -> list[s
         keys = dict.fromkeys(key for flat in settings.values() for key in flat)
         varied = [key for key in keys if _differs(key, list(settings.values()))]
         for r in members:
-            named = [f"{key}={settings[r].get(key)}" for key in varied[:_NAMED_SETTINGS]]
-            variants[r] = ", ".join(named + ["…"] * (len(varied) > _NAMED_SETTINGS))
+            usual = usual_settings(runs[r].result)
+            named = [
+                f"{key.removeprefix('mtr.')}={settings[r].get(key)}"
+                for key in varied
+                if key not in usual or settings[r].get(key) != usual[key]
+            ]
+            variants[r] = ", ".join(named[:_NAMED_SETTINGS] + ["…"] * (len(named) > _NAMED_SETTINGS))
         alike: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for r in members:
             for i, point in enumerate(runs[r].result["points"]):

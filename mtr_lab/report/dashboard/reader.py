@@ -5,20 +5,19 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mtr_lab.errors import UserError
-from mtr_lab.policy_files import find_policy, read_policy
 from mtr_lab.report.axes import axes
 from mtr_lab.report.dashboard.points import differences_of, points_of, variants_of
+from mtr_lab.report.dashboard.presets import changed_settings
 from mtr_lab.report.dashboard.runs import Run, file_stamp, natural_order, read_run, smaller_models, with_pictures
 from mtr_lab.report.dashboard.trainings import METRICS, read_training, training_files
 from mtr_lab.report.looks import look
 from mtr_lab.results.best_resolution import best_resolution
 from mtr_lab.results.environment import hardware_name
-from mtr_lab.results.schema import FILE_NAME, Point, Result
+from mtr_lab.results.schema import FILE_NAME, Point
 from mtr_lab.results.seeds import seed_groups
 from mtr_lab.results.settings import is_measurement
 
@@ -182,20 +181,3 @@ def _within_budget(runs: Sequence[Run]) -> tuple[list[list[dict[str, str]]], lis
 
 def _policies(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(point["policy"] for run in runs for point in run.result["points"]))
-
-
-def changed_settings(result: Result) -> dict[str, Any]:
-    """The settings of a run's policy that differ from the policy's file; none for a file that is not here."""
-    settings = result["config"].get("mtr")
-    if not isinstance(settings, dict):
-        return {}
-    preset = _preset(str(settings.get("policy")))
-    return {key: settings[key] for key in preset if key in settings and settings[key] != preset[key]}
-
-
-@cache
-def _preset(policy: str) -> dict[str, Any]:
-    try:
-        return read_policy(find_policy(policy))
-    except UserError:
-        return {}

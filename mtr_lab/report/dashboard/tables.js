@@ -57,7 +57,7 @@ function table(id, columns, rows) {
   byId(id).replaceChildren(h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
   const more = ordered.length - rowsShown.length;
   byId(`${id}-more`).replaceChildren(
-    more ? h("button", { type: "button", onclick: () => { state.whole[id] = true; render(); } }, `Show ${more.toLocaleString("en")} more rows`) : "",
+    more ? h("button", { type: "button", onclick: () => { state.whole[id] = true; render(); } }, `Show ${grouped(more)} more rows`) : "",
   );
   if (focused)
     byId(id)
@@ -71,7 +71,7 @@ const opener = (point) =>
     "button",
     { type: "button", class: "opener", "data-point": point.id, onclick: () => showDetails(point.id) },
     swatch(point.policy),
-    h("span", {}, point.unreduced ? "none" : point.policy),
+    h("span", {}, policyName(point)),
     setting(point) ? h("small", {}, setting(point)) : null,
   );
 
@@ -88,7 +88,7 @@ function pointColumns() {
       key: "policy",
       head: ["Policy"],
       text: true,
-      value: (p) => `${p.policy} ${setting(p)}`,
+      value: (p) => `${policyName(p)} ${setting(p)}`,
       cell: (p) => [opener(p)],
     },
     number("reduction", ["FLOPs removed, %", "asked"], percent, (p) =>

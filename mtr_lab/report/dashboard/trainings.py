@@ -16,7 +16,7 @@ def training_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_training(file: Path) -> dict[str, Any]:
-    """A training run: its ``name`` and the ``curves``, by the name of a column, of [epochs done, value].
+    """A training run: ``name``, ``backbone``, ``task``, and by the name of a column ``curves`` of [epochs done, value].
 
     Raises:
         OSError, ValueError: a file cannot be read, or is not what a training run writes.
@@ -29,5 +29,5 @@ def read_training(file: Path) -> dict[str, Any]:
             for name, value in row.items():
                 if name not in ("epoch", "step") and value:
                     curves.setdefault(name, []).append([epoch, float(value)])
-    backbone = (config.get("backbone") or {}).get("name", "")
-    return {"name": file.parent.name, "backbone": backbone, "curves": curves}
+    backbone, task = ((config.get(key) or {}).get("name", "") for key in ("backbone", "task"))
+    return {"name": file.parent.name, "backbone": backbone, "task": task, "curves": curves}
