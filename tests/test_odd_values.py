@@ -42,6 +42,7 @@ HUGE = "9" * 22
             "2024_01 would be read as 202401. Type that, or for a text 'dataset.root=\"2024_01\"'",
         ),
         ("reduction=[mtr,hsa]", "type -m reduction=NAME,NAME"),
+        ("backbone=[vim_nano,vim_ti]", "type -m backbone=NAME,NAME"),
         ("dataset.root=${oc.env:NO_SUCH_NAME}", "dataset.root"),
         ("+@backbone.revision=str(1)", "+@backbone.revision=str(1)"),
         ("dataset.root='\udce9'", "dataset.root"),

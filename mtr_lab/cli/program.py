@@ -260,9 +260,14 @@ def _check_preset(choices: Mapping[str, Any], config_name: str, folders: Sequenc
 
 
 def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Set ``mtr.policy`` to the name of the policy's file; raise a ``UserError`` if it is another name."""
-    if "mtr" in config and "reduction" not in choices:
-        raise UserError("reduction: expected one name; for several in turn type -m reduction=NAME,NAME")
+    """Set ``mtr.policy`` to the name of the policy's file.
+
+    Raises:
+        UserError: it is another name, or a group has several files, of which Hydra would make a mixture.
+    """
+    for group, key in (("backbone", "backbone"), ("dataset", "dataset"), ("task", "task"), ("reduction", "mtr")):
+        if key in config and group not in choices:
+            raise UserError(f"{group}: expected one name; for several in turn type -m {group}=NAME,NAME")
     if "mtr" in config:
         config.mtr.policy = policy_name(choices["reduction"], config.mtr.policy)
 

@@ -77,5 +77,9 @@ def check_files(folder: Path) -> None:
     Raises:
         UserError: also for a file that is not plain YAML, see :func:`mtr_lab.plain_yaml.read_yaml`.
     """
-    for file in sorted(folder.rglob("*.yaml")):
+    try:
+        files = sorted(folder.rglob("*.yaml"))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error}.") from error
+    for file in files:
         check_targets(read_yaml(file), str(file))

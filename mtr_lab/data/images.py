@@ -12,6 +12,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import open_image
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def read_picture(content: bytes | Image.Image) -> Picture:
         ValueError: 32-bit values are not from 0 to 65535, floating-point ones not from 0 to 1, or the image is a line.
         Exception: damaged bytes make Pillow raise anything from ``OSError`` to ``struct.error``.
     """
-    with Image.open(io.BytesIO(content)) if isinstance(content, bytes) else nullcontext(content) as image:
+    with open_image(io.BytesIO(content)) if isinstance(content, bytes) else nullcontext(content) as image:
         if max(image.size) > MOST_ELONGATED * min(image.size):
             raise ValueError(
                 f"it has {image.width} x {image.height} pixels, one side more than {MOST_ELONGATED} times the other"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
+from mtr_lab.image_file import open_image
+
 SIDE = 1400
 """The longest side of a thumbnail, px."""
 MOVING_SIDE = 480
@@ -20,7 +22,7 @@ def thumbnail(path: Path) -> str:
         OSError: the file cannot be read, or is not a picture.
     """
     stream = io.BytesIO()
-    with Image.open(path) as picture:
+    with open_image(path) as picture:
         frames = [_fitted(frame, picture) for frame in ImageSequence.Iterator(picture)]
         first, *others = frames
         moving = {"append_images": others, "duration": _durations(picture), "loop": 0} if others else {}
