@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mtr_lab.regular_file import read_regular
 
@@ -24,6 +24,13 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         Exception: damaged bytes make Pillow raise anything from ``OSError`` to ``struct.error``.
     """
     return Image.open(io.BytesIO(read_regular(file)) if isinstance(file, Path) else file, formats=_known())
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be decoded, without the memory address or the path that the error's text contains."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 @cache

@@ -6,10 +6,10 @@ from pathlib import Path
 from PIL import Image
 
 from mtr_lab.data.files import is_image
-from mtr_lab.data.images import decode, reason
+from mtr_lab.data.images import decode
 from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
-from mtr_lab.image_file import open_image
+from mtr_lab.image_file import open_image, reason
 from mtr_lab.regular_file import read_regular
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from mtr_lab.errors import UserError
 from mtr_lab.image_file import open_image
@@ -34,13 +34,6 @@ def undecodable(id: str, location: str, reason: str, on_error: str) -> Skipped |
         f"cannot decode image {id} of {location}: {reason}. Replace it, or leave out and list all such images with "
         "dataset.on_error=skip."
     )
-
-
-def reason(error: Exception) -> str:
-    """Why an image cannot be decoded, without the memory address or the path that the error's text contains."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 TURNS = {

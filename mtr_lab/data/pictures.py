@@ -12,8 +12,9 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from mtr_lab.data.images import decode, reason
+from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import reason
 from mtr_lab.regular_file import read_regular
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor

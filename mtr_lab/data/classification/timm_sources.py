@@ -16,9 +16,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mtr_lab.data.classification.tables import TableSource, content_of, open_table
 from mtr_lab.data.files import ENDINGS, file_stamp
-from mtr_lab.data.images import reason
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.image_file import open_image
+from mtr_lab.image_file import open_image, reason
 
 TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
 _WITH_COLUMNS = ("hfds", "hfids", "wds")

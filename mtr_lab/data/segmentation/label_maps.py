@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_unique, check_within, file_stamp, lines_of, saved_as
-from mtr_lab.data.images import reason
 from mtr_lab.data.walk import LeftOut, printable
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.image_file import open_image
+from mtr_lab.image_file import open_image, reason
 from mtr_lab.regular_file import read_regular
 
 IGNORE = 255

@@ -19,7 +19,7 @@ def thumbnail(path: Path) -> str:
     """The picture, made smaller, as the data URI of a WebP file; an animation stays one.
 
     Raises:
-        OSError: the file cannot be read, or is not a picture.
+        Exception: the file cannot be read, or is not a picture; see :func:`~mtr_lab.image_file.open_image`.
     """
     stream = io.BytesIO()
     with open_image(path) as picture:
