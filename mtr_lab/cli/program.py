@@ -289,5 +289,5 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Ex
 
 
 def _exit(message: object, code: int = 2) -> NoReturn:
-    print(f"mtr_lab: {one_line(message)}", file=sys.stderr)
+    print(f"mtr_lab: {message if isinstance(message, UserError | str) else one_line(message)}", file=sys.stderr)
     raise SystemExit(code)
