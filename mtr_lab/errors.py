@@ -43,6 +43,14 @@ def machine_error(error: BaseException) -> str | None:
     return None
 
 
+def one_line(error: object) -> str:
+    """An exception's text in one line, without the types that OmegaConf and the folders that Hydra put below it."""
+    text = re.sub(r"\n\s*((reference|object)_type=.*|full_key: *)$", "", str(error), flags=re.MULTILINE)
+    text = text.partition("\nConfig search path:")[0].strip()
+    text = re.sub(r"\n\s*full_key: (.*)", r", at \1", text)
+    return re.sub(r"\s*\n\s*", " ", text)
+
+
 def unknown(kind: str, name: object, known: Iterable[str], where: str | None = None) -> UserError:
     """The error for a name that is not one of ``known``; suggests the nearest, lists all or says ``where``."""
     known = sorted(known)

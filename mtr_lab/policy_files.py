@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtr_lab.configuration import CONF
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, one_line, unknown
 
 PACKAGE = CONF / "reduction"
 UNREDUCED = "none"
@@ -121,14 +121,14 @@ def _base(file: Path, name: str) -> Path:
 def _load(file: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf  # here, to keep the import of the library fast
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
+    from mtr_lab.plain_yaml import read_yaml
+
+    read_yaml(file)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except OSError as error:
-        raise UserError(f"cannot read the policy {file}: {error.strerror}.") from error
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the policy {file} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"the policy {file} is not valid: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a policy: expected settings like those of {PACKAGE / 'mtr.yaml'}.")
     return {str(key): value for key, value in content.items()}

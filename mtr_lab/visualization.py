@@ -14,10 +14,11 @@ from mtr_lab import ops
 from mtr_lab.backbones import blocks_of
 from mtr_lab.compose import make_meta_model, make_model, make_trainer
 from mtr_lab.data.clips import read_clip
-from mtr_lab.data.images import decode, reason
+from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
 from mtr_lab.evaluation.drawing import observe_images
 from mtr_lab.evaluation.points import asked_budgets, operating_points, policy_settings, strongest
+from mtr_lab.image_file import reason
 from mtr_lab.pictures import check_blocks, clip_policies, policy_strip, save_clip, save_depth, save_picture
 from mtr_lab.reduction import Reduction, measured_on_images
 

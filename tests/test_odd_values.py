@@ -14,7 +14,7 @@ HUGE = "9" * 22
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("task=[nan]", "float"),
+        ("task=[nan]", "task=[nan]: expected one name"),
         ("task={a:nan}", "task"),
         ("task.name=[nan]", "task.name"),
         ("mtr.ratio=[nan]", "mtr.ratio"),
@@ -35,6 +35,16 @@ HUGE = "9" * 22
         ("backbone.checkpoint='~nouser/x'", "~nouser/x"),
         ("dataset.root='~nouser/x'", "~nouser/x"),
         ("dataset.include='~nouser/x'", "~nouser/x"),
+        ("dataset.batch_size=1_0", "1_0 would be read as 10"),
+        ("mtr.ratio=[0.1,0.2_5]", "0.2_5 would be read as 0.25"),
+        (
+            "dataset.root=2024_01",
+            "2024_01 would be read as 202401. Type that, or for a text 'dataset.root=\"2024_01\"'",
+        ),
+        ("reduction=[mtr,hsa]", "type -m reduction=NAME,NAME"),
+        ("backbone=[vim_nano,vim_ti]", "type -m backbone=NAME,NAME"),
+        ("dataset.root=${oc.env:NO_SUCH_NAME}", "dataset.root"),
+        ("+@backbone.revision=str(1)", "+@backbone.revision=str(1)"),
         ("dataset.root='\udce9'", "dataset.root"),
         ("backbone.checkpoint='\udce9'", "checkpoint"),
     ],
@@ -74,5 +84,6 @@ def test_a_file_of_the_user(run_program, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert run.code == 2, run.err
     assert len(run.err.splitlines()) == 1, run.err
     line = run.err.strip()
-    assert line.startswith(f"mtr_lab: {file} is not plain YAML: ")
+    assert line.startswith(f"mtr_lab: {file}")
+    assert " is not plain YAML: " in line
     assert not (tmp_path / "ran").exists()

@@ -79,12 +79,15 @@ def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
     if not path.name.endswith(INDEX):
         return [path], commit
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        weights = dict(json.loads(path.read_text(encoding="utf-8"))).get("weight_map")
+        if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
+            raise ValueError("it has no weight_map of names")
+        shards = sorted(set(weights.values()))
         if not shards or any(not (p := Path(shard)).name or p.is_absolute() or ".." in p.parts for shard in shards):
-            raise ValueError("it lists no file, or a file in another folder.")
+            raise ValueError("it lists no file, or a file in another folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error)} Expected a weight_map "
+            f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error).rstrip('.')}. Expected a weight_map "
             "from the names of parameters to files in its folder."
         ) from error
     folder = checkpoint.rpartition("/")[0]

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError, one_line, unknown
 
 ALL_KEYS = "mtr-lab eval --cfg job prints all keys (so do train and bench)."
 
@@ -123,6 +123,11 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
             f"{match[1]}: a comma separates the values of a sweep. {sweep}, for a list "
             f"{shlex.quote(f'{key}=[{value}]')}, for a text {shlex.quote(f'{key}={_in_quotes(value)}')}"
         )
+    listed = [line for line in overrides if re.match(r"[a-z]+=\[", line)]
+    if listed and ("is not iterable" in text or "Could not load" in text):
+        key, _, value = listed[0].partition("=")
+        sweep = shlex.quote(f"{key}={value.strip('[]').replace(' ', '')}")
+        return UserError(f"{listed[0]}: expected one name; for several in turn type -m {sweep}")
     if match := re.search(r"Could not override '([^']*)'", text):
         name = match[1]
         value = next((given.partition("=")[2] for given in overrides if given.startswith(f"{name}=")), None)
@@ -138,7 +143,26 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
         if value and is_override(bad) and (value[0] not in "[{(" or is_path(value)):
             return UserError(f"{bad}: a value with special characters needs quotes. Type {typed(key, value)}")
         return UserError(f"cannot parse the override {bad!r}: {getattr(error, 'message', text)}")
-    return UserError(text)
+    given = ", ".join(overrides) or "its files"
+    if isinstance(error, RecursionError):
+        return UserError(f"{given}: maximum recursion depth exceeded. Does a value, or a file's defaults, hold itself?")
+    if match := re.match(r"In '(.*)': Could not (?:find|load) '([^']*)'", text):
+        return UserError(f"the defaults of {match[1]}.yaml name {match[2]}.yaml, which does not exist. Correct them.")
+    problem = one_line(error) or type(error).__name__
+    return UserError(problem if any(line in problem for line in overrides) else f"{given}: {problem}")
+
+
+def check_numbers(overrides: Sequence[str]) -> None:
+    """Raise a ``UserError`` at a number with an underscore: Hydra reads ``2024_01`` as 202401."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for word in re.findall(r"""'[^']*'|"[^"]*"|[^\s,:=\[\]{}()]+""", value):
+            if re.fullmatch(r"[-+]?[0-9](?=.*_)[0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9_]+)?", word):
+                whole = value if word == value else word
+                raise UserError(
+                    f"{override}: {word} would be read as {word.replace('_', '')}. Type that, or for a text "
+                    f"{shlex.quote(f'{key}={_in_quotes(whole)}') if whole == value else _in_quotes(word)}"
+                )
 
 
 def _same_name(name: str, names: Sequence[str]) -> list[str]:

@@ -32,13 +32,13 @@ from mtr_lab.cli.commented_config import read_comments, to_commented_yaml
 from mtr_lab.cli.completion import answer_completion
 from mtr_lab.cli.extras import check_extras
 from mtr_lab.cli.help_pages import Program, end_quietly_without_a_reader, help_page, preset_program
-from mtr_lab.cli.overrides import explain_composition, is_override, stray_word, unknown_option
+from mtr_lab.cli.overrides import check_numbers, explain_composition, is_override, stray_word, unknown_option
 from mtr_lab.cli.ray_launcher import RayLauncher
 from mtr_lab.cli.settings import check_settings, choose_budget, default_settings, setting_names
 from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
-from mtr_lab.errors import UserError, machine_error, unknown, user_errors
+from mtr_lab.errors import UserError, machine_error, one_line, unknown, user_errors
 from mtr_lab.policy_files import policy_files, policy_name
 
 PLUGIN_EXTRAS = {
@@ -86,15 +86,14 @@ def run_program(program: Program) -> None:
     with exit_at_signals():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=program.config_name)(guarded)()
-        except (HydraException, OmegaConfBaseException) as error:
-            _exit(_explain(error, program.config_name, sys.argv[1:]))
         except Exception as error:
-            if started:
+            composing = isinstance(error, HydraException | OmegaConfBaseException)
+            if started and not composing:
                 raise
-            where = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not composing:
                 where = "cannot write the run folder (hydra.run.dir; of a sweep, hydra.sweep.dir): "
-            _exit(f"{where}{error}", 1 if getattr(error, "errno", None) in (ENOSPC, EDQUOT) else 2)
+                _exit(f"{where}{error}", 1 if error.errno in (ENOSPC, EDQUOT) else 2)
+            _exit(_explain(error, program.config_name, [word for word in sys.argv[1:] if is_override(word)]))
 
 
 def _answer(program: Program, arguments: Sequence[str]) -> bool:
@@ -123,6 +122,7 @@ def _answer(program: Program, arguments: Sequence[str]) -> bool:
     folder = Path(options.config_dir) if options.config_dir else None
     _check_config_dir(folder)
     check_overrides(overrides)
+    check_numbers(overrides)
     for searched in (options.config_path, *re.findall(r"file:/*(/[^\s,\]'\"]*)", " ".join(overrides))):
         if searched is not None:
             check_files(Path(searched))
@@ -205,6 +205,7 @@ def _compose(
     config_name: str, overrides: Sequence[str], config_dir: Path | None
 ) -> tuple[DictConfig, Mapping[str, Any]]:
     """The configuration, and the file chosen in each group."""
+    check_numbers(overrides)
     _check_config_dir(config_dir)
     own = []
     if config_dir is not None:
@@ -259,7 +260,14 @@ def _check_preset(choices: Mapping[str, Any], config_name: str, folders: Sequenc
 
 
 def _name_policy(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Set ``mtr.policy`` to the name of the policy's file; raise a ``UserError`` if it is another name."""
+    """Set ``mtr.policy`` to the name of the policy's file.
+
+    Raises:
+        UserError: it is another name, or a group has several files, of which Hydra would make a mixture.
+    """
+    for group, key in (("backbone", "backbone"), ("dataset", "dataset"), ("task", "task"), ("reduction", "mtr")):
+        if key in config and group not in choices:
+            raise UserError(f"{group}: expected one name; for several in turn type -m {group}=NAME,NAME")
     if "mtr" in config:
         config.mtr.policy = policy_name(choices["reduction"], config.mtr.policy)
 
@@ -281,5 +289,5 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Ex
 
 
 def _exit(message: object, code: int = 2) -> NoReturn:
-    print(f"mtr_lab: {message}", file=sys.stderr)
+    print(f"mtr_lab: {message if isinstance(message, UserError | str) else one_line(message)}", file=sys.stderr)
     raise SystemExit(code)

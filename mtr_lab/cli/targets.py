@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mtr_lab.errors import UserError
-from mtr_lab.regular_file import read_regular
+from mtr_lab.plain_yaml import read_yaml
 
 _ALLOWED = re.compile(
     r"mtr_lab\.(data\.\w+|report\.loggers\.\w+|sweep\.Jobs)"
@@ -76,15 +75,11 @@ def check_files(folder: Path) -> None:
     """The same for the YAML files in a folder of the user's.
 
     Raises:
-        UserError: also for a file that is not YAML, or has a tag that makes an object.
+        UserError: also for a file that is not plain YAML, see :func:`mtr_lab.plain_yaml.read_yaml`.
     """
-    for file in sorted(folder.rglob("*.yaml")):
-        try:
-            documents = list(yaml.safe_load_all(read_regular(file).decode("utf-8")))
-            check_targets(documents, str(file))
-        except UserError:
-            raise
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, loops
-            raise UserError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}.") from error
+    try:
+        files = sorted(folder.rglob("*.yaml"))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error}.") from error
+    for file in files:
+        check_targets(read_yaml(file), str(file))

@@ -11,9 +11,10 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtr_lab.data.images import Entry, Remarks, read_picture, reason, undecodable
+from mtr_lab.data.images import Entry, Remarks, read_picture, undecodable
 from mtr_lab.data.orientation import Orientation
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import reason
 from mtr_lab.regular_file import read_regular
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from mtr_lab.data.files import is_image
-from mtr_lab.data.images import decode, reason
+from mtr_lab.data.images import decode
 from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import open_image, reason
+from mtr_lab.regular_file import read_regular
 
 
 def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
@@ -25,7 +27,7 @@ def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
             images = (file for file in path.iterdir() if is_image(file.name) and not is_hidden(file.name))
             files = sorted(images, key=_by_number)
             return [_read(files[i]) for i in _frame_indices(path, len(files), num_frames)]
-        with Image.open(path) as animation:
+        with open_image(path) as animation:
             frames = []
             for i in _frame_indices(path, getattr(animation, "n_frames", 1), num_frames):
                 animation.seek(i)
@@ -42,7 +44,7 @@ def read_clip(path: Path, num_frames: int) -> list[Image.Image]:
 
 def _read(file: Path) -> Image.Image:
     try:
-        return decode(file.read_bytes())[0]
+        return decode(read_regular(file))[0]
     except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
         raise ValueError(f"{file.name}, {reason(error)}") from error
 

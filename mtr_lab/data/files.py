@@ -2,8 +2,10 @@
 
 import codecs
 import os
+import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mtr_lab.data.walk import LeftOut, entries_of, is_hidden, kind_of, printable
@@ -28,6 +30,14 @@ def check_within(name: str, place: str) -> None:
             f"{place}: the file name {printable(name)[:200]!r} leads out of the dataset's folder: expected a path "
             "below it."
         )
+
+
+def check_unique(names: Iterable[str], place: object, kind: str = "image") -> None:
+    """Raise a ``UserError`` if two names are of the same file, which would count twice; ``place`` has the names."""
+    counts = Counter(map(posixpath.normpath, names))
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(f"{place} lists the {kind} {printable(repeated[0])!r} more than once. Keep one entry of it.")
 
 
 class NamedFiles:

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import open_image
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,6 @@ def undecodable(id: str, location: str, reason: str, on_error: str) -> Skipped |
         f"cannot decode image {id} of {location}: {reason}. Replace it, or leave out and list all such images with "
         "dataset.on_error=skip."
     )
-
-
-def reason(error: Exception) -> str:
-    """Why an image cannot be decoded, without the memory address or the path that the error's text contains."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 TURNS = {
@@ -98,7 +92,7 @@ def read_picture(content: bytes | Image.Image) -> Picture:
         ValueError: 32-bit values are not from 0 to 65535, floating-point ones not from 0 to 1, or the image is a line.
         Exception: damaged bytes make Pillow raise anything from ``OSError`` to ``struct.error``.
     """
-    with Image.open(io.BytesIO(content)) if isinstance(content, bytes) else nullcontext(content) as image:
+    with open_image(io.BytesIO(content)) if isinstance(content, bytes) else nullcontext(content) as image:
         if max(image.size) > MOST_ELONGATED * min(image.size):
             raise ValueError(
                 f"it has {image.width} x {image.height} pixels, one side more than {MOST_ELONGATED} times the other"

@@ -12,8 +12,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from mtr_lab.data.images import decode, reason
+from mtr_lab.data.images import decode
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import reason
+from mtr_lab.regular_file import read_regular
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A file, an image, or pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, or floats from 0 to 1."""
@@ -27,7 +29,7 @@ def open_picture(picture: Picture) -> Image.Image:
     """
     if isinstance(picture, str | Path):
         try:
-            content: Any = Path(picture).read_bytes()
+            content: Any = read_regular(Path(picture))
         except OSError as error:
             raise UserError(f"cannot read the image {picture}: {error.strerror or error}.") from error
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from mtr_lab.image_file import open_image, reason
 from mtr_lab.report.axes import COSTS, SPEEDS
 from mtr_lab.report.wandb_login import wandb_mode
 from mtr_lab.results.metrics import accuracy, all_metrics
@@ -116,14 +117,13 @@ def _last(points: list[Point]) -> dict[str, float]:
 
 def _pictures_to_tensorboard(writer: Any, folder: Path) -> None:
     import numpy as np
-    from PIL import Image
 
     for path in sorted(folder.glob("*.png")):
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 writer.add_image(f"pictures/{path.stem}", np.asarray(picture.convert("RGB")), dataformats="HWC")
-        except OSError as error:
-            print(f"{path} is not logged, since it cannot be read: {error}")
+        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+            print(f"{path} is not logged, since it cannot be read: {reason(error)}")
 
 
 def _curve_keys() -> list[str]:
@@ -173,8 +173,8 @@ def log_pictures(run: Any, folder: Path) -> list[str]:
     for path in sorted(path for path in plain_files(folder) if path.suffix == ".png"):
         try:
             picture = wandb.Image(str(path), caption=path.stem)
-        except OSError as error:
-            print(f"{path} is not logged, since it cannot be read: {error}")
+        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+            print(f"{path} is not logged, since it cannot be read: {reason(error)}")
             continue
         run.log({f"pictures/{path.stem}": picture})
         logged.append(path.stem)

@@ -3,6 +3,7 @@
 Paired comparisons read it, and the jobs of a sweep share the unreduced model's.
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -47,6 +48,8 @@ def load_predictions(path: str | Path) -> Predictions:
     if path.is_dir():
         path = path / FILE_NAME
     try:
+        if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
+            raise ValueError("it is no archive of arrays")  # NumPy would advise to unpickle it
         with np.load(path, allow_pickle=False) as arrays:
             kind = _kind(arrays)
             names = [field.name for field in fields(kind)]

@@ -1,6 +1,9 @@
 """Pictures as they are: more than 8 bits, EXIF orientation, animations, transparency; labels follow the orientation."""
 
+import contextlib
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, features
+from PIL import EpsImagePlugin, ExifTags, Image, features
 
 from mtr_lab.data import DetectionDataModule, ImageDataModule, SegmentationDataModule
+from mtr_lab.data.clips import read_clip
 from mtr_lab.data.images import TURNS, read_picture
+from mtr_lab.data.pictures import open_picture
 from mtr_lab.errors import UserError
+from mtr_lab.report.dashboard.thumbnails import thumbnail
 
 Module = Callable[..., ImageDataModule]
 RAMP = np.linspace(0, 1, 16 * 16).reshape(16, 16)
@@ -215,3 +221,21 @@ def test_label_maps_follow_the_orientation(tmp_path: Path, frame: str) -> None:
     saved(tmp_path / "val/labels", np.full((24, 40), 0.5, np.float32), "x.tif")
     with pytest.raises(UserError, match=r"label map .*x\.tif has values that are not whole numbers"):
         list(data.test_dataloader())
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand it to Ghostscript, whatever the file is called."""
+    (program := tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with contextlib.suppress(OSError), Image.open(io.BytesIO(content)) as image:
+        image.load()
+    assert (tmp_path / "ran").exists()
+    (tmp_path / "ran").unlink()
+    (picture := tmp_path / "a.png").write_bytes(content)
+    for read in (open_picture, thumbnail, lambda file: read_clip(file, 1)):
+        with pytest.raises((UserError, OSError), match="no known image format|cannot identify"):
+            read(picture)
+    assert not (tmp_path / "ran").exists()

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from mtr_lab.cli.targets import check_files
+from mtr_lab.data.clips import read_clip
 from mtr_lab.data.detection.coco import CocoSource
 from mtr_lab.data.detection.voc import read_annotation
+from mtr_lab.data.pictures import open_picture
+from mtr_lab.data.video.decoding import Unreadable, read_frames
 from mtr_lab.data.walk import LeftOut, files_below, printable
 from mtr_lab.errors import UserError
 from mtr_lab.regular_file import read_regular
@@ -46,6 +49,14 @@ def test_readers_refuse_them(at, tmp_path: Path) -> None:
         (lambda file: check_files(file.parent), tmp_path / "conf" / "a.yaml"),
     ):
         with pytest.raises(UserError, match=rf"{file}: it is a pipe or a device"):
+            read(at(file))
+    for read, file in (
+        (open_picture, tmp_path / "a.png"),
+        (lambda file: read_clip(file, 2), tmp_path / "b.gif"),
+        (lambda file: read_frames(file, lambda available: [0]), tmp_path / "c.mp4"),
+        (lambda file: read_frames(file, lambda available: [0]), tmp_path / "d.gif"),
+    ):
+        with pytest.raises((UserError, Unreadable), match="pipe or a device|Invalid argument"):
             read(at(file))
     with pytest.raises(UserError, match="pipe or a device"):
         Reader([tmp_path / "run"]).data()

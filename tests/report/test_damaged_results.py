@@ -3,16 +3,20 @@
 import copy
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuzz import make_result, read_report
+from PIL import Image
 from rich.console import Console
 
 from mtr_lab.errors import UserError
+from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.table import result_table
+from mtr_lab.results.predictions_file import load_predictions
 from mtr_lab.results.schema import read_result
 
 REFUSED = {
@@ -65,3 +69,31 @@ def test_a_result_that_lacks_something_is_shown_without_it(file: Path, name: str
     changed(file, SHOWN[name])
     read_report(file)
     Console(file=io.StringIO(), width=100).print(result_table(read_result(file)))
+
+
+@pytest.mark.parametrize("kind", ["too many pixels", "cut", "empty", "no picture"])
+def test_a_damaged_picture_is_left_out_and_named(file: Path, kind: str) -> None:
+    Image.new("L", (20_000, 20_000) if kind == "too many pixels" else (30, 20)).save(stream := io.BytesIO(), "PNG")
+    content = stream.getvalue()
+    damaged = {"cut": content[:50], "empty": b"", "no picture": b"text"}
+    (file.parent / "pictures").mkdir()
+    (file.parent / "pictures" / "a.png").write_bytes(damaged.get(kind, content))
+    data = Reader([file.parent.parent]).data()
+    (note,) = (note for note in data["notes"] if "a.png" in note)
+    assert "a.png is left out because it cannot be read: " in note
+    assert " at 0x" not in note
+    assert len(data["runs"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["cut", "pipe", "device"])
+def test_predictions_that_are_no_archive(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "predictions.npz"
+    if kind == "cut":
+        file.write_bytes(b"PK")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="does not hold predictions: it is no archive of arrays") as refusal:
+        load_predictions(file)
+    assert "load it unsafely" not in str(refusal.value)

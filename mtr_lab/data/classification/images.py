@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mtr_lab.data.classification.timm_sources import Sample, StreamSource, Unreadable
-from mtr_lab.data.images import Entry, Remarks, Skipped, read_picture, reason, undecodable
+from mtr_lab.data.images import Entry, Remarks, Skipped, read_picture, undecodable
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import reason
 
 
 class ImageSource(Protocol):

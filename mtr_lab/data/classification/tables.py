@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.regular_file import read_regular
 
 
 def open_table(
@@ -61,7 +62,7 @@ def content_of(image: Mapping[str, Any] | None) -> bytes:
     """
     if not image or not (image["bytes"] or image["path"]):
         raise ValueError("its image is null")
-    return image["bytes"] or Path(image["path"]).read_bytes()
+    return image["bytes"] or read_regular(Path(image["path"]))
 
 
 class TableSource:

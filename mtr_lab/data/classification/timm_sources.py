@@ -1,7 +1,6 @@
 """Datasets opened by timm (WebDataset, TensorFlow datasets, torchvision datasets, Hugging Face streams)."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mtr_lab.data.classification.tables import TableSource, content_of, open_table
 from mtr_lab.data.files import ENDINGS, file_stamp
-from mtr_lab.data.images import reason
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.image_file import open_image, reason
 
 TIMM_PREFIXES = ("hfds", "hfids", "tfds", "torch", "wds")
 _WITH_COLUMNS = ("hfds", "hfids", "wds")
@@ -117,7 +116,7 @@ class IndexedSource:
 
 
 def _open_image(path: str) -> Image.Image:
-    return Image.open(io.BytesIO(Path(path).read_bytes()))
+    return open_image(Path(path))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtr_lab.data.detection.objects import Objects, check_box, flag, number, stated_size
-from mtr_lab.data.files import check_within, file_stamp
+from mtr_lab.data.files import check_unique, check_within, file_stamp
 from mtr_lab.data.walk import printable
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.regular_file import read_regular
@@ -44,7 +44,7 @@ class CocoSource:
                 id: _named(category["name"])
                 for id, category in _by_id(parsed["categories"], "categories", path).items()
             }
-            annotations = list(parsed["annotations"])
+            annotations = _listed(parsed["annotations"], "annotations", path)
             files = {id: image["file_name"] for id, image in images.items()}
         except (ValueError, RecursionError) as error:
             if isinstance(error, UserError):
@@ -61,6 +61,7 @@ class CocoSource:
             if not isinstance(file, str):
                 raise UserError(f"{path}: image {id} has the file_name {file!r}, expected text.")
             check_within(file, f"{path}, image {id}")
+        check_unique(files.values(), path)
         repeated = [name for name, count in Counter(names.values()).items() if count > 1]
         if repeated:
             ids = ", ".join(str(id) for id, name in names.items() if name == repeated[0])
@@ -74,10 +75,10 @@ class CocoSource:
             image, category, box, ignore, segmentation = _parse(annotation, path)
             if image not in images:
                 raise UserError(
-                    f"{path}: annotation {annotation.get('id')} refers to image {image}, which is not in the file."
+                    f"{path}: annotation {annotation.get('id')} refers to image {image!r}, which is not in the file."
                 )
             if category not in names:
-                raise unknown(f"category_id in {path}:", category, map(str, names))
+                raise unknown(f"category_id in {path}:", repr(category), map(repr, names))
             if names[category] not in self.classes:
                 raise unknown(f"class in {path}:", names[category], self.classes)
             if check_box(box, f"{path}, annotation {annotation.get('id')}"):
@@ -122,14 +123,29 @@ def _named(name: Any) -> str:
     return str(name).strip()
 
 
+def _listed(records: Any, name: str, path: Path) -> list[Any]:
+    """A list of the file.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(records, list):
+        found = "null" if records is None else f"a value of type {type(records).__name__}"
+        raise UserError(f"the annotations {path}: {name} is {found}, expected a list (empty, if there are none).")
+    return records
+
+
 def _by_id(records: Any, name: str, path: Path) -> dict[Any, Any]:
     """The records of a list by their ids, sorted.
 
     Raises:
-        UserError: an id occurs twice.
-        KeyError, TypeError: a record has no id, or one that cannot be sorted.
+        UserError: an id is neither a number nor a text, or occurs twice.
+        KeyError, TypeError: a record has no id, or ids cannot be sorted.
     """
     by_id: dict[Any, Any] = {}
+    for record in _listed(records, name, path):
+        if isinstance(record["id"], bool) or not isinstance(record["id"], int | str):
+            raise UserError(f"{path}: one of {name} has the id {record['id']!r}, expected a whole number.")
     for record in sorted(records, key=lambda record: record["id"]):
         if record["id"] in by_id:
             raise UserError(f"{path}: two {name} have the id {record['id']!r}. Give them different ids.")
@@ -142,6 +158,8 @@ def _parse(annotation: Any, path: Path) -> tuple[int | str, int | str, list[floa
     try:
         image, category = annotation["image_id"], annotation["category_id"]
         hash((image, category))  # ids are keys of dictionaries below
+        if not isinstance(annotation["bbox"], list):
+            raise TypeError("bbox is not a list")
         left, top, width, height = map(number, annotation["bbox"])
         ignore, segmentation = flag(annotation.get("iscrowd", 0)), annotation.get("segmentation") or None
         return image, category, [left, top, left + width, top + height], ignore, segmentation

@@ -77,7 +77,7 @@ def number(value: Any) -> float:
     Raises:
         TypeError, ValueError: the value is not a number; Python would read ``1_0`` as ten.
     """
-    if isinstance(value, str) and "_" in value:
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         raise ValueError(f"{value!r} is not a number")
     return float(value)
 

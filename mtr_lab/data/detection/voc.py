@@ -3,14 +3,13 @@
 import codecs
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from mtr_lab.data.detection.objects import Objects, check_box, flag, number, stated_size
-from mtr_lab.data.files import ENDINGS, NamedFiles, check_within, file_stamp, lines_of, saved_as
+from mtr_lab.data.files import ENDINGS, NamedFiles, check_unique, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.walk import entries_of, kind_of, printable
 from mtr_lab.errors import UserError, unknown
 from mtr_lab.regular_file import read_regular
@@ -46,11 +45,7 @@ class VocSource:
         self._names = [self._listed(*line) for line in lines_of(listing)]
         if not self._names:
             raise UserError(f"{listing} lists no image. {_LAYOUT}")
-        repeated = [name for name, count in Counter(self._names).items() if count > 1]
-        if repeated:
-            raise UserError(
-                f"{listing} lists the image {printable(repeated[0])!r} more than once. Keep one line of it."
-            )
+        check_unique(self._names, listing)
         annotations = [read_annotation(self._annotations.path(name)) for name in self._names]
         self.classes = tuple(
             classes or sorted({object.name for annotation in annotations for object in annotation.objects})

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_within, file_stamp, lines_of, saved_as
-from mtr_lab.data.images import reason
+from mtr_lab.data.files import ENDINGS, LOSSLESS, NamedFiles, check_unique, check_within, file_stamp, lines_of, saved_as
 from mtr_lab.data.walk import LeftOut, printable
 from mtr_lab.errors import UserError, unknown
+from mtr_lab.image_file import open_image, reason
 from mtr_lab.regular_file import read_regular
 
 IGNORE = 255
@@ -74,6 +73,7 @@ class LabelMapSource:
             for place, name in lines_of(listing):
                 check_within(name, place)
                 self._names.append(name)
+            check_unique(self._names, listing)
         if not self._names:
             raise UserError(f"there are no images for the split {split!r} in {images}. {self._expected}")
         for name in self._names:
@@ -117,7 +117,7 @@ class LabelMapSource:
         """
         path = self._label_path(index)
         try:
-            with Image.open(io.BytesIO(read_regular(path))) as image:
+            with open_image(io.BytesIO(read_regular(path))) as image:
                 values = np.asarray(image)
         except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
             raise UserError(f"cannot decode the label map {path}: {reason(error)}. Replace it.") from error

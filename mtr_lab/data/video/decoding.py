@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from mtr_lab.data.files import is_image
 from mtr_lab.data.images import decode
 from mtr_lab.data.walk import is_hidden
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import open_image
 from mtr_lab.packages import installed
 
 VIDEOS = (
@@ -52,6 +53,8 @@ def read_frames(path: Path, choose: Choose) -> Tensor:
     else:
         read = _read_images
     try:
+        if path.exists() and not (path.is_dir() or path.is_file()):
+            raise Unreadable("it is a pipe or a device, expected a file")
         if path.is_file() and path.stat().st_size == 0:
             raise Unreadable("the file is empty")
         return read(path, choose)
@@ -192,14 +195,14 @@ def _read_images(path: Path, choose: Choose) -> Tensor:
         images = (file for file in path.iterdir() if is_image(file.name) and not is_hidden(file.name))
         files = sorted(images, key=_by_number)
         return torch.stack([_read_image(files[i]) for i in _choose(choose, len(files))])
-    with Image.open(path) as animation:
+    with open_image(path) as animation:
         wanted = _choose(choose, getattr(animation, "n_frames", 1))
         frames = {i: _pixels(frame) for i, frame in enumerate(ImageSequence.Iterator(animation)) if i in wanted}
         return torch.stack([frames[i] for i in wanted])
 
 
 def _read_image(file: Path) -> Tensor:
-    with Image.open(file) as frame:
+    with open_image(file) as frame:
         return _pixels(frame)
 
 
@@ -213,6 +216,10 @@ def _by_number(file: Path) -> list[str | int]:
 
 def _reason(error: Exception, path: Path) -> str:
     """The first line of a decoder's message, without the path, which the caller names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    if isinstance(error, EOFError):  # of PyAV, for a header without a frame
+        return "it has no frame: the file ends after its header"
     text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
     return text.rpartition(str(path))[2].strip(" :'") or type(error).__name__
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mtr_lab.data.files import file_stamp, lines_of
+from mtr_lab.data.files import check_unique, file_stamp, lines_of
 from mtr_lab.data.video.decoding import VIDEOS, Choose, read_frames
 from mtr_lab.data.walk import LeftOut, class_folders, entries_of, is_hidden, kind_of, printable
 from mtr_lab.errors import UserError
@@ -127,9 +127,12 @@ def read_list(file: Path, on_error: str = "fail") -> VideoFiles:
         path, _, name = (part.strip() for part in line.rpartition("," if "," in line else " "))
         if not path or not name or "," in path:
             raise UserError(f"{place}: {line!r} is not PATH,CLASS with one comma or blank between them.")
+        if name.isdecimal() and len(name) > 9:
+            raise UserError(f"{place}: the class {name[:20]} is not the number of a class.")
         rows.append((path, name))
     if not rows:
         raise UserError(f"{file} lists no video: expected lines PATH,CLASS.")
+    check_unique([path for path, _ in rows], file, "video")
     names = {name for _, name in rows}
     if all(name.isdecimal() for name in names):
         return VideoFiles(

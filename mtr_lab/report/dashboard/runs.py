@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtr_lab.errors import UserError
+from mtr_lab.image_file import reason
 from mtr_lab.report.dashboard.thumbnails import thumbnail
 from mtr_lab.results import predictions_file
 from mtr_lab.results.comparison import Sample
@@ -64,8 +65,8 @@ def with_pictures(run: Run, file: Path) -> Run:
                 notes.append(f"{name}: {path.name} is left out because it is larger than {PICTURE_BYTES >> 20} MiB.")
                 continue
             uri = thumbnail(path)
-        except OSError as error:
-            notes.append(f"{name}: {path.name} is left out because it cannot be read: {error.strerror or error}.")
+        except Exception as error:  # damaged bytes make Pillow raise anything from OSError to struct.error
+            notes.append(f"{name}: {path.name} is left out because it cannot be read: {reason(error).rstrip('.')}.")
             continue
         pictures.append({"name": path.stem, "uri": uri})
     return replace(run, pictures=pictures, notes=notes)

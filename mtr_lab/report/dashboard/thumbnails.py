@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
+from mtr_lab.image_file import open_image
+
 SIDE = 1400
 """The longest side of a thumbnail, px."""
 MOVING_SIDE = 480
@@ -17,10 +19,10 @@ def thumbnail(path: Path) -> str:
     """The picture, made smaller, as the data URI of a WebP file; an animation stays one.
 
     Raises:
-        OSError: the file cannot be read, or is not a picture.
+        Exception: the file cannot be read, or is not a picture; see :func:`~mtr_lab.image_file.open_image`.
     """
     stream = io.BytesIO()
-    with Image.open(path) as picture:
+    with open_image(path) as picture:
         frames = [_fitted(frame, picture) for frame in ImageSequence.Iterator(picture)]
         first, *others = frames
         moving = {"append_images": others, "duration": _durations(picture), "loop": 0} if others else {}

@@ -308,6 +308,7 @@ def test_lists_of_voc(voc: Write, name: str) -> None:
         (b"\xff\xfea", r"val\.txt is not UTF-16"),
         (b"a\n../a\n", r"val\.txt, line 2: the file name '\.\./a' leads out of the dataset's folder"),
         (b"a\n\na\n", r"val\.txt lists the image 'a' more than once"),
+        (b"a\n./a\n", r"val\.txt lists the image 'a' more than once"),
         (b"/etc/passwd\n", r"val\.txt, line 1: the file name '/etc/passwd' leads out"),
         (b"a" * 5000, r"cannot read the annotation .*File name too long"),
     ],
@@ -377,6 +378,10 @@ def test_a_stated_size_of_voc_has_to_be_the_images(voc: Write) -> None:
         (coco_object(bbox=[1, 2, -3, 4]), r"annotation 1: the box left 1, top 2, right -2, bottom 6 is invalid"),
         (coco_object(bbox=[1, 2, 3]), r"cannot read the annotation .*bbox, four numbers"),
         (coco_object(bbox=["a", 2, 3, 4]), r"cannot read the annotation"),
+        (coco_object(bbox=[True, 2, 3, 4]), r"cannot read the annotation"),
+        (coco_object(bbox="1234"), r"cannot read the annotation"),
+        (coco_object(image="7"), r"annotation 1 refers to image '7', which is not in the file"),
+        (coco_object(image=None), r"annotation 1 refers to image None"),
         ({"bbox": [1, 2, 3, 4]}, r"cannot read the annotation .*image_id"),
         ("text", r"cannot read the annotation"),
         (coco_object(image=[7]), r"cannot read the annotation|is of image"),
@@ -415,7 +420,13 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat "}]}, "categories 1, 2 are all called 'cat'"),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "two categories have the id 1"),
         ({"categories": [{"id": 1, "name": None}]}, r"COCO's format: .*a category is called None"),
-        ({"categories": None}, r"not in COCO's format"),
+        ({"categories": None}, "categories is null, expected a list"),
+        ({"annotations": None}, "annotations is null, expected a list"),
+        ({"annotations": {}}, "annotations is a value of type dict, expected a list"),
+        ({"images": [{"id": None, "file_name": "x.jpg"}]}, "one of images has the id None, expected a whole number"),
+        ({"images": [{"id": True, "file_name": "x.jpg"}]}, "one of images has the id True"),
+        ({"categories": [{"id": None, "name": "cat"}]}, "one of categories has the id None"),
+        ({"images": [{"id": 7, "file_name": "x.jpg"}, {"id": 8, "file_name": "./x.jpg"}]}, "'x.jpg' more than once"),
         ({"images": [{"id": 7, "file_name": "../y.jpg"}]}, r"image 7: the file name '\.\./y\.jpg' leads out"),
         ({"images": [{"id": 7, "file_name": "/etc/passwd"}]}, "image 7: the file name '/etc/passwd' leads out"),
         ({"images": [{"id": 7, "file_name": "a\\..\\y.jpg"}]}, "leads out of the dataset's folder"),
@@ -424,7 +435,7 @@ def test_wrong_files_of_coco_are_named(coco: Write) -> None:
 )
 def test_wrong_lists_of_coco_are_named(coco: Write, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=rf"instances_val\.json.*{expected}"):
-        module(coco([], **changes), "coco")
+        module(coco(**{"annotations": [], **changes}), "coco")
 
 
 def test_a_crowd_may_be_a_text(coco: Write) -> None:

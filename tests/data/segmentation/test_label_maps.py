@@ -101,6 +101,16 @@ def test_an_image_that_is_missing_may_be_skipped(tmp_path: Path) -> None:
         datamodule(tmp_path, layout="voc")
 
 
+def test_an_image_that_is_listed_twice(tmp_path: Path) -> None:
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / folder / f"a.{ending}")
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n./a\n")
+    with pytest.raises(UserError, match=r"val\.txt lists the image 'a' more than once"):
+        datamodule(tmp_path, layout="voc")
+
+
 def test_labels_stay_on_their_pixels_in_training(root: Path) -> None:
     data = datamodule(root)
     data.setup("fit")

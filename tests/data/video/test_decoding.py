@@ -45,7 +45,7 @@ def test_a_file_that_ends_before_its_header_says_has_the_frames_that_it_has(tmp_
     assert frames[1].float().mean() == pytest.approx(20 + 20 * ((lengths[-1] - 1) % 12), abs=6)
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "cut", "audio", "no frame"])
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "audio", "no frame", "header", "no data"])
 def test_a_file_without_frames_is_refused(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("av")
     file = tmp_path / "clip.mp4"
@@ -57,10 +57,16 @@ def test_a_file_without_frames_is_refused(tmp_path: Path, kind: str) -> None:
         file.write_bytes(write_video(tmp_path / "whole.mp4", 12, "mpeg4").read_bytes()[:200])
     elif kind == "audio":
         file = write_audio(tmp_path / "clip.mkv")
+    elif kind == "header":  # Matroska lists its streams before the first frame
+        file = write_video(tmp_path / "clip.mkv", 0)
+    elif kind == "no data":  # the index promises twelve frames
+        whole = write_video(tmp_path / "whole.mp4", 12, "mpeg4", movflags="faststart").read_bytes()
+        file.write_bytes(whole[: whole.index(b"mdat") + 4])
     else:
         file = tmp_path / "clip"
         file.mkdir()
     reasons = {"empty": "the file is empty", "audio": "it has no video stream", "no frame": "it has no frame"}
+    reasons |= {"header": "it has no frame", "no data": "it has no frame"}
     with pytest.raises(Unreadable, match=reasons.get(kind, "Invalid data")) as refusal:
         read_frames(file, lambda available: [0])
     assert str(tmp_path) not in str(refusal.value)

@@ -52,6 +52,9 @@ def test_lists(tmp_path: Path, lines: str, expected: list, classes: list | None)
         ("a.mp4,run,0\n", "line 1: 'a.mp4,run,0' is not PATH,CLASS"),
         (",run\n", "line 1: ',run' is not PATH,CLASS"),
         ("\n", "lists no video"),
+        ("a.mp4,run\na.mp4,jump\n", "lists the video 'a.mp4' more than once"),
+        ("a.mp4,0\n./a.mp4,0\n", "lists the video 'a.mp4' more than once"),
+        (f"a.mp4,{'9' * 5000}\n", "line 1: the class 9{20} is not the number of a class"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, lines: str, message: str) -> None:

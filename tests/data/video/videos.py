@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 
-def write_video(path: Path, frames: int, codec: str = "mpeg4", left: int = 0) -> Path:
+def write_video(path: Path, frames: int, codec: str = "mpeg4", left: int = 0, **options: str) -> Path:
     """Grey frames of 32 × 48 pixels; frame i has brightness 20 + 20 · (i mod 12), and its left half is brighter."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=Fraction(25))
         stream.width, stream.height = 48, 32
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -20,6 +20,7 @@ def write_video(path: Path, frames: int, codec: str = "mpeg4", left: int = 0) ->
             pixels[:, :24] += left
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
+        container.start_encoding()
         for packet in stream.encode():
             container.mux(packet)
     return path
