@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
 from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference
 from mtr_lab.ops.mixer_training import fills_gpu, mamba_inner_training
@@ -179,7 +178,9 @@ MAMBA_INNER = Operation(
 
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if arguments[-1] == "cpu":
-        return cpu.mamba_inner(*_unpack(*arguments))
+        from mtr_lab.ops.cpu import mixer
+
+        return mixer.mamba_inner(*_unpack(*arguments))
     from mtr_lab.ops.gpu import project, scan
 
     xz, weights, gap, delta_scale, repeats, index, source, reverse, _, _, stats, scale = _unpack(*arguments)
