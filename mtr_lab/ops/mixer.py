@@ -124,8 +124,8 @@ def _fused(
     y, sums, projected = _mamba_inner(
         xz, *kernel_weights, *positions, directions, rank, states, names, scale, implementation
     )
-    _, b, c = kernel_weights.split(projected)
-    return y, as_asked(sums, stats), b[..., :states], c[..., :states]
+    at_b, at_c = (projected.shape[-1] - n * kernel_weights.a.shape[1] for n in (2, 1))  # padded
+    return y, as_asked(sums, stats), projected.narrow(-1, at_b, states), projected.narrow(-1, at_c, states)
 
 
 def _differentiable(

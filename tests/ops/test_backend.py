@@ -168,3 +168,13 @@ def test_a_change_in_any_file_of_the_package_compiles_its_kernels_again(tmp_path
         (tmp_path / "vectors.py").write_text("BLOCK = 32")
         assert name() != before
     compiled._version.cache_clear()
+
+
+def test_a_profile_names_the_operators_that_otherwise_run_without_the_dispatcher():
+    hidden, weight = torch.ones(1, 3, 5), torch.ones(5)
+    with torch.no_grad():
+        expected = ops.rms_norm_add(hidden, None, weight)
+        with torch.profiler.profile() as profile:
+            observed = ops.rms_norm_add(hidden, None, weight)
+    assert all(map(torch.equal, observed, expected))
+    assert "mtr_lab::norm_add" in {event.name for event in profile.events()}

@@ -11,12 +11,15 @@ NO_POSITIONS = np.zeros((0, 0), np.int64)
 
 
 def array(x: Tensor) -> np.ndarray:
-    return x.detach().float().contiguous().numpy()
+    if x.requires_grad or x.dtype != torch.float32 or not x.is_contiguous():
+        x = x.detach().float().contiguous()
+    return x.numpy()
 
 
 def memory_of(x: Tensor) -> np.ndarray:
     """The array of a float32 tensor, or of the bits of a bfloat16 tensor."""
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).detach().numpy()
+    x = x.detach() if x.requires_grad else x
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -45,6 +48,12 @@ def whole(directions: int, images: int, length: int) -> tuple[np.ndarray, np.nda
     """(G, B) each: the first token of each sequence, the end of its tokens, and the row of the first in (G · B · L)."""
     start = np.arange(0, directions * images * length, length).reshape(directions, images)
     return np.zeros_like(start), np.full_like(start, length), start
+
+
+@functools.lru_cache(256)
+def flags(reverse: tuple[int, ...]) -> np.ndarray:
+    """(G,), which directions read backwards."""
+    return np.array(reverse)
 
 
 def add_blocks(sums: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from mtr_lab.ops.cpu.arrays import NO_POSITIONS, array, rows, whole
+from mtr_lab.ops.cpu.arrays import NO_POSITIONS, array, flags, rows, whole
 from mtr_lab.ops.cpu.compiled import jit
 from mtr_lab.ops.cpu.formulas import silu
 from mtr_lab.ops.cpu.threads import run
 from mtr_lab.ops.cpu.vectors import BLOCK, load, multiply_add, store
 
-TOKENS = 64  # in one piece of work
+TOKENS = 8  # in one piece of work: few, so that threads share the tokens of one image evenly
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
@@ -33,7 +33,7 @@ def _convolve(
     y = x.new_empty(weight.shape[0], *x.shape)
     windows = whole(weight.shape[0], *x.shape[:2])
     run(
-        conv, *rows(x[None]), array(weight.mT), array(bias), index, source, np.array(reverse),
+        conv, *rows(x[None]), array(weight.mT), array(bias), index, source, flags(tuple(reverse)),
         x.shape[1], *windows, y.view(-1, x.shape[2]).numpy(),
     )  # fmt: skip
     return y

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtr_lab.ops.cpu.arrays import NO_FACTOR, NO_GAP, NO_POSITIONS, add_blocks, array, memory_of, raster, rows, whole
+from mtr_lab.ops.cpu.arrays import NO_FACTOR, NO_GAP, NO_POSITIONS, array, flags, memory_of, raster, whole
 from mtr_lab.ops.cpu.convolution import conv
 from mtr_lab.ops.cpu.scan import scan
 from mtr_lab.ops.cpu.scan_statistics import numbers, with_terms
@@ -38,40 +38,53 @@ def mamba_inner(
     every call, which took a third of the time.
     """
     images, length, channels = xz.shape[0], xz.shape[1], xz.shape[2] // 2
-    directions = len(reverse)
-    y = xz.new_empty(images, length, channels)
+    directions, dtype = len(reverse), xz.dtype
+    number = min(max(images, 1), max(torch.get_num_threads(), _CACHED // (4 * directions * length * channels)))
+    y, u = xz.new_empty(images, length, channels), xz.new_empty(number * directions * length * channels)
+    # The directions are added up in float32.
+    total = y if dtype == torch.float32 else torch.empty(number, length, channels)
     projected = torch.empty(directions, images, length, weights.projection.shape[2])
     sums = torch.empty(directions, images, length, len(stats))
-    x, z = xz.chunk(2, dim=-1)
-    low_rank, b, c = weights.split(projected)
-    order, flags = raster(length, tuple(reverse)), np.array(reverse)
-    taps = [array(t) for t in (weights.conv_weight, weights.conv_bias)]
+    parts = torch.empty(-(-channels // BLOCK), directions * number * length * len(stats)).numpy()
+
+    tokens, convolved, written, added = (memory_of(t) for t in (xz.contiguous(), u, y, total))
+    tokens, low_rank = tokens.reshape(-1), projected.numpy().reshape(-1)
+    columns = projected.shape[3]  # low-rank Δ, B and C side by side
+    at_b, at_c = columns - 2 * weights.a.shape[1], columns - weights.a.shape[1]
+    steps = (0, length * 2 * channels, 2 * channels), (images * length * columns, length * columns, columns)
+    taps = array(weights.conv_weight), array(weights.conv_bias)
     parameters = [array(t) for t in (weights.timescale, weights.a[:, :states], weights.d, weights.timescale_bias)]
-    number = max(torch.get_num_threads(), _CACHED // (4 * directions * length * channels))
+    products, backward = weights.projection.mT.unbind(), flags(tuple(reverse))
     for first in range(0, images, number):
-        few = slice(first, first + number)
-        positions = [NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source)]
-        u = xz.new_empty(directions, min(number, images - first), length, channels)
-        parts = torch.empty(-(-channels // BLOCK), *u.shape[:3], len(stats))
+        count = min(number, images - first)
+        few = slice(first, first + count)
+        size = directions * count * length
+        own, rest = tokens[first * steps[0][1] :], low_rank[first * steps[1][1] :]
+        positions = (NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source))
         run(
-            conv, *rows(x[None, few]), *taps, *positions, flags, length,
-            *whole(directions, u.shape[1], length), memory_of(u.view(-1, channels)),
+            conv, own, steps[0], *taps, *positions, backward, length, *whole(directions, count, length),
+            convolved[: size * channels].reshape(size, channels),
         )  # fmt: skip
-        for g in range(directions):
-            projected[g, few] = linear(u[g], weights.projection[g].T)
+        for g, x in enumerate(u[: size * channels].view(directions, count, length, channels).unbind()):
+            projected[g, few] = linear(x, products[g])
+        blocks = parts[:, : size * len(stats)].reshape(len(parts), directions, count, length, len(stats))
         run(
             with_terms(scan),
-            *(part for t in (u, low_rank[:, few], b[:, few], c[:, few], z[None, few]) for part in rows(t)),
+            *(convolved, (count * length * channels, length * channels, channels)),
+            *(part for at in (0, at_b, at_c) for part in (rest[at:], steps[1])),
+            *(own[channels:], steps[0]),
             rank,
             *parameters,
-            order,
+            raster(length, tuple(reverse)),
             NO_GAP if gap is None else array(gap[few]),
             *(NO_FACTOR if factor is None else array(factor[few]) for factor in (delta_scale, repeats)),
             True,
             np.float32(scale),
-            memory_of(y[few]),
+            added[few] if total is y else added[:count],
+            written[few],
             numbers(stats),
-            parts.numpy(),
+            blocks,
         )
-        sums[:, few] = add_blocks(parts)
+        if stats:
+            sums[:, few] = torch.from_numpy(np.add.reduce(blocks))
     return y, sums, projected

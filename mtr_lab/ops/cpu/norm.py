@@ -11,7 +11,7 @@ from mtr_lab.ops.cpu.formulas import dot, f32, scratch
 from mtr_lab.ops.cpu.threads import run
 from mtr_lab.ops.cpu.vectors import BLOCK, load, multiply_add, store, sum_of_lanes
 
-TOKENS = 64  # in one piece of work
+TOKENS = 8  # in one piece of work: few, so that threads share the tokens of one image evenly
 
 
 def norm_add(

@@ -34,6 +34,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
         z is not None,
         np.float32(1),
         y.numpy(),
+        y.numpy(),
         numbers(stats),
         sums.numpy(),
     )
@@ -45,16 +46,16 @@ _add_up: Any = None  # replaced by ``with_terms``
 
 def scan(
     u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, rank, timescale, A, D, bias, order, gap, delta_scale,
-    repeats, gated, scale, y, stats, sums,
+    repeats, gated, scale, partial, y, stats, sums,
 ):  # fmt: skip
     """``delta`` are Δ (E), or with a ``rank`` R > 0 the inputs (R) of their projection by ``timescale`` (G, ≥ R, E).
 
-    A is (G, N, E). ``scale`` is a factor of the gate. ``stats``: the numbers of the terms that fill the last dimension
-    of ``sums``.
+    A is (G, N, E). ``scale`` is a factor of the gate. All directions but the last add up in ``partial`` (B, L, E),
+    which is float32 and may be ``y``. ``stats``: the numbers of the terms that fill the last dimension of ``sums``.
     """
     directions, states, channels = A.shape
     images, length, _ = y.shape
-    blocks, result = -(-channels // BLOCK), y.reshape(-1)
+    blocks, result, sum_so_far = -(-channels // BLOCK), y.reshape(-1), partial.reshape(-1)
     exponents, projections, skips, shifts = A.reshape(-1), timescale.reshape(-1), D.reshape(-1), bias.reshape(-1)
     for unit in numba.prange(images * blocks):
         image, block = divmod(np.int64(unit), blocks)
@@ -68,7 +69,7 @@ def scan(
 
         for g in range(directions):
             state[:] = 0
-            gates = gated and g == directions - 1
+            is_last = g == directions - 1
             store(skip, 0, load(skips, g * channels + first, width), BLOCK)
             store(shift, 0, load(shifts, g * channels + first, width), BLOCK)
             store(idle, 0, softplus(load(shift, 0, BLOCK)), width)
@@ -134,10 +135,13 @@ def scan(
                     t = order[g, row, begin + k]
                     out = load(outputs, k * BLOCK, BLOCK)
                     if g > 0:
-                        out = load(result, first_y + t * channels, width) + out
-                    if gates:
+                        out = load(sum_so_far, first_y + t * channels, width) + out
+                    if gated and is_last:
                         out = out * (silu(load(z, first_z + t * z_step[2], width)) * scale)
-                    store(result, first_y + t * channels, out, width)
+                    if is_last:
+                        store(result, first_y + t * channels, out, width)
+                    else:
+                        store(sum_so_far, first_y + t * channels, out, width)
 
                 for i in range(len(stats)):
                     _add_up(stats[i], dts, inputs, outputs, total)
