@@ -39,7 +39,10 @@ def is_plain(module: nn.Module) -> bool:
         type(module) in KINDS
         and "as_built" in module.__dict__
         and is_untouched(module)
-        and not is_traceable_wrapper_subclass(module.weight)
+        and (
+            type(module._parameters.get("weight")) is nn.Parameter  # the usual case, without a look-up by nn.Module
+            or not is_traceable_wrapper_subclass(module.weight)
+        )
     )
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops import cpu
 from mtr_lab.ops.convolution_unmerged import CAUSAL_CONV1D_UNMERGED, take_rows
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.vjp import vjp
@@ -157,6 +156,12 @@ def causal_conv1d_backward_cuda(
     return vjp(partial(causal_conv1d_cuda, reverse=reverse), (x, weight, bias), grad)
 
 
+def _causal_conv1d_cpu(x: Tensor, weight: Tensor, bias: Tensor, reverse: Sequence[int]) -> Tensor:
+    from mtr_lab.ops.cpu import convolution
+
+    return convolution.causal_conv1d(x, weight, bias, reverse)
+
+
 def _has_no_gradient(*inputs: Any) -> str:
     return "has no second derivatives" if torch.is_grad_enabled() else ""
 
@@ -165,7 +170,7 @@ CAUSAL_CONV1D = Operation(
     "causal_conv1d",
     [
         Implementation("triton", causal_conv1d_triton, package="triton"),
-        Implementation("cpu", cpu.causal_conv1d),
+        Implementation("cpu", _causal_conv1d_cpu),
         Implementation("mamba_ssm", causal_conv1d_cuda, package="causal_conv1d"),
         Implementation("reference", causal_conv1d_reference),
     ],

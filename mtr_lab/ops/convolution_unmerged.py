@@ -4,13 +4,13 @@ Only the outputs of the tokens are computed: each reads its neighbours by index,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 
 
@@ -46,11 +46,17 @@ def causal_conv1d_unmerged_triton(
     return conv_unmerged.convolve(x, weight.float().mT.contiguous(), bias.float(), index, source, reverse)
 
 
+def _unmerged_cpu(*inputs: Any) -> Tensor:
+    from mtr_lab.ops.cpu import convolution
+
+    return convolution.causal_conv1d_unmerged(*inputs)
+
+
 CAUSAL_CONV1D_UNMERGED = Operation(
     "causal_conv1d_unmerged",
     [
         Implementation("triton", causal_conv1d_unmerged_triton, package="triton"),
-        Implementation("cpu", cpu.causal_conv1d_unmerged),
+        Implementation("cpu", _unmerged_cpu),
         Implementation("reference", causal_conv1d_unmerged_reference),
     ],
     schema=("Tensor x, Tensor weight, Tensor bias, Tensor index, Tensor source, int[] reverse", "Tensor"),

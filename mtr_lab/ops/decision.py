@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
-from mtr_lab.ops.decision_inputs import DecisionInputs
+from mtr_lab.ops.decision_inputs import DecisionInputs, stream_of
 from mtr_lab.ops.plan import Plan, make_plan, update_metadata_reference
 from mtr_lab.ops.registry import Implementation, Operation, operator
 
@@ -84,13 +83,6 @@ def asymmetric_plan_reference(inputs: DecisionInputs) -> Plan:
     return make_plan(source, into, index.double(), size if by_size else torch.ones_like(size))
 
 
-def stream_of(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
-    """The features that tokens are compared by: the sum of the given streams, in float32 (float64 for float64)."""
-    if hidden is None or residual is None:
-        return residual if hidden is None else hidden
-    return hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + residual
-
-
 def _plan_of_kernels(*inputs: Any, implementation: str) -> Plan:
     dest, weight, keep, removed, offsets, index, size, special = _asymmetric_plan(*inputs, implementation)
     return Plan(dest, weight, keep, removed, offsets, metadata=(index, size, special))
@@ -127,7 +119,9 @@ ASYMMETRIC_PLAN = Operation(
 def _run_kernels(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, implementation = arguments
     if implementation == "cpu":
-        return cpu.asymmetric_plan(DecisionInputs(*inputs))
+        from mtr_lab.ops.cpu import decision
+
+        return decision.asymmetric_plan(DecisionInputs(*inputs))
     from mtr_lab.ops.gpu import decision as kernels
 
     return kernels.asymmetric_plan(DecisionInputs(*inputs))

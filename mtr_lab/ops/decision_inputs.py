@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -50,3 +51,10 @@ class NeighbourInputs(NamedTuple):
     """Whether merged tokens are averaged with their sizes as weights, or with equal weights."""
     axes: Sequence[int]
     """The size of the grid of original positions along each axis: ([[frames,] rows,] columns)."""
+
+
+def stream_of(hidden: Tensor | None, residual: Tensor | None) -> Tensor | None:
+    """The features that tokens are compared by: the sum of the given streams, in float32 (float64 for float64)."""
+    if hidden is None or residual is None:
+        return residual if hidden is None else hidden
+    return hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + residual

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
+from mtr_lab.ops import onednn
 from mtr_lab.ops.registry import Implementation, Operation
 
 
@@ -26,12 +26,12 @@ def _unfit(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 LINEAR = Operation(
     "linear",
-    [Implementation("cpu", cpu.linear, unfit=_unfit), Implementation("reference", F.linear)],
+    [Implementation("cpu", onednn.linear, unfit=_unfit), Implementation("reference", F.linear)],
     strict=False,
 )
 
 
-if cpu.has_onednn():
+if onednn.has_onednn():
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def linear_flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.convolution import causal_conv1d, causal_conv1d_flops, causal_conv1d_reference
 from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference
 from mtr_lab.ops.mixer_training import fills_gpu, mamba_inner_training
@@ -125,8 +124,8 @@ def _fused(
     y, sums, projected = _mamba_inner(
         xz, *kernel_weights, *positions, directions, rank, states, names, scale, implementation
     )
-    _, b, c = kernel_weights.split(projected)
-    return y, as_asked(sums, stats), b[..., :states], c[..., :states]
+    at_b, at_c = (projected.shape[-1] - n * kernel_weights.a.shape[1] for n in (2, 1))  # padded
+    return y, as_asked(sums, stats), projected.narrow(-1, at_b, states), projected.narrow(-1, at_c, states)
 
 
 def _differentiable(
@@ -179,7 +178,9 @@ MAMBA_INNER = Operation(
 
 def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if arguments[-1] == "cpu":
-        return cpu.mamba_inner(*_unpack(*arguments))
+        from mtr_lab.ops.cpu import mixer
+
+        return mixer.mamba_inner(*_unpack(*arguments))
     from mtr_lab.ops.gpu import project, scan
 
     xz, weights, gap, delta_scale, repeats, index, source, reverse, _, _, stats, scale = _unpack(*arguments)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.convolution_unmerged import take_rows
 from mtr_lab.ops.mixer import project
@@ -142,7 +141,9 @@ MAMBA_INNER_READ = Operation(
 
 def _run(*arguments: Any) -> Tensor:
     if arguments[-1] == "cpu":
-        return cpu.mamba_inner_read(*_unpack(*arguments))
+        from mtr_lab.ops.cpu import mixer_read as on_cpu
+
+        return on_cpu.mamba_inner_read(*_unpack(*arguments))
     from mtr_lab.ops.gpu import mixer_read
 
     return mixer_read.mamba_inner_read(*_unpack(*arguments))

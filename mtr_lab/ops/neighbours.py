@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
-from mtr_lab.ops.decision import stream_of
-from mtr_lab.ops.decision_inputs import NeighbourInputs
+from mtr_lab.ops.decision_inputs import NeighbourInputs, stream_of
 from mtr_lab.ops.plan import Plan, make_plan, update_metadata_reference
 from mtr_lab.ops.registry import Implementation, Operation
 
@@ -148,6 +146,12 @@ def _unfit_for_kernels(*arguments: Any) -> str:
     return "" if fits else f"removes at most {kernels.MAX_REMOVED} of {kernels.MAX_LENGTH} tokens"
 
 
+def _neighbour_plan_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    from mtr_lab.ops.cpu import decision
+
+    return decision.neighbour_plan(NeighbourInputs(*arguments))
+
+
 def _unfit_for_cpu(*arguments: Any) -> str:
     inputs = NeighbourInputs(*arguments)
     streams = (inputs.hidden, inputs.residual)
@@ -179,7 +183,7 @@ NEIGHBOUR_PLAN = Operation(
     "neighbour_plan",
     [
         Implementation("triton", _kernels, unfit=_unfit_for_kernels, package="triton"),
-        Implementation("cpu", cpu.neighbour_plan, unfit=_unfit_for_cpu),
+        Implementation("cpu", _neighbour_plan_cpu, unfit=_unfit_for_cpu),
         Implementation("reference", neighbour_plan_reference),
     ],
     schema=(

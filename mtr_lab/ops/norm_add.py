@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.norm_training import NormAdd
 from mtr_lab.ops.plan import Plan, apply_plan, merge_rows
 from mtr_lab.ops.registry import Implementation, Operation, operator
@@ -137,7 +136,9 @@ def _is_reduced(hidden: Sequence[int], keep: Sequence[int]) -> bool:
 def _run_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, implementation = arguments
     if implementation == "cpu":
-        return cpu.norm_add(*inputs)
+        from mtr_lab.ops.cpu.norm import norm_add
+
+        return norm_add(*inputs)
     from mtr_lab.ops.gpu import norm
 
     return norm.norm_add(*inputs)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 
 
@@ -120,11 +119,17 @@ def _apply_triton(x: Tensor, *parts: Any) -> Tensor:
     return norm.apply_plan(x, plan.weight, plan.keep, plan.removed, plan.offsets)
 
 
+def _apply_cpu(*inputs: Any) -> Tensor:
+    from mtr_lab.ops.cpu import norm
+
+    return norm.apply_plan(*inputs)
+
+
 APPLY_PLAN = Operation(
     "apply_plan",
     [
         Implementation("triton", _apply_triton, package="triton"),
-        Implementation("cpu", cpu.apply_plan),
+        Implementation("cpu", _apply_cpu),
         Implementation("reference", apply_plan_reference),
     ],
     schema=("Tensor x, Tensor dest, Tensor weight, Tensor keep, Tensor removed, Tensor? offsets", "Tensor"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError, unknown
-from mtr_lab.ops import cpu, scan_gradient
+from mtr_lab.ops import scan_gradient
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
 from mtr_lab.ops.scan_mamba_ssm import is_unfit, selective_scan_mamba_ssm
@@ -157,6 +157,12 @@ def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Ten
     return scan.selective_scan(inputs, stats)
 
 
+def _selective_scan_cpu(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:
+    from mtr_lab.ops.cpu import scan
+
+    return scan.selective_scan(inputs, stats)
+
+
 def _emitting(scan: Callable[[ScanInputs, Sequence[str]], tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Like ``flat``, with the names of statistics joined in one string."""
     return flat(lambda inputs, names: scan(inputs, names.split()))
@@ -172,7 +178,7 @@ SELECTIVE_SCAN = Operation(
     "selective_scan",
     [
         Implementation("triton", _emitting(selective_scan_triton), package="triton"),
-        Implementation("cpu", _emitting(cpu.selective_scan)),
+        Implementation("cpu", _emitting(_selective_scan_cpu)),
         Implementation("mamba_ssm", _emitting(selective_scan_mamba_ssm), unfit=flat(is_unfit), package="mamba_ssm"),
         Implementation("reference", _emitting(selective_scan_reference)),
         Implementation("portable", _emitting(selective_scan_portable)),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.statistics import as_asked, emitted
@@ -97,7 +96,9 @@ def _like_result(u: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
 
 def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
     u, delta, A, B, C, D, order, _, moves, z, delta_bias, names = inputs
-    return cpu.scan_by_step(u, delta, A, B, C, D, order, moves, z, delta_bias, names.split())
+    from mtr_lab.ops.cpu import scan_by_step
+
+    return scan_by_step.scan_by_step(u, delta, A, B, C, D, order, moves, z, delta_bias, names.split())
 
 
 SCAN_BY_STEP = Operation(

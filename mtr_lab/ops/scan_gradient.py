@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mtr_lab.ops import cpu
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
 from mtr_lab.ops.scan_mamba_ssm import has_no_gradient, selective_scan_backward_mamba_ssm
@@ -22,6 +21,12 @@ def selective_scan_backward_triton(inputs: ScanInputs, grad: Tensor) -> tuple[Te
     from mtr_lab.ops.gpu import scan_backward
 
     return scan_backward.selective_scan_backward(inputs, grad)
+
+
+def _selective_scan_backward_cpu(inputs: ScanInputs, grad: Tensor) -> tuple[Tensor | None, ...]:
+    from mtr_lab.ops.cpu import scan_gradient
+
+    return scan_gradient.selective_scan_backward(inputs, grad)
 
 
 def _filled(backward: Callable[[ScanInputs, Tensor], Sequence[Tensor | None]]) -> Callable[..., Any]:
@@ -45,7 +50,7 @@ SELECTIVE_SCAN_BACKWARD = Operation(
     "selective_scan_backward",
     [
         Implementation("triton", _filled(selective_scan_backward_triton), unfit=flat(_repeats), package="triton"),
-        Implementation("cpu", _filled(cpu.selective_scan_backward), unfit=flat(_repeats)),
+        Implementation("cpu", _filled(_selective_scan_backward_cpu), unfit=flat(_repeats)),
         Implementation(
             "mamba_ssm",
             flat(selective_scan_backward_mamba_ssm),

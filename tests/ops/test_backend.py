@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import cpu_kernels, registry
+from mtr_lab.ops import registry
+from mtr_lab.ops.cpu import compiled, convolution
 from mtr_lab.ops.scan import SELECTIVE_SCAN
 from mtr_lab.ops.scan_gradient import SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
@@ -105,7 +106,7 @@ def test_kernels_use_as_many_threads_as_pytorch(monkeypatch):
         for count in (1, 2):
             torch.set_num_threads(count)
             with monkeypatch.context() as patch, ops.use_backend("cpu"):
-                patch.setattr(cpu_kernels, "conv", lambda *args: counts.append(numba.get_num_threads()))
+                patch.setattr(convolution, "conv", lambda *args: counts.append(numba.get_num_threads()))
                 conv(torch.ones(1, 3, 2))
     finally:
         torch.set_num_threads(threads)
@@ -148,3 +149,32 @@ def test_auto_on_a_gpu(dtype, installed, monkeypatch):
     assert SELECTIVE_SCAN.pick(*scan_of(data, gap=torch.zeros(1, 1))).name == expected
     with torch.no_grad():
         assert SELECTIVE_SCAN_BACKWARD.pick(*scan_of(data)).name == expected
+
+
+def test_a_change_in_any_file_of_the_package_compiles_its_kernels_again(tmp_path, monkeypatch):
+    def kernel(x):
+        return x
+
+    def name():
+        compiled._version.cache_clear()
+        kernel.__qualname__ = "kernel"
+        return compiled.jit()(kernel).py_func.__qualname__
+
+    (tmp_path / "vectors.py").write_text("BLOCK = 64")
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+        before = name()
+        assert name() == before
+        (tmp_path / "vectors.py").write_text("BLOCK = 32")
+        assert name() != before
+    compiled._version.cache_clear()
+
+
+def test_a_profile_names_the_operators_that_otherwise_run_without_the_dispatcher():
+    hidden, weight = torch.ones(1, 3, 5), torch.ones(5)
+    with torch.no_grad():
+        expected = ops.rms_norm_add(hidden, None, weight)
+        with torch.profiler.profile() as profile:
+            observed = ops.rms_norm_add(hidden, None, weight)
+    assert all(map(torch.equal, observed, expected))
+    assert "mtr_lab::norm_add" in {event.name for event in profile.events()}

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
+from mtr_lab.ops import onednn
 
 
 def normal(*shape):
@@ -35,3 +36,24 @@ def test_views_of_larger_tensors():
     x, weight = normal(2, 6, 8).float(), normal(4, 8).float()
     with torch.no_grad():
         torch.testing.assert_close(ops.linear(x[:, 1:4, :5], weight[:, :5]), F.linear(x[:, 1:4, :5], weight[:, :5]))
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_bfloat16_goes_to_onednn_only_where_the_cpu_multiplies_it(supported, monkeypatch):
+    product, products = torch.ops.mkldnn._linear_pointwise, []
+
+    def counted(x, *arguments):
+        products.append(x.dtype)
+        return product(x.float(), *(t.float() if isinstance(t, torch.Tensor) else t for t in arguments)).to(x.dtype)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    x, weight = normal(2, 3, 5).bfloat16(), normal(4, 5).bfloat16()
+    onednn._multiplies.cache_clear()
+    try:
+        with torch.no_grad():
+            y = onednn.linear(x, weight)
+    finally:
+        onednn._multiplies.cache_clear()
+    assert products == ([torch.bfloat16] if supported and onednn.has_onednn() else [])
+    torch.testing.assert_close(y.double(), F.linear(x.double(), weight.double()), rtol=2e-2, atol=2e-2)

@@ -149,3 +149,24 @@ def test_flops_of_its_parts():
         ops.mamba_inner(normal(3, 5, 2 * E), ops.MambaWeights(*stacked_weights()), reverse=(False, True))
     rows = 3 * 5 * G
     assert counter.get_total_flops() == rows * E * (2 * W + 2 * (R + 2 * N) + 2 * R + 9 * N + 2)
+
+
+@pytest.mark.parametrize("channels", [64, 70])
+def test_directions_in_bfloat16_are_rounded_once(channels):
+    """Skips that differ by 2^-9 leave u · 2^-9, which is lost if a direction is rounded before they are added."""
+    skip = torch.ones(2, channels)
+    skip[0] += 2**-9
+    skip[1] *= -1
+    taps = torch.zeros(2, channels, 1, W)
+    taps[..., -1] = 1
+    zeros = torch.zeros(2, channels)
+    weights = ops.MambaWeights(
+        taps, zeros, torch.zeros(2, 3, channels), torch.zeros(2, channels, 1), zeros - 60, torch.zeros(2, channels, 1),
+        skip,
+    )  # fmt: skip
+    xz = normal(2, 5, 2 * channels).bfloat16()
+    with torch.no_grad():
+        y, *_ = ops.mamba_inner(xz, weights, reverse=(False, True))
+    u, z = (torch.nn.functional.silu(t.float()) for t in xz.chunk(2, dim=-1))
+    exact = u.bfloat16().double() * 2**-9 * z.double()
+    assert torch.all((y.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-12)

@@ -7,7 +7,7 @@ from new_statistics import NEW, absolute, taken
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
-from mtr_lab.ops import cpu_kernels
+from mtr_lab.ops.cpu import scan, scan_statistics
 from mtr_lab.ops.statistics import STATISTICS
 
 
@@ -35,5 +35,5 @@ def test_a_new_row(backend, monkeypatch):
 
 
 def test_a_changed_formula_is_compiled_again():
-    names = {cpu_kernels.scan((term,)).py_func.__qualname__ for term in (absolute, taken)}
+    names = {scan_statistics._compiled(scan.scan, (term,)).py_func.__qualname__ for term in (absolute, taken)}
     assert len(names) == 2
