@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from mtr_lab.errors import UserError
-from mtr_lab.tasks.classification.distillation import Teacher, distillation_loss, load_teacher
+from mtr_lab.tasks.classification.distillation import Teacher, check_teacher, distillation_loss, load_teacher
 from mtr_lab.tasks.classification.task import Classification
 from mtr_lab.train import main
 
@@ -140,6 +140,11 @@ def test_a_mistyped_teacher_is_found_before_the_student_is_built(
     assert ("takes images of 1 channel, and the student's have 3" in run.err) == name.endswith("GREY")
     assert "training.teacher=" in run.err
     assert not built
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "tf_efficientnetv2_s_in21k", "hf-hub:a/b"])
+def test_names_that_timm_knows_pass(name: str) -> None:
+    check_teacher(name)  # the third is one that timm maps to another
 
 
 def test_channels_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:

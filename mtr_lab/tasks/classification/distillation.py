@@ -27,8 +27,10 @@ def check_teacher(name: str) -> None:
             folder = Path(name.removeprefix(LOCAL))
             config = json.loads((folder / CONFIG).read_text())["pretrained_cfg"]
         elif ":" not in name:
-            known: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-            config = known.to_dict()
+            known = timm.models.get_pretrained_cfg(name)  # none for a name that timm gave up for another
+            if known is None and not timm.is_model(name):
+                raise ValueError("timm has no model of this name")
+            config = known.to_dict() if known is not None else {}
     except Exception as error:  # of timm, the file, or its content; none has a common type
         raise _no_teacher(name, error) from error
     _check_channels(name, config)
