@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -93,11 +95,12 @@ def policy_table(pattern: str = "*", config_dir: Path | None = None) -> list[tup
 
 
 def _source(file: Path) -> str:
-    """The arXiv number that the comment of a policy's file cites; without one, the name before its colon."""
+    """The word before the colon with which the comment of a policy's file begins; else the first arXiv number in it."""
     comment = " ".join(re.findall(r"^# (?!@package)(.*)", file.read_text(encoding="utf-8"), re.MULTILINE))
+    if author := re.match(r"(\w{1,16}):", comment):
+        return author[1]
     paper = _ARXIV.search(comment)
-    name = comment.partition(":")[0]
-    return paper[1] if paper else name if len(name) <= 16 else "–"
+    return paper[1] if paper else "–"
 
 
 def models_main() -> None:
@@ -108,11 +111,16 @@ def models_main() -> None:
         ("", "'vim_*'", "vim_s"),
     )
     options = parser.parse_args()
-    _print(model_table(options.pattern), "model", options.pattern, list_models())
-    print("\nGFLOPs: 2 per multiply-accumulate, all scan directions; GFLOPs*: as papers count; stated: by the authors.")
-    print("top-1: on ImageNet-1k, as published with the weights; not measured here.")
-    print("verified: outputs equal the authors' with random weights (outputs), or weights were trained here (weights).")
-    print("licence: of the weights, as their authors state it.")
+    spare = "stated", "verified", "weights"
+    left_out = _print(model_table(options.pattern), "model", options.pattern, list_models(), spare)
+    print()
+    _print_notes(
+        *([f"left out for want of room: {', '.join(left_out)}"] if left_out else []),
+        "GFLOPs: 2 per multiply-accumulate, all scan directions; GFLOPs*: as papers count; stated: by the authors.",
+        "top-1: on ImageNet-1k, as published with the weights; not measured here.",
+        "verified: outputs equal the authors' with random weights (outputs), or weights were trained here (weights).",
+        "licence: of the weights, as their authors state it.",
+    )
 
 
 def policies_main() -> None:
@@ -144,14 +152,40 @@ def _parser(command: str, about: str, arguments: Sequence[str]) -> argparse.Argu
     return parser
 
 
-def _print(rows: Sequence[Sequence[str]], kind: str, pattern: str, known: Sequence[str]) -> None:
-    """Print rows of texts in columns; end with code 2 if there is none below the titles."""
+def _print(
+    rows: Sequence[Sequence[str]], kind: str, pattern: str, known: Sequence[str], spare: Sequence[str] = ()
+) -> list[str]:
+    """Print rows of texts in columns; end with code 2 if there is none below the titles.
+
+    Args:
+        spare: titles of columns that a terminal goes without, in this order, until the others fit.
+
+    Returns:
+        The titles of the columns that are left out.
+    """
     if len(rows) == 1:
         _exit(unknown(kind, pattern, known))
     end_quietly_without_a_reader()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    columns, left_out = list(zip(*rows, strict=True)), []
+    widths = [max(map(len, column)) for column in columns]
+    for title in spare:
+        if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > _room():
+            place = [column[0] for column in columns].index(title)
+            del columns[place], widths[place]
+            left_out.append(title)
+    for row in zip(*columns, strict=True):
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    return left_out
+
+
+def _print_notes(*notes: str) -> None:
+    """Print lines, broken where a terminal has no room for them."""
+    for note in notes:
+        print(textwrap.fill(note, _room(), subsequent_indent="  ") if sys.stdout.isatty() else note)
+
+
+def _room() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _exit(error: UserError) -> NoReturn:

@@ -17,6 +17,7 @@ from mtr_lab.cli import program as cli
 from mtr_lab.cli.help_pages import help_page
 from mtr_lab.cli.overrides import split_overrides, stray_word, typed, unknown_option
 from mtr_lab.cli.program import compose, show_config
+from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError
 
 NAMES = ["seed", "mtr.ratio", "mtr.seed", "dataset.batch_size", "timing.batch_size", "backbone", "backbone.name"]
@@ -95,6 +96,17 @@ def test_an_override_that_does_not_fit_is_named(program: str, override: str, exp
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "backbone").glob("*.yaml")))
+def test_every_backbone_can_be_chosen(name: str) -> None:
+    assert compose("config", [f"backbone={name}"]).backbone.name == name
+
+
+def test_a_setting_of_one_family_is_that_of_its_backbones_alone() -> None:
+    assert compose("config", ["backbone=vmamba_t", "backbone.dims=48"]).backbone.dims == 48
+    with pytest.raises(UserError, match="unknown key 'backbone.dims'"):
+        compose("config", ["backbone=vim_s", "+backbone.dims=48"])
+
+
 def test_what_is_said_to_be_typed_is_read_as_the_value_that_was_meant() -> None:
     line = " ".join(typed("dataset.root", value) for value in DIFFICULT)
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)

@@ -154,6 +154,21 @@ def test_models_are_listed_with_their_figures(run_command) -> None:
     assert rows["vim_nano"].split()[-4:] == ["–", "weights", "apache-2.0", "bundled"]
 
 
+@pytest.mark.parametrize(("width", "left_out"), [(80, "stated, verified, weights"), (120, "")])
+def test_a_terminal_gets_the_models_columns_that_fit(
+    width: int, left_out: str, run_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    table, _, notes = run_command(commands.main, "models").out.partition("\n\n")
+    assert max(map(len, f"{table}\n{notes}".splitlines())) <= width
+    assert len(table.splitlines()) == 1 + len(mtr_lab.list_models())
+    titles = table.split("\n")[0].split()
+    assert {"model", "GFLOPs", "top-1", "licence"} <= set(titles)
+    assert ("verified" in titles) == ("left out" not in notes) == (not left_out)
+    assert left_out in notes
+
+
 def test_every_model_states_its_licence_and_what_was_verified() -> None:
     titles, *rows = model_table()
     assert [row[0] for row in rows] == mtr_lab.list_models()
@@ -177,6 +192,7 @@ def test_policies_are_listed_with_their_parts_and_papers(run_command, tmp_path: 
     assert list(rows) == [*mtr_lab.list_policies(), "mine"]
     assert rows["tome"].split() == ["tome", "none", "alternate", "cosine", "size", "sets", "2210.09461"]
     assert rows["mine"].endswith("Mine")
+    assert rows["fovea"].endswith("mtr_lab")  # although its comment cites a paper
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_the_bundled_model_knows_a_tench(run_command: Callable) -> None:
     titles, line = run.out.splitlines()
     assert titles.split() == ["picture", "policy", "FLOPs", "classes"]
     assert line.split("  ")[0] == str(TENCH[0])
+    assert line.split()[1] == "unreduced"
     assert "tench" in line
 
 

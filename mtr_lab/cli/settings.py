@@ -112,7 +112,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
     for key in keys:
         if key.startswith("reduction."):
             raise UserError(f"{key}: a file in reduction/ has to begin with the line '# @package mtr'.")
-        if key not in known:
+        if key not in known and key not in _of_backbone(config):
             raise unknown("key", key, known, ALL_KEYS)
     for key in known:
         if key not in keys:
@@ -123,6 +123,12 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=absent)
         if value is not absent:
             setting.check(key, value)
+
+
+def _of_backbone(config: DictConfig) -> set[str]:
+    """The settings that the file of the chosen backbone has besides those of all backbones."""
+    file = CONF / "backbone" / f"{OmegaConf.select(config, 'backbone.name')}.yaml"
+    return {f"backbone.{key}" for key in OmegaConf.load(file)} if file.is_file() else set()
 
 
 def choose_budget(config: DictConfig, default: DictConfig) -> None:

@@ -25,6 +25,7 @@ from mtr_lab.errors import UserError, check_number
 from mtr_lab.evaluation.points import policy_settings
 from mtr_lab.export.model import read_exported
 from mtr_lab.reduction import Reduction, measured_on_images
+from mtr_lab.report.wording import shown_name
 
 BATCH = 8
 TOP = 5
@@ -245,7 +246,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
     rows = [("picture", "policy", "FLOPs", "classes")]
     for p in predictions:
         classes = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in p.guesses)
-        rows.append((p.picture, p.policy, f"-{100 * p.reduction:.0f} %" if p.reduction else "all", classes))
+        rows.append((p.picture, shown_name(p.policy), f"-{100 * p.reduction:.0f} %" if p.reduction else "all", classes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
