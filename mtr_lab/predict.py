@@ -9,6 +9,7 @@ from mtr_lab.cli.overrides import split_overrides, unknown_option
 from mtr_lab.cli.program import compose, exit_with_message
 from mtr_lab.cli.settings import setting_names
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.errors import UserError
 
 ABOUT = """\
@@ -24,6 +25,7 @@ EXAMPLES = (
 
 def main() -> None:
     """Parse the command line: files and options, and Hydra overrides wherever they stand."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(
         prog="mtr-lab predict",
         usage="%(prog)s PICTURE|FOLDER [...] [OPTION ...] [KEY=VALUE ...]",

@@ -1,7 +1,10 @@
 """``mtr-lab``: the commands, their help pages, the commented configuration and the lists."""
 
+import contextlib
+import io
 import pkgutil
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -260,3 +263,17 @@ def test_completion_of_commands_and_of_their_settings(
 ) -> None:
     monkeypatch.setenv("COMP_LINE", line)
     assert set(run_command(commands.main, "-sc", "query=bash").out.split()) == expected
+
+
+@pytest.mark.parametrize("arguments", [["models", "vim_nano"], ["eval", "backbone=é", "--cfg", "job"]], ids=["page", "mistake"])
+def test_a_terminal_without_the_characters(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "argv", ["mtr-lab", *arguments])
+    with contextlib.suppress(SystemExit):
+        commands.main()
+    for stream in (out, err):
+        stream.flush()
+    lines = (out.buffer.getvalue() + err.buffer.getvalue()).decode("ascii")
+    assert ("?" if arguments[0] == "models" else "backbone=\\xe9") in lines

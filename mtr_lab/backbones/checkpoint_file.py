@@ -87,8 +87,8 @@ def files_of(checkpoint: str, revision: str) -> tuple[list[Path], str | None]:
             raise ValueError("it lists no file, or a file in another folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error).rstrip('.')}. Expected a weight_map "
-            "from the names of parameters to files in its folder."
+            f"cannot read checkpoint {path} as the index of a sharded one: {first_line(error).rstrip('.')}. Expected "
+            "a weight_map from the names of parameters to files in its folder."
         ) from error
     folder = checkpoint.rpartition("/")[0]
     return [path, *(fetch(f"{folder}/{shard}" if folder else shard, revision)[0] for shard in shards)], commit

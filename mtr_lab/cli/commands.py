@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mtr_lab import __version__
 from mtr_lab.cli.help_pages import EXIT_CODES, end_quietly_without_a_reader
 from mtr_lab.cli.overrides import is_override, is_path, stray_word
+from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.errors import UserError, unknown
 
 
@@ -61,6 +62,7 @@ more:
 
 def main() -> None:
     """Run the command that the first argument names; ``eval`` if it is an option or an override."""
+    print_in_any_encoding()
     arguments = sys.argv[1:]
     if arguments in ([], ["help"], ["-h"], ["--help"]):
         end_quietly_without_a_reader()

@@ -36,6 +36,7 @@ from mtr_lab.cli.overrides import check_numbers, explain_composition, is_overrid
 from mtr_lab.cli.ray_launcher import RayLauncher
 from mtr_lab.cli.settings import check_settings, choose_budget, default_settings, setting_names
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, machine_error, one_line, unknown, user_errors
@@ -52,6 +53,7 @@ PLUGIN_EXTRAS = {
 
 def run_program(program: Program) -> None:
     """Compose the program's configuration with the command line's overrides and call its function with it."""
+    print_in_any_encoding()
     arguments = sys.argv[1:]
     if arguments == ["--version"]:  # Hydra would print its own
         print(f"mtr_lab {__version__}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.cli.program import exit_with_message
 from mtr_lab.cli.signals import exit_at_signals
+from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.errors import UserError
 
 ABOUT = """\
@@ -20,6 +21,7 @@ EXAMPLES = (
 
 def main() -> None:
     """Parse the command line."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(
         prog="mtr-lab demo",
         usage="%(prog)s [OPTION ...]",

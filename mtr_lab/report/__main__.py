@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.cli.signals import answer, exit_at_signals
+from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.errors import UserError
 from mtr_lab.packages import require
 from mtr_lab.report import wandb_report
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: by default those of the command line.
     """
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(
         prog="mtr-lab report",
         usage="%(prog)s RESULTS ... [OPTION ...] [wandb=PROJECT]",
