@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from mtr_lab import ops
 from mtr_lab.errors import UserError
 from mtr_lab.ops import registry
-from mtr_lab.ops.cpu import compiled, convolution
+from mtr_lab.ops.cpu import compiled, convolution, norm
 from mtr_lab.ops.scan import SELECTIVE_SCAN
 from mtr_lab.ops.scan_gradient import SELECTIVE_SCAN_BACKWARD
 from mtr_lab.ops.scan_inputs import ScanInputs
@@ -111,6 +111,19 @@ def test_kernels_use_as_many_threads_as_pytorch(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert counts == [1, min(2, numba.config.NUMBA_NUM_THREADS)]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(3, 1), (1024, 2)])
+def test_a_thread_is_woken_for_enough_work(tokens, expected, monkeypatch):
+    threads, counts = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr(norm, "_norm_add", lambda *args: counts.append(numba.get_num_threads()))
+        with torch.no_grad():
+            ops.rms_norm_add(torch.ones(1, tokens, 128), None, torch.ones(128))
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [min(expected, numba.config.NUMBA_NUM_THREADS)]
 
 
 def test_data_loading_workers_may_fork_after_a_kernel_has_run():

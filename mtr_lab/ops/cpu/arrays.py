@@ -27,11 +27,12 @@ def rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
 
     So one kernel reads contiguous tensors and slices of larger ones without a copy, and channels are contiguous.
     """
-    x = x if x.dtype == torch.bfloat16 else x.float()
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        x = x.float()
     if x.stride(-1) != 1:
         x = x.contiguous()
     if x.is_contiguous():
-        return memory_of(x.view(-1)), x.stride()[:-1]
+        return memory_of(x).reshape(-1), x.stride()[:-1]
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return memory_of(x.as_strided((extent,), (1,))), x.stride()[:-1]
 

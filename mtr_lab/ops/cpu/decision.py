@@ -26,6 +26,7 @@ def neighbour_plan(inputs: NeighbourInputs) -> tuple[Tensor, ...]:
         by_size,
         np.array(axes, dtype=np.int64),
         *(t.numpy() for t in result),
+        share=len(index),
     )
     return result
 
@@ -40,7 +41,7 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
     run(
         _asymmetric_plan, array(terms), np.float32(scale),
         *(t.contiguous().numpy() for t in (index, size, special)), array(features), targets,
-        by_size, *(t.numpy() for t in result),
+        by_size, *(t.numpy() for t in result), share=len(index),
     )  # fmt: skip
     return result
 

@@ -10,7 +10,7 @@ from mtr_lab.ops.cpu.arrays import NO_FACTOR, NO_GAP, NO_POSITIONS, array, flags
 from mtr_lab.ops.cpu.convolution import conv
 from mtr_lab.ops.cpu.scan import scan
 from mtr_lab.ops.cpu.scan_statistics import numbers, with_terms
-from mtr_lab.ops.cpu.threads import run
+from mtr_lab.ops.cpu.threads import run, share_of
 from mtr_lab.ops.cpu.vectors import BLOCK
 from mtr_lab.ops.onednn import linear
 from mtr_lab.ops.packed import PackedWeights
@@ -63,7 +63,7 @@ def mamba_inner(
         positions = (NO_POSITIONS if t is None else t[few].contiguous().numpy() for t in (index, source))
         run(
             conv, own, steps[0], *taps, *positions, backward, length, *whole(directions, count, length),
-            convolved[: size * channels].reshape(size, channels),
+            convolved[: size * channels].reshape(size, channels), share=share_of(size * channels),
         )  # fmt: skip
         for g, x in enumerate(u[: size * channels].view(directions, count, length, channels).unbind()):
             projected[g, few] = linear(x, products[g])

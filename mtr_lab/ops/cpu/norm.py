@@ -8,7 +8,7 @@ from torch import Tensor
 from mtr_lab.ops.cpu.arrays import NO_FACTOR, NO_POSITIONS, array, memory_of
 from mtr_lab.ops.cpu.compiled import jit
 from mtr_lab.ops.cpu.formulas import dot, f32, scratch
-from mtr_lab.ops.cpu.threads import run
+from mtr_lab.ops.cpu.threads import run, share_of
 from mtr_lab.ops.cpu.vectors import BLOCK, load, multiply_add, store, sum_of_lanes
 
 TOKENS = 8  # in one piece of work: few, so that threads share the tokens of one image evenly
@@ -31,7 +31,7 @@ def norm_add(
         _norm_add, memory_of(hidden.contiguous()), *_lists(*lists[:3] if hidden.shape != merged else ()),
         array(before), *_lists(*lists[3:]), NO_POSITIONS if keep is None else keep.contiguous().numpy(),
         *(array(t) for t in (weight, weight[:0] if bias is None else bias)), np.float32(eps),
-        memory_of(normed), total.numpy(),
+        memory_of(normed), total.numpy(), share=share_of(total.numel()),
     )  # fmt: skip
     return normed, total
 

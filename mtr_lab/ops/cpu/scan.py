@@ -92,6 +92,7 @@ def scan(
                     later = order[g, row, min(begin + k + AHEAD, length - 1)]
                     prefetch(u, first_u + later * u_step[2])
                     prefetch(delta, first_delta + later * delta_step[2])
+                    prefetch(result, first_y + t * channels)
                     factor = delta_scale[image, t] if delta_scale.shape[0] > 0 else f32(1)
                     factor *= repeats[image, t] if repeats.shape[0] > 0 else f32(1)
                     raw = load(shift, 0, BLOCK)

@@ -14,12 +14,12 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ign
 _one_at_a_time = threading.Lock()
 
 
-def run(kernel: Callable[..., None], *args: Any) -> None:
-    """Call a kernel on as many threads as PyTorch uses."""
+def run(kernel: Callable[..., None], *args: Any, share: int | None = None) -> None:
+    """Call a kernel on as many threads as PyTorch uses, at most ``share``: those with enough to do."""
     threads = torch.get_num_threads()
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     with _one_at_a_time:
-        before, wanted = numba.get_num_threads(), min(threads, most)
+        before, wanted = numba.get_num_threads(), min(threads, most, share or most)
         if torch.get_num_threads() != threads:
             # Numba resets the thread count of the shared OpenMP runtime on first use.
             torch.set_num_threads(threads)
@@ -31,3 +31,8 @@ def run(kernel: Callable[..., None], *args: Any) -> None:
             kernel(*args)
         finally:
             numba.set_num_threads(before)
+
+
+def share_of(elements: int) -> int:
+    """How many threads have enough to do for a norm or a convolution: waking one takes as long as 2^16 elements."""
+    return max(1, elements // 2**16)
