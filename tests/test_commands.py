@@ -265,7 +265,9 @@ def test_completion_of_commands_and_of_their_settings(
     assert set(run_command(commands.main, "-sc", "query=bash").out.split()) == expected
 
 
-@pytest.mark.parametrize("arguments", [["models", "vim_nano"], ["eval", "backbone=é", "--cfg", "job"]], ids=["page", "mistake"])
+@pytest.mark.parametrize(
+    "arguments", [["models", "vim_nano"], ["eval", "backbone=é", "--cfg", "job"]], ids=["page", "mistake"]
+)
 def test_a_terminal_without_the_characters(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)

@@ -128,7 +128,7 @@ def check_settings(config: DictConfig, default: DictConfig) -> None:
 def _of_backbone(config: DictConfig) -> set[str]:
     """The settings that the file of the chosen backbone has besides those of all backbones."""
     file = CONF / "backbone" / f"{OmegaConf.select(config, 'backbone.name')}.yaml"
-    return {f"backbone.{key}" for key in OmegaConf.load(file)} if file.is_file() else set()
+    return {f"backbone.{key!s}" for key in OmegaConf.load(file)} if file.is_file() else set()
 
 
 def choose_budget(config: DictConfig, default: DictConfig) -> None:
