@@ -49,7 +49,7 @@ def load_predictions(path: str | Path) -> Predictions:
         path = path / FILE_NAME
     try:
         if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
-            raise ValueError("it is no archive of arrays")  # NumPy would advise to unpickle it
+            raise ValueError("it is not an archive of arrays")  # NumPy would advise to unpickle it
         with np.load(path, allow_pickle=False) as arrays:
             kind = _kind(arrays)
             names = [field.name for field in fields(kind)]

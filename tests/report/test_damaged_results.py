@@ -94,6 +94,6 @@ def test_predictions_that_are_no_archive(tmp_path: Path, kind: str) -> None:
         os.mkfifo(file)
     else:
         file.symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="does not hold predictions: it is no archive of arrays") as refusal:
+    with pytest.raises(UserError, match="does not hold predictions: it is not an archive of arrays") as refusal:
         load_predictions(file)
     assert "load it unsafely" not in str(refusal.value)

@@ -303,7 +303,7 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
     (tmp_path / "run" / "pictures" / "folder.png").mkdir(parents=True)
     (tmp_path / "run" / "pictures" / "tokens.png").write_bytes(PIXEL)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, **options: object) -> None:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as broken:

@@ -77,7 +77,7 @@ def test_a_sweep_ends_with_one_table_of_all_lines(tmp_path: Path, capsys: pytest
     (table,) = sweep_tables(results)
     Console(width=120).print(table)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()]
-    assert ["none", "0.0"] in rows
+    assert ["unreduced", "0.0"] in rows
     assert [row[0] for row in rows if row[0] in ("mtr", "hsa", "vim_ti")] == ["hsa", "mtr", "hsa", "mtr", "vim_ti"]
     assert sweep_tables(results[:1]) == []
     assert sweep_tables([results[0], results[0]]) == []  # a setting other than the policy varies

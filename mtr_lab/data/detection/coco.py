@@ -130,8 +130,8 @@ def _listed(records: Any, name: str, path: Path) -> list[Any]:
         UserError: it is something else.
     """
     if not isinstance(records, list):
-        found = "null" if records is None else f"a value of type {type(records).__name__}"
-        raise UserError(f"the annotations {path}: {name} is {found}, expected a list (empty, if there are none).")
+        kind = "null" if records is None else f"a value of type {type(records).__name__}"
+        raise UserError(f"the annotations {path}: {name} is {kind}, expected a list (empty, if there are none).")
     return records
 
 
