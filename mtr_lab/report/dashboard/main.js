@@ -16,8 +16,7 @@ function render() {
     "Bars: 95 % intervals (Wilson for shares of images, else bootstrap over images), if the result has them" +
     `${averaged() ? "; for a mean over seeds, ± one standard deviation" : ""}. ` +
     "Grey band: Pareto front of the points shown, " +
-    `one per ${metric.relative ? "backbone" : "dataset"} and number of images, ` +
-    "for speeds one per hardware. " +
+    `for each ${metric.relative ? "backbone" : "dataset"} and number of images, of speeds also for each device. ` +
     `Circle and dashed line: unreduced model. ${metric.better < 0 ? "Lower is better. " : ""}` +
     "× unreduced: median over rounds that timed both models, with its 95 % interval. " +
     "Runs are timed apart, so absolute speeds of several runs have no Pareto front. " +
