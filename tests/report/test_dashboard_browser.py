@@ -275,6 +275,8 @@ def test_sizes_of_pictures_come_after_shares_and_videos_are_counted(browser: Any
         chips = page.get_by_role("group", name="Asked ratio", exact=True).get_by_role("button").all_inner_texts()
         assert chips == ["30.0 %", "50.0 %", "44 × 44 px", "104 × 104 px"]
         assert "1\u00a0000 videos" in page.locator("#summary").inner_text()
+        page.locator("#points .opener").last.click()
+        assert {"videos", "videos per second"} <= set(page.locator("#details th").all_inner_texts())
 
 
 def test_differences_in_pairs_change_sign_with_the_baseline(page: Page) -> None:

@@ -141,6 +141,9 @@ function setting(point, among = visible) {
 }
 const varying = new WeakMap(); // points -> the properties that differ among them
 
+/** What a task reads. */
+const inputOf = ({ task }) => (task === "video" ? "video" : "image");
+
 /** In settings and files the unreduced model is the policy none. */
 const policyName = (point) => (point.unreduced ? "unreduced" : point.policy);
 const label = (point, among = visible) =>

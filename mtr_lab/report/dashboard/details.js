@@ -40,9 +40,9 @@ function showDetails(id) {
       metric.name,
       `${metric.write(point[metric.key])} ${metric.unit}${interval(point, metric) && ` (${interval(point, metric)})`}`,
     ]),
-    ["images", `${point.images}${point.skipped.length ? `, ${point.skipped.length} skipped` : ""}`],
+    [`${inputOf(point)}s`, `${grouped(point.images)}${point.skipped.length ? `, ${point.skipped.length} skipped` : ""}`],
     [
-      "images per second",
+      `${inputOf(point)}s per second`,
       point.img_per_s == null
         ? "not measured"
         : figure(point.img_per_s),
@@ -54,7 +54,7 @@ function showDetails(id) {
         : `× ${point.speedup.toFixed(2)}${interval(point, { key: "speedup", write: figure }) && ` (${interval(point, { key: "speedup", write: figure })})`}`,
     ],
     [
-      "latency of one image",
+      `latency of one ${inputOf(point)}`,
       point.latency_p50 == null
         ? null
         : `${figure(point.latency_p50)} ms, 95th percentile ${shown(point.latency_p95, figure)} ms`,

@@ -53,7 +53,7 @@ function drawPage() {
   for (const id of ["tradeoff", "points", "differences", "tokens", "runs"]) byId(`${id}-section`).hidden = !all.length && !live;
   document.title = `${byId("title").textContent} · mtr_lab report`;
   const count = (number, name) => `${grouped(number)} ${name}${number === 1 ? "" : "s"}`;
-  const inputs = all.every((point) => point.task === "video") ? "video" : "image";
+  const inputs = all.length && all.every((point) => inputOf(point) === "video") ? "video" : "image";
   byId("summary").textContent = [
     distinct("task").join(", "),
     distinct("dataset").join(", "),
