@@ -30,6 +30,8 @@ def machine_error(error: BaseException) -> str | None:
     """The message if an exception tells what the machine lacks, ``None`` if it is another one."""
     if isinstance(error, MachineError):
         return str(error)
+    if isinstance(error, BrokenPipeError):
+        return "the output is no longer read (broken pipe). Files that were written are kept."
     if isinstance(error, OSError) and error.errno in _REFUSED:
         action = "write or read" if error.errno in (errno.EACCES, errno.EPERM) else "write"
         return f"cannot {action} {error.filename or 'a file'}: {error.strerror}."

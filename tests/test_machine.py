@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from example_runs import write_run
 from small_dense import DETECTION, QUICK, SEGMENTATION
 from small_run import SMALL
 from torch.utils.data import get_worker_info
@@ -153,3 +155,24 @@ def test_a_folder_without_permission_is_one_line(run_command, tmp_path: Path, ke
     (line,) = run.err.splitlines()
     assert "/sys/kernel/mtr_lab" in line
     assert "ermi" in line  # Operation not permitted, Permission denied
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("full", "No space left on device"), ("pipe", "is no longer read (broken pipe)")]
+)
+def test_an_output_that_cannot_be_printed_is_one_line(tmp_path: Path, kind: str, expected: str) -> None:
+    write_run(tmp_path / "run", "mtr", images=20)
+    if kind == "full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, output = os.pipe()
+        os.close(reading)
+    command = [sys.executable, "-m", "mtr_lab.report", tmp_path / "run", "-o", tmp_path / "report.html"]
+    run = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(output)
+    assert run.returncode == 1, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("mtr_lab: ")
+    assert expected in line
+    assert (tmp_path / "report.html").is_file()

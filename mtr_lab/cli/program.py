@@ -36,7 +36,7 @@ from mtr_lab.cli.overrides import check_numbers, explain_composition, is_overrid
 from mtr_lab.cli.ray_launcher import RayLauncher
 from mtr_lab.cli.settings import check_settings, choose_budget, default_settings, setting_names
 from mtr_lab.cli.signals import exit_at_signals
-from mtr_lab.cli.streams import print_in_any_encoding
+from mtr_lab.cli.streams import print_in_any_encoding, stop_printing
 from mtr_lab.cli.targets import check_files, check_overrides
 from mtr_lab.configuration import CONF
 from mtr_lab.errors import UserError, machine_error, one_line, unknown, user_errors
@@ -188,6 +188,7 @@ def exit_with_message() -> Iterator[None]:
         message = machine_error(error)
         if message is None:
             raise
+        stop_printing()
         _exit(" ".join([message, *getattr(error, "__notes__", [])]), 1)
 
 

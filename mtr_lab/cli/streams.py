@@ -1,6 +1,7 @@
-"""Output for terminals of any encoding."""
+"""Output to terminals of any encoding, and to programs that stop reading it."""
 
 import io
+import os
 import sys
 
 
@@ -9,3 +10,9 @@ def print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
+def stop_printing() -> None:
+    """Drop what is printed to stdout from now on: after an error in writing to it, another one would follow at exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,7 +42,10 @@ def find_root(name: str, root: str | None, *, of_classes: bool = True) -> Path:
         raise UserError(text + (more if of_classes else "."))
     if root.startswith("pkg://"):
         package, _, path = root.removeprefix("pkg://").partition("/")
-        return Path(str(resources.files(package).joinpath(path)))
+        spec = find_spec(package) if package.isidentifier() else None  # imports nothing
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"dataset {name!r}, dataset.root={root}: expected pkg://PACKAGE/PATH of a package.")
+        return Path(spec.submodule_search_locations[0]) / path
     directory = Path(os.path.expanduser(root)).absolute()
     if not os.path.isdir(directory):  # a name that is too long has none either
         text = f"dataset {name!r}, dataset.root: {directory} is not a directory."

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mtr_lab.cli.help_pages import EXIT_CODES, HelpFormatter, examples, wrap
 from mtr_lab.cli.signals import answer, exit_at_signals
-from mtr_lab.cli.streams import print_in_any_encoding
-from mtr_lab.errors import UserError
+from mtr_lab.cli.streams import print_in_any_encoding, stop_printing
+from mtr_lab.errors import UserError, machine_error
 from mtr_lab.packages import require
 from mtr_lab.report import wandb_report
 from mtr_lab.report.dashboard.live import make_server
@@ -94,6 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"mtr_lab: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        message = machine_error(error)
+        if message is None:
+            raise
+        stop_printing()
+        print(f"mtr_lab: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _write(results: Sequence[Path], output: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, features
 
 from mtr_lab.data import ImageDataModule
+from mtr_lab.data.folders import find_root
 from mtr_lab.data.video.sources import open_videos
 from mtr_lab.errors import UserError
 
@@ -172,3 +173,20 @@ def test_folders_and_lists_of_videos(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match=r"names val/b/nothing\.gif, which cannot be read.*on_error=skip"):
         listed.fingerprint()
     assert open_videos(tmp_path, "val", on_error="skip").fingerprint()
+
+
+@pytest.mark.parametrize("root", ["pkg://no_such_package/x", "pkg://os/x", "pkg://", "pkg://ours/x"])
+def test_a_package_that_is_none_is_named_and_nothing_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    (tmp_path / "ours.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"dataset\.root={root}: expected pkg://PACKAGE/PATH of a package"):
+        find_root("camvid", root)
+
+
+def test_a_folder_of_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_root("camvid", "pkg://mine/images") == tmp_path / "mine" / "images"
