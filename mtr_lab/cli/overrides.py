@@ -143,7 +143,7 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
         if value and is_override(bad) and (value[0] not in "[{(" or is_path(value)):
             return UserError(f"{bad}: a value with special characters needs quotes. Type {typed(key, value)}")
         return UserError(f"cannot parse the override {bad!r}: {getattr(error, 'message', text)}")
-    given = ", ".join(overrides) or "its files"
+    given = ", ".join(overrides) if 0 < len(overrides) <= 3 else "the configuration"
     if isinstance(error, RecursionError):
         return UserError(f"{given}: maximum recursion depth exceeded. Does a value, or a file's defaults, hold itself?")
     if match := re.match(r"In '(.*)': Could not (?:find|load) '([^']*)'", text):

@@ -7,9 +7,10 @@ from PIL import Image
 
 from mtr_lab.pictures.marks import Sheet
 from mtr_lab.pictures.observation import Observation
-from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
+from mtr_lab.pictures.page import label, page, save_picture, write_gif
 from mtr_lab.pictures.panels import image_panel, token_panels
 from mtr_lab.pictures.sheets import TOKENS, Panel, chosen_blocks, evenly_spaced, percent, title, token_count
+from mtr_lab.results.atomic import replace_output
 
 _SHEET_SIDE, _ANIMATION_SIDE = 150, 300  # smallest width or height of an enlarged frame, in pixels
 _SHEET_FRAMES = 8
@@ -69,7 +70,7 @@ def save_clip(observation: Observation, blocks: Sequence[int] | None, stem: Path
     """
     sheets = save_picture(clip_sheet(observation, blocks, words), stem)
     animation = stem.with_name(f"{stem.name}.gif")
-    with replacing(animation) as stream:
+    with replace_output(animation) as stream:
         pages = clip_pages(observation, chosen_blocks(observation, blocks)[-1], words)
         write_gif(pages, stream, _FRAME_MS, _LAST_FRAME_MS)
     return [*sheets, animation]

@@ -1,15 +1,13 @@
 """Compose panels and labels to pages, and write pages to files."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
-from mtr_lab.errors import UserError
 from mtr_lab.pictures.marks import FAINT, INK, Colour, Frame, Sheet, Text, raster
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import replace_output
 
 _GAP, _MARGIN = 16, 24
 _LARGE, _NORMAL, _SMALL = 24, 19, 16  # font sizes in pixels
@@ -85,22 +83,8 @@ def save_picture(sheet: Sheet, stem: Path) -> list[Path]:
         UserError: a file cannot be written.
     """
     png, svg = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg"))
-    with replacing(png) as stream:
+    with replace_output(png) as stream:
         sheet.image().save(stream, "PNG")  # the smallest file would take five times as long
-    with replacing(svg) as stream:
+    with replace_output(svg) as stream:
         stream.write(sheet.svg().encode())
     return [png, svg]
-
-
-@contextlib.contextmanager
-def replacing(file: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing, which replaces it atomically on success; missing folders are created.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        with replace_file(file) as stream:
-            yield stream
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error}") from error

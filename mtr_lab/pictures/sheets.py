@@ -9,8 +9,9 @@ from PIL import Image
 from mtr_lab.errors import UserError
 from mtr_lab.pictures.marks import Sheet
 from mtr_lab.pictures.observation import Observation
-from mtr_lab.pictures.page import label, page, replacing, save_picture, write_gif
+from mtr_lab.pictures.page import label, page, save_picture, write_gif
 from mtr_lab.pictures.panels import image_panel, score_panel, size_panel, token_panel
+from mtr_lab.results.atomic import replace_output
 
 _SIDE, _DENSE_SIDE = 300, 600  # smallest width or height of an enlarged image, in pixels
 TOKENS = "outlined: patches merged into one token; its regions may be apart, in one colour  ·  pale: dropped"
@@ -90,7 +91,7 @@ def save_depth(observation: Observation, blocks: Sequence[int] | None, stem: Pat
     """
     sheets = save_picture(depth_sheet(observation, blocks, words), stem)
     animation = stem.with_name(f"{stem.name}.gif")
-    with replacing(animation) as stream:
+    with replace_output(animation) as stream:
         write_animation(observation, stream)
     return [*sheets, animation]
 

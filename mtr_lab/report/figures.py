@@ -10,7 +10,7 @@ from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 from mtr_lab.report.wording import shown_name
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import write_output
 from mtr_lab.results.metrics import accuracy, all_metrics
 from mtr_lab.results.metrics.metric import Metric
 
@@ -80,11 +80,7 @@ def write_figure(paths: Sequence[Path], output: Path, chart: str = "accuracy") -
         undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(output.suffix)
         figure.savefig(stream, format=output.suffix[1:], dpi=300, metadata=undated)
         plt.close(figure)
-    try:
-        with replace_file(output) as file:
-            file.write(stream.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write the figure {output}: {error.strerror}.") from error
+    write_output(output, stream.getvalue())
 
 
 def _points(data: Mapping[str, Any]) -> list[dict[str, Any]]:

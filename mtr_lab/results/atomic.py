@@ -53,19 +53,25 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user named, all of it or nothing.
+    """Write a file that the user named, all of it or nothing; see :func:`replace_output`."""
+    with replace_output(path) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replace_output(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that the user named for writing, as :func:`replace_file` does.
 
     Raises:
         UserError: a file cannot have this path.
-        OSError: the machine refuses to write it, see ``machine_error``.
+        MachineError: the machine refuses to write it.
     """
     try:
         with replace_file(path) as stream:
-            stream.write(content)
+            yield stream
     except OSError as error:
-        if machine_error(error) is not None:
-            raise
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        kind = UserError if machine_error(error) is None else MachineError
+        raise kind(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def remove_unfinished(folder: Path) -> None:

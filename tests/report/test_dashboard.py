@@ -375,7 +375,7 @@ def test_without_an_output_the_report_is_report_html(tmp_path: Path, monkeypatch
         (["missing", "-o", "r.html"], "mtr_lab: missing does not exist. Give result.json files"),
         (["empty", "-o", "r.html"], "mtr_lab: nothing to show. No result.json in empty."),
         (["wrong.json", "-o", "r.html"], "mtr_lab: wrong.json is not a result"),
-        (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write the report run/result.json/r.html"),
+        (["run", "-o", "run/result.json/r.html"], "mtr_lab: cannot write run/result.json/r.html"),
         (["run", "--live", "--port", "99999"], "mtr_lab: cannot serve on port 99999"),
         (["run", "wandb="], "wandb= is not a project: give wandb=PROJECT or wandb=ENTITY/PROJECT"),
         (["run", "wandb=team/"], "wandb=team/ is not a project"),

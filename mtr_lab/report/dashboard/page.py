@@ -13,7 +13,7 @@ from typing import Any
 from mtr_lab.errors import UserError
 from mtr_lab.packages import require
 from mtr_lab.report.dashboard.reader import Reader
-from mtr_lab.results.atomic import replace_file
+from mtr_lab.results.atomic import write_output
 from mtr_lab.results.schema import FILE_NAME
 
 NEEDS = ("plotly", "report", "the report's page")
@@ -33,6 +33,7 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
 
     Raises:
         UserError: see ``Reader.data``; there is no result; Plotly is not installed; ``output`` cannot be written.
+        MachineError: see :func:`~mtr_lab.results.atomic.replace_output`.
     """
     require(*NEEDS)
     data = Reader(paths).data()
@@ -40,11 +41,7 @@ def build(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         reason = " ".join(data["notes"]) or f"No {FILE_NAME} in {', '.join(map(str, paths))}."
         raise UserError(f"nothing to show. {reason}")
     html = page(data)
-    try:
-        with replace_file(output) as stream:
-            stream.write(html.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the report {output}: {error.strerror}.") from error
+    write_output(output, html.encode())
     return data
 
 
