@@ -307,7 +307,7 @@ def test_a_picture_that_cannot_be_read_is_a_note(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as broken:
-        broken.setattr("mtr_lab.report.dashboard.thumbnails.Image.open", refuse)
+        broken.setattr("mtr_lab.report.dashboard.thumbnails.open_image", refuse)
         data = build([tmp_path / "run"], tmp_path / "report.html")
     assert data["runs"][0]["pictures"] == []
     assert data["notes"] == ["run: tokens.png is left out because it cannot be read: Input/output error."]
