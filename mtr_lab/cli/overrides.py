@@ -143,7 +143,8 @@ def explain_composition(error: Exception, overrides: Sequence[str], names: Calla
         if value and is_override(bad) and (value[0] not in "[{(" or is_path(value)):
             return UserError(f"{bad}: a value with special characters needs quotes. Type {typed(key, value)}")
         return UserError(f"cannot parse the override {bad!r}: {getattr(error, 'message', text)}")
-    if isinstance(error, AssertionError) and (packages := [line for line in overrides if "@" in line.partition("=")[0]]):
+    packages = [line for line in overrides if "@" in line.partition("=")[0]]
+    if packages and isinstance(error, AssertionError):
         return UserError(f"{packages[0]}: expected a group before the @, as in GROUP@PACKAGE=NAME.")
     given = ", ".join(overrides) if 0 < len(overrides) <= 3 else "the configuration"
     if isinstance(error, RecursionError):
