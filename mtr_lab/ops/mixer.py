@@ -185,12 +185,18 @@ def _run_kernels(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     xz, weights, gap, delta_scale, repeats, index, source, reverse, _, _, stats, scale = _unpack(*arguments)
     before_scan = [name for name in stats if not STATISTICS[name].reads_output]
     x, z = xz.chunk(2, dim=-1)
-    u, delta, projected, sums = project.project(
-        x, weights, delta_scale, reverse, before_scan, repeats=repeats, index=index, source=source
-    )
+    inside = not before_scan and scan.computes_deltas(x)
+    if inside:
+        u, projected = project.convolve(x, weights, reverse, index, source)
+        delta, sums = None, projected.new_empty(*u.shape[:3], 0)
+    else:
+        u, delta, projected, sums = project.project(
+            x, weights, delta_scale, reverse, before_scan, repeats=repeats, index=index, source=source
+        )
     y, more = scan.scan(
         u, delta, weights.a, projected[..., -2 * weights.a.shape[1] :], weights.d, z, weights.timescale_bias, None, gap,
-        None, reverse, stats[len(before_scan) :], softplus=False, scale=scale, repeats=repeats,
+        delta_scale if inside else None, reverse, stats[len(before_scan) :], softplus=inside, scale=scale,
+        repeats=repeats, timescale=weights.timescale if inside else None,
     )  # fmt: skip
     return y, torch.cat([sums, more], dim=-1) if more.shape[-1] else sums, projected
 

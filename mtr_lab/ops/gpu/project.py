@@ -1,6 +1,7 @@
 """The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache.
+Three launches, each bound by memory bandwidth. One kernel of all three was slower: it stalled on reading u from the
+cache. With many tokens the first two are one launch, see ``conv_project``.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.conv_project import convolve_project
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
 
+FUSED = 4096  # tokens: from here on, convolution and x_proj are one launch
 SMALL = 4096  # tokens: with fewer, runs are ``UNROLL`` long, so that enough programs run to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
@@ -136,32 +139,42 @@ def project(
         projected: low rank, B and C side by side, (G, B, L, R + 2N) float32.
         sums: the statistics, (G, B, L, len(stats)) float32.
     """
-    x = rows(x)
-    images, length, channels = x.shape
-    directions, width, _ = weights.conv_weight.shape
-    rank = weights.timescale.shape[1]
+    u, projected = convolve(x, weights, reverse, index, source)
+    directions, images, length, channels = u.shape
     tokens = images * length
-    if index is not None and source is not None:
-        u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
-    else:
-        u = x.new_empty(directions, images, length, channels)
-        run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
-        _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
-            x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
-            REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
-        )  # fmt: skip
     delta = torch.empty_like(u)
-    projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
     parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)
     factor = delta_scale if repeats is None else repeats
     _timescales[lambda meta: (triton.cdiv(tokens, meta["T"]), blocks, directions)](
         projected, weights.timescale, weights.timescale_bias, x if factor is None else factor.contiguous(), u,
-        delta, parts, terms(stats), tokens, channels, projected.shape[3], R=rank, G=directions, BLOCKS=blocks,
-        DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None, STATS=" ".join(stats),
+        delta, parts, terms(stats), tokens, channels, projected.shape[3], R=weights.timescale.shape[1], G=directions,
+        BLOCKS=blocks, DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None, STATS=" ".join(stats),
         PRECISION=precision(x.dtype),
     )  # fmt: skip
     return u, delta, projected, parts[0] if blocks == 1 or not stats else parts.sum(0)
+
+
+@on_its_device
+def convolve(
+    x: Tensor, weights: PackedWeights, reverse: Sequence[int], index: Tensor | None = None, source: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``u`` and ``projected`` of ``project``, for a scan that computes Δ itself."""
+    x = rows(x)
+    images, length, channels = x.shape
+    directions, width, _ = weights.conv_weight.shape
+    if images * length >= FUSED:
+        return convolve_project(x, weights, reverse, index, source)
+    if index is not None and source is not None:
+        u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
+    else:
+        u = x.new_empty(directions, images, length, channels)
+        run = triton.cdiv(length, triton.cdiv(length, RUN)) if images * length >= SMALL else UNROLL
+        _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
+            x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
+            REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
+        )  # fmt: skip
+    return u, _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
 
 
 def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:

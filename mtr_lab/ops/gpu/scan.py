@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.formulas import terms
-from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device, registers, reverse_mask, rows
+from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device, precision, registers, reverse_mask, rows
 from mtr_lab.ops.gpu.scan_chunks import CHANNELS, UNROLL, chunk_length, chunk_states
 from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY, Direction, Options, load_channels, tile, walk
 from mtr_lab.ops.scan_inputs import ScanInputs
@@ -45,7 +45,7 @@ def selective_scan(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Te
 @on_its_device
 def scan(
     u: Tensor,
-    delta: Tensor,
+    delta: Tensor | None,
     a: Tensor,
     bc: Tensor,
     d: Tensor,
@@ -59,6 +59,7 @@ def scan(
     *,
     softplus: bool,
     repeats: Tensor | None = None,
+    timescale: Tensor | None = None,
     scale: float = 1.0,
     saved: Tensor | None = None,
     ungated: Tensor | None = None,
@@ -69,14 +70,16 @@ def scan(
 
     Args:
         u: (G, B, L, E), contiguous.
-        delta: (G, B, L, E), contiguous, of any floating dtype.
+        delta: (G, B, L, E), contiguous, of any floating dtype; ``None`` to compute it with ``timescale``.
         a: (G, N, E) float32, contiguous; N is a power of two.
-        bc: B and C side by side, (G, B, L, 2N), innermost dimension contiguous.
+        bc: B and C side by side, (G, B, L, 2N), innermost dimension contiguous. Without ``delta``, a slice of
+            ``PackedWeights.split``'s argument: the low-rank Δ stands before it.
         d: (G, E) float32, contiguous.
         z: (B, L, E), innermost dimension contiguous, one stride between all rows; ``None`` for no gate.
         bias: (G, E) float32, contiguous.
         order, gap, delta_scale, repeats, reverse, stats: as in ``selective_scan``.
         softplus: whether bias and softplus are still to be applied to ``delta``; if not, ``bias`` is for gaps only.
+        timescale: dt_proj, (G, R, E), for sequences that are scanned whole.
         scale: factor of the result.
         saved, ungated: outputs for a backward pass, both or neither: the states before every ``SAVE_EVERY``-th
             position of a direction but the first, (G, B, (L - 1) // SAVE_EVERY, N / 4, E, 4), and the sum over
@@ -95,7 +98,7 @@ def scan(
     gap_or_absent, factor_or_absent = (absent if t is None else t.contiguous() for t in (gap, factor))
     mask = reverse_mask(reverse)
     opposite = directions == 2 and mask in (1, 2)
-    half = half_width(images, channels, u.device) if opposite and saved is None else None
+    half = half_width(images, channels, u.device) if opposite and saved is None and delta is not None else None
     width = half or CHANNELS
     blocks = triton.cdiv(channels, width)
     sums = u.new_empty(len(stats), directions, images, length, blocks, dtype=torch.float32)
@@ -115,10 +118,10 @@ def scan(
                 *data, *rest, states, length, channels, middle, *strides, scale, FIRST=first, U=UNROLL_HALF, **options
             )
     else:
-        chunk = chunk_length(length, images * blocks, u.device) if saved is None else length
+        chunk = chunk_length(length, images * blocks, u.device) if saved is None and delta is not None else length
         chunks = triton.cdiv(length, chunk)
         left = spans = absent
-        if chunks > 1:
+        if chunks > 1 and delta is not None:
             left, spans = chunk_states(
                 u, delta, a, bc, d, bias, order, gap, delta_scale, reverse, chunk, softplus=softplus, repeats=repeats
             )
@@ -127,12 +130,21 @@ def scan(
         launches = [(g, g + 1) for g in range(directions)] if order is not None and chunks > 1 else [(0, directions)]
         for first, last in launches:
             _scan[blocks, images, chunks](
-                *data, order, *rest, left, spans, saved, ungated, length, channels, chunk, *strides, scale, FROM=first,
-                TO=last, G=directions, SPLIT=chunks > 1, U=UNROLL, **options,
+                *data, order, *rest, left, spans, saved, ungated, timescale, length, channels, chunk, *strides, scale,
+                FROM=first, TO=last, G=directions, R=0 if timescale is None else timescale.shape[1], SPLIT=chunks > 1,
+                PRECISION=precision(u.dtype), U=UNROLL, **options,
             )  # fmt: skip
     if not stats:
         return y, sums.view(directions, images, length, 0)
     return y, sums.sum(-1).movedim(0, -1).contiguous()
+
+
+def computes_deltas(x: Tensor) -> bool:
+    """Whether the scan of these tokens (B, L, E) computes Δ itself: where it scans whole sequences of a large batch."""
+    images, length, channels = x.shape
+    if half_width(images, channels, x.device) is not None:
+        return False
+    return chunk_length(length, images * triton.cdiv(channels, CHANNELS), x.device) == length
 
 
 def half_width(images: int, channels: int, device: torch.device) -> int | None:
@@ -150,10 +162,11 @@ def half_width(images: int, channels: int, device: torch.device) -> int | None:
 
 @triton.jit(do_not_specialize=["length", "chunk"])
 def _scan(u, delta, a, bc, d, bias, z, order, gap, factor, y, sums, terms, left, spans, saved, ungated,
-          length, width: tl.constexpr, chunk, stride_z: tl.constexpr, stride_g, stride_b, stride_bc: tl.constexpr,
-          scale, REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, G: tl.constexpr, GATE: tl.constexpr,
-          SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr, REPEATS: tl.constexpr,
-          SPLIT: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
+          timescale, length, width: tl.constexpr, chunk, stride_z: tl.constexpr, stride_g, stride_b,
+          stride_bc: tl.constexpr, scale, REVERSE: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr,
+          G: tl.constexpr, GATE: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr, DELTA_SCALE: tl.constexpr,
+          REPEATS: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, NP: tl.constexpr,
+          CH: tl.constexpr, U: tl.constexpr):  # fmt: skip
     """Directions ``FROM`` to ``TO - 1`` of G: the whole sequence or, with ``SPLIT``, one chunk."""
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -163,7 +176,7 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, factor, y, sums, terms, left,
     for g in tl.static_range(FROM, TO):
         row = g * images + image
         channels = load_channels(a + g * width * NP, d + g * width, bias + g * width, e, mask, width, SOFTPLUS, GAP,
-                                 NP, CH)  # fmt: skip
+                                 NP, CH, None if timescale is None else timescale + g * R * width, R)  # fmt: skip
         h = tl.zeros((NP, CH), tl.float32)
         if SPLIT:  # the state that the chunks before this one leave
             chunks = tl.num_programs(2)
@@ -173,8 +186,9 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, factor, y, sums, terms, left,
                 span = tl.load(spans + other * width + e, mask, 0)
                 state = tl.load(tile(left + other * NP * width, e, width, NP, CH), mask[None, :], 0)
                 h = tl.exp2(span[None, :] * channels.a) * h + state
-        walk(h, Direction(u + row * length * width, delta + row * length * width, bc + g * stride_g + image * stride_b,
-                          z + image * length * stride_z, None if order is None else order + row * length,
+        walk(h, Direction(u + row * length * width, None if delta is None else delta + row * length * width,
+                          bc + g * stride_g + image * stride_b, z + image * length * stride_z,
+                          None if order is None else order + row * length,
                           gap + (image * G + g) * length, factor + image * length, y + image * length * width,
                           sums + row * length * tl.num_programs(0), length, width, stride_z, stride_bc,
                           G * images.to(tl.int64) * length * tl.num_programs(0),
@@ -182,7 +196,7 @@ def _scan(u, delta, a, bc, d, bias, z, order, gap, factor, y, sums, terms, left,
                           None if ungated is None else ungated + image * length * width),
              channels, terms, start, end, scale,
              Options((REVERSE >> g) & 1, g == 0, g == G - 1, GATE, SOFTPLUS, GAP, DELTA_SCALE, REPEATS,
-                     width % CH == 0),
+                     width % CH == 0, R, PRECISION),
              U)  # fmt: skip
         tl.debug_barrier()  # the next direction adds to what this one stored
 
@@ -219,7 +233,8 @@ def _scan_half(u, delta, a, bc, d, bias, z, gap, factor, y, sums, terms, states,
                                   stride_z, stride_bc, 2 * images.to(tl.int64) * length * tl.num_programs(0), None,
                                   None),
                      channels, terms, start, end, scale,
-                     Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0),
+                     Options(BACKWARD, FIRST, not FIRST, GATE, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0, 0,
+                             None),
                      U)  # fmt: skip
             if FIRST:
                 tl.store(state, h, mask[None, :])

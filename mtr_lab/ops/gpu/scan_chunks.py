@@ -101,7 +101,8 @@ def _chunk_states(u, delta, a, bc, d, bias, order, gap, factor, left, spans,
                 h, total, Direction(u, delta, bc + g * stride_g + image * stride_b, None, order, gap, factor, None,
                                     None, length, width, None, stride_bc, None, None, None),
                 channels, start, count,
-                Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0),
+                Options((REVERSE >> g) & 1, False, False, False, SOFTPLUS, GAP, DELTA_SCALE, REPEATS, width % CH == 0,
+                        0, None),
                 U)  # fmt: skip
             tl.store(spans + at * width + e, total, mask)
             tl.store(tile(left + at * NP * width, e, width, NP, CH), h, mask[None, :])

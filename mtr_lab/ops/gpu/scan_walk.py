@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from mtr_lab.ops.gpu.formulas import LOG2E, growth, maximum, softplus
-from mtr_lab.ops.gpu.occupancy import STAGES, unstack
+from mtr_lab.ops.gpu.occupancy import STAGES, product, unstack
 
 SAVE_EVERY = tl.constexpr(8)  # positions between two states that are saved for a backward pass, a multiple of U
 
@@ -32,6 +32,8 @@ class Channels(NamedTuple):
     """The bias of Δ, which is added before softplus."""
     idle: Any
     """Δ of a token without input, softplus(bias): the state decays by it over a gap."""
+    timescale: Any
+    """(R, CH): dt_proj, where the scan computes Δ; else not read."""
 
 
 class Direction(NamedTuple):
@@ -39,6 +41,7 @@ class Direction(NamedTuple):
 
     u: Any
     delta: Any
+    """Or ``None``: Δ is computed from the low-rank Δ, which stands before B and C."""
     bc: Any
     """B and C of a token side by side."""
     z: Any
@@ -80,6 +83,10 @@ class Options(NamedTuple):
     repeats: Any
     even: Any
     """All channels of every program exist: no masks."""
+    rank: Any
+    """The number of low-rank Δ of a token that Δ is computed from; 0 if it is given."""
+    precision: Any
+    """Of this product."""
 
 
 @triton.jit
@@ -98,8 +105,8 @@ def tile(x, e, width: tl.constexpr, NP: tl.constexpr, CH: tl.constexpr):
 
 @triton.jit
 def load_channels(a, d, bias, e, mask, width: tl.constexpr, SOFTPLUS: tl.constexpr, GAP: tl.constexpr,
-                  NP: tl.constexpr, CH: tl.constexpr):  # fmt: skip
-    """``Channels`` of one direction."""
+                  NP: tl.constexpr, CH: tl.constexpr, timescale=None, R: tl.constexpr = 0):  # fmt: skip
+    """``Channels`` of one direction. With ``timescale`` (R, width), the scan computes Δ from R numbers of a token."""
     a2 = tl.load(tile(a, e, width, NP, CH), mask[None, :], 0) * LOG2E
     d_e = tl.load(d + e, mask, 0).to(tl.float32)
     bias_e, idle_e = d_e, d_e
@@ -107,7 +114,12 @@ def load_channels(a, d, bias, e, mask, width: tl.constexpr, SOFTPLUS: tl.constex
         bias_e = tl.load(bias + e, mask, 0).to(tl.float32)
     if GAP:
         idle_e = softplus(tl.load(bias + e, mask, 0).to(tl.float32))
-    return Channels(e, mask, a2, d_e, bias_e, idle_e)
+    if timescale is None:
+        return Channels(e, mask, a2, d_e, bias_e, idle_e, d_e)
+    else:
+        r = tl.arange(0, max(R, 32))  # with 16 rows the compiler's layouts are slow
+        weight = tl.load(timescale + r[:, None] * width + e[None, :], (r < R)[:, None] & mask[None, :], 0)
+        return Channels(e, mask, a2, d_e, bias_e, idle_e, weight)
 
 
 @triton.jit
@@ -127,6 +139,20 @@ def _tokens(x, s0, order, channels, stride: tl.constexpr, SIGN: tl.constexpr, EV
 
 
 @triton.jit
+def _deltas(direction, s0, order, channels, options, SIGN: tl.constexpr, U: tl.constexpr):
+    """Δ of U tokens, U times (CH,)."""
+    if options.rank == 0:
+        return _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
+    else:
+        r = tl.arange(0, channels.timescale.shape[0])
+        at = _rows(direction.bc, s0, order, direction.stride_bc, SIGN, U) - options.rank + r[None, :]
+        low_rank = tl.load(at) if r.shape[0] == options.rank else tl.load(at, (r < options.rank)[None, :], 0)
+        low_rank = tl.trans(low_rank.to(channels.timescale.dtype))
+        start = tl.zeros((channels.timescale.shape[1], U), tl.float32)
+        return unstack(tl.trans(product(tl.trans(channels.timescale), low_rank, start, options.precision)), U)
+
+
+@triton.jit
 def _states(bc, s0, order, stride: tl.constexpr, SIGN: tl.constexpr, NP: tl.constexpr, U: tl.constexpr):
     """B and C of U tokens side by side, U times (2 NP,)."""
     return unstack(tl.load(_rows(bc, s0, order, stride, SIGN, U) + tl.arange(0, 2 * NP)[None, :]), U)
@@ -141,10 +167,11 @@ def _b_and_c(bc, NP: tl.constexpr, CH: tl.constexpr):
 
 
 @triton.jit
-def _timescale(delta_t, channels, factor, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr):
+def _timescale(delta_t, channels, factor, t, SOFTPLUS: tl.constexpr, DELTA_SCALE: tl.constexpr, EVEN: tl.constexpr):
     dt = delta_t.to(tl.float32)
     if SOFTPLUS:
-        dt = tl.where(channels.mask, softplus(dt + channels.bias), 0)
+        dt = softplus(dt + channels.bias)
+        dt = dt if EVEN else tl.where(channels.mask, dt, 0)
     if DELTA_SCALE:
         dt *= tl.load(factor + t)
     return dt
@@ -156,6 +183,20 @@ def _run(dt, factor, t, REPEATS: tl.constexpr):
     if REPEATS:
         dt *= tl.load(factor + t)
     return dt
+
+
+@triton.jit
+def _read(h, c):
+    """Σ h c over the states, (NP, CH) and (NP,) -> (CH,): one product after the other where a thread has all states."""
+    N: tl.constexpr = h.shape[0]
+    if h.shape[1] < 32:
+        return tl.sum(h * c[:, None], 0)
+    else:
+        hs, cs = unstack(h, N), unstack(tl.reshape(c, (N, 1)), N)
+        total = tl.zeros((h.shape[1],), tl.float32)
+        for n in tl.static_range(N):
+            total += hs[n] * cs[n]
+        return total
 
 
 @triton.jit
@@ -197,7 +238,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
                 at = direction.saved + (passed // SAVE_EVERY - 1) * h.shape[0] * direction.width
                 _save(at, h, channels, direction.width)
         us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
-        dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
+        dts = _deltas(direction, s0, order, channels, options, SIGN, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
         ys, zs = us, us
         if not options.first:
@@ -208,7 +249,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale)
+            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale, options.even)
             u_t = us[k].to(tl.float32)
             b_t, c_t = _b_and_c(bcs[k], h.shape[0], h.shape[1])
             one = dt
@@ -216,7 +257,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
             span = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)
             fade = tl.exp2(span[None, :] * channels.a)
             h = fade * h + _update(one * u_t, b_t, one, channels, direction.factor, t, options.repeats)
-            y_t = channels.d * u_t + tl.sum(h * c_t[:, None], 0)
+            y_t = channels.d * u_t + _read(h, c_t)
             at = direction.sums + t * tl.num_programs(0) + tl.program_id(0)
             for i in tl.static_range(len(terms)):
                 tl.store(at + i * direction.stride_sums, tl.sum(terms[i](dt, u_t, y_t, maximum), 0))
@@ -262,12 +303,12 @@ def _walk_states(h, total, direction, channels, first, count, options, U: tl.con
     for i in tl.range(0, count, U, num_stages=STAGES):
         s0 = first + SIGN * i
         us = _tokens(direction.u, s0, order, channels, direction.width, SIGN, options.even, U)
-        dts = _tokens(direction.delta, s0, order, channels, direction.width, SIGN, options.even, U)
+        dts = _deltas(direction, s0, order, channels, options, SIGN, U)
         bcs = _states(direction.bc, s0, order, direction.stride_bc, SIGN, h.shape[0], U)
         for k in tl.static_range(U):
             s = s0 + SIGN * k
             t = s if order is None else tl.load(order + s)
-            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale)
+            dt = _timescale(dts[k], channels, direction.factor, t, options.softplus, options.delta_scale, options.even)
             one, write = dt, dt * us[k].to(tl.float32)
             dt = _run(one, direction.factor, t, options.repeats)
             dt = _with_gap(dt, channels.idle, direction.gap, s, direction.length, options.backward, options.gap)

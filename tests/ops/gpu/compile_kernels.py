@@ -42,6 +42,7 @@ def main(backend: str, arch: str) -> None:
         torch.version.hip = "of a ROCm build"  # tells the kernels that the backend is HIP
     from mtr_lab.ops.gpu import (
         conv,
+        conv_project,
         decision,
         embedding,
         metadata,
@@ -76,6 +77,13 @@ def main(backend: str, arch: str) -> None:
     project.project(normal(1, 8, 64), packed, None, BOTH, ("delta",), repeats=torch.ones(1, 8))
     project.project(normal(1, 8, 64), packed, None, BOTH, (), index=positions[0], source=positions[1])
     for dtype in (torch.bfloat16, torch.float32):
+        x, narrow = torch.randn(1, 8, 64, dtype=dtype), ops.pack(weights, dtype)
+        conv_project.convolve_project(x, narrow, BOTH, *positions)
+        u, projected = conv_project.convolve_project(x, narrow, BOTH, None, None)
+        scan.scan(
+            u, None, narrow.a, projected[..., -32:], narrow.d, x, narrow.timescale_bias, None, None, x[..., 0].float(),
+            BOTH, (), softplus=True, timescale=narrow.timescale,
+        )  # fmt: skip
         x, read, kept = (
             torch.randn(1, 8, 64, dtype=dtype),
             torch.zeros(1, 1, dtype=torch.int64),
