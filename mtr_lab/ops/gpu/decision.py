@@ -6,11 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.decision_inputs import DecisionInputs
-from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device
+from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device
 
 MAX_LENGTH = 16384
 MAX_REMOVED = 2048
 POSITIONS = tl.constexpr(2)
+FEW = 16, 128, 4  # targets, channels at a time and warps of a program that matches them, where few programs run
 RUN = 512  # tokens that one program sorts; the sorted runs of longer sequences are merged by another launch
 
 
@@ -157,7 +158,7 @@ def _rank_block(keys, order, length, RUN: tl.constexpr, LP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "num_removed", "targets"])
 def _match_block(hidden, residual, order, best, length, num_removed, targets, channels, HIDDEN: tl.constexpr,
-                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr):  # fmt: skip
+                 RESIDUAL: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr, CP: tl.constexpr):  # fmt: skip
     """Find the most similar of TP targets for RP sources, and combine it with the other programs' by an atomic maximum.
 
     Keys are integers: the similarity in the high bits, then the target, the first of equals largest.
@@ -170,8 +171,8 @@ def _match_block(hidden, residual, order, best, length, num_removed, targets, ch
     target = first + tl.load(order + first + num_removed + m, is_target, 0)
     similarity = tl.zeros((RP, TP), tl.float32)
     square = tl.zeros((TP,), tl.float32)
-    for c0 in tl.range(0, channels, 32, num_stages=STAGES):
-        c = c0 + tl.arange(0, 32)
+    for c0 in tl.range(0, channels, CP, num_stages=STAGES):
+        c = c0 + tl.arange(0, CP)
         a = _features(hidden, residual, source, is_source, channels, c, HIDDEN, RESIDUAL)
         b = _features(hidden, residual, target, is_target, channels, c, HIDDEN, RESIDUAL)
         square += tl.sum(b * b, 1)
@@ -224,12 +225,14 @@ def asymmetric_plan(inputs: DecisionInputs) -> tuple[Tensor, ...]:
         _rank_block[images, triton.cdiv(length, 128)](keys, order, length, RUN=RUN, LP=128)
     if features is not None:
         # Large tiles reuse what they load; with few removed tokens, many small programs hide latency better.
-        rows, columns, warps = max(16, triton.next_power_of_2(num_removed)), 32, 2
+        rows, columns, step, warps = max(16, triton.next_power_of_2(num_removed)), 32, 32, 2
         if num_removed > 64:
             rows, columns, warps = 64, 64, 4
+        elif images * triton.cdiv(targets, columns) <= num_sms(terms.device):  # one wave: read more at a time
+            columns, step, warps = FEW
         _match_block[images, triton.cdiv(num_removed, rows), triton.cdiv(targets, columns)](
             *streams, order, best, length, num_removed, targets, features.shape[2], HIDDEN=hidden is not None,
-            RESIDUAL=residual is not None, RP=rows, TP=columns, num_warps=warps,
+            RESIDUAL=residual is not None, RP=rows, TP=columns, CP=step, num_warps=warps,
         )  # fmt: skip
     return merge(order, best, index, size, special, num_removed, match=features is not None, by_size=by_size)
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu import project_few
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
@@ -141,6 +142,8 @@ def project(
     directions, width, _ = weights.conv_weight.shape
     rank = weights.timescale.shape[1]
     tokens = images * length
+    if tokens <= project_few.MAX_TOKENS:
+        return project_few.project_few(x, weights, delta_scale, reverse, stats, repeats, index, source)
     if index is not None and source is not None:
         u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
     else:

@@ -52,11 +52,15 @@ def main(backend: str, arch: str) -> None:
         norm,
         norm_backward,
         project,
+        project_few,
         scan,
         scan_backward,
         scan_chunks,
     )
 
+    scan.fits_together = lambda *_: False
+    project_few.MAX_TOKENS = -1
+    mixer_read.FEW = 0
     # Unrolling twice as much takes the compiler four times as long, for the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
@@ -84,6 +88,12 @@ def main(backend: str, arch: str) -> None:
         for scale, repeats in ((torch.ones(1, 8), None), (None, torch.ones(1, 8))):
             gap, places = (None, (None, None)) if scale is None else (torch.zeros(1, 2, 8), positions)
             mixer_read.mamba_inner_read(x, x[:, :1], read, kept, gap, scale, repeats, *places, 0.5)
+    project_few.MAX_TOKENS, mixer_read.FEW = 8, 1  # the kernels for few images, with x, read and kept of float32
+    project.project(normal(1, 8, 64), packed, torch.ones(1, 8), BOTH, ("delta", "write"))
+    project.project(x, kept, None, BOTH, (), repeats=torch.ones(1, 8), index=positions[0], source=positions[1])
+    mixer_read.mamba_inner_read(x, x[:, :1], read, kept, None, None, repeats, *positions, 0.5)
+    mixer_read.mamba_inner_read(x, x[:, :1], read, kept, torch.zeros(1, 2, 8), torch.ones(1, 8), None, None, None, 0.5)
+    project_few.MAX_TOKENS = -1
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)
@@ -99,6 +109,10 @@ def main(backend: str, arch: str) -> None:
         scan.selective_scan(inputs, ops.STATS)
         scan.selective_scan(inputs._replace(delta_scale=None, repeats=torch.ones(1, length)), ())
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
+    scan.fits_together = lambda *_: True
+    scan.selective_scan(inputs, ())
+    scan.selective_scan(inputs._replace(delta_scale=None, repeats=torch.ones(1, length), gap=None), ())
+    scan.fits_together = lambda *_: False
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
     scan.selective_scan(ordered, ops.STATS)
     scan_backward.selective_scan_backward(ordered, normal(1, length, 64))
