@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
-from mtr_lab.backbones.plain import as_built, project
+from mtr_lab.backbones.plain import as_built, convolution, project
 from mtr_lab.errors import unknown
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -51,7 +51,8 @@ class PlainMamba2D(nn.Module):
         self.d_model, self.d_state, self.pairing = d_model, d_state, pairing
         self.d_inner, self.dt_rank = 2 * d_model, math.ceil(d_model / 16)
         self.in_proj = as_built(nn.Linear(d_model, 2 * self.d_inner))
-        self.conv2d = nn.Conv2d(self.d_inner, self.d_inner, conv_size, padding=conv_size // 2, groups=self.d_inner)
+        conv = nn.Conv2d(self.d_inner, self.d_inner, conv_size, padding=conv_size // 2, groups=self.d_inner)
+        self.conv2d = as_built(conv)
         self.x_proj = as_built(nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
         self.dt_proj = as_built(timescale_projection(self.dt_rank, self.d_inner))
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
@@ -71,7 +72,7 @@ class PlainMamba2D(nn.Module):
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
         x, z = project(self.in_proj, hidden).chunk(2, dim=-1)
-        u, scanned = positions.sample(F.silu(positions.convolve(x, self.conv2d)))
+        u, scanned = positions.sample(positions.convolve(x, convolution(self.conv2d, silu=True)))
         low_rank, b, c = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = project(self.dt_proj, low_rank)
         gate = z if scanned is positions else None
