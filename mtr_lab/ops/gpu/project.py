@@ -1,6 +1,7 @@
 """The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache.
+Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache. Of
+large reduced batches, convolution and x_proj are one launch, see ``conv_project``.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.ops.gpu.conv_project import convolve_project
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
@@ -18,6 +20,7 @@ from mtr_lab.ops.packed import PackedWeights
 SMALL = 4096  # tokens: with fewer, runs are ``UNROLL`` long, so that enough programs run to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
+FUSED_TOKENS, FUSED_CHANNELS = 29_696, 768  # convolution and x_proj in one launch, where it was measured to be faster
 TILE = 64  # channels whose timescales a program computes at a time
 
 
@@ -136,22 +139,10 @@ def project(
         projected: low rank, B and C side by side, (G, B, L, R + 2N) float32.
         sums: the statistics, (G, B, L, len(stats)) float32.
     """
-    x = rows(x)
-    images, length, channels = x.shape
-    directions, width, _ = weights.conv_weight.shape
-    rank = weights.timescale.shape[1]
-    tokens = images * length
-    if index is not None and source is not None:
-        u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
-    else:
-        u = x.new_empty(directions, images, length, channels)
-        run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
-        _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
-            x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
-            REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
-        )  # fmt: skip
+    u, projected = _convolve_and_multiply(x, weights, reverse, index, source)
+    directions, images, length, channels = u.shape
+    rank, tokens = weights.timescale.shape[1], images * length
     delta = torch.empty_like(u)
-    projected = _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
     blocks = channel_blocks(directions * tokens, channels, x.device)
     parts = x.new_empty(blocks, directions, images, length, len(stats), dtype=torch.float32)
     factor = delta_scale if repeats is None else repeats
@@ -162,6 +153,28 @@ def project(
         PRECISION=precision(x.dtype),
     )  # fmt: skip
     return u, delta, projected, parts[0] if blocks == 1 or not stats else parts.sum(0)
+
+
+def _convolve_and_multiply(
+    x: Tensor, weights: PackedWeights, reverse: Sequence[int], index: Tensor | None, source: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``u`` and ``projected`` of ``project``."""
+    images, length, channels = x.shape
+    directions, width, _ = weights.conv_weight.shape
+    tokens = images * length
+    if index is not None and source is not None:
+        if tokens >= FUSED_TOKENS and channels == FUSED_CHANNELS and x.dtype != torch.float32:
+            return convolve_project(x, weights, reverse, index, source)
+        u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
+    else:
+        x = rows(x)
+        u = x.new_empty(directions, images, length, channels)
+        run = triton.cdiv(length, triton.cdiv(length, RUN)) if tokens >= SMALL else UNROLL
+        _convolve[lambda meta: (triton.cdiv(channels, meta["E"]), images * triton.cdiv(length, run))](
+            x, weights.conv_weight, weights.conv_bias, u, length, run, channels, x.stride(1),
+            REVERSE=reverse_mask(reverse), G=directions, W=width, U=UNROLL,
+        )  # fmt: skip
+    return u, _multiply(u.flatten(1, 2), weights.projection).unflatten(1, (images, length))
 
 
 def channel_blocks(tokens: int, channels: int, device: torch.device) -> int:

@@ -42,6 +42,7 @@ def main(backend: str, arch: str) -> None:
         torch.version.hip = "of a ROCm build"  # tells the kernels that the backend is HIP
     from mtr_lab.ops.gpu import (
         conv,
+        conv_project,
         decision,
         embedding,
         metadata,
@@ -76,6 +77,8 @@ def main(backend: str, arch: str) -> None:
     project.project(normal(1, 8, 64), packed, None, BOTH, ("delta",), repeats=torch.ones(1, 8))
     project.project(normal(1, 8, 64), packed, None, BOTH, (), index=positions[0], source=positions[1])
     for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(1, 8, 64, dtype=dtype)
+        conv_project.convolve_project(x, ops.pack(weights, dtype), BOTH, *positions)
         x, read, kept = (
             torch.randn(1, 8, 64, dtype=dtype),
             torch.zeros(1, 1, dtype=torch.int64),

@@ -1,0 +1,69 @@
+"""Convolution with x_proj in one launch, against float64."""
+
+import pytest
+import torch
+
+from mtr_lab import ops
+from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference
+from mtr_lab.ops.gpu import conv_project, project
+
+WIDTH = 4
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def inputs(directions, images, length, channels, rank, states, dtype):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(channels)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    weights = ops.MambaWeights(
+        normal(directions, channels, 1, WIDTH), normal(directions, channels),
+        normal(directions, rank + 2 * states, channels) * channels**-0.5, normal(directions, channels, rank),
+        normal(directions, channels) - 2, normal(directions, channels, states), normal(directions, channels),
+    )  # fmt: skip
+    index = torch.arange(length).expand(images, -1) * 2 + 1
+    source = torch.randint(-1, length, (images, 2 * length + 3), generator=generator)
+    xz = normal(images, length, 2 * channels).to(dtype)
+    return xz, weights, index, source
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reverse", "dtype"),
+    [
+        ((2, 7, 70, 3, 5), (False, True), torch.float32),
+        ((1, 9, 40, 17, 16), (True, False, True), torch.float16),
+        ((3, 65, 33, 33, 2), (True,), torch.float32),
+        ((1, 1, 64, 4, 8), (False, True), torch.bfloat16),
+        ((70, 1, 16, 2, 2), (False, True), torch.float32),  # tiles that span images
+        ((23, 3, 16, 2, 2), (False, True), torch.float32),
+    ],
+)
+def test_equals_the_composition(sizes, reverse, dtype):
+    xz, weights, index, source = inputs(len(reverse), *sizes, dtype)
+    packed = ops.pack(weights, dtype)
+    x = xz.chunk(2, dim=-1)[0]
+    u, projected = conv_project.convolve_project(x, packed, [int(r) for r in reverse], index, source)
+    conv = packed.conv_weight.double().transpose(1, 2), packed.conv_bias.double()
+    expected = causal_conv1d_unmerged_reference(x.double(), *conv, index, source, reverse)
+    assert u.dtype == dtype
+    assert (u - expected).norm() < TOLERANCE[dtype] * expected.norm()
+    exact = torch.einsum("gble,ger->gblr", u.double(), packed.projection.double())
+    assert projected.dtype == torch.float32
+    assert (projected - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("extra", ["delta_scale", "repeats"])
+def test_of_a_large_reduced_batch(extra, monkeypatch):
+    """The mixer with one launch equals the mixer with two."""
+    xz, weights, index, source = inputs(2, 2, 7, 70, 3, 5, torch.float16)
+    options = {"reverse": (False, True), "index": index, "source": source, "stats": ("write",)}
+    options[extra] = torch.randint(1, 4, index.shape).float()
+    with torch.no_grad(), ops.use_backend("triton"):
+        two, sums, *_ = ops.mamba_inner(xz, weights, **options)
+        monkeypatch.setattr(project, "FUSED_TOKENS", 14)
+        monkeypatch.setattr(project, "FUSED_CHANNELS", 70)
+        monkeypatch.setattr(project, "convolve_unmerged", None)
+        one, same, *_ = ops.mamba_inner(xz, weights, **options)
+    assert (one.double() - two.double()).norm() < 2e-3 * two.double().norm()
+    assert (sums - same).norm() < 2e-3 * same.norm()
