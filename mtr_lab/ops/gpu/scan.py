@@ -1,13 +1,15 @@
 """The selective scan as Triton kernels: every direction of a block, skip connection and gate, and their sum.
 
-How one program walks through tokens is in ``scan_walk``. One of three forms is chosen by the batch size:
+How one program walks through tokens is in ``scan_walk``. One of four forms is chosen by the batch size:
 
 * whole: a program scans its channels of an image in every direction, one after the other. For large batches.
 * halves: two opposite directions, a program for each, in two launches: both scan to the middle, then each adds to the
   half that the other has written. For small batches.
 * chunks: two passes over chunks of the sequence, see ``scan_chunks``. For very small batches.
+* together: as chunks, in one launch, see ``scan_together``. For very small batches of short sequences.
 
-With an ``order``, tokens are gathered by index, in kernels that are compiled separately; ``halves`` is not used.
+With an ``order``, tokens are gathered by index, in kernels that are compiled separately; ``halves`` and ``together``
+are not used. ``together`` computes no statistics.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from torch import Tensor
 from mtr_lab.ops.gpu.formulas import terms
 from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device, registers, reverse_mask, rows
 from mtr_lab.ops.gpu.scan_chunks import CHANNELS, UNROLL, chunk_length, chunk_states
+from mtr_lab.ops.gpu.scan_together import fits_together, scan_together
 from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY, Direction, Options, load_channels, tile, walk
 from mtr_lab.ops.scan_inputs import ScanInputs
 
@@ -102,12 +105,15 @@ def scan(
     data = u, delta, a, bc, d, bias, z_rows
     rest = gap_or_absent, factor_or_absent, y, sums, terms(stats)
     strides = z_rows.stride(1), *bc.stride()[:3]
-    options = {
+    parts = {
         "REVERSE": mask, "GATE": z is not None, "SOFTPLUS": softplus, "GAP": gap is not None,
-        "DELTA_SCALE": delta_scale is not None, "REPEATS": repeats is not None, "NP": a.shape[1], "CH": width,
-        "num_warps": 1, **REGISTERS,
+        "DELTA_SCALE": delta_scale is not None, "REPEATS": repeats is not None,
     }  # fmt: skip
-    if half is not None:
+    options = {**parts, "NP": a.shape[1], "CH": width, "num_warps": 1, **REGISTERS}
+    plain = order is None and saved is None and not stats
+    if plain and fits_together(directions, images, length, channels, a.shape[1], u.device):
+        scan_together(*data, gap_or_absent, factor_or_absent, y, scale, parts)
+    elif half is not None:
         states = u.new_empty(directions, images, a.shape[1], channels, dtype=torch.float32)
         middle = length // (2 * UNROLL_HALF) * UNROLL_HALF
         for first in (True, False):

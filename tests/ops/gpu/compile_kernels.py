@@ -58,6 +58,7 @@ def main(backend: str, arch: str) -> None:
         scan_chunks,
     )
 
+    scan.fits_together = lambda *_: False
     # Unrolling twice as much takes the compiler four times as long, for the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
@@ -102,6 +103,10 @@ def main(backend: str, arch: str) -> None:
         scan.selective_scan(inputs, ops.STATS)
         scan.selective_scan(inputs._replace(delta_scale=None, repeats=torch.ones(1, length)), ())
     scan_backward.selective_scan_backward(inputs, normal(1, length, 64))
+    scan.fits_together = lambda *_: True
+    scan.selective_scan(inputs, ())
+    scan.selective_scan(inputs._replace(delta_scale=None, repeats=torch.ones(1, length), gap=None), ())
+    scan.fits_together = lambda *_: False
     ordered = inputs._replace(order=torch.zeros(2, 1, length, dtype=torch.int64), reverse=(0, 0))
     scan.selective_scan(ordered, ops.STATS)
     scan_backward.selective_scan_backward(ordered, normal(1, length, 64))

@@ -62,13 +62,15 @@ def _one_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if not torch.cuda.is_available():
         monkeypatch.setattr(scan, "half_width", lambda *_: None)
+        monkeypatch.setattr(scan, "fits_together", lambda *_: False)
 
 
 @pytest.fixture
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | int:
-    """The form of the scan: "whole", "chunks", or halves, given by the channels of a program."""
+    """The form of the scan: "whole", "chunks", "together", or halves, given by the channels of a program."""
     from mtr_lab.ops.gpu import scan, scan_chunks
 
+    monkeypatch.setattr(scan, "fits_together", lambda *_: request.param == "together")
     monkeypatch.setattr(scan, "half_width", lambda *_: request.param if isinstance(request.param, int) else None)
     monkeypatch.setattr(scan_chunks, "resident_warps", lambda device: 100 if request.param == "chunks" else 0)
     monkeypatch.setattr(scan_chunks, "MIN_CHUNK", 4)
