@@ -3,6 +3,7 @@
 Row j of the L + 1 rows of an image is token j of the forward direction up to the token that is read, p, and token j - 1
 of the backward direction behind it. Three launches compute the convolution, then Δ, B and C, then the sum over all rows
 of what each writes into the state at p, decayed by the sum of Δ between: no recurrence, so that tokens are parallel.
+For few images, ``read_together`` is the last launch.
 """
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
 from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, rows
+from mtr_lab.ops.gpu.read_together import read_together
 from mtr_lab.ops.packed import PackedWeights
 
-TOKENS, CHANNELS, WARPS = 16, 64, 4  # of a program of the projections, and channels that it multiplies at a time
+TOKENS = 16  # of a program of the projections
+CHANNELS, WARPS = 64, 4  # channels that it multiplies at a time
 CONVOLVED = 8, 128  # tokens and channels of a program of the convolution
 SUMMED = 64, 32, 4  # tokens at a time and channels of a program of the sum
+FEW = 8  # images: up to so many, programs wait for memory; they then load more at a time and share the projections
+CHANNELS_FEW, WARPS_FEW = 256, 8
 
 
 @on_its_device
@@ -49,16 +54,21 @@ def mamba_inner_read(
         length if source is None else source.shape[1], channels, x.stride(1), UNMERGED=source is not None,
         W=weights.conv_weight.shape[1], T=tokens, E=wide, num_warps=4,
     )  # fmt: skip
-    _project_rows[triton.cdiv(length + 1, TOKENS) + 1, images](
+    wide, warps = (CHANNELS_FEW, WARPS_FEW) if images <= FEW else (CHANNELS, WARPS)
+    shared = triton.cdiv(channels, wide) if images <= FEW else 1
+    _project_rows[triton.cdiv(length + 1, TOKENS) + 1, images, shared](
         u, weights.projection, weights.timescale, weights.timescale_bias, read, delta, bc, length, channels, columns,
-        R=rank, N=states, PRECISION=precision(x.dtype), T=TOKENS, E=CHANNELS, num_warps=WARPS,
+        R=rank, N=states, PARTS=shared, PRECISION=precision(x.dtype), T=TOKENS, E=wide, num_warps=warps,
     )  # fmt: skip
+    data = u, delta, bc, weights.a, weights.d, weights.timescale_bias, z.contiguous(), read, gap_, factor_, y
+    parts = {"GAP": gap is not None, "DELTA_SCALE": delta_scale is not None, "REPEATS": repeats is not None}
+    if images <= FEW:
+        read_together(*data, scale, parts)
+        return y
     tokens, few, warps = SUMMED
     _sum_rows[triton.cdiv(channels, few), images](
-        u, delta, bc, weights.a, weights.d, weights.timescale_bias, z.contiguous(), read, gap_, factor_, y, length,
-        channels, scale, GAP=gap is not None, DELTA_SCALE=delta_scale is not None, REPEATS=repeats is not None,
-        N=states, T=tokens, E=few, num_warps=warps,
-    )  # fmt: skip
+        *data, length, channels, scale, N=states, T=tokens, E=few, num_warps=warps, **parts
+    )
     return y
 
 
@@ -94,9 +104,12 @@ def _convolve_rows(x, weight, bias, read, index, source, u, length, positions, c
 
 @triton.jit(do_not_specialize=["length"])
 def _project_rows(u, projection, timescale, bias, read, delta, bc, length, channels: tl.constexpr,
-                  columns: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, T: tl.constexpr,
-                  E: tl.constexpr):  # fmt: skip
-    """T rows of one direction: the tiles of the backward direction follow those of the forward one."""
+                  columns: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr,
+                  PRECISION: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    """T rows of one direction: the tiles of the backward direction follow those of the forward one.
+
+    One of ``PARTS`` programs that share the channels of Δ. Each multiplies all channels by x_proj.
+    """
     image, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     forward_rows = tl.load(read + image).to(tl.int32) + 1
     forward_tiles = tl.cdiv(forward_rows, T)
@@ -114,9 +127,9 @@ def _project_rows(u, projection, timescale, bias, read, delta, bc, length, chann
         w = projection + (g * channels + e)[:, None] * columns
         rank = product(u_e, tl.load(w + r[None, :], mask[:, None], 0), rank, PRECISION)
         states = product(u_e, tl.load(w + R + n[None, :], mask[:, None], 0), states, PRECISION)
-    tl.store(bc + at[:, None] * (2 * N) + n[None, :], states, row_mask[:, None])
+    tl.store(bc + at[:, None] * (2 * N) + n[None, :], states, row_mask[:, None] & (tl.program_id(2) == 0))
     low = rank.to(timescale.dtype.element_ty)
-    for e0 in range(0, channels, E):
+    for e0 in range(tl.program_id(2) * E, channels, PARTS * E):
         e = e0 + tl.arange(0, E)
         mask = e < channels
         w = tl.load(timescale + (g * R + r)[:, None] * channels + e[None, :], mask[None, :], 0)

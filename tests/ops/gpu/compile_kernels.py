@@ -59,6 +59,7 @@ def main(backend: str, arch: str) -> None:
     )
 
     scan.fits_together = lambda *_: False
+    mixer_read.FEW = 0
     # Unrolling twice as much takes the compiler four times as long, for the same code.
     scan.UNROLL = scan.UNROLL_HALF = scan_chunks.UNROLL = scan_backward.FORWARDS = 2
     vectors = [normal(2, 64) for _ in range(3)]
@@ -88,6 +89,9 @@ def main(backend: str, arch: str) -> None:
         for scale, repeats in ((torch.ones(1, 8), None), (None, torch.ones(1, 8))):
             gap, places = (None, (None, None)) if scale is None else (torch.zeros(1, 2, 8), positions)
             mixer_read.mamba_inner_read(x, x[:, :1], read, kept, gap, scale, repeats, *places, 0.5)
+    mixer_read.FEW = 1  # the kernels for few images, with x, read and kept of float32
+    mixer_read.mamba_inner_read(x, x[:, :1], read, kept, None, None, repeats, *positions, 0.5)
+    mixer_read.mamba_inner_read(x, x[:, :1], read, kept, torch.zeros(1, 2, 8), torch.ones(1, 8), None, None, None, 0.5)
     for xz in (normal(1, 9, 128), torch.randn(1, 9, 128)):
         packed = ops.pack(weights, xz.dtype)
         y, _, projected, saved = mixer_training.forward(xz, packed, BOTH, ("output",), 0.5)

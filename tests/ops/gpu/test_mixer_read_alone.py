@@ -4,6 +4,7 @@ import torch
 from covering import parametrize_covering
 
 from mtr_lab import ops
+from mtr_lab.ops.gpu import mixer_read
 
 BOTH = (False, True)
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -40,9 +41,11 @@ def inputs(images, length, channels, states, dtype, part):
     states=[3, 16],
     dtype=[torch.float32, torch.float16, torch.bfloat16],
     part=["plain", "scaled", "runs", "aligned", "unmerged"],
+    few=[True, False],
 )
 @torch.no_grad()
-def test_equals_the_whole_mixer(length, channels, states, dtype, part):
+def test_equals_the_whole_mixer(length, channels, states, dtype, part, few, monkeypatch):
+    monkeypatch.setattr(mixer_read, "FEW", 3 if few else 0)
     x, z, read, weights, options = inputs(3, length, channels, states, dtype, part)
     with ops.use_backend("reference"):
         wide = {name: t.double() if t.is_floating_point() else t for name, t in options.items()}
