@@ -20,7 +20,7 @@ TOKENS = 16  # of a program of the projections
 CHANNELS, WARPS = 64, 4  # channels that it multiplies at a time
 CONVOLVED = 8, 128  # tokens and channels of a program of the convolution
 SUMMED = 64, 32, 4  # tokens at a time and channels of a program of the sum
-FEW = 8  # images: up to so many, programs wait for memory; they then load more at a time and share the projections
+FEW = 8  # images at most whose programs load more at a time and share the projections, as they wait for memory
 CHANNELS_FEW, WARPS_FEW = 256, 8
 
 

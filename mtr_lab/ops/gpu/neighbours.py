@@ -7,9 +7,10 @@ from torch import Tensor
 
 from mtr_lab.ops.decision_inputs import NeighbourInputs
 from mtr_lab.ops.gpu.decision import POSITIONS, merge
-from mtr_lab.ops.gpu.occupancy import on_its_device
+from mtr_lab.ops.gpu.occupancy import num_sms, on_its_device
 
-BLOCK, WIDTH, WARPS = 4, 64, 2
+BLOCK, WIDTH, WARPS = 4, 64, 2  # sources of a program, channels at a time, warps
+FEW, LOAD = (2, 128, 4), 4  # the same for few images, up to ``LOAD`` programs of ``BLOCK`` for each multiprocessor
 NO_COST = tl.constexpr(0x7F800000)  # the bits of infinity
 
 
@@ -172,12 +173,14 @@ def neighbour_plan(inputs: NeighbourInputs) -> tuple[Tensor, ...]:
     assert features is not None
     streams = [size if t is None else t.contiguous() for t in (hidden, residual)]
     columns, rows = axes[-1], axes[-2] if len(axes) > 1 else 1
-    _cost_block[images, triton.cdiv(sources, BLOCK)](
+    few = images * triton.cdiv(sources, BLOCK) <= LOAD * num_sms(index.device)
+    block, width, warps = FEW if few else (BLOCK, WIDTH, WARPS)
+    _cost_block[images, triton.cdiv(sources, block)](
         *streams, size if weight is None else weight, index, special, keys, into, length, sources, columns, rows,
         index.stride(0), 0 if weight is None else weight.stride(0), features.shape[2], HIDDEN=hidden is not None,
         RESIDUAL=residual is not None, WEIGHTED=weight is not None, SPECIALS=special.shape[1], AXES=len(axes),
-        STEPS=length.bit_length(), NEAR=8 if len(axes) > 1 else 2, BLOCK=BLOCK,
-        WIDTH=WIDTH, num_warps=WARPS,
+        STEPS=length.bit_length(), NEAR=8 if len(axes) > 1 else 2, BLOCK=block,
+        WIDTH=width, num_warps=warps,
     )  # fmt: skip
     block = 32
     _least_block[images, triton.cdiv(sources, block)](

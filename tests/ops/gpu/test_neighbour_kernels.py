@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtr_lab import ops
-from mtr_lab.ops.gpu import decision
+from mtr_lab.ops.gpu import decision, neighbours
 from mtr_lab.ops.neighbours import NEIGHBOUR_PLAN
 
 NAMES = ("dest", "weight", "keep", "removed", "offsets", "index", "size", "special")
@@ -23,8 +23,14 @@ def on_a_grid(patches, length, special, channels=12, batch=2, seed=0):
     return index, size, at, hidden, residual
 
 
-def check(index, size, special, weight, hidden, residual, remove, by_size, axes):
-    inputs = ops.NeighbourInputs(index, size, special, weight, hidden, residual, remove, by_size, axes)
+def check(*arguments):
+    for load in (0, neighbours.LOAD):  # programs for many images and for few
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(neighbours, "LOAD", load)
+            equals_reference(ops.NeighbourInputs(*arguments))
+
+
+def equals_reference(inputs):
     with ops.use_backend("triton"):
         assert NEIGHBOUR_PLAN.pick(*inputs).name == "triton"
         actual = ops.neighbour_plan(inputs)
