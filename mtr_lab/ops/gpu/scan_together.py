@@ -19,7 +19,7 @@ from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
 from mtr_lab.ops.gpu.occupancy import num_sms
 
 CHANNELS, STATES, CHUNKS = 8, 8, 16  # channels of a program, states of a thread, chunks of a sequence at most
-UNROLL = 4  # tokens that a thread loads at a time, at most
+UNROLL = 7  # tokens that a thread loads at a time, at most
 THREADS = 512  # of a program at most, so that a thread has 128 registers
 MAX_LENGTH = 256  # tokens; longer sequences were not measured
 
