@@ -108,7 +108,7 @@ class Deadline(lightning.Callback):
 
 
 def stretch(trainer: lightning.Trainer, epochs: int) -> None:
-    """Let the cosine of the learning rate reach its end after so many epochs in all, from its present value."""
+    """Let the cosine of the learning rate continue from its present value and end with epoch ``epochs``, from 1."""
     schedule: Any = trainer.lr_scheduler_configs[0].scheduler
     steps = (epochs - trainer.current_epoch - 1) * int(trainer.num_training_batches)
     cosine = schedule
