@@ -101,8 +101,9 @@ class Deadline(lightning.Callback):
         seconds, left = (times[-1] - times[0]) / (len(times) - 1), self._end - times[-1]
         done, planned = trainer.current_epoch + 1, trainer.max_epochs or 0
         surplus = left / seconds - (planned - done)  # epochs
-        if planned > done and not -0.5 < surplus < 1.5:
-            epochs: int = trainer.strategy.broadcast(done + max(int(left / seconds), 1))
+        fits = planned <= done or -0.5 < surplus < 1.5
+        epochs: int = trainer.strategy.broadcast(planned if fits else done + max(int(left / seconds), 1))
+        if epochs != planned:
             stretch(trainer, epochs)
             trainer.fit_loop.max_epochs = epochs
 
