@@ -63,7 +63,8 @@ def collect(sweep: Path, out: Path) -> None:
 
     A smaller model without predictions is quoted: it is in no comparison.
     """
-    runs = [read_run(path, path.parent.name) for path in sorted(sweep.glob("*/result.json"))]
+    with multiprocessing.Pool() as pool:
+        runs = pool.starmap(read_run, [(path, path.parent.name) for path in sorted(sweep.glob("*/result.json"))])
     largest = max(runs, key=lambda run: run.result["points"][0]["flops_true"] or 0).result
     lines, metrics, quoted = [], [], []
     for run in [*runs, *smaller_models(runs)]:
