@@ -56,7 +56,7 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
                 style = {"color": look(line).colour, "marker": MATPLOTLIB_MARKERS[look(line).marker]}
                 axis.plot(*zip(*points, strict=True), **style, ms=4, label=name, lw=1.6)
         for row in model["lines"]:
-            if row.get("ratio") is None and row["policy"] not in ("none", "resolution"):
+            if row.get("ratio") is None and row["policy"] not in ("none", "resolution") and metric in row:
                 point = (100 * row["reduction"], value(model, row, metric))
                 axis.plot(*point, "*", color=look("none").colour, ms=11, label=SMALLER)
         axis.axhline(0, color="#444444", lw=0.8, ls=":")

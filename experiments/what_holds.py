@@ -59,12 +59,18 @@ def label(settings: dict[str, Any], policy: str) -> str:
 
 
 def collect(sweep: Path, out: Path) -> None:
-    """The metrics of every image at every point of a classifier's runs, without the predictions, which are large."""
-    runs = [read_run(path, path.parent.name) for path in sorted(sweep.glob("*/result.json"))]
+    """The metrics of every image at every point of a classifier's runs, without the predictions, which are large.
+
+    A smaller model without predictions is quoted: it is in no comparison.
+    """
+    with multiprocessing.Pool() as pool:
+        runs = pool.starmap(read_run, [(path, path.parent.name) for path in sorted(sweep.glob("*/result.json"))])
     largest = max(runs, key=lambda run: run.result["points"][0]["flops_true"] or 0).result
-    lines, metrics = [], []
+    lines, metrics, quoted = [], [], []
     for run in [*runs, *smaller_models(runs)]:
         if run.result["backbone"] != largest["backbone"]:
+            if run.sample is None:
+                quoted.append(quote(run.result, largest))
             continue
         assert run.sample is not None, "; ".join(run.notes)
         for point, values in zip(run.result["points"], run.sample.metrics, strict=True):
@@ -76,7 +82,16 @@ def collect(sweep: Path, out: Path) -> None:
     record = {key: largest[key] for key in ("task", "backbone", "dataset", "weights", "environment")}  # type: ignore[literal-required]
     arrays = {name: np.stack([values[name] for values in metrics]) for name in metrics[0]}
     small = {name: array.astype(np.float32 if name == "kl" else np.uint8) for name, array in arrays.items()}
-    np.savez_compressed(out, lines=json.dumps(lines), record=json.dumps(record), **small)  # type: ignore[arg-type]
+    texts = {"lines": json.dumps(lines), "record": json.dumps(record), "quoted": json.dumps(quoted)}
+    np.savez_compressed(out, **texts, **small)  # type: ignore[arg-type]
+
+
+def quote(small: Any, large: Any) -> dict[str, Any]:
+    """The line of a smaller model of which only the result is left: its accuracy, and the FLOPs that it saves."""
+    point, name = small["points"][0], small["backbone"]
+    own = {key: point[key] for key in ("top1", "top1_ci", "flops_true", "images")}
+    saved = 1 - point["flops_true"] / large["points"][0]["flops_true"]
+    return {"line": name, "policy": name, "ratio": None, "reduction": saved, **own}
 
 
 def _metric_keys(point: Any) -> list[str]:
@@ -86,7 +101,7 @@ def _metric_keys(point: Any) -> list[str]:
 
 def compare_classifier(file: Path) -> dict[str, Any]:
     with np.load(file) as arrays:
-        lines, record = json.loads(str(arrays["lines"])), json.loads(str(arrays["record"]))
+        lines, record, quoted = (json.loads(str(arrays[name])) for name in ("lines", "record", "quoted"))
         values = {name: arrays[name].astype(np.float64) for name in ("top1", "kl")}
     points = [{name: array[i] for name, array in values.items()} for i in range(len(lines))]
     runs = [1] * len(points)
@@ -107,7 +122,7 @@ def compare_classifier(file: Path) -> dict[str, Any]:
     return {
         "kind": "lines",
         **record,
-        "lines": lines,
+        "lines": [*lines, *quoted],
         "standings": cells,
         "claims": claims(lines, difference),
         "pictures": pictures(lines, difference),

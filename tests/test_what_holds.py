@@ -44,7 +44,11 @@ def model(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
         divergence.append(values)
     file = tmp_path_factory.mktemp("lines") / "lines.npz"
     record = {"task": "classification", "backbone": "vim_nano", "dataset": "few", "environment": {"commit": None}}
-    np.savez(file, lines=json.dumps(lines), record=json.dumps(record), top1=np.stack(top1), kl=np.stack(divergence))
+    small = {"backbone": "small", "points": [{"top1": 0.7, "top1_ci": [0.6, 0.8], "flops_true": 6e8, "images": IMAGES}]}
+    quoted = [report["quote"](small, {"points": [{"flops_true": 1e9}]})]
+    texts = {"lines": lines, "record": record, "quoted": quoted}
+    arrays = {"top1": np.stack(top1), "kl": np.stack(divergence)}
+    np.savez(file, **{name: json.dumps(value) for name, value in texts.items()}, **arrays)  # type: ignore[arg-type]
     return report["compare_classifier"](file)
 
 
@@ -64,6 +68,14 @@ def test_claims_are_compared_with_the_mean_over_seeds(report: dict[str, Any], mo
     assert report["sign"](model["claims"]["order restored before not"]["0.4"]["kl"]) == "+"
     (mean,) = [line for line in model["lines"] if line["line"] == "random, mean"]
     assert mean["seeds"] == 2
+
+
+def test_a_smaller_model_without_predictions_is_quoted_and_not_compared(
+    report: dict[str, Any], model: dict[str, Any]
+) -> None:
+    assert model["lines"][-1]["line"] == "small"
+    assert "small" not in model["standings"]["top1"]["0.4"]["others"]
+    assert report["choices_table"]([model]).splitlines()[-2].endswith("| 70.0 |")  # removes 40 %
 
 
 def test_tables_are_written_between_their_comments(

@@ -28,23 +28,25 @@ from mtr_lab.training.averaging import WeightEMA
 from mtr_lab.training.graphed_ddp import GRAPHED_DDP
 from mtr_lab.training.randomness import SeedEpochs
 
-ARCHITECTURE, SIDE, CLASSES = "resnet18d", 160, 200
+ARCHITECTURE, CLASSES = "resnet18d", 200
 WARMUP, VALIDATION = 3, 4  # epochs until the highest learning rate, and from one validation to the next
+MEASURED = 4  # epochs whose time tells that of the next ones
 
 
 class Resized(nn.Module):
-    """A convolutional network that sees the images enlarged, as its stem halves them twice."""
+    """A convolutional network that sees the images enlarged to ``side``, as its stem halves them twice."""
 
     num_classes = CLASSES
     reduction = None  # of tokens, which GraphedTraining asks for
 
-    def __init__(self) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
+        self.side = side
         network = timm.create_model(ARCHITECTURE, num_classes=CLASSES)
         self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        images = F.interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
         logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
         return logits
 
@@ -71,32 +73,53 @@ class Rows(lightning.Callback):
             print(self.rows[-1], flush=True)
 
 
-class Minutes(lightning.Callback):
-    """Sets the number of epochs from the time of those of the warm-up, so that training ends in time.
+class Deadline(lightning.Callback):
+    """Ends training at a point in time, with the learning rate at 0.
 
-    Epochs after the first, which decodes the images and captures the graphs, are measured.
+    The number of epochs follows from the time of the last ones, without the first, which decodes the images and
+    captures the graphs. Whenever it no longer fits, the rest of the cosine is stretched from where it is.
+
+    Args:
+        end: seconds since the epoch of ``time.time``.
     """
 
-    def __init__(self, minutes: float) -> None:
-        self._end, self._first = time.perf_counter() + 60 * minutes, 0.0
+    def __init__(self, end: float) -> None:
+        self._end = end
+        self._ends: list[float] = []  # of the epochs since the first
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the last epoch is validated
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-        done, now = trainer.current_epoch + 1, time.perf_counter()
-        if done == 1:
-            self._first = now
-        if done != WARMUP - 1:
+        self._ends.append(time.time())
+        if len(self._ends) < 2:
             return
-        left = (self._end - now) / ((now - self._first) / (done - 1))
-        epochs: int = trainer.strategy.broadcast(max((done + int(left)) // VALIDATION, 1) * VALIDATION)
-        schedule = trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(schedule, SequentialLR)
+        times = self._ends[-MEASURED - 1 :]
+        seconds, left = (times[-1] - times[0]) / (len(times) - 1), self._end - times[-1]
+        done, planned = trainer.current_epoch + 1, trainer.max_epochs or 0
+        surplus = left / seconds - (planned - done)  # epochs
+        fits = planned <= done or -0.5 < surplus < 1.5
+        epochs: int = trainer.strategy.broadcast(planned if fits else done + max(int(left / seconds), 1))
+        if epochs != planned:
+            stretch(trainer, epochs)
+            trainer.fit_loop.max_epochs = epochs
+
+
+def stretch(trainer: lightning.Trainer, epochs: int) -> None:
+    """Let the cosine of the learning rate continue from its present value and end with epoch ``epochs``, from 1."""
+    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+    steps = (epochs - trainer.current_epoch - 1) * int(trainer.num_training_batches)
+    cosine = schedule
+    if isinstance(schedule, SequentialLR):
+        steps -= max(schedule._milestones[0] - schedule.last_epoch, 0)  # of the warm-up
         cosine = schedule._schedulers[1]
-        assert isinstance(cosine, CosineAnnealingLR)
-        steps = trainer.num_training_batches
-        cosine.T_max = (epochs - WARMUP) * int(steps)
-        trainer.fit_loop.max_epochs = epochs
+    assert isinstance(cosine, CosineAnnealingLR)
+    phase = cosine.last_epoch / cosine.T_max
+    cosine.T_max = steps / (1 - phase)  # type: ignore[assignment]
+    cosine.last_epoch = phase * cosine.T_max  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -106,6 +129,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--minutes", type=float, help="instead of --epochs: as many as end in this time")
+    parser.add_argument("--side", type=int, default=128, help="pixels to which the images are enlarged")
     parser.add_argument("--batch", type=int, default=128, help="images of a step on each device")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--average", type=float, default=0.995, help="decay of the averaged weights per step")
@@ -135,7 +159,7 @@ def main() -> None:
         train_cache="device",
         train_transform={"scale": [0.3, 1.0], "auto_augment": "rand-m9-mstd0.5-inc1"},
     )
-    model = Resized()
+    model = Resized(options.side)
     module = ClassifierTraining(
         model,
         lr=options.lr,
@@ -146,7 +170,7 @@ def main() -> None:
         cutmix=1.0,
         cuda_graph=torch.cuda.is_available() and not options.eager,
     )
-    minutes = [] if options.minutes is None else [Minutes(options.minutes)]
+    deadline = [] if options.minutes is None else [Deadline(time.time() + 60 * options.minutes)]
     rows = Rows(options.batch * options.devices)
     trainer = lightning.Trainer(
         devices=options.devices,
@@ -162,15 +186,20 @@ def main() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[SeedEpochs(0), WeightEMA(options.average), rows, *minutes],
+        callbacks=[SeedEpochs(0), WeightEMA(options.average), rows, *deadline],
     )
     trainer.fit(module, datamodule=data)
     if not trainer.is_global_zero:
         return
     network: Any = model.network.half().cpu().to(memory_format=torch.contiguous_format)
-    network.pretrained_cfg = {**network.pretrained_cfg, **config, "input_size": (3, SIDE, SIDE)}
+    network.pretrained_cfg = {**network.pretrained_cfg, **config, "input_size": (3, options.side, options.side)}
     save_for_hf(network, str(options.out), safe_serialization=True)
-    record = {"architecture": ARCHITECTURE, "side": SIDE, "epochs": trainer.current_epoch, "average": options.average}
+    record = {
+        "architecture": ARCHITECTURE,
+        "side": options.side,
+        "epochs": trainer.current_epoch,
+        "average": options.average,
+    }
     record |= {
         "devices": options.devices,
         "lr": options.lr,
