@@ -33,7 +33,7 @@ from mtr_lab.backbones.mambavision_blocks import (
     PatchEmbed,
 )
 from mtr_lab.backbones.mambavision_objects import copy_settings, read_arguments
-from mtr_lab.backbones.patch_embed import check_images, height_and_width
+from mtr_lab.backbones.patch_embed import check_images, for_convolutions, height_and_width
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.stage import Block, Stage
 from mtr_lab.backbones.timm_pyramid import TimmPyramid
@@ -194,7 +194,7 @@ class MambaVision(TimmPyramid):
             maps: a list that gets the map of each stage of convolutions, (B, C, rows, columns).
         """
         self.check(images)
-        hidden = self.patch_embed(images)
+        hidden = self.patch_embed(for_convolutions(images))
         for number in range(CONVOLUTIONAL):
             for block in self._level(number).blocks:
                 hidden = block(hidden)

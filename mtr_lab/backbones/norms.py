@@ -41,4 +41,6 @@ class LayerNorm2d(nn.LayerNorm):
     """Layer normalisation of the channels of maps (B, C, rows, columns)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        rows = maps.permute(0, 2, 3, 1)
+        normed = ops.layer_norm(rows.flatten(1, 2), self.weight, self.bias, self.eps)
+        return normed.unflatten(1, rows.shape[1:3]).permute(0, 3, 1, 2)

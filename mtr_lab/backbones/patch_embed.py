@@ -156,6 +156,12 @@ def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def for_convolutions(images: Tensor) -> Tensor:
+    """Images with their channels last in memory where the library's convolutions are fastest so: in half precision."""
+    half = images.is_cuda and images.dtype in (torch.float16, torch.bfloat16)
+    return images.contiguous(memory_format=torch.channels_last) if half else images
+
+
 def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of an image whose size is one number for both sides, or (height, width)."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size

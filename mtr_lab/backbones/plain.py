@@ -1,7 +1,9 @@
 """Decide whether the parameters of a module may be used directly, without calling the module."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -49,3 +51,13 @@ def is_plain(module: nn.Module) -> bool:
 def project(module: nn.Module, x: Tensor) -> Tensor:
     """The result of a linear layer, by the fastest product where its parameters may be used directly."""
     return ops.linear(x, module.weight, module.bias) if is_plain(module) else module(x)  # type: ignore[arg-type]
+
+
+def convolution(conv: nn.Conv2d, *, silu: bool = False) -> Callable[[Tensor], Tensor]:
+    """A depthwise convolution of maps (B, C, rows, columns) that keeps their size, followed by SiLU if asked.
+
+    It is the fastest one where the parameters of ``conv`` may be used directly.
+    """
+    if is_plain(conv):
+        return lambda maps: ops.depthwise_conv2d(maps, conv.weight, conv.bias, silu=silu)
+    return lambda maps: F.silu(conv(maps)) if silu else conv(maps)

@@ -20,7 +20,7 @@ from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_plainmamba
 from mtr_lab.backbones.keywords import HARMLESS, MIXER, Keyword, named, only
 from mtr_lab.backbones.norms import LayerNorm
-from mtr_lab.backbones.patch_embed import check_images, height_and_width
+from mtr_lab.backbones.patch_embed import check_images, for_convolutions, height_and_width
 from mtr_lab.backbones.plainmamba_mixer import PlainMamba2D
 from mtr_lab.backbones.plainmamba_objects import copy_settings, read_arguments
 from mtr_lab.backbones.pretrained import complete
@@ -262,7 +262,7 @@ class PlainMamba(TimmInterface):
     def embed(self, images: Tensor) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block."""
         self.patch_embed.check(images)
-        maps = self.patch_embed(images)
+        maps = self.patch_embed(for_convolutions(images))
         layout = Layout(maps.shape[2], maps.shape[3])
         positions: Tensor = self.pos_embed
         if layout.grid != self.patch_embed.grid_size:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
-from mtr_lab.backbones.plain import as_built, project
+from mtr_lab.backbones.plain import as_built, convolution, is_plain, project
 from mtr_lab.errors import unknown
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -51,7 +51,8 @@ class PlainMamba2D(nn.Module):
         self.d_model, self.d_state, self.pairing = d_model, d_state, pairing
         self.d_inner, self.dt_rank = 2 * d_model, math.ceil(d_model / 16)
         self.in_proj = as_built(nn.Linear(d_model, 2 * self.d_inner))
-        self.conv2d = nn.Conv2d(self.d_inner, self.d_inner, conv_size, padding=conv_size // 2, groups=self.d_inner)
+        conv = nn.Conv2d(self.d_inner, self.d_inner, conv_size, padding=conv_size // 2, groups=self.d_inner)
+        self.conv2d = as_built(conv)
         self.x_proj = as_built(nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
         self.dt_proj = as_built(timescale_projection(self.dt_rank, self.d_inner))
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
@@ -71,17 +72,17 @@ class PlainMamba2D(nn.Module):
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
         x, z = project(self.in_proj, hidden).chunk(2, dim=-1)
-        u, scanned = positions.sample(F.silu(positions.convolve(x, self.conv2d)))
+        u, scanned = positions.sample(positions.convolve(x, convolution(self.conv2d, silu=True)))
         low_rank, b, c = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = project(self.dt_proj, low_rank)
+        delta, bias = self._timescales(low_rank)
         gate = z if scanned is positions else None
         walk = None if {"b", "c"} & set(needs) else scanned.walk(paths)
         if walk is None:
-            y, sums, b, c = self._scan(u, delta, b, c, gate, scanned, paths, stats)
+            y, sums, b, c = self._scan(u, delta, bias, b, c, gate, scanned, paths, stats)
         else:
             order, steps, moves = walk
             along = {"order": order, "steps": steps, "moves": F.embedding(moves, self.direction_Bs)}
-            A, bias = ops.state_matrix(self.A_log), self.dt_proj.bias
+            A = ops.state_matrix(self.A_log)
             y, sums = ops.scan_by_step(u, delta, A, b, c, self.D, delta_bias=bias, z=gate, stats=stats, **along)
         evidence = Evidence(
             sums.detach().transpose(0, 1),
@@ -94,10 +95,18 @@ class PlainMamba2D(nn.Module):
         y = y if scanned is positions else positions.spread(y) * F.silu(z)
         return project(self.out_proj, y), evidence
 
+    def _timescales(self, low_rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Δ before its bias, (B, L, E), and the bias, (E,): twice that of ``dt_proj``, as the authors add it twice."""
+        bias: Tensor = self.dt_proj.bias
+        if is_plain(self.dt_proj):
+            return ops.linear(low_rank, self.dt_proj.weight), 2 * bias
+        return self.dt_proj(low_rank) - bias, 2 * bias
+
     def _scan(
         self,
         u: Tensor,
         delta: Tensor,
+        bias: Tensor,
         b: Tensor,
         c: Tensor,
         gate: Tensor | None,
@@ -107,9 +116,6 @@ class PlainMamba2D(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The scan of any tokens: its output, its sums, and B and C of the tokens that are read, (G, B, L, N)."""
         options = positions.scan_arguments(paths)
-        bias: Tensor = self.dt_proj.bias
-        if options["gap"] is not None:  # Δ of a token without input has the bias twice, too
-            delta, bias = delta - bias, 2 * bias
         pairs, moves = positions.pairs(paths, by_rank=self.pairing == "rank"), positions.moves(paths)
         delta, b, c = (_rows(values, pairs) for values in (delta, b, c))  # (G, B, L, ·)
         b = b + F.embedding(moves, self.direction_Bs)

@@ -15,7 +15,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
 from mtr_lab.backbones.norms import LayerNorm
-from mtr_lab.backbones.plain import as_built, project
+from mtr_lab.backbones.plain import as_built, convolution, is_untouched, project
 from mtr_lab.backbones.stage import Block
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -42,7 +42,8 @@ class SS2D(nn.Module):
         self.d_inner, self.dt_rank = int(ssm_ratio * d_model), math.ceil(d_model / 16)
         number, low_rank = len(self.paths), self.dt_rank + 2 * d_state
         self.in_proj = as_built(nn.Linear(d_model, self.d_inner, bias=False))
-        self.conv2d = nn.Conv2d(self.d_inner, self.d_inner, 3, padding=1, groups=self.d_inner, bias=False)
+        conv = nn.Conv2d(self.d_inner, self.d_inner, 3, padding=1, groups=self.d_inner, bias=False)
+        self.conv2d = as_built(conv)
         projections = [nn.Linear(self.d_inner, low_rank, bias=False) for _ in range(number)]
         self.x_proj_weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in projections]))
         timescales = [timescale_projection(self.dt_rank, self.d_inner) for _ in range(number)]
@@ -64,25 +65,17 @@ class SS2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        u = F.silu(positions.convolve(project(self.in_proj, hidden), self.conv2d))
+        u = positions.convolve(project(self.in_proj, hidden), convolution(self.conv2d, silu=True))
         u, scanned = positions.sample(u)
         x_proj, dt_proj, dt_bias, A_log, D = self._parameters_of(paths)
-        low_rank = (
-            ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
-        )  # (G, B, L, ·)
-        low_rank, b, c = low_rank.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.bmm(low_rank.flatten(1, 2), dt_proj.transpose(1, 2)).unflatten(1, u.shape[:2])  # (G, B, L, E)
-        y, sums = ops.selective_scan(
-            u.expand(len(paths), *u.shape),
-            delta,
-            ops.state_matrix(A_log),
-            b,
-            c,
-            D,
-            delta_bias=dt_bias,
-            stats=stats,
-            **scanned.scan_arguments(paths),
-        )
+        low_rank = ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
+        A, along = ops.state_matrix(A_log), scanned.scan_arguments(paths)
+        norm = self.out_norm
+        if type(norm) is nn.LayerNorm and is_untouched(norm):
+            along |= {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        y, sums = ops.scan_low_rank(u, low_rank, dt_proj, A, D, delta_bias=dt_bias, stats=stats, **along)
+        y = positions.spread(y if "eps" in along else norm(y))
+        _, b, c = low_rank.split([self.dt_rank, self.d_state, self.d_state], dim=-1)  # (G, B, L, N)
         evidence = Evidence(
             sums.detach().transpose(0, 1),
             stats,
@@ -91,7 +84,7 @@ class SS2D(nn.Module):
             c.transpose(0, 1) if "c" in needs else None,
             tuple(path.name for path in paths),
         )
-        normed, evidence = positions.merged(self.out_norm(positions.spread(y)), evidence)
+        normed, evidence = positions.merged(y, evidence)
         return project(self.out_proj, normed), evidence
 
     @property

@@ -20,7 +20,7 @@ from mtr_lab.backbones.foreign import recognises
 from mtr_lab.backbones.initialisation import initialise_vmamba
 from mtr_lab.backbones.keywords import HARMLESS, Keyword, only
 from mtr_lab.backbones.norms import LayerNorm, LayerNorm2d
-from mtr_lab.backbones.patch_embed import check_images, height_and_width
+from mtr_lab.backbones.patch_embed import check_images, for_convolutions, height_and_width
 from mtr_lab.backbones.pretrained import complete
 from mtr_lab.backbones.ss2d import VSSBlock
 from mtr_lab.backbones.stage import Stage
@@ -182,7 +182,7 @@ class VMamba(TimmPyramid):
     def embed(self, images: Tensor) -> TokenState:
         """Images (B, channels, H, W) to the state before the first block."""
         self.check(images)
-        return _start(self.patch_embed(images))
+        return _start(self.patch_embed(for_convolutions(images)))
 
     def enter(self, stage: int, state: TokenState) -> TokenState:
         """The state before the first block of a stage: the map of the stage before it, downsampled.

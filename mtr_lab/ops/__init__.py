@@ -6,7 +6,9 @@ from mtr_lab.ops.attention import attention
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
+from mtr_lab.ops.depthwise import depthwise_conv2d
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
+from mtr_lab.ops.layer_norm import layer_norm
 from mtr_lab.ops.linear import linear
 from mtr_lab.ops.mixer import mamba_inner
 from mtr_lab.ops.mixer_read import OUTPUT_FLOPS, STATE_FLOPS, gated, mamba_inner_read, reads_one_token
@@ -27,6 +29,7 @@ from mtr_lab.ops.registry import (
 )
 from mtr_lab.ops.scan import REPEAT_FLOPS, selective_scan
 from mtr_lab.ops.scan_by_step import scan_by_step
+from mtr_lab.ops.scan_low_rank import scan_low_rank
 from mtr_lab.ops.statistics import STATS
 
 REDUCTION_OPS = (
@@ -60,10 +63,12 @@ __all__ = [
     "causal_conv1d",
     "check_backend",
     "decompositions",
+    "depthwise_conv2d",
     "follow",
     "gated",
     "importance",
     "is_readable",
+    "layer_norm",
     "layer_norm_add",
     "linear",
     "make_plan",
@@ -83,6 +88,7 @@ __all__ = [
     "reduce_streams",
     "rms_norm_add",
     "scan_by_step",
+    "scan_low_rank",
     "selected_backend",
     "selective_scan",
     "set_backend",

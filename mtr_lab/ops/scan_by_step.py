@@ -1,19 +1,23 @@
 """A selective scan along several paths of which the input alone follows the path, as in PlainMamba.
 
-Shapes: G paths, B images, L tokens, E = d_inner channels, N = d_state. The CPU kernel computes Δ and the decay of a
-step once for all paths. Elsewhere, in graphs and with gradients, ``selective_scan`` reads copies of Δ, B and C.
+Shapes: G paths, B images, L tokens, E = d_inner channels, N = d_state. The kernels compute Δ and the decay of a step
+once for all paths. Without them and with gradients, ``selective_scan`` reads copies of Δ, B and C.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.statistics import as_asked, emitted
+
+MAX_PATHS = 4
+"""That the kernel for GPUs scans at once."""
 
 
 def scan_by_step(
@@ -81,9 +85,15 @@ def _copied(
     return selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, order=along, stats=names.split())
 
 
+def _unfit_for_cpu(*inputs: Any) -> str:
+    return "runs no scan by steps in a graph" if torch.compiler.is_compiling() else _unfit(*inputs)
+
+
+def _unfit_for_gpu(*inputs: Any) -> str:
+    return "scans four paths at most" if len(inputs[6]) > MAX_PATHS else _unfit(*inputs)
+
+
 def _unfit(*inputs: Any) -> str:
-    if torch.compiler.is_compiling():
-        return "runs no scan by steps in a graph"
     differentiable = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     return "has no gradient of a scan by steps" if differentiable else ""
 
@@ -101,9 +111,29 @@ def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
     return scan_by_step.scan_by_step(u, delta, A, B, C, D, order, moves, z, delta_bias, names.split())
 
 
+def _triton(*inputs: Any) -> tuple[Tensor, Tensor]:
+    from mtr_lab.ops.gpu import scan_by_step
+
+    u, delta, A, B, C, D, order, _, moves, z, delta_bias, names = inputs
+    paths, states = len(order), A.shape[1]
+    more = (1 << (states - 1).bit_length()) - states  # states that stay zero
+    B, C, moves, A = (F.pad(x, (0, more)) if more else x for x in (B, C, moves, A))
+    moved = B[:, :, None] + moves.to(B.dtype).transpose(0, 1)  # (B, L, G, N)
+    moved = F.pad(moved, (0, 0, 0, MAX_PATHS - paths)) if paths < MAX_PATHS else moved
+    return scan_by_step.scan(
+        u.contiguous(), delta.contiguous(), A.float().mT.contiguous(), moved.contiguous(),
+        C if C.stride(2) == 1 else C.contiguous(), D.float().contiguous(), delta_bias.float().contiguous(),
+        order.contiguous(), z, names.split(),
+    )  # fmt: skip
+
+
 SCAN_BY_STEP = Operation(
     "scan_by_step",
-    [Implementation("cpu", _run_kernel, unfit=_unfit), Implementation("portable", _copied, composed=True)],
+    [
+        Implementation("triton", _triton, unfit=_unfit_for_gpu, package="triton"),
+        Implementation("cpu", _run_kernel, unfit=_unfit_for_cpu),
+        Implementation("portable", _copied, composed=True),
+    ],
     schema=(
         "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor order, Tensor steps, Tensor moves, "
         "Tensor? z, Tensor delta_bias, str stats",

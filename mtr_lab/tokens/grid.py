@@ -1,8 +1,10 @@
 """Restore the grid of patches from a reduced sequence, and convolve over the grid."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.errors import unknown
@@ -65,7 +67,7 @@ def fit_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     return maps if tuple(maps.shape[-2:]) == grid else F.interpolate(maps, grid, mode="bilinear")
 
 
-def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
+def convolve(values: Tensor, state: TokenState, conv: Callable[[Tensor], Tensor]) -> Tensor:
     """A convolution over the grid of patches: computed at all positions, read at the survivors.
 
     A position takes the value of the token that absorbed it; a dropped one that of the nearest survivor.
@@ -74,7 +76,7 @@ def convolve(values: Tensor, state: TokenState, conv: nn.Conv2d) -> Tensor:
         values: (B, L, C), one row for each token of ``state``.
         state: traced if it is reduced, with its layout, without special tokens. On a full grid that a reduction has
             left, the convolution is over that grid.
-        conv: C to C' channels, stride 1, with a padding that keeps the size of the grid.
+        conv: maps (B, C, rows, columns) -> (B, C', rows, columns), of the size of the grid.
 
     Returns:
         (B, L, C').

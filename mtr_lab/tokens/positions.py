@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtr_lab import ops
 from mtr_lab.tokens import grid, paths
@@ -186,7 +186,7 @@ class Positions:
         merged, plan = ops.merge_tokens(self.decide(evidence), values)
         return merged, replace(evidence, plan=plan)
 
-    def convolve(self, values: Tensor, conv: nn.Conv2d) -> Tensor:
+    def convolve(self, values: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
         """A convolution over the grid, (B, L, C) -> (B, L, C'); see ``tokens.grid.convolve``."""
         if self.state is None:
             raise ValueError("a convolution over the grid needs the state of the tokens")

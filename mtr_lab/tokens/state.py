@@ -137,8 +137,7 @@ class TokenState(NamedTuple):
     def stream(self) -> Tensor:
         """(B, L, C) in float32 or float64, the residual stream after the last block: ``hidden`` + ``residual``."""
         hidden, residual = self.applied()[:2]
-        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        return wide if residual is None else wide + residual
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32)) if residual is None else residual + hidden
 
     def special_tokens(self) -> Tensor:
         """The special tokens of ``stream``, (B, S, C)."""

@@ -42,6 +42,7 @@ def main(backend: str, arch: str) -> None:
         torch.version.hip = "of a ROCm build"  # tells the kernels that the backend is HIP
     from mtr_lab.ops.gpu import (
         conv,
+        conv_grid,
         conv_project,
         decision,
         embedding,
@@ -55,7 +56,9 @@ def main(backend: str, arch: str) -> None:
         project,
         scan,
         scan_backward,
+        scan_by_step,
         scan_chunks,
+        scan_tiles,
     )
 
     scan.fits_together = lambda *_: False
@@ -124,6 +127,24 @@ def main(backend: str, arch: str) -> None:
     x, weight, bias = normal(1, 8, 64), normal(2, 64, 4), normal(2, 64)
     conv.causal_conv1d(x, weight, bias, BOTH)
     conv.causal_conv1d_backward(x, weight, bias, BOTH, normal(2, 1, 8, 64))
+
+    for width in (3, 7):
+        conv_grid.convolve(
+            normal(1, 16, 64).mT.unflatten(2, (4, 4)), normal(64, 1, width, width), normal(64), silu=True
+        )
+    paths, scale = torch.zeros(4, 1, 8, dtype=torch.int64), torch.ones(1, 8)
+    rows, vector = normal(1, 8, 64), torch.randn(4, 64)
+    for dtype, states, rank, gap, factor in ((torch.bfloat16, 1, 6, None, None), (torch.float32, 2, 20, paths, scale)):
+        low, weight = torch.randn(4, 1, 8, rank + 2 * states, dtype=dtype), torch.randn(4, 64, rank, dtype=dtype)
+        a, missing = torch.randn(4, 64, states), None if gap is None else gap.view(1, 4, 8)
+        for stats in ((), ops.STATS):
+            after = (None, None) if gap is None else (vector[0], vector[0])
+            options = {"eps": 1e-5, "repeats": True, "stats": stats}
+            scan_tiles.scan(rows.to(dtype), low, weight, a, vector, vector, paths, missing, factor, *after, **options)
+    for dtype, channels in ((torch.bfloat16, 64), (torch.float32, 40)):
+        u, bc = torch.randn(1, 8, channels, dtype=dtype), torch.randn(1, 8, 4, 16, dtype=dtype)
+        d = torch.randn(channels)
+        scan_by_step.scan(u, u, torch.randn(16, channels), bc, bc[:, :, 0], d, d, paths[:, 0], u, ops.STATS)
 
     for size, width in ((16, 384), (14, 24)):
         parameters = normal(width, 3, size, size), normal(width), normal(1, 1, width), normal(1, 5, width)

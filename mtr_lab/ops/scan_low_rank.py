@@ -1,0 +1,182 @@
+"""The selective scan of a block whose directions share their input and project a low-rank Δ, and the norm after it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mtr_lab.errors import UserError
+from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.scan import selective_scan, selective_scan_flops
+from mtr_lab.ops.statistics import as_asked, emitted
+
+MAX_STATES = 2
+"""More states than these are scanned token by token, where the exponentials, not the steps, take the time."""
+
+
+def scan_low_rank(
+    u: Tensor,
+    low_rank: Tensor,
+    timescale: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    delta_bias: Tensor,
+    reverse: Sequence[bool],
+    order: Tensor | None = None,
+    gap: Tensor | None = None,
+    delta_scale: Tensor | None = None,
+    repeats: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    stats: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """``mtr_lab.ops.selective_scan`` without a gate, its Δ the product of ``low_rank`` and ``timescale``.
+
+    Args:
+        u: input of all directions, (B, L, E).
+        low_rank: low-rank Δ, B and C of each token side by side, (G, B, L, R + 2N).
+        timescale: (G, E, R), projects Δ.
+        A: state matrix, negative, (G, E, N).
+        D: skip connection, (G, E).
+        delta_bias: (G, E).
+        reverse, order, gap, delta_scale, repeats, stats: as of ``selective_scan``.
+        norm_weight, norm_bias, eps: of a LayerNorm over E of the result, (E,) each; ``None`` for no norm.
+
+    Returns:
+        y: (B, L, E).
+        sums: (G, B, L, len(stats)), as of ``selective_scan``.
+
+    Raises:
+        UserError: shapes that do not match.
+    """
+    directions, images, length, channels = *low_rank.shape[:1], *u.shape
+    expected = {
+        "low_rank": (low_rank, (directions, images, length, timescale.shape[-1] + 2 * A.shape[-1])),
+        "timescale": (timescale, (directions, channels, timescale.shape[-1])),
+        "A": (A, (directions, channels, A.shape[-1])),
+        "D": (D, (directions, channels)),
+        "delta_bias": (delta_bias, (directions, channels)),
+        "order": (order, (directions, images, length)),
+        "gap": (gap, (images, directions, length)),
+        "delta_scale": (delta_scale, (images, length)),
+        "repeats": (repeats, (images, length)),
+        "norm_weight": (norm_weight, (channels,)),
+        "norm_bias": (norm_bias, (channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise UserError(
+                f"scan_low_rank: {name} has shape {tuple(tensor.shape)}, expected {shape} for u {tuple(u.shape)}."
+            )
+    backward = [int(r) for r in reverse]
+    options = order, gap, delta_scale, repeats, norm_weight, norm_bias, eps, backward, " ".join(emitted(stats))
+    y, sums = SCAN_LOW_RANK(u, low_rank, timescale, A, D, delta_bias, *options)
+    return y, as_asked(sums, stats)
+
+
+def _projected(
+    u: Tensor,
+    low_rank: Tensor,
+    timescale: Tensor,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    order: Tensor | None,
+    gap: Tensor | None,
+    delta_scale: Tensor | None,
+    repeats: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    reverse: Sequence[int],
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """Project Δ, then scan."""
+    rank, states = timescale.shape[2], A.shape[2]
+    low_rank, b, c = low_rank.split([rank, states, states], dim=-1)
+    delta = torch.bmm(low_rank.flatten(1, 2), timescale.transpose(1, 2)).unflatten(1, u.shape[:2])  # (G, B, L, E)
+    backward = [bool(r) for r in reverse]
+    y, sums = selective_scan(
+        u.expand(len(timescale), *u.shape), delta, A, b, c, D, delta_bias=delta_bias, reverse=backward, order=order,
+        gap=gap, delta_scale=delta_scale, repeats=repeats, stats=names.split(),
+    )  # fmt: skip
+    return y if norm_weight is None else F.layer_norm(y, norm_weight.shape, norm_weight, norm_bias, eps), sums
+
+
+def _triton(
+    u: Tensor,
+    low_rank: Tensor,
+    timescale: Tensor,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    order: Tensor | None,
+    gap: Tensor | None,
+    delta_scale: Tensor | None,
+    repeats: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    reverse: Sequence[int],
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    from mtr_lab.ops.gpu import scan_tiles
+
+    images, length, _ = u.shape
+    if order is None:
+        forward = torch.arange(length, device=u.device)
+        order = torch.stack([forward.flip(0) if back else forward for back in reverse])[:, None].expand(-1, images, -1)
+    factor = delta_scale if repeats is None else repeats
+    return scan_tiles.scan(
+        u.contiguous(), low_rank if low_rank.stride(3) == 1 else low_rank.contiguous(),
+        timescale.to(low_rank.dtype).contiguous(), A.float().contiguous(), D.float().contiguous(),
+        delta_bias.float().contiguous(), order if order.stride(2) == 1 else order.contiguous(),
+        None if gap is None else gap.contiguous(), None if factor is None else factor.float().contiguous(),
+        norm_weight, norm_bias, eps=eps, repeats=repeats is not None, stats=names.split(),
+    )  # fmt: skip
+
+
+def _unfit(*inputs: Any) -> str:
+    if inputs[3].shape[2] > MAX_STATES:
+        return f"scans {MAX_STATES} states in tiles"
+    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+    return "has no gradient of a scan in tiles" if differentiable else ""
+
+
+def _like_result(u: Tensor, low_rank: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    return torch.empty_like(u), u.new_empty(*low_rank.shape[:3], len(inputs[-1].split()), dtype=dtype)
+
+
+SCAN_LOW_RANK = Operation(
+    "scan_low_rank",
+    [
+        Implementation("triton", _triton, unfit=_unfit, package="triton"),
+        Implementation("portable", _projected, composed=True),
+    ],
+    schema=(
+        "Tensor u, Tensor low_rank, Tensor timescale, Tensor A, Tensor D, Tensor delta_bias, Tensor? order, "
+        "Tensor? gap, Tensor? delta_scale, Tensor? repeats, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+        "int[] reverse, str stats",
+        "(Tensor, Tensor)",
+    ),
+    fake=_like_result,
+    strict=False,
+)
+
+
+@register_flop_formula(torch.ops.mtr_lab.scan_low_rank)
+def scan_low_rank_flops(  # type: ignore[no-untyped-def]
+    u_shape, low_rank_shape, timescale_shape, A_shape, D, delta_bias, order, gap, delta_scale, repeats, *args, **kwargs
+) -> int:
+    """Those of the projection of Δ and of ``selective_scan``."""
+    paths, channels, rank = timescale_shape
+    images, length, _ = u_shape
+    projection = 2 * paths * images * length * channels * rank
+    scan = selective_scan_flops((paths, *u_shape), None, A_shape, *(None,) * 8, repeats)
+    return projection + scan
