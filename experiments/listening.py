@@ -1,10 +1,11 @@
-"""The addresses that all processes of a program listen on: ``python experiments/listening.py OUT.json [gpu|cpu]``.
+"""The addresses that all processes of a program listen on: ``python experiments/listening.py OUT.json``.
 
 Runs an evaluation and a training by ``trainer=ddp``, on every GPU or in two processes on the CPU, and as a control a
 process that imports mpi4py, whose daemon listens on all interfaces. A process belongs to a program if it has inherited
 its environment, even if its parent has ended. Linux only; reads /proc twenty times a second.
 """
 
+import argparse
 import ipaddress
 import json
 import os
@@ -69,7 +70,7 @@ def listening(owners: dict[int, str]) -> set[tuple[str, str]]:
 def watched(mark: str, command: list[str]) -> dict[str, Any]:
     """Run a program and note what its processes listen on."""
     with tempfile.TemporaryFile("w+") as output:
-        environment = {**os.environ, MARK: mark, "NCCL_NVLS_ENABLE": "0"}
+        environment = {**os.environ, MARK: mark}
         program = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         found, seen, polls, end = set(), set(), 0, time.monotonic() + SECONDS
         while program.poll() is None and time.monotonic() < end:
@@ -104,7 +105,11 @@ def training_set(root: Path) -> list[str]:
 
 
 def main() -> None:
-    out, accelerator = Path(sys.argv[1]), [*sys.argv, "gpu"][2]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
+    options = parser.parse_args()
+    out, accelerator = options.out, options.accelerator
     devices = torch.cuda.device_count() if accelerator == "gpu" else 2
     ddp = ["trainer=ddp", f"trainer.accelerator={accelerator}", f"trainer.devices={devices}"]
     ddp.append("trainer.enable_progress_bar=false")
