@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from covering import parametrize_covering
 
-from mtr_lab import ops
+from mtr_lab import UserError, ops
 from mtr_lab.ops.depthwise import DEPTHWISE_CONV2D
 from mtr_lab.ops.gpu import scan_tiles
 from mtr_lab.ops.layer_norm import LAYER_NORM
@@ -116,6 +116,39 @@ def test_other_scans_run_token_by_token(states: int, gradient: bool, expected: s
         )
         y, _ = ops.scan_low_rank(**inputs, reverse=[False, True])
     assert y.requires_grad == gradient
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"u": torch.Size([2, 4])}, "expected u"),
+        ({"u": torch.Size([1, 0, 6])}, "at least one token"),
+        ({"timescale": torch.Size([2, 5, 2])}, "timescale has shape"),
+        ({"low_rank": torch.Size([1, 1, 4, 6])}, "low_rank has shape"),
+        ({"D": torch.Size([6])}, "D has shape"),
+        ({"norm_weight": torch.Size([5])}, "norm_weight has shape"),
+        ({"norm_bias": torch.Size([6])}, "norm_bias without norm_weight"),
+        ({"reverse": [False]}, "reverse=.*each of the 2 directions"),
+        ({"order": torch.int32}, "order has dtype torch.int32, expected torch.int64"),
+        ({"order": torch.int64, "reverse": [True, True]}, "reverse=.*with an order"),
+        ({"repeats": torch.Size([1, 4]), "delta_scale": torch.Size([1, 4])}, "got repeats and delta_scale"),
+        ({"stats": ["deltas"]}, "unknown scan statistic 'deltas'"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_scan_in_tiles_refuses(backend: str, changes: dict[str, Any], message: str) -> None:
+    """A size stands for ones of this shape, a dtype for an order of this dtype."""
+    inputs = low_rank_inputs(1, 4, 6, 1, 2, 2, torch.float32) | {"reverse": [False, False]}
+    for name, change in changes.items():
+        if isinstance(change, torch.Size):
+            inputs[name] = torch.ones(change)
+        elif isinstance(change, torch.dtype):
+            inputs[name] = torch.arange(4, dtype=change).expand(2, 1, 4)
+        else:
+            inputs[name] = change
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.scan_low_rank(**inputs)
 
 
 @parametrize_covering(
