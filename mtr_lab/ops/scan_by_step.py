@@ -101,7 +101,7 @@ def _unfit(*inputs: Any) -> str:
 def _like_result(u: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     order, names = inputs[5], inputs[-1]
     dtype = torch.promote_types(u.dtype, torch.float32)
-    return torch.empty_like(u), u.new_empty(len(order), *u.shape[:2], len(names.split()), dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty(len(order), *u.shape[:2], len(names.split()), dtype=dtype)
 
 
 def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -158,7 +158,7 @@ def _unfit(*inputs: Any) -> str:
 
 def _like_result(u: Tensor, low_rank: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(u.dtype, torch.float32)
-    return torch.empty_like(u), u.new_empty(*low_rank.shape[:3], len(inputs[-1].split()), dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty(*low_rank.shape[:3], len(inputs[-1].split()), dtype=dtype)
 
 
 SCAN_LOW_RANK = Operation(

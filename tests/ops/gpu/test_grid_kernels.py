@@ -118,6 +118,16 @@ def test_other_scans_run_token_by_token(states: int, gradient: bool, expected: s
     assert y.requires_grad == gradient
 
 
+@pytest.mark.parametrize("implementation", ["triton", "portable"])
+@torch.no_grad()
+def test_a_scan_in_tiles_of_a_transposed_input(implementation: str) -> None:
+    inputs = low_rank_inputs(2, 5, 6, 1, 2, 2, torch.float32)
+    inputs["u"] = inputs["u"].mT.contiguous().mT
+    arguments = *inputs.values(), None, None, None, None, normal(6), None, 1e-5, [0, 1], "delta", implementation
+    checks = "test_schema", "test_faketensor"
+    torch.library.opcheck(torch.ops.mtr_lab.scan_low_rank.default, arguments, test_utils=checks)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
