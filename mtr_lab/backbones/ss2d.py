@@ -15,7 +15,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
 from mtr_lab.backbones.norms import LayerNorm
-from mtr_lab.backbones.plain import as_built, convolution, is_untouched, project
+from mtr_lab.backbones.plain import as_built, convolve_silu, is_untouched, project
 from mtr_lab.backbones.stage import Block
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -65,7 +65,7 @@ class SS2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        u = positions.convolve(project(self.in_proj, hidden), convolution(self.conv2d, silu=True))
+        u = convolve_silu(positions, project(self.in_proj, hidden), self.conv2d)
         u, scanned = positions.sample(u)
         x_proj, dt_proj, dt_bias, A_log, D = self._parameters_of(paths)
         low_rank = ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
