@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.shapes import check_reading, check_shapes
 from mtr_lab.ops.statistics import as_asked, check_statistics, emitted
 
 MAX_STATES = 2
-"""More states than these are scanned token by token, where the exponentials, not the steps, take the time."""
+"""States up to which the tiled kernel is used: with more, the exponentials, not the steps, take the time."""
 
 
 def scan_low_rank(
@@ -151,9 +151,8 @@ def _triton(
 
 def _unfit(*inputs: Any) -> str:
     if inputs[3].shape[2] > MAX_STATES:
-        return f"scans {MAX_STATES} states in tiles"
-    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
-    return "has no gradient of a scan in tiles" if differentiable else ""
+        return f"scans at most {MAX_STATES} states in tiles"
+    return lacks_gradient("a scan in tiles", *inputs)
 
 
 def _like_result(u: Tensor, low_rank: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 
-SHAPES = [(2, 15, 70, 3, 4), (1, 37, 130, 1, 3), (3, 1, 5, 16, 1), (1, 33, 64, 2, 2)]
+SHAPES = [(2, 15, 70, 3, 4), (1, 37, 130, 1, 3), (3, 1, 5, 16, 1), (1, 33, 64, 2, 2), (0, 5, 6, 2, 3)]
 """Images, tokens, channels, states, paths."""
 
 

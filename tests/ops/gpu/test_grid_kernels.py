@@ -249,6 +249,53 @@ def test_a_norm_of_tokens(shape, dtype, biased) -> None:
     assert relative(actual, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(
+    ("maps", "weight", "bias", "message"),
+    [
+        ((1, 64, 3, 3), (32, 1, 3, 3), None, r"weight has shape \(32, 1, 3, 3\), expected \(64, 1, 3, 3\)"),
+        ((1, 8, 3, 3), (8, 1, 3, 5), None, r"weight has shape .* expected \(8, 1, 3, 3\)"),
+        ((1, 8, 3, 3), (8, 1, 3, 3), (4,), r"bias has shape \(4,\), expected \(8,\)"),
+        ((1, 8, 3, 3), (8, 1, 2, 2), None, "odd K"),
+        ((8, 3, 3), (8, 1, 3, 3), None, "expected maps"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_depthwise_convolution_refuses(backend, maps, weight, bias, message) -> None:
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.depthwise_conv2d(normal(*maps), normal(*weight), None if bias is None else normal(*bias))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((2, 3, 32), (16,), None, r"weight has shape \(16,\), expected \(32,\) for x of shape \(2, 3, 32\)"),
+        ((2, 3, 32), (32,), (16,), r"bias has shape \(16,\), expected \(32,\)"),
+        ((3, 32), (32,), None, "expected x"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_norm_of_tokens_refuses(backend, x, weight, bias, message) -> None:
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.layer_norm(normal(*x), normal(*weight), None if bias is None else normal(*bias))
+
+
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_an_empty_batch_has_an_empty_result(backend) -> None:
+    order = torch.arange(5).expand(2, 5)
+    tokens, states = normal(0, 5, 6), normal(0, 5, 2)
+    steps = {"order": order, "steps": order, "moves": normal(2, 5, 2), "delta_bias": normal(6)}
+    with ops.use_backend(backend):
+        y, sums = ops.scan_low_rank(**low_rank_inputs(0, 5, 6, 1, 2, 2, torch.float32), reverse=[0, 1], stats=["delta"])
+        assert (y.shape, sums.shape) == ((0, 5, 6), (2, 0, 5, 1))
+        y, sums = ops.scan_by_step(tokens, tokens, normal(6, 2), states, states, normal(6), **steps, stats=["delta"])
+        assert (y.shape, sums.shape) == ((0, 5, 6), (2, 0, 5, 1))
+        assert ops.layer_norm(tokens, normal(6), None).shape == (0, 5, 6)
+        assert ops.depthwise_conv2d(normal(0, 6, 3, 4), normal(6, 1, 3, 3), silu=True).shape == (0, 6, 3, 4)
+
+
 def test_a_norm_of_tokens_with_gradients_is_the_librarys() -> None:
     x, weight = normal(2, 3, 4).requires_grad_(), normal(4)
     with ops.use_backend("triton"):
