@@ -116,9 +116,12 @@ class SS2D(nn.Module):
         )
 
     def _scan_norms(self) -> bool:
-        """Whether ``ops.scan_low_rank`` computes ``out_norm``: a LayerNorm over E with a weight, and without hooks."""
+        """Whether ``ops.scan_low_rank`` computes ``out_norm``: a LayerNorm over E with a weight, and without hooks.
+
+        Not under autocast on a GPU, where a norm is in float32 and the tiled scan keeps the dtype of its input.
+        """
         norm = self.out_norm
-        if type(norm) is not nn.LayerNorm or not is_untouched(norm):
+        if type(norm) is not nn.LayerNorm or not is_untouched(norm) or torch.is_autocast_enabled("cuda"):
             return False
         return norm.weight is not None and norm.weight.shape == (self.d_inner,)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
 from mtr_lab.ops.shapes import check_shapes
 
 
@@ -24,7 +24,7 @@ def depthwise_conv2d(maps: Tensor, weight: Tensor, bias: Tensor | None = None, *
         silu: whether SiLU follows.
 
     Returns:
-        (B, E, rows, columns) in the dtype of ``maps``.
+        (B, E, rows, columns) in the dtype of ``maps``; under autocast on a GPU in that of autocast, as of ``F.conv2d``.
 
     Raises:
         UserError: shapes that do not match, or an even K.
@@ -61,6 +61,8 @@ def _triton(maps: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Te
 
 
 def _unfit(*inputs: Any) -> str:
+    if autocasts() and inputs[0].dtype != torch.get_autocast_dtype("cuda"):
+        return "convolves in the dtype of its input, not of autocast"
     return lacks_gradient("a convolution over a grid", *inputs)
 
 

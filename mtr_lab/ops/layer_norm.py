@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
 from mtr_lab.ops.shapes import check_shapes
 
 
@@ -24,7 +24,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
         eps: added to the variance, so that equal channels are not divided by 0.
 
     Returns:
-        (B, L, E) in the dtype of ``x``.
+        (B, L, E) in the dtype of ``x``; in float32 under autocast on a GPU, as of ``F.layer_norm``.
 
     Raises:
         UserError: shapes that do not match.
@@ -49,6 +49,8 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tenso
 
 
 def _unfit(*inputs: Any) -> str:
+    if autocasts():
+        return "normalises no tokens under autocast"
     return lacks_gradient("a norm without a residual stream", *inputs)
 
 

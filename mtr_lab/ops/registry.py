@@ -137,6 +137,11 @@ def lacks_gradient(of: str, *inputs: Any) -> str:
     return f"has no gradient of {of}" if differentiable else ""
 
 
+def autocasts() -> bool:
+    """Whether autocast on a GPU chooses dtypes: plain PyTorch follows it, kernels keep the dtype of their data."""
+    return torch.is_autocast_enabled("cuda")
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One implementation of an operation.

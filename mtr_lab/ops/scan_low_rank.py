@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.shapes import check_reading, check_shapes
 from mtr_lab.ops.statistics import as_asked, check_statistics, emitted
@@ -49,7 +49,7 @@ def scan_low_rank(
         norm_weight, norm_bias, eps: of a LayerNorm over E of the result, (E,) each; ``None`` for no norm.
 
     Returns:
-        y: (B, L, E).
+        y: (B, L, E) in the dtype of ``u``; with a norm in float32 under autocast on a GPU, as of ``F.layer_norm``.
         sums: (G, B, L, len(stats)), as of ``selective_scan``.
 
     Raises:
@@ -152,6 +152,8 @@ def _triton(
 def _unfit(*inputs: Any) -> str:
     if inputs[3].shape[2] > MAX_STATES:
         return f"scans at most {MAX_STATES} states in tiles"
+    if inputs[10] is not None and autocasts():
+        return "normalises no scan under autocast"
     return lacks_gradient("a scan in tiles", *inputs)
 
 

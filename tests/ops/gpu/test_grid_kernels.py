@@ -1,5 +1,6 @@
 """The kernels of mixers over a grid against float64: scans in tiles and by steps, depthwise convolutions."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -294,6 +295,31 @@ def test_an_empty_batch_has_an_empty_result(backend) -> None:
         assert (y.shape, sums.shape) == ((0, 5, 6), (2, 0, 5, 1))
         assert ops.layer_norm(tokens, normal(6), None).shape == (0, 5, 6)
         assert ops.depthwise_conv2d(normal(0, 6, 3, 4), normal(6, 1, 3, 3), silu=True).shape == (0, 6, 3, 4)
+
+
+@pytest.fixture
+def autocast() -> Iterator[None]:
+    """As ``torch.autocast("cuda", torch.bfloat16)``, which does nothing on a machine without a GPU."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.parametrize(("dtype", "convolution"), [(torch.float32, "reference"), (torch.bfloat16, "triton")])
+@pytest.mark.usefixtures("autocast")
+@torch.no_grad()
+def test_autocast_chooses_the_dtype(dtype: torch.dtype, convolution: str) -> None:
+    """Norms in float32, convolutions in its own dtype: kernels that keep another dtype do not run."""
+    scan = *low_rank_inputs(1, 4, 6, 1, 2, 2, dtype).values(), None, None, None, None
+    with ops.use_backend("triton"):
+        assert LAYER_NORM.pick(normal(1, 4, 6, dtype=dtype), normal(6), None, 1e-5).name == "portable"
+        assert SCAN_LOW_RANK.pick(*scan, normal(6), None, 1e-5, [0, 0], "").name == "portable"
+        assert SCAN_LOW_RANK.pick(*scan, None, None, 1e-5, [0, 0], "").name == "triton"
+        maps, weight = normal(1, 6, 3, 3, dtype=dtype), normal(6, 1, 3, 3)
+        assert DEPTHWISE_CONV2D.pick(maps, weight, None, True).name == convolution
 
 
 def test_a_norm_of_tokens_with_gradients_is_the_librarys() -> None:
