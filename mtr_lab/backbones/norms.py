@@ -42,5 +42,7 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, maps: Tensor) -> Tensor:
         rows = maps.permute(0, 2, 3, 1)
+        if self.weight is None:
+            return super().forward(rows).permute(0, 3, 1, 2)
         normed = ops.layer_norm(rows.flatten(1, 2), self.weight, self.bias, self.eps)
         return normed.unflatten(1, rows.shape[1:3]).permute(0, 3, 1, 2)

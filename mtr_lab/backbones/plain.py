@@ -1,6 +1,5 @@
 """Decide whether the parameters of a module may be used directly, without calling the module."""
 
-from collections.abc import Callable
 from typing import TypeVar
 
 import torch.nn.functional as F
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mtr_lab import ops
+from mtr_lab.tokens.positions import Positions
 
 Built = TypeVar("Built", bound=nn.Module)
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,11 +53,13 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
     return ops.linear(x, module.weight, module.bias) if is_plain(module) else module(x)  # type: ignore[arg-type]
 
 
-def convolution(conv: nn.Conv2d, *, silu: bool = False) -> Callable[[Tensor], Tensor]:
-    """A depthwise convolution of maps (B, C, rows, columns) that keeps their size, followed by SiLU if asked.
+def convolve_silu(positions: Positions, values: Tensor, conv: nn.Conv2d) -> Tensor:
+    """SiLU of a depthwise convolution over the grid, (B, L, C) -> (B, L, C).
 
-    It is the fastest one where the parameters of ``conv`` may be used directly.
+    The kernel for GPUs applies SiLU at every position of the grid; without it, SiLU is applied to the tokens alone.
     """
-    if is_plain(conv):
-        return lambda maps: ops.depthwise_conv2d(maps, conv.weight, conv.bias, silu=silu)
-    return lambda maps: F.silu(conv(maps)) if silu else conv(maps)
+    if not is_plain(conv):
+        return F.silu(positions.convolve(values, conv))
+    silu = ops.fuses_silu(values, conv.weight, conv.bias)
+    u = positions.convolve(values, lambda maps: ops.depthwise_conv2d(maps, conv.weight, conv.bias, silu=silu))
+    return u if silu else F.silu(u)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
-from mtr_lab.backbones.plain import as_built, convolution, is_plain, project
+from mtr_lab.backbones.plain import as_built, convolve_silu, is_plain, project
 from mtr_lab.errors import unknown
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -72,15 +72,15 @@ class PlainMamba2D(nn.Module):
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
         x, z = project(self.in_proj, hidden).chunk(2, dim=-1)
-        u, scanned = positions.sample(positions.convolve(x, convolution(self.conv2d, silu=True)))
+        u, scanned = positions.sample(convolve_silu(positions, x, self.conv2d))
         low_rank, b, c = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta, bias = self._timescales(low_rank)
         gate = z if scanned is positions else None
         walk = None if {"b", "c"} & set(needs) else scanned.walk(paths)
         if walk is None:
-            y, sums, b, c = self._scan(u, delta, bias, b, c, gate, scanned, paths, stats)
+            y, sums, b, c = self._scan(u, low_rank, b, c, gate, scanned, paths, stats)
         else:
             order, steps, moves = walk
+            delta, bias = self._timescales(low_rank)
             along = {"order": order, "steps": steps, "moves": F.embedding(moves, self.direction_Bs)}
             A = ops.state_matrix(self.A_log)
             y, sums = ops.scan_by_step(u, delta, A, b, c, self.D, delta_bias=bias, z=gate, stats=stats, **along)
@@ -95,18 +95,22 @@ class PlainMamba2D(nn.Module):
         y = y if scanned is positions else positions.spread(y) * F.silu(z)
         return project(self.out_proj, y), evidence
 
-    def _timescales(self, low_rank: Tensor) -> tuple[Tensor, Tensor]:
-        """Δ before its bias, (B, L, E), and the bias, (E,): twice that of ``dt_proj``, as the authors add it twice."""
+    def _timescales(self, low_rank: Tensor, *, gaps: bool = False) -> tuple[Tensor, Tensor]:
+        """Δ (B, L, E) and the bias (E,) that the scan adds to it: the bias of ``dt_proj`` is in their sum twice.
+
+        With gaps, the bias alone has it twice: it is Δ of a token without input. So it is on a GPU, where the product
+        without a bias is faster.
+        """
         bias: Tensor = self.dt_proj.bias
-        if is_plain(self.dt_proj):
+        if low_rank.is_cuda and is_plain(self.dt_proj):
             return ops.linear(low_rank, self.dt_proj.weight), 2 * bias
-        return self.dt_proj(low_rank) - bias, 2 * bias
+        delta = project(self.dt_proj, low_rank)
+        return (delta - bias, 2 * bias) if gaps else (delta, bias)
 
     def _scan(
         self,
         u: Tensor,
-        delta: Tensor,
-        bias: Tensor,
+        low_rank: Tensor,
         b: Tensor,
         c: Tensor,
         gate: Tensor | None,
@@ -116,6 +120,7 @@ class PlainMamba2D(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The scan of any tokens: its output, its sums, and B and C of the tokens that are read, (G, B, L, N)."""
         options = positions.scan_arguments(paths)
+        delta, bias = self._timescales(low_rank, gaps=options["gap"] is not None)
         pairs, moves = positions.pairs(paths, by_rank=self.pairing == "rank"), positions.moves(paths)
         delta, b, c = (_rows(values, pairs) for values in (delta, b, c))  # (G, B, L, ·)
         b = b + F.embedding(moves, self.direction_Bs)

@@ -15,7 +15,7 @@ from mtr_lab import ops
 from mtr_lab.backbones.costs import Costs
 from mtr_lab.backbones.initialisation import timescale_projection
 from mtr_lab.backbones.norms import LayerNorm
-from mtr_lab.backbones.plain import as_built, convolution, is_untouched, project
+from mtr_lab.backbones.plain import as_built, convolve_silu, is_untouched, project
 from mtr_lab.backbones.stage import Block
 from mtr_lab.tokens import PATHS, Evidence, Layout, ScanPath
 from mtr_lab.tokens.positions import Positions
@@ -65,16 +65,16 @@ class SS2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        u = positions.convolve(project(self.in_proj, hidden), convolution(self.conv2d, silu=True))
+        u = convolve_silu(positions, project(self.in_proj, hidden), self.conv2d)
         u, scanned = positions.sample(u)
         x_proj, dt_proj, dt_bias, A_log, D = self._parameters_of(paths)
         low_rank = ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
         A, along = ops.state_matrix(A_log), scanned.scan_arguments(paths)
-        norm = self.out_norm
-        if type(norm) is nn.LayerNorm and is_untouched(norm):
+        norm, scan_norms = self.out_norm, self._scan_norms()
+        if scan_norms:
             along |= {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
         y, sums = ops.scan_low_rank(u, low_rank, dt_proj, A, D, delta_bias=dt_bias, stats=stats, **along)
-        y = positions.spread(y if "eps" in along else norm(y))
+        y = positions.spread(y if scan_norms else norm(y))
         _, b, c = low_rank.split([self.dt_rank, self.d_state, self.d_state], dim=-1)  # (G, B, L, N)
         evidence = Evidence(
             sums.detach().transpose(0, 1),
@@ -114,6 +114,16 @@ class SS2D(nn.Module):
             literature=products + channels * (9 * self.d_state + 1),
             exponentials=channels * self.d_state,
         )
+
+    def _scan_norms(self) -> bool:
+        """Whether ``ops.scan_low_rank`` computes ``out_norm``: a LayerNorm over E with a weight, and without hooks.
+
+        Not under autocast on a GPU, where a norm is in float32 and the tiled scan keeps the dtype of its input.
+        """
+        norm = self.out_norm
+        if type(norm) is not nn.LayerNorm or not is_untouched(norm) or torch.is_autocast_enabled("cuda"):
+            return False
+        return norm.weight is not None and norm.weight.shape == (self.d_inner,)
 
     def _parameters_of(self, paths: Sequence[ScanPath]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x_proj (G, R + 2N, E), dt_proj (G, E, R), its bias (G, E), A_log (G, E, N) and D (G, E) of these paths."""

@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.errors import UserError
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
+from mtr_lab.ops.shapes import check_shapes
 
 
 def depthwise_conv2d(maps: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
     """A convolution of every channel with its own kernel, of stride 1, padded so that the grid keeps its size.
+
+    Differentiable, by the convolution of PyTorch.
 
     Args:
         maps: (B, E, rows, columns). The kernel for GPUs reads channels-last data without a copy.
@@ -20,9 +24,28 @@ def depthwise_conv2d(maps: Tensor, weight: Tensor, bias: Tensor | None = None, *
         silu: whether SiLU follows.
 
     Returns:
-        (B, E, rows, columns) in the dtype of ``maps``.
+        (B, E, rows, columns) in the dtype of ``maps``; under autocast on a GPU in that of autocast, as of ``F.conv2d``.
+
+    Raises:
+        UserError: shapes that do not match, or an even K.
+
+    Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv 1610.02357; SiLU of
+    Elfwing et al., "Sigmoid-Weighted Linear Units for Neural Network Function Approximation", arXiv 1702.03118.
     """
+    if maps.ndim != 4 or weight.ndim != 4 or weight.shape[2] % 2 == 0:
+        raise UserError(
+            "depthwise_conv2d: expected maps (B, E, rows, columns) and weight (E, 1, K, K) with an odd K, got "
+            f"{tuple(maps.shape)} and {tuple(weight.shape)}: reshape them, or pad the weight with zeros to an odd K."
+        )
+    channels, width = maps.shape[1], weight.shape[2]
+    expected = {"weight": (weight, (channels, 1, width, width)), "bias": (bias, (channels,))}
+    check_shapes("depthwise_conv2d", f"maps of shape {tuple(maps.shape)}", expected)
     return DEPTHWISE_CONV2D(maps, weight, bias, silu)
+
+
+def fuses_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether ``depthwise_conv2d`` of maps with the dtype and device of ``x`` applies SiLU in its own kernel."""
+    return DEPTHWISE_CONV2D.pick(x, weight, bias, True).name == "triton"
 
 
 def depthwise_conv2d_reference(maps: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -38,8 +61,9 @@ def _triton(maps: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Te
 
 
 def _unfit(*inputs: Any) -> str:
-    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
-    return "has no gradient of a convolution over a grid" if differentiable else ""
+    if autocasts() and inputs[0].dtype != torch.get_autocast_dtype("cuda"):
+        return "convolves in the dtype of its input, not of autocast"
+    return lacks_gradient("a convolution over a grid", *inputs)
 
 
 def _like_result(maps: Tensor, *inputs: Any) -> Tensor:

@@ -7,20 +7,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.errors import UserError
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
+from mtr_lab.ops.shapes import check_shapes
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     """Normalise each token to mean 0 and variance 1.
 
+    Differentiable, by the norm of PyTorch.
+
     Args:
         x: (B, L, E).
-        weight: (E,).
-        bias: (E,); ``None`` for none.
+        weight: (E,), multiplies the normalised channels.
+        bias: (E,), added to them; ``None`` for none.
+        eps: added to the variance, so that equal channels are not divided by 0.
 
     Returns:
-        (B, L, E) in the dtype of ``x``.
+        (B, L, E) in the dtype of ``x``; in float32 under autocast on a GPU, as of ``F.layer_norm``.
+
+    Raises:
+        UserError: shapes that do not match.
+
+    Source: Ba et al., "Layer Normalization", arXiv 1607.06450.
     """
+    if x.ndim != 3:
+        raise UserError(f"layer_norm: expected x (B, L, E), got {tuple(x.shape)}: flatten the axes of its tokens.")
+    expected = {"weight": (weight, x.shape[2:]), "bias": (bias, x.shape[2:])}
+    check_shapes("layer_norm", f"x of shape {tuple(x.shape)}", expected)
     return LAYER_NORM(x, weight, bias, eps)
 
 
@@ -35,8 +49,9 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tenso
 
 
 def _unfit(*inputs: Any) -> str:
-    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
-    return "has no gradient of a norm without a residual stream" if differentiable else ""
+    if autocasts():
+        return "normalises no tokens under autocast"
+    return lacks_gradient("a norm without a residual stream", *inputs)
 
 
 LAYER_NORM = Operation(

@@ -131,6 +131,17 @@ def is_readable(data: Tensor) -> bool:
     return data.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def lacks_gradient(of: str, *inputs: Any) -> str:
+    """Why a kernel without a backward pass cannot run these inputs; empty if none of them needs a gradient."""
+    differentiable = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return f"has no gradient of {of}" if differentiable else ""
+
+
+def autocasts() -> bool:
+    """Whether autocast on a GPU chooses dtypes: plain PyTorch follows it, kernels keep the dtype of their data."""
+    return torch.is_autocast_enabled("cuda")
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One implementation of an operation.

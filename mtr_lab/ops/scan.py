@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.errors import UserError, unknown
+from mtr_lab.errors import UserError
 from mtr_lab.ops import scan_gradient
 from mtr_lab.ops.registry import Implementation, Operation
 from mtr_lab.ops.scan_inputs import SCHEMA, ScanInputs, flat
 from mtr_lab.ops.scan_mamba_ssm import is_unfit, selective_scan_mamba_ssm
 from mtr_lab.ops.scan_portable import selective_scan_portable
 from mtr_lab.ops.scan_reference import selective_scan_reference
-from mtr_lab.ops.statistics import STATISTICS, as_asked, emitted
+from mtr_lab.ops.shapes import check_reading, check_shapes
+from mtr_lab.ops.statistics import as_asked, check_statistics, emitted
 
 REPEAT_FLOPS = 4
 """Additional FLOPs of each token, channel and state with ``repeats``: Δ A, its exponential, a quotient, a product."""
@@ -93,9 +94,7 @@ def selective_scan(
     is the hidden-state alignment of Zhan et al., "Exploring Token Pruning in Vision State Space Models",
     arXiv 2409.18962.
     """
-    for name in stats:
-        if name not in STATISTICS:
-            raise unknown("scan statistic", name, tuple(STATISTICS))
+    check_statistics(stats)
     # Integers: the tracer of torch.jit takes no list of booleans.
     backward = (0,) * len(u) if reverse is None else tuple(int(r) for r in reverse)
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_scale, repeats, backward)
@@ -108,7 +107,7 @@ def selective_scan(
 
 def _check(inputs: ScanInputs) -> None:
     """Raise a ``UserError`` unless all shapes match those of ``u`` and ``A``: kernels do not check bounds."""
-    u, A, order, reverse = inputs.u, inputs.A, inputs.order, inputs.reverse
+    u, A = inputs.u, inputs.A
     if u.ndim != 4 or A.ndim != 3 or 0 in u.shape[2:]:
         raise UserError(
             f"selective_scan: expected u (G, B, L, E) of at least one token and A (G, E, N), got {tuple(u.shape)} and "
@@ -129,25 +128,9 @@ def _check(inputs: ScanInputs) -> None:
         "delta_scale": (images, length),
         "repeats": (images, length),
     }
-    for name, shape in expected.items():
-        tensor = getattr(inputs, name)
-        if tensor is not None and tensor.shape != shape:
-            raise UserError(
-                f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for u of shape "
-                f"{tuple(u.shape)}."
-            )
-    if len(reverse) != directions:
-        raise UserError(
-            f"selective_scan: reverse={tuple(reverse)}, expected an entry for each of the {directions} directions of u."
-        )
-    if order is not None and order.dtype != torch.int64:
-        raise UserError(f"selective_scan: order has dtype {order.dtype}, expected torch.int64.")
-    if order is not None and any(reverse):
-        raise UserError(
-            f"selective_scan: reverse={reverse} with an order, expected all 0: reverse the rows of order instead."
-        )
-    if inputs.repeats is not None and inputs.delta_scale is not None:
-        raise UserError("selective_scan: got repeats and delta_scale, expected one of them: set the other to None.")
+    shapes = {name: (getattr(inputs, name), shape) for name, shape in expected.items()}
+    check_shapes("selective_scan", f"u of shape {tuple(u.shape)}", shapes)
+    check_reading("selective_scan", directions, inputs.reverse, inputs.order, inputs.delta_scale, inputs.repeats)
 
 
 def selective_scan_triton(inputs: ScanInputs, stats: Sequence[str]) -> tuple[Tensor, Tensor]:

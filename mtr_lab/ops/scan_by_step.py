@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
 from mtr_lab.ops.statistics import as_asked, emitted
 
 MAX_PATHS = 4
-"""That the kernel for GPUs scans at once."""
+"""Paths that the Triton kernel scans at most."""
 
 
 def scan_by_step(
@@ -78,7 +78,8 @@ def _copied(
     paths, images, length = len(order), *u.shape[:2]
     first = length * torch.arange(images, device=u.device)[:, None]  # row of the first token of each image
     rows = (steps[:, None] + first).flatten()
-    delta, B, C = (x.flatten(0, 1).index_select(0, rows).view(paths, images, length, -1) for x in (delta, B, C))
+    read = paths, images, length
+    delta, B, C = (x.flatten(0, 1).index_select(0, rows).view(*read, x.shape[2]) for x in (delta, B, C))
     B = B + moves.gather(1, steps[..., None].expand_as(moves))[:, None]
     A, D, bias = (x.expand(paths, *x.shape) for x in (A, D, delta_bias))
     along, u = order[:, None].expand(-1, images, -1), u.expand(paths, *u.shape)
@@ -86,22 +87,20 @@ def _copied(
 
 
 def _unfit_for_cpu(*inputs: Any) -> str:
-    return "runs no scan by steps in a graph" if torch.compiler.is_compiling() else _unfit(*inputs)
+    compiling = torch.compiler.is_compiling()
+    return "runs no scan by steps in a graph" if compiling else lacks_gradient("a scan by steps", *inputs)
 
 
 def _unfit_for_gpu(*inputs: Any) -> str:
-    return "scans four paths at most" if len(inputs[6]) > MAX_PATHS else _unfit(*inputs)
-
-
-def _unfit(*inputs: Any) -> str:
-    differentiable = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    return "has no gradient of a scan by steps" if differentiable else ""
+    if len(inputs[6]) > MAX_PATHS:
+        return f"scans at most {MAX_PATHS} paths"
+    return lacks_gradient("a scan by steps", *inputs)
 
 
 def _like_result(u: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     order, names = inputs[5], inputs[-1]
     dtype = torch.promote_types(u.dtype, torch.float32)
-    return torch.empty_like(u), u.new_empty(len(order), *u.shape[:2], len(names.split()), dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty(len(order), *u.shape[:2], len(names.split()), dtype=dtype)
 
 
 def _run_kernel(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mtr_lab.errors import UserError
-from mtr_lab.ops.registry import Implementation, Operation
+from mtr_lab.ops.registry import Implementation, Operation, autocasts, lacks_gradient
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
-from mtr_lab.ops.statistics import as_asked, emitted
+from mtr_lab.ops.shapes import check_reading, check_shapes
+from mtr_lab.ops.statistics import as_asked, check_statistics, emitted
 
 MAX_STATES = 2
-"""More states than these are scanned token by token, where the exponentials, not the steps, take the time."""
+"""States up to which the tiled kernel is used: with more, the exponentials, not the steps, take the time."""
 
 
 def scan_low_rank(
@@ -48,17 +49,24 @@ def scan_low_rank(
         norm_weight, norm_bias, eps: of a LayerNorm over E of the result, (E,) each; ``None`` for no norm.
 
     Returns:
-        y: (B, L, E).
+        y: (B, L, E) in the dtype of ``u``; with a norm in float32 under autocast on a GPU, as of ``F.layer_norm``.
         sums: (G, B, L, len(stats)), as of ``selective_scan``.
 
     Raises:
-        UserError: shapes that do not match.
+        UserError: as ``selective_scan``, or ``norm_bias`` without ``norm_weight``.
     """
-    directions, images, length, channels = *low_rank.shape[:1], *u.shape
+    check_statistics(stats)
+    if u.ndim != 3 or timescale.ndim != 3 or A.ndim != 3 or 0 in u.shape[1:]:
+        raise UserError(
+            "scan_low_rank: expected u (B, L, E) of at least one token, timescale (G, E, R) and A (G, E, N), got "
+            f"{tuple(u.shape)}, {tuple(timescale.shape)} and {tuple(A.shape)}."
+        )
+    directions, rank, states = len(timescale), timescale.shape[2], A.shape[2]
+    images, length, channels = u.shape
     expected = {
-        "low_rank": (low_rank, (directions, images, length, timescale.shape[-1] + 2 * A.shape[-1])),
-        "timescale": (timescale, (directions, channels, timescale.shape[-1])),
-        "A": (A, (directions, channels, A.shape[-1])),
+        "low_rank": (low_rank, (directions, images, length, rank + 2 * states)),
+        "timescale": (timescale, (directions, channels, rank)),
+        "A": (A, (directions, channels, states)),
         "D": (D, (directions, channels)),
         "delta_bias": (delta_bias, (directions, channels)),
         "order": (order, (directions, images, length)),
@@ -68,11 +76,11 @@ def scan_low_rank(
         "norm_weight": (norm_weight, (channels,)),
         "norm_bias": (norm_bias, (channels,)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise UserError(
-                f"scan_low_rank: {name} has shape {tuple(tensor.shape)}, expected {shape} for u {tuple(u.shape)}."
-            )
+    given = f"u {tuple(u.shape)}, timescale {tuple(timescale.shape)} and A {tuple(A.shape)}"
+    check_shapes("scan_low_rank", given, expected)
+    check_reading("scan_low_rank", directions, reverse, order, delta_scale, repeats)
+    if norm_bias is not None and norm_weight is None:
+        raise UserError("scan_low_rank: got norm_bias without norm_weight: give both, or neither for no norm.")
     backward = [int(r) for r in reverse]
     options = order, gap, delta_scale, repeats, norm_weight, norm_bias, eps, backward, " ".join(emitted(stats))
     y, sums = SCAN_LOW_RANK(u, low_rank, timescale, A, D, delta_bias, *options)
@@ -143,14 +151,15 @@ def _triton(
 
 def _unfit(*inputs: Any) -> str:
     if inputs[3].shape[2] > MAX_STATES:
-        return f"scans {MAX_STATES} states in tiles"
-    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
-    return "has no gradient of a scan in tiles" if differentiable else ""
+        return f"scans at most {MAX_STATES} states in tiles"
+    if inputs[10] is not None and autocasts():
+        return "normalises no scan under autocast"
+    return lacks_gradient("a scan in tiles", *inputs)
 
 
 def _like_result(u: Tensor, low_rank: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(u.dtype, torch.float32)
-    return torch.empty_like(u), u.new_empty(*low_rank.shape[:3], len(inputs[-1].split()), dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty(*low_rank.shape[:3], len(inputs[-1].split()), dtype=dtype)
 
 
 SCAN_LOW_RANK = Operation(

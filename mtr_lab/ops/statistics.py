@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtr_lab.errors import unknown
+
 
 class Statistic(NamedTuple):
     """A sum over channels that the scan emits for each direction and token."""
@@ -37,6 +39,13 @@ def _output(delta, u, y, maximum):  # type: ignore[no-untyped-def]
 STATISTICS = {"delta": Statistic(_delta), "write": Statistic(_write), "output": Statistic(_output, reads_output=True)}
 STATS = tuple(STATISTICS)
 """The names of all statistics."""
+
+
+def check_statistics(stats: Sequence[str]) -> None:
+    """Raise a ``UserError`` unless every name is one of ``STATS``."""
+    for name in stats:
+        if name not in STATISTICS:
+            raise unknown("scan statistic", name, tuple(STATISTICS))
 
 
 def emitted(stats: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from authors_objects import plainmamba
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtr_lab
 from mtr_lab import UserError, create_model, ops
@@ -189,6 +190,47 @@ def test_a_gap_decays_with_the_bias_that_is_added_twice() -> None:
     aligned, plain = (mixer(state.hidden, Positions(state, aligned=aligned))[0] for aligned in (True, False))
     assert aligned.isfinite().all()
     assert plain.isfinite().all()
+
+
+@pytest.mark.parametrize("merges", [{}, {1: 2, 7: 8}])
+@torch.no_grad()
+def test_timescales_are_rounded_as_the_authors_are(merges: dict[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bias is added to the product, and by the scan once more: twice the bias at once has other bits."""
+    mixer, state, scanned = random_mixer().float(), merged(Layout(3, 5), 8, merges), {}
+    for scan in (ops.scan_by_step, ops.selective_scan):
+
+        def recorded(*inputs: Any, scan: Any = scan, **options: Any) -> Any:
+            scanned.update(u=inputs[0], delta=inputs[1], bias=options["delta_bias"])
+            return scan(*inputs, **options)
+
+        monkeypatch.setattr(ops, scan.__name__, recorded)
+    mixer(state.hidden.float(), Positions(state))
+    u, delta = (x if x.ndim == 3 else x[0] for x in (scanned["u"], scanned["delta"]))
+    expected = mixer.dt_proj(mixer.x_proj(u)[..., : mixer.dt_rank])
+    pairs = Positions(state).pairs(mixer.paths)[0] if merges else torch.arange(15)[None]
+    torch.testing.assert_close(delta, expected[:, pairs[0]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(scanned["bias"].expand(4, -1)[0], mixer.dt_proj.bias)
+
+
+class Activations(TorchDispatchMode):
+    """Records the shapes that SiLU is applied to."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.silu.default:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Any:
+        self.shapes: list[tuple[int, ...]] = []
+        return super().__enter__()
+
+
+@torch.no_grad()
+def test_the_activation_is_of_the_survivors_alone() -> None:
+    mixer, state = random_mixer(), merged(Layout(3, 5), 8, {1: 2, 7: 8})
+    with Activations() as activations:
+        mixer(state.hidden, Positions(state))
+    assert activations.shapes[0] == (1, 13, 16)
 
 
 @torch.no_grad()

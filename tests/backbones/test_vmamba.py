@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import mtr_lab
 from mtr_lab import UserError, create_model, ops
 from mtr_lab.backbones import blocks_of
+from mtr_lab.backbones.norms import LayerNorm2d
 from mtr_lab.measure.flops import counted_flops, model_costs
 from mtr_lab.reduction import trace
 from mtr_lab.tasks.features import FeatureMaps
@@ -85,6 +86,22 @@ def test_a_mixer_equals_loops_over_its_paths() -> None:
     layout = model.layouts((4 * rows, 4 * columns))[0]
     actual, _ = mixer(tokens, Positions(TokenState.start(tokens, (), layout)))
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("options", [{"elementwise_affine": False}, {"bias": False}, {}], ids=str)
+@torch.no_grad()
+def test_every_layer_norm_normalises(options: dict[str, bool]) -> None:
+    """With neither weight nor bias, with a weight alone, with both: at their initial values they change nothing."""
+    model = small()
+    mixer, tokens = model.stages[0].blocks[0].op, torch.randn(2, 15, 8)
+    positions = Positions(TokenState.start(tokens, (), model.layouts((12, 20))[0]))
+    expected, _ = mixer(tokens, positions)
+    mixer.out_norm = nn.LayerNorm(mixer.d_inner, **options)
+    actual, _ = mixer(tokens, positions)
+    torch.testing.assert_close(actual, expected)
+    maps = torch.randn(2, 8, 3, 5)
+    normed = F.layer_norm(maps.movedim(1, -1), (8,)).movedim(-1, 1)
+    torch.testing.assert_close(LayerNorm2d(8, **options)(maps), normed)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtr_lab import ops
 
-SHAPES = [(2, 15, 70, 3, 4), (1, 37, 130, 1, 3), (3, 1, 5, 16, 1), (1, 33, 64, 2, 2)]
+SHAPES = [(2, 15, 70, 3, 4), (1, 37, 130, 1, 3), (3, 1, 5, 16, 1), (1, 33, 64, 2, 2), (0, 5, 6, 2, 3)]
 """Images, tokens, channels, states, paths."""
 
 
@@ -91,9 +91,12 @@ def test_flops_are_those_of_the_scan() -> None:
     assert counted == [4 * 2 * 15 * 70 * (9 * 3 + 2)] * 2
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @torch.no_grad()
-def test_the_operator_can_be_decomposed() -> None:
+def test_the_operator_can_be_decomposed(transposed: bool) -> None:
     inputs = scan_inputs(SHAPES[0])
+    if transposed:
+        inputs["u"] = inputs["u"].mT.contiguous().mT
     bias, z = inputs.pop("delta_bias"), inputs.pop("z")
     operator = torch.ops.mtr_lab.scan_by_step.default
     arguments = (*inputs.values(), z, bias, "delta", "cpu")

@@ -3,7 +3,7 @@
 Row j of the L + 1 rows of an image is token j of the forward direction up to the token that is read, p, and token j - 1
 of the backward direction behind it. Three launches compute the convolution, then Δ, B and C, then the sum over all rows
 of what each writes into the state at p, decayed by the sum of Δ between: no recurrence, so that tokens are parallel.
-For few images, ``read_together`` is the last launch.
+For few images and up to 256 states, ``read_together`` is the last launch.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
 from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, rows
-from mtr_lab.ops.gpu.read_together import read_together
+from mtr_lab.ops.gpu.read_together import can_read_together, read_together
 from mtr_lab.ops.packed import PackedWeights
 
 TOKENS = 16  # of a program of the projections
@@ -62,7 +62,7 @@ def mamba_inner_read(
     )  # fmt: skip
     data = u, delta, bc, weights.a, weights.d, weights.timescale_bias, z.contiguous(), read, gap_, factor_, y
     parts = {"GAP": gap is not None, "DELTA_SCALE": delta_scale is not None, "REPEATS": repeats is not None}
-    if images <= FEW:
+    if images <= FEW and can_read_together(states):
         read_together(*data, scale, parts)
         return y
     tokens, few, warps = SUMMED

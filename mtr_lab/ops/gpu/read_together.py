@@ -10,9 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.formulas import LOG2E, softplus
-from mtr_lab.ops.gpu.scan_together import chunks_and_warps, load_rates, scan_chunks, zeros
+from mtr_lab.ops.gpu.scan_together import THREADS, chunks_and_warps, load_rates, scan_chunks, zeros
 
 CHANNELS, STATES, UNROLL = 8, 8, 4  # channels of a program, states of a thread, tokens that it loads at a time
+
+
+def can_read_together(states: int) -> bool:
+    """Whether a program has enough threads for its channels, each with this number of states in both directions."""
+    return 2 * triton.cdiv(states, STATES) * CHANNELS <= THREADS
 
 
 def read_together(

@@ -68,7 +68,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan`` with packed parameters.
 
-    The sum over directions is accumulated in y: in half precision it is rounded after every direction.
+    The sum over directions is accumulated in y: in half precision it is rounded after every direction, but once by
+    ``scan_together``, which scans few short sequences.
 
     Args:
         u: (G, B, L, E), contiguous.

@@ -40,7 +40,7 @@ def scan(
     repeats: bool,
     stats: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
-    """``scan_low_rank_reference`` for float32, float16 or bfloat16 data, accumulated in float32.
+    """The result of ``mtr_lab.ops.scan_low_rank`` for float32, float16 or bfloat16 data, accumulated in float32.
 
     Args:
         u: (B, L, E), contiguous.

@@ -1,5 +1,6 @@
 """The kernels of mixers over a grid against float64: scans in tiles and by steps, depthwise convolutions."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from covering import parametrize_covering
 
-from mtr_lab import ops
+from mtr_lab import UserError, ops
 from mtr_lab.ops.depthwise import DEPTHWISE_CONV2D
 from mtr_lab.ops.gpu import scan_tiles
 from mtr_lab.ops.layer_norm import LAYER_NORM
@@ -118,6 +119,49 @@ def test_other_scans_run_token_by_token(states: int, gradient: bool, expected: s
     assert y.requires_grad == gradient
 
 
+@pytest.mark.parametrize("implementation", ["triton", "portable"])
+@torch.no_grad()
+def test_a_scan_in_tiles_of_a_transposed_input(implementation: str) -> None:
+    inputs = low_rank_inputs(2, 5, 6, 1, 2, 2, torch.float32)
+    inputs["u"] = inputs["u"].mT.contiguous().mT
+    arguments = *inputs.values(), None, None, None, None, normal(6), None, 1e-5, [0, 1], "delta", implementation
+    checks = "test_schema", "test_faketensor"
+    torch.library.opcheck(torch.ops.mtr_lab.scan_low_rank.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"u": torch.Size([2, 4])}, "expected u"),
+        ({"u": torch.Size([1, 0, 6])}, "at least one token"),
+        ({"timescale": torch.Size([2, 5, 2])}, "timescale has shape"),
+        ({"low_rank": torch.Size([1, 1, 4, 6])}, "low_rank has shape"),
+        ({"D": torch.Size([6])}, "D has shape"),
+        ({"norm_weight": torch.Size([5])}, "norm_weight has shape"),
+        ({"norm_bias": torch.Size([6])}, "norm_bias without norm_weight"),
+        ({"reverse": [False]}, "reverse=.*each of the 2 directions"),
+        ({"order": torch.int32}, "order has dtype torch.int32, expected torch.int64"),
+        ({"order": torch.int64, "reverse": [True, True]}, "reverse=.*with an order"),
+        ({"repeats": torch.Size([1, 4]), "delta_scale": torch.Size([1, 4])}, "got repeats and delta_scale"),
+        ({"stats": ["deltas"]}, "unknown scan statistic 'deltas'"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_scan_in_tiles_refuses(backend: str, changes: dict[str, Any], message: str) -> None:
+    """A size stands for ones of this shape, a dtype for an order of this dtype."""
+    inputs = low_rank_inputs(1, 4, 6, 1, 2, 2, torch.float32) | {"reverse": [False, False]}
+    for name, change in changes.items():
+        if isinstance(change, torch.Size):
+            inputs[name] = torch.ones(change)
+        elif isinstance(change, torch.dtype):
+            inputs[name] = torch.arange(4, dtype=change).expand(2, 1, 4)
+        else:
+            inputs[name] = change
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.scan_low_rank(**inputs)
+
+
 @parametrize_covering(
     shape=[(2, 15, 70, 3, 4), (1, 9, 32, 16, 3), (3, 1, 5, 16, 1), (1, 6, 64, 2, 2)],
     dtype=DTYPES,
@@ -204,6 +248,78 @@ def test_a_norm_of_tokens(shape, dtype, biased) -> None:
         actual = ops.layer_norm(x, weight, bias, 1e-3)
     assert actual.dtype == dtype
     assert relative(actual, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("maps", "weight", "bias", "message"),
+    [
+        ((1, 64, 3, 3), (32, 1, 3, 3), None, r"weight has shape \(32, 1, 3, 3\), expected \(64, 1, 3, 3\)"),
+        ((1, 8, 3, 3), (8, 1, 3, 5), None, r"weight has shape .* expected \(8, 1, 3, 3\)"),
+        ((1, 8, 3, 3), (8, 1, 3, 3), (4,), r"bias has shape \(4,\), expected \(8,\)"),
+        ((1, 8, 3, 3), (8, 1, 2, 2), None, "odd K"),
+        ((8, 3, 3), (8, 1, 3, 3), None, "expected maps"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_depthwise_convolution_refuses(backend, maps, weight, bias, message) -> None:
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.depthwise_conv2d(normal(*maps), normal(*weight), None if bias is None else normal(*bias))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((2, 3, 32), (16,), None, r"weight has shape \(16,\), expected \(32,\) for x of shape \(2, 3, 32\)"),
+        ((2, 3, 32), (32,), (16,), r"bias has shape \(16,\), expected \(32,\)"),
+        ((3, 32), (32,), None, "expected x"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_a_norm_of_tokens_refuses(backend, x, weight, bias, message) -> None:
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.layer_norm(normal(*x), normal(*weight), None if bias is None else normal(*bias))
+
+
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@torch.no_grad()
+def test_an_empty_batch_has_an_empty_result(backend) -> None:
+    order = torch.arange(5).expand(2, 5)
+    tokens, states = normal(0, 5, 6), normal(0, 5, 2)
+    steps = {"order": order, "steps": order, "moves": normal(2, 5, 2), "delta_bias": normal(6)}
+    with ops.use_backend(backend):
+        y, sums = ops.scan_low_rank(**low_rank_inputs(0, 5, 6, 1, 2, 2, torch.float32), reverse=[0, 1], stats=["delta"])
+        assert (y.shape, sums.shape) == ((0, 5, 6), (2, 0, 5, 1))
+        y, sums = ops.scan_by_step(tokens, tokens, normal(6, 2), states, states, normal(6), **steps, stats=["delta"])
+        assert (y.shape, sums.shape) == ((0, 5, 6), (2, 0, 5, 1))
+        assert ops.layer_norm(tokens, normal(6), None).shape == (0, 5, 6)
+        assert ops.depthwise_conv2d(normal(0, 6, 3, 4), normal(6, 1, 3, 3), silu=True).shape == (0, 6, 3, 4)
+
+
+@pytest.fixture
+def autocast() -> Iterator[None]:
+    """As ``torch.autocast("cuda", torch.bfloat16)``, which does nothing on a machine without a GPU."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.parametrize(("dtype", "convolution"), [(torch.float32, "reference"), (torch.bfloat16, "triton")])
+@pytest.mark.usefixtures("autocast")
+@torch.no_grad()
+def test_autocast_chooses_the_dtype(dtype: torch.dtype, convolution: str) -> None:
+    """Norms in float32, convolutions in its own dtype: kernels that keep another dtype do not run."""
+    scan = *low_rank_inputs(1, 4, 6, 1, 2, 2, dtype).values(), None, None, None, None
+    with ops.use_backend("triton"):
+        assert LAYER_NORM.pick(normal(1, 4, 6, dtype=dtype), normal(6), None, 1e-5).name == "portable"
+        assert SCAN_LOW_RANK.pick(*scan, normal(6), None, 1e-5, [0, 0], "").name == "portable"
+        assert SCAN_LOW_RANK.pick(*scan, None, None, 1e-5, [0, 0], "").name == "triton"
+        maps, weight = normal(1, 6, 3, 3, dtype=dtype), normal(6, 1, 3, 3)
+        assert DEPTHWISE_CONV2D.pick(maps, weight, None, True).name == convolution
 
 
 def test_a_norm_of_tokens_with_gradients_is_the_librarys() -> None:

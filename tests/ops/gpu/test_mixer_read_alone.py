@@ -46,6 +46,15 @@ def inputs(images, length, channels, states, dtype, part):
 @torch.no_grad()
 def test_equals_the_whole_mixer(length, channels, states, dtype, part, few, monkeypatch):
     monkeypatch.setattr(mixer_read, "FEW", 3 if few else 0)
+    check(length, channels, states, dtype, part)
+
+
+@torch.no_grad()
+def test_more_states_than_a_program_of_few_images_has_threads_for():
+    check(2, 8, 300, torch.float32, "plain")
+
+
+def check(length, channels, states, dtype, part):
     x, z, read, weights, options = inputs(3, length, channels, states, dtype, part)
     with ops.use_backend("reference"):
         wide = {name: t.double() if t.is_floating_point() else t for name, t in options.items()}
