@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mtr_lab.errors import UserError
 from mtr_lab.ops.registry import Implementation, Operation, lacks_gradient
 from mtr_lab.ops.scan import selective_scan, selective_scan_flops
-from mtr_lab.ops.statistics import as_asked, emitted
+from mtr_lab.ops.shapes import check_shapes
+from mtr_lab.ops.statistics import as_asked, check_statistics, emitted
 
 MAX_PATHS = 4
 """Paths that the Triton kernel scans at most."""
@@ -55,9 +57,50 @@ def scan_by_step(
     Returns:
         y: (B, L, E), the gated sum over the paths.
         sums: (G, B, L, len(stats)), as of ``selective_scan``.
+
+    Raises:
+        UserError: shapes that do not match, ``order`` or ``steps`` of another dtype, or an unknown name in ``stats``.
     """
+    _check(u, delta, A, B, C, D, order, steps, moves, delta_bias, z)
+    check_statistics(stats)
     y, sums = SCAN_BY_STEP(u, delta, A, B, C, D, order, steps, moves, z, delta_bias, " ".join(emitted(stats)))
     return y, as_asked(sums, stats)
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    order: Tensor,
+    steps: Tensor,
+    moves: Tensor,
+    delta_bias: Tensor,
+    z: Tensor | None,
+) -> None:
+    if u.ndim != 3 or A.ndim != 2 or order.ndim != 2:
+        shapes = tuple(u.shape), tuple(A.shape), tuple(order.shape)
+        raise UserError(f"scan_by_step: expected u (B, L, E), A (E, N) and order (G, L), got {shapes}.")
+    images, length, channels = u.shape
+    paths, states = len(order), A.shape[1]
+    expected = {
+        "delta": (delta, u.shape),
+        "A": (A, (channels, states)),
+        "B": (B, (images, length, states)),
+        "C": (C, (images, length, states)),
+        "D": (D, (channels,)),
+        "order": (order, (paths, length)),
+        "steps": (steps, (paths, length)),
+        "moves": (moves, (paths, length, states)),
+        "delta_bias": (delta_bias, (channels,)),
+        "z": (z, u.shape),
+    }
+    check_shapes("scan_by_step", f"u of shape {tuple(u.shape)}", expected)
+    for name, index in (("order", order), ("steps", steps)):
+        if index.dtype != torch.int64:
+            raise UserError(f"scan_by_step: {name} has dtype {index.dtype}, expected torch.int64.")
 
 
 def _copied(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtr_lab import ops
+from mtr_lab import UserError, ops
 
 SHAPES = [(2, 15, 70, 3, 4), (1, 37, 130, 1, 3), (3, 1, 5, 16, 1), (1, 33, 64, 2, 2), (0, 5, 6, 2, 3)]
 """Images, tokens, channels, states, paths."""
@@ -103,3 +103,23 @@ def test_the_operator_can_be_decomposed(transposed: bool) -> None:
     for actual, expected in zip(ops.decompositions()[operator](*arguments), operator(*arguments), strict=True):
         torch.testing.assert_close(actual, expected)
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("delta", lambda x: x[:, :-1], r"delta has shape \(2, 14, 70\), expected \(2, 15, 70\)"),
+        ("B", lambda x: x[..., :2], r"B has shape \(2, 15, 2\), expected \(2, 15, 3\)"),
+        ("D", lambda x: x[:-1], r"D has shape \(69,\), expected \(70,\)"),
+        ("steps", lambda x: x[:3], r"steps has shape \(3, 15\), expected \(4, 15\)"),
+        ("moves", lambda x: x[:, :-1], r"moves has shape \(4, 14, 3\), expected \(4, 15, 3\)"),
+        ("order", lambda x: x.int(), r"order has dtype torch.int32, expected torch.int64"),
+        ("u", lambda x: x[0], r"expected u \(B, L, E\)"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["portable", "cpu"])
+def test_arguments_that_do_not_match_are_refused(name: str, change: Any, message: str, backend: str) -> None:
+    inputs = scan_inputs(SHAPES[0])
+    inputs[name] = change(inputs[name])
+    with ops.use_backend(backend), pytest.raises(UserError, match=message):
+        ops.scan_by_step(**inputs)
