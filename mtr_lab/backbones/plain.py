@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mtr_lab import ops
-from mtr_lab.tokens.positions import Positions
 
 Built = TypeVar("Built", bound=nn.Module)
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,13 +52,6 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
     return ops.linear(x, module.weight, module.bias) if is_plain(module) else module(x)  # type: ignore[arg-type]
 
 
-def convolve_silu(positions: Positions, values: Tensor, conv: nn.Conv2d) -> Tensor:
-    """SiLU of a depthwise convolution over the grid, (B, L, C) -> (B, L, C).
-
-    The kernel for GPUs applies SiLU at every position of the grid; without it, SiLU is applied to the tokens alone.
-    """
-    if not is_plain(conv):
-        return F.silu(positions.convolve(values, conv))
-    silu = ops.fuses_silu(values, conv.weight, conv.bias)
-    u = positions.convolve(values, lambda maps: ops.depthwise_conv2d(maps, conv.weight, conv.bias, silu=silu))
-    return u if silu else F.silu(u)
+def convolve_silu(conv: nn.Conv2d, maps: Tensor) -> Tensor:
+    """SiLU of a depthwise convolution, by the fastest kernel where its parameters may be used directly."""
+    return ops.depthwise_conv2d(maps, conv.weight, conv.bias, silu=True) if is_plain(conv) else F.silu(conv(maps))

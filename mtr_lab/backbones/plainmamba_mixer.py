@@ -5,6 +5,7 @@ Parameter names are the authors', so that their checkpoints load strictly.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class PlainMamba2D(nn.Module):
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
         x, z = project(self.in_proj, hidden).chunk(2, dim=-1)
-        u, scanned = positions.sample(convolve_silu(positions, x, self.conv2d))
+        u, scanned = positions.sample(positions.convolve(x, partial(convolve_silu, self.conv2d)))
         low_rank, b, c = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         gate = z if scanned is positions else None
         walk = None if {"b", "c"} & set(needs) else scanned.walk(paths)

@@ -5,6 +5,7 @@ Parameter names are the authors' (``forward_type="v05_noz"``), so that their che
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class SS2D(nn.Module):
         """
         paths = positions.select_paths(self.paths)
         stats = tuple(name for name in needs if name in ops.STATS)
-        u = convolve_silu(positions, project(self.in_proj, hidden), self.conv2d)
+        u = positions.convolve(project(self.in_proj, hidden), partial(convolve_silu, self.conv2d))
         u, scanned = positions.sample(u)
         x_proj, dt_proj, dt_bias, A_log, D = self._parameters_of(paths)
         low_rank = ops.linear(u, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2]).permute(2, 0, 1, 3)
@@ -116,14 +117,10 @@ class SS2D(nn.Module):
         )
 
     def _scan_norms(self) -> bool:
-        """Whether ``ops.scan_low_rank`` computes ``out_norm``: a LayerNorm over E with a weight, and without hooks.
-
-        Not under autocast on a GPU, where a norm is in float32 and the tiled scan keeps the dtype of its input.
-        """
+        """Whether ``ops.scan_low_rank`` computes ``out_norm``: a LayerNorm over E with a weight, and without hooks."""
         norm = self.out_norm
-        if type(norm) is not nn.LayerNorm or not is_untouched(norm) or torch.is_autocast_enabled("cuda"):
-            return False
-        return norm.weight is not None and norm.weight.shape == (self.d_inner,)
+        own = type(norm) is nn.LayerNorm and is_untouched(norm) and norm.weight is not None
+        return own and norm.weight.shape == (self.d_inner,)
 
     def _parameters_of(self, paths: Sequence[ScanPath]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x_proj (G, R + 2N, E), dt_proj (G, E, R), its bias (G, E), A_log (G, E, N) and D (G, E) of these paths."""

@@ -6,7 +6,7 @@ from mtr_lab.ops.attention import attention
 from mtr_lab.ops.convolution import causal_conv1d
 from mtr_lab.ops.decision import asymmetric_plan, importance, nearest
 from mtr_lab.ops.decision_inputs import DecisionInputs, NeighbourInputs
-from mtr_lab.ops.depthwise import depthwise_conv2d, fuses_silu
+from mtr_lab.ops.depthwise import depthwise_conv2d
 from mtr_lab.ops.embedding import add_class_token, patch_tokens, project_patches
 from mtr_lab.ops.layer_norm import layer_norm
 from mtr_lab.ops.linear import linear
@@ -65,7 +65,6 @@ __all__ = [
     "decompositions",
     "depthwise_conv2d",
     "follow",
-    "fuses_silu",
     "gated",
     "importance",
     "is_readable",

@@ -43,11 +43,6 @@ def depthwise_conv2d(maps: Tensor, weight: Tensor, bias: Tensor | None = None, *
     return DEPTHWISE_CONV2D(maps, weight, bias, silu)
 
 
-def fuses_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether ``depthwise_conv2d`` of maps with the dtype and device of ``x`` applies SiLU in its own kernel."""
-    return DEPTHWISE_CONV2D.pick(x, weight, bias, True).name == "triton"
-
-
 def depthwise_conv2d_reference(maps: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """The convolution of PyTorch. Arguments and result as ``depthwise_conv2d``."""
     y = F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=maps.shape[1])

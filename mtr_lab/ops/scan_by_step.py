@@ -61,25 +61,7 @@ def scan_by_step(
     Raises:
         UserError: shapes that do not match, ``order`` or ``steps`` of another dtype, or an unknown name in ``stats``.
     """
-    _check(u, delta, A, B, C, D, order, steps, moves, delta_bias, z)
     check_statistics(stats)
-    y, sums = SCAN_BY_STEP(u, delta, A, B, C, D, order, steps, moves, z, delta_bias, " ".join(emitted(stats)))
-    return y, as_asked(sums, stats)
-
-
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    order: Tensor,
-    steps: Tensor,
-    moves: Tensor,
-    delta_bias: Tensor,
-    z: Tensor | None,
-) -> None:
     if u.ndim != 3 or A.ndim != 2 or order.ndim != 2:
         shapes = tuple(u.shape), tuple(A.shape), tuple(order.shape)
         raise UserError(f"scan_by_step: expected u (B, L, E), A (E, N) and order (G, L), got {shapes}.")
@@ -101,6 +83,8 @@ def _check(
     for name, index in (("order", order), ("steps", steps)):
         if index.dtype != torch.int64:
             raise UserError(f"scan_by_step: {name} has dtype {index.dtype}, expected torch.int64.")
+    y, sums = SCAN_BY_STEP(u, delta, A, B, C, D, order, steps, moves, z, delta_bias, " ".join(emitted(stats)))
+    return y, as_asked(sums, stats)
 
 
 def _copied(

@@ -82,8 +82,11 @@ def scan_low_rank(
     if norm_bias is not None and norm_weight is None:
         raise UserError("scan_low_rank: got norm_bias without norm_weight: give both, or neither for no norm.")
     backward = [int(r) for r in reverse]
-    options = order, gap, delta_scale, repeats, norm_weight, norm_bias, eps, backward, " ".join(emitted(stats))
+    apart = norm_weight is not None and autocasts()  # the norm is in float32, the scan in the dtype of u
+    norm = (None, None) if apart else (norm_weight, norm_bias)
+    options = order, gap, delta_scale, repeats, *norm, eps, backward, " ".join(emitted(stats))
     y, sums = SCAN_LOW_RANK(u, low_rank, timescale, A, D, delta_bias, *options)
+    y = F.layer_norm(y, (channels,), norm_weight, norm_bias, eps) if apart else y
     return y, as_asked(sums, stats)
 
 
@@ -116,25 +119,10 @@ def _projected(
     return y if norm_weight is None else F.layer_norm(y, norm_weight.shape, norm_weight, norm_bias, eps), sums
 
 
-def _triton(
-    u: Tensor,
-    low_rank: Tensor,
-    timescale: Tensor,
-    A: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    order: Tensor | None,
-    gap: Tensor | None,
-    delta_scale: Tensor | None,
-    repeats: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    reverse: Sequence[int],
-    names: str,
-) -> tuple[Tensor, Tensor]:
+def _triton(*inputs: Any) -> tuple[Tensor, Tensor]:
     from mtr_lab.ops.gpu import scan_tiles
 
+    u, low_rank, timescale, A, D, delta_bias, order, gap, delta_scale, repeats, *norm, eps, reverse, names = inputs
     images, length, _ = u.shape
     if order is None:
         forward = torch.arange(length, device=u.device)
@@ -145,15 +133,13 @@ def _triton(
         timescale.to(low_rank.dtype).contiguous(), A.float().contiguous(), D.float().contiguous(),
         delta_bias.float().contiguous(), order if order.stride(2) == 1 else order.contiguous(),
         None if gap is None else gap.contiguous(), None if factor is None else factor.float().contiguous(),
-        norm_weight, norm_bias, eps=eps, repeats=repeats is not None, stats=names.split(),
+        *norm, eps=eps, repeats=repeats is not None, stats=names.split(),
     )  # fmt: skip
 
 
 def _unfit(*inputs: Any) -> str:
     if inputs[3].shape[2] > MAX_STATES:
         return f"scans at most {MAX_STATES} states in tiles"
-    if inputs[10] is not None and autocasts():
-        return "normalises no scan under autocast"
     return lacks_gradient("a scan in tiles", *inputs)
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from authors_objects import plainmamba
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtr_lab
 from mtr_lab import UserError, create_model, ops
@@ -210,27 +209,6 @@ def test_timescales_are_rounded_as_the_authors_are(merges: dict[int, int], monke
     pairs = Positions(state).pairs(mixer.paths)[0] if merges else torch.arange(15)[None]
     torch.testing.assert_close(delta, expected[:, pairs[0]], rtol=1e-5, atol=1e-5)
     assert torch.equal(scanned["bias"].expand(4, -1)[0], mixer.dt_proj.bias)
-
-
-class Activations(TorchDispatchMode):
-    """Records the shapes that SiLU is applied to."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.silu.default:
-            self.shapes.append(tuple(args[0].shape))
-        return func(*args, **(kwargs or {}))
-
-    def __enter__(self) -> Any:
-        self.shapes: list[tuple[int, ...]] = []
-        return super().__enter__()
-
-
-@torch.no_grad()
-def test_the_activation_is_of_the_survivors_alone() -> None:
-    mixer, state = random_mixer(), merged(Layout(3, 5), 8, {1: 2, 7: 8})
-    with Activations() as activations:
-        mixer(state.hidden, Positions(state))
-    assert activations.shapes[0] == (1, 13, 16)
 
 
 @torch.no_grad()

@@ -313,13 +313,21 @@ def autocast() -> Iterator[None]:
 @torch.no_grad()
 def test_autocast_chooses_the_dtype(dtype: torch.dtype, convolution: str) -> None:
     """Norms in float32, convolutions in its own dtype: kernels that keep another dtype do not run."""
-    scan = *low_rank_inputs(1, 4, 6, 1, 2, 2, dtype).values(), None, None, None, None
     with ops.use_backend("triton"):
         assert LAYER_NORM.pick(normal(1, 4, 6, dtype=dtype), normal(6), None, 1e-5).name == "portable"
-        assert SCAN_LOW_RANK.pick(*scan, normal(6), None, 1e-5, [0, 0], "").name == "portable"
-        assert SCAN_LOW_RANK.pick(*scan, None, None, 1e-5, [0, 0], "").name == "triton"
         maps, weight = normal(1, 6, 3, 3, dtype=dtype), normal(6, 1, 3, 3)
         assert DEPTHWISE_CONV2D.pick(maps, weight, None, True).name == convolution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("autocast")
+@torch.no_grad()
+def test_autocast_normalises_a_scan_after_the_kernel(dtype: torch.dtype) -> None:
+    inputs, weight = low_rank_inputs(2, 37, 70, 3, 1, 4, dtype), normal(70)
+    with ops.use_backend("triton"):
+        y, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1])
+        actual, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1], norm_weight=weight, eps=1e-3)
+    assert torch.equal(actual, F.layer_norm(y, (70,), weight, None, 1e-3))
 
 
 def test_a_norm_of_tokens_with_gradients_is_the_librarys() -> None:
