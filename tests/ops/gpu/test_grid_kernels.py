@@ -323,7 +323,7 @@ def test_autocast_chooses_the_dtype(dtype: torch.dtype, convolution: str) -> Non
 @pytest.mark.usefixtures("autocast")
 @torch.no_grad()
 def test_autocast_normalises_a_scan_after_the_kernel(dtype: torch.dtype) -> None:
-    inputs, weight = low_rank_inputs(2, 37, 70, 3, 1, 4, dtype), normal(70)
+    inputs, weight = low_rank_inputs(2, 37, 70, 1, 3, 4, dtype), normal(70)
     with ops.use_backend("triton"):
         y, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1])
         actual, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1], norm_weight=weight, eps=1e-3)
