@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtr_lab.errors import UserError, one_line, unknown
 
-ALL_KEYS = "mtr-lab eval --cfg job prints all keys (so do train and bench)."
+ALL_KEYS = "mtr-lab eval --cfg job prints all keys (so do train, bench and export)."
 
 _OVERRIDE = re.compile(r"(\+{0,2}|~)[\w@/.]+=|~[\w@.]+$")
 
