@@ -1,4 +1,7 @@
-"""``schedule=auto``: remove tokens at the blocks where this changes the model's output least, measured on images."""
+"""``schedule=auto``: remove tokens at the blocks where this changes the model's output least, measured on images.
+
+``GreedySearch`` finds a schedule; ``divergences`` compares it with the named ones, see ``Solver``.
+"""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,7 @@
 """The schedule of a ratio: the size of the picture, the skipped scan paths, and the tokens that every block removes."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from mtr_lab.reduction.directions import Pair, Skipped, enough_pairs, last_first
 from mtr_lab.reduction.dtp import deviations, two_blocks
 from mtr_lab.reduction.partial_blocks import SCANS
 from mtr_lab.reduction.resolution import Size, fewer_frames, picture_of, smaller_pictures
-from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, OutOfReach, Schedule, make_schedule
+from mtr_lab.reduction.schedule import AUTO, DTP, MEASURED, NO_TOKENS, SHAPES, OutOfReach, Schedule, make_schedule
 from mtr_lab.reduction.sensitivity import GreedySearch, divergences
 
 if TYPE_CHECKING:
@@ -122,9 +122,8 @@ class Solver:
             return solve(schedule=dict.fromkeys(self._two_blocks(), 1.0))
         if counts == AUTO and ratio and self._images is not None:
             constant = solve(first_block=0, interval=1)  # refuses a ratio out of reach before anything is measured
-            return solve(schedule=self._cheapest(ratio, beside)) if any(constant.remove) else constant
-        blocks = {key: self._config[key] for key in ("first_block", "interval")}
-        return solve(schedule="constant" if ratio == 0 else counts, **blocks)
+            return self._least_change(ratio, solve, beside) if any(constant.remove) else constant
+        return solve(schedule="constant" if ratio == 0 else counts, **self._blocks)
 
     def _skipped(self, ratio: float | None, resolution: Size | None) -> Skipped:
         """The scan paths that every block skips, to save the part of the ratio that the policy gives to them."""
@@ -152,8 +151,18 @@ class Solver:
                 self._deviations = deviations(self._model, self._policy, infos, self._unreduced(), images)
         return two_blocks(self._deviations, infos, self._policy)
 
-    def _cheapest(self, ratio: float, beside: dict[str, Any]) -> dict[int, float]:
-        """The counts of ``schedule=auto`` by block, as weights for ``make_schedule``."""
+    def _least_change(self, ratio: float, solve: Callable[..., Schedule], beside: dict[str, Any]) -> Schedule:
+        """The schedule that changes the output least on the images: that of the search, or a named one."""
+        schedules = [solve(schedule=self._search_blocks(ratio, beside))]
+        for shape in SHAPES:
+            with contextlib.suppress(OutOfReach):  # these blocks cannot remove as much as all of them
+                schedules.append(solve(schedule=shape, **self._blocks))
+        with self._measuring() as images:
+            kl = divergences(self._model, self._reduction.use, self._unreduced(), schedules, images)
+        return schedules[kl.index(min(kl))]
+
+    def _search_blocks(self, ratio: float, beside: dict[str, Any]) -> dict[int, float]:
+        """The counts that a search over all blocks finds, as weights for ``make_schedule``."""
         with self._measuring() as images:
             if self._search is None or self._search.beside != beside:
                 infos = block_infos(self._model, self._policy, self._img_size, beside["resolution"])
@@ -161,6 +170,11 @@ class Solver:
                 self._search = GreedySearch(self._model, self._reduction.use, self._policy, blocks, images, **beside)
             reached = self._search.reach(ratio)
         return {block: count for block, count in enumerate(reached.remove) if count}
+
+    @property
+    def _blocks(self) -> dict[str, Any]:
+        """The settings of ``make_schedule`` that say at which blocks a named schedule reduces."""
+        return {key: self._config[key] for key in ("first_block", "interval")}
 
     def _without_removal(self, resolution: Size | None, skipped: Skipped = ()) -> Schedule:
         """The schedule in which no block removes tokens."""

@@ -1,6 +1,7 @@
 """``schedule=auto``: the schedules, their repeatability, and that the model is unchanged afterwards."""
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fitting_counts import FOR_ANY_FAMILY
 import mtr_lab
 from mtr_lab import UserError
 from mtr_lab.reduction import make_policy, policy_config
+from mtr_lab.reduction.schedule import SHAPES
 from mtr_lab.reduction.sensitivity import STRIDE
 
 DEPTH = 6
@@ -95,6 +97,21 @@ def test_the_ratio_is_met_to_a_token_for_every_policy(name: str, model, images) 
     assert mtr_lab.patch(model, name, schedule=fewer).schedule.reduction < 0.2
     if name == "famba":  # mtr.layers=lower
         assert sum(schedule.remove[DEPTH // 2 :]) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("policy", ["fovea", "write"])
+def test_no_named_schedule_changes_the_output_less(policy: str, ratio: float, model, images) -> None:
+    reference = model(images).double().log_softmax(-1)
+
+    def kl(schedule: str, **settings: Any) -> float:
+        """Of the output on these images, nats an image."""
+        mtr_lab.patch(model, policy, ratio=ratio, schedule=schedule, **settings)
+        reduced = model(images).double().log_softmax(-1)
+        return (reference.exp() * (reference - reduced)).sum(-1).mean().item()
+
+    assert kl("auto", images=images) <= min(kl(shape) for shape in SHAPES) * (1 + 1e-9)
 
 
 def test_the_same_images_give_the_same_schedule_after_other_ratios(model, images) -> None:
