@@ -1,7 +1,7 @@
 """The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache. Of
-large reduced batches, convolution and x_proj are one launch, see ``conv_project``.
+Of large batches, convolution and x_proj are one launch: ``conv_window`` for neighbouring tokens, ``conv_project`` for
+those over original positions.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.conv_project import convolve_project
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
+from mtr_lab.ops.gpu.conv_window import convolve_window
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
@@ -162,10 +163,13 @@ def _convolve_and_multiply(
     images, length, channels = x.shape
     directions, width, _ = weights.conv_weight.shape
     tokens = images * length
+    fused = tokens >= FUSED_TOKENS and channels == FUSED_CHANNELS and x.dtype != torch.float32
     if index is not None and source is not None:
-        if tokens >= FUSED_TOKENS and channels == FUSED_CHANNELS and x.dtype != torch.float32:
+        if fused:
             return convolve_project(x, weights, reverse, index, source)
         u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
+    elif fused:
+        return convolve_window(x, weights, reverse)
     else:
         x = rows(x)
         u = x.new_empty(directions, images, length, channels)

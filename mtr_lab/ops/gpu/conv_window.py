@@ -1,0 +1,105 @@
+"""Convolution of neighbouring tokens, SiLU and x_proj in one launch.
+
+A program convolves some tokens of one image in one direction, C channels at a time. A thread has all of these tokens
+for its channels, so that each is loaded once for all taps. The results are stored and multiplied by x_proj.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtr_lab.ops.gpu.formulas import APPROXIMATE, silu
+from mtr_lab.ops.gpu.occupancy import (
+    on_its_device,
+    precision,
+    product,
+    registers,
+    reverse_mask,
+    rows,
+    stack,
+    unstack,
+)
+from mtr_lab.ops.packed import PackedWeights
+
+WINDOW, CHANNELS, WARPS = 64, 128, 4  # tokens that a program loads, channels at a time
+LOOP_STAGES = 2  # channels are loaded a turn of the loop ahead
+REGISTERS = registers(168)
+
+
+@triton.jit(do_not_specialize=["images", "length"])
+def _convolve_window(x, conv_weight, conv_bias, weight, u, projected, images, length, channels: tl.constexpr,
+                     step_x: tl.constexpr, REVERSE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
+                     S: tl.constexpr, PRECISION: tl.constexpr, APPROXIMATE: tl.constexpr, RUN: tl.constexpr,
+                     T: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    g = tl.program_id(0)
+    tiles = tl.cdiv(length, RUN)
+    image = (tl.program_id(1) // tiles).to(tl.int64)
+    first = tl.minimum(tl.program_id(1) % tiles * RUN, length - RUN)  # the last two tiles overlap and write the same
+    backward = (REVERSE >> g) & 1
+    start = (g * images.to(tl.int64) + image) * length + first
+    row = first - (1 - backward) * (W - 1) + tl.arange(0, T)  # the window
+    exists = (row >= 0) & (row < length)
+    x += image * length * step_x
+    u += start * channels
+    conv_weight += g * W * channels
+    conv_bias += g * channels
+    weight += g * channels * (R + S)
+    low_rank, b_and_c = tl.zeros((T, R), tl.float32), tl.zeros((T, S), tl.float32)
+    r, s = tl.arange(0, R), R + tl.arange(0, S)
+    for c0 in tl.range(0, channels, C, num_stages=STAGES):
+        c = c0 + tl.arange(0, C)
+        mask = c < channels
+        window = unstack(tl.load(x + row[:, None] * step_x + c[None, :], exists[:, None] & mask[None, :], 0), T)
+        bias = tl.load(conv_bias + c, mask, 0)
+        taps = ()
+        for k in tl.static_range(W):  # in the order of the window
+            tap = backward * (W - 1 - 2 * k) + k
+            taps = taps + (tl.load(conv_weight + tap * channels + c, mask, 0),)
+        active = ()
+        for t in tl.static_range(RUN):
+            total = bias
+            for k in tl.static_range(W):
+                total += taps[k] * window[t + k].to(tl.float32)
+            active = active + (silu(total, APPROXIMATE).to(u.dtype.element_ty),)
+            tl.store(u + t * channels + c, active[t], mask)
+        for _ in tl.static_range(T - RUN):
+            active = active + (tl.zeros((C,), u.dtype.element_ty),)
+        tokens = stack(active, T)
+        at = weight + c[:, None] * (R + S)
+        low_rank = product(tokens, tl.load(at + r[None, :], mask[:, None], 0), low_rank, PRECISION)
+        b_and_c = product(tokens, tl.load(at + s[None, :], mask[:, None], 0), b_and_c, PRECISION)
+    t = tl.arange(0, T)
+    projected += (start + t)[:, None] * (R + S)
+    tl.store(projected + r[None, :], low_rank, (t < RUN)[:, None])
+    tl.store(projected + s[None, :], b_and_c, (t < RUN)[:, None])
+
+
+@on_its_device
+def convolve_window(x: Tensor, weights: PackedWeights, reverse: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Convolve neighbouring tokens and multiply them by x_proj.
+
+    Compiled for each number of tokens of a program, at most ``WINDOW``.
+
+    Args:
+        x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
+        reverse: for each of the G directions, whether it reads from the last token to the first.
+
+    Returns:
+        u: (G, B, L, E) in the dtype of ``x``.
+        projected: low rank, B and C side by side, (G, B, L, R + 2N) float32.
+    """
+    x = rows(x)
+    images, length, channels = x.shape
+    directions, width, _ = weights.conv_weight.shape
+    rank, both = weights.timescale.shape[1], 2 * weights.a.shape[1]
+    u = x.new_empty(directions, images, length, channels)
+    projected = weights.a.new_empty(directions, images, length, rank + both)
+    run = triton.cdiv(length, triton.cdiv(length, WINDOW - width + 1))
+    _convolve_window[directions, images * triton.cdiv(length, run)](
+        x, weights.conv_weight, weights.conv_bias, weights.projection, u, projected, images, length, channels,
+        x.stride(1), REVERSE=reverse_mask(reverse), G=directions, W=width, R=rank, S=both, PRECISION=precision(x.dtype),
+        APPROXIMATE=APPROXIMATE, RUN=run, T=WINDOW, C=CHANNELS, STAGES=LOOP_STAGES, num_warps=WARPS, **REGISTERS,
+    )  # fmt: skip
+    return u, projected
