@@ -1,7 +1,8 @@
 """Convolution of neighbouring tokens, SiLU and x_proj in one launch.
 
-A program convolves some tokens of one image in one direction, C channels at a time. A thread has all of these tokens
-for its channels, so that each is loaded once for all taps. The results are stored and multiplied by x_proj.
+A program convolves some runs of neighbouring tokens of an image in one direction, C channels at a time. A thread has
+all tokens of a run for its channels, so that each is loaded once for all taps. The results are stored and multiplied by
+x_proj.
 """
 
 from collections.abc import Sequence
@@ -23,64 +24,71 @@ from mtr_lab.ops.gpu.occupancy import (
 )
 from mtr_lab.ops.packed import PackedWeights
 
-WINDOW, CHANNELS, WARPS = 64, 128, 4  # tokens that a program loads, channels at a time
+RUNS, WINDOW = 4, 32  # runs of a program, and the tokens that one run reads at most
+CHANNELS, WARPS = 128, 8  # channels at a time
 LOOP_STAGES = 2  # channels are loaded a turn of the loop ahead
-REGISTERS = registers(168)
+REGISTERS = registers(128)
 
 
 @triton.jit(do_not_specialize=["images", "length"])
 def _convolve_window(x, conv_weight, conv_bias, weight, u, projected, images, length, channels: tl.constexpr,
                      step_x: tl.constexpr, REVERSE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
                      S: tl.constexpr, PRECISION: tl.constexpr, APPROXIMATE: tl.constexpr, RUN: tl.constexpr,
-                     T: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                     H: tl.constexpr, T: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """H runs of RUN tokens; a vector has the C channels of each run. The last runs of an image may overlap."""
     g = tl.program_id(0)
-    tiles = tl.cdiv(length, RUN)
+    tiles = tl.cdiv(length, RUN * H)
     image = (tl.program_id(1) // tiles).to(tl.int64)
-    first = tl.minimum(tl.program_id(1) % tiles * RUN, length - RUN)  # the last two tiles overlap and write the same
+    run = tl.program_id(1) % tiles * H
     backward = (REVERSE >> g) & 1
-    start = (g * images.to(tl.int64) + image) * length + first
-    row = first - (1 - backward) * (W - 1) + tl.arange(0, T)  # the window
+    start = (g * images.to(tl.int64) + image) * length
+    column = tl.arange(0, H * C)
+    first = tl.minimum((run + column // C) * RUN, length - RUN)
+    row = tl.arange(0, T)[:, None] + (first - (1 - backward) * (W - 1))[None, :]  # the windows
     exists = (row >= 0) & (row < length)
+    at_x = row * step_x
     x += image * length * step_x
     u += start * channels
     conv_weight += g * W * channels
     conv_bias += g * channels
     weight += g * channels * (R + S)
-    low_rank, b_and_c = tl.zeros((T, R), tl.float32), tl.zeros((T, S), tl.float32)
+    low_rank, b_and_c = tl.zeros((H * T, R), tl.float32), tl.zeros((H * T, S), tl.float32)
     r, s = tl.arange(0, R), R + tl.arange(0, S)
     for c0 in tl.range(0, channels, C, num_stages=STAGES):
-        c = c0 + tl.arange(0, C)
-        mask = c < channels
-        window = unstack(tl.load(x + row[:, None] * step_x + c[None, :], exists[:, None] & mask[None, :], 0), T)
-        bias = tl.load(conv_bias + c, mask, 0)
+        e = c0 + column % C
+        mask = e < channels
+        window = unstack(tl.load(x + at_x + e[None, :], exists & mask[None, :], 0), T)
+        bias = tl.load(conv_bias + e, mask, 0)
         taps = ()
         for k in tl.static_range(W):  # in the order of the window
             tap = backward * (W - 1 - 2 * k) + k
-            taps = taps + (tl.load(conv_weight + tap * channels + c, mask, 0),)
+            taps = taps + (tl.load(conv_weight + tap * channels + e, mask, 0),)
         active = ()
         for t in tl.static_range(RUN):
             total = bias
             for k in tl.static_range(W):
                 total += taps[k] * window[t + k].to(tl.float32)
             active = active + (silu(total, APPROXIMATE).to(u.dtype.element_ty),)
-            tl.store(u + t * channels + c, active[t], mask)
+            tl.store(u + first * channels + e + t * channels, active[t], mask)
         for _ in tl.static_range(T - RUN):
-            active = active + (tl.zeros((C,), u.dtype.element_ty),)
-        tokens = stack(active, T)
+            active = active + (tl.zeros((H * C,), u.dtype.element_ty),)
+        tokens = tl.reshape(tl.permute(tl.reshape(stack(active, T), (T, H, C)), (1, 0, 2)), (H * T, C))
+        c = c0 + tl.arange(0, C)
         at = weight + c[:, None] * (R + S)
-        low_rank = product(tokens, tl.load(at + r[None, :], mask[:, None], 0), low_rank, PRECISION)
-        b_and_c = product(tokens, tl.load(at + s[None, :], mask[:, None], 0), b_and_c, PRECISION)
-    t = tl.arange(0, T)
-    projected += (start + t)[:, None] * (R + S)
-    tl.store(projected + r[None, :], low_rank, (t < RUN)[:, None])
-    tl.store(projected + s[None, :], b_and_c, (t < RUN)[:, None])
+        low_rank = product(tokens, tl.load(at + r[None, :], (c < channels)[:, None], 0), low_rank, PRECISION)
+        b_and_c = product(tokens, tl.load(at + s[None, :], (c < channels)[:, None], 0), b_and_c, PRECISION)
+    token = tl.arange(0, H * T)
+    t = token % T
+    out = projected + (start + tl.minimum((run + token // T) * RUN, length - RUN) + t)[:, None] * (R + S)
+    tl.store(out + r[None, :], low_rank, (t < RUN)[:, None])
+    tl.store(out + s[None, :], b_and_c, (t < RUN)[:, None])
 
 
 @on_its_device
 def convolve_window(x: Tensor, weights: PackedWeights, reverse: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Convolve neighbouring tokens and multiply them by x_proj.
 
-    Compiled for each number of tokens of a program, at most ``WINDOW``.
+    Compiled for each length of a run, of which there are at most ``WINDOW``.
 
     Args:
         x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
@@ -96,10 +104,11 @@ def convolve_window(x: Tensor, weights: PackedWeights, reverse: Sequence[int]) -
     rank, both = weights.timescale.shape[1], 2 * weights.a.shape[1]
     u = x.new_empty(directions, images, length, channels)
     projected = weights.a.new_empty(directions, images, length, rank + both)
-    run = triton.cdiv(length, triton.cdiv(length, WINDOW - width + 1))
-    _convolve_window[directions, images * triton.cdiv(length, run)](
+    run = triton.cdiv(length, RUNS * triton.cdiv(length, RUNS * (WINDOW - width + 1)))
+    _convolve_window[directions, images * triton.cdiv(length, run * RUNS)](
         x, weights.conv_weight, weights.conv_bias, weights.projection, u, projected, images, length, channels,
         x.stride(1), REVERSE=reverse_mask(reverse), G=directions, W=width, R=rank, S=both, PRECISION=precision(x.dtype),
-        APPROXIMATE=APPROXIMATE, RUN=run, T=WINDOW, C=CHANNELS, STAGES=LOOP_STAGES, num_warps=WARPS, **REGISTERS,
+        APPROXIMATE=APPROXIMATE, RUN=run, H=RUNS, T=WINDOW, C=CHANNELS, STAGES=LOOP_STAGES, num_warps=WARPS,
+        **REGISTERS,
     )  # fmt: skip
     return u, projected

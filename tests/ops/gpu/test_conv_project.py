@@ -55,18 +55,19 @@ def test_equals_the_composition(sizes, reverse, dtype):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "reverse", "dtype", "window"),
+    ("sizes", "reverse", "dtype", "window", "runs"),
     [
-        ((2, 27, 70, 3, 5), (False, True), torch.float32, 16),  # tiles that overlap
-        ((1, 9, 40, 17, 16), (True, False, True), torch.float16, 16),
-        ((3, 65, 33, 33, 2), (True,), torch.float32, 32),
-        ((1, 1, 64, 4, 8), (False, True), torch.bfloat16, 16),
-        ((2, 13, 150, 4, 8), (False, True), torch.float16, 16),  # as many tokens as a window has outputs
-        ((2, 2, 16, 2, 2), (False, True), torch.float32, 64),  # fewer than taps
+        ((2, 27, 70, 3, 5), (False, True), torch.float32, 16, 2),  # runs that overlap
+        ((1, 9, 40, 17, 16), (True, False, True), torch.float16, 16, 1),
+        ((3, 65, 33, 33, 2), (True,), torch.float32, 32, 4),
+        ((1, 1, 64, 4, 8), (False, True), torch.bfloat16, 16, 4),
+        ((2, 26, 150, 4, 8), (False, True), torch.float16, 16, 2),  # runs as long as a window allows
+        ((2, 2, 16, 2, 2), (False, True), torch.float32, 32, 4),  # fewer tokens than runs
     ],
 )
-def test_of_neighbouring_tokens_equals_the_composition(sizes, reverse, dtype, window, monkeypatch):
+def test_of_neighbouring_tokens_equals_the_composition(sizes, reverse, dtype, window, runs, monkeypatch):
     monkeypatch.setattr(conv_window, "WINDOW", window)
+    monkeypatch.setattr(conv_window, "RUNS", runs)
     xz, weights, *_ = inputs(len(reverse), *sizes, dtype)
     packed = ops.pack(weights, dtype)
     x = xz.chunk(2, dim=-1)[0]
