@@ -6,7 +6,9 @@ x_proj.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,10 +26,30 @@ from mtr_lab.ops.gpu.occupancy import (
 )
 from mtr_lab.ops.packed import PackedWeights
 
-RUNS, WINDOW = 4, 32  # runs of a program, and the tokens that one run reads at most
-CHANNELS, WARPS = 128, 8  # channels at a time
+MIN_TOKENS = 25_216  # 128 images of 197 tokens: with fewer, two launches are often as fast
 LOOP_STAGES = 2  # channels are loaded a turn of the loop ahead
-REGISTERS = registers(128)
+
+
+class Tile(NamedTuple):
+    """What a program computes."""
+
+    runs: int
+    window: int
+    """The tokens that one run reads at most, a power of two."""
+    channels: int
+    """Channels at a time."""
+    warps: int
+    registers: int
+    """Of a thread, at most."""
+
+
+TILES = {384: Tile(2, 32, 128, 4, 128), 768: Tile(1, 64, 256, 4, 255), 1536: Tile(8, 16, 64, 8, 128)}
+"""By the number of channels, where this form was measured to be faster than two launches."""
+
+
+def fits(tokens: int, channels: int, dtype: torch.dtype) -> bool:
+    """Whether this form is used."""
+    return tokens >= MIN_TOKENS and channels in TILES and dtype != torch.float32
 
 
 @triton.jit(do_not_specialize=["images", "length"])
@@ -88,10 +110,10 @@ def _convolve_window(x, conv_weight, conv_bias, weight, u, projected, images, le
 def convolve_window(x: Tensor, weights: PackedWeights, reverse: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Convolve neighbouring tokens and multiply them by x_proj.
 
-    Compiled for each length of a run, of which there are at most ``WINDOW``.
+    Compiled for each length of a run, of which there are at most as many as a window has tokens.
 
     Args:
-        x: (B, L, E), copied unless its rows are contiguous and evenly spaced.
+        x: (B, L, E), E in ``TILES``; copied unless its rows are contiguous and evenly spaced.
         reverse: for each of the G directions, whether it reads from the last token to the first.
 
     Returns:
@@ -104,11 +126,12 @@ def convolve_window(x: Tensor, weights: PackedWeights, reverse: Sequence[int]) -
     rank, both = weights.timescale.shape[1], 2 * weights.a.shape[1]
     u = x.new_empty(directions, images, length, channels)
     projected = weights.a.new_empty(directions, images, length, rank + both)
-    run = triton.cdiv(length, RUNS * triton.cdiv(length, RUNS * (WINDOW - width + 1)))
-    _convolve_window[directions, images * triton.cdiv(length, run * RUNS)](
+    tile = TILES[channels]
+    run = triton.cdiv(length, tile.runs * triton.cdiv(length, tile.runs * (tile.window - width + 1)))
+    _convolve_window[directions, images * triton.cdiv(length, run * tile.runs)](
         x, weights.conv_weight, weights.conv_bias, weights.projection, u, projected, images, length, channels,
         x.stride(1), REVERSE=reverse_mask(reverse), G=directions, W=width, R=rank, S=both, PRECISION=precision(x.dtype),
-        APPROXIMATE=APPROXIMATE, RUN=run, H=RUNS, T=WINDOW, C=CHANNELS, STAGES=LOOP_STAGES, num_warps=WARPS,
-        **REGISTERS,
+        APPROXIMATE=APPROXIMATE, RUN=run, H=tile.runs, T=tile.window, C=tile.channels, STAGES=LOOP_STAGES,
+        num_warps=tile.warps, **registers(tile.registers),
     )  # fmt: skip
     return u, projected

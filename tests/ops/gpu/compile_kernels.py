@@ -85,6 +85,7 @@ def main(backend: str, arch: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(1, 8, 64, dtype=dtype)
         conv_project.convolve_project(x, ops.pack(weights, dtype), BOTH, *positions)
+        conv_window.TILES[64] = conv_window.TILES[384]
         conv_window.convolve_window(x, ops.pack(weights, dtype), BOTH)
         x, read, kept = (
             torch.randn(1, 8, 64, dtype=dtype),
