@@ -1,7 +1,7 @@
 """The inputs of a block's scan: convolution and SiLU, then x_proj, then dt_proj with bias and softplus.
 
-Three launches, each bound by memory bandwidth. One fused kernel was slower: it stalled on reading u from the cache. Of
-large reduced batches, convolution and x_proj are one launch, see ``conv_project``.
+Of large batches, convolution and x_proj are one launch: ``conv_window`` for neighbouring tokens, ``conv_project`` for
+those over original positions.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.conv_project import convolve_project
+from mtr_lab.ops.gpu import conv_project, conv_window
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
@@ -20,7 +20,6 @@ from mtr_lab.ops.packed import PackedWeights
 SMALL = 4096  # tokens: with fewer, runs are ``UNROLL`` long, so that enough programs run to fill a GPU
 RUN = 32  # tokens that a program convolves one after the other
 UNROLL = 4
-FUSED_TOKENS, FUSED_CHANNELS = 29_696, 768  # convolution and x_proj in one launch, where it was measured to be faster
 TILE = 64  # channels whose timescales a program computes at a time
 
 
@@ -163,9 +162,11 @@ def _convolve_and_multiply(
     directions, width, _ = weights.conv_weight.shape
     tokens = images * length
     if index is not None and source is not None:
-        if tokens >= FUSED_TOKENS and channels == FUSED_CHANNELS and x.dtype != torch.float32:
-            return convolve_project(x, weights, reverse, index, source)
+        if conv_project.fits(tokens, channels, x.dtype):
+            return conv_project.convolve_project(x, weights, reverse, index, source)
         u = convolve_unmerged(x, weights.conv_weight, weights.conv_bias, index, source, reverse)
+    elif conv_window.fits(tokens, channels, x.dtype):
+        return conv_window.convolve_window(x, weights, reverse)
     else:
         x = rows(x)
         u = x.new_empty(directions, images, length, channels)

@@ -44,6 +44,7 @@ def main(backend: str, arch: str) -> None:
         conv,
         conv_grid,
         conv_project,
+        conv_window,
         decision,
         embedding,
         metadata,
@@ -84,6 +85,8 @@ def main(backend: str, arch: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(1, 8, 64, dtype=dtype)
         conv_project.convolve_project(x, ops.pack(weights, dtype), BOTH, *positions)
+        conv_window.TILES[64] = conv_window.TILES[384]
+        conv_window.convolve_window(x, ops.pack(weights, dtype), BOTH)
         x, read, kept = (
             torch.randn(1, 8, 64, dtype=dtype),
             torch.zeros(1, 1, dtype=torch.int64),

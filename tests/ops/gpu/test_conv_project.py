@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mtr_lab import ops
+from mtr_lab.ops.convolution import causal_conv1d_reference
 from mtr_lab.ops.convolution_unmerged import causal_conv1d_unmerged_reference
-from mtr_lab.ops.gpu import conv_project, project
+from mtr_lab.ops.gpu import conv_project, conv_window, project
 
 WIDTH = 4
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -53,17 +54,63 @@ def test_equals_the_composition(sizes, reverse, dtype):
     assert (projected - exact).norm() < 1e-6 * exact.norm()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "reverse", "dtype", "tile"),
+    [
+        ((2, 27, 70, 3, 5), (False, True), torch.float32, (2, 16)),  # runs that overlap
+        ((1, 9, 40, 17, 16), (True, False, True), torch.float16, (1, 16)),
+        ((3, 65, 33, 33, 2), (True,), torch.float32, (4, 32)),
+        ((1, 1, 64, 4, 8), (False, True), torch.bfloat16, (4, 16)),
+        ((2, 26, 150, 4, 8), (False, True), torch.float16, (2, 16)),  # runs as long as a window allows
+        ((2, 2, 16, 2, 2), (False, True), torch.float32, (4, 32)),  # fewer tokens than runs
+    ],
+)
+def test_of_neighbouring_tokens_equals_the_composition(sizes, reverse, dtype, tile, monkeypatch):
+    monkeypatch.setitem(conv_window.TILES, sizes[2], conv_window.Tile(*tile, channels=32, warps=4, registers=128))
+    xz, weights, *_ = inputs(len(reverse), *sizes, dtype)
+    packed = ops.pack(weights, dtype)
+    x = xz.chunk(2, dim=-1)[0]
+    u, projected = conv_window.convolve_window(x, packed, [int(r) for r in reverse])
+    conv = packed.conv_weight.double().transpose(1, 2), packed.conv_bias.double()
+    expected = causal_conv1d_reference(x.double(), *conv, reverse)
+    assert u.dtype == dtype
+    assert (u - expected).norm() < TOLERANCE[dtype] * expected.norm()
+    exact = torch.einsum("gble,ger->gblr", u.double(), packed.projection.double())
+    assert projected.dtype == torch.float32
+    assert (projected - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("channels", conv_window.TILES)
+def test_tiles_in_use(channels):
+    xz, weights, *_ = inputs(2, 1, 61, channels, channels // 32, 16, torch.float16)
+    packed = ops.pack(weights, torch.float16)
+    x = xz.chunk(2, dim=-1)[0]
+    u, projected = conv_window.convolve_window(x, packed, [0, 1])
+    expected = causal_conv1d_reference(
+        x.double(), packed.conv_weight.double().transpose(1, 2), packed.conv_bias.double(), (False, True)
+    )
+    assert (u - expected).norm() < TOLERANCE[torch.float16] * expected.norm()
+    exact = torch.einsum("gble,ger->gblr", u.double(), packed.projection.double())
+    assert (projected - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("extra", ["delta_scale", "repeats"])
-def test_of_a_large_reduced_batch(extra, monkeypatch):
+def test_of_a_large_batch(extra, merged, monkeypatch):
     """The mixer with one launch equals the mixer with two."""
     xz, weights, index, source = inputs(2, 2, 7, 70, 3, 5, torch.float16)
-    options = {"reverse": (False, True), "index": index, "source": source, "stats": ("write",)}
+    options = {"reverse": (False, True), "stats": ("write",)}
+    if not merged:
+        options |= {"index": index, "source": source}
     options[extra] = torch.randint(1, 4, index.shape).float()
     with torch.no_grad(), ops.use_backend("triton"):
         two, sums, *_ = ops.mamba_inner(xz, weights, **options)
-        monkeypatch.setattr(project, "FUSED_TOKENS", 14)
-        monkeypatch.setattr(project, "FUSED_CHANNELS", 70)
+        monkeypatch.setattr(conv_project, "MIN_TOKENS", 14)
+        monkeypatch.setattr(conv_project, "WIDTHS", (70,))
+        monkeypatch.setattr(conv_window, "MIN_TOKENS", 14)
+        monkeypatch.setitem(conv_window.TILES, 70, conv_window.TILES[384])
         monkeypatch.setattr(project, "convolve_unmerged", None)
+        monkeypatch.setattr(project, "_convolve", None)
         one, same, *_ = ops.mamba_inner(xz, weights, **options)
     assert (one.double() - two.double()).norm() < 2e-3 * two.double().norm()
     assert (sums - same).norm() < 2e-3 * same.norm()
