@@ -1,4 +1,4 @@
-"""Formulas that several kernels compute: softplus, and the terms of the scan's statistics."""
+"""Formulas that several kernels compute: softplus, SiLU, and the terms of the scan's statistics."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,6 +26,12 @@ def softplus(x):
     p = p * w - 0.49997127056121826
     p = p * w + 0.9999997615814209
     return tl.maximum(x, 0) + w * p
+
+
+@triton.jit
+def silu(x):
+    """x / (1 + exp(-x))."""
+    return x / (1 + tl.exp2(-x * LOG2E))
 
 
 @triton.jit
