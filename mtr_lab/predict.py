@@ -11,6 +11,7 @@ from mtr_lab.cli.settings import setting_names
 from mtr_lab.cli.signals import exit_at_signals
 from mtr_lab.cli.streams import print_in_any_encoding
 from mtr_lab.errors import UserError
+from mtr_lab.export.formats import FORMATS as EXPORTED
 
 ABOUT = """\
 Classify pictures, or all pictures in folders, with a model or a file of mtr-lab export: the most probable classes \
@@ -51,6 +52,9 @@ def main() -> None:
             raise unknown_option(unknown_options[0], None, setting_names("predict"))
         if not options.pictures:
             raise UserError("give pictures, or folders of pictures: mtr-lab predict dog.jpg")
+        for file in options.pictures:
+            if file.suffix.lower() in EXPORTED.values():
+                raise UserError(f"{file} is a file of mtr-lab export, not a picture: write --model {file}")
         if options.top < 1:
             raise UserError(f"--top {options.top}: expected at least 1.")
         if options.model is not None and (overrides or options.compare):

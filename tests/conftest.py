@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mtr_lab does, which comes too late after torch
 
 import torch
+import yaml
+
+from mtr_lab.configuration import CONF
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, by torchvision among others
@@ -24,6 +28,23 @@ with contextlib.suppress(ImportError):  # OpenVINO and TensorBoard import it
 
     # Its handler keeps the stderr of its import, which is pytest's, and closes it when Hydra configures logging.
     absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+_load_yaml, _parsed = yaml.load, {}
+
+
+def _load_yaml_once(stream: Any, Loader: type) -> Any:
+    """Parse each file of the package's configuration once in this process: a program reads dozens of them."""
+    name = str(getattr(stream, "name", ""))
+    if not name.startswith(str(CONF)):
+        return _load_yaml(stream, Loader)
+    key = name, Loader.__qualname__, stream.read()
+    if key not in _parsed:
+        _parsed[key] = _load_yaml(key[2], Loader)
+    return copy.deepcopy(_parsed[key])
+
+
+yaml.load = _load_yaml_once
 
 
 def _with_room(function: Callable, **arguments: Any) -> None:
@@ -41,6 +62,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """Give every test a chunk for its frames: up to half of the time under Triton's interpreter."""
     pyfuncitem.obj = functools.partial(_with_room, pyfuncitem.obj)
     return (yield)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports and the collection made out of later garbage collections: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import mtr_lab
 from mtr_lab import __main__ as evaluate_program
-from mtr_lab import bench, train
+from mtr_lab import bench, listing, train
 from mtr_lab.cli import commands
 from mtr_lab.cli.overrides import is_override
 from mtr_lab.cli.program import compose, show_config
@@ -157,10 +157,17 @@ def test_models_are_listed_with_their_figures(run_command) -> None:
     assert rows["vim_nano"].split()[-4:] == ["–", "weights", "apache-2.0", "bundled"]
 
 
+@pytest.fixture(scope="module")
+def every_model() -> list[tuple[str, ...]]:
+    """The table of all models: each is built on the meta device, which takes seconds."""
+    return model_table()
+
+
 @pytest.mark.parametrize(("width", "left_out"), [(80, "stated, verified, weights"), (120, "")])
 def test_a_terminal_gets_the_models_columns_that_fit(
-    width: int, left_out: str, run_command, monkeypatch: pytest.MonkeyPatch
+    width: int, left_out: str, run_command, every_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listing, "model_table", lambda pattern: every_model)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     table, _, notes = run_command(commands.main, "models").out.partition("\n\n")
@@ -172,8 +179,8 @@ def test_a_terminal_gets_the_models_columns_that_fit(
     assert left_out in notes
 
 
-def test_every_model_states_its_licence_and_what_was_verified() -> None:
-    titles, *rows = model_table()
+def test_every_model_states_its_licence_and_what_was_verified(every_model) -> None:
+    titles, *rows = every_model
     assert [row[0] for row in rows] == mtr_lab.list_models()
     for row in rows:
         texts = dict(zip(titles, row, strict=True))

@@ -52,7 +52,8 @@ HUGE = "9" * 22
 )
 def test_an_override(run_program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, override: str, named: str) -> None:
     monkeypatch.chdir(tmp_path)
-    gc.collect()  # a finalizer that runs at the recursion limit prints that it failed
+    if named == "recursion":
+        gc.collect()  # a finalizer that runs at the recursion limit prints that it failed
     dataset = ["dataset=imagefolder"] if override.startswith("dataset.root") else []
     run = run_program(main, *SMALL, *dataset, override)
     assert run.code == 2, run.err

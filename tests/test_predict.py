@@ -100,6 +100,11 @@ def test_pictures_that_are_none(picture: object, expected: str) -> None:
     [
         ([], "give pictures"),
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
+        (
+            ["vim_nano.pt2", "dog.jpg"],
+            "vim_nano.pt2 is a file of mtr-lab export, not a picture: write --model vim_nano",
+        ),
+        (["dog.jpg", "vim_nano.onnx", "--model", "x.onnx"], "not a picture: write --model vim_nano.onnx"),
         (["empty"], "no pictures are in the folder empty"),
         (["broken.jpg"], "cannot read the image broken.jpg"),
         (["dog.jpg", "--top", "0"], "--top 0"),

@@ -57,6 +57,14 @@ NAMES = {"each", "found", "gone", "inside", "there"}
 """Variables of the package are called after what they hold: ``detections``, ``mask``, ``row``."""
 
 
+def _pattern(turn: str) -> re.Pattern[str]:
+    return re.compile(rf"\b({turn})\b".replace(" ", r"\s+"), re.IGNORECASE)
+
+
+PATTERNS = [(_pattern(turn), instead) for turn, instead in TURNS.items()]
+ANY_TURN = _pattern("|".join(TURNS))  # most texts have none
+
+
 def _files() -> list[Path]:
     nested = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
     files = [path for path in [*sorted(ROOT.glob("*")), *nested] if path.suffix in SUFFIXES and path.is_file()]
@@ -97,8 +105,9 @@ def hits(path: Path) -> set[str]:
     return {
         f"{name}:{line + text.count(chr(10), 0, match.start())}: {' '.join(match.group().split())!r}: write {instead}"
         for line, text in _prose(path)
-        for turn, instead in TURNS.items()
-        for match in re.finditer(rf"\b({turn})\b".replace(" ", r"\s+"), text, re.IGNORECASE)
+        if ANY_TURN.search(text)
+        for pattern, instead in PATTERNS
+        for match in pattern.finditer(text)
     }
 
 

@@ -16,7 +16,7 @@ GEOMETRY = {"img_size": 24, "patch_size": 8, "stride": 8, "depth": 2, "embed_dim
 @pytest.mark.parametrize(
     ("policy", "backend"),
     [
-        (None, "auto"),
+        pytest.param(None, "auto", marks=SLOW),  # its blocks are in the next
         ("mtr", "auto"),
         pytest.param("fovea", "auto", marks=SLOW),
         pytest.param("utr", "triton", marks=SLOW),  # fused operators; a separate plan for the residual stream

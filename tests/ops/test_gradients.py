@@ -1,12 +1,13 @@
 """First and second derivatives of the operations, for every implementation of the forward pass."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from paths import reading, some_cells
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 from mtr_lab import ops
 from mtr_lab.errors import UserError
@@ -22,6 +23,10 @@ ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+# The second derivatives along random directions: entry by entry, they take four fifths of the time of this file.
+gradgradcheck = partial(torch.autograd.gradgradcheck, fast_mode=True)
 
 
 def scan_inputs(directions: int, length: int) -> dict[str, torch.Tensor | None]:

@@ -146,7 +146,8 @@ def test_patched_models_are_copied_with_their_patch(model, images) -> None:
         assert not torch.equal(clone(images), model(images))
 
 
-@pytest.mark.parametrize("model", ["vim", pytest.param("video", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow  # of fewer blocks, in tests/backbones/test_timm_interface.py
+@pytest.mark.parametrize("model", ["vim", "video"], indirect=True)
 def test_torch_compile_sees_one_graph(model, images) -> None:
     mtr_lab.patch(model, ratio=0.3)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

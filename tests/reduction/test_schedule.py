@@ -22,7 +22,7 @@ def meta_model(name: str = "vim_ti", **geometry):
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(
     name=st.sampled_from(["vim_ti", "vim_b", "vim_nano", "videomamba_m"]),
-    depth=st.integers(3, 24),
+    depth=st.integers(3, 12),
     side=st.sampled_from([4, 7, 14]),
     ratio=st.floats(0.001, 0.99),
     first_block=st.integers(0, 6),

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E
+from mtr_lab.ops.gpu.formulas import silu
 from mtr_lab.ops.gpu.occupancy import on_its_device, rows
 
 VALUES = 1024  # of a program: channels of one or several tokens
@@ -53,7 +53,7 @@ def _add_paths(outputs, z, norm_weight, norm_bias, y, count, channels: tl.conste
         total += tl.load(outputs + g * count.to(tl.int64) * channels + at, mask, 0).to(tl.float32)
     if z is not None:
         z_t = tl.load(z + t[:, None] * stride_z + e[None, :], mask, 0).to(tl.float32)
-        total *= z_t / (1 + tl.exp2(-z_t * LOG2E))
+        total *= silu(z_t)
     if norm_weight is not None:
         total = tl.where(mask, total - tl.sum(total, 1, keep_dims=True) / channels, 0)
         total *= tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / channels + eps)

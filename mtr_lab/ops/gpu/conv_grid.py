@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E
-from mtr_lab.ops.gpu.occupancy import on_its_device
+from mtr_lab.ops.gpu.formulas import silu
+from mtr_lab.ops.gpu.occupancy import check_launch, on_its_device
 
 COLUMNS, CHANNELS = 8, 32  # of a program
 
@@ -28,6 +28,7 @@ def convolve(maps: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool) -
         (B, E, rows, columns), channels-last, in the dtype of ``maps``.
     """
     images, channels, rows, columns = maps.shape
+    check_launch(images)
     tokens = maps.permute(0, 2, 3, 1)
     if tokens.stride(3) != 1 or tokens.stride(1) != columns * tokens.stride(2):
         tokens = tokens.contiguous()
@@ -56,7 +57,7 @@ def _store(y, sums, row, first, columns, e, here, channels: tl.constexpr, SILU: 
     for t in tl.static_range(T):
         value = sums[t]
         if SILU:
-            value = value / (1 + tl.exp2(-value * LOG2E))
+            value = silu(value)
         at = y + (row * columns + first + t) * channels + e
         tl.store(at, value.to(y.dtype.element_ty), here & (first + t < columns) & (row >= 0))
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import APPROXIMATE, silu
+from mtr_lab.ops.gpu.formulas import APPROXIMATE, silu_once
 from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, registers, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
 
@@ -69,7 +69,7 @@ def _convolve_project(x, conv_weight, conv_bias, weight, index, source, u, proje
             at = ((shift + taps[k]) * step_x)[:, None] + c[None, :]
             near = tl.load(x + at, exists[k][:, None] & mask[None, :], 0).to(tl.float32)
             total += near * tl.load(conv_weight + k * channels + c, mask, 0)[None, :]
-        active = silu(total, APPROXIMATE).to(u.dtype.element_ty)
+        active = silu_once(total, APPROXIMATE).to(u.dtype.element_ty)
         tl.store(u + out[:, None] * channels + c[None, :], active, row_mask[:, None] & mask[None, :])
         at = weight + c[:, None] * (R + S)
         low_rank = product(active, tl.load(at + r[None, :], mask[:, None], 0), low_rank, PRECISION)

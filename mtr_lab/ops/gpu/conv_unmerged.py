@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E
+from mtr_lab.ops.gpu.formulas import silu
 from mtr_lab.ops.gpu.occupancy import on_its_device, reverse_mask, rows
 
 TOKENS, CHANNELS, WARPS = 8, 128, 4  # of a program
@@ -75,7 +75,6 @@ def _convolve_unmerged(x, weight, bias, index, source, y, length, positions, cha
         totals = more
     mask = row_mask[:, None] & channel_mask[None, :]
     for g in tl.static_range(G):
-        total = totals[g]
-        active = total / (1 + tl.exp2(-total * LOG2E))
+        active = silu(totals[g])
         out = y + (g * images + image) * length * channels + t[:, None] * channels + e[None, :]
         tl.store(out, active.to(y.dtype.element_ty), mask)

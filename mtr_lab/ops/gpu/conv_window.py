@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import APPROXIMATE, silu
+from mtr_lab.ops.gpu.formulas import APPROXIMATE, silu_once
 from mtr_lab.ops.gpu.occupancy import (
     on_its_device,
     precision,
@@ -90,7 +90,7 @@ def _convolve_window(x, conv_weight, conv_bias, weight, u, projected, images, le
             total = bias
             for k in tl.static_range(W):
                 total += taps[k] * window[t + k].to(tl.float32)
-            active = active + (silu(total, APPROXIMATE).to(u.dtype.element_ty),)
+            active = active + (silu_once(total, APPROXIMATE).to(u.dtype.element_ty),)
             tl.store(u + first * channels + e + t * channels, active[t], mask)
         for _ in tl.static_range(T - RUN):
             active = active + (tl.zeros((H * C,), u.dtype.element_ty),)

@@ -31,10 +31,16 @@ def softplus(x):
 
 
 @triton.jit
-def silu(x, APPROXIMATE: tl.constexpr):
-    """x / (1 + exp(-x)); on NVIDIA's GPUs to 2e-7.
+def silu(x):
+    """x / (1 + exp(-x))."""
+    return x / (1 + tl.exp2(-x * LOG2E))
 
-    Impure, so that the compiler does not compute its argument twice: for the store, and again for the product.
+
+@triton.jit
+def silu_once(x, APPROXIMATE: tl.constexpr):
+    """``silu``, on NVIDIA's GPUs to 2e-7 and impure.
+
+    So the compiler does not compute its argument twice where it is stored and multiplied.
     """
     if APPROXIMATE:
         return tl.inline_asm_elementwise(
@@ -49,7 +55,7 @@ def silu(x, APPROXIMATE: tl.constexpr):
             "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1,
         )  # fmt: skip
     else:
-        return x / (1 + tl.exp2(-x * LOG2E))
+        return silu(x)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, growth, silu, softplus
 from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, rows
 from mtr_lab.ops.gpu.read_together import can_read_together, read_together
 from mtr_lab.ops.packed import PackedWeights
@@ -97,7 +97,7 @@ def _convolve_rows(x, weight, bias, read, index, source, u, length, positions, c
         x_k = tl.load(x + token[:, None] * step_x + e[None, :], exists[:, None] & channel_mask[None, :], 0)
         tap = tl.load(weight + (backward * W + k)[:, None] * channels + e[None, :], mask, 0)
         total += tap * x_k.to(tl.float32)
-    active = total / (1 + tl.exp2(-total * LOG2E))
+    active = silu(total)
     at = u + (image * (length + 1) + row[:, None]) * channels + e[None, :]
     tl.store(at, active.to(u.dtype.element_ty), mask)
 
@@ -187,5 +187,5 @@ def _sum_rows(u, delta, bc, a, d, bias, z, read, gap, factor, y, length, channel
         skip = tl.load(d + g * channels + e, channel_mask, 0)
         out += skip * tl.load(u + own * channels + e, channel_mask, 0).to(tl.float32)
     z_e = tl.load(z + image * channels + e, channel_mask, 0).to(tl.float32)
-    out *= scale * z_e / (1 + tl.exp2(-z_e * LOG2E))
+    out *= scale * silu(z_e)
     tl.store(y + image * channels + e, out.to(y.dtype.element_ty), channel_mask)

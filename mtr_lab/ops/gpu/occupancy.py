@@ -9,10 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mtr_lab.errors import UserError
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 INTERPRETED = triton.knobs.runtime.interpret
+MOST_PROGRAMS = 65_535  # on the second and the third axis of a grid, by CUDA
 STAGES = tl.constexpr(3)  # pipeline stages of the loops over tokens
 
 
@@ -32,6 +35,14 @@ def on_its_device(function: Callable[Arguments, Result]) -> Callable[Arguments, 
             return function(*args, **options)
 
     return run
+
+
+def check_launch(sequences: int) -> None:
+    """Raise a ``UserError`` if there are too many sequences for kernels that have them on the second or third axis."""
+    if sequences > MOST_PROGRAMS:
+        raise UserError(
+            f"{sequences} sequences in one batch: a kernel on a GPU takes at most {MOST_PROGRAMS}. Use smaller batches."
+        )
 
 
 def autotuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:

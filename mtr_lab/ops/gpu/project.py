@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu import conv_project, conv_window
 from mtr_lab.ops.gpu.conv_unmerged import convolve as convolve_unmerged
-from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
+from mtr_lab.ops.gpu.formulas import maximum, silu, softplus, terms
 from mtr_lab.ops.gpu.occupancy import autotuned, num_sms, on_its_device, precision, product, reverse_mask, rows
 from mtr_lab.ops.packed import PackedWeights
 
@@ -60,7 +60,7 @@ def _convolve(x, weight, bias, u, length, run, channels: tl.constexpr, step_x: t
                 for tap in tl.static_range(W):  # tap W - 1 multiplies the token itself
                     near = window[k + (2 * W - 2 - tap if (REVERSE >> g) & 1 else tap)]
                     total += weights[g * W + tap] * near.to(tl.float32)
-                active = total / (1 + tl.exp2(-total * LOG2E))
+                active = silu(total)
                 tl.store(u + g * size + (t0 + k) * channels, active.to(u.dtype.element_ty), mask & (t0 + k < end))
         window = window[U:]
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, silu, softplus
 from mtr_lab.ops.gpu.scan_together import THREADS, chunks_and_warps, load_rates, scan_chunks, zeros
 
 CHANNELS, STATES, UNROLL = 8, 8, 4  # channels of a program, states of a thread, tokens that it loads at a time
@@ -108,5 +108,5 @@ def _read_together(u, delta, a, bc, d, bias, z, read, gap, factor, y, left, span
     out = tl.sum(tl.reshape(out, (T // CH, CH)), 0)
     e = tl.program_id(0) * CH + tl.arange(0, CH)
     z_e = tl.load(z + image * width + e, e < width, 0).to(tl.float32)
-    out *= scale * z_e / (1 + tl.exp2(-z_e * LOG2E))
+    out *= scale * silu(z_e)
     tl.store(y + image * width + e, out.to(y.dtype.element_ty), e < width)

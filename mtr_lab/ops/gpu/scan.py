@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mtr_lab.ops.gpu.formulas import terms
-from mtr_lab.ops.gpu.occupancy import STAGES, num_sms, on_its_device, registers, reverse_mask, rows
+from mtr_lab.ops.gpu.occupancy import STAGES, check_launch, num_sms, on_its_device, registers, reverse_mask, rows
 from mtr_lab.ops.gpu.scan_chunks import CHANNELS, UNROLL, chunk_length, chunk_states
 from mtr_lab.ops.gpu.scan_together import fits_together, scan_together
 from mtr_lab.ops.gpu.scan_walk import SAVE_EVERY, Direction, Options, load_channels, tile, walk
@@ -91,6 +91,7 @@ def scan(
         sums: the statistics, (G, B, L, len(stats)) float32.
     """
     directions, images, length, channels = u.shape
+    check_launch(images)
     y = torch.empty_like(u[0])
     absent = y  # stands for a tensor that the kernel does not read
     z_rows = absent if z is None else rows(z)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.add_paths import add_paths
 from mtr_lab.ops.gpu.formulas import LOG2E, maximum, softplus, terms
-from mtr_lab.ops.gpu.occupancy import STAGES, on_its_device, registers, unstack
+from mtr_lab.ops.gpu.occupancy import STAGES, check_launch, on_its_device, registers, unstack
 from mtr_lab.ops.gpu.scan_walk import tile
 
 CHANNELS = 32  # of a program
@@ -47,6 +47,7 @@ def scan(
         z: (B, L, E); ``None`` for no gate.
     """
     images, length, channels = u.shape
+    check_launch(images)
     paths, blocks = len(order), triton.cdiv(channels, CHANNELS)
     outputs = u.new_empty(paths, *u.shape)
     sums = u.new_empty(len(stats), paths, images, length, blocks, dtype=torch.float32)

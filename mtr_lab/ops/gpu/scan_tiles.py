@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtr_lab.ops.gpu.add_paths import add_paths
 from mtr_lab.ops.gpu.formulas import LOG2E, growth, maximum, softplus, terms
-from mtr_lab.ops.gpu.occupancy import on_its_device, precision, product, registers
+from mtr_lab.ops.gpu.occupancy import check_launch, on_its_device, precision, product, registers
 
 TOKENS, CHANNELS = 8, 32  # of a tile
 REGISTERS = registers(128)
@@ -59,6 +59,7 @@ def scan(
         sums: the statistics, (G, B, L, len(stats)) float32.
     """
     images, length, channels = u.shape
+    check_launch(images)
     directions, _, rank = timescale.shape
     blocks = triton.cdiv(channels, CHANNELS)
     outputs = u.new_empty(directions, *u.shape)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtr_lab.ops.gpu.formulas import LOG2E, growth, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, growth, silu, softplus
 from mtr_lab.ops.gpu.occupancy import num_sms
 
 CHANNELS, STATES, CHUNKS = 8, 8, 16  # channels of a program, states of a thread, chunks of a sequence at most
@@ -267,5 +267,5 @@ def _scan_together(u, delta, a, bc, d, bias, z, gap, factor, y, sums, left, span
             total *= scale
             if GATE:
                 z_t = tl.load(z + t * stride_z + e, exists, 0).to(tl.float32)
-                total *= z_t / (1 + tl.exp2(-z_t * LOG2E))
+                total *= silu(z_t)
             tl.store(y + t * width + e, total.to(y.dtype.element_ty), exists)

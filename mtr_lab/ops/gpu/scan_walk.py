@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from mtr_lab.ops.gpu.formulas import LOG2E, growth, maximum, softplus
+from mtr_lab.ops.gpu.formulas import LOG2E, growth, maximum, silu, softplus
 from mtr_lab.ops.gpu.occupancy import STAGES, unstack
 
 SAVE_EVERY = tl.constexpr(8)  # positions between two states that are saved for a backward pass, a multiple of U
@@ -226,8 +226,7 @@ def _walk(h, direction, channels, terms, first, count, scale, options, U: tl.con
                 ungated = direction.ungated + t * direction.width + channels.e
                 tl.store(ungated, y_t.to(direction.ungated.dtype.element_ty), channels.mask)
             if options.last and options.gate:
-                z_t = zs[k].to(tl.float32)
-                y_t *= scale * z_t / (1 + tl.exp2(-z_t * LOG2E))
+                y_t *= scale * silu(zs[k].to(tl.float32))
             elif options.last:
                 y_t *= scale
             out = y_at + SIGN * k * direction.width if order is None else direction.y + t * direction.width + channels.e

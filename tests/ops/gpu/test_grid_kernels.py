@@ -297,6 +297,28 @@ def test_an_empty_batch_has_an_empty_result(backend) -> None:
         assert ops.depthwise_conv2d(normal(0, 6, 3, 4), normal(6, 1, 3, 3), silu=True).shape == (0, 6, 3, 4)
 
 
+@pytest.mark.parametrize("operation", ["low_rank", "by_step", "selective", "depthwise"])
+@torch.no_grad()
+def test_more_images_than_a_launch_takes_are_refused_before_it(operation: str) -> None:
+    count = 65_536
+    tokens, states, order = torch.zeros(count, 1, 2), torch.zeros(count, 1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    steps = {"order": order, "steps": order, "moves": normal(1, 1, 1), "delta_bias": normal(2)}
+    low_rank = low_rank_inputs(count, 1, 2, 1, 1, 1, torch.float32)
+    run = {
+        "low_rank": lambda: ops.scan_low_rank(**low_rank, reverse=[0]),
+        "by_step": lambda: ops.scan_by_step(tokens, tokens, normal(2, 1), states, states, normal(2), **steps),
+        "selective": lambda: ops.selective_scan(
+            tokens[None], tokens[None], normal(1, 2, 1), states[None], states[None], normal(1, 2)
+        ),
+        "depthwise": lambda: ops.depthwise_conv2d(tokens.view(count, 2, 1, 1), normal(2, 1, 3, 3)),
+    }[operation]
+    with (
+        ops.use_backend("triton"),
+        pytest.raises(UserError, match="65536 sequences.* at most 65535. Use smaller batch"),
+    ):
+        run()
+
+
 @pytest.fixture
 def autocast() -> Iterator[None]:
     """As ``torch.autocast("cuda", torch.bfloat16)``, which does nothing on a machine without a GPU."""
@@ -323,11 +345,11 @@ def test_autocast_chooses_the_dtype(dtype: torch.dtype, convolution: str) -> Non
 @pytest.mark.usefixtures("autocast")
 @torch.no_grad()
 def test_autocast_normalises_a_scan_after_the_kernel(dtype: torch.dtype) -> None:
-    inputs, weight = low_rank_inputs(2, 37, 70, 1, 3, 4, dtype), normal(70)
+    inputs, weight = low_rank_inputs(2, 7, 40, 1, 3, 2, dtype), normal(40)
     with ops.use_backend("triton"):
-        y, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1])
-        actual, _ = ops.scan_low_rank(**inputs, reverse=[0, 1, 0, 1], norm_weight=weight, eps=1e-3)
-    assert torch.equal(actual, F.layer_norm(y, (70,), weight, None, 1e-3))
+        y, _ = ops.scan_low_rank(**inputs, reverse=[0, 1])
+        actual, _ = ops.scan_low_rank(**inputs, reverse=[0, 1], norm_weight=weight, eps=1e-3)
+    assert torch.equal(actual, F.layer_norm(y, (40,), weight, None, 1e-3))
 
 
 def test_a_norm_of_tokens_with_gradients_is_the_librarys() -> None:

@@ -36,7 +36,7 @@ def inputs(images, length, channels, states, dtype, part):
 
 
 @parametrize_covering(
-    length=[1, 7, 33, 150],
+    length=[1, 7, 33, 70],
     channels=[24, 130],
     states=[3, 16],
     dtype=[torch.float32, torch.float16, torch.bfloat16],
