@@ -18,6 +18,7 @@ from what_holds import NAMES, accuracy, read
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 
 LINES = {
+    "fovea schedule=auto": "fovea, schedule=auto",
     "fovea": "fovea",
     "write": "write",
     "adjacent": "adjacent",
@@ -53,7 +54,9 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         for line, name in LINES.items():
             points = curve(model, line, metric)
             if points:
-                style = {"color": look(line).colour, "marker": MATPLOTLIB_MARKERS[look(line).marker]}
+                policy, measured = look(line.split(" ")[0]), "schedule=auto" in line
+                style = {"color": policy.colour, "marker": MATPLOTLIB_MARKERS[policy.marker]}
+                style |= {"ls": "--", "mfc": "white"} if measured else {}
                 axis.plot(*zip(*points, strict=True), **style, ms=4, label=name, lw=1.6)
         for row in model["lines"]:
             if row.get("ratio") is None and row["policy"] not in ("none", "resolution") and metric in row:
