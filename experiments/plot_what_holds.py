@@ -18,7 +18,7 @@ from what_holds import NAMES, accuracy, read
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 
 LINES = {
-    "fovea schedule=auto": "fovea, schedule=auto",
+    "fovea schedule=auto": "fovea, auto",
     "fovea": "fovea",
     "write": "write",
     "adjacent": "adjacent",
@@ -70,7 +70,7 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(top=min(axis.get_ylim()[1], MOST_LOST) if metric != "kl" else None)
     named = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named))
+    figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named), columnspacing=1.2)
     figure.savefig(out, dpi=120)
 
 
@@ -98,7 +98,7 @@ def draw_standings(models: Sequence[dict[str, Any]], out: Path) -> None:
             widths = [count[line][k] for line in order]
             axis.barh(order, widths, left=left, color=colour, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-        axis.set(title=f"{title}: {total} cells of a model and a ratio", xlabel="cells")
+        axis.set(title=f"{title}: {total} cells", xlabel="cells of a model and a ratio")
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)

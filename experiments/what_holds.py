@@ -342,7 +342,17 @@ def pictures_table(models: Sequence[dict[str, Any]]) -> str:
                 paired = next((one for one in model["pictures"] if (one["line"], one["ratio"]) == (name, ratio)), None)
                 row.append("" if i is None or paired is None else pair(lines[i], paired))
             rows.append(row)
-    heads = ["model", "removed", "side", "smaller picture", "`fovea`, `auto`", "`fovea`", "`write`", "`mtr`", "`random`"]
+    heads = [
+        "model",
+        "removed",
+        "side",
+        "smaller picture",
+        "`fovea`, `auto`",
+        "`fovea`",
+        "`write`",
+        "`mtr`",
+        "`random`",
+    ]
     return markdown(heads, rows)
 
 
@@ -361,7 +371,9 @@ def choices_table(models: Sequence[dict[str, Any]]) -> str:
         for ratio in RATIOS:
             names = ["fovea" + MEASURED, "fovea", "write", "mtr", "resolution"]
             paired = [at(lines, name, ratio) for name in names]
-            paired.insert(-1, next((i for name in ("random, mean", "random") if (i := at(lines, name, ratio)) is not None), None))
+            paired.insert(
+                -1, next((i for name in ("random, mean", "random") if (i := at(lines, name, ratio)) is not None), None)
+            )
             small = next((i for i in cell(lines, ratio) if lines[i].get("ratio") is None), None)
             row = [name_of(model), f"{100 * ratio:.0f} %", f"{100 * lines[0][metric]:.1f}"]
             for i in (*paired, small):

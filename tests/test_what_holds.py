@@ -57,7 +57,9 @@ def test_the_best_line_of_a_cell_and_those_level_with_it(model: dict[str, Any]) 
     assert cell["best"] in ("good", "same")
     level = {line for line, paired in cell["others"].items() if paired["p_holm"] >= 0.05}
     assert level == {"good", "same"} - {cell["best"]}
-    assert cell["others"].keys() == {"good", "same", "mtr", "random", "small"} - {cell["best"]}  # ablations are not compared
+    assert cell["others"].keys() == {"good", "same", "mtr", "random", "small"} - {
+        cell["best"]
+    }  # ablations are not compared
     assert "0.2" not in model["standings"]["kl"]
 
 
