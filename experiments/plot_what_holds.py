@@ -18,6 +18,7 @@ from what_holds import NAMES, accuracy, read
 from mtr_lab.report.looks import MATPLOTLIB_MARKERS, look
 
 LINES = {
+    "fovea schedule=auto": "fovea, auto",
     "fovea": "fovea",
     "write": "write",
     "adjacent": "adjacent",
@@ -53,7 +54,9 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         for line, name in LINES.items():
             points = curve(model, line, metric)
             if points:
-                style = {"color": look(line).colour, "marker": MATPLOTLIB_MARKERS[look(line).marker]}
+                policy, measured = look(line.split(" ")[0]), "schedule=auto" in line
+                style = {"color": policy.colour, "marker": MATPLOTLIB_MARKERS[policy.marker]}
+                style |= {"ls": "--", "mfc": "white"} if measured else {}
                 axis.plot(*zip(*points, strict=True), **style, ms=4, label=name, lw=1.6)
         for row in model["lines"]:
             if row.get("ratio") is None and row["policy"] not in ("none", "resolution") and metric in row:
@@ -67,7 +70,7 @@ def draw_curves(models: Sequence[dict[str, Any]], metrics: Sequence[str], out: P
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(top=min(axis.get_ylim()[1], MOST_LOST) if metric != "kl" else None)
     named = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named))
+    figure.legend(named.values(), named, frameon=False, loc="outside lower center", ncols=len(named), columnspacing=1.2)
     figure.savefig(out, dpi=120)
 
 
@@ -95,7 +98,7 @@ def draw_standings(models: Sequence[dict[str, Any]], out: Path) -> None:
             widths = [count[line][k] for line in order]
             axis.barh(order, widths, left=left, color=colour, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-        axis.set(title=f"{title}: {total} cells of a model and a ratio", xlabel="cells")
+        axis.set(title=f"{title}: {total} cells", xlabel="cells of a model and a ratio")
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)

@@ -44,6 +44,8 @@ CLAIMS = {
 """What the paper claims: its own line is the second one."""
 FALLING = {"kl"}
 """Metrics of which less is better."""
+MEASURED = " schedule=auto"
+"""What distinguishes a policy with a measured schedule."""
 
 
 def label(settings: dict[str, Any], policy: str) -> str:
@@ -59,18 +61,13 @@ def label(settings: dict[str, Any], policy: str) -> str:
 
 
 def collect(sweep: Path, out: Path) -> None:
-    """The metrics of every image at every point of a classifier's runs, without the predictions, which are large.
-
-    A smaller model without predictions is quoted: it is in no comparison.
-    """
+    """The metrics of every image at every point of a classifier's runs, without the predictions, which are large."""
     with multiprocessing.Pool() as pool:
         runs = pool.starmap(read_run, [(path, path.parent.name) for path in sorted(sweep.glob("*/result.json"))])
     largest = max(runs, key=lambda run: run.result["points"][0]["flops_true"] or 0).result
-    lines, metrics, quoted = [], [], []
+    lines, metrics = [], []
     for run in [*runs, *smaller_models(runs)]:
         if run.result["backbone"] != largest["backbone"]:
-            if run.sample is None:
-                quoted.append(quote(run.result, largest))
             continue
         assert run.sample is not None, "; ".join(run.notes)
         for point, values in zip(run.result["points"], run.sample.metrics, strict=True):
@@ -82,16 +79,8 @@ def collect(sweep: Path, out: Path) -> None:
     record = {key: largest[key] for key in ("task", "backbone", "dataset", "weights", "environment")}  # type: ignore[literal-required]
     arrays = {name: np.stack([values[name] for values in metrics]) for name in metrics[0]}
     small = {name: array.astype(np.float32 if name == "kl" else np.uint8) for name, array in arrays.items()}
-    texts = {"lines": json.dumps(lines), "record": json.dumps(record), "quoted": json.dumps(quoted)}
+    texts = {"lines": json.dumps(lines), "record": json.dumps(record)}
     np.savez_compressed(out, **texts, **small)  # type: ignore[arg-type]
-
-
-def quote(small: Any, large: Any) -> dict[str, Any]:
-    """The line of a smaller model of which only the result is left: its accuracy, and the FLOPs that it saves."""
-    point, name = small["points"][0], small["backbone"]
-    own = {key: point[key] for key in ("top1", "top1_ci", "flops_true", "images")}
-    saved = 1 - point["flops_true"] / large["points"][0]["flops_true"]
-    return {"line": name, "policy": name, "ratio": None, "reduction": saved, **own}
 
 
 def _metric_keys(point: Any) -> list[str]:
@@ -101,7 +90,7 @@ def _metric_keys(point: Any) -> list[str]:
 
 def compare_classifier(file: Path) -> dict[str, Any]:
     with np.load(file) as arrays:
-        lines, record, quoted = (json.loads(str(arrays[name])) for name in ("lines", "record", "quoted"))
+        lines, record = (json.loads(str(arrays[name])) for name in ("lines", "record"))
         values = {name: arrays[name].astype(np.float64) for name in ("top1", "kl")}
     points = [{name: array[i] for name, array in values.items()} for i in range(len(lines))]
     runs = [1] * len(points)
@@ -122,7 +111,7 @@ def compare_classifier(file: Path) -> dict[str, Any]:
     return {
         "kind": "lines",
         **record,
-        "lines": [*lines, *quoted],
+        "lines": lines,
         "standings": cells,
         "claims": claims(lines, difference),
         "pictures": pictures(lines, difference),
@@ -188,7 +177,7 @@ def pictures(lines: Sequence[dict[str, Any]], difference: Any) -> list[dict[str,
     pairs, rows = [], []
     for line in lines:
         if line["policy"] == "resolution" and line.get("ratio") not in (None, *RATIOS):
-            for name in ("fovea", "write", "mtr", "random"):
+            for name in ("fovea" + MEASURED, "fovea", "write", "mtr", "random"):
                 first, second = at(lines, "resolution", line["ratio"]), at(lines, name, line["ratio"])
                 if first is not None and second is not None:
                     pairs.append((first, second))
@@ -348,12 +337,23 @@ def pictures_table(models: Sequence[dict[str, Any]]) -> str:
             picture = lines[at(lines, "resolution", ratio)]  # type: ignore[index]
             row = [name_of(model), f"{100 * picture['reduction']:.1f} %", f"{picture['resolution'][0]} px"]
             row.append(f"{100 * picture['top1']:.1f} / {picture['kl']:.3f}")
-            for name in ("fovea", "write", "mtr", "random"):
+            for name in ("fovea" + MEASURED, "fovea", "write", "mtr", "random"):
                 i = at(lines, name, ratio)
                 paired = next((one for one in model["pictures"] if (one["line"], one["ratio"]) == (name, ratio)), None)
                 row.append("" if i is None or paired is None else pair(lines[i], paired))
             rows.append(row)
-    return markdown(["model", "removed", "side", "smaller picture", "`fovea`", "`write`", "`mtr`", "`random`"], rows)
+    heads = [
+        "model",
+        "removed",
+        "side",
+        "smaller picture",
+        "`fovea`, `auto`",
+        "`fovea`",
+        "`write`",
+        "`mtr`",
+        "`random`",
+    ]
+    return markdown(heads, rows)
 
 
 def pair(line: dict[str, Any], paired: dict[str, Any]) -> str:
@@ -369,10 +369,11 @@ def choices_table(models: Sequence[dict[str, Any]]) -> str:
     for model in models:
         metric, lines = accuracy(model), model["lines"]
         for ratio in RATIOS:
-            names = ["fovea", "write", "mtr", "random, mean", "resolution"]
+            names = ["fovea" + MEASURED, "fovea", "write", "mtr", "resolution"]
             paired = [at(lines, name, ratio) for name in names]
-            if paired[3] is None:
-                paired[3] = at(lines, "random", ratio)
+            paired.insert(
+                -1, next((i for name in ("random, mean", "random") if (i := at(lines, name, ratio)) is not None), None)
+            )
             small = next((i for i in cell(lines, ratio) if lines[i].get("ratio") is None), None)
             row = [name_of(model), f"{100 * ratio:.0f} %", f"{100 * lines[0][metric]:.1f}"]
             for i in (*paired, small):
@@ -382,6 +383,7 @@ def choices_table(models: Sequence[dict[str, Any]]) -> str:
         "model",
         "removed",
         "unreduced",
+        "`fovea`, `auto`",
         "`fovea`",
         "`write`",
         "`mtr`",

@@ -30,23 +30,23 @@ def model(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
         "mtr order=importance": 0.5,
         "random": 0.2,
         "random seed=1": 0.2,
+        "small": 0.4,
     }
-    hits = {"none": 360, "good": 350, "same": 350, "mtr": 200, "mtr order=importance": 100, "random": 250}
+    hits = {"none": 360, "good": 350, "same": 350, "mtr": 200, "mtr order=importance": 100, "random": 250, "small": 280}
     lines, top1, divergence = [], [], []
     for line, mean in kl.items():
         right = np.arange(IMAGES) < hits.get(line, 250)
         values = np.abs(mean + (noise if line == "good" else random.normal(0, 0.01, IMAGES)))
-        ratio = 0.0 if line == "none" else 0.4
-        figures = {"ratio": ratio, "reduction": ratio, "flops_true": 1e9, "images": IMAGES}
+        reduction = 0.0 if line == "none" else 0.4
+        ratio = None if line == "small" else reduction
+        figures = {"ratio": ratio, "reduction": reduction, "flops_true": 1e9, "images": IMAGES}
         figures |= {"top1": float(right.mean()), "top1_ci": [0.4, 0.6], "kl": float(values.mean())}
         lines.append({"line": line, "policy": line.split(" ")[0], **figures})
         top1.append(right)
         divergence.append(values)
     file = tmp_path_factory.mktemp("lines") / "lines.npz"
     record = {"task": "classification", "backbone": "vim_nano", "dataset": "few", "environment": {"commit": None}}
-    small = {"backbone": "small", "points": [{"top1": 0.7, "top1_ci": [0.6, 0.8], "flops_true": 6e8, "images": IMAGES}]}
-    quoted = [report["quote"](small, {"points": [{"flops_true": 1e9}]})]
-    texts = {"lines": lines, "record": record, "quoted": quoted}
+    texts = {"lines": lines, "record": record}
     arrays = {"top1": np.stack(top1), "kl": np.stack(divergence)}
     np.savez(file, **{name: json.dumps(value) for name, value in texts.items()}, **arrays)  # type: ignore[arg-type]
     return report["compare_classifier"](file)
@@ -57,7 +57,9 @@ def test_the_best_line_of_a_cell_and_those_level_with_it(model: dict[str, Any]) 
     assert cell["best"] in ("good", "same")
     level = {line for line, paired in cell["others"].items() if paired["p_holm"] >= 0.05}
     assert level == {"good", "same"} - {cell["best"]}
-    assert cell["others"].keys() == {"good", "same", "mtr", "random"} - {cell["best"]}  # ablations are not compared
+    assert cell["others"].keys() == {"good", "same", "mtr", "random", "small"} - {
+        cell["best"]
+    }  # ablations are not compared
     assert "0.2" not in model["standings"]["kl"]
 
 
@@ -70,12 +72,10 @@ def test_claims_are_compared_with_the_mean_over_seeds(report: dict[str, Any], mo
     assert mean["seeds"] == 2
 
 
-def test_a_smaller_model_without_predictions_is_quoted_and_not_compared(
-    report: dict[str, Any], model: dict[str, Any]
-) -> None:
-    assert model["lines"][-1]["line"] == "small"
-    assert "small" not in model["standings"]["top1"]["0.4"]["others"]
-    assert report["choices_table"]([model]).splitlines()[-2].endswith("| 70.0 |")  # removes 40 %
+def test_a_smaller_model_is_compared_in_the_cell_of_its_flops(report: dict[str, Any], model: dict[str, Any]) -> None:
+    assert model["standings"]["top1"]["0.4"]["others"]["small"]["p_holm"] < 0.05
+    row = report["choices_table"]([model]).splitlines()[-2]  # at 40 %
+    assert row.endswith("| 70.0 / 0.400 |")
 
 
 def test_tables_are_written_between_their_comments(
