@@ -189,8 +189,15 @@ class Solver:
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[Tensor]:
-        """The images to measure on; the model is in evaluation mode, and afterwards as it was."""
+        """The images to measure on; the model is in evaluation mode, and afterwards as it was.
+
+        Raises:
+            UserError: there is no image, or values that are not finite.
+        """
         assert self._images is not None
+        if not len(self._images) or not self._images.isfinite().all():
+            what = "hold values that are not finite" if len(self._images) else "are none"
+            raise UserError(f"{measured_on_images(self._config)} measures on images, and these {what}.")
         model: Any = self._model
         training, schedule = model.training, self._reduction.schedule
         self._reduction.use(schedule)  # refuses a handle that is no longer in force
