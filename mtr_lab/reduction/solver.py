@@ -155,7 +155,7 @@ class Solver:
         """The schedule that changes the output least on the images: that of the search, or a named one."""
         schedules = [solve(schedule=self._search_blocks(ratio, beside))]
         for shape in SHAPES:
-            with contextlib.suppress(OutOfReach):  # these blocks cannot remove as much as all of them
+            with contextlib.suppress(UserError):  # the model lacks these blocks, or they cannot remove as much as all
                 schedules.append(solve(schedule=shape, **self._blocks))
         with self._measuring() as images:
             kl = divergences(self._model, self._reduction.use, self._unreduced(), schedules, images)

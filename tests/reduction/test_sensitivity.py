@@ -114,6 +114,11 @@ def test_no_named_schedule_changes_the_output_less(policy: str, ratio: float, mo
     assert kl("auto", images=images) <= min(kl(shape) for shape in SHAPES) * (1 + 1e-9)
 
 
+def test_named_schedules_of_blocks_that_the_model_lacks_are_left_out(model, images) -> None:
+    schedule = mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", first_block=DEPTH + 3, images=images).schedule
+    assert schedule.reduction >= 0.2
+
+
 def test_the_same_images_give_the_same_schedule_after_other_ratios(model, images) -> None:
     alone = mtr_lab.patch(model, "write", ratio=0.4, schedule="auto", images=images).schedule
     reduction = mtr_lab.patch(model, "write", ratio=0.1, schedule="auto", images=images)
