@@ -196,8 +196,8 @@ class Solver:
         """
         assert self._images is not None
         if not len(self._images) or not self._images.isfinite().all():
-            what = "hold values that are not finite" if len(self._images) else "are none"
-            raise UserError(f"{measured_on_images(self._config)} measures on images, and these {what}.")
+            what = "images with values that are not finite" if len(self._images) else "a batch without images"
+            raise UserError(f"{measured_on_images(self._config)} measures on images, and got {what}.")
         model: Any = self._model
         training, schedule = model.training, self._reduction.schedule
         self._reduction.use(schedule)  # refuses a handle that is no longer in force

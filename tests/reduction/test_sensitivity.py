@@ -148,9 +148,9 @@ def test_missing_images_and_other_mistakes_are_named(model, images, monkeypatch:
         mtr_lab.patch(model, "mtr", schedule="auto", images=images)
     with pytest.raises(UserError, match=r"images \(B, channels, H, W\), got shape \(3, 24, 24\)"):
         mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images[0])
-    with pytest.raises(UserError, match=r"mtr.schedule=auto measures on images, and these are none"):
+    with pytest.raises(UserError, match=r"mtr.schedule=auto measures on images, and got a batch without images"):
         mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images[:0])
-    with pytest.raises(UserError, match=r"these hold values that are not finite"):
+    with pytest.raises(UserError, match=r"got images with values that are not finite"):
         mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images / 0)
     stale = mtr_lab.patch(model, "mtr", ratio=0.2, schedule="auto", images=images)
     mtr_lab.unpatch(model)

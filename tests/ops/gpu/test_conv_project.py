@@ -94,6 +94,14 @@ def test_tiles_in_use(channels):
     assert (projected - exact).norm() < 1e-6 * exact.norm()
 
 
+@pytest.mark.parametrize("form", [conv_window, conv_project])
+def test_where_it_is_used(form) -> None:
+    assert form.fits(form.MIN_TOKENS, 768, torch.float16)
+    assert not form.fits(form.MIN_TOKENS - 1, 768, torch.float16)
+    assert not form.fits(form.MIN_TOKENS, 768, torch.float32)
+    assert not form.fits(form.MIN_TOKENS, 770, torch.float16)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("extra", ["delta_scale", "repeats"])
 def test_of_a_large_batch(extra, merged, monkeypatch):
